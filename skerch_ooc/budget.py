@@ -1,0 +1,43 @@
+"""When to stop in good order: at a time budget, or when somebody asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Task = TypeVar("Task")
+
+
+class Budget:
+    """Lets tasks start as long as they will probably end in time.
+
+    Args:
+        seconds: Time from now; ``None`` for no limit.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._longest = 0.0
+        self._asked = False
+
+    def stop(self) -> None:
+        """Lets no further task start."""
+        self._asked = True
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a task took: the longest one so far is expected of the next."""
+        self._longest = max(self._longest, seconds)
+
+    @property
+    def spent(self) -> bool:
+        """Whether no further task should start."""
+        late = self._deadline is not None and time.monotonic() + self._longest > self._deadline
+        return self._asked or late
+
+    def while_unspent(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The tasks, until the budget is spent."""
+        for task in tasks:
+            if self.spent:
+                return
+            yield task

@@ -1,0 +1,321 @@
+"""The command line: verbs over the Python interface, designed exit codes, no tracebacks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import skerch_ooc
+from skerch_ooc.errors import CorruptError, OocError, UsageError
+from skerch_ooc.progress import Progress, for_terminal
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+OTHER_FAILURE = 1
+
+_DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+_SPEC = click.argument("spec", metavar="SPEC", type=click.Path(path_type=Path))
+_RUN = click.option(
+    "--run", "run_dir", required=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="The run directory.",
+)  # fmt: skip
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+_MEMORY = click.option(
+    "--memory", metavar="SIZE", help="Peak resident memory of one process, such as 2GiB."
+)
+_THREADS = click.option("--threads", type=int, metavar="N", help="Threads of one process.")
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the spec."
+)
+_DEVICE = click.option("--device", metavar="NAME", help="Torch device of the operator.")
+_EXECUTOR = click.option(
+    "--executor", type=click.Choice(["serial", "dask"]), default="serial", show_default=True,
+    help="Where products are computed: in this process, or on local worker processes.",
+)  # fmt: skip
+_WORKERS = click.option(
+    "--workers", type=int, metavar="N", help="Worker processes of --executor dask."
+)
+_MAX_SECONDS = click.option(
+    "--max-seconds", type=float, metavar="S",
+    help="Stop in good order before this time; the same command goes on later.",
+)  # fmt: skip
+_MAX_ERROR = click.option(
+    "--max-relative-error", type=float, metavar="E", help="Exit with 3 if the error is above this."
+)
+_NAME = click.option(
+    "--name", metavar="NAME", help="Folder of the result inside results/.", default=None
+)
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
+@click.version_option(skerch_ooc.__version__, prog_name="skerch-ooc")
+def cli() -> None:
+    """Eigendecompositions of operators too large for memory, from sketches on disk.
+
+    Start with:  skerch-ooc run SPEC --run DIR
+    """
+
+
+@cli.command()
+@_options(_SPEC, _RUN, _MEMORY, _THREADS, _DEVICE, _SET, _JSON)
+def plan(
+    spec: Path, run_dir: Path, memory: str | None, threads: int | None, device: str | None,
+    overrides: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
+    """Freeze a run, after a probe of the operator, and say what it will cost."""
+    from skerch_ooc import pipeline, tables
+    from skerch_ooc.resources import Resources
+    from skerch_ooc.spec import Spec
+
+    planned = pipeline.make_plan(
+        Spec.from_toml(spec, overrides), run_dir, Resources.of(memory, threads), device=device
+    )
+    if as_json:
+        findings = planned.findings.as_json() if planned.findings else None
+        _print_json({"run": planned.run.plan.run_id, "costs": planned.costs.as_json(),
+                     "probe": findings})  # fmt: skip
+    else:
+        click.echo(tables.plan_table(planned))
+
+
+@cli.command()
+@_options(
+    _SPEC, _RUN, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _SET, _MAX_SECONDS, _MAX_ERROR,
+    _JSON,
+)  # fmt: skip
+def run(
+    spec: Path, run_dir: Path, executor: str, workers: int | None, memory: str | None,
+    threads: int | None, device: str | None, overrides: Sequence[str], max_seconds: float | None,
+    max_relative_error: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Do all stages; the same command resumes.
+
+    Example:  skerch-ooc run hessian.toml --run runs/hessian --memory 2GiB
+    """
+    from skerch_ooc import pipeline, tables
+    from skerch_ooc.resources import Resources
+    from skerch_ooc.spec import Spec
+
+    chosen = _executor(executor, workers)
+    resources = Resources.of(memory, threads, chosen.workers)
+    progress = for_terminal()
+    request = Spec.from_toml(spec, overrides)
+    planned = pipeline.make_plan(request, run_dir, resources, device=device)
+    if planned.fresh:
+        progress.say(tables.plan_line(planned))
+    assessment = pipeline.run_all(
+        planned, chosen, resources, progress, device=device, budget=_budget(max_seconds)
+    )
+    if assessment is None:
+        _say_stopped(progress)
+        return
+    if as_json:
+        _print_json(assessment.as_json())
+    else:
+        result = planned.run.results / "default" / "eigh.h5"
+        click.echo(tables.result_table(result, assessment))
+    pipeline.require_quality(assessment, max_relative_error)
+
+
+@cli.command()
+@_options(_DIR, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
+def measure(
+    directory: Path, executor: str, workers: int | None, memory: str | None, threads: int | None,
+    device: str | None, max_seconds: float | None,
+) -> None:  # fmt: skip
+    """Measure what is missing; nothing published is measured again."""
+    from skerch_ooc import pipeline
+    from skerch_ooc.resources import Resources
+    from skerch_ooc.stages.measure import measure as measure_missing
+
+    chosen = _executor(executor, workers)
+    progress = for_terminal()
+    opened = pipeline.open_run(directory)
+    complete = measure_missing(
+        opened, chosen, Resources.of(memory, threads, chosen.workers), progress, device=device,
+        budget=_budget(max_seconds),
+    )  # fmt: skip
+    if complete:
+        click.echo(f"all {opened.plan.products} products are measured; next: "
+                   f"skerch-ooc merge {directory}")  # fmt: skip
+    else:
+        _say_stopped(progress)
+
+
+@cli.command()
+@_options(_DIR, _MEMORY, _THREADS)
+@click.option(
+    "--rechunk/--no-rechunk", default=None,
+    help="Write row shards too; by default where there are many column shards.",
+)  # fmt: skip
+def merge(
+    directory: Path, memory: str | None, threads: int | None, rechunk: bool | None
+) -> None:
+    """Form the Gram matrices of the sketch, in one stream over its shards."""
+    from skerch_ooc import pipeline
+
+    pipeline.merge(
+        pipeline.open_run(directory), memory=memory, threads=threads, rechunk=rechunk,
+        progress=for_terminal(),
+    )  # fmt: skip
+    click.echo(f"merged; next: skerch-ooc recover {directory}")
+
+
+@cli.command()
+@_options(_DIR, _NAME, _MEMORY, _THREADS)
+@click.option("--method", metavar="NAME", help="Instead of the plan's method.")
+@click.option("--core", metavar="C", help="Eigenpairs of the core to invert, or auto.")
+@click.option("--rank", metavar="R", help="Eigenpairs to return, or all.")
+def recover(
+    directory: Path, name: str | None, memory: str | None, threads: int | None,
+    method: str | None, core: str | None, rank: str | None,
+) -> None:  # fmt: skip
+    """Recover the decomposition from the merged sketch; costs no product."""
+    from skerch_ooc import pipeline
+    from skerch_ooc.resources import Resources
+    from skerch_ooc.stages import recover as stage
+    from skerch_ooc.stages.merge import Merge
+
+    opened = pipeline.open_run(directory)
+    settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank))
+    name = _folder_name(name) or stage.result_name(settings, opened.plan)
+    path = stage.recover(
+        Merge(opened), settings, name, Resources.of(memory, threads), for_terminal()
+    )
+    suffix = "" if name == "default" else f" --name {name}"
+    click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
+
+
+@cli.command()
+@_options(_DIR, _NAME, _MAX_ERROR, _JSON)
+def assess(
+    directory: Path, name: str | None, max_relative_error: float | None, as_json: bool
+) -> None:
+    """Estimate the error of a result, with its probability bounds."""
+    from skerch_ooc import pipeline, tables
+
+    opened = pipeline.open_run(directory)
+    name = _folder_name(name) or "default"
+    assessment = pipeline.assess(opened, name)
+    if as_json:
+        _print_json(assessment.as_json())
+    else:
+        click.echo(tables.result_table(opened.results / name / "eigh.h5", assessment))
+    pipeline.require_quality(assessment, max_relative_error)
+
+
+@cli.command()
+@_options(_DIR, _JSON)
+def status(directory: Path, as_json: bool) -> None:
+    """Show what is done and what comes next."""
+    from skerch_ooc import rundir, tables
+    from skerch_ooc.status import status as status_of
+
+    state = status_of(rundir.open_run(directory))
+    if as_json:
+        _print_json(state.as_json())
+    else:
+        click.echo(tables.status_table(state))
+
+
+@cli.command()
+@_options(_DIR)
+def verify(directory: Path) -> None:
+    """Read every byte of every file of a run and check it."""
+    from skerch_ooc import rundir
+    from skerch_ooc.verification import verify_run
+
+    wrong = verify_run(rundir.open_run(directory), for_terminal())
+    if wrong:
+        raise CorruptError("\n".join(wrong))
+    click.echo("every byte is as it was published")
+
+
+def _executor(name: str, workers: int | None) -> Any:
+    from skerch_ooc.executors.dask import Dask
+    from skerch_ooc.executors.serial import Serial
+    from skerch_ooc.resources import available_cores
+
+    if name == "dask":
+        return Dask(available_cores() if workers is None else workers)
+    if workers not in (None, 1):
+        raise UsageError(f"--workers {workers} needs --executor dask; serial is one process")
+    return Serial()
+
+
+def _budget(max_seconds: float | None) -> Any:
+    """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0."""
+    from skerch_ooc.budget import Budget
+
+    if max_seconds is not None and not max_seconds > 0:
+        raise UsageError(f"--max-seconds {max_seconds}: must be positive")
+    budget = Budget(max_seconds)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: budget.stop())
+    return budget
+
+
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+def _folder_name(name: str | None) -> str | None:
+    if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
+        raise UsageError(f"--name {name!r}: must be a plain folder name")
+    return name
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, sort_keys=True))
+
+
+def _say_stopped(progress: Progress) -> None:
+    progress.say("stopped in good order; the same command goes on where it stopped")
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit code: see :mod:`skerch_ooc.errors`; 130 after Ctrl-C, 1 for other failures of the
+        system. A bug of ours shows its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
+    logging.getLogger("skerch_ooc").setLevel(logging.WARNING)
+    try:
+        code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing published is lost, the same command goes on", err=True)
+        return INTERRUPTED
+    except OocError as error:
+        click.echo(f"skerch-ooc: {error}", err=True)
+        return error.exit_code
+    except (OSError, MemoryError) as error:
+        click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
+        return OTHER_FAILURE
+    return code if isinstance(code, int) else 0

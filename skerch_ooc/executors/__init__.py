@@ -1,0 +1,39 @@
+"""Executors: they run numbered tasks and yield receipts; they know nothing of sketches.
+
+A task is plain data, a function is one that can be imported by name. The serial executor is the
+reference, to which every other must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+Task = TypeVar("Task")
+
+
+class Executor(Protocol):
+    """What runs tasks.
+
+    Attributes:
+        workers: How many processes share a machine's cores and memory.
+        remote: Whether tasks run in other processes, which know objects by name only.
+    """
+
+    workers: int
+    remote: bool
+
+    def run(
+        self, function: Callable[[Task], Any], tasks: Iterable[Task], threads: int
+    ) -> Iterator[Any]:
+        """Runs a function over tasks.
+
+        Args:
+            function: Called once for each task, unless a worker dies; tasks are idempotent.
+            tasks: Plain data; taken one by one, when there is room for another.
+            threads: Threads that each worker may use.
+
+        Yields:
+            What the function returned, in any order.
+        """
+        ...

@@ -1,0 +1,146 @@
+"""Files that exist if and only if they are complete: private names, fsync, exclusive publication."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.errors import CorruptError
+
+PRIVATE_PREFIX = ".tmp-"
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that is hashed and stored: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in its canonical spelling."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def private_name(folder: Path) -> Path:
+    """A name in ``folder`` that no other process uses; listings of published files leave it out."""
+    token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return folder / f"{PRIVATE_PREFIX}{token}"
+
+
+def sync_file(path: Path) -> None:
+    """Waits until the bytes of a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(private: Path, final: Path) -> bool:
+    """Gives a complete, synced file its public name, unless that name exists already.
+
+    Args:
+        private: The finished file, in the same folder as ``final``. It is gone afterwards.
+        final: The name under which others will find it.
+
+    Returns:
+        Whether this call published the file: the first publication wins, later ones are dropped.
+    """
+    try:
+        os.link(private, final)
+        first = True
+    except FileExistsError:
+        first = False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # File systems without hard links: tasks are idempotent, so if two publish in the same
+        # instant the replaced file had the same contents.
+        first = not os.path.lexists(final)
+        if first:
+            os.rename(private, final)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(private)
+    sync_file(final.parent)
+    return first
+
+
+@contextlib.contextmanager
+def private_file(folder: Path) -> Iterator[Path]:
+    """Yields a private name in ``folder``; whatever is still under it at the end is removed."""
+    path = private_name(folder)
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def publish_bytes(data: bytes, final: Path) -> bool:
+    """Publishes ``data`` as the file ``final``, in the same way as :func:`publish`."""
+    with private_file(final.parent) as private:
+        with open(private, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return publish(private, final)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that people may read, in place of an older one."""
+    content = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    with private_file(path.parent) as private:
+        with open(private, "x") as file:
+            file.write(content)
+        sync_file(private)
+        os.replace(private, path)
+    sync_file(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that this package wrote.
+
+    Raises:
+        CorruptError: If it is not a regular file, or not JSON.
+    """
+    require_regular(path)
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{path} is not valid JSON ({error}); restore it from a copy") from error
+
+
+def require_regular(path: Path) -> os.stat_result:
+    """The status of a file that must be a plain file, not a link, folder or device.
+
+    Raises:
+        CorruptError: If it is something else.
+        FileNotFoundError: If nothing is there.
+    """
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptError(
+            f"{path} is not a plain file (a link, folder or device stands in its place); "
+            "put the file itself there, or remove it and run the stage that makes it again"
+        )
+    return status
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends one JSON line to a log, in a single write, so that processes do not mix."""
+    line = json.dumps(record, sort_keys=True) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)

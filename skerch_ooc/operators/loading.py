@@ -1,0 +1,173 @@
+"""Factories: how an operator is named, found, hashed and built in any process."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.files import read_json
+from skerch_ooc.rundir import Run
+
+log = logging.getLogger("skerch_ooc")
+
+PLACES = "places.json"
+
+
+def factory_file(factory: str, folder: Path) -> Path | None:
+    """The file that a ``"file.py:function"`` factory names; ``None`` for a module's."""
+    name = factory.rpartition(":")[0]
+    return folder / name if name.endswith(".py") else None
+
+
+def factory_sha256(factory: str, folder: Path) -> str | None:
+    """Hash of the factory's file, if it is one.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+    path = factory_file(factory, folder)
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"operator.factory = {factory!r}: cannot read {path}: {error.strerror}"
+        ) from error
+
+
+def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> Any:
+    """Imports a factory and calls it.
+
+    Args:
+        factory: ``"package.module:function"`` or ``"file.py:function"``.
+        args: Its keyword arguments.
+        device: Handed over as ``device`` if the factory has a parameter of that name.
+        folder: What a file is relative to; also first on the import path.
+
+    Returns:
+        The operator.
+
+    Raises:
+        OperatorError: If the factory cannot be imported, found or called.
+    """
+    module_name, _, name = factory.rpartition(":")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    path = factory_file(factory, folder)
+    try:
+        module = _import_file(path) if path else importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 (an import runs the user's code)
+        raise OperatorError(
+            f"operator.factory = {factory!r} does not import: {_describe(error)}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise OperatorError(f"operator.factory = {factory!r}: {module_name} has no function {name}")
+    keywords = dict(args)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        parameters = {}
+    if "device" in parameters and "device" not in keywords:
+        keywords["device"] = device
+    try:
+        return function(**keywords)
+    except Exception as error:  # noqa: BLE001 (the factory is the user's code)
+        raise OperatorError(
+            f"operator.factory = {factory!r} failed with arguments {keywords}: {_describe(error)}"
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    # A name of its own for each file and content, so that two files called model.py do not mix.
+    key = str(path.resolve()).encode() + b"\0" + path.read_bytes()
+    name = f"skerch_ooc_factory_{hashlib.sha256(key).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _describe(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+
+
+def build_for_run(run: Run, device: str | None = None) -> Any:
+    """Builds the operator of a planned run, wherever run and factory have been moved to.
+
+    The factory's file is looked for where the plan's relative path leads, where it was when the
+    run was planned, and in the current folder; a file whose hash is the plan's is taken first.
+
+    Args:
+        run: The run.
+        device: Instead of the plan's.
+
+    Raises:
+        OperatorError: If the run's operator has no factory, or it cannot be found or built.
+    """
+    identity = run.plan.identity
+    if identity.factory is None:
+        raise OperatorError(
+            f"the operator of {run.directory} was handed over as a Python object; go on with the "
+            "same call in Python, with run_dir at this directory"
+        )
+    folder = find_folder(run)
+    return build(identity.factory, identity.args, device or run.plan.device, folder)
+
+
+def find_folder(run: Run) -> Path:
+    """The folder of a run's factory; see :func:`build_for_run`.
+
+    Raises:
+        OperatorError: If no candidate holds the factory's file.
+    """
+    identity = run.plan.identity
+    assert identity.factory is not None
+    candidates = [(run.directory / run.plan.amendments[-1].folder).resolve()]
+    try:
+        candidates.append(Path(read_json(run.logs / PLACES)["folder"]))
+    except (OSError, KeyError, TypeError):
+        log.debug("%s has no note of where the factory was", run.directory)
+    candidates.append(Path.cwd())
+    if identity.factory_sha256 is None:
+        return next((folder for folder in candidates if folder.is_dir()), Path.cwd())
+    present = []
+    for folder in dict.fromkeys(candidates):
+        path = factory_file(identity.factory, folder)
+        if path is not None and path.is_file() and os.access(path, os.R_OK):
+            if factory_sha256(identity.factory, folder) == identity.factory_sha256:
+                return folder
+            present.append(folder)
+    if not present:
+        raise OperatorError(
+            f"the factory {identity.factory!r} is in none of: {', '.join(map(str, candidates))}; "
+            "run the command from its folder, or put it back"
+        )
+    log.warning(
+        "%s has changed since the run was planned; its products are still checked against the "
+        "fingerprint",
+        factory_file(identity.factory, present[0]),
+    )
+    return present[0]

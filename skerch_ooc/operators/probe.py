@@ -1,0 +1,206 @@
+"""The probe: a few products that tell whether an operator can be trusted, and what it costs.
+
+Three calls, 18 products. One vector twice (and once more within a block): does the operator repeat
+itself, does it depend on the block's width? Sixteen vectors X at once: for a Hermitian operator
+``X^H A X`` is Hermitian, and the mean square of the entries of ``X^H A X - (X^H A X)^H`` is the
+squared Frobenius norm of ``A - A^H`` (X has independent entries of mean 0 and variance 1).
+
+The fingerprint holds 16 such entries of one product: enough for any later process to tell, from
+one product of its own, by how much its operator differs. It does not keep the product itself,
+which may be large.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import DriftError, OperatorError
+from skerch_ooc.noise import draw
+from skerch_ooc.operators.adapters import Product, norm, tolerance
+from skerch_ooc.partition import Range, cut
+from skerch_ooc.resources import peak_memory, resident_memory
+
+Array = npt.NDArray[Any]
+
+WIDTH = 16
+_VECTORS = Range(0, WIDTH)
+_FUNCTIONALS = Range(64, 64 + WIDTH)
+_ROWS_AT_ONCE = 4096
+
+_CAUSES = (
+    "Likely causes: dropout or batch normalisation in training mode (call model.eval()), a data "
+    "loader that shuffles or augments, an unseeded generator, weights that are still changing"
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probe found.
+
+    Attributes:
+        products: Products that it took.
+        repetition: Relative difference between two equal calls.
+        width_difference: Relative difference between one vector alone and in a block.
+        asymmetry: ``||A - A^H||_F / ||A||_F``, estimated; ``None`` if not asked for.
+        norm: ``||A||_F``, roughly.
+        call_seconds: Seconds of a call, whatever its width.
+        column_seconds: Seconds that each further column of a block adds.
+        column_bytes: Bytes of memory that each further column of a block adds.
+        baseline_bytes: Resident memory of the process with the operator loaded.
+    """
+
+    products: int
+    repetition: float
+    width_difference: float
+    asymmetry: float | None
+    norm: float
+    call_seconds: float
+    column_seconds: float
+    column_bytes: int
+    baseline_bytes: int
+
+    def seconds(self, width: int) -> float:
+        """Expected seconds of one call with ``width`` columns."""
+        return self.call_seconds + width * self.column_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return asdict(self)
+
+
+def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str, Any]]:
+    """Examines an operator.
+
+    Args:
+        product: The operator.
+        seed: The run's seed.
+        hermitian: Whether ``A = A^H`` is required.
+
+    Returns:
+        The findings, and the operator's fingerprint.
+
+    Raises:
+        OperatorError: If a product is not finite, two equal calls differ, or the operator is not
+            Hermitian though it should be.
+    """
+    width = min(WIDTH, product.shape[1])
+    x = _vectors(product, seed, Range(0, width))
+    first, _, _ = _timed(product, x[:, :1])
+    again, single_seconds, single_peak = _timed(product, x[:, :1])
+    block, block_seconds, block_peak = _timed(product, x)
+    for array in (first, again, block):
+        if not np.isfinite(array).all():
+            raise OperatorError(
+                "the operator's product with a random vector of signs holds NaN or infinity; "
+                "look for overflow, log(0) or 0/0 in it, or use a wider dtype"
+            )
+    scale = norm(first)
+    repetition = _relative(norm(first - again), scale)
+    limit = 4 * tolerance(product.dtype)
+    if repetition > limit:
+        raise OperatorError(
+            f"two calls with the same vector differ by {repetition:.1e} of the result "
+            f"(allowed: {limit:.1e}); a sketch needs an operator that repeats itself. {_CAUSES}"
+        )
+    column_seconds = max(0.0, (block_seconds - single_seconds) / max(1, width - 1))
+    findings = Probe(
+        products=2 + width,
+        repetition=repetition,
+        width_difference=_relative(norm(first - block[:, :1]), scale),
+        asymmetry=_asymmetry(x, block, product.dtype) if hermitian else None,
+        norm=norm(block) / math.sqrt(width),
+        call_seconds=max(0.0, single_seconds - column_seconds),
+        column_seconds=column_seconds,
+        column_bytes=max(0, block_peak - single_peak) // max(1, width - 1),
+        baseline_bytes=resident_memory(),
+    )
+    return findings, fingerprint_of(product, seed, first)
+
+
+def _vectors(product: Product, seed: int, columns: Range) -> Array:
+    rows = Range(0, product.shape[1])
+    return draw("rademacher", seed, "probe", rows, columns, product.dtype)
+
+
+def _timed(product: Callable[[Array], Array], x: Array) -> tuple[Array, float, int]:
+    """Applies the operator; also the seconds it took, and the peak memory of the process."""
+    start = time.perf_counter()
+    y = product(np.ascontiguousarray(x))
+    return y, time.perf_counter() - start, peak_memory()
+
+
+def _relative(difference: float, scale: float) -> float:
+    if scale > 0:
+        return difference / scale
+    return 0.0 if difference == 0 else 1.0
+
+
+def _asymmetry(x: Array, y: Array, dtype: str) -> float:
+    """The relative asymmetry of A from ``Y = A X``.
+
+    Raises:
+        OperatorError: If it is more than rounding can explain.
+    """
+    wide = np.result_type(x, np.float64)
+    gram = np.zeros((x.shape[1], x.shape[1]), wide)
+    for rows in cut(Range(0, len(x)), _ROWS_AT_ONCE):
+        gram += x[rows.slice].astype(wide).conj().T @ y[rows.slice].astype(wide)
+    difference = gram - gram.conj().T
+    entries = max(1, difference.size - (0 if wide == np.complex128 else len(difference)))
+    asymmetry = _relative(norm(difference) / math.sqrt(entries), norm(y) / math.sqrt(x.shape[1]))
+    limit = 4 * tolerance(dtype)
+    if asymmetry > limit:
+        raise OperatorError(
+            f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
+            f"(allowed: {limit:.1e}); kind = \"eigh\" needs A = A^H. Check that A @ x is the "
+            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
+        )
+    return asymmetry
+
+
+def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[str, Any]:
+    """The fingerprint of an operator: 16 functionals of one product, and its norm.
+
+    Args:
+        product: The operator.
+        seed: The run's seed.
+        y: The product with the first probe vector, if it is at hand; else it is computed.
+    """
+    if y is None:
+        y = product(_vectors(product, seed, Range(0, 1)))
+    wide = np.result_type(y, np.float64)
+    functionals = np.zeros(WIDTH, wide)
+    for rows in cut(Range(0, len(y)), _ROWS_AT_ONCE):
+        signs = draw("rademacher", seed, "probe", rows, _FUNCTIONALS, wide)
+        functionals += signs.T @ y[rows.slice, 0].astype(wide)
+    return {
+        "functionals": [[float(value.real), float(value.imag)] for value in functionals],
+        "norm": norm(y),
+    }
+
+
+def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> None:
+    """Compares the operator of this process with the stored fingerprint; takes one product.
+
+    Raises:
+        DriftError: If they differ by more than rounding can explain.
+    """
+    mine = fingerprint_of(product, seed)
+    difference = np.array(mine["functionals"]) - np.array(stored["functionals"])
+    change = _relative(
+        math.sqrt(float((difference**2).sum()) / WIDTH), max(float(stored["norm"]), mine["norm"])
+    )
+    limit = tolerance(product.dtype)
+    if not change <= limit:
+        raise DriftError(
+            f"the operator is not the one that the run started with: its product with the probe "
+            f"vector differs by {change:.1e} (allowed: {limit:.1e}). {_CAUSES}; or other weights, "
+            "data or arguments. Restore them, or plan a new run"
+        )

@@ -1,0 +1,147 @@
+"""What a process may use: memory, threads, and how both are found out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from skerch_ooc.errors import UsageError
+
+MIB = 1024**2
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}  # fmt: skip
+_DEFAULT_MEMORY = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one process may use.
+
+    Attributes:
+        memory: Peak resident memory in bytes, imports included.
+        threads: Threads of the linear algebra (and of the operator) in one process.
+        workers: Processes that measure side by side. Where one process works for all of them
+            (merge, vectors) it may keep ``threads * workers`` cores busy.
+    """
+
+    memory: int
+    threads: int
+    workers: int = 1
+
+    @property
+    def cores(self) -> int:
+        """Cores that the whole run may keep busy."""
+        return self.threads * self.workers
+
+    @classmethod
+    def of(
+        cls, memory: int | str | None = None, threads: int | None = None, workers: int = 1
+    ) -> Resources:
+        """Fills in what was not said.
+
+        Args:
+            memory: Bytes, or text such as ``"2GiB"``; by default 4 GiB, or the worker's share of
+                half the memory that is free now if that is less.
+            threads: By default ``SLURM_CPUS_PER_TASK``, else the worker's share of the cores.
+            workers: Processes that share this machine.
+
+        Raises:
+            UsageError: If a value is out of range.
+        """
+        if memory is None:
+            memory = min(_DEFAULT_MEMORY, _available_memory() // 2 // max(workers, 1))
+        if isinstance(memory, str):
+            memory = parse_bytes(memory)
+        if threads is None:
+            threads = max(1, available_cores() // max(workers, 1))
+        for name, value in (("memory", memory), ("threads", threads), ("workers", workers)):
+            if value < 1:
+                raise UsageError(f"{name} = {value}: must be at least 1")
+        return cls(memory=memory, threads=threads, workers=workers)
+
+
+def parse_bytes(text: str) -> int:
+    """Reads ``"2GiB"``, ``"500 MB"`` or ``"1073741824"`` as bytes.
+
+    Raises:
+        UsageError: If the text is none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?i?B|)\s*", text, re.I)
+    if not match:
+        raise UsageError(f"{text!r} is not an amount of memory; write for instance 2GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_bytes(count: float) -> str:
+    """An amount of bytes for people: ``"1.5 GiB"``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def available_cores() -> int:
+    """Cores that this process may use: Slurm's word, else the scheduler's mask."""
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if slurm.isdigit() and int(slurm) > 0:
+        return int(slurm)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes."""
+    with contextlib.suppress(OSError):
+        fields = Path("/proc/self/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _available_memory() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * _DEFAULT_MEMORY
+
+
+@contextlib.contextmanager
+def blas_threads(threads: int) -> Iterator[None]:
+    """Limits the threads of the linear algebra libraries of this process while it is entered."""
+    with threadpool_limits(limits=threads):
+        yield
+
+
+@contextlib.contextmanager
+def operator_threads(threads: int) -> Iterator[None]:
+    """Limits the threads of whatever operators compute with: linear algebra libraries and torch."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    with blas_threads(threads):
+        if torch:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(before)

@@ -1,0 +1,170 @@
+"""The run directory: where things are, and how a plan is stored and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc import files
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.spec import Amendment, Identity, Plan
+
+log = logging.getLogger("skerch_ooc")
+
+PLAN = "plan.json"
+AMENDMENTS = "plan.d"
+FINGERPRINT = "fingerprint.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run: a directory and the plan in force when it was opened.
+
+    Attributes:
+        directory: The run directory; may be moved between openings.
+        plan: The plan in force.
+    """
+
+    directory: Path
+    plan: Plan
+
+    @property
+    def shards(self) -> Path:
+        """Column shards and nothing else."""
+        return self.directory / "shards"
+
+    @property
+    def sketch(self) -> Path:
+        """What the merge stage makes."""
+        return self.directory / "sketch"
+
+    @property
+    def results(self) -> Path:
+        """One folder for each recovered decomposition."""
+        return self.directory / "results"
+
+    @property
+    def logs(self) -> Path:
+        """Receipts and logs; nothing here is ever needed to go on."""
+        return self.directory / "logs"
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """The operator's published fingerprint, or ``None`` if nobody has measured it yet.
+
+        Raises:
+            CorruptError: If the file is damaged, or of another run.
+        """
+        path = self.directory / FINGERPRINT
+        try:
+            value = files.read_json(path)
+        except FileNotFoundError:
+            return None
+        stated = value.pop("sha256", None) if isinstance(value, dict) else None
+        if stated != files.digest(value):
+            raise CorruptError(f"{path} was altered; restore it from a copy")
+        if value.get("run") != self.plan.run_id:
+            raise CorruptError(f"{path} belongs to another run ({str(value.get('run'))[:16]}...)")
+        return dict(value)
+
+    def publish_fingerprint(self, value: dict[str, Any]) -> None:
+        """Publishes the operator's fingerprint, unless another process already has."""
+        value = value | {"run": self.plan.run_id}
+        files.publish_bytes(
+            files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n",
+            self.directory / FINGERPRINT,
+        )
+
+    def receipts(self) -> Iterator[dict[str, Any]]:
+        """What the log of receipts holds; lines that cannot be read are left out."""
+        try:
+            lines = (self.logs / "receipts.jsonl").read_text(errors="replace").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    yield record
+
+    def record(self, log_name: str, record: dict[str, Any]) -> None:
+        """Appends a line to a log; a log that cannot be written is no reason to stop."""
+        try:
+            files.append_line(self.logs / f"{log_name}.jsonl", record)
+        except OSError as error:
+            log.warning("cannot write the log %s: %s", log_name, error.strerror)
+
+
+def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run:
+    """Makes a run directory, or completes one whose making was interrupted.
+
+    Raises:
+        UsageError: If the directory holds something else, or cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / PLAN).exists():
+            strangers = sorted(
+                entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
+            )
+            known = {AMENDMENTS, "shards", "sketch", "results", "logs"}
+            if not known.issuperset(strangers):
+                raise UsageError(
+                    f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
+                    "give a new directory"
+                )
+        for name in (AMENDMENTS, "shards", "sketch", "results", "logs"):
+            (directory / name).mkdir(exist_ok=True)
+        # The amendment first: plan.json is what makes the directory a run, so it comes last.
+        files.publish_bytes(
+            files.canonical_json(amendment.as_json()) + b"\n",
+            directory / AMENDMENTS / f"{amendment.number:04d}.json",
+        )
+        files.publish_bytes(identity.as_bytes(), directory / PLAN)
+    except OSError as error:
+        raise UsageError(f"cannot make the run directory {directory}: {error.strerror}") from error
+    return open_run(directory)
+
+
+def open_run(directory: str | Path) -> Run:
+    """Opens a planned run.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        UsageError: If there is no plan, or one of another format or noise version.
+        CorruptError: If plan and amendments are damaged or do not belong together.
+    """
+    directory = Path(directory)
+    path = directory / PLAN
+    try:
+        content = files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{directory} is not a run directory (it has no {PLAN}); "
+            f"make it with: skerch-ooc plan SPEC --run {directory}"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    identity = Identity.from_json(content, str(path))
+    if path.read_bytes() != identity.as_bytes():
+        raise CorruptError(f"{path} was altered: it is not spelt as it was written")
+    amendments = []
+    for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
+        amendment = Amendment.from_json(files.read_json(file), str(file))
+        if amendment.number != number or file.name != f"{number:04d}.json":
+            raise CorruptError(f"{file}: amendment {number:04d} is missing or misnamed")
+        if amendment.run_id != identity.run_id:
+            raise CorruptError(
+                f"{file} belongs to run {amendment.run_id[:16]}..., "
+                f"{path} is run {identity.run_id[:16]}...: one of them was altered or swapped"
+            )
+        amendments.append(amendment)
+    if not amendments:
+        raise IncompleteError(f"{directory} has no amendment in {AMENDMENTS}; plan the run again")
+    return Run(directory, Plan(identity, tuple(amendments)))

@@ -1,0 +1,353 @@
+"""Shards: rectangles of a sketch, each in a sealed file that one task published.
+
+A shard states what it is (run, role, part, columns, rows), never how large the plan is. Its name
+says the same as its identity, so listing a folder is the state of the work, and a shard that was
+renamed or swapped is found out when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
+from skerch_ooc.files import digest
+from skerch_ooc.partition import Range, cover, gaps
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import Layout, SealedFile, sealed_writer, verify
+from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+
+Array = npt.NDArray[Any]
+
+_NAME = re.compile(
+    r"(?P<role>[a-z-]{1,20})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"
+    r"\.r(?P<r0>\d{1,15})-(?P<r1>\d{1,15})\.h5"
+)
+_LATE_FILES_SECONDS = (0.2, 1.0)
+"""Pauses before a listing is believed that lacks something: network folders show files late."""
+
+
+@dataclass(frozen=True, order=True)
+class Rectangle:
+    """What a shard holds.
+
+    Attributes:
+        role: The test matrix that its columns belong to.
+        part: The summand of the operator; 0 for most.
+        columns: Columns of the role.
+        rows: Rows of the sketch.
+    """
+
+    role: str
+    part: int
+    columns: Range
+    rows: Range
+
+    @property
+    def name(self) -> str:
+        """The file name of the shard."""
+        return f"{self.role}.p{self.part}.c{self.columns}.r{self.rows}.h5"
+
+    @classmethod
+    def from_name(cls, name: str) -> Rectangle | None:
+        """The rectangle that a file name states; ``None`` if it is no shard's name."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        numbers = {key: int(match[key]) for key in ("part", "c0", "c1", "r0", "r1")}
+        if numbers["c0"] >= numbers["c1"] or numbers["r0"] >= numbers["r1"]:
+            return None
+        rectangle = cls(
+            role=match["role"],
+            part=numbers["part"],
+            columns=Range(numbers["c0"], numbers["c1"]),
+            rows=Range(numbers["r0"], numbers["r1"]),
+        )
+        return rectangle if rectangle.name == name else None
+
+    def identity(self, run_id: str) -> dict[str, Any]:
+        """What the shard's identity says, but for its data."""
+        return {
+            "format": FORMAT_VERSION,
+            "type": "shard",
+            "run": run_id,
+            "role": self.role,
+            "part": self.part,
+            "columns": [self.columns.start, self.columns.stop],
+            "rows": [self.rows.start, self.rows.stop],
+        }
+
+
+def publish_shard(
+    folder: Path, plan: Plan, rectangle: Rectangle, array: Array, provenance: Mapping[str, Any]
+) -> bool:
+    """Publishes a block of a sketch as a shard.
+
+    Args:
+        folder: Where to.
+        plan: The plan in force.
+        rectangle: What the block is.
+        array: The block, ``(len(rectangle.rows), len(rectangle.columns))``.
+        provenance: Times, hosts, versions.
+
+    Returns:
+        Whether this call published it; the first publication wins.
+
+    Raises:
+        OperatorError: If the block holds NaN or infinity; nothing is published.
+        IncompleteError: If it cannot be written.
+    """
+    require_finite(array, rectangle)
+    with sealed_writer(folder / rectangle.name, shard_layout(plan, rectangle)) as writer:
+        assert writer.bulk is not None
+        for number, rows in enumerate(writer.bulk.layout.row_tiles):
+            writer.bulk.write_rows(number, array[rows.slice])
+        return writer.publish(rectangle.identity(plan.run_id), provenance=provenance)
+
+
+def shard_layout(plan: Plan, rectangle: Rectangle) -> Layout:
+    """How a shard keeps its data: contiguous, with a checksum for each row tile."""
+    width = len(rectangle.columns)
+    return Layout(
+        name=rectangle.role,
+        shape=(len(rectangle.rows), width),
+        dtype=plan.identity.dtype,
+        tile=(plan.identity.tile[0], width),
+    )
+
+
+def require_finite(array: Array, rectangle: Rectangle) -> None:
+    """Refuses a block with NaN or infinity.
+
+    Raises:
+        OperatorError: Naming role and columns.
+    """
+    # A sum is finite only if all summands are, and needs no temporary array; the exact test, for
+    # sums that overflow, follows only then.
+    with np.errstate(all="ignore"):
+        suspect = not np.isfinite(array.sum(axis=0, dtype=np.result_type(array, np.float64))).all()
+    if not suspect:
+        return
+    bad = [rectangle.columns.start + int(j) for j in np.flatnonzero(~np.isfinite(array).all(0))]
+    if bad:
+        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        raise OperatorError(
+            f"the operator's product is not finite: {len(bad)} of {len(rectangle.columns)} columns "
+            f"of the {rectangle.role} sketch ({shown}) hold NaN or infinity; nothing was published "
+            "for them. Look for overflow, log(0) or 0/0 in the operator, or use a wider dtype"
+        )
+
+
+def list_shards(folder: Path) -> list[Rectangle]:
+    """The shards that a folder holds, by their names alone, in order."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    found = (Rectangle.from_name(name) for name in names)
+    return sorted(rectangle for rectangle in found if rectangle is not None)
+
+
+def strangers(folder: Path) -> list[str]:
+    """Names in a folder of shards that are no shard's, private files left out."""
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if not name.startswith(".") and Rectangle.from_name(name) is None
+    )
+
+
+def missing_columns(plan: Plan, shards: Iterable[Rectangle]) -> dict[str, list[Range]]:
+    """The column ranges of each role that the plan wants and no shard holds."""
+    height = Range(0, plan.identity.shape[0])
+    present: dict[str, list[Range]] = {role: [] for role in ROLES}
+    for shard in shards:
+        if shard.role in present and shard.rows == height:
+            present[shard.role].append(shard.columns)
+    return {role: gaps(Range(0, plan.reach(role)), present[role]) for role in ROLES}
+
+
+def count_products(run: Run) -> dict[str, int]:
+    """Products of a run: planned, done (by the shards on disk), and of probe and fingerprints."""
+    missing = missing_columns(run.plan, list_shards(run.shards))
+    left = sum(len(piece) for pieces in missing.values() for piece in pieces)
+    checks = 0
+    for record in run.receipts():
+        count = record.get("products")
+        if record.get("stage") in ("probe", "fingerprint") and isinstance(count, int):
+            checks += count
+    return {"planned": run.plan.products, "done": run.plan.products - left, "probe": checks}
+
+
+def complete_shards(plan: Plan, folder: Path) -> list[Rectangle]:
+    """The column shards that make up the sketch, once all are there.
+
+    Raises:
+        IncompleteError: If columns are missing, even after a pause for late files.
+    """
+    for pause in (*_LATE_FILES_SECONDS, None):
+        shards = list_shards(folder)
+        missing = missing_columns(plan, shards)
+        if not any(missing.values()):
+            return shards
+        if pause is not None:
+            time.sleep(pause)
+    lacking = [
+        f"{role} {', '.join(map(str, ranges[:4]))}{', ...' if len(ranges) > 4 else ''}"
+        for role, ranges in missing.items()
+        if ranges
+    ]
+    count = sum(len(piece) for ranges in missing.values() for piece in ranges)
+    raise IncompleteError(
+        f"{count} of {plan.products} columns are not measured yet ({'; '.join(lacking)}); "
+        f"measure them with: skerch-ooc measure {folder.parent}"
+    )
+
+
+def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
+    """Opens a shard and checks that it is what its name says, and of this run.
+
+    Raises:
+        CorruptError: If it is not, or damaged, or a link; says how to have it made anew.
+        IncompleteError: If it is gone.
+    """
+    path = folder / rectangle.name
+    again = f"skerch-ooc {'measure' if folder == run.shards else 'merge'} {run.directory}"
+    try:
+        file = SealedFile(path)
+        check_identity(file, rectangle, run.plan)
+    except FileNotFoundError:
+        raise IncompleteError(f"{path} is gone; make it again with: {again}") from None
+    except CorruptError as error:
+        raise CorruptError(f"{error}. To make it anew: rm {path} && {again}") from error
+    return file
+
+
+def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
+    """Checks that an opened shard is the wanted rectangle of this run.
+
+    Raises:
+        CorruptError: Naming the file and both values.
+    """
+    stated = {key: value for key, value in file.identity.items() if key != "bulk"}
+    wanted = rectangle.identity(plan.run_id)
+    if stated.get("run") != plan.run_id:
+        raise CorruptError(
+            f"{file.path} belongs to another run ({str(stated.get('run'))[:16]}..., "
+            f"this one is {plan.run_id[:16]}...)"
+        )
+    if stated != wanted:
+        different = [key for key in wanted if stated.get(key) != wanted[key]]
+        raise CorruptError(
+            f"{file.path} holds something else than its name says: "
+            + ", ".join(f"{key} {stated.get(key)} instead of {wanted[key]}" for key in different)
+            + "; was it renamed or swapped?"
+        )
+    if file.layout != shard_layout(plan, rectangle):
+        raise CorruptError(f"{file.path} is not laid out as this plan's shards are")
+
+
+def verify_shard(folder: Path, rectangle: Rectangle, plan: Plan) -> None:
+    """Reads every byte of a shard and checks all that it says.
+
+    Raises:
+        CorruptError: If anything is wrong.
+    """
+    check_identity(verify(folder / rectangle.name), rectangle, plan)
+
+
+class SketchReader:
+    """Reads row tiles of all columns of a sketch, whatever shards it is cut into.
+
+    Args:
+        run: The run.
+        folder: Where the shards are.
+        rectangles: The shards; those of equal rows must hold all columns of their role.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign or swapped.
+        IncompleteError: If one is gone.
+    """
+
+    def __init__(self, run: Run, folder: Path, rectangles: Sequence[Rectangle]) -> None:
+        self._plan = plan = run.plan
+        self._tiles = plan.tiles()
+        self._tile_rows = plan.identity.tile[0]
+        self._files = {
+            rectangle: open_shard(run, folder, rectangle)
+            for rectangle in rectangles
+            if rectangle.columns.start < plan.reach(rectangle.role)
+        }
+        self._bands: dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]] = {}
+        for role in ROLES:
+            self._bands[role] = self._cover(role) if plan.reach(role) else []
+
+    def _cover(self, role: str) -> list[tuple[Range, list[tuple[Range, Rectangle]]]]:
+        bands = []
+        for rows in sorted({r.rows for r in self._files if r.role == role}):
+            members = [r for r in self._files if r.role == role and r.rows == rows]
+            parts = cover(Range(0, self._plan.reach(role)), [r.columns for r in members])
+            bands.append((rows, [(part, members[index]) for part, index in parts]))
+        return bands
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that the sketch holds: of the identities, and so checksums, of its shards.
+
+        Shards that the plan does not use have no part in it.
+        """
+        used = {
+            rectangle
+            for bands in self._bands.values()
+            for _, parts in bands
+            for _, rectangle in parts
+        }
+        return digest([self._files[rectangle].identity for rectangle in sorted(used)])
+
+    def placed_shards(self) -> list[tuple[Range, Path]]:
+        """For each shard of the first row band, where its columns stand in the Gram matrices."""
+        return [
+            (part.shifted(self._plan.columns[role].start), self._files[rectangle].path)
+            for role, bands in self._bands.items()
+            if bands
+            for part, rectangle in bands[0][1]
+        ]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self._files)
+
+    def read_tile(self, number: int, out: Array) -> Array:
+        """Reads one row tile of all roles.
+
+        Args:
+            number: Number of the row tile.
+            out: Buffer of at least a tile's rows, and as many columns as all roles have.
+
+        Returns:
+            The filled part of ``out``, converted to its dtype.
+
+        Raises:
+            CorruptError: If a checksum is wrong.
+        """
+        rows = self._tiles[number]
+        out = out[: len(rows)]
+        for role, place in self._plan.columns.items():
+            if not len(place):
+                continue
+            band_rows, parts = next(b for b in self._bands[role] if rows.within(b[0]))
+            tile = (rows.start - band_rows.start) // self._tile_rows
+            for part, rectangle in parts:
+                data = self._files[rectangle].read_tile(tile)
+                inside = part.shifted(-rectangle.columns.start)
+                out[:, part.shifted(place.start).slice] = data[:, inside.slice]
+        return out

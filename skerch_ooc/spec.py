@@ -1,0 +1,539 @@
+"""What a user asks for (Spec) and what it is frozen to (Identity, Amendment, Plan).
+
+A :class:`Spec` is read from TOML or made in Python. Planning splits it: all that decides the
+numbers goes into the :class:`Identity`, whose SHA-256 names the run and is written into every
+file; how far the columns reach and how they are cut goes into numbered :class:`Amendment` files.
+The plan in force is the identity with the sum of its amendments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.errors import CorruptError, UsageError
+from skerch_ooc.files import canonical_json, digest
+from skerch_ooc.partition import Range, cut
+
+FORMAT_VERSION = 1
+NOISE_VERSION = 1
+
+KINDS = ("eigh",)
+DTYPES = ("float32", "float64", "complex64", "complex128")
+NOISES = ("rademacher", "gaussian")
+METHODS = ("nystrom",)
+VECTORS = ("stored",)
+
+ROLES = ("right", "test")
+"""The roles of a run's columns, in the order in which their Gram matrices are laid out."""
+
+TILE_ROWS = 4096
+TILE_COLUMNS = 512
+DEFAULT_BLOCK = 128
+MAX_SEED = 2**64 - 1
+MAX_SIZE = 2**48
+"""No dimension or number of measurements may exceed this (offsets stay within 64 bits)."""
+
+Check = Callable[[str, Any], Any]
+
+
+def _integer(low: int, high: int = MAX_SIZE) -> Check:
+    def check(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError(f"{key} = {value!r}: must be an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _integer_or(word: str, low: int) -> Check:
+    def check(key: str, value: Any) -> int | str:
+        if value == word:
+            return word
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_SIZE:
+            raise UsageError(
+                f'{key} = {value!r}: must be "{word}" or an integer from {low} to {MAX_SIZE}'
+            )
+        return value
+
+    return check
+
+
+def _one_of(*words: str) -> Check:
+    def check(key: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise UsageError(f"{key} = {value!r}: must be one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def _positive_seconds(key: str, value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or value <= 0:
+        raise UsageError(f"{key} = {value!r}: must be a positive number of seconds")
+    return float(value)
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{key} = {value!r}: must be a non-empty string")
+    return value
+
+
+def _factory(key: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    module, colon, name = _text(key, value).rpartition(":")
+    if not (colon and module and name.isidentifier()):
+        raise UsageError(
+            f"{key} = {value!r}: must be 'package.module:function' or 'file.py:function'"
+        )
+    return str(value)
+
+
+def _arguments(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be a table of keyword arguments, not {value!r}")
+    try:
+        # The round trip also makes a private, plain copy of what the caller may still change.
+        copied = json.loads(canonical_json(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{key}: arguments of a factory must be JSON values (text, finite numbers, booleans, "
+            f"lists, tables), because they are stored in the plan: {error}"
+        ) from error
+    if copied != dict(value):
+        raise UsageError(f"{key}: the keys of a factory's arguments must be text")
+    return copied  # type: ignore[no-any-return]
+
+
+def _shape(key: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise UsageError(f"{key} = {value!r}: must be [height, width]")
+    check = _integer(1)
+    return check(key, value[0]), check(key, value[1])
+
+
+def _key(check: Check, default: Any = dataclasses.MISSING) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+class _Checked:
+    """A frozen dataclass whose fields are checked, and named in the error, when it is made."""
+
+    section = ""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            check = item.metadata.get("check")
+            if check is not None:
+                name = f"{self.section}.{item.name}" if self.section else item.name
+                object.__setattr__(self, item.name, check(name, getattr(self, item.name)))
+
+
+@dataclass(frozen=True)
+class OperatorSpec(_Checked):
+    """The table ``[operator]`` of a spec.
+
+    Attributes:
+        factory: ``"package.module:function"`` or ``"file.py:function"`` (relative to the spec
+            file); ``None`` for an operator that is handed over as a Python object.
+        args: Keyword arguments of the factory; JSON values.
+        device: The torch device on which the operator runs.
+        shape: ``(height, width)``, if it is to be planned without loading the operator.
+    """
+
+    section = "operator"
+    factory: str | None = _key(_factory, None)
+    args: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"check": _arguments}, hash=False
+    )
+    device: str = _key(_text, "cpu")
+    shape: tuple[int, int] | None = _key(_shape, None)
+
+
+@dataclass(frozen=True)
+class SketchSpec(_Checked):
+    """The table ``[sketch]`` of a spec.
+
+    Attributes:
+        noise: Distribution of the test matrix of the right sketch.
+        test_measurements: Columns of the test sketch, from which the error is estimated.
+        block: Columns that a task applies at once, or ``"auto"``.
+        task_seconds: Upper bound of a task's duration that ``block = "auto"`` aims at.
+    """
+
+    section = "sketch"
+    noise: str = _key(_one_of(*NOISES), "rademacher")
+    test_measurements: int = _key(_integer(0), 30)
+    block: int | str = _key(_integer_or("auto", 1), "auto")
+    task_seconds: float = _key(_positive_seconds, 600.0)
+
+
+@dataclass(frozen=True)
+class RecoverySpec(_Checked):
+    """The table ``[recovery]`` of a spec; none of it is in the identity of a run.
+
+    Attributes:
+        method: How the decomposition is recovered from the sketches.
+        core: How many eigenpairs of the core are inverted, or ``"auto"``.
+        rank: How many values and vectors are returned, or ``"all"``.
+        vectors: ``"stored"``: the vectors are written out.
+    """
+
+    section = "recovery"
+    method: str = _key(_one_of(*METHODS), "nystrom")
+    core: int | str = _key(_integer_or("auto", 1), "auto")
+    rank: int | str = _key(_integer_or("all", 1), "all")
+    vectors: str = _key(_one_of(*VECTORS), "stored")
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {"method": self.method, "core": self.core, "rank": self.rank}
+
+
+def _section(kind: type) -> Check:
+    def check(key: str, value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{key} must be a table, not {value!r}")
+        return _from_table(kind, value, key)
+
+    return check
+
+
+@dataclass(frozen=True)
+class Spec(_Checked):
+    """What a user asks for: the whole of a spec file.
+
+    Attributes:
+        measurements: Columns of the right sketch.
+        kind: ``"eigh"``.
+        seed: Seed of all test matrices.
+        dtype: Type of the operator's products.
+        operator: See :class:`OperatorSpec`; a mapping will do.
+        sketch: See :class:`SketchSpec`; a mapping will do.
+        recovery: See :class:`RecoverySpec`; a mapping will do.
+        folder: The folder to which a ``"file.py:function"`` factory is relative.
+    """
+
+    measurements: int = _key(_integer(1))
+    kind: str = _key(_one_of(*KINDS), "eigh")
+    seed: int = _key(_integer(0, MAX_SEED), 1)
+    dtype: str = _key(_one_of(*DTYPES), "float32")
+    operator: OperatorSpec = field(
+        default_factory=OperatorSpec, metadata={"check": _section(OperatorSpec)}
+    )
+    sketch: SketchSpec = field(default_factory=SketchSpec, metadata={"check": _section(SketchSpec)})
+    recovery: RecoverySpec = field(
+        default_factory=RecoverySpec, metadata={"check": _section(RecoverySpec)}
+    )
+    folder: Path = field(default_factory=Path.cwd, compare=False)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], folder: Path | None = None) -> Spec:
+        """Makes a spec from nested tables, as they come from TOML.
+
+        Raises:
+            UsageError: If a key is unknown or missing, or a value is not allowed; names it.
+        """
+        made = _from_table(cls, table, "")
+        return dataclasses.replace(made, folder=folder) if folder else made
+
+    @classmethod
+    def from_toml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+        """Reads a spec file.
+
+        Args:
+            path: The TOML file.
+            overrides: ``"section.key=value"`` texts that replace what the file says; a value that
+                is not TOML is taken as text.
+
+        Raises:
+            UsageError: If the file cannot be read or is not TOML, or as :meth:`from_table`.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_bytes().decode())
+        except OSError as error:
+            raise UsageError(f"cannot read the spec file {path}: {error.strerror}") from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise UsageError(f"{path} is not a TOML file: {error}") from error
+        for text in overrides:
+            _override(table, text)
+        try:
+            return cls.from_table(table, folder=path.resolve().parent)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+
+
+def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
+    allowed = {
+        item.name: item for item in dataclasses.fields(kind) if item.metadata.get("check")
+    }
+    for key in table:
+        if key not in allowed:
+            name = f"{prefix}.{key}" if prefix else str(key)
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown key {name}; allowed here: {', '.join(allowed)}{hint}")
+    values = dict(table)
+    for key, item in allowed.items():
+        required = (
+            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        )
+        if required and key not in values:
+            raise UsageError(f"the key {f'{prefix}.{key}' if prefix else key} is missing")
+    return kind(**values)
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text}: must have the form key=value or section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    *sections, last = (part.strip() for part in key.split("."))
+    for name in sections:
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {text}: {name} is not a table")
+        table = inner
+    table[last] = parsed
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that decides the numbers of a run; the content of ``plan.json``.
+
+    Attributes:
+        kind: ``"eigh"``.
+        factory: As in :class:`OperatorSpec`.
+        args: As in :class:`OperatorSpec`.
+        factory_sha256: Hash of the factory's file, if it is a file.
+        shape: ``(height, width)`` of the operator.
+        dtype: Type of the products.
+        seed: Seed of all test matrices.
+        noise: The distribution of each role's test matrix.
+        tile: Rows and columns of the unit of arithmetic.
+    """
+
+    kind: str
+    factory: str | None
+    args: Mapping[str, Any] = field(hash=False)
+    factory_sha256: str | None
+    shape: tuple[int, int]
+    dtype: str
+    seed: int
+    noise: Mapping[str, str] = field(hash=False)
+    tile: tuple[int, int] = (TILE_ROWS, TILE_COLUMNS)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``plan.json``."""
+        return {
+            "format": FORMAT_VERSION,
+            "noise_version": NOISE_VERSION,
+            "kind": self.kind,
+            "operator": {
+                "factory": self.factory,
+                "args": dict(self.args),
+                "sha256": self.factory_sha256,
+                "shape": list(self.shape),
+                "dtype": self.dtype,
+            },
+            "seed": self.seed,
+            "noise": dict(self.noise),
+            "tile": list(self.tile),
+        }
+
+    def as_bytes(self) -> bytes:
+        """The bytes of ``plan.json``."""
+        return canonical_json(self.as_json()) + b"\n"
+
+    @property
+    def run_id(self) -> str:
+        """SHA-256 of ``plan.json``: the name of the run, written into each of its files."""
+        return hashlib.sha256(self.as_bytes()).hexdigest()
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> Identity:
+        """Reads the content of ``plan.json``.
+
+        Raises:
+            UsageError: If it was written in another format or noise version.
+            CorruptError: If it is not what :meth:`as_json` makes.
+        """
+        if isinstance(value, dict):
+            for key, known in (("format", FORMAT_VERSION), ("noise_version", NOISE_VERSION)):
+                if isinstance(value.get(key), int) and value[key] != known:
+                    raise UsageError(
+                        f"{source}: {key} {value[key]}, but this version of skerch_ooc knows "
+                        f"{known}; use the version that planned the run"
+                    )
+        try:
+            operator = value["operator"]
+            identity = cls(
+                kind=_one_of(*KINDS)("kind", value["kind"]),
+                factory=_factory("factory", operator["factory"]),
+                args=_arguments("args", operator["args"]),
+                factory_sha256=operator["sha256"],
+                shape=_shape("shape", operator["shape"]) or (0, 0),
+                dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
+                seed=_integer(0, MAX_SEED)("seed", value["seed"]),
+                noise={
+                    _one_of(*ROLES)("role", role): _one_of(*NOISES)("noise", noise)
+                    for role, noise in value["noise"].items()
+                },
+                tile=(TILE_ROWS, TILE_COLUMNS),
+            )
+            same = identity.as_json() == value
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CorruptError(f"{source} is not a plan: {error}") from error
+        if not same:
+            raise CorruptError(f"{source} is not a plan: it has unknown or altered entries")
+        return identity
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Columns ``start`` to ``stop`` of a role, to be measured in blocks of ``width``."""
+
+    start: int
+    stop: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """One numbered file of ``plan.d``: what was added to the plan, and the settings it came with.
+
+    Attributes:
+        run_id: The run it belongs to.
+        number: From 1, without gaps.
+        blocks: The added columns of each role, and how they are cut.
+        recovery: The recovery settings in force from here on.
+        device: The device in force from here on.
+        folder: The factory's folder, relative to the run directory.
+    """
+
+    run_id: str
+    number: int
+    blocks: Mapping[str, Cut] = field(hash=False)
+    recovery: RecoverySpec
+    device: str
+    folder: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the file, with its own SHA-256."""
+        content = {
+            "format": FORMAT_VERSION,
+            "run": self.run_id,
+            "number": self.number,
+            "blocks": {role: dataclasses.asdict(piece) for role, piece in self.blocks.items()},
+            "parts": [{"number": 0, "scale": 1.0}],
+            "recovery": self.recovery.as_json() | {"vectors": self.recovery.vectors},
+            "device": self.device,
+            "folder": self.folder,
+        }
+        return content | {"sha256": digest(content)}
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> Amendment:
+        """Reads the content of a file of ``plan.d``.
+
+        Raises:
+            CorruptError: If it is not what :meth:`as_json` makes.
+        """
+        try:
+            blocks = {}
+            for role, piece in value["blocks"].items():
+                _one_of(*ROLES)("role", role)
+                blocks[role] = Cut(
+                    start=_integer(0)("start", piece["start"]),
+                    stop=_integer(0)("stop", piece["stop"]),
+                    width=_integer(1)("width", piece["width"]),
+                )
+            amendment = cls(
+                run_id=_text("run", value["run"]),
+                number=_integer(1)("number", value["number"]),
+                blocks=blocks,
+                recovery=_from_table(RecoverySpec, value["recovery"], "recovery"),
+                device=_text("device", value["device"]),
+                folder=_text("folder", value["folder"]),
+            )
+            same = amendment.as_json() == value
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CorruptError(f"{source} is not an amendment: {error}") from error
+        if not same:
+            raise CorruptError(f"{source} is not an amendment: it has unknown or altered entries")
+        return amendment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan in force: an identity with all its amendments."""
+
+    identity: Identity
+    amendments: tuple[Amendment, ...]
+
+    @property
+    def run_id(self) -> str:
+        """See :attr:`Identity.run_id`."""
+        return self.identity.run_id
+
+    @property
+    def recovery(self) -> RecoverySpec:
+        """The recovery settings in force."""
+        return self.amendments[-1].recovery
+
+    @property
+    def device(self) -> str:
+        """The device in force."""
+        return self.amendments[-1].device
+
+    def reach(self, role: str) -> int:
+        """How many columns of a role are planned."""
+        return sum(a.blocks[role].stop - a.blocks[role].start for a in self.amendments
+                   if role in a.blocks)
+
+    def blocks(self, role: str) -> list[Range]:
+        """The column ranges of a role that are tasks of their own."""
+        return [
+            block
+            for amendment in self.amendments
+            if (piece := amendment.blocks.get(role)) is not None
+            for block in cut(Range(piece.start, piece.stop), piece.width)
+        ]
+
+    @property
+    def columns(self) -> dict[str, Range]:
+        """Where each role's columns stand in the Gram matrices: the roles one after the other."""
+        placed = {}
+        start = 0
+        for role in ROLES:
+            placed[role] = Range(start, start + self.reach(role))
+            start = placed[role].stop
+        return placed
+
+    @property
+    def products(self) -> int:
+        """Planned products of the measurements, the probe's and fingerprints' not counted."""
+        return sum(self.reach(role) for role in ROLES)
+
+    def tiles(self) -> list[Range]:
+        """The row tiles of the sketches."""
+        return cut(Range(0, self.identity.shape[0]), self.identity.tile[0])

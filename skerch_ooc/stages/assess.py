@@ -1,0 +1,183 @@
+"""Assess: how large the error is, how sure that is, and what the spectrum can be trusted for.
+
+The test sketch gives ``err^2 = ||(A - Ahat) G||_F^2 / q``, unbiased for ``||A - Ahat||_F^2`` with
+Gaussian ``G``, and with tails bounded by Tropp, Yurtsever, Udell and Cevher 2019, arXiv 1902.08651,
+section 6.4. Test columns that chose the core are left out of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.sealed import SealedFile
+
+FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
+"""Factors whose probabilities are always stated."""
+
+_SCREE_POINTS = 64
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The quality of a decomposition.
+
+    Attributes:
+        relative_error: ``error / norm``; ``None`` without test columns.
+        error: Estimate of ``||A - Ahat||_F`` from the test sketch; ``None`` without one.
+        norm: Estimate of ``||A||_F`` from all test columns; without any, from the leave-one-out.
+        test_measurements: Test columns that the error was estimated from.
+        leave_one_out: Estimate of ``||A - Ahat||_F`` from the right sketch alone.
+        orthogonality: ``||U^H U - I||_F`` of the stored vectors, estimated by random probes.
+        rank: Number of values and vectors.
+        core: Eigenpairs of the core that were inverted.
+        is_complex: Whether the operator is complex (its bounds are tighter).
+        scree: ``(rank, lower, upper)``: bounds of the part of ``||A||_F^2`` that the best
+            approximation of that rank leaves out.
+        products: Counts ``planned``, ``done`` and ``probe``.
+    """
+
+    relative_error: float | None
+    error: float | None
+    norm: float | None
+    test_measurements: int
+    leave_one_out: float
+    orthogonality: float
+    rank: int
+    core: int
+    is_complex: bool
+    scree: tuple[tuple[int, float, float], ...]
+    products: dict[str, int]
+
+    def bounds(self, factor: float) -> float:
+        """The probability that the true error is at most ``factor`` times the estimate.
+
+        Args:
+            factor: At least 1.
+
+        Returns:
+            A lower bound of it; 0 without test columns.
+
+        Raises:
+            ValueError: If the factor is below 1.
+        """
+        if factor < 1:
+            raise ValueError(f"factor = {factor}: must be at least 1")
+        return 1.0 - underestimate_probability(factor, self.test_measurements, self.is_complex)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``assessment.json``."""
+        return {
+            "relative_error": self.relative_error,
+            "error": self.error,
+            "norm": self.norm,
+            "test_measurements": self.test_measurements,
+            "bounds": [
+                {"factor": factor, "probability": self.bounds(factor)} for factor in FACTORS
+            ],
+            "leave_one_out": self.leave_one_out,
+            "scree": [
+                {"rank": rank, "lower": lower, "upper": upper} for rank, lower, upper in self.scree
+            ],
+            "orthogonality": self.orthogonality,
+            "rank": self.rank,
+            "core": self.core,
+            "products": self.products,
+        }
+
+
+def underestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
+    """How probable it is, at most, that the true error exceeds ``factor`` times the estimate.
+
+    With ``1 - e = factor^-2``: ``P(err^2 <= (1 - e) E^2) <= (exp(e) (1 - e))^(beta q / 2)``, beta
+    being 1 for real, 2 for complex operators (arXiv 1902.08651, section 6.4).
+    """
+    remaining = factor**-2
+    exponent = (2 if is_complex else 1) * columns / 2
+    return float((math.exp(1.0 - remaining) * remaining) ** exponent)
+
+
+def overestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
+    """How probable it is, at most, that the estimate exceeds ``factor`` times the true error.
+
+    With ``1 + e = factor^2``: ``P(err^2 >= (1 + e) E^2) <= (exp(-e) (1 + e))^(beta q / 2)``.
+    """
+    ratio = factor**2
+    exponent = (2 if is_complex else 1) * columns / 2
+    return float((math.exp(1.0 - ratio) * ratio) ** exponent)
+
+
+def assess_result(path: Path, products: dict[str, int]) -> Assessment:
+    """Computes the figures of a result from what is stored in it.
+
+    Args:
+        path: Its file.
+        products: Counts ``planned``, ``done`` and ``probe``.
+
+    Raises:
+        IncompleteError: If there is no result.
+        CorruptError: If it is damaged.
+    """
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        directory = path.parent.parent.parent
+        raise IncompleteError(
+            f"there is no result {path}; make it with: skerch-ooc recover {directory}"
+        ) from None
+    if file.layout is None or file.identity.get("type") != "eigh":
+        raise CorruptError(f"{path} is not a decomposition")
+    values = file.arrays["eigenvalues"]
+    residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
+    tests = file.arrays["test_squares"]
+    norm = _root_mean(tests)
+    error = _root_mean(residual)
+    leave_one_out = float(file.arrays["leave_one_out"])
+    return Assessment(
+        relative_error=None if error is None or not norm else error / norm,
+        error=error,
+        norm=norm,
+        test_measurements=len(residual),
+        leave_one_out=leave_one_out,
+        orthogonality=float(file.arrays["orthogonality"]),
+        rank=len(values),
+        core=int(file.identity["core"]),
+        is_complex=file.layout.dtype.startswith("complex"),
+        scree=() if error is None or not norm else scree(values, error, norm),
+        products=products,
+    )
+
+
+def _root_mean(squares: npt.NDArray[Any]) -> float | None:
+    return math.sqrt(float(squares.mean())) if len(squares) else None
+
+
+def scree(
+    values: npt.NDArray[Any], error: float, norm: float
+) -> tuple[tuple[int, float, float], ...]:
+    """Bounds of the scree curve (arXiv 1902.08651, section 6.5), at up to 64 ranks.
+
+    Args:
+        values: Eigenvalues in descending magnitude.
+        error: Estimate of ``||A - Ahat||_F``.
+        norm: Estimate of ``||A||_F``.
+
+    Returns:
+        ``(rank, lower, upper)``: ``(tau / norm)^2`` and ``((tau + error) / norm)^2``, tau being
+        the norm of the eigenvalues after the leading ``rank`` ones.
+    """
+    squares = np.append(np.cumsum(np.asarray(values, np.float64)[::-1] ** 2)[::-1], 0.0)
+    ranks: Sequence[int] = sorted(
+        {int(r) for r in np.geomspace(1, len(values) + 1, _SCREE_POINTS).round() - 1}
+    )
+    return tuple(
+        (rank, float(squares[rank]) / norm**2, ((math.sqrt(squares[rank]) + error) / norm) ** 2)
+        for rank in ranks
+    )

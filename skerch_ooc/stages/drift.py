@@ -1,0 +1,113 @@
+"""Drift: shards of a Hermitian operator that were not made by the same one.
+
+For a Hermitian ``A`` the matrix ``H = N^H A N`` is Hermitian, and block ``(s, t)`` of ``H`` is
+computed from the products of shard ``t``, block ``(t, s)`` from those of shard ``s``. If the
+operator changed between the two by ``E``, their difference has entries of size ``||E||_F``.
+Rounding gives all pairs about the same, small asymmetry; pairs that stand out disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import DriftError
+from skerch_ooc.partition import Range
+
+Array = npt.NDArray[Any]
+
+FACTOR = 30.0
+"""A pair of shards disagrees if its asymmetry is this many times the typical one."""
+
+_SHOWN = 8
+
+
+def pair_asymmetry(cross: Array, places: Sequence[Range]) -> Array:
+    """The root mean square of each block of ``H - H^H``.
+
+    Args:
+        cross: ``H``, ``(c, c)``.
+        places: The columns of each shard, in order and without gaps.
+
+    Returns:
+        ``(s, s)``, symmetric.
+    """
+    square = np.abs(cross - cross.conj().T) ** 2
+    starts = [place.start for place in places]
+    sizes = np.array([len(place) for place in places], np.float64)
+    blocks = np.add.reduceat(np.add.reduceat(square, starts, axis=0), starts, axis=1)
+    return np.asarray(np.sqrt(blocks / np.outer(sizes, sizes)))
+
+
+def typical_asymmetry(pairs: Array, floor: float) -> float:
+    """What rounding does: the lower quartile of the pairs, so that even drift of half is seen."""
+    off_diagonal = pairs[np.triu_indices(len(pairs), 1)]
+    diagonal = np.diagonal(pairs)
+    sample = np.concatenate([off_diagonal, diagonal[diagonal > 0]])
+    return max(floor, float(np.quantile(sample, 0.25))) if len(sample) else floor
+
+
+def outliers(disagree: Array, weights: Array) -> list[int]:
+    """The fewest-columns set, by greedy choice, without which no pair disagrees.
+
+    Args:
+        disagree: Which pairs do, ``(s, s)``, symmetric; the diagonal marks a shard at odds with
+            itself.
+        weights: Number of columns of each shard.
+
+    Returns:
+        Their numbers, in order.
+    """
+    left = disagree.copy()
+    chosen = []
+    while left.any():
+        burden = left @ weights
+        worst = len(burden) - 1 - int(np.argmax(burden[::-1]))
+        chosen.append(worst)
+        left[worst, :] = left[:, worst] = False
+    return sorted(chosen)
+
+
+def require_one_operator(
+    cross: Array, gram: Array, placed: Sequence[tuple[Range, Path]], dtype: str
+) -> None:
+    """Refuses a sketch whose shards were made by different operators.
+
+    Args:
+        cross: ``N^H Z``, ``(c, c)``.
+        gram: ``Z^H Z``, ``(c, c)``.
+        placed: The columns of each shard, in order, and its path.
+        dtype: Of the products.
+
+    Raises:
+        DriftError: Naming the shards.
+    """
+    places = [place for place, _ in placed]
+    pairs = pair_asymmetry(cross, places)
+    scale = math.sqrt(float(np.mean(np.diagonal(gram).real)))
+    typical = typical_asymmetry(pairs, float(np.finfo(dtype).eps) * scale)
+    weights = np.array([len(place) for place in places])
+    named = outliers(pairs > FACTOR * typical, weights)
+    if not named:
+        return
+    worst = float(pairs[named].max())
+    paths = [str(placed[number][1]) for number in named]
+    shown = "\n  ".join(paths[:_SHOWN]) + (f"\n  and {len(paths) - _SHOWN} more" if
+                                           len(paths) > _SHOWN else "")  # fmt: skip
+    doubt = (
+        "\nAs there are only two shards that disagree, it may as well be the other one."
+        if len(placed) - len(named) == 1
+        else ""
+    )
+    raise DriftError(
+        f"the operator changed while it was measured: {len(named)} of {len(placed)} shards do not "
+        f"fit the others (asymmetry {worst / max(scale, 1e-300):.1e} of the operator's norm, "
+        f"typical {typical / max(scale, 1e-300):.1e}):\n  {shown}{doubt}\n"
+        "Find out what changed (weights, data, dropout, a shuffled loader), restore it, remove "
+        "these shards, and measure them again"
+    )

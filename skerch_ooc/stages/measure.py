@@ -1,0 +1,236 @@
+"""Measure: tasks draw their columns of the test matrices, apply the operator, publish a shard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.budget import Budget
+from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.executors import Executor
+from skerch_ooc.noise import draw
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.loading import build_for_run
+from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
+from skerch_ooc.partition import Range
+from skerch_ooc.progress import Progress
+from skerch_ooc.provenance import provenance
+from skerch_ooc.resources import Resources, format_bytes, operator_threads, resident_memory
+from skerch_ooc.rundir import Run, open_run
+from skerch_ooc.shards import Rectangle, list_shards, missing_columns, publish_shard
+from skerch_ooc.spec import ROLES
+from skerch_ooc.streams import SPARE_BYTES
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """A block of columns to be measured: a path and a few numbers, for any process.
+
+    Attributes:
+        run: The run directory.
+        role: Role of the columns.
+        start: First column.
+        stop: First column after the block.
+        device: The torch device.
+        threads: Threads of the operator.
+    """
+
+    run: str
+    role: str
+    start: int
+    stop: int
+    device: str
+    threads: int
+
+
+def missing_tasks(run: Run, device: str, threads: int) -> list[MeasureTask]:
+    """The blocks of the plan of which something is not published yet, in order."""
+    missing = missing_columns(run.plan, list_shards(run.shards))
+    directory = str(run.directory.resolve())
+    return [
+        MeasureTask(directory, role, piece.start, piece.stop, device, threads)
+        for role in ROLES
+        for block in run.plan.blocks(role)
+        for gap in missing[role]
+        if len(piece := gap.common(block))
+    ]
+
+
+def open_product(run: Run, operator: Any, device: str) -> Product:
+    """Adapts an operator and checks that its shape is the plan's.
+
+    Raises:
+        OperatorError: If it is not, or the operator is unusable.
+    """
+    product = Product(operator, run.plan.identity.dtype, device)
+    if product.shape != run.plan.identity.shape:
+        raise OperatorError(
+            f"the operator has shape {product.shape}, the run was planned for "
+            f"{run.plan.identity.shape}"
+        )
+    return product
+
+
+def check_or_publish_fingerprint(run: Run, product: Product, threads: int) -> None:
+    """Compares the operator with the run's fingerprint; the first process publishes it.
+
+    Takes one product.
+
+    Raises:
+        DriftError: If the operator is another.
+    """
+    seed = run.plan.identity.seed
+    stored = run.fingerprint()
+    run.record("receipts", provenance(stage="fingerprint", products=1))
+    with operator_threads(threads):
+        if stored is None:
+            run.publish_fingerprint(fingerprint_of(product, seed))
+        else:
+            check_fingerprint(product, seed, stored)
+
+
+@lru_cache(maxsize=1)
+def _product_of_process(directory: str, run_id: str, device: str, threads: int) -> Product:
+    """The operator of this process: built once, compared with the fingerprint once."""
+    run = open_run(directory)
+    assert run.plan.run_id == run_id
+    product = open_product(run, build_for_run(run, device), device)
+    check_or_publish_fingerprint(run, product, threads)
+    return product
+
+
+def perform(task: MeasureTask) -> dict[str, Any]:
+    """Does a task in any process; builds the operator there if need be.
+
+    Returns:
+        The receipt.
+    """
+    run = open_run(task.run)
+    product = _product_of_process(task.run, run.plan.run_id, task.device, task.threads)
+    return perform_with(run, product, task)
+
+
+def perform_with(run: Run, product: Product, task: MeasureTask) -> dict[str, Any]:
+    """Does a task with an operator at hand.
+
+    Raises:
+        OperatorError: If the operator fails, or its product is not finite.
+        IncompleteError: If the shard cannot be written.
+    """
+    plan = run.plan
+    columns = Range(task.start, task.stop)
+    height, width = plan.identity.shape
+    start = time.perf_counter()
+    block = draw(
+        plan.identity.noise[task.role], plan.identity.seed, task.role, Range(0, width), columns,
+        plan.identity.dtype,
+    )  # fmt: skip
+    drawn = time.perf_counter()
+    with operator_threads(task.threads):
+        measured = product(block)
+    applied = time.perf_counter()
+    receipt = provenance(
+        products=len(columns),
+        device=product.device,
+        threads=task.threads,
+        draw_seconds=round(drawn - start, 6),
+        product_seconds=round(applied - drawn, 6),
+    )
+    published = publish_shard(
+        run.shards, plan, Rectangle(task.role, 0, columns, Range(0, height)), measured, receipt
+    )
+    return receipt | {
+        "stage": "measure",
+        "role": task.role,
+        "columns": [task.start, task.stop],
+        "published": published,
+        "write_seconds": round(time.perf_counter() - applied, 6),
+        "task_seconds": round(time.perf_counter() - start, 6),
+    }
+
+
+def measure(
+    run: Run,
+    executor: Executor,
+    resources: Resources,
+    progress: Progress,
+    *,
+    operator: Any = None,
+    checked: Product | None = None,
+    device: str | None = None,
+    budget: Budget | None = None,
+) -> bool:
+    """Measures what is missing.
+
+    Args:
+        run: The run.
+        executor: What runs the tasks.
+        resources: Memory and threads of each measuring process.
+        progress: Shows how far it is.
+        operator: The operator, if it is at hand; else it is built from its factory.
+        checked: The operator, already compared with the fingerprint in this process.
+        device: Instead of the plan's.
+        budget: When to stop.
+
+    Returns:
+        Whether all is measured now (``False``: stopped in good order by the budget).
+
+    Raises:
+        OperatorError: If the operator is unusable.
+        DriftError: If it is not the one of the fingerprint.
+        UsageError: If a block does not fit into the memory.
+    """
+    device = device or run.plan.device
+    budget = budget or Budget()
+    tasks = missing_tasks(run, device, resources.threads)
+    if not tasks:
+        return True
+    work: Callable[[MeasureTask], dict[str, Any]] = perform
+    if executor.remote:
+        if operator is not None or run.plan.identity.factory is None:
+            raise UsageError(
+                "other processes can only build an operator that a factory names: "
+                'give operator.factory = "file.py:function" in the spec, or measure serially'
+            )
+    else:
+        if checked is None:
+            built = build_for_run(run, device) if operator is None else operator
+            checked = open_product(run, built, device)
+            check_or_publish_fingerprint(run, checked, resources.threads)
+        _require_memory(run, tasks, resources)
+        work = partial(perform_with, run, checked)
+    total = sum(task.stop - task.start for task in tasks)
+    with progress.stage("measure", total, "products") as advance:
+        for receipt in executor.run(work, budget.while_unspent(tasks), resources.threads):
+            budget.took(receipt["task_seconds"])
+            run.record("receipts", receipt)
+            advance(receipt["products"])
+    return not missing_tasks(run, device, resources.threads)
+
+
+def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
+    """Bytes that each column of a block needs in the measuring process.
+
+    The test matrix, its copy in a slice, the product, and a copy of it on the way to the disk;
+    what the operator needs for itself comes on top.
+    """
+    height, width = shape
+    return itemsize * (2 * width + 2 * height)
+
+
+def _require_memory(run: Run, tasks: list[MeasureTask], resources: Resources) -> None:
+    widest = max(task.stop - task.start for task in tasks)
+    itemsize = np.dtype(run.plan.identity.dtype).itemsize
+    needed = widest * block_bytes(run.plan.identity.shape, itemsize)
+    needed += resident_memory() + SPARE_BYTES
+    if needed > resources.memory:
+        raise UsageError(
+            f"memory = {format_bytes(resources.memory)} is too little: a block of {widest} columns "
+            f"needs {format_bytes(needed)} besides what the operator needs for itself; give at "
+            f"least --memory {-(-needed // 1024**2)}MiB, or plan a new run with a smaller block"
+        )

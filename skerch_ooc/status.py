@@ -1,0 +1,123 @@
+"""What is done, and what comes next, from the files alone: nothing of the run is imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.files import PRIVATE_PREFIX, read_json
+from skerch_ooc.rundir import Run
+from skerch_ooc.shards import Rectangle, count_products, list_shards, missing_columns, strangers
+from skerch_ooc.spec import ROLES
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run.
+
+    Attributes:
+        directory: Where it is.
+        run_id: SHA-256 of its plan.
+        operator: The factory, or ``None`` for a Python object.
+        shape: Of the operator.
+        dtype: Of the products.
+        products: Counts ``planned``, ``done`` and ``probe``.
+        columns: For each role, columns ``planned`` and ``done``.
+        missing: For each role, the column ranges that are not measured.
+        shards: Number of column shards.
+        shard_bytes: Bytes of the column shards.
+        merged: Whether there are merged sums.
+        results: For each result, its relative error (``None`` before it is assessed).
+        leftovers: Private files of processes that were killed, or are still working.
+        strangers: Files among the shards that are none.
+        next: The command that comes next; ``None`` when all is done.
+    """
+
+    directory: str
+    run_id: str
+    operator: str | None
+    shape: tuple[int, int]
+    dtype: str
+    products: dict[str, int]
+    columns: dict[str, dict[str, int]]
+    missing: dict[str, list[str]]
+    shards: int
+    shard_bytes: int
+    merged: bool
+    results: dict[str, float | None]
+    leftovers: int
+    strangers: list[str]
+    next: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return asdict(self)
+
+
+def status(run: Run) -> Status:
+    """Looks up the state of a run; reads names, plan and assessments, no data.
+
+    Raises:
+        IncompleteError: If the folder of the shards is gone.
+    """
+    if not run.shards.is_dir():
+        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+    plan = run.plan
+    shards = list_shards(run.shards)
+    missing = missing_columns(plan, shards)
+    left = {role: sum(map(len, pieces)) for role, pieces in missing.items()}
+    results = _results(run)
+    merged = any(run.sketch.glob("*/total.h5"))
+    return Status(
+        directory=str(run.directory),
+        run_id=plan.run_id,
+        operator=plan.identity.factory,
+        shape=plan.identity.shape,
+        dtype=plan.identity.dtype,
+        products=count_products(run),
+        columns={
+            role: {"planned": plan.reach(role), "done": plan.reach(role) - left[role]}
+            for role in ROLES
+        },
+        missing={role: [str(piece) for piece in pieces] for role, pieces in missing.items()},
+        shards=len(shards),
+        shard_bytes=sum(_size(run, shard) for shard in shards),
+        merged=merged,
+        results=results,
+        leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
+        strangers=strangers(run.shards),
+        next=_next(run, any(left.values()), merged, results),
+    )
+
+
+def _size(run: Run, shard: Rectangle) -> int:
+    try:
+        return os.lstat(run.shards / shard.name).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _results(run: Run) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for path in sorted(run.results.glob("*/eigh.h5")):
+        error = None
+        try:
+            error = read_json(path.parent / "assessment.json").get("relative_error")
+        except (FileNotFoundError, CorruptError, AttributeError):
+            error = None
+        found[path.parent.name] = error
+    return found
+
+
+def _next(run: Run, incomplete: bool, merged: bool, results: dict[str, float | None]) -> str | None:
+    if incomplete:
+        return f"skerch-ooc measure {run.directory}"
+    if not merged:
+        return f"skerch-ooc merge {run.directory}"
+    if "default" not in results:
+        return f"skerch-ooc recover {run.directory}"
+    if not (run.results / "default" / "assessment.json").exists():
+        return f"skerch-ooc assess {run.directory}"
+    return None

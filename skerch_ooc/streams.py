@@ -1,0 +1,91 @@
+"""Streaming over tiles: several at once, results in order, never more than fit."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.resources import Resources, blas_threads, format_bytes, resident_memory
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+SPARE_BYTES = 48 * 1024**2
+"""Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""
+
+
+def tiles_in_flight(
+    stage: str, resources: Resources, fixed: int, per_tile: int, *, baseline: int | None = None
+) -> int:
+    """How many tiles may be held at once; decides speed, never results.
+
+    Args:
+        stage: For the error message.
+        resources: Memory and cores.
+        fixed: Bytes that the stage needs besides the tiles.
+        per_tile: Bytes that each tile in flight needs.
+        baseline: Resident memory before the stage; by default as it is now.
+
+    Raises:
+        UsageError: If not even one tile fits.
+    """
+    baseline = resident_memory() if baseline is None else baseline
+    free = resources.memory - baseline - SPARE_BYTES - fixed
+    if free < per_tile:
+        needed = baseline + SPARE_BYTES + fixed + per_tile
+        raise UsageError(
+            f"memory = {format_bytes(resources.memory)} is too little: {stage} needs "
+            f"{format_bytes(needed)} ({format_bytes(baseline)} of it for Python and its "
+            f"libraries); give at least --memory {-(-needed // 1024**2)}MiB"
+        )
+    return max(1, min(resources.cores, free // max(1, per_tile)))
+
+
+def ordered_map(
+    function: Callable[[Item], Value], items: Iterable[Item], in_flight: int
+) -> Iterator[Value]:
+    """Applies a function to items in ``in_flight`` threads; yields the results in order.
+
+    At most ``in_flight`` items are being worked on or waiting to be taken. While it runs the
+    linear algebra libraries of this process use one thread per call: so a result does not depend
+    on how many tiles are in flight.
+    """
+    with blas_threads(1):
+        if in_flight == 1:
+            yield from map(function, items)
+            return
+        pending: deque[Future[Value]] = deque()
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="tile") as pool:
+            try:
+                for item in items:
+                    if len(pending) == in_flight:
+                        yield pending.popleft().result()
+                    pending.append(pool.submit(function, item))
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+class Pool(Generic[Value]):
+    """Buffers that are made when first needed and used again: fresh memory is slow memory."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._free: queue.SimpleQueue[Value] = queue.SimpleQueue()
+
+    def take(self) -> Value:
+        """A buffer of unknown content."""
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            return self._make()
+
+    def give(self, value: Value) -> None:
+        """Hands a buffer back."""
+        self._free.put(value)
