@@ -9,7 +9,8 @@ import numpy as np
 
 from skerch_ooc.errors import UsageError
 from skerch_ooc.stages.measure import block_bytes
-from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes, wide_dtype
+from skerch_ooc.stages.accumulate import sums_bytes
+from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.stages.recover import solve_bytes, vectors_bytes
 from skerch_ooc.resources import Resources, format_bytes
@@ -67,7 +68,7 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
         tasks=len(blocks),
         shard_bytes=shard_bytes,
         result_bytes=rechunked
-        + 2 * plan.products**2 * wide_dtype(plan).itemsize
+        + sums_bytes(plan)
         + height * rank * itemsize,
         files=len(blocks) + 8,
         peak_bytes={

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ LIBVER = ("v110", "v110")
 
 _MAGIC = "skerch_ooc seal 1"
 _READ_BYTES = 1 << 22
+_VERIFYING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,12 @@ class SealedWriter:
     final: Path
     bulk: BulkWriter | None
 
+    def write_rows(self, row: int, array: Array) -> None:
+        """Writes one row of tiles of the bulk; see :meth:`BulkWriter.write_rows`."""
+        if self.bulk is None:
+            raise ValueError(f"{self.final} was not given a layout")
+        self.bulk.write_rows(row, array)
+
     def publish(
         self,
         identity: Mapping[str, Any],
@@ -481,9 +490,12 @@ class SealedFile:
             CorruptError: If one was altered.
         """
         if self.layout:
-            for row in range(len(self.layout.row_tiles)):
-                for column in range(len(self.layout.column_tiles)):
-                    self.read_tile(row, column)
+            grid = itertools.product(
+                range(len(self.layout.row_tiles)), range(len(self.layout.column_tiles))
+            )
+            with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
+                for _ in pool.map(lambda place: self.read_tile(*place) is None, grid):
+                    pass
 
     def _bulk_layout(self) -> Layout:
         if self.layout is None:

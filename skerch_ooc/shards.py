@@ -106,10 +106,10 @@ def publish_shard(
         IncompleteError: If it cannot be written.
     """
     require_finite(array, rectangle)
-    with sealed_writer(folder / rectangle.name, shard_layout(plan, rectangle)) as writer:
-        assert writer.bulk is not None
-        for number, rows in enumerate(writer.bulk.layout.row_tiles):
-            writer.bulk.write_rows(number, array[rows.slice])
+    layout = shard_layout(plan, rectangle)
+    with sealed_writer(folder / rectangle.name, layout) as writer:
+        for number, rows in enumerate(layout.row_tiles):
+            writer.write_rows(number, array[rows.slice])
         return writer.publish(rectangle.identity(plan.run_id), provenance=provenance)
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import Resources, blas_threads, format_bytes, resident_memory
+from skerch_ooc.resources import Resources, format_bytes, operator_threads, resident_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -50,11 +50,11 @@ def ordered_map(
 ) -> Iterator[Value]:
     """Applies a function to items in ``in_flight`` threads; yields the results in order.
 
-    At most ``in_flight`` items are being worked on or waiting to be taken. While it runs the
+    Besides those being worked on, one finished result may wait to be taken. While it runs the
     linear algebra libraries of this process use one thread per call: so a result does not depend
     on how many tiles are in flight.
     """
-    with blas_threads(1):
+    with operator_threads(1):
         if in_flight == 1:
             yield from map(function, items)
             return
@@ -62,7 +62,7 @@ def ordered_map(
         with ThreadPoolExecutor(in_flight, thread_name_prefix="tile") as pool:
             try:
                 for item in items:
-                    if len(pending) == in_flight:
+                    if len(pending) > in_flight:
                         yield pending.popleft().result()
                     pending.append(pool.submit(function, item))
                 while pending:

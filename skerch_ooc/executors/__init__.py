@@ -1,7 +1,9 @@
 """Executors: they run numbered tasks and yield receipts; they know nothing of sketches.
 
-A task is plain data, a function is one that can be imported by name. The serial executor is the
-reference, to which every other must be equal.
+A task is plain data, a function is one that can be imported by name. It computes and returns a
+second function, without arguments, that finishes the task and returns its receipt: so an executor
+may let the one task be written while the next is computed. The serial executor is the reference, to
+which every other must be equal.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ class Executor(Protocol):
     remote: bool
 
     def run(
-        self, function: Callable[[Task], Any], tasks: Iterable[Task], threads: int
+        self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
         """Runs a function over tasks.
 
         Args:
-            function: Called once for each task, unless a worker dies; tasks are idempotent.
+            function: Called once for each task, and what it returns too, unless a worker dies;
+                tasks are idempotent.
             tasks: Plain data; taken one by one, when there is room for another.
             threads: Threads that each worker may use.
 
         Yields:
-            What the function returned, in any order.
+            The receipts, in any order.
         """
         ...

@@ -15,6 +15,10 @@ _IN_FLIGHT_PER_WORKER = 2
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def _perform(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
+    return function(task)()
+
+
 class Dask:
     """Runs tasks on spawned worker processes of this machine.
 
@@ -33,7 +37,7 @@ class Dask:
         self.workers = workers
 
     def run(
-        self, function: Callable[[Task], Any], tasks: Iterable[Task], threads: int
+        self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
         """See :class:`skerch_ooc.executors.Executor`.
 
@@ -67,7 +71,7 @@ class Dask:
             waiting = iter(tasks)
 
             def submit(task: Task) -> Any:
-                return client.submit(function, task, pure=False)
+                return client.submit(_perform, function, task, pure=False)
 
             first = [
                 submit(task)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 
 
 class Serial:
-    """Runs tasks in this process, one at a time."""
+    """Runs tasks in this process, one at a time.
+
+    While a task computes, the one before it is being finished (written out) in a second thread.
+    """
 
     workers = 1
     remote = False
 
     def run(
         self,
-        function: Callable[[Task], Any],
+        function: Callable[[Task], Callable[[], Any]],
         tasks: Iterable[Task],
         threads: int,  # noqa: ARG002 (this process has its threads already)
     ) -> Iterator[Any]:
         """See :class:`skerch_ooc.executors.Executor`."""
-        yield from map(function, tasks)
+        with ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher:
+            before: Future[Any] | None = None
+            for task in tasks:
+                finish = function(task)
+                if before is not None:
+                    yield before.result()
+                before = finisher.submit(finish)
+            if before is not None:
+                yield before.result()

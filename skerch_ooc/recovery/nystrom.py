@@ -11,8 +11,9 @@ columns of the test sketch is a small quadratic form in matrices that the merge 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,11 +32,15 @@ NOISE_FLOOR = 2.0
 GRAM_FLOOR = 1e-7
 """Singular values of ``Y`` below this (relative) are lost in a double-precision Gram matrix."""
 
+CHOLESKY_FLOOR = 1e-4
+"""Above this ratio of the diagonal Cholesky's factor orthogonalises to 1e-7 and better."""
+
 CHOOSING_SHARE = 3
 """One in so many test columns chooses the core; the error is estimated from the others."""
 
 _CANDIDATES = 24
 _SMALLEST_SHARE = 6
+_NOTHING_CUT = 1e-10
 
 
 def solve(problem: Problem) -> Solution:
@@ -70,16 +75,31 @@ def solve(problem: Problem) -> Solution:
 def _orthogonalise(problem: Problem, basis: Array, inverse: Array) -> tuple[Array, Array]:
     """Turns ``(Y E) diag(inverse) (Y E)^H`` into ``U diag(mu) U^H`` with orthonormal ``U = Y T``.
 
-    With ``E^H G E = V s^2 V^H`` the columns of ``Y E V s^-1`` are orthonormal, and the matrix has
-    the core ``K = s V^H diag(inverse) V s`` in them.
+    With ``E^H G E = R^H R`` the columns of ``Y E R^-1`` are orthonormal, and the matrix has the
+    core ``K = R diag(inverse) R^H`` in them.
     """
-    squares, v = eigh_by_magnitude(hermitian_part(basis.conj().T @ problem.gram @ basis))
-    kept = count_above(squares, max(GRAM_FLOOR, NOISE_FLOOR * problem.epsilon) ** 2)
-    s, v = np.sqrt(squares[:kept]), v[:, :kept]
-    core = (v * s).conj().T @ (inverse[:, None] * (v * s))
-    mu, w = eigh_by_magnitude(hermitian_part(core))
+    r, r_inverse_of = _root(hermitian_part(basis.conj().T @ (problem.gram @ basis)), problem)
+    mu, w = eigh_by_magnitude(hermitian_part((r * inverse) @ r.conj().T))
     kept = count_above(np.abs(mu), NOISE_FLOOR * problem.epsilon)
-    return mu[:kept], with_fixed_signs(basis @ ((v / s) @ w[:, :kept]))
+    return mu[:kept], with_fixed_signs(basis @ r_inverse_of(w[:, :kept]))
+
+
+def _root(squares: Array, problem: Problem) -> tuple[Array, Callable[[Array], Array]]:
+    """A root ``R`` with ``R^H R`` the given matrix, and a function that applies ``R^-1``.
+
+    Cholesky's where the matrix is so well conditioned that this loses nothing; else ``s V^H`` from
+    the eigenpairs ``V s^2 V^H`` above the noise floor.
+    """
+    with contextlib.suppress(np.linalg.LinAlgError):
+        lower = np.linalg.cholesky(squares)
+        diagonal = np.diagonal(lower).real
+        if diagonal.size and diagonal.min() > CHOLESKY_FLOOR * diagonal.max():
+            r = lower.conj().T
+            return r, lambda x: np.linalg.solve(r, x)
+    values, v = eigh_by_magnitude(squares)
+    kept = count_above(values, max(GRAM_FLOOR, NOISE_FLOOR * problem.epsilon) ** 2)
+    s, v = np.sqrt(values[:kept]), v[:, :kept]
+    return (v * s).conj().T, lambda x: (v / s) @ x
 
 
 def _choose(
@@ -136,32 +156,38 @@ def held_out_errors(
 def leave_one_out(problem: Problem, basis: Array, inverse: Array) -> float:
     """Estimates ``||A - Ahat||_F`` from the right sketch: each column in turn is the test.
 
-    In closed form (after Epperly and Tropp 2024, arXiv 2207.06342, section 3): with ``P`` the
-    projection on the core's eigenvectors and ``H_c^+`` its inverse there, the residual of column
-    ``i`` for the approximation without it is ``Y r_i``,
+    In the spirit of Epperly and Tropp 2024 (arXiv 2207.06342, section 3), in closed form for the
+    truncated core. Let ``H_c = E diag(lambda) E^H`` be what is kept of ``H``, ``P = E E^H`` and
+    ``H_c^+`` its pseudo-inverse. Leaving out column ``i``, with the core cut to what ``H_c`` is on
+    the other columns, ``A omega_i`` is predicted with the residual ``Y r_i``,
 
-        r_i = (sigma_i (e_i - P e_i) + H_c^+ e_i) / (sigma_i + (H_c^+)_ii),
-        sigma_i = (1 - P_ii) / (H_ii - (P H P)_ii).
+        r_i = alpha_i (e_i - P e_i) + rho_i H_c^+ e_i,
+        rho_i = (H - H_c)_ii / (1 - P_ii),   alpha_i = (1 - rho_i (H_c^+)_ii) / (1 - P_ii),
+
+    by the inverse of ``I - b b^H``, ``b = E^H e_i``; and as nothing is cut (``P = I``) it becomes
+    the bordered inverse ``r_i = H^-1 e_i / (H^-1)_ii``.
 
     Args:
         problem: The matrices of the sketch.
         basis: Eigenvectors of the core that are kept, ``(m, c)``.
         inverse: The inverses of their eigenvalues, ``(c,)``.
+
+    Returns:
+        The estimate; near the rounding errors of the products it is too low by up to a half.
     """
     m, c = basis.shape
-    if m == 0 or c == 0:
-        return math.sqrt(max(0.0, float(np.trace(problem.gram).real)) / max(1, m))
+    if c == 0:
+        return math.sqrt(max(0.0, float(np.trace(problem.gram).real)) / m)
     weights = np.abs(basis) ** 2
     outside = 1.0 - weights.sum(axis=1)
     pinv_diagonal = weights @ inverse
     left = np.diagonal(problem.core).real - weights @ (1.0 / inverse)
-    # Where nothing was cut both are rounding errors: the plain bordered inverse, sigma = 0.
-    cut = outside > 1e-10
-    sigma = np.where(cut, outside / np.where(left == 0, np.inf, left), 0.0)
-    denominator = sigma + pinv_diagonal
+    truncated = outside > _NOTHING_CUT
+    divisor = np.where(truncated, outside, 1.0)
+    rho = np.where(truncated, left / divisor, 1.0 / np.where(truncated, 1.0, pinv_diagonal))
+    alpha = np.where(truncated, (1.0 - rho * pinv_diagonal) / divisor, 0.0)
     adjoint = basis.conj().T
-    r = basis @ (inverse[:, None] * adjoint - adjoint * sigma)
-    r[np.diag_indices(m)] += sigma
-    r /= np.where(denominator == 0, np.inf, denominator)
+    r = basis @ (inverse[:, None] * adjoint * rho - adjoint * alpha)
+    r[np.diag_indices(m)] += alpha
     squares = np.einsum("ij,ij->j", r.conj(), problem.gram @ r).real
     return math.sqrt(max(0.0, float(squares.mean())))

@@ -104,23 +104,28 @@ def _product_of_process(directory: str, run_id: str, device: str, threads: int) 
     return product
 
 
-def perform(task: MeasureTask) -> dict[str, Any]:
+def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     """Does a task in any process; builds the operator there if need be.
 
     Returns:
-        The receipt.
+        As :func:`perform_with`.
     """
     run = open_run(task.run)
     product = _product_of_process(task.run, run.plan.run_id, task.device, task.threads)
     return perform_with(run, product, task)
 
 
-def perform_with(run: Run, product: Product, task: MeasureTask) -> dict[str, Any]:
-    """Does a task with an operator at hand.
+def perform_with(
+    run: Run, product: Product, task: MeasureTask
+) -> Callable[[], dict[str, Any]]:
+    """Computes a task's block with an operator at hand.
+
+    Returns:
+        A function that publishes the block and returns the receipt.
 
     Raises:
-        OperatorError: If the operator fails, or its product is not finite.
-        IncompleteError: If the shard cannot be written.
+        OperatorError: If the operator fails; the returned function, if its product is not finite.
+        IncompleteError: The returned function, if the shard cannot be written.
     """
     plan = run.plan
     columns = Range(task.start, task.stop)
@@ -135,23 +140,27 @@ def perform_with(run: Run, product: Product, task: MeasureTask) -> dict[str, Any
         measured = product(block)
     applied = time.perf_counter()
     receipt = provenance(
+        stage="measure",
+        role=task.role,
+        columns=[task.start, task.stop],
         products=len(columns),
         device=product.device,
         threads=task.threads,
         draw_seconds=round(drawn - start, 6),
         product_seconds=round(applied - drawn, 6),
     )
-    published = publish_shard(
-        run.shards, plan, Rectangle(task.role, 0, columns, Range(0, height)), measured, receipt
-    )
-    return receipt | {
-        "stage": "measure",
-        "role": task.role,
-        "columns": [task.start, task.stop],
-        "published": published,
-        "write_seconds": round(time.perf_counter() - applied, 6),
-        "task_seconds": round(time.perf_counter() - start, 6),
-    }
+
+    def publish() -> dict[str, Any]:
+        begin = time.perf_counter()
+        rectangle = Rectangle(task.role, 0, columns, Range(0, height))
+        published = publish_shard(run.shards, plan, rectangle, measured, receipt)
+        return receipt | {
+            "published": published,
+            "write_seconds": round(time.perf_counter() - begin, 6),
+            "task_seconds": round(time.perf_counter() - begin + applied - start, 6),
+        }
+
+    return publish
 
 
 def measure(
@@ -190,7 +199,7 @@ def measure(
     tasks = missing_tasks(run, device, resources.threads)
     if not tasks:
         return True
-    work: Callable[[MeasureTask], dict[str, Any]] = perform
+    work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
         if operator is not None or run.plan.identity.factory is None:
             raise UsageError(
@@ -216,11 +225,11 @@ def measure(
 def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
     """Bytes that each column of a block needs in the measuring process.
 
-    The test matrix, its copy in a slice, the product, and a copy of it on the way to the disk;
-    what the operator needs for itself comes on top.
+    The test matrix, the product, and the block before it on its way to the disk; what the operator
+    needs for itself comes on top.
     """
     height, width = shape
-    return itemsize * (2 * width + 2 * height)
+    return itemsize * (width + 3 * height)
 
 
 def _require_memory(run: Run, tasks: list[MeasureTask], resources: Resources) -> None:

@@ -7,9 +7,9 @@ figures need:
 * ``gram = Z^H Z``, with the blocks ``Y^H Y``, ``Y^H T``, ``T^H T``;
 * ``cross = N^H Z``, with ``Omega^H Y``, ``Omega^H T``, ``G^H Y``, ``G^H T``.
 
-``N`` is drawn tile by tile and never stored. Tiles are accumulated in double precision (products of
-single-precision numbers are exact there) and summed in one fixed tree, so neither memory nor the
-number of threads changes a bit of the result.
+``N`` is drawn tile by tile and never stored. Tiles are accumulated in double precision (see
+:mod:`skerch_ooc.stages.accumulate`) and summed in one fixed tree, so neither memory nor the number
+of threads changes a bit of the result.
 
 Tasks are aligned runs of tiles. Each publishes its partial sums and, where there are many column
 shards, its rows of the sketch in one shard per role (a rechunk in bounded memory). All that is
@@ -28,11 +28,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.stages.accumulate import (
+    Sums,
+    Workspace,
+    accumulate_tile,
+    sums_bytes,
+    tile_bytes,
+)
 from skerch_ooc.stages.drift import require_one_operator
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.linalg import mirrored
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range, aligned_runs, cut, levels, tree_sum
+from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources
@@ -51,19 +57,6 @@ SMALLEST_RUN = 5
 
 RECHUNK_ABOVE = 128
 """With more column shards than this, the merge writes row shards for the recovery to read."""
-
-
-@dataclass
-class Sums:
-    """The accumulators, of one tile or of many; ``c`` is the number of columns of all roles.
-
-    Attributes:
-        gram: ``Z^H Z``, ``(c, c)``; only its upper triangle is formed.
-        cross: ``N^H Z``, ``(c, c)``.
-    """
-
-    gram: Array
-    cross: Array
 
 
 @dataclass(frozen=True)
@@ -90,31 +83,18 @@ class Merged:
         return whole[self.columns[rows].slice, self.columns[columns].slice]
 
 
-def wide_dtype(plan: Plan) -> np.dtype[Any]:
-    """The dtype of the accumulators: float64, or complex128."""
-    return np.result_type(plan.identity.dtype, np.float64)
-
-
 def run_exponent(plan: Plan) -> int:
     """Merge tasks are runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
     tile = plan.identity.tile[0] * plan.products * np.dtype(plan.identity.dtype).itemsize
-    return max(SMALLEST_RUN, (10 * _sums_bytes(plan) // tile).bit_length())
-
-
-def _sums_bytes(plan: Plan) -> int:
-    return 2 * plan.products**2 * wide_dtype(plan).itemsize
+    return max(SMALLEST_RUN, (10 * sums_bytes(plan) // tile).bit_length())
 
 
 def merge_bytes(plan: Plan) -> tuple[int, int]:
     """Memory of the merge: bytes that are needed once, and bytes for each tile in flight."""
-    columns, wide = plan.products, wide_dtype(plan).itemsize
-    rows = min(plan.identity.tile[0], plan.identity.shape[0])
-    width = min(plan.identity.tile[1], columns)
-    narrow = np.dtype(plan.identity.dtype).itemsize
     tiles, longest = len(plan.tiles()), 1 << run_exponent(plan)
     partials = levels(min(tiles, longest)) + (levels(-(-tiles // longest)) if tiles > longest else 0)
-    noise = 2 * rows * width * wide
-    return partials * _sums_bytes(plan), rows * columns * (wide + narrow) + noise + _sums_bytes(plan)
+    # One more than the tree's partial sums: a finished tile that waits for its turn.
+    return (partials + 1) * sums_bytes(plan), tile_bytes(plan)
 
 
 class Merge:
@@ -177,7 +157,7 @@ class Merge:
         in_flight = tiles_in_flight("merge", resources, *merge_bytes(self.plan))
         self.folder.mkdir(parents=True, exist_ok=True)
         with progress.stage("merge", len(self._tiles), "tiles") as advance:
-            return tree_sum(self._partial_sums(in_flight, advance), _add)
+            return tree_sum(self._partial_sums(in_flight, advance), Sums.add)
 
     def _partial_sums(self, in_flight: int, advance: Advance) -> Iterator[Sums]:
         tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan)))
@@ -193,30 +173,23 @@ class Merge:
             yield sums
 
     def _sum_of_run(self, task: Range, in_flight: int, advance: Advance) -> Sums:
-        columns, wide = self.plan.products, wide_dtype(self.plan)
-        rows = min(self.plan.identity.tile[0], self.plan.identity.shape[0])
-        width = min(self.plan.identity.tile[1], columns)
-        # Zeros, because nothing is ever written below the diagonal blocks of a Gram matrix.
-        sums = Pool(lambda: Sums(np.zeros((columns, columns), wide), np.zeros((columns, columns),
-                                                                              wide)))  # fmt: skip
-        buffers = Pool(lambda: (np.empty((rows, columns), wide), np.empty((rows, width), wide)))
+        sums = Pool(lambda: Sums.zeros(self.plan))
+        spaces = Pool(lambda: Workspace.of(self.plan))
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}
 
             def sum_of_tile(number: int) -> Sums:
-                buffer, noise = buffers.take()
-                z = self.reader.read_tile(number, buffer)
+                space, tile = spaces.take(), sums.take()
+                z = self.reader.read_tile(number, space.z)
                 for role, writer in writers.items():
-                    assert writer.bulk is not None
-                    writer.bulk.write_rows(number - task.start, z[:, self._place(role)])
-                tile = sums.take()
-                accumulate_tile(self.plan, self._tiles[number], z, noise, tile)
-                buffers.give((buffer, noise))
+                    writer.write_rows(number - task.start, z[:, self.plan.columns[role].slice])
+                accumulate_tile(self.plan, self._tiles[number], z, space, tile)
+                spaces.give(space)
                 return tile
 
             def add(total: Sums, other: Sums) -> Sums:
-                total = _add(total, other)
+                total.add(other)
                 sums.give(other)
                 return total
 
@@ -230,9 +203,6 @@ class Merge:
                 rectangle = self._row_rectangle(role, task)
                 writer.publish(rectangle.identity(self.plan.run_id), provenance=provenance())
             return total
-
-    def _place(self, role: str) -> slice:
-        return self.plan.columns[role].slice
 
     def _row_rectangle(self, role: str, task: Range) -> Rectangle:
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
@@ -294,34 +264,3 @@ class Merge:
                 f"skerch-ooc merge {self.run.directory}"
             )
         return Sums(file.arrays["gram"], file.arrays["cross"])
-
-
-def _add(total: Sums, other: Sums) -> Sums:
-    total.gram += other.gram
-    total.cross += other.cross
-    return total
-
-
-def accumulate_tile(plan: Plan, rows: Range, z: Array, noise: Array, out: Sums) -> None:
-    """Forms the sums of one tile.
-
-    Args:
-        plan: The plan in force.
-        rows: The tile's rows.
-        z: The sketches of all roles, ``(len(rows), c)``, in double precision.
-        noise: A buffer for as many columns of a test matrix as a tile has.
-        out: Where they go; below its diagonal blocks ``out.gram`` is left as it is.
-    """
-    width = plan.identity.tile[1]
-    for role, place in plan.columns.items():
-        for piece in cut(place, width):
-            n = draw(
-                plan.identity.noise[role], plan.identity.seed, role, rows,
-                piece.shifted(-place.start), z.dtype, out=noise,
-            )  # fmt: skip
-            np.matmul(n.conj().T, z, out=out.cross[piece.slice])
-    for piece in cut(Range(0, z.shape[1]), width):
-        left = z[:, piece.slice]
-        # A real matrix times its own transpose is recognised by numpy, which computes half of it.
-        np.matmul(left.conj().T, left, out=out.gram[piece.slice, piece.slice])
-        np.matmul(left.conj().T, z[:, piece.stop :], out=out.gram[piece.slice, piece.stop :])

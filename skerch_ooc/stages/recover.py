@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.stages.merge import Merge, Merged, wide_dtype
+from skerch_ooc.stages.accumulate import wide_dtype
+from skerch_ooc.stages.merge import Merge, Merged
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Progress
@@ -25,7 +26,7 @@ from skerch_ooc.provenance import provenance
 from skerch_ooc.recovery import METHODS, Problem, Solution
 from skerch_ooc.resources import Resources, blas_threads
 from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import BulkWriter, Layout, SealedFile, sealed_writer
+from skerch_ooc.sealed import Layout, SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
@@ -193,8 +194,7 @@ def _write(
         sealed_writer(path, layout) as writer,
         progress.stage("vectors", len(plan.tiles()), "tiles") as advance,
     ):
-        assert writer.bulk is not None
-        stream = _VectorStream(plan, merged, solution, writer.bulk, probes)
+        stream = _VectorStream(plan, merged, solution, writer, probes)
 
         def counted(figures: TileFigures) -> TileFigures:
             advance(1)
@@ -224,10 +224,11 @@ class _VectorStream:
     """Computes and writes row tiles of the vectors."""
 
     def __init__(
-        self, plan: Plan, merged: Merged, solution: Solution, bulk: BulkWriter, probes: Array
+        self, plan: Plan, merged: Merged, solution: Solution, writer: SealedWriter, probes: Array
     ) -> None:
         self._reader = merged.reader
-        self._bulk = bulk
+        self._writer = writer
+        self._dtype = plan.identity.dtype
         self._probes = probes
         self._transform = np.ascontiguousarray(solution.transform)
         self._right = plan.columns["right"].slice
@@ -253,8 +254,8 @@ class _VectorStream:
         buffer, vectors = self._buffers.take()
         z = self._reader.read_tile(number, buffer)
         u = np.matmul(z[:, self._right], self._transform, out=vectors[: len(z)])
-        stored = u.astype(self._bulk.layout.dtype)
-        self._bulk.write_rows(number, stored)
+        stored = u.astype(self._dtype)
+        self._writer.write_rows(number, stored)
         u[:] = stored
         test = z[:, self._test]
         residual = test - u @ self._weights

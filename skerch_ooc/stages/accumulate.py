@@ -1,0 +1,221 @@
+"""The arithmetic of the merge on one row tile: ``Z^H Z`` and ``N^H Z``, in double precision.
+
+**Signs times single precision, exactly.** Where the test matrix holds signs and the sketch is in
+single precision, ``N^H Z`` is formed without any rounding but one: each column of the tile is
+rounded to integers of 30 bits and a sign (a power of two below its largest entry; the error is a
+hundredth of that of single precision itself), and sums of 4096 such integers are exact. So the
+result is the same on every processor, whichever way the integers are multiplied:
+
+* as doubles, by any BLAS: all partial sums stay below 2^53;
+* as four balanced digits in base 256, by the 8-bit integer units that processors have for neural
+  networks (used where torch is loaded and finds them): several times faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.noise import draw
+from skerch_ooc.partition import Range, cut
+from skerch_ooc.spec import Plan
+
+Array = npt.NDArray[Any]
+
+SIGN_NOISES = ("rademacher",)
+_INTEGER_BITS = 30
+_DIGIT_BIAS = np.uint32(0x80808080)
+
+
+@dataclass
+class Sums:
+    """The accumulators, of one tile or of many; ``c`` is the number of columns of all roles.
+
+    Attributes:
+        gram: ``Z^H Z``, ``(c, c)``; below its diagonal blocks it is zero until it is mirrored.
+        cross: ``N^H Z``, ``(c, c)``.
+    """
+
+    gram: Array
+    cross: Array
+
+    @classmethod
+    def zeros(cls, plan: Plan) -> Sums:
+        """Empty accumulators for a plan."""
+        shape, dtype = (plan.products, plan.products), wide_dtype(plan)
+        return cls(np.zeros(shape, dtype), np.zeros(shape, dtype))
+
+    def add(self, other: Sums) -> Sums:
+        """Adds the sums over further tiles to these."""
+        self.gram += other.gram
+        self.cross += other.cross
+        return self
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Buffers for one tile in flight.
+
+    Attributes:
+        z: The sketches of all roles, ``(rows, c)``, in double precision.
+        noise: Columns of a test matrix, ``(rows, 512)``, in double precision.
+    """
+
+    z: Array
+    noise: Array
+
+    @classmethod
+    def of(cls, plan: Plan) -> Workspace:
+        """Buffers that fit the tiles of a plan."""
+        rows = min(plan.identity.tile[0], plan.identity.shape[0])
+        wide = wide_dtype(plan)
+        width = min(plan.identity.tile[1], plan.products)
+        return cls(np.empty((rows, plan.products), wide), np.empty((rows, width), wide))
+
+
+def wide_dtype(plan: Plan) -> np.dtype[Any]:
+    """The dtype of the accumulators: float64, or complex128."""
+    return np.result_type(plan.identity.dtype, np.float64)
+
+
+def sums_bytes(plan: Plan) -> int:
+    """Bytes of the accumulators."""
+    return 2 * plan.products**2 * wide_dtype(plan).itemsize
+
+
+def tile_bytes(plan: Plan) -> int:
+    """Bytes that one tile in flight needs, its sums included."""
+    columns, wide = plan.products, wide_dtype(plan).itemsize
+    rows = min(plan.identity.tile[0], plan.identity.shape[0])
+    width = min(plan.identity.tile[1], columns)
+    narrow = np.dtype(plan.identity.dtype).itemsize
+    # Besides the workspace: the tile as it is read, or its digits; a temporary of one block.
+    return rows * columns * (wide + narrow) + 2 * rows * width * wide + sums_bytes(plan)
+
+
+def accumulate_tile(plan: Plan, rows: Range, z: Array, space: Workspace, out: Sums) -> None:
+    """Forms the sums of one tile.
+
+    Args:
+        plan: The plan in force.
+        rows: The tile's rows.
+        z: The filled part of ``space.z``, ``(len(rows), c)``. Its content is lost.
+        space: The buffers.
+        out: Where the sums go; below its diagonal blocks ``out.gram`` is left as it is.
+    """
+    width = plan.identity.tile[1]
+    for piece in cut(Range(0, z.shape[1]), width):
+        left = z[:, piece.slice]
+        # A real matrix times its own transpose is recognised by numpy, which computes half of it.
+        np.matmul(left.conj().T, left, out=out.gram[piece.slice, piece.slice])
+        np.matmul(left.conj().T, z[:, piece.stop :], out=out.gram[piece.slice, piece.stop :])
+    exact = [role for role in plan.columns if _is_exact(plan, role)]
+    for role in plan.columns:
+        if role not in exact:
+            for piece in cut(plan.columns[role], width):
+                noise = _draw(plan, role, rows, piece, z.dtype, space.noise)
+                np.matmul(noise.conj().T, z, out=out.cross[piece.slice])
+    if exact:
+        # Real and imaginary parts are columns of their own: signs are real.
+        real, target = z.view(np.float64), out.cross.view(np.float64)
+        units = _round_to_integers(real)
+        multiply = _Digits(real) if _has_integer_units() else _Doubles(real)
+        for role in exact:
+            for piece in cut(plan.columns[role], width):
+                multiply.signs(plan, role, rows, piece, space.noise, target[piece.slice])
+                target[piece.slice] *= units
+
+
+def _is_exact(plan: Plan, role: str) -> bool:
+    single = plan.identity.dtype in ("float32", "complex64")
+    return single and plan.identity.noise[role] in SIGN_NOISES
+
+
+def _draw(
+    plan: Plan, role: str, rows: Range, piece: Range, dtype: npt.DTypeLike, out: Array | None
+) -> Array:
+    """The columns of a role's test matrix that stand at ``piece`` in the Gram matrices."""
+    identity = plan.identity
+    columns = piece.shifted(-plan.columns[role].start)
+    return draw(identity.noise[role], identity.seed, role, rows, columns, dtype, out=out)
+
+
+def _round_to_integers(z: Array) -> Array:
+    """Rounds each column, in place, to integers below ``2^30`` times its unit.
+
+    Returns:
+        The unit of each column, a power of two.
+    """
+    largest = np.maximum(z.max(axis=0), -z.min(axis=0))
+    exponents = np.frexp(largest)[1] - _INTEGER_BITS
+    z *= np.ldexp(1.0, -exponents)
+    np.rint(z, out=z)
+    return np.asarray(np.ldexp(1.0, exponents))
+
+
+class _Doubles:
+    """Multiplies integers as doubles."""
+
+    def __init__(self, z: Array) -> None:
+        self._z = z
+
+    def signs(
+        self, plan: Plan, role: str, rows: Range, piece: Range, noise: Array, out: Array
+    ) -> None:
+        """Writes ``N^T Z`` for the columns ``piece`` of ``N`` to ``out``."""
+        signs = _draw(plan, role, rows, piece, np.float64, noise.view(np.float64))
+        np.matmul(signs.T, self._z, out=out)
+
+
+class _Digits:
+    """Multiplies integers as four balanced digits in base 256, with 8-bit integer units."""
+
+    def __init__(self, z: Array) -> None:
+        import torch
+
+        # Adding 128 to each byte and taking it off again as a sign makes -128..127 of 0..255.
+        biased = z.astype(np.int32).view(np.uint32)
+        biased += _DIGIT_BIAS
+        biased ^= _DIGIT_BIAS
+        self._digits = torch.from_numpy(biased.astype("<u4", copy=False).view(np.int8))
+        self._scratch = np.empty(z.shape[1])
+
+    def signs(
+        self,
+        plan: Plan,
+        role: str,
+        rows: Range,
+        piece: Range,
+        noise: Array,  # noqa: ARG002 (signs of one byte each have a buffer of their own)
+        out: Array,
+    ) -> None:
+        """Writes ``N^T Z`` for the columns ``piece`` of ``N`` to ``out``."""
+        import torch
+
+        signs = torch.from_numpy(_draw(plan, role, rows, piece, np.int8, None))
+        sums = torch._int_mm(signs.T, self._digits).numpy()
+        np.copyto(out, sums[:, 3::4])
+        for digit in (2, 1, 0):
+            out *= 256.0
+            out += sums[:, digit::4]
+
+
+@cache
+def _has_integer_units() -> bool:
+    """Whether torch is loaded, finds 8-bit integer units, and multiplies rightly with them."""
+    torch = sys.modules.get("torch")
+    capabilities = getattr(getattr(torch, "cpu", None), "get_capabilities", dict)()
+    if not capabilities.get("avx512_vnni") or not hasattr(torch, "_int_mm"):
+        return False
+    left = np.arange(-32, 32, dtype=np.int8).reshape(8, 8)
+    right = np.arange(64, dtype=np.int8).reshape(8, 8) * 2 - 64
+    try:
+        product = torch._int_mm(torch.from_numpy(left).T, torch.from_numpy(right)).numpy()  # type: ignore[union-attr]
+    except RuntimeError:
+        return False
+    return bool((product == left.T.astype(np.int32) @ right.astype(np.int32)).all())
