@@ -1,0 +1,82 @@
+"""What the tests share: operators that can be named by factories, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+FACTORIES = HERE / "factories.py"
+
+
+def write_spec(folder: Path, factory: str, measurements: int, *, name: str = "spec.toml", **more):
+    """Writes a spec file for a factory of tests/factories.py; nested tables as keywords."""
+    tables = {"operator": {"factory": f"{FACTORIES}:{factory}"}}
+    top = {"measurements": measurements}
+    for key, value in more.items():
+        if isinstance(value, dict):
+            tables.setdefault(key, {}).update(value)
+        else:
+            top[key] = value
+    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
+    for section, values in tables.items():
+        nested = {k: v for k, v in values.items() if isinstance(v, dict)}
+        lines.append(f"[{section}]")
+        lines += [f"{k} = {json.dumps(v)}" for k, v in values.items() if k not in nested]
+        for sub, inner in nested.items():
+            lines.append(f"[{section}.{sub}]")
+            lines += [f"{k} = {json.dumps(v)}" for k, v in inner.items()]
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class CommandLine:
+    """Runs ``skerch-ooc`` in a process of its own, with one thread."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+
+    def start(self, *arguments: object, **options) -> subprocess.Popen:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "skerch_ooc", *map(str, arguments)],
+            cwd=self.cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def ooc_command(tmp_path: Path) -> CommandLine:
+    """The command line, run in the test's own folder."""
+    return CommandLine(tmp_path)
+
+
+@pytest.fixture
+def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list]]:
+    """Where the factories of these tests log each call (also from other processes)."""
+    path = tmp_path / "calls.log"
+    monkeypatch.setenv("SKERCH_OOC_TEST_LOG", str(path))
+
+    def calls() -> list[dict]:
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    yield calls

@@ -1,0 +1,127 @@
+"""Operators that the tests name by factories, so that other processes can build them too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import torch
+
+from skerch_ooc.operators.synthetic import decaying
+
+
+def log_call(width: int) -> None:
+    """Notes a call in the file that the test named, from whatever process."""
+    path = os.environ.get("SKERCH_OOC_TEST_LOG")
+    if path:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, (json.dumps({"pid": os.getpid(), "width": width}) + "\n").encode())
+        os.close(descriptor)
+
+
+class Matrix:
+    """A dense matrix, with a log of its calls and faults on demand."""
+
+    def __init__(self, matrix: torch.Tensor, delay: float = 0.0, **faults: int) -> None:
+        self.matrix = matrix
+        self.shape = tuple(matrix.shape)
+        self.delay = delay
+        self.faults = faults
+        self.calls = 0
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        log_call(x.shape[1])
+        self.calls += 1
+        time.sleep(self.delay)
+        y = self.matrix @ x
+        if self.calls > self.faults.get("drift_after", 10**9):
+            y = y * (1 + 1e-4)
+        if self.calls > self.faults.get("nan_after", 10**9):
+            y[0, 0] = float("nan")
+        if self.calls > self.faults.get("fail_after", 10**9):
+            raise ValueError("no more products today")
+        return y
+
+
+def dense(n: int, kind: str = "decay", dtype: str = "float64", seed: int = 0) -> torch.Tensor:
+    """A Hermitian matrix: of decaying spectrum, of small integers, or flat."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "integers":
+        whole = torch.randint(-8, 9, (n, n), generator=generator)
+        return (whole + whole.T).to(getattr(torch, dtype))
+    wide = torch.complex128 if dtype.startswith("complex") else torch.float64
+    q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=wide))[0]
+    index = torch.arange(n, dtype=torch.float64)
+    size = {"decay": 10 ** (-0.05 * index), "poly": 1 / (1 + index), "flat": 1 + 0 * index}[kind]
+    values = torch.where(torch.arange(n) % 3 == 1, -size, size)
+    return ((q * values) @ q.mH).to(getattr(torch, dtype))
+
+
+def matrix(n: int = 200, kind: str = "decay", dtype: str = "float32", delay: float = 0.0, **faults):
+    """A dense matrix as an operator."""
+    return Matrix(dense(n, kind, dtype), delay, **faults)
+
+
+def numpy_matrix(n: int = 200, dtype: str = "float32") -> np.ndarray:
+    """A plain numpy array."""
+    return dense(n, "decay", dtype).numpy()
+
+
+def not_hermitian(n: int = 200):
+    """A matrix that is not Hermitian."""
+    return Matrix(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))
+
+
+def noisy(n: int = 200):
+    """An operator that differs from call to call, as dropout does."""
+
+    class Noisy(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().__matmul__(x)
+            return y + 0.01 * torch.randn(y.shape, generator=self.generator)
+
+    operator = Noisy(dense(n, dtype="float32"))
+    operator.generator = torch.Generator().manual_seed(0)
+    return operator
+
+
+def wrong_dtype(n: int = 200):
+    """Returns float64 for float32."""
+
+    class Wrong(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__matmul__(x).double()
+
+    return Wrong(dense(n, dtype="float32"))
+
+
+def wrong_shape(n: int = 200):
+    """Returns one row too few."""
+
+    class Wrong(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return super().__matmul__(x)[1:]
+
+    return Wrong(dense(n, dtype="float32"))
+
+
+def rectangular(n: int = 200):
+    """A matrix that is not square."""
+    return Matrix(torch.zeros(n, n + 1))
+
+
+def no_shape():
+    """No operator at all."""
+    return object()
+
+
+def broken():
+    """A factory that fails."""
+    raise RuntimeError("the weights are not there")
+
+
+def synthetic(n: int = 20000, rank: int = 30, dtype: str = "float32"):
+    """A large operator at no cost."""
+    return decaying(n, rank, dtype=dtype)
