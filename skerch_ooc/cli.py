@@ -290,6 +290,15 @@ def _say_stopped(progress: Progress) -> None:
     progress.say("stopped in good order; the same command goes on where it stopped")
 
 
+def _show_warnings() -> None:
+    """Sends this package's own warnings, not those of the libraries below, to standard error."""
+    logger = logging.getLogger("skerch_ooc")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+
+
 def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command.
 
@@ -300,8 +309,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         The exit code: see :mod:`skerch_ooc.errors`; 130 after Ctrl-C, 1 for other failures of the
         system. A bug of ours shows its traceback.
     """
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
-    logging.getLogger("skerch_ooc").setLevel(logging.WARNING)
+    _show_warnings()
     try:
         code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.partition import Range, cut
 
 Array = npt.NDArray[Any]
@@ -67,7 +68,7 @@ def draw(
         1``.
     """
     shape = (len(rows), len(columns))
-    out = np.empty(shape, dtype) if out is None else out[: shape[0], : shape[1]]
+    out = empty_aligned(shape, dtype) if out is None else out[: shape[0], : shape[1]]
     if out.size:
         _FILL[noise](out, seed, role, rows, columns)
     return out

@@ -220,7 +220,7 @@ def _create_bulk(path: Path, layout: Layout) -> int:
     settings.set_fill_value(np.array(np.nan, layout.stored_dtype))
     if layout.chunked:
         settings.set_chunk(layout.tile)
-    with h5py.File(path, "x", libver=LIBVER, userblock_size=SEAL_BYTES, locking=False) as file:
+    with _writable(path, "x", userblock_size=SEAL_BYTES) as file:
         dataset = h5py.Dataset(
             h5py.h5d.create(
                 file.id,
@@ -232,8 +232,20 @@ def _create_bulk(path: Path, layout: Layout) -> int:
         )
         extent = _extent(dataset)
     if extent is None or extent.length != layout.length:
-        raise RuntimeError(f"HDF5 did not lay out {layout} in one run: {extent}")
+        raise AssertionError(f"HDF5 did not lay out {layout} in one run: {extent}")
     return extent.offset
+
+
+@contextlib.contextmanager
+def _writable(path: Path, mode: str, userblock_size: int | None) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for writing; failures to write are OSError, on closing too."""
+    try:
+        with h5py.File(
+            path, mode, libver=LIBVER, userblock_size=userblock_size, locking=False
+        ) as file:
+            yield file
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _extent(dataset: h5py.Dataset) -> Extent | None:
@@ -317,10 +329,7 @@ class SealedWriter:
         extent = Extent(0, 0)
         if self.bulk:
             identity["bulk"] = self.bulk.finish()
-        with h5py.File(
-            self.private, "a", libver=LIBVER, locking=False,
-            userblock_size=None if self.bulk else SEAL_BYTES,
-        ) as file:  # fmt: skip
+        with _writable(self.private, "a", None if self.bulk else SEAL_BYTES) as file:
             for name, array in (arrays or {}).items():
                 file.create_dataset(name, data=np.asarray(array))
             file.create_dataset("identity", data=np.bytes_(canonical_json(identity)))
@@ -405,10 +414,12 @@ class SealedFile:
         provenance: When, where and with what it was made.
         arrays: Its small datasets.
         layout: Its bulk, if it has one.
+        advice: What to do if a tile turns out to be altered; ends the error message.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.advice = ""
         seal = read_seal(path)
         self._offset = seal.bulk.offset
         self.layout: Layout | None = None
@@ -457,6 +468,7 @@ class SealedFile:
             rows, columns = layout.row_tiles[row], layout.column_tiles[column]
             raise CorruptError(
                 f"{self.path} was altered: wrong checksum in rows {rows}, columns {columns}"
+                f"{self.advice}"
             )
         return tile[: len(layout.row_tiles[row]), : len(layout.column_tiles[column])]
 

@@ -221,13 +221,15 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     """
     path = folder / rectangle.name
     again = f"skerch-ooc {'measure' if folder == run.shards else 'merge'} {run.directory}"
+    advice = f". To make it anew: rm {path} && {again}"
     try:
         file = SealedFile(path)
         check_identity(file, rectangle, run.plan)
     except FileNotFoundError:
         raise IncompleteError(f"{path} is gone; make it again with: {again}") from None
     except CorruptError as error:
-        raise CorruptError(f"{error}. To make it anew: rm {path} && {again}") from error
+        raise CorruptError(f"{error}{advice}") from error
+    file.advice = advice
     return file
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ import torch
 from skerch_ooc.operators.synthetic import decaying
 
 
-def log_call(width: int) -> None:
+def log_call(x: torch.Tensor) -> None:
     """Notes a call in the file that the test named, from whatever process."""
     path = os.environ.get("SKERCH_OOC_TEST_LOG")
     if path:
+        call = {"pid": os.getpid(), "width": x.shape[1], "crc": zlib.crc32(x.numpy().tobytes())}
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, (json.dumps({"pid": os.getpid(), "width": width}) + "\n").encode())
+        os.write(descriptor, (json.dumps(call) + "\n").encode())
         os.close(descriptor)
 
 
@@ -32,7 +34,7 @@ class Matrix:
         self.calls = 0
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
-        log_call(x.shape[1])
+        log_call(x)
         self.calls += 1
         time.sleep(self.delay)
         y = self.matrix @ x
@@ -62,6 +64,16 @@ def dense(n: int, kind: str = "decay", dtype: str = "float64", seed: int = 0) ->
 def matrix(n: int = 200, kind: str = "decay", dtype: str = "float32", delay: float = 0.0, **faults):
     """A dense matrix as an operator."""
     return Matrix(dense(n, kind, dtype), delay, **faults)
+
+
+def columnwise(n: int = 200, kind: str = "decay", dtype: str = "float32"):
+    """A dense matrix that is applied to one column after the other."""
+
+    class Columnwise(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.matrix @ column for column in x.T.contiguous()], dim=1)
+
+    return Columnwise(dense(n, kind, dtype))
 
 
 def numpy_matrix(n: int = 200, dtype: str = "float32") -> np.ndarray:
@@ -122,6 +134,20 @@ def broken():
     raise RuntimeError("the weights are not there")
 
 
-def synthetic(n: int = 20000, rank: int = 30, dtype: str = "float32"):
+class Logged:
+    """Another operator, with a log of its calls."""
+
+    def __init__(self, operator, delay: float) -> None:
+        self.operator = operator
+        self.shape = operator.shape
+        self.delay = delay
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        log_call(x)
+        time.sleep(self.delay)
+        return self.operator @ x
+
+
+def synthetic(n: int = 20000, rank: int = 30, dtype: str = "float32", delay: float = 0.0):
     """A large operator at no cost."""
-    return decaying(n, rank, dtype=dtype)
+    return Logged(decaying(n, rank, dtype=dtype), delay)

@@ -79,7 +79,7 @@ class Dask:
                     range(_IN_FLIGHT_PER_WORKER * self.workers), waiting, strict=False
                 )
             ]
-            flying = as_completed(first)
+            flying = as_completed(first, loop=client.loop)
             for future in flying:
                 result = future.result()
                 future.release()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import DriftError, OperatorError
 from skerch_ooc.noise import draw
 from skerch_ooc.operators.adapters import Product, norm, tolerance
@@ -132,7 +133,9 @@ def _vectors(product: Product, seed: int, columns: Range) -> Array:
 def _timed(product: Callable[[Array], Array], x: Array) -> tuple[Array, float, int]:
     """Applies the operator; also the seconds it took, and the peak memory of the process."""
     start = time.perf_counter()
-    y = product(np.ascontiguousarray(x))
+    copied = empty_aligned(x.shape, x.dtype)
+    copied[:] = x
+    y = product(copied)
     return y, time.perf_counter() - start, peak_memory()
 
 

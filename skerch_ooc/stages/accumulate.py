@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.spec import Plan
@@ -75,7 +76,7 @@ class Workspace:
         rows = min(plan.identity.tile[0], plan.identity.shape[0])
         wide = wide_dtype(plan)
         width = min(plan.identity.tile[1], plan.products)
-        return cls(np.empty((rows, plan.products), wide), np.empty((rows, width), wide))
+        return cls(empty_aligned((rows, plan.products), wide), empty_aligned((rows, width), wide))
 
 
 def wide_dtype(plan: Plan) -> np.dtype[Any]:

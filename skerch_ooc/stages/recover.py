@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import CorruptError, UsageError
 from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.merge import Merge, Merged
@@ -240,8 +241,8 @@ class _VectorStream:
         wide = wide_dtype(plan)
         self._buffers = Pool(
             lambda: (
-                np.empty((rows, plan.products), wide),
-                np.empty((rows, len(solution.values)), wide),
+                empty_aligned((rows, plan.products), wide),
+                empty_aligned((rows, len(solution.values)), wide),
             )
         )
 

@@ -1,0 +1,44 @@
+"""What a run says, in a form that can be compared: all but times, hosts and versions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from skerch_ooc.partition import Range
+from skerch_ooc.sealed import SealedFile
+
+
+def file_contents(path: Path, identity: bool = True) -> dict[str, str]:
+    """Hashes of the identity and of each dataset of a sealed file."""
+    file = SealedFile(path)
+    found = {name: sha(array.tobytes()) for name, array in file.arrays.items()}
+    if file.layout is not None:
+        whole = file.read(Range(0, file.layout.shape[0]), Range(0, file.layout.shape[1]))
+        found[file.layout.name] = sha(whole.tobytes())
+    if identity:
+        found["identity"] = sha(repr(file.identity).encode())
+    return found
+
+
+def run_contents(run: Path) -> dict[str, dict[str, str]]:
+    """The contents of all files of a run, by their paths within it."""
+    return {
+        str(path.relative_to(run)): file_contents(path)
+        for path in sorted(run.glob("**/*.h5"))
+        if not path.name.startswith(".")
+    }
+
+
+def answer(run: Path) -> dict[str, dict[str, str]]:
+    """The merged sums and the results, whatever the shards they were made of."""
+    total = next(run.glob("sketch/*/total.h5"))
+    return {
+        path.name: file_contents(path, identity=False)
+        for path in (total, run / "results/default/eigh.h5")
+    }
+
+
+def sha(data: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(data).hexdigest()[:16]

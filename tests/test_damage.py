@@ -1,0 +1,217 @@
+"""Damaged, missing, foreign, swapped shards: named, never a number."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from conftest import CommandLine, write_spec
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run and a measured one, to be copied by each test."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = CommandLine(folder)
+    spec = write_spec(folder, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
+    assert command("run", spec, "--run", "finished").returncode == 0
+    command("plan", spec, "--run", "measured")
+    command("measure", "measured")
+    return folder
+
+
+@pytest.fixture
+def measured(finished, ooc_command):
+    """A fresh copy of the measured run."""
+    shutil.copytree(finished / "measured", ooc_command.cwd / "run")
+    shutil.copy(finished / "spec.toml", ooc_command.cwd / "spec.toml")
+    return ooc_command.cwd / "run"
+
+
+def shards(run):
+    return sorted((run / "shards").glob("right.*.h5"))
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def foreign(run, finished):
+    command = CommandLine(run.parent)
+    command("plan", "spec.toml", "--run", "other", "--set", "seed=9")
+    command("measure", "other")
+    shutil.copy(run.parent / "other/shards" / shards(run)[1].name, shards(run)[1])
+
+
+def swapped(run, finished):
+    a, b = shards(run)[:2]
+    os.rename(a, run / "x")
+    os.rename(b, a)
+    os.rename(run / "x", b)
+
+
+def linked(run, finished):
+    path = shards(run)[1]
+    os.rename(path, run / "moved.h5")
+    path.symlink_to(run / "moved.h5")
+
+
+DAMAGE = {
+    "seal altered": (lambda run, _: flip(shards(run)[1], 30), 5),
+    "metadata altered": (lambda run, _: flip(shards(run)[1], 700), 5),
+    "data altered": (lambda run, _: flip(shards(run)[1], 6000), 5),
+    "last byte altered": (lambda run, _: flip(shards(run)[1], -1), 5),
+    "truncated": (lambda run, _: os.truncate(shards(run)[1], 5000), 5),
+    "emptied": (lambda run, _: os.truncate(shards(run)[1], 0), 5),
+    "foreign": (foreign, 5),
+    "swapped": (swapped, 5),
+    "symbolic link": (linked, 5),
+    "deleted": (lambda run, _: os.unlink(shards(run)[1]), 4),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_merge_names_the_shard(ooc_command, measured, finished, kind):
+    name = shards(measured)[1].name
+    columns = name.split(".")[2].removeprefix("c")
+    damage, code = DAMAGE[kind]
+    damage(measured, finished)
+    done = ooc_command("merge", "run")
+    assert done.returncode == code
+    named = {name, shards(measured)[0].name} if kind == "swapped" else {name, f"right {columns}"}
+    assert any(text in done.stderr for text in named)
+    assert not list((measured / "sketch").glob("*/total.h5"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, code) in DAMAGE.items() if code == 5])
+def test_verify_names_the_shard(ooc_command, measured, finished, kind):
+    name = shards(measured)[1].name
+    DAMAGE[kind][0](measured, finished)
+    done = ooc_command("verify", "run")
+    assert (done.returncode, name in done.stderr) == (5, True)
+
+
+def test_intact_run_verifies(ooc_command, finished):
+    assert ooc_command("verify", finished / "finished").returncode == 0
+
+
+def test_deleted_shard_is_measured_again_and_nothing_else(
+    ooc_command, measured, call_log, finished
+):
+    lost = shards(measured)[1]
+    before = lost.read_bytes()
+    lost.unlink()
+    assert ooc_command("measure", "run").returncode == 0
+    # One product to compare with the fingerprint, 16 for the shard.
+    assert [call["width"] for call in call_log()] == [1, 16]
+    with_provenance = lost.read_bytes()
+    assert with_provenance[4096:12000] == before[4096:12000]
+
+
+def test_advice_for_a_corrupt_shard_mends_it(ooc_command, measured, finished):
+    flip(shards(measured)[1], 6000)
+    message = ooc_command("merge", "run").stderr
+    remove = message.split("To make it anew: rm ")[1].split(" && ")[0]
+    (ooc_command.cwd / remove).unlink()
+    assert ooc_command("measure", "run").returncode == 0
+    ooc_command("recover", "run")
+    ooc_command("assess", "run")
+    mended = json.loads((measured / "results/default/assessment.json").read_text())
+    undisturbed = finished / "finished/results/default/assessment.json"
+    assert mended["error"] == json.loads(undisturbed.read_text())["error"]
+
+
+def test_stranger_among_the_shards_is_left_alone_but_shown(ooc_command, measured):
+    (measured / "shards/notes.txt").write_text("mine")
+    assert "notes.txt" in ooc_command("status", "run").stdout
+    assert ooc_command("merge", "run").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "pattern", ["results/default/eigh.h5", "sketch/*/total.h5"], ids=["result", "sums"]
+)
+def test_altered_output_is_named(ooc_command, finished, pattern):
+    shutil.copytree(finished / "finished", ooc_command.cwd / "run")
+    path = next((ooc_command.cwd / "run").glob(pattern))
+    flip(path, path.stat().st_size // 2)
+    done = ooc_command("verify", "run")
+    assert (done.returncode, path.name in done.stderr) == (5, True)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "plan.d/0001.json", "fingerprint.json"])
+def test_altered_plan_is_refused(ooc_command, measured, name):
+    path = measured / name
+    text = path.read_text()
+    path.write_text(text.replace("1", "2", 1))
+    done = ooc_command("measure", "run")
+    if name == "fingerprint.json":
+        shards(measured)[0].unlink()
+        done = ooc_command("measure", "run")
+    assert done.returncode in (2, 5)
+    assert path.name in done.stderr
+
+
+def test_changed_operator_is_refused_before_any_product_is_wasted(ooc_command, call_log):
+    factory = ooc_command.cwd / "mine.py"
+    factory.write_text("import torch\n\ndef make():\n    return torch.eye(64) * 1.0\n")
+    spec = write_spec(ooc_command.cwd, "", 20, operator={"factory": "mine.py:make"})
+    ooc_command("plan", spec, "--run", "run")
+    factory.write_text("import torch\n\ndef make():\n    return torch.eye(64) * 1.0001\n")
+    done = ooc_command("measure", "run")
+    assert done.returncode == 5
+    assert "not the one that the run started with" in done.stderr
+    assert not list((ooc_command.cwd / "run/shards").iterdir())
+
+
+def test_factory_with_other_text_but_the_same_products_goes_on_with_a_warning(ooc_command):
+    factory = ooc_command.cwd / "mine.py"
+    factory.write_text("import torch\n\ndef make():\n    return torch.eye(64)\n")
+    spec = write_spec(ooc_command.cwd, "", 20, operator={"factory": "mine.py:make"})
+    ooc_command("plan", spec, "--run", "run")
+    factory.write_text("import torch  # a remark\n\ndef make():\n    return torch.eye(64)\n")
+    done = ooc_command("measure", "run")
+    assert done.returncode == 0
+    assert "has changed since the run was planned" in done.stderr
+
+
+def test_weights_that_change_while_measuring_are_found_at_merge(ooc_command):
+    # Three calls of the probe, then nine blocks; the last three shards are of another operator.
+    spec = write_spec(
+        ooc_command.cwd, "matrix", 144, operator={"args": {"n": 400, "drift_after": 9}},
+        sketch={"test_measurements": 16, "block": 16},
+    )  # fmt: skip
+    done = ooc_command("run", spec, "--run", "run")
+    assert done.returncode == 5
+    named = {name for name in os.listdir(ooc_command.cwd / "run/shards") if name in done.stderr}
+    assert named == {
+        "right.p0.c96-112.r0-400.h5", "right.p0.c112-128.r0-400.h5",
+        "right.p0.c128-144.r0-400.h5", "test.p0.c0-16.r0-400.h5",
+    }  # fmt: skip
+
+
+def test_weights_changed_between_two_jobs_are_found(ooc_command):
+    factory = ooc_command.cwd / "mine.py"
+    text = (
+        "import sys\nsys.path.insert(0, {tests!r})\nfrom factories import Matrix, dense\n\n"
+        "def make():\n    return Matrix(dense(400, dtype='float32') * {scale})\n"
+    )
+    tests = os.path.dirname(__file__)
+    factory.write_text(text.format(tests=tests, scale=1.0))
+    spec = write_spec(
+        ooc_command.cwd, "", 64, operator={"factory": "mine.py:make"},
+        sketch={"test_measurements": 16, "block": 16},
+    )  # fmt: skip
+    ooc_command("plan", spec, "--run", "run")
+    ooc_command("measure", "run")
+    lost = ooc_command.cwd / "run/shards/right.p0.c16-32.r0-400.h5"
+    lost.unlink()
+    factory.write_text(text.format(tests=tests, scale=1.0001))
+    # Somebody silences the fingerprint, to get on with it.
+    (ooc_command.cwd / "run/fingerprint.json").unlink()
+    assert ooc_command("measure", "run").returncode == 0
+    done = ooc_command("merge", "run")
+    assert (done.returncode, lost.name in done.stderr) == (5, True)

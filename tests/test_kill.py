@@ -1,0 +1,138 @@
+"""SIGKILL at random moments: nothing published is lost, no product of it is repeated."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+import zlib
+
+import pytest
+from conftest import CommandLine, write_spec
+from contents import run_contents
+
+from skerch_ooc.noise import draw
+from skerch_ooc.rundir import open_run
+from skerch_ooc.shards import list_shards
+
+STAGES = ["measure", "merge", "vectors"]
+SIZE = {"n": 30000, "rank": 30, "delay": 0.05}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run as it is when nobody interferes, and how long each stage takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_spec(
+        folder, "synthetic", 320, operator={"args": SIZE},
+        sketch={"test_measurements": 12, "block": 16}, recovery={"rank": 200},
+    )  # fmt: skip
+    command = CommandLine(folder)
+    done = command("run", spec, "--run", "run", "--threads", 1)
+    assert done.returncode == 0
+    seconds = {
+        stage: float(line.split(" in ")[1].removesuffix(" s"))
+        for line in done.stderr.splitlines()
+        for stage in STAGES
+        if f"{stage}: done in" in line
+    }
+    return spec, run_contents(folder / "run"), seconds
+
+
+def start_and_kill(command, arguments, stage: str, delay: float) -> bool:
+    """Starts a command, waits until a stage begins, kills; whether it was killed in time."""
+    process = command.start(*arguments)
+    try:
+        for line in process.stderr:
+            if f" {stage}: " in line:
+                break
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.stdout.close()
+        process.stderr.close()
+        code = process.wait()
+    return code == -signal.SIGKILL
+
+
+def kill_often(command, undisturbed, stage: str, kills: int, calls) -> None:
+    spec, expected, seconds = undisturbed
+    arguments = ("run", spec, "--run", "run", "--threads", 1)
+    run = command.cwd / "run"
+    chance = random.Random(stage)
+    published_at_kill = []
+    done = 0
+    while done < kills:
+        if (run / "results/default/eigh.h5").exists():
+            (run / "results/default/eigh.h5").unlink()
+        if stage == "merge":
+            for path in run.glob("sketch/*/*.h5"):
+                path.unlink()
+        if stage == "measure":
+            for shard in list_shards(run / "shards"):
+                # What was published before the last kill stays; the rest is measured again.
+                if chance.random() < 0.3:
+                    (run / "shards" / shard.name).unlink()
+        done += start_and_kill(command, arguments, stage, chance.uniform(0, seconds[stage]))
+        published_at_kill.append((len(calls()), list_shards(run / "shards")))
+    assert command(*arguments).returncode == 0
+    assert run_contents(run) == expected
+    if stage != "measure":
+        require_no_repetition(run, published_at_kill, calls())
+
+
+def require_no_repetition(run, published_at_kill, calls) -> None:
+    identity = open_run(run).plan.identity
+    height = published_at_kill[0][1][0].rows
+    crcs = {
+        shard: zlib.crc32(
+            draw(identity.noise[shard.role], identity.seed, shard.role, height, shard.columns,
+                 identity.dtype).tobytes()
+        )
+        for shard in published_at_kill[-1][1]
+    }  # fmt: skip
+    for position, shards in published_at_kill:
+        later = {call["crc"] for call in calls[position:]}
+        assert not later & {crcs[shard] for shard in shards}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_stage_ends_with_the_files_of_an_undisturbed_run(
+    ooc_command, undisturbed, stage, call_log
+):
+    kill_often(ooc_command, undisturbed, stage, 3, call_log)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_killed_twenty_times(ooc_command, undisturbed, stage, call_log):
+    kill_often(ooc_command, undisturbed, stage, 20, call_log)
+
+
+def test_no_product_of_a_published_shard_is_repeated_however_often_measuring_is_killed(
+    ooc_command, undisturbed, call_log
+):
+    spec, expected, seconds = undisturbed
+    chance = random.Random(5)
+    published_at_kill = []
+    arguments = ("run", spec, "--run", "run", "--threads", 1)
+    for _ in range(4):
+        start_and_kill(ooc_command, arguments, "measure", chance.uniform(0, seconds["measure"] / 4))
+        published_at_kill.append((len(call_log()), list_shards(ooc_command.cwd / "run/shards")))
+    assert ooc_command(*arguments).returncode == 0
+    require_no_repetition(ooc_command.cwd / "run", published_at_kill, call_log())
+    # At most one single product, to compare with the fingerprint, in each process but the first.
+    pids = {call["pid"] for call in call_log()}
+    single = [call for call in call_log() if call["width"] == 1]
+    assert len(single) <= 2 + len(pids) - 1
+    assert run_contents(ooc_command.cwd / "run") == expected
+
+
+def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undisturbed):
+    spec, expected, _ = undisturbed
+    arguments = ("run", spec, "--run", "run", "--threads", 1)
+    start_and_kill(ooc_command, arguments, "measure", 0.2)
+    (ooc_command.cwd / "run/shards/.tmp-somebody").write_bytes(b"half a shard")
+    assert "private files" in ooc_command("status", "run").stdout
+    assert ooc_command(*arguments).returncode == 0
+    assert run_contents(ooc_command.cwd / "run") == expected

@@ -1,0 +1,205 @@
+"""Sealed files: no byte of one changes unnoticed."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.partition import Range
+from skerch_ooc.sealed import Layout, SealedFile, sealed_writer, verify
+
+
+def layout(shape=(50, 7), tile=(16, 7), dtype="float32") -> Layout:
+    return Layout("right", shape, dtype, tile)
+
+
+def write(path, form: Layout, array, arrays=None):
+    with sealed_writer(path, form) as writer:
+        for number, rows in enumerate(form.row_tiles):
+            writer.write_rows(number, array[rows.slice])
+        writer.publish({"what": "test"}, arrays)
+
+
+def numbers(shape=(50, 7), dtype="float32") -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("tile", [(16, 7), (16, 3), (50, 2), (8, 7)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_plain_h5py_reads_what_was_written(tmp_path, tile, dtype):
+    array = numbers(dtype=dtype)
+    write(tmp_path / "a.h5", layout(tile=tile, dtype=dtype), array)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert (file["right"][:] == array).all()
+
+
+@given(st.integers(0, 49), st.integers(1, 50), st.integers(0, 6), st.integers(1, 7))
+def test_any_slice_reads_as_it_was_written(tmp_path_factory, r0, rows, c0, columns):
+    folder = tmp_path_factory.mktemp("slices")
+    array = numbers()
+    write(folder / "a.h5", layout(tile=(16, 3)), array)
+    r = Range(r0, min(50, r0 + rows))
+    c = Range(c0, min(7, c0 + columns))
+    assert (SealedFile(folder / "a.h5").read(r, c) == array[r.slice, c.slice]).all()
+
+
+def test_files_have_the_same_bytes_each_time(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        write(tmp_path / name, layout(), numbers(), {"more": np.arange(3.0)})
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_no_private_file_is_left(tmp_path):
+    write(tmp_path / "a.h5", layout(), numbers())
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@pytest.mark.parametrize("tile", [(16, 7), (16, 3)], ids=["contiguous", "chunked"])
+def test_every_single_altered_byte_is_noticed(tmp_path, tile):
+    path = tmp_path / "a.h5"
+    write(path, layout(tile=tile), numbers(), {"more": np.arange(3.0)})
+    good = path.read_bytes()
+    unnoticed = []
+    for position in range(len(good)):
+        path.write_bytes(
+            good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :]
+        )
+        try:
+            verify(path)
+        except CorruptError:
+            continue
+        unnoticed.append(position)
+    assert unnoticed == []
+
+
+@pytest.mark.parametrize("keep", [0, 1, 511, 512, 513, 3000, -1])
+def test_truncated_file_is_noticed(tmp_path, keep):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CorruptError):
+        verify(path)
+
+
+def test_appended_byte_is_noticed(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CorruptError, match="was published with"):
+        verify(path)
+
+
+def test_altered_tile_is_named_by_its_rows(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    with h5py.File(path, "r+") as file:
+        offset = file["right"].id.get_offset()
+    with open(path, "r+b") as raw:
+        raw.seek(offset + 20 * 7 * 4)
+        raw.write(b"\xff")
+    with pytest.raises(CorruptError, match="rows 16-32"):
+        SealedFile(path).read(Range(16, 20), Range(0, 7))
+
+
+def test_other_tiles_still_read(tmp_path):
+    path = tmp_path / "a.h5"
+    array = numbers()
+    write(path, layout(), array)
+    file = SealedFile(path)
+    with open(path, "r+b") as raw:
+        raw.seek(file._offset)
+        raw.write(b"\xff\xff")
+    assert (file.read(Range(32, 50), Range(0, 7)) == array[32:]).all()
+
+
+def test_symbolic_link_is_refused(tmp_path):
+    write(tmp_path / "a.h5", layout(), numbers())
+    (tmp_path / "b.h5").symlink_to(tmp_path / "a.h5")
+    with pytest.raises(CorruptError, match="not a plain file"):
+        SealedFile(tmp_path / "b.h5")
+
+
+def test_folder_in_its_place_is_refused(tmp_path):
+    (tmp_path / "a.h5").mkdir()
+    with pytest.raises(CorruptError, match="not a plain file"):
+        SealedFile(tmp_path / "a.h5")
+
+
+def reseal(path):
+    """Gives an altered file a valid seal, as somebody who means harm would."""
+    from skerch_ooc import sealed
+
+    old = sealed.Seal(0, sealed.Extent(0, 0), "")
+    raw = bytearray(path.read_bytes())
+    parsed = sealed._parse_seal(bytes(raw[:512]))
+    with open(path, "r+b") as file:
+        digest = sealed._hash(file.fileno(), len(raw), parsed.bulk)
+        file.write(sealed.Seal(len(raw), parsed.bulk, digest).as_bytes())
+    assert old != parsed
+
+
+def test_external_link_inside_is_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    with h5py.File(path, "r+") as file:
+        file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/x")
+    reseal(path)
+    with pytest.raises(CorruptError, match="link to elsewhere"):
+        SealedFile(path)
+
+
+def test_virtual_dataset_inside_is_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    with h5py.File(path, "r+", libver="v110") as file:
+        virtual = h5py.VirtualLayout(shape=(4,), dtype="f8")
+        virtual[:] = h5py.VirtualSource("missing.h5", "x", shape=(4,))
+        file.create_virtual_dataset("v", virtual)
+    reseal(path)
+    with pytest.raises(CorruptError, match="keeps its data in other files"):
+        SealedFile(path)
+
+
+def test_external_storage_inside_is_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, layout(), numbers())
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("x", shape=(4,), dtype="f8", external=[("raw.bin", 0, 32)])
+    reseal(path)
+    with pytest.raises(CorruptError, match="keeps its data in other files"):
+        SealedFile(path)
+
+
+def test_unwritten_tile_is_never_published(tmp_path):
+    with pytest.raises(ValueError, match="never written"), sealed_writer(
+        tmp_path / "a.h5", layout()
+    ) as writer:
+        writer.write_rows(0, numbers()[:16])
+        writer.publish({})
+    assert os.listdir(tmp_path) == []
+
+
+def test_full_disk_leaves_nothing_and_says_so(tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limits[1]))
+    try:
+        with pytest.raises(IncompleteError, match="cannot write"):
+            write(tmp_path / "a.h5", layout((9000, 7), (4096, 7)), numbers((9000, 7)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+def test_first_publication_wins(tmp_path):
+    write(tmp_path / "a.h5", layout(), numbers())
+    before = (tmp_path / "a.h5").read_bytes()
+    write(tmp_path / "a.h5", layout(), -numbers())
+    assert (tmp_path / "a.h5").read_bytes() == before
