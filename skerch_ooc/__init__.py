@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from skerch_ooc.stages.assess import Assessment
     from skerch_ooc.errors import (
         CorruptError,
         DriftError,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from skerch_ooc.results import Eigh
     from skerch_ooc.rundir import Run
     from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
+    from skerch_ooc.stages.assess import Assessment
 
 _HOMES = {
     "skerch_ooc.stages.assess": ("Assessment",),

@@ -165,9 +165,7 @@ def measure(
     "--rechunk/--no-rechunk", default=None,
     help="Write row shards too; by default where there are many column shards.",
 )  # fmt: skip
-def merge(
-    directory: Path, memory: str | None, threads: int | None, rechunk: bool | None
-) -> None:
+def merge(directory: Path, memory: str | None, threads: int | None, rechunk: bool | None) -> None:
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
 

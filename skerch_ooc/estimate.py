@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.stages.measure import block_bytes
-from skerch_ooc.stages.accumulate import sums_bytes
-from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.stages.recover import solve_bytes, vectors_bytes
-from skerch_ooc.resources import Resources, format_bytes
+from skerch_ooc.resources import Resources, ask_for, format_bytes
 from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
+from skerch_ooc.stages.accumulate import sums_bytes
+from skerch_ooc.stages.measure import block_bytes
+from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
+from skerch_ooc.stages.recover import solve_bytes, vectors_bytes
 from skerch_ooc.streams import SPARE_BYTES
 
 ASSUMED_BASELINE = 512 * 1024**2
@@ -67,9 +67,7 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
         probe_products=probe.products if probe else 1,
         tasks=len(blocks),
         shard_bytes=shard_bytes,
-        result_bytes=rechunked
-        + sums_bytes(plan)
-        + height * rank * itemsize,
+        result_bytes=rechunked + sums_bytes(plan) + height * rank * itemsize,
         files=len(blocks) + 8,
         peak_bytes={
             "measure": baseline
@@ -91,7 +89,7 @@ def require_memory(costs: Estimate, resources: Resources) -> None:
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: the stage {stage} needs "
-            f"about {format_bytes(needed)}; give --memory {-(-needed // 1024**2)}MiB, or fewer "
+            f"about {format_bytes(needed)}; give --memory {ask_for(needed)}, or fewer "
             "measurements" + (", or a smaller block" if stage == "measure" else "")
         )
 

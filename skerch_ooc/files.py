@@ -1,4 +1,4 @@
-"""Files that exist if and only if they are complete: private names, fsync, exclusive publication."""
+"""Files that exist if and only if they are complete: private names, fsync, publication once."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def draw(
         out: A buffer of this dtype, at least as large, whose upper left corner is to be filled.
 
     Returns:
-        The slice, ``(len(rows), len(columns))``; without ``out`` in C order. Entries have mean 0 and ``E |x|^2 =
-        1``.
+        The slice, ``(len(rows), len(columns))``; without ``out`` in C order. Entries have
+        mean 0 and mean square 1.
     """
     shape = (len(rows), len(columns))
     out = empty_aligned(shape, dtype) if out is None else out[: shape[0], : shape[1]]
@@ -194,9 +194,7 @@ def _turn(words: Words) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     return turned_cosine, turned_sine
 
 
-def _series(
-    coefficients: tuple[float, ...], x: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _series(coefficients: tuple[float, ...], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Horner's rule, one rounding per operation (no fused multiply-add)."""
     total = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):

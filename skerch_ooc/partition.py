@@ -61,6 +61,12 @@ def cut(whole: Range, width: int) -> list[Range]:
     ]
 
 
+def tile(whole: Range, size: int, number: int) -> Range:
+    """The piece of that number of :func:`cut`, without making the others."""
+    start = whole.start + number * size
+    return Range(start, min(start + size, whole.stop))
+
+
 def tiles_of(wanted: Range, size: int) -> range:
     """The numbers of the tiles of ``size`` that hold the integers of ``wanted``."""
     return range(wanted.start // size, -(-wanted.stop // size)) if len(wanted) else range(0)

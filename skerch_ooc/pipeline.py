@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerch_ooc.stages import assess as assess_stage
 from skerch_ooc import files, rundir
-from skerch_ooc.stages import measure as measure_stage
-from skerch_ooc.stages import recover as recover_stage
-from skerch_ooc.stages.assess import Assessment
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import QualityError, UsageError
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.executors import Executor
 from skerch_ooc.executors.serial import Serial
-from skerch_ooc.stages.merge import Merge
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
 from skerch_ooc.operators.loading import PLACES, build, factory_sha256
 from skerch_ooc.operators.probe import Probe, probe
@@ -29,6 +24,11 @@ from skerch_ooc.resources import Resources, operator_threads
 from skerch_ooc.rundir import Run
 from skerch_ooc.shards import count_products
 from skerch_ooc.spec import Amendment, Cut, Identity, Plan, RecoverySpec, Spec
+from skerch_ooc.stages import assess as assess_stage
+from skerch_ooc.stages import measure as measure_stage
+from skerch_ooc.stages import recover as recover_stage
+from skerch_ooc.stages.assess import Assessment
+from skerch_ooc.stages.merge import Merge
 
 if TYPE_CHECKING:
     from skerch_ooc.results import Eigh
@@ -211,7 +211,9 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     if spec.sketch.block != "auto":
         block = min(int(spec.sketch.block), spec.measurements)
         pairs.append(("sketch.block", run.plan.amendments[0].blocks["right"].width, block))
-    different = [f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new]
+    different = [
+        f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
+    ]
     if different:
         raise UsageError(
             f"{run.directory} was planned with another spec:\n" + "\n".join(different) + "\n"

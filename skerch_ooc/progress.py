@@ -64,9 +64,14 @@ class Bar(Progress):
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         """See :class:`Progress`."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
-        from rich.progress import TimeRemainingColumn
 
         bar = RichProgress(
             TextColumn(f"{name:8}"),

@@ -89,6 +89,11 @@ def format_bytes(count: float) -> str:
     return f"{size:.1f} TiB"
 
 
+def ask_for(needed: int) -> str:
+    """An amount to ask the user for: a little more, as no two processes start out quite equal."""
+    return f"{needed // MIB + 8}MiB"
+
+
 def available_cores() -> int:
     """Cores that this process may use: Slurm's word, else the scheduler's mask."""
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")

@@ -32,7 +32,9 @@ class StoredMatrix:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"StoredMatrix(shape={self.shape}, dtype={self.dtype}, path={str(self._file.path)!r})"
+        return (
+            f"StoredMatrix(shape={self.shape}, dtype={self.dtype}, path={str(self._file.path)!r})"
+        )
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         """Reads a part: ``[:]``, ``[rows]``, ``[rows, columns]``, with slices or integers.

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import canonical_json, private_file, publish, require_regular, sync_file
-from skerch_ooc.partition import Range, cut, tiles_of
+from skerch_ooc.partition import Range, cut, tile, tiles_of
 
 Array = npt.NDArray[Any]
 
@@ -100,25 +100,26 @@ class Layout:
         return self.tile[1] < self.shape[1]
 
     @property
-    def row_tiles(self) -> list[Range]:
-        """The rows of each row of tiles."""
-        return cut(Range(0, self.shape[0]), self.tile[0])
-
-    @property
-    def column_tiles(self) -> list[Range]:
-        """The columns of each column of tiles."""
-        return cut(Range(0, self.shape[1]), self.tile[1])
+    def grid(self) -> tuple[int, int]:
+        """Number of row tiles and of column tiles."""
+        return -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])
 
     @property
     def tiles(self) -> int:
         """Number of tiles."""
-        return len(self.row_tiles) * len(self.column_tiles)
+        return self.grid[0] * self.grid[1]
+
+    def rows(self, row: int) -> Range:
+        """The rows of a row tile."""
+        return tile(Range(0, self.shape[0]), self.tile[0], row)
+
+    def columns(self, column: int) -> Range:
+        """The columns of a column tile."""
+        return tile(Range(0, self.shape[1]), self.tile[1], column)
 
     def stored_shape(self, row: int, column: int) -> tuple[int, int]:
         """Rows and columns of a tile as it is stored, padding included."""
-        if self.chunked:
-            return self.tile
-        return len(self.row_tiles[row]), len(self.column_tiles[column])
+        return self.tile if self.chunked else (len(self.rows(row)), len(self.columns(column)))
 
     @property
     def tile_bytes(self) -> int:
@@ -134,7 +135,7 @@ class Layout:
 
     def number(self, row: int, column: int) -> int:
         """The position of a tile in the bulk and among the checksums."""
-        return row * len(self.column_tiles) + column
+        return row * self.grid[1] + column
 
     def as_json(self, crc32: list[str]) -> dict[str, Any]:
         """What the identity says of the bulk."""
@@ -186,14 +187,14 @@ class BulkWriter:
             row: Number of the row tile.
             array: Its rows, all columns.
         """
-        for column, columns in enumerate(self.layout.column_tiles):
-            tile = array[:, columns.slice]
+        for column in range(self.layout.grid[1]):
+            part = array[:, self.layout.columns(column).slice]
             stored_shape = self.layout.stored_shape(row, column)
-            if tile.shape != stored_shape:
+            if part.shape != stored_shape:
                 padded = np.zeros(stored_shape, self.layout.stored_dtype)
-                padded[: tile.shape[0], : tile.shape[1]] = tile
-                tile = padded
-            data = memoryview(np.ascontiguousarray(tile, self.layout.stored_dtype)).cast("B")
+                padded[: part.shape[0], : part.shape[1]] = part
+                part = padded
+            data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
             number = self.layout.number(row, column)
             _write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
             self._crc32[number] = f"{zlib.crc32(data):08x}"
@@ -392,9 +393,7 @@ def _parse_seal(head: bytes) -> Seal | None:
     try:
         magic, length, bulk, sha256 = head.rstrip(b"\0").decode("ascii").splitlines()
         _, offset, size = bulk.split(" ")
-        seal = Seal(
-            int(length.split(" ")[1]), Extent(int(offset), int(size)), sha256.split(" ")[1]
-        )
+        seal = Seal(int(length.split(" ")[1]), Extent(int(offset), int(size)), sha256.split(" ")[1])
     except (ValueError, IndexError):
         return None
     # Only the one spelling that this module writes will do: then no bit of the seal is free.
@@ -456,8 +455,9 @@ class SealedFile:
             CorruptError: If it was altered.
         """
         layout = self._bulk_layout()
-        tile = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
-        data = memoryview(tile).cast("B")
+        rows, columns = layout.rows(row), layout.columns(column)
+        stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
+        data = stored.data.cast("B")
         number = layout.number(row, column)
         descriptor = _open(self.path)
         try:
@@ -465,12 +465,11 @@ class SealedFile:
         finally:
             os.close(descriptor)
         if not complete or f"{zlib.crc32(data):08x}" != self._crc32[number]:
-            rows, columns = layout.row_tiles[row], layout.column_tiles[column]
             raise CorruptError(
                 f"{self.path} was altered: wrong checksum in rows {rows}, columns {columns}"
                 f"{self.advice}"
             )
-        return tile[: len(layout.row_tiles[row]), : len(layout.column_tiles[column])]
+        return stored[: len(rows), : len(columns)]
 
     def read(self, rows: Range, columns: Range) -> Array:
         """Reads any slice of the bulk, through the tiles that it touches.
@@ -484,10 +483,10 @@ class SealedFile:
         layout = self._bulk_layout()
         out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
         for i in tiles_of(rows, layout.tile[0]):
-            tile_rows = layout.row_tiles[i]
+            tile_rows = layout.rows(i)
             here = tile_rows.common(rows)
             for j in tiles_of(columns, layout.tile[1]):
-                tile_columns = layout.column_tiles[j]
+                tile_columns = layout.columns(j)
                 there = tile_columns.common(columns)
                 target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
                 target[:] = self.read_tile(i, j)[
@@ -502,9 +501,7 @@ class SealedFile:
             CorruptError: If one was altered.
         """
         if self.layout:
-            grid = itertools.product(
-                range(len(self.layout.row_tiles)), range(len(self.layout.column_tiles))
-            )
+            grid = itertools.product(*map(range, self.layout.grid))
             with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
                 for _ in pool.map(lambda place: self.read_tile(*place) is None, grid):
                     pass

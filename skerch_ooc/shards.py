@@ -108,8 +108,8 @@ def publish_shard(
     require_finite(array, rectangle)
     layout = shard_layout(plan, rectangle)
     with sealed_writer(folder / rectangle.name, layout) as writer:
-        for number, rows in enumerate(layout.row_tiles):
-            writer.write_rows(number, array[rows.slice])
+        for number in range(layout.grid[0]):
+            writer.write_rows(number, array[layout.rows(number).slice])
         return writer.publish(rectangle.identity(plan.run_id), provenance=provenance)
 
 

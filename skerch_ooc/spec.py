@@ -249,7 +249,7 @@ class Spec(_Checked):
         Raises:
             UsageError: If a key is unknown or missing, or a value is not allowed; names it.
         """
-        made = _from_table(cls, table, "")
+        made: Spec = _from_table(cls, table, "")
         return dataclasses.replace(made, folder=folder) if folder else made
 
     @classmethod
@@ -280,9 +280,7 @@ class Spec(_Checked):
 
 
 def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
-    allowed = {
-        item.name: item for item in dataclasses.fields(kind) if item.metadata.get("check")
-    }
+    allowed = {item.name: item for item in dataclasses.fields(kind) if item.metadata.get("check")}
     for key in table:
         if key not in allowed:
             name = f"{prefix}.{key}" if prefix else str(key)
@@ -507,8 +505,9 @@ class Plan:
 
     def reach(self, role: str) -> int:
         """How many columns of a role are planned."""
-        return sum(a.blocks[role].stop - a.blocks[role].start for a in self.amendments
-                   if role in a.blocks)
+        return sum(
+            a.blocks[role].stop - a.blocks[role].start for a in self.amendments if role in a.blocks
+        )
 
     def blocks(self, role: str) -> list[Range]:
         """The column ranges of a role that are tasks of their own."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import Resources, format_bytes, operator_threads, resident_memory
+from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -40,7 +40,7 @@ def tiles_in_flight(
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: {stage} needs "
             f"{format_bytes(needed)} ({format_bytes(baseline)} of it for Python and its "
-            f"libraries); give at least --memory {-(-needed // 1024**2)}MiB"
+            f"libraries); give at least --memory {ask_for(needed)}"
         )
     return max(1, min(resources.cores, free // max(1, per_tile)))
 

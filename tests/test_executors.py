@@ -152,7 +152,7 @@ def test_one_command_measures_on_two_workers(ooc_command):
     assert "relative error" in done.stdout
 
 
-def test_four_processes_on_one_run_leave_one_valid_set_of_shards(ooc_command, call_log):
+def test_four_processes_on_one_run_leave_one_valid_set_of_shards(ooc_command):
     spec = write_spec(
         ooc_command.cwd, "matrix", 32, operator={"args": {"delay": 0.02}},
         sketch={"test_measurements": 4, "block": 8},

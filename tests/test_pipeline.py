@@ -129,9 +129,7 @@ OPERATORS = {
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_anything_with_shape_and_matmul_will_do(tmp_path, kind):
     a = low_rank(300, 20, torch.float64)
-    eig = ooc.eigh(
-        OPERATORS[kind](a), measurements=50, run_dir=tmp_path / "run", dtype="float64"
-    )
+    eig = ooc.eigh(OPERATORS[kind](a), measurements=50, run_dir=tmp_path / "run", dtype="float64")
     assert relative_error(eig, a) < 1e-7
 
 

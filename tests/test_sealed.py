@@ -21,8 +21,8 @@ def layout(shape=(50, 7), tile=(16, 7), dtype="float32") -> Layout:
 
 def write(path, form: Layout, array, arrays=None):
     with sealed_writer(path, form) as writer:
-        for number, rows in enumerate(form.row_tiles):
-            writer.write_rows(number, array[rows.slice])
+        for number in range(form.grid[0]):
+            writer.write_rows(number, array[form.rows(number).slice])
         writer.publish({"what": "test"}, arrays)
 
 
@@ -67,9 +67,7 @@ def test_every_single_altered_byte_is_noticed(tmp_path, tile):
     good = path.read_bytes()
     unnoticed = []
     for position in range(len(good)):
-        path.write_bytes(
-            good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :]
-        )
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
         try:
             verify(path)
         except CorruptError:
@@ -135,13 +133,11 @@ def reseal(path):
     """Gives an altered file a valid seal, as somebody who means harm would."""
     from skerch_ooc import sealed
 
-    old = sealed.Seal(0, sealed.Extent(0, 0), "")
     raw = bytearray(path.read_bytes())
     parsed = sealed._parse_seal(bytes(raw[:512]))
     with open(path, "r+b") as file:
         digest = sealed._hash(file.fileno(), len(raw), parsed.bulk)
         file.write(sealed.Seal(len(raw), parsed.bulk, digest).as_bytes())
-    assert old != parsed
 
 
 def test_external_link_inside_is_refused(tmp_path):
@@ -177,11 +173,10 @@ def test_external_storage_inside_is_refused(tmp_path):
 
 
 def test_unwritten_tile_is_never_published(tmp_path):
-    with pytest.raises(ValueError, match="never written"), sealed_writer(
-        tmp_path / "a.h5", layout()
-    ) as writer:
+    with sealed_writer(tmp_path / "a.h5", layout()) as writer:
         writer.write_rows(0, numbers()[:16])
-        writer.publish({})
+        with pytest.raises(ValueError, match="never written"):
+            writer.publish({})
     assert os.listdir(tmp_path) == []
 
 

@@ -35,7 +35,7 @@ def make(
     digits = load_digits()
     inputs = torch.tensor(digits.data[:samples] / 16.0, dtype=torch.float32, device=device)
     targets = torch.tensor(digits.target[:samples], device=device)
-    data = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
+    data = list(zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = torch.nn.Sequential(

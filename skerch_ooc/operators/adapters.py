@@ -60,7 +60,7 @@ class Product:
             y = self._operator @ x
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever a user's code raises is theirs)
+        except Exception as error:
             raise OperatorError(_describe(error, columns.shape)) from error
         return self._checked(y, columns.shape[1])
 

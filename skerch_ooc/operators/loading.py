@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -68,7 +69,7 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     path = factory_file(factory, folder)
     try:
         module = _import_file(path) if path else importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 (an import runs the user's code)
+    except Exception as error:
         raise OperatorError(
             f"operator.factory = {factory!r} does not import: {_describe(error)}"
         ) from error
@@ -76,15 +77,12 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     if not callable(function):
         raise OperatorError(f"operator.factory = {factory!r}: {module_name} has no function {name}")
     keywords = dict(args)
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        parameters = {}
-    if "device" in parameters and "device" not in keywords:
-        keywords["device"] = device
+    with contextlib.suppress(TypeError, ValueError):
+        if "device" in inspect.signature(function).parameters:
+            keywords.setdefault("device", device)
     try:
         return function(**keywords)
-    except Exception as error:  # noqa: BLE001 (the factory is the user's code)
+    except Exception as error:
         raise OperatorError(
             f"operator.factory = {factory!r} failed with arguments {keywords}: {_describe(error)}"
         ) from error

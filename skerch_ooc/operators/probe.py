@@ -162,7 +162,7 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
     if asymmetry > limit:
         raise OperatorError(
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
-            f"(allowed: {limit:.1e}); kind = \"eigh\" needs A = A^H. Check that A @ x is the "
+            f'(allowed: {limit:.1e}); kind = "eigh" needs A = A^H. Check that A @ x is the '
             "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
         )
     return asymmetry

@@ -54,10 +54,10 @@ def solve(problem: Problem) -> Solution:
     """
     values, vectors = eigh_by_magnitude(hermitian_part(problem.core))
     largest = count_above(np.abs(values), NOISE_FLOOR * problem.epsilon)
-    if problem.core_size is not None:
-        size, tested, choosing = min(problem.core_size, largest), (), 0
-    else:
+    if problem.core_size is None:
         size, tested, choosing = _choose(problem, values, vectors, largest)
+    else:
+        size, tested, choosing = min(problem.core_size, largest), [], 0
     inverse = 1.0 / values[:size]
     basis = vectors[:, :size]
     mu, transform = _orthogonalise(problem, basis, inverse)
@@ -115,9 +115,7 @@ def _choose(
     if choosing:
         errors = held_out_errors(problem, values, vectors, sizes, choosing)
     else:
-        errors = [
-            leave_one_out(problem, vectors[:, :size], 1.0 / values[:size]) for size in sizes
-        ]
+        errors = [leave_one_out(problem, vectors[:, :size], 1.0 / values[:size]) for size in sizes]
     tested = list(zip(sizes, errors, strict=True))
     return min(tested, key=lambda pair: pair[1])[0], tested, choosing
 
@@ -140,9 +138,7 @@ def held_out_errors(
     """
     q = choosing
     projected = vectors.conj().T @ problem.core_test[:, :q]
-    x = np.concatenate(
-        [vectors[:, :c] @ (projected[:c] / values[:c, None]) for c in sizes], axis=1
-    )
+    x = np.concatenate([vectors[:, :c] @ (projected[:c] / values[:c, None]) for c in sizes], axis=1)
     quadratic = np.einsum("ij,ij->j", x.conj(), problem.gram @ x).real.reshape(-1, q).sum(1)
     repeated = np.tile(problem.gram_test[:, :q], len(sizes))
     linear = np.einsum("ij,ij->j", repeated.conj(), x).real.reshape(-1, q).sum(1)

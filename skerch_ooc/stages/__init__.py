@@ -1,1 +1,1 @@
-"""The stages of a run. (Not modules of the package itself, whose functions have these names.)"""
+"""The stages of a run; in a folder of their own, as functions of the package have their names."""

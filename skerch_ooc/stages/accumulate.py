@@ -210,7 +210,7 @@ class _Digits:
 def _has_integer_units() -> bool:
     """Whether torch is loaded, finds 8-bit integer units, and multiplies rightly with them."""
     torch = sys.modules.get("torch")
-    capabilities = getattr(getattr(torch, "cpu", None), "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(getattr(torch, "cpu", None), "get_capabilities", dict)()
     if not capabilities.get("avx512_vnni") or not hasattr(torch, "_int_mm"):
         return False
     left = np.arange(-32, 32, dtype=np.int8).reshape(8, 8)

@@ -20,7 +20,7 @@ from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.partition import Range
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources, format_bytes, operator_threads, resident_memory
+from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.shards import Rectangle, list_shards, missing_columns, publish_shard
 from skerch_ooc.spec import ROLES
@@ -115,9 +115,7 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     return perform_with(run, product, task)
 
 
-def perform_with(
-    run: Run, product: Product, task: MeasureTask
-) -> Callable[[], dict[str, Any]]:
+def perform_with(run: Run, product: Product, task: MeasureTask) -> Callable[[], dict[str, Any]]:
     """Computes a task's block with an operator at hand.
 
     Returns:
@@ -241,5 +239,5 @@ def _require_memory(run: Run, tasks: list[MeasureTask], resources: Resources) ->
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: a block of {widest} columns "
             f"needs {format_bytes(needed)} besides what the operator needs for itself; give at "
-            f"least --memory {-(-needed // 1024**2)}MiB, or plan a new run with a smaller block"
+            f"least --memory {ask_for(needed)}, or plan a new run with a smaller block"
         )

@@ -28,14 +28,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.stages.accumulate import (
-    Sums,
-    Workspace,
-    accumulate_tile,
-    sums_bytes,
-    tile_bytes,
-)
-from skerch_ooc.stages.drift import require_one_operator
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.linalg import mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
@@ -46,6 +38,14 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.shards import Rectangle, SketchReader, complete_shards, list_shards, shard_layout
 from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+from skerch_ooc.stages.accumulate import (
+    Sums,
+    Workspace,
+    accumulate_tile,
+    sums_bytes,
+    tile_bytes,
+)
+from skerch_ooc.stages.drift import require_one_operator
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
@@ -92,7 +92,9 @@ def run_exponent(plan: Plan) -> int:
 def merge_bytes(plan: Plan) -> tuple[int, int]:
     """Memory of the merge: bytes that are needed once, and bytes for each tile in flight."""
     tiles, longest = len(plan.tiles()), 1 << run_exponent(plan)
-    partials = levels(min(tiles, longest)) + (levels(-(-tiles // longest)) if tiles > longest else 0)
+    partials = levels(min(tiles, longest)) + (
+        levels(-(-tiles // longest)) if tiles > longest else 0
+    )
     # One more than the tree's partial sums: a finished tile that waits for its turn.
     return (partials + 1) * sums_bytes(plan), tile_bytes(plan)
 
@@ -208,9 +210,7 @@ class Merge:
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
         return Rectangle(role, 0, Range(0, self.plan.reach(role)), rows)
 
-    def _row_writers(
-        self, stack: contextlib.ExitStack, task: Range
-    ) -> dict[str, SealedWriter]:
+    def _row_writers(self, stack: contextlib.ExitStack, task: Range) -> dict[str, SealedWriter]:
         writers = {}
         for role in ROLES:
             if self.plan.reach(role):

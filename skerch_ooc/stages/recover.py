@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.merge import Merge, Merged
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Progress
@@ -29,6 +27,8 @@ from skerch_ooc.resources import Resources, blas_threads
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
+from skerch_ooc.stages.accumulate import wide_dtype
+from skerch_ooc.stages.merge import Merge, Merged
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
@@ -213,8 +213,8 @@ def _write(
                 "eigenvalues": solution.values.astype(np.float64),
                 "residual_squares": figures.residual,
                 "test_squares": figures.test,
-                "orthogonality": np.float64(orthogonality),
-                "leave_one_out": np.float64(solution.leave_one_out),
+                "orthogonality": np.array(orthogonality),
+                "leave_one_out": np.array(solution.leave_one_out),
                 "tested_cores": np.array(solution.tested, np.float64).reshape(-1, 2),
             },
             provenance(threads=resources.threads),

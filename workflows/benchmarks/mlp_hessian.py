@@ -4,14 +4,13 @@ Ours: ``skerch-ooc run``, with start-up, disk, error test and assessment. The re
 in-memory ``seigh`` by ``hmt`` (two passes) with its error test, as a process of its own. They run
 in turn, so that a noisy machine disturbs both; the figures are medians and ratios.
 
-    python workflows/benchmarks/mlp_hessian.py --repeats 5 --json mlp_hessian.json
+Usage: python workflows/benchmarks/mlp_hessian.py --repeats 5 --json mlp_hessian.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ TESTS = 30
 
 
 def reference(measurements: int, tests: int) -> dict[str, float]:
-    """skerch's decomposition of the same operator; returns its figures."""
+    """The decomposition of the same operator by skerch; returns its figures."""
     sys.path.insert(0, str(WORKFLOWS))
     import torch
     from mlp_hessian import make
@@ -64,17 +63,32 @@ def orthogonality(run_dir: Path) -> float:
 
 
 def measured(command: list[str]) -> tuple[float, int, str]:
-    """Wall seconds, peak resident bytes and standard output of a process and its children."""
+    """Wall seconds, peak resident bytes and standard output of a process."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, high_water(process.pid))
+            time.sleep(0.02)
+        wall = time.perf_counter() - start
         assert process.stdout is not None
         output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
-    return wall, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), output
+    return wall, peak, output
+
+
+def high_water(pid: int) -> int:
+    """Peak resident bytes of a running process; 0 once it has ended.
+
+    (Not ``ru_maxrss``, which a process inherits from the one that started it.)
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return sizes[0] if sizes else 0
 
 
 def compare(repeats: int, measurements: int, tests: int, scratch: Path) -> dict[str, Any]:
