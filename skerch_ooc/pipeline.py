@@ -39,14 +39,15 @@ TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Planned:
     """What planning found out, for stages that follow in the same process.
 
     Attributes:
         run: The run.
         costs: What it will cost.
-        product: The operator, probed; ``None`` if planning did not load it.
+        product: The operator, probed; ``None`` if planning did not load it, or it was measured
+            with and let go of.
         findings: Of the probe; ``None`` if there was none.
         fresh: Whether the plan was made now, and not found.
     """
@@ -411,6 +412,8 @@ def run_all(
         device=device,
         budget=budget,
     )
+    # The memory of the operator is for the stages that follow.
+    planned.product = None
     if not complete:
         return None
     recover_stage.recover(Merge(run), run.plan.recovery, "default", resources, progress)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -112,8 +114,21 @@ def resident_memory() -> int:
     return peak_memory()
 
 
+def release_memory() -> None:
+    """Gives memory that is no longer used back to the system, where that can be asked for."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        # The allocator of glibc keeps what was freed; a stage that follows would be short of it.
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    with contextlib.suppress(OSError):
+        # Not from getrusage, whose peak is inherited from the process that started this one.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

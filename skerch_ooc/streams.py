@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
+from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, release_memory, resident_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -18,9 +18,7 @@ SPARE_BYTES = 48 * 1024**2
 """Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""
 
 
-def tiles_in_flight(
-    stage: str, resources: Resources, fixed: int, per_tile: int, *, baseline: int | None = None
-) -> int:
+def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int) -> int:
     """How many tiles may be held at once; decides speed, never results.
 
     Args:
@@ -28,12 +26,12 @@ def tiles_in_flight(
         resources: Memory and cores.
         fixed: Bytes that the stage needs besides the tiles.
         per_tile: Bytes that each tile in flight needs.
-        baseline: Resident memory before the stage; by default as it is now.
 
     Raises:
         UsageError: If not even one tile fits.
     """
-    baseline = resident_memory() if baseline is None else baseline
+    release_memory()
+    baseline = resident_memory()
     free = resources.memory - baseline - SPARE_BYTES - fixed
     if free < per_tile:
         needed = baseline + SPARE_BYTES + fixed + per_tile

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from skerch_ooc.linalg import eigh_by_magnitude, hermitian_part
 from skerch_ooc.recovery.nystrom import candidates, held_out_errors, leave_one_out, solve
@@ -35,6 +36,13 @@ both_fields = pytest.mark.parametrize("dtype", ["float32", "complex64"])
 both_signs = pytest.mark.parametrize("definite", [True, False], ids=["definite", "indefinite"])
 slow_spectra = pytest.mark.parametrize("spectrum", SLOW)
 seeds = pytest.mark.parametrize("seed", [0, 1, 2])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """These matrices are too small for more."""
+    with threadpool_limits(1):
+        yield
 
 
 def normals(generator, shape, dtype):
