@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +77,7 @@ def _one_of(*words: str) -> Check:
 
 def _positive_seconds(key: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value <= 0:
+    if not good or not 0 < value <= MAX_SIZE:
         raise UsageError(f"{key} = {value!r}: must be a positive number of seconds")
     return float(value)
 
@@ -104,16 +103,26 @@ def _arguments(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{key} must be a table of keyword arguments, not {value!r}")
     try:
+        _require_text_keys(key, value)
         # The round trip also makes a private, plain copy of what the caller may still change.
-        copied = json.loads(canonical_json(dict(value)))
-    except (TypeError, ValueError) as error:
+        copied: dict[str, Any] = json.loads(canonical_json(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{key}: arguments of a factory must be JSON values (text, finite numbers, booleans, "
             f"lists, tables), because they are stored in the plan: {error}"
         ) from error
-    if copied != dict(value):
-        raise UsageError(f"{key}: the keys of a factory's arguments must be text")
-    return copied  # type: ignore[no-any-return]
+    return copied
+
+
+def _require_text_keys(key: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise UsageError(f"{key}: {name!r}: the keys of a factory's arguments must be text")
+            _require_text_keys(key, inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_text_keys(key, inner)
 
 
 def _shape(key: str, value: Any) -> tuple[int, int] | None:
@@ -301,10 +310,15 @@ def _override(table: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {text}: must have the form key=value or section.key=value")
+    parsed: Any = value.strip()
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        lines = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+        lines = {}
+    except RecursionError:
+        raise UsageError(f"--set {key}: the value is nested too deeply") from None
+    if lines.keys() == {"value"}:
+        parsed = lines["value"]
     *sections, last = (part.strip() for part in key.split("."))
     for name in sections:
         inner = table.setdefault(name, {})
@@ -398,10 +412,9 @@ class Identity:
                 },
                 tile=(TILE_ROWS, TILE_COLUMNS),
             )
-            same = identity.as_json() == value
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise CorruptError(f"{source} is not a plan: {error}") from error
-        if not same:
+        if identity.as_json() != value:
             raise CorruptError(f"{source} is not a plan: it has unknown or altered entries")
         return identity
 
@@ -473,10 +486,9 @@ class Amendment:
                 device=_text("device", value["device"]),
                 folder=_text("folder", value["folder"]),
             )
-            same = amendment.as_json() == value
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise CorruptError(f"{source} is not an amendment: {error}") from error
-        if not same:
+        if amendment.as_json() != value:
             raise CorruptError(f"{source} is not an amendment: it has unknown or altered entries")
         return amendment
 

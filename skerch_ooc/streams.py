@@ -9,7 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, release_memory, resident_memory
+from skerch_ooc.resources import (
+    Resources,
+    ask_for,
+    format_bytes,
+    operator_threads,
+    release_memory,
+    resident_memory,
+)
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

@@ -218,7 +218,7 @@ class TestBadValues:
             ({"rate": float("nan")}, NOT_JSON),
             ({"rate": float("inf")}, NOT_JSON),
             ({"call": print}, NOT_JSON),
-            ({1: "one", "two": 2}, NOT_JSON),
+            ({1: "one", "two": 2}, "the keys of a factory's arguments must be text"),
             ({1: "one"}, "the keys of a factory's arguments must be text"),
             ({"sizes": {1: "one"}}, "the keys of a factory's arguments must be text"),
         ],

@@ -49,7 +49,7 @@ def typical_asymmetry(pairs: Array, floor: float) -> float:
     off_diagonal = pairs[np.triu_indices(len(pairs), 1)]
     diagonal = np.diagonal(pairs)
     sample = np.concatenate([off_diagonal, diagonal[diagonal > 0]])
-    return max(floor, float(np.quantile(sample, 0.25))) if len(sample) else floor
+    return max(floor, float(np.quantile(sample, 0.25, method="lower"))) if len(sample) else floor
 
 
 def outliers(disagree: Array, weights: Array) -> list[int]:
@@ -101,7 +101,7 @@ def require_one_operator(
                                            len(paths) > _SHOWN else "")  # fmt: skip
     doubt = (
         "\nAs there are only two shards that disagree, it may as well be the other one."
-        if len(placed) - len(named) == 1
+        if len(placed) == 2
         else ""
     )
     raise DriftError(
