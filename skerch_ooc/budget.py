@@ -14,12 +14,16 @@ class Budget:
 
     Args:
         seconds: Time from now; ``None`` for no limit.
+
+    Attributes:
+        active: Whether tasks are being handed out, so that stopping would be heard.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._longest = 0.0
         self._asked = False
+        self.active = False
 
     def stop(self) -> None:
         """Lets no further task start."""
@@ -37,7 +41,11 @@ class Budget:
 
     def while_unspent(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """The tasks, until the budget is spent."""
-        for task in tasks:
-            if self.spent:
-                return
-            yield task
+        self.active = True
+        try:
+            for task in tasks:
+                if self.spent:
+                    return
+                yield task
+        finally:
+            self.active = False

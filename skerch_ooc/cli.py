@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -259,14 +260,25 @@ def _executor(name: str, workers: int | None) -> Any:
 
 
 def _budget(max_seconds: float | None) -> Any:
-    """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0."""
+    """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0.
+
+    Outside of measuring, or the second time, they end the process at once: nothing is lost then.
+    """
     from skerch_ooc.budget import Budget
 
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"--max-seconds {max_seconds}: must be positive")
     budget = Budget(max_seconds)
+
+    def on_signal(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if budget.active:
+            budget.stop()
+        else:
+            os.kill(os.getpid(), number)
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: budget.stop())
+        signal.signal(number, on_signal)
     return budget
 
 

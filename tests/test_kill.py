@@ -136,3 +136,19 @@ def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undi
     assert "private files" in ooc_command("status", "run").stdout
     assert ooc_command(*arguments).returncode == 0
     assert run_contents(ooc_command.cwd / "run") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
+    ooc_command, undisturbed, number
+):
+    spec, _, _ = undisturbed
+    process = ooc_command.start("run", spec, "--run", "run", "--threads", 1)
+    for line in process.stderr:
+        if " measure: " in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert (process.returncode, "stopped in good order" in err) == (0, True)
+    assert not list((ooc_command.cwd / "run/shards").glob(".tmp*"))
