@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -287,8 +288,11 @@ def _number(text: str | None) -> int | str | None:
 
 
 def _folder_name(name: str | None) -> str | None:
-    if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
-        raise UsageError(f"--name {name!r}: must be a plain folder name")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}", name):
+        raise UsageError(
+            f"--name {name!r}: must be a plain folder name of letters, digits and _.=+-, "
+            "not beginning with a dot"
+        )
     return name
 
 

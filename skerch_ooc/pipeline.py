@@ -148,14 +148,15 @@ def make_plan(
 
 
 def _require_sizes(spec: Spec, shape: tuple[int, int]) -> None:
+    _require_recoverable(spec.recovery, spec.measurements)
     if spec.kind == "eigh" and shape[0] != shape[1]:
         raise UsageError(
             f'kind = "eigh" needs a square operator, this one is {shape[0]} x {shape[1]}'
         )
     if spec.measurements > shape[1]:
         raise UsageError(
-            f"measurements = {spec.measurements}: the operator has only {shape[1]} columns; with "
-            f"that many the result is exact, so at most {shape[1]} make sense"
+            f"measurements = {spec.measurements}: the operator has only {shape[1]} columns, so "
+            f"that at most {shape[1]} measurements make sense"
         )
 
 
@@ -341,12 +342,22 @@ def recovery_settings(
 ) -> RecoverySpec:
     """The plan's recovery settings, with what is given in their place."""
     known = run.plan.recovery
-    return RecoverySpec(
+    settings = RecoverySpec(
         method=known.method if method is None else method,
         core=known.core if core is None else core,
         rank=known.rank if rank is None else rank,
         vectors=known.vectors,
     )
+    _require_recoverable(settings, run.plan.reach("right"))
+    return settings
+
+
+def _require_recoverable(settings: RecoverySpec, measurements: int) -> None:
+    for key, value in (("core", settings.core), ("rank", settings.rank)):
+        if isinstance(value, int) and value > measurements:
+            raise UsageError(
+                f"recovery.{key} = {value}: there are only {measurements} measurements"
+            )
 
 
 def assess(run: Run, name: str = "default") -> Assessment:
@@ -371,9 +382,12 @@ def require_quality(assessment: Assessment, limit: float | None) -> None:
 
     Raises:
         QualityError: If the relative error is above ``limit``, or unknown.
+        UsageError: If ``limit`` is not positive.
     """
     if limit is None:
         return
+    if not limit > 0:
+        raise UsageError(f"--max-relative-error {limit}: must be positive")
     if assessment.relative_error is None:
         raise QualityError(
             "there are no test measurements to estimate the error from; plan with "
@@ -461,6 +475,7 @@ def eigh(
         The decomposition; ``assess(open_run(run_dir))`` tells its error.
 
     Raises:
+        DriftError: If the directory holds a run of another operator.
         OperatorError: If the operator is unusable.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
@@ -478,5 +493,9 @@ def eigh(
     )
     resources = Resources.of(memory)
     planned = make_plan(spec, Path(run_dir), resources, operator=A)
+    if not planned.fresh:
+        # Another object under the name of an old run must never be given the old answer.
+        planned.product = measure_stage.open_product(planned.run, A, device)
+        measure_stage.check_or_publish_fingerprint(planned.run, planned.product, resources.threads)
     run_all(planned, Serial(), resources, progress or Progress(), operator=A)
     return Eigh(planned.run.results / "default" / recover_stage.RESULT_FILE)

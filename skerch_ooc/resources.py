@@ -20,6 +20,7 @@ MIB = 1024**2
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}  # fmt: skip
 _DEFAULT_MEMORY = 4 * 1024**3
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Resources:
         for name, value in (("memory", memory), ("threads", threads), ("workers", workers)):
             if value < 1:
                 raise UsageError(f"{name} = {value}: must be at least 1")
+        if max(threads, workers) > _MOST_THREADS:
+            raise UsageError(
+                f"threads = {threads}, workers = {workers}: must be at most {_MOST_THREADS}"
+            )
         return cls(memory=memory, threads=threads, workers=workers)
 
 

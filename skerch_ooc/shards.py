@@ -251,7 +251,7 @@ def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
         raise CorruptError(
             f"{file.path} holds something else than its name says: "
             + ", ".join(f"{key} {stated.get(key)} instead of {wanted[key]}" for key in different)
-            + "; was it renamed or swapped?"
+            + " (it may have been renamed or swapped)"
         )
     if file.layout != shard_layout(plan, rectangle):
         raise CorruptError(f"{file.path} is not laid out as this plan's shards are")

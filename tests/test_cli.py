@@ -123,6 +123,8 @@ MISTAKES = {
     "unknown key": (["run", "spec.toml", "--run", "r", "--set", "sketch.blok=1"], "mean block"),
     "negative time": (["run", "spec.toml", "--run", "r", "--max-seconds", "-1"], "positive"),
     "name with a slash": (["recover", "r", "--name", "../x"], "plain folder name"),
+    "hidden name": (["recover", "r", "--name", ".x"], "plain folder name"),
+    "far too many threads": (["run", "spec.toml", "--run", "r", "--threads", "99999"], "at most"),
     "unknown device": (["run", "spec.toml", "--run", "r", "--device", "abacus"], "abacus"),
 }
 

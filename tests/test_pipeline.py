@@ -133,13 +133,31 @@ def test_anything_with_shape_and_matmul_will_do(tmp_path, kind):
     assert relative_error(eig, a) < 1e-7
 
 
-def test_same_call_goes_on_without_any_product(tmp_path):
+def test_same_call_goes_on_with_one_product_that_compares_the_operators(tmp_path):
     a = Matrix(dense(200, dtype="float32"))
     first = ooc.eigh(a, measurements=40, run_dir=tmp_path / "run")
     calls = a.calls
     second = ooc.eigh(a, measurements=40, run_dir=tmp_path / "run")
-    assert a.calls == calls
+    assert a.calls == calls + 1
     assert torch.equal(first.eigenvectors[:], second.eigenvectors[:])
+
+
+def test_another_operator_is_never_given_the_old_answer(tmp_path):
+    a = dense(200, dtype="float32")
+    ooc.eigh(a, measurements=40, run_dir=tmp_path / "run")
+    with pytest.raises(ooc.DriftError, match="not the one that the run started with"):
+        ooc.eigh(1.001 * a, measurements=40, run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200], ids=str)
+def test_operator_out_of_range_is_refused_with_the_remedy(tmp_path, scale):
+    with pytest.raises(ooc.OperatorError, match="scale the operator"):
+        ooc.eigh(scale * dense(50), measurements=20, run_dir=tmp_path / "run")
+
+
+def test_core_beyond_the_measurements_is_refused(tmp_path):
+    with pytest.raises(ooc.UsageError, match="only 20 measurements"):
+        ooc.eigh(dense(50), measurements=20, run_dir=tmp_path / "run", core=21)
 
 
 def test_other_arguments_are_refused_with_the_difference(tmp_path):

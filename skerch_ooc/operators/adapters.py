@@ -61,7 +61,7 @@ class Product:
         except MemoryError:
             raise
         except Exception as error:
-            raise OperatorError(_describe(error, columns.shape)) from error
+            raise OperatorError(_describe(error, columns)) from error
         return self._checked(y, columns.shape[1])
 
     def _checked(self, y: Any, width: int) -> Array:
@@ -145,10 +145,11 @@ def _wants_numpy(operator: Any) -> bool:
     )
 
 
-def _describe(error: Exception, shape: tuple[int, ...]) -> str:
+def _describe(error: Exception, columns: Array) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"the operator failed on X of shape {shape}: {type(error).__name__}: {error} "
+        f"the operator failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype "
+        f"of the plan): {type(error).__name__}: {error} "
         f"(in {frame.name}, {frame.filename}:{frame.lineno})"
     )
 

@@ -34,6 +34,7 @@ WIDTH = 16
 _VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
 _ROWS_AT_ONCE = 4096
+_LARGEST = 1e100
 
 _CAUSES = (
     "Likely causes: dropout or batch normalisation in training mode (call model.eval()), a data "
@@ -102,6 +103,7 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
                 "the operator's product with a random vector of signs holds NaN or infinity; "
                 "look for overflow, log(0) or 0/0 in it, or use a wider dtype"
             )
+    _require_scale(block)
     scale = norm(first)
     repetition = _relative(norm(first - again), scale)
     limit = 4 * tolerance(product.dtype)
@@ -123,6 +125,26 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
         baseline_bytes=resident_memory(),
     )
     return findings, fingerprint_of(product, seed, first)
+
+
+def _require_scale(products: Array) -> None:
+    """Refuses operators whose squares leave the range of double precision, and zero.
+
+    Raises:
+        OperatorError: If the products are all zero, too small or too large.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        size = norm(products)
+    if not products.any():
+        raise OperatorError(
+            "there is nothing to decompose: the operator's products with random vectors are zero"
+        )
+    if not 1 / _LARGEST < size < _LARGEST:
+        raise OperatorError(
+            f"the operator's products have a norm of {size:.1e}, whose square is out of the range "
+            f"of double precision; scale the operator to between {1 / _LARGEST:.0e} and "
+            f"{_LARGEST:.0e}"
+        )
 
 
 def _vectors(product: Product, seed: int, columns: Range) -> Array:

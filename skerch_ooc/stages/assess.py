@@ -128,9 +128,11 @@ def assess_result(path: Path, products: dict[str, int]) -> Assessment:
     try:
         file = SealedFile(path)
     except FileNotFoundError:
-        directory = path.parent.parent.parent
+        name = path.parent.name
+        again = f"skerch-ooc recover {path.parent.parent.parent}"
         raise IncompleteError(
-            f"there is no result {path}; make it with: skerch-ooc recover {directory}"
+            f"there is no result {path}; make it with: {again}"
+            + ("" if name == "default" else f" --name {name}")
         ) from None
     if file.layout is None or file.identity.get("type") != "eigh":
         raise CorruptError(f"{path} is not a decomposition")
