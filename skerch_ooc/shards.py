@@ -22,7 +22,7 @@ from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range, cover, gaps
 from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import Layout, SealedFile, sealed_writer, verify
+from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
 
 Array = npt.NDArray[Any]
@@ -255,15 +255,6 @@ def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
         )
     if file.layout != shard_layout(plan, rectangle):
         raise CorruptError(f"{file.path} is not laid out as this plan's shards are")
-
-
-def verify_shard(folder: Path, rectangle: Rectangle, plan: Plan) -> None:
-    """Reads every byte of a shard and checks all that it says.
-
-    Raises:
-        CorruptError: If anything is wrong.
-    """
-    check_identity(verify(folder / rectangle.name), rectangle, plan)
 
 
 class SketchReader:

@@ -61,6 +61,7 @@ class Product:
         except MemoryError:
             raise
         except Exception as error:
+            # Whatever a user's own code raises is theirs: told in their words, with its line.
             raise OperatorError(_describe(error, columns)) from error
         return self._checked(y, columns.shape[1])
 

@@ -70,6 +70,7 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     try:
         module = _import_file(path) if path else importlib.import_module(module_name)
     except Exception as error:
+        # Importing runs the user's code, which may raise anything.
         raise OperatorError(
             f"operator.factory = {factory!r} does not import: {_describe(error)}"
         ) from error
@@ -83,6 +84,7 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     try:
         return function(**keywords)
     except Exception as error:
+        # And so does calling it.
         raise OperatorError(
             f"operator.factory = {factory!r} failed with arguments {keywords}: {_describe(error)}"
         ) from error
