@@ -22,8 +22,18 @@ if TYPE_CHECKING:
     )
     from skerch_ooc.executors.dask import Dask
     from skerch_ooc.executors.serial import Serial
-    from skerch_ooc.pipeline import assess, eigh, measure, merge, open_run, plan, recover
-    from skerch_ooc.results import Eigh
+    from skerch_ooc.pipeline import (
+        assess,
+        eigh,
+        extend,
+        measure,
+        merge,
+        open_run,
+        plan,
+        recover,
+        svd,
+    )
+    from skerch_ooc.results import Eigh, Svd
     from skerch_ooc.rundir import Run
     from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
     from skerch_ooc.stages.assess import Assessment
@@ -41,8 +51,18 @@ _HOMES = {
     ),
     "skerch_ooc.executors.dask": ("Dask",),
     "skerch_ooc.executors.serial": ("Serial",),
-    "skerch_ooc.pipeline": ("assess", "eigh", "measure", "merge", "open_run", "plan", "recover"),
-    "skerch_ooc.results": ("Eigh",),
+    "skerch_ooc.pipeline": (
+        "assess",
+        "eigh",
+        "extend",
+        "measure",
+        "merge",
+        "open_run",
+        "plan",
+        "recover",
+        "svd",
+    ),
+    "skerch_ooc.results": ("Eigh", "Svd"),
     "skerch_ooc.rundir": ("Run",),
     "skerch_ooc.spec": ("OperatorSpec", "RecoverySpec", "SketchSpec", "Spec"),
 }
@@ -64,14 +84,17 @@ __all__ = [
     "Serial",
     "SketchSpec",
     "Spec",
+    "Svd",
     "UsageError",
     "assess",
     "eigh",
+    "extend",
     "measure",
     "merge",
     "open_run",
     "plan",
     "recover",
+    "svd",
 ]
 
 

@@ -69,7 +69,7 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
 @click.version_option(skerch_ooc.__version__, prog_name="skerch-ooc")
 def cli() -> None:
-    """Eigendecompositions of operators too large for memory, from sketches on disk.
+    """Eigen- and singular value decompositions of operators too large for memory.
 
     Start with:  skerch-ooc run SPEC --run DIR
     """
@@ -128,12 +128,58 @@ def run(
     if assessment is None:
         _say_stopped(progress)
         return
+    _show_result(planned.run, "default", assessment, as_json)
+    pipeline.require_tolerance(planned.run.plan, assessment)
+    pipeline.require_quality(assessment, max_relative_error)
+
+
+@cli.command()
+@_options(
+    _DIR, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR, _JSON
+)  # fmt: skip
+@click.option("--measurements", type=int, required=True, metavar="M", help="All together.")
+@click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
+@click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
+def extend(
+    directory: Path, executor: str, workers: int | None, memory: str | None, threads: int | None,
+    device: str | None, max_seconds: float | None, max_relative_error: float | None,
+    as_json: bool, measurements: int, plan_only: bool, repeat_rounds: bool,
+) -> None:  # fmt: skip
+    """Grow a run to M measurements; only the new columns are measured.
+
+    The result equals that of a run that was planned with M from the start.
+    """
+    from skerch_ooc import pipeline
+    from skerch_ooc.estimate import estimate
+    from skerch_ooc.resources import Resources
+
+    chosen = _executor(executor, workers)
+    progress = for_terminal()
+    opened = pipeline.open_run(directory)
+    grown = pipeline.extend(opened, measurements, repeat_rounds=repeat_rounds)
+    if plan_only:
+        click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
+        return
+    planned = pipeline.Planned(grown, estimate(grown.plan, None), fresh=False)
+    assessment = pipeline.run_all(
+        planned, chosen, Resources.of(memory, threads, chosen.workers), progress, device=device,
+        budget=_budget(max_seconds),
+    )  # fmt: skip
+    if assessment is None:
+        _say_stopped(progress)
+        return
+    _show_result(planned.run, "default", assessment, as_json)
+    pipeline.require_quality(assessment, max_relative_error)
+
+
+def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
+    from skerch_ooc import tables
+    from skerch_ooc.stages.recover import result_path
+
     if as_json:
         _print_json(assessment.as_json())
     else:
-        result = planned.run.results / "default" / "eigh.h5"
-        click.echo(tables.result_table(result, assessment))
-    pipeline.require_quality(assessment, max_relative_error)
+        click.echo(tables.result_table(result_path(run, name), assessment))
 
 
 @cli.command()
@@ -155,7 +201,7 @@ def measure(
         budget=_budget(max_seconds),
     )  # fmt: skip
     if complete:
-        click.echo(f"all {opened.plan.products} products are measured; next: "
+        click.echo(f"all columns that are known by now are measured; next: "
                    f"skerch-ooc merge {directory}")  # fmt: skip
     else:
         _say_stopped(progress)
@@ -170,35 +216,34 @@ def measure(
 def merge(directory: Path, memory: str | None, threads: int | None, rechunk: bool | None) -> None:
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
+    from skerch_ooc.resources import Resources
 
-    pipeline.merge(
-        pipeline.open_run(directory), memory=memory, threads=threads, rechunk=rechunk,
-        progress=for_terminal(),
-    )  # fmt: skip
-    click.echo(f"merged; next: skerch-ooc recover {directory}")
+    another_round = pipeline.merge_stage(
+        pipeline.open_run(directory), Resources.of(memory, threads), for_terminal(), rechunk
+    )
+    following = "measure" if another_round else "recover"
+    click.echo(f"merged; next: skerch-ooc {following} {directory}")
 
 
 @cli.command()
 @_options(_DIR, _NAME, _MEMORY, _THREADS)
 @click.option("--method", metavar="NAME", help="Instead of the plan's method.")
-@click.option("--core", metavar="C", help="Eigenpairs of the core to invert, or auto.")
-@click.option("--rank", metavar="R", help="Eigenpairs to return, or all.")
+@click.option("--core", metavar="C", help="Singular values of the core to invert, or auto.")
+@click.option("--rank", metavar="R", help="Values and vectors to return, or all.")
+@click.option("--vectors", metavar="HOW", help="stored, or implicit: made as they are read.")
 def recover(
     directory: Path, name: str | None, memory: str | None, threads: int | None,
-    method: str | None, core: str | None, rank: str | None,
+    method: str | None, core: str | None, rank: str | None, vectors: str | None,
 ) -> None:  # fmt: skip
     """Recover the decomposition from the merged sketch; costs no product."""
     from skerch_ooc import pipeline
     from skerch_ooc.resources import Resources
     from skerch_ooc.stages import recover as stage
-    from skerch_ooc.stages.merge import Merge
 
     opened = pipeline.open_run(directory)
-    settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank))
+    settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank), vectors)
     name = _folder_name(name) or stage.result_name(settings, opened.plan)
-    path = stage.recover(
-        Merge(opened), settings, name, Resources.of(memory, threads), for_terminal()
-    )
+    path = stage.recover(opened, settings, name, Resources.of(memory, threads), for_terminal())
     suffix = "" if name == "default" else f" --name {name}"
     click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
 
@@ -209,15 +254,12 @@ def assess(
     directory: Path, name: str | None, max_relative_error: float | None, as_json: bool
 ) -> None:
     """Estimate the error of a result, with its probability bounds."""
-    from skerch_ooc import pipeline, tables
+    from skerch_ooc import pipeline
 
     opened = pipeline.open_run(directory)
     name = _folder_name(name) or "default"
     assessment = pipeline.assess(opened, name)
-    if as_json:
-        _print_json(assessment.as_json())
-    else:
-        click.echo(tables.result_table(opened.results / name / "eigh.h5", assessment))
+    _show_result(opened, name, assessment, as_json)
     pipeline.require_quality(assessment, max_relative_error)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from skerch_ooc.errors import UsageError
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.resources import Resources, ask_for, format_bytes
+from skerch_ooc.sides import CORANGE, Side, first_round, height_of_role, later_round
 from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
 from skerch_ooc.stages.accumulate import sums_bytes
 from skerch_ooc.stages.measure import block_bytes
 from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
-from skerch_ooc.stages.recover import solve_bytes, vectors_bytes
+from skerch_ooc.stages.recover import solve_bytes
 from skerch_ooc.streams import SPARE_BYTES
 
 ASSUMED_BASELINE = 512 * 1024**2
@@ -52,31 +53,72 @@ class Estimate:
 
 def estimate(plan: Plan, probe: Probe | None) -> Estimate:
     """Predicts what a plan will cost."""
-    height = plan.identity.shape[0]
+    height, width = plan.identity.shape
     itemsize = np.dtype(plan.identity.dtype).itemsize
     baseline = (probe.baseline_bytes if probe else ASSUMED_BASELINE) + SPARE_BYTES
     blocks = [block for role in ROLES for block in plan.blocks(role)]
+    right = plan.reach("right")
+    later = plan.rounds - 1
+    tasks = len(blocks) + later * len(plan.blocks("right"))
     widest = max(len(block) for block in blocks)
     operator_bytes = probe.column_bytes if probe else 0
-    right = plan.reach("right")
     rank = right if plan.recovery.rank == "all" else min(right, int(plan.recovery.rank))
-    shard_bytes = height * plan.products * itemsize
-    rechunked = shard_bytes if len(blocks) > RECHUNK_ABOVE else 0
+    entries = sum(height_of_role(plan, role) * plan.reach(role) for role in ROLES)
+    entries += sum(_later_entries(plan, number) for number in range(2, plan.rounds + 1))
+    sides = _all_sides(plan)
+    vectors = height if plan.identity.kind == "eigh" else height + width
+    if plan.recovery.vectors == "implicit":
+        vectors = 0
+    bases = later * right * max(height, width)
+    rechunked = entries * itemsize if tasks > RECHUNK_ABOVE else 0
     return Estimate(
         products=plan.products,
         probe_products=probe.products if probe else 1,
-        tasks=len(blocks),
-        shard_bytes=shard_bytes,
-        result_bytes=rechunked + sums_bytes(plan) + height * rank * itemsize,
-        files=len(blocks) + 8,
+        tasks=tasks,
+        shard_bytes=entries * itemsize,
+        result_bytes=rechunked
+        + sum(sums_bytes(plan, side) for side in sides)
+        + (vectors * rank + bases) * itemsize,
+        files=tasks + 8,
         peak_bytes={
             "measure": baseline
             + widest * max(block_bytes(plan.identity.shape, itemsize), operator_bytes),
-            "merge": baseline + sum(merge_bytes(plan)),
-            "recover": baseline + max(solve_bytes(plan), sum(vectors_bytes(plan, rank))),
+            "merge": baseline + max(sum(merge_bytes(plan, side)) for side in sides),
+            "recover": baseline
+            + max(solve_bytes(plan), max(_vectors_bytes(plan, side, rank) for side in sides)),
         },
-        seconds=sum(probe.seconds(len(block)) for block in blocks) if probe else None,
+        seconds=_seconds(plan, probe) if probe else None,
     )
+
+
+def _seconds(plan: Plan, probe: Probe) -> float:
+    blocks = [block for role in ROLES for block in plan.blocks(role)]
+    blocks += (plan.rounds - 1) * plan.blocks("right")
+    return sum(probe.seconds(len(block)) for block in blocks)
+
+
+def _all_sides(plan: Plan) -> list[Side]:
+    right = plan.reach("right")
+    sides = first_round(plan)
+    for number in range(2, plan.rounds + 1):
+        sides += later_round(plan, number, f"round{number}", right)
+    return sides
+
+
+def _later_entries(plan: Plan, number: int) -> int:
+    right = plan.reach("right")
+    (side,) = later_round(plan, number, "later", right)
+    return plan.identity.shape[1 if side.name == CORANGE else 0] * right
+
+
+def _vectors_bytes(plan: Plan, side: Side, rank: int) -> int:
+    """Memory of the vectors' stream: a tile of the sketch, one of the vectors, and their copies."""
+    wide = np.result_type(plan.identity.dtype, np.float64).itemsize
+    narrow = np.dtype(plan.identity.dtype).itemsize
+    rows = min(plan.identity.tile[0], side.rows)
+    columns, test = side.columns, plan.reach("test")
+    per_tile = rows * (columns * (wide + narrow) + rank * (2 * wide + 2 * narrow) + 2 * test * wide)
+    return per_tile + columns * rank * wide + 40 * rank * (8 + test) * wide
 
 
 def require_memory(costs: Estimate, resources: Resources) -> None:

@@ -8,39 +8,70 @@ roles, seeds and distributions share no words.
 
 * ``rademacher``: a group is 64 columns, a row block is four rows; word ``row % 4`` belongs to the
   row, and its bit ``column % 64`` (from the least significant) is the sign: set means -1.
+* ``sparse-sign``: a group is 128 columns, a row block is four rows; word ``row % 4`` belongs to the
+  row, and its byte ``column % 128 // 16`` (from the least significant) to 16 columns. Its low four
+  bits say which of them is not zero: that one is 4, or -4 where the bit of value 16 is set.
 * ``gaussian``: a group is four columns, a row block is one row; words 0, 1 give columns 0, 1 and
   words 2, 3 give columns 2, 3, by Box and Muller (1958). The logarithm, sine and cosine are
   series in + - * / and sqrt alone, one numpy operation at a time: IEEE 754 fixes their every bit,
   where those of libraries differ with the processor.
+* ``phase``: a group is four columns, a row block is one row; word ``column % 4`` gives a point of
+  the unit circle, by the same sine and cosine. Complex only.
+* ``ssrft``: columns of the scrambled Fourier transform of ``skerch_ooc/ssrft.py``, made whole only
+  and orthogonal to each other. In place of the column group is the number of what the words make:
+  outer order 0, inner order 1, frequencies 2, outer diagonal 3, inner diagonal 4; a row block is
+  four rows, each with its word. An order is the stable order of the words; a diagonal has signs,
+  the top bits of the words (set means -1), or phases as above where entries are complex. The bits
+  of a column are those of numpy's transforms: equal on one machine with one numpy, elsewhere to
+  rounding.
 
-Complex Rademacher entries are real. A complex Gaussian column ``j`` has the real Gaussian columns
-``2j`` and ``2j + 1`` over ``sqrt(2)`` as real and imaginary part, so that ``E |g|^2 = 1``.
-Single precision is double precision, rounded.
+Complex ``rademacher`` and ``sparse-sign`` entries are real. A complex Gaussian column ``j`` has the
+real Gaussian columns ``2j`` and ``2j + 1`` over ``sqrt(2)`` as real and imaginary part, so that
+``E |g|^2 = 1``. Single precision is double precision, rounded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.ssrft import LARGEST_HEIGHT, Scramble, fill_columns
 
 Array = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
 
 ROLE_NUMBERS = {"right": 1, "left": 2, "inner-left": 3, "inner-right": 4, "test": 5, "probe": 6}
 
+WHOLE_COLUMNS = ("ssrft",)
+"""Test matrices that have no slices of rows."""
+
+COMPLEX_ONLY = ("phase",)
+"""Test matrices that have no real entries."""
+
+SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4}
+"""Test matrices whose entries are zero or plus or minus this; they have int8 entries, too."""
+
 _WORDS = 4
-_SIGN_GROUP = 64
-_NORMAL_GROUP = 4
-_SIGN_ROWS_AT_ONCE = 256
-_NORMAL_ROWS_AT_ONCE = 2048
-_DISTRIBUTION_NUMBERS = {"rademacher": 1, "gaussian": 2}
+_STRIP = 4
+_ROWS_OF_BYTES_AT_ONCE = 256
+_ROWS_OF_STRIPS_AT_ONCE = 2048
+_DISTRIBUTION_NUMBERS = {"rademacher": 1, "gaussian": 2, "phase": 3, "sparse-sign": 4, "ssrft": 5}
+_SCRAMBLES_KEPT = 2
+
+
+class _Stream(NamedTuple):
+    """Which words: those of no other test matrix."""
+
+    noise: str
+    seed: int
+    role: str
 
 
 def draw(
@@ -55,77 +86,148 @@ def draw(
     """Draws a slice of a test matrix.
 
     Args:
-        noise: ``"rademacher"`` or ``"gaussian"``.
+        noise: ``"rademacher"``, ``"sparse-sign"``, ``"gaussian"``, ``"phase"`` or ``"ssrft"``.
         seed: From 0 to 2**64 - 1.
         role: A key of ``ROLE_NUMBERS``.
-        rows: The rows of the slice.
+        rows: The rows of the slice; for one of ``WHOLE_COLUMNS`` all rows of the matrix, whose
+            height they tell.
         columns: The columns of the slice.
-        dtype: float32, float64, complex64 or complex128.
+        dtype: float32, float64, complex64 or complex128; for one of ``COMPLEX_ONLY`` a complex
+            one, for one of ``SIGN_SCALE`` also int8.
         out: A buffer of this dtype, at least as large, whose upper left corner is to be filled.
 
     Returns:
         The slice, ``(len(rows), len(columns))``; without ``out`` in C order. Entries have
-        mean 0 and mean square 1.
+        mean 0 and mean square 1, and no two are correlated.
+
+    Raises:
+        ValueError: If this test matrix has no such entries.
     """
+    if noise in COMPLEX_ONLY and np.dtype(dtype).kind != "c":
+        raise ValueError(f"{noise} test matrices are complex, not {np.dtype(dtype)}")
+    if noise in WHOLE_COLUMNS:
+        if rows.start:
+            raise ValueError(f"{noise} test matrices have whole columns only, not rows {rows}")
+        if rows.stop > LARGEST_HEIGHT:
+            raise ValueError(f"{noise} test matrices have at most {LARGEST_HEIGHT} rows")
+        if columns.stop > rows.stop:
+            raise ValueError(f"{noise} has no columns {columns}: there are {rows.stop}, as rows")
     shape = (len(rows), len(columns))
     out = empty_aligned(shape, dtype) if out is None else out[: shape[0], : shape[1]]
     if out.size:
-        _FILL[noise](out, seed, role, rows, columns)
+        _FILL[noise](out, _Stream(noise, seed, role), rows, columns)
     return out
 
 
-def _words(noise: str, seed: int, role: str, first: int, count: int, group: int) -> Words:
+def _words(stream: _Stream, first: int, count: int, group: int) -> Words:
     """The words of ``count`` row blocks from block ``first`` on, of one column group."""
     # numpy raises the counter before it makes a block: after counter (first, ...) comes block
     # first + 1, which is why the counter of the module's definition starts at 1.
     generator = np.random.Philox(
-        key=np.array([seed, ROLE_NUMBERS[role]], np.uint64),
-        counter=np.array([first, group, _DISTRIBUTION_NUMBERS[noise], 0], np.uint64),
+        key=np.array([stream.seed, ROLE_NUMBERS[stream.role]], np.uint64),
+        counter=np.array([first, group, _DISTRIBUTION_NUMBERS[stream.noise], 0], np.uint64),
     )
     return generator.random_raw(count * _WORDS)
 
 
-def _fill_signs(out: Array, seed: int, role: str, rows: Range, columns: Range) -> None:
+def _fill_bytes(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
+    """Fills ``out`` with what the bytes of a word stand for: a word is one row of a group."""
+    entries_of_byte = _ENTRIES_OF_BYTE[stream.noise].astype(out.dtype)
+    width = 8 * entries_of_byte.shape[1]
     blocks = Range(rows.start // _WORDS, -(-rows.stop // _WORDS))
-    groups = Range(columns.start // _SIGN_GROUP, -(-columns.stop // _SIGN_GROUP))
+    groups = Range(columns.start // width, -(-columns.stop // width))
     inside = rows.shifted(-blocks.start * _WORDS).slice
     words = np.empty((len(rows), len(groups)), "<u8")
     for position in range(len(groups)):
-        group = groups.start + position
-        drawn = _words("rademacher", seed, role, blocks.start, len(blocks), group)
+        drawn = _words(stream, blocks.start, len(blocks), groups.start + position)
         words[:, position] = drawn[inside]
-    window = columns.shifted(-groups.start * _SIGN_GROUP).slice
-    signs_of_byte = _SIGNS_OF_BYTE.astype(out.dtype)
-    for start in range(0, len(rows), _SIGN_ROWS_AT_ONCE):
-        piece = words[start : start + _SIGN_ROWS_AT_ONCE].view(np.uint8)
-        signs = np.take(signs_of_byte, piece, axis=0, mode="clip").reshape(len(piece), -1)
-        out[start : start + _SIGN_ROWS_AT_ONCE] = signs[:, window]
+    window = columns.shifted(-groups.start * width).slice
+    for start in range(0, len(rows), _ROWS_OF_BYTES_AT_ONCE):
+        piece = words[start : start + _ROWS_OF_BYTES_AT_ONCE].view(np.uint8)
+        entries = np.take(entries_of_byte, piece, axis=0, mode="clip").reshape(len(piece), -1)
+        out[start : start + _ROWS_OF_BYTES_AT_ONCE] = entries[:, window]
 
 
-def _fill_normals(out: Array, seed: int, role: str, rows: Range, columns: Range) -> None:
+def _fill_normals(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
     scale = 1.0
     if out.dtype.kind == "c":
         out = out.view(out.real.dtype)
         columns = Range(2 * columns.start, 2 * columns.stop)
         scale = math.sqrt(0.5)
-    for group in range(columns.start // _NORMAL_GROUP, -(-columns.stop // _NORMAL_GROUP)):
-        whole = Range(group * _NORMAL_GROUP, (group + 1) * _NORMAL_GROUP)
+
+    def normals(words: Words) -> Array:
+        pairs = _box_muller(words)
+        pairs *= scale
+        return pairs
+
+    _fill_strips(out, stream, rows, columns, normals)
+
+
+def _fill_phases(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
+    _fill_strips(out, stream, rows, columns, _phases)
+
+
+def _fill_strips(
+    out: Array, stream: _Stream, rows: Range, columns: Range, entries_of: Callable[[Words], Array]
+) -> None:
+    """Fills ``out`` with an entry for each word: four words are one row of a group."""
+    for group in range(columns.start // _STRIP, -(-columns.stop // _STRIP)):
+        whole = Range(group * _STRIP, (group + 1) * _STRIP)
         wanted = whole.common(columns)
         target = out[:, wanted.shifted(-columns.start).slice]
-        for piece in cut(Range(0, len(rows)), _NORMAL_ROWS_AT_ONCE):
-            words = _words("gaussian", seed, role, rows.start + piece.start, len(piece), group)
-            normals = _box_muller(words).reshape(len(piece), _NORMAL_GROUP)
-            normals *= scale
-            target[piece.slice] = normals[:, wanted.shifted(-whole.start).slice]
+        for piece in cut(Range(0, len(rows)), _ROWS_OF_STRIPS_AT_ONCE):
+            words = _words(stream, rows.start + piece.start, len(piece), group)
+            entries = entries_of(words).reshape(len(piece), _STRIP)
+            target[piece.slice] = entries[:, wanted.shifted(-whole.start).slice]
 
 
-_FILL: dict[str, Callable[[Array, int, str, Range, Range], None]] = {
-    "rademacher": _fill_signs,
+def _fill_transforms(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
+    fill_columns(out, _scramble(stream, len(rows), out.dtype.kind == "c"), columns)
+
+
+@lru_cache(maxsize=_SCRAMBLES_KEPT)
+def _scramble(stream: _Stream, height: int, is_complex: bool) -> Scramble:
+    """What is random in a ``ssrft`` matrix; kept, because sorting costs more than a column."""
+
+    def words(part: int) -> Words:
+        return _words(stream, 0, -(-height // _WORDS), part)[:height]
+
+    diagonal = _phases if is_complex else _signs
+    return Scramble(
+        outer_order=np.argsort(words(0), kind="stable"),
+        inner_order=np.argsort(words(1), kind="stable"),
+        frequencies=np.argsort(words(2), kind="stable"),
+        outer_diagonal=diagonal(words(3)),
+        inner_diagonal=diagonal(words(4)),
+    )
+
+
+_FILL: dict[str, Callable[[Array, _Stream, Range, Range], None]] = {
+    "rademacher": _fill_bytes,
+    "sparse-sign": _fill_bytes,
     "gaussian": _fill_normals,
+    "phase": _fill_phases,
+    "ssrft": _fill_transforms,
 }
 
-_SIGNS_OF_BYTE = 1.0 - 2.0 * ((np.arange(256)[:, None] >> np.arange(8)) & 1)
-"""Row ``b``: the eight signs that the bits of byte ``b`` stand for."""
+_BYTES = np.arange(256)[:, None]
+_ENTRIES_OF_BYTE = {
+    "rademacher": 1.0 - 2.0 * ((_BYTES >> np.arange(8)) & 1),
+    "sparse-sign": np.where(np.arange(16) == (_BYTES & 15), 4.0 - 8.0 * (_BYTES >> 4 & 1), 0.0),
+}
+"""Row ``b``: the entries that byte ``b`` stands for."""
+
+
+def _signs(words: Words) -> npt.NDArray[np.int8]:
+    """The signs that the top bits stand for."""
+    return 1 - 2 * (words >> np.uint64(63)).astype(np.int8)
+
+
+def _phases(words: Words) -> npt.NDArray[np.complex128]:
+    """A point of the unit circle from each word."""
+    phases = np.empty(words.shape, np.complex128)
+    phases.real, phases.imag = _turn(words)
+    return phases
 
 
 def _box_muller(words: Words) -> npt.NDArray[np.float64]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from skerch_ooc import files, rundir
 from skerch_ooc.budget import Budget
@@ -21,17 +22,28 @@ from skerch_ooc.operators.probe import Probe, probe
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads
+from skerch_ooc.rounds import count_products, known_rounds
 from skerch_ooc.rundir import Run
-from skerch_ooc.shards import count_products
-from skerch_ooc.spec import Amendment, Cut, Identity, Plan, RecoverySpec, Spec
+from skerch_ooc.sizing import Sizes, require_recoverable, require_sense, sizes_of
+from skerch_ooc.spec import (
+    TEST_MATRICES,
+    Amendment,
+    Cut,
+    Identity,
+    Plan,
+    RecoverySpec,
+    Spec,
+)
 from skerch_ooc.stages import assess as assess_stage
 from skerch_ooc.stages import measure as measure_stage
 from skerch_ooc.stages import recover as recover_stage
 from skerch_ooc.stages.assess import Assessment
+from skerch_ooc.stages.bases import make_basis
 from skerch_ooc.stages.merge import Merge
+from skerch_ooc.tolerance import first_look, grown_sizes, next_look, reached, require_tolerance
 
 if TYPE_CHECKING:
-    from skerch_ooc.results import Eigh
+    from skerch_ooc.results import Eigh, Svd
 
 log = logging.getLogger("skerch_ooc")
 
@@ -110,6 +122,7 @@ def make_plan(
             'the key operator.factory is missing: give "package.module:function" or '
             '"file.py:function" of a function that returns the operator'
         )
+    require_sense(spec)
     sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
     if (run_dir / rundir.PLAN).exists():
         run = rundir.open_run(run_dir)
@@ -122,7 +135,7 @@ def make_plan(
             assert spec.operator.factory is not None
             operator = build(spec.operator.factory, spec.operator.args, device, spec.folder)
         shape = spec.operator.shape or shape_of(operator)
-        _require_sizes(spec, shape)
+        sizes = sizes_of(spec, shape)
         product = Product(operator, spec.dtype, device)
         if product.shape != shape:
             raise UsageError(
@@ -132,10 +145,10 @@ def make_plan(
             findings, fingerprint = probe(product, spec.seed, hermitian=spec.kind == "eigh")
     else:
         shape = spec.operator.shape
-        _require_sizes(spec, shape)
+        sizes = sizes_of(spec, shape)
     identity = _identity(spec, shape, sha256)
     block = choose_block(spec, shape, findings, resources)
-    amendment = _amendment(spec, identity, block, run_dir)
+    amendment = _amendment(spec, identity, sizes, block, run_dir)
     costs = estimate(Plan(identity, (amendment,)), findings)
     require_memory(costs, resources)
     run = rundir.create_run(run_dir, identity, amendment)
@@ -147,20 +160,8 @@ def make_plan(
     return Planned(run, costs, product, findings)
 
 
-def _require_sizes(spec: Spec, shape: tuple[int, int]) -> None:
-    _require_recoverable(spec.recovery, spec.measurements)
-    if spec.kind == "eigh" and shape[0] != shape[1]:
-        raise UsageError(
-            f'kind = "eigh" needs a square operator, this one is {shape[0]} x {shape[1]}'
-        )
-    if spec.measurements > shape[1]:
-        raise UsageError(
-            f"measurements = {spec.measurements}: the operator has only {shape[1]} columns, so "
-            f"that at most {shape[1]} measurements make sense"
-        )
-
-
 def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None) -> Identity:
+    names = ("right", "test") if spec.kind == "eigh" else TEST_MATRICES
     return Identity(
         kind=spec.kind,
         factory=spec.operator.factory,
@@ -169,28 +170,49 @@ def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None) -> Identit
         shape=shape,
         dtype=spec.dtype,
         seed=spec.seed,
-        noise={"right": spec.sketch.noise, "test": TEST_NOISE},
+        noise={name: TEST_NOISE if name == "test" else spec.sketch.noise for name in names},
     )
 
 
-def _amendment(spec: Spec, identity: Identity, block: int, run_dir: Path) -> Amendment:
-    reach = {"right": spec.measurements, "test": spec.sketch.test_measurements}
+def _amendment(
+    spec: Spec, identity: Identity, sizes: Sizes, block: int, run_dir: Path
+) -> Amendment:
     folder = os.path.relpath(spec.folder.resolve(), run_dir.resolve())
+    now = sizes
+    if spec.tolerance is not None:
+        now = first_look(spec.recovery.method, spec.kind, sizes)
     return Amendment(
         run_id=identity.run_id,
         number=1,
-        blocks={
-            role: Cut(0, columns, min(block, columns)) for role, columns in reach.items() if columns
-        },
+        blocks=_cuts(spec.kind, None, now, block),
         recovery=spec.recovery,
         device=spec.operator.device,
         folder=folder,
+        tolerance=spec.tolerance,
+        most=None if spec.tolerance is None else sizes.right,
     )
+
+
+def _cuts(kind: str, before: Plan | None, sizes: Sizes, block: int) -> dict[str, Cut]:
+    """The columns of each role that are added to a plan, and how they are cut."""
+    # The first columns of a Hermitian operator's inner sketch follow from the right one.
+    start = {"inner": sizes.right if kind == "eigh" and sizes.inner else 0}
+    stops = {
+        "right": sizes.right, "test": sizes.test, "left": sizes.left, "inner": sizes.inner,
+    }  # fmt: skip
+    cuts = {}
+    for role, stop in stops.items():
+        first = before.span(role).stop if before and before.reach(role) else start.get(role, 0)
+        if stop > first:
+            cuts[role] = Cut(first, stop, min(block, stop - first) if before is None else block)
+    return cuts
 
 
 def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     """Refuses a spec that is not the one of the planned run, and shows the difference."""
-    known = run.plan.identity
+    known, amendments = run.plan.identity, run.plan.amendments
+    sizes = sizes_of(spec, spec.operator.shape or known.shape)
+    measured = amendments[0].most or run.plan.reach("right")
     wanted = _identity(spec, spec.operator.shape or known.shape, known.factory_sha256)
     if sha256 != known.factory_sha256:
         log.warning(
@@ -206,12 +228,16 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
         ("dtype", known.dtype, wanted.dtype),
         ("seed", known.seed, wanted.seed),
         ("sketch.noise", known.noise["right"], wanted.noise["right"]),
-        ("measurements", run.plan.reach("right"), spec.measurements),
-        ("sketch.test_measurements", run.plan.reach("test"), spec.sketch.test_measurements),
-        ("recovery", run.plan.recovery.as_json(), spec.recovery.as_json()),
+        ("measurements", measured, sizes.right),
+        ("tolerance", amendments[0].tolerance, spec.tolerance),
+        ("sketch.test_measurements", run.plan.reach("test"), sizes.test),
+        ("sketch.inner_measurements", run.plan.span("inner").stop, sizes.inner),
+        ("recovery", run.plan.recovery, spec.recovery),
     ]
+    if spec.tolerance is None:
+        pairs.append(("sketch.left_measurements", run.plan.reach("left"), sizes.left))
     if spec.sketch.block != "auto":
-        block = min(int(spec.sketch.block), spec.measurements)
+        block = min(int(spec.sketch.block), run.plan.amendments[0].blocks["right"].stop)
         pairs.append(("sketch.block", run.plan.amendments[0].blocks["right"].width, block))
     different = [
         f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
@@ -285,6 +311,9 @@ def merge(
 ) -> None:
     """Forms the Gram matrices of the measured sketch, and row shards where they pay.
 
+    In a run with several rounds (``hmt``) it is the last measured one that is merged, and the basis
+    that is the test matrix of the next is made.
+
     Args:
         run: The run.
         memory: Peak resident memory, in bytes or as text.
@@ -297,7 +326,19 @@ def merge(
         CorruptError: If a shard is damaged, foreign, swapped or a link.
         DriftError: If shards were made by different operators.
     """
-    Merge(run, rechunk).result(Resources.of(memory, threads), progress or Progress())
+    merge_stage(run, Resources.of(memory, threads), progress or Progress(), rechunk)
+
+
+def merge_stage(
+    run: Run, resources: Resources, progress: Progress, rechunk: bool | None = None
+) -> bool:
+    """As :func:`merge`; also returns whether another round is to be measured now."""
+    *_, last = known_rounds(run)
+    merged = Merge(last, rechunk).result(resources, progress)
+    if last.number == run.plan.rounds:
+        return False
+    make_basis(merged, resources, progress)
+    return True
 
 
 def recover(
@@ -307,10 +348,11 @@ def recover(
     rank: int | str | None = None,
     name: str | None = None,
     *,
+    vectors: str | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Eigh:
+) -> Eigh | Svd:
     """Recovers the decomposition; merges first if need be; an existing result is returned.
 
     Args:
@@ -319,6 +361,7 @@ def recover(
         core: Instead of the plan's.
         rank: Instead of the plan's.
         name: Folder of the result; ``default`` for the plan's settings, else made of them.
+        vectors: Instead of the plan's.
         memory: Peak resident memory, in bytes or as text.
         threads: Threads.
         progress: Shows how far it is.
@@ -326,38 +369,43 @@ def recover(
     Raises:
         IncompleteError: If measurements are missing.
         CorruptError: If a file is damaged.
-        UsageError: If the settings are not allowed, or the name is taken.
+        UsageError: If the settings are not allowed, the sketch does not serve them, or the name is
+            taken.
     """
-    from skerch_ooc.results import Eigh
+    from skerch_ooc.results import open_result
 
-    settings = recovery_settings(run, method, core, rank)
+    settings = recovery_settings(run, method, core, rank, vectors)
     name = name or recover_stage.result_name(settings, run.plan)
     resources = Resources.of(memory, threads)
-    path = recover_stage.recover(Merge(run), settings, name, resources, progress or Progress())
-    return Eigh(path)
+    return open_result(
+        recover_stage.recover(run, settings, name, resources, progress or Progress())
+    )
 
 
 def recovery_settings(
-    run: Run, method: str | None, core: int | str | None, rank: int | str | None
+    run: Run,
+    method: str | None = None,
+    core: int | str | None = None,
+    rank: int | str | None = None,
+    vectors: str | None = None,
 ) -> RecoverySpec:
     """The plan's recovery settings, with what is given in their place."""
     known = run.plan.recovery
+    method = known.method if method is None else method
     settings = RecoverySpec(
-        method=known.method if method is None else method,
+        method=method,
         core=known.core if core is None else core,
         rank=known.rank if rank is None else rank,
-        vectors=known.vectors,
+        vectors=known.vectors if vectors is None else vectors,
+        power_iterations=known.power_iterations if method == known.method else 0,
     )
-    _require_recoverable(settings, run.plan.reach("right"))
+    if settings.method == "hmt" and settings.core != "auto":
+        raise UsageError(
+            f'recovery.core = {settings.core}: method = "hmt" inverts no core; to cut its result, '
+            "use rank"
+        )
+    require_recoverable(settings, run.plan.reach("right"))
     return settings
-
-
-def _require_recoverable(settings: RecoverySpec, measurements: int) -> None:
-    for key, value in (("core", settings.core), ("rank", settings.rank)):
-        if isinstance(value, int) and value > measurements:
-            raise UsageError(
-                f"recovery.{key} = {value}: there are only {measurements} measurements"
-            )
 
 
 def assess(run: Run, name: str = "default") -> Assessment:
@@ -371,8 +419,13 @@ def assess(run: Run, name: str = "default") -> Assessment:
         IncompleteError: If there is no such result.
         CorruptError: If it is damaged.
     """
-    path = run.results / name / recover_stage.RESULT_FILE
-    assessment = assess_stage.assess_result(path, count_products(run))
+    path = recover_stage.result_path(run, name)
+    assessment = assess_stage.assess_result(
+        path,
+        count_products(run),
+        is_complex=run.plan.identity.dtype.startswith("complex"),
+        looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
+    )
     files.write_json(path.parent / "assessment.json", assessment.as_json())
     return assessment
 
@@ -415,42 +468,98 @@ def run_all(
     Returns:
         The assessment; ``None`` if measuring was stopped by the budget.
     """
-    run = planned.run
-    complete = measure_stage.measure(
-        run,
-        executor,
-        resources,
-        progress,
-        operator=operator,
-        checked=planned.product,
-        device=device,
-        budget=budget,
-    )
+    while True:
+        run = planned.run
+        if not _measure_all(planned, executor, resources, progress, operator, device, budget):
+            return None
+        if reached(run, resources, progress):
+            break
+        planned.run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
     # The memory of the operator is for the stages that follow.
     planned.product = None
-    if not complete:
-        return None
-    recover_stage.recover(Merge(run), run.plan.recovery, "default", resources, progress)
+    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
     return assess(run)
 
 
-def eigh(
-    A: Any,
-    *,
-    measurements: int,
-    run_dir: str | Path,
-    method: str = "nystrom",
-    core: int | str = "auto",
-    rank: int | str = "all",
-    seed: int = 1,
-    noise: str = "rademacher",
-    dtype: str | None = None,
-    test_measurements: int = 30,
-    block: int | str = "auto",
-    memory: int | str | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Eigh:
+def _measure_all(
+    planned: Planned, executor: Executor, resources: Resources, progress: Progress,
+    operator: Any, device: str | None, budget: Budget | None,
+) -> bool:  # fmt: skip
+    """Measures all rounds of the plan in force; whether that was completed."""
+    while True:
+        complete = measure_stage.measure(
+            planned.run,
+            executor,
+            resources,
+            progress,
+            operator=operator,
+            checked=planned.product,
+            device=device,
+            budget=budget,
+        )
+        if not complete:
+            return False
+        if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
+            return True
+        merge_stage(planned.run, resources, progress)
+
+
+def _grown(run: Run, sizes: Sizes) -> Amendment:
+    """The amendment by which a plan reaches the given sizes."""
+    last = run.plan.amendments[-1]
+    cuts = _cuts(run.plan.identity.kind, run.plan, sizes, run.plan.block_width)
+    return dataclasses.replace(last, number=last.number + 1, blocks=cuts)
+
+
+def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
+    """Plans more columns for a run; only these are measured afterwards.
+
+    What is measured, merged and recovered then equals a run that was planned with so many from the
+    start.
+
+    Args:
+        run: The run.
+        measurements: Columns of the right sketch, all together.
+        repeat_rounds: Allow to repeat all products of the later rounds of ``hmt``, whose test
+            matrix changes with the first round.
+
+    Returns:
+        The run with the plan now in force.
+
+    Raises:
+        UsageError: If there are as many already, the operator has not so many, or the method does
+            not allow it.
+    """
+    plan = run.plan
+    method, has = plan.recovery.method, plan.reach("right")
+    if measurements == has:
+        return run
+    if measurements < has:
+        raise UsageError(
+            f"measurements = {measurements}: the run has {has} already, and none is ever thrown "
+            "away; for fewer values, recover with a smaller --rank"
+        )
+    if method == "oversampled":
+        raise UsageError(
+            'a run with method = "oversampled" cannot be extended: its sizes are fixed by the '
+            "inner sketch, whose columns do not nest; plan a new run, or use nystrom"
+        )
+    if method == "hmt" and not repeat_rounds:
+        raise UsageError(
+            f"the basis of the later rounds of hmt changes with the first: {plan.rounds - 1} "
+            f"round(s) of {measurements} products each would be measured anew, besides the "
+            f"{measurements - has} of the first. If that is wanted, add --repeat-rounds"
+        )
+    sizes = grown_sizes(plan, measurements)
+    if measurements > min(plan.identity.shape):
+        raise UsageError(
+            f"measurements = {measurements}: the operator is {plan.identity.shape[0]} x "
+            f"{plan.identity.shape[1]}, so that at most {min(plan.identity.shape)} make sense"
+        )
+    return rundir.amend_run(run, _grown(run, sizes))
+
+
+def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
     """Eigendecomposition of a Hermitian operator, in this process, with all data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
@@ -459,17 +568,7 @@ def eigh(
         A: Anything with ``.shape`` and ``@``.
         measurements: Columns of the right sketch.
         run_dir: The run directory.
-        method: Recovery method.
-        core: Eigenpairs of the core that are inverted, or ``"auto"``.
-        rank: Eigenpairs that are returned, or ``"all"``.
-        seed: Seed of the test matrices.
-        noise: Distribution of the test matrix.
-        dtype: Of the products; by default that of ``A``, else float32.
-        test_measurements: Columns of the test sketch.
-        block: Columns that are applied at once, or ``"auto"``.
-        memory: Peak resident memory of this process, in bytes or as text.
-        device: Torch device on which ``A`` is applied.
-        progress: Shows how far it is.
+        **options: See :func:`decompose`.
 
     Returns:
         The decomposition; ``assess(open_run(run_dir))`` tells its error.
@@ -479,16 +578,110 @@ def eigh(
         OperatorError: If the operator is unusable.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
-    from skerch_ooc.results import Eigh
+    result: Any = decompose("eigh", A, measurements, run_dir, **options)
+    return cast("Eigh", result)
+
+
+def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Svd:
+    """Singular value decomposition of any operator, in this process, with all data on disk.
+
+    The same call on the same directory goes on where an earlier one was interrupted.
+
+    Args:
+        A: Anything with ``.shape``, ``A @ X``, and ``X @ A``, ``adjoint()``, ``.H`` or ``rmatmat``.
+        measurements: Columns of the right sketch.
+        run_dir: The run directory.
+        **options: See :func:`decompose`.
+
+    Returns:
+        The decomposition; ``assess(open_run(run_dir))`` tells its error.
+
+    Raises:
+        DriftError: If the directory holds a run of another operator.
+        OperatorError: If the operator is unusable.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    result: Any = decompose("svd", A, measurements, run_dir, **options)
+    return cast("Svd", result)
+
+
+def decompose(
+    kind: str,
+    A: Any,
+    measurements: int,
+    run_dir: str | Path,
+    *,
+    method: str = "nystrom",
+    core: int | str = "auto",
+    rank: int | str = "all",
+    power_iterations: int = 0,
+    vectors: str = "stored",
+    seed: int = 1,
+    noise: str = "rademacher",
+    dtype: str | None = None,
+    test_measurements: int = 30,
+    left_measurements: int | str = "auto",
+    inner_measurements: int | str = "auto",
+    block: int | str = "auto",
+    tolerance: float | None = None,
+    memory: int | str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Eigh | Svd:
+    """What :func:`eigh` and :func:`svd` share.
+
+    Args:
+        kind: ``"eigh"`` or ``"svd"``.
+        A: The operator.
+        measurements: Columns of the right sketch; with ``tolerance``, at most so many.
+        run_dir: The run directory.
+        method: Recovery method.
+        core: Singular values of the core that are inverted, or ``"auto"``.
+        rank: Values and vectors that are returned, or ``"all"``.
+        power_iterations: Of ``hmt``.
+        vectors: ``"stored"`` or ``"implicit"``.
+        seed: Seed of the test matrices.
+        noise: Distribution of the test matrices.
+        dtype: Of the products; by default that of ``A``, else float32.
+        test_measurements: Columns of the test sketch.
+        left_measurements: Columns of the left sketch, or ``"auto"``.
+        inner_measurements: Columns of the inner sketch, or ``"auto"``.
+        block: Columns that are applied at once, or ``"auto"``.
+        tolerance: Relative error at which measuring may stop.
+        memory: Peak resident memory of this process, in bytes or as text.
+        device: Torch device on which ``A`` is applied.
+        progress: Shows how far it is.
+
+    Raises:
+        DriftError: If the directory holds a run of another operator.
+        OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    from skerch_ooc.results import open_result
 
     spec = Spec.from_table(
         {
+            "kind": kind,
             "measurements": measurements,
             "seed": seed,
             "dtype": dtype or dtype_of(A),
+            "tolerance": tolerance,
             "operator": {"device": device},
-            "sketch": {"noise": noise, "test_measurements": test_measurements, "block": block},
-            "recovery": {"method": method, "core": core, "rank": rank},
+            "sketch": {
+                "noise": noise,
+                "test_measurements": test_measurements,
+                "left_measurements": left_measurements,
+                "inner_measurements": inner_measurements,
+                "block": block,
+            },
+            "recovery": {
+                "method": method,
+                "core": core,
+                "rank": rank,
+                "vectors": vectors,
+                "power_iterations": power_iterations,
+            },
         }
     )
     resources = Resources.of(memory)
@@ -497,5 +690,7 @@ def eigh(
         # Another object under the name of an old run must never be given the old answer.
         planned.product = measure_stage.open_product(planned.run, A, device)
         measure_stage.check_or_publish_fingerprint(planned.run, planned.product, resources.threads)
-    run_all(planned, Serial(), resources, progress or Progress(), operator=A)
-    return Eigh(planned.run.results / "default" / recover_stage.RESULT_FILE)
+    assessment = run_all(planned, Serial(), resources, progress or Progress(), operator=A)
+    assert assessment is not None
+    require_tolerance(planned.run.plan, assessment)
+    return open_result(recover_stage.result_path(planned.run, "default"))

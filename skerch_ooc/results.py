@@ -21,12 +21,14 @@ class StoredMatrix:
         dtype: Its torch dtype.
     """
 
-    def __init__(self, file: SealedFile) -> None:
-        if file.layout is None:
-            raise IncompleteError(f"{file.path} holds no vectors")
+    def __init__(self, file: SealedFile, name: str) -> None:
+        layout = file.layouts.get(name)
+        if layout is None:
+            raise IncompleteError(f"{file.path} holds no {name}")
         self._file = file
-        self.shape = file.layout.shape
-        self.dtype: torch.dtype = getattr(torch, file.layout.dtype)
+        self._name = name
+        self.shape = layout.shape
+        self.dtype: torch.dtype = getattr(torch, layout.dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -48,7 +50,7 @@ class StoredMatrix:
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         row_range, row_rest = _window(rows, self.shape[0])
         column_range, column_rest = _window(columns, self.shape[1])
-        part = self._file.read(row_range, column_range)
+        part = self._file.read(row_range, column_range, self._name)
         return torch.from_numpy(part)[row_rest, column_rest]
 
 
@@ -81,7 +83,7 @@ class Eigh:
     def __init__(self, path: Path) -> None:
         file = SealedFile(path)
         self.path = path
-        self.eigenvectors = StoredMatrix(file)
+        self.eigenvectors = StoredMatrix(file, "eigenvectors")
         real = torch.empty(0, dtype=self.eigenvectors.dtype).real.dtype
         values = np.array(file.arrays["eigenvalues"])
         self.eigenvalues = torch.from_numpy(values).to(real)
@@ -100,3 +102,33 @@ class Eigh:
 
     def __repr__(self) -> str:
         return f"Eigh(shape={self.shape}, rank={self.rank}, path={str(self.path)!r})"
+
+
+class Svd:
+    """A singular value decomposition ``A ~ U diag(S) V^H``.
+
+    Args:
+        path: The file ``svd.h5``.
+
+    Attributes:
+        path: The file.
+        S: Singular values, descending, ``(r,)``.
+        U: ``(h, r)``; read when indexed.
+        V: ``(w, r)``; read when indexed.
+        orthogonality: The larger of ``||U^H U - I||_F`` and ``||V^H V - I||_F``, as estimated when
+            they were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = SealedFile(path)
+        self.path = path
+        self.U = StoredMatrix(file, "U")
+        self.V = StoredMatrix(file, "V")
+        real = torch.empty(0, dtype=self.U.dtype).real.dtype
+        self.S = torch.from_numpy(np.array(file.arrays["S"])).to(real)
+        self.orthogonality = float(file.arrays["orthogonality"])
+
+
+def open_result(path: Path) -> Eigh | Svd:
+    """Opens a result, whichever it is."""
+    return Eigh(path) if path.name == "eigh.h5" else Svd(path)

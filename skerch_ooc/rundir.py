@@ -130,6 +130,27 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
     return open_run(directory)
 
 
+def amend_run(run: Run, amendment: Amendment) -> Run:
+    """Appends an amendment to the plan of a run.
+
+    Returns:
+        The run with the plan now in force.
+
+    Raises:
+        UsageError: If another process has amended the plan meanwhile, or it cannot be written.
+    """
+    path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
+    content = files.canonical_json(amendment.as_json()) + b"\n"
+    try:
+        files.publish_bytes(content, path)
+        found = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    if found != content:
+        raise UsageError(f"{path} was written by another process just now; look at it, then retry")
+    return open_run(run.directory)
+
+
 def open_run(directory: str | Path) -> Run:
     """Opens a planned run.
 

@@ -3,9 +3,10 @@
 Such a file starts with a 512-byte HDF5 user block, the *seal*: plain text that states the length
 of the file, where its bulk data lie, and the SHA-256 of all other bytes. So libhdf5 is never let
 loose on metadata that were altered. Bulk data, too large to be hashed at every opening, are covered
-tile by tile, by CRC-32 numbers in the dataset ``identity``, which the SHA-256 covers. As the bulk
+tile by tile, by CRC-32 numbers in the dataset ``identity``, which the SHA-256 covers. As each bulk
 is one run of unfiltered bytes, it is written, read and verified without libhdf5: by several
-threads at once, outside its global lock.
+threads at once, outside its global lock. Most files have one bulk; a file with the left and the
+right singular vectors has two.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,20 +56,18 @@ class Seal:
 
     Attributes:
         length: Length of the file in bytes.
-        bulk: The one run of bytes that holds all bulk data; of length 0 if there are none.
-        sha256: Hash of all bytes outside the seal and outside ``bulk``.
+        bulks: The runs of bytes that hold bulk data, in the order of their offsets.
+        sha256: Hash of all bytes outside the seal and outside ``bulks``.
     """
 
     length: int
-    bulk: Extent
+    bulks: tuple[Extent, ...]
     sha256: str
 
     def as_bytes(self) -> bytes:
         """The seal as it stands at the start of the file."""
-        text = (
-            f"{_MAGIC}\nlength {self.length}\nbulk {self.bulk.offset} {self.bulk.length}\n"
-            f"sha256 {self.sha256}\n"
-        )
+        bulks = " ".join(f"{bulk.offset} {bulk.length}" for bulk in self.bulks) or "0 0"
+        text = f"{_MAGIC}\nlength {self.length}\nbulk {bulks}\nsha256 {self.sha256}\n"
         return text.encode().ljust(SEAL_BYTES, b"\0")
 
 
@@ -171,14 +170,13 @@ class Layout:
 
 
 class BulkWriter:
-    """Writes the tiles of a private file; tiles may come in any order and from any thread."""
+    """Writes the tiles of one bulk of a private file, in any order and from any thread."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._path = path
+    def __init__(self, descriptor: int, layout: Layout, offset: int) -> None:
         self.layout = layout
-        self._offset = _create_bulk(path, layout)
+        self._descriptor = descriptor
+        self._offset = offset
         self._crc32 = [""] * layout.tiles
-        self._descriptor = os.open(path, os.O_RDWR)
 
     def write_rows(self, row: int, array: Array) -> None:
         """Writes one row of tiles.
@@ -188,53 +186,58 @@ class BulkWriter:
             array: Its rows, all columns.
         """
         for column in range(self.layout.grid[1]):
-            part = array[:, self.layout.columns(column).slice]
-            stored_shape = self.layout.stored_shape(row, column)
-            if part.shape != stored_shape:
-                padded = np.zeros(stored_shape, self.layout.stored_dtype)
-                padded[: part.shape[0], : part.shape[1]] = part
-                part = padded
-            data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
-            number = self.layout.number(row, column)
-            _write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
-            self._crc32[number] = f"{zlib.crc32(data):08x}"
+            self.write_tile(row, column, array[:, self.layout.columns(column).slice])
 
-    def finish(self) -> dict[str, Any]:
-        """Closes the file and returns what the identity has to say of the bulk."""
-        self.close()
+    def write_tile(self, row: int, column: int, part: Array) -> None:
+        """Writes one tile.
+
+        Args:
+            row: Number of the row tile.
+            column: Number of the column tile.
+            part: Its content, without padding.
+        """
+        stored_shape = self.layout.stored_shape(row, column)
+        if part.shape != stored_shape:
+            padded = np.zeros(stored_shape, self.layout.stored_dtype)
+            padded[: part.shape[0], : part.shape[1]] = part
+            part = padded
+        data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
+        number = self.layout.number(row, column)
+        _write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
+        self._crc32[number] = f"{zlib.crc32(data):08x}"
+
+    def as_json(self) -> dict[str, Any]:
+        """What the identity has to say of the bulk, once all tiles are written."""
         if "" in self._crc32:
             raise ValueError(f"tile {self._crc32.index('')} was never written")
         return self.layout.as_json(self._crc32)
 
-    def close(self) -> None:
-        """Closes the file, complete or not."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
-
-def _create_bulk(path: Path, layout: Layout) -> int:
-    """Makes a file with one empty dataset and returns the offset of its bytes."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_fill_value(np.array(np.nan, layout.stored_dtype))
-    if layout.chunked:
-        settings.set_chunk(layout.tile)
+def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
+    """Makes a file with empty datasets and returns the offsets of their bytes."""
+    offsets = []
     with _writable(path, "x", userblock_size=SEAL_BYTES) as file:
-        dataset = h5py.Dataset(
-            h5py.h5d.create(
-                file.id,
-                layout.name.encode(),
-                h5py.h5t.py_create(layout.stored_dtype, logical=True),
-                h5py.h5s.create_simple(layout.shape),
-                settings,
+        for layout in layouts:
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            settings.set_fill_value(np.array(np.nan, layout.stored_dtype))
+            if layout.chunked:
+                settings.set_chunk(layout.tile)
+            dataset = h5py.Dataset(
+                h5py.h5d.create(
+                    file.id,
+                    layout.name.encode(),
+                    h5py.h5t.py_create(layout.stored_dtype, logical=True),
+                    h5py.h5s.create_simple(layout.shape),
+                    settings,
+                )
             )
-        )
-        extent = _extent(dataset)
-    if extent is None or extent.length != layout.length:
-        raise AssertionError(f"HDF5 did not lay out {layout} in one run: {extent}")
-    return extent.offset
+            extent = _extent(dataset)
+            if extent is None or extent.length != layout.length:
+                raise AssertionError(f"HDF5 did not lay out {layout} in one run: {extent}")
+            offsets.append(extent.offset)
+    return offsets
 
 
 @contextlib.contextmanager
@@ -261,12 +264,12 @@ def _extent(dataset: h5py.Dataset) -> Extent | None:
 
 
 @contextlib.contextmanager
-def sealed_writer(final: Path, layout: Layout | None = None) -> Iterator[SealedWriter]:
+def sealed_writer(final: Path, *layouts: Layout) -> Iterator[SealedWriter]:
     """Writes a sealed file under a private name; :meth:`SealedWriter.publish` gives it its own.
 
     Args:
         final: Its name.
-        layout: The bulk, if it has one.
+        layouts: The bulks, if it has any.
 
     Raises:
         IncompleteError: If the file cannot be written (disk full, no permission). Nothing is left
@@ -274,12 +277,20 @@ def sealed_writer(final: Path, layout: Layout | None = None) -> Iterator[SealedW
     """
     try:
         with private_file(final.parent) as private:
-            bulk = BulkWriter(private, layout) if layout else None
+            offsets = _create_bulks(private, layouts) if layouts else []
+            descriptor = os.open(private, os.O_RDWR) if layouts else -1
             try:
-                yield SealedWriter(private, final, bulk)
+                yield SealedWriter(
+                    private,
+                    final,
+                    tuple(
+                        BulkWriter(descriptor, layout, offset)
+                        for layout, offset in zip(layouts, offsets, strict=True)
+                    ),
+                )
             finally:
-                if bulk:
-                    bulk.close()
+                if layouts:
+                    os.close(descriptor)
     except OSError as error:
         raise IncompleteError(
             f"cannot write {final}: {error.strerror or error}; what was published before is "
@@ -294,18 +305,17 @@ class SealedWriter:
     Attributes:
         private: Its private name.
         final: The name it will be published under.
-        bulk: Where its tiles are written, if it has any.
+        bulks: Where its tiles are written, if it has any.
     """
 
     private: Path
     final: Path
-    bulk: BulkWriter | None
+    bulks: tuple[BulkWriter, ...]
 
     def write_rows(self, row: int, array: Array) -> None:
-        """Writes one row of tiles of the bulk; see :meth:`BulkWriter.write_rows`."""
-        if self.bulk is None:
-            raise ValueError(f"{self.final} was not given a layout")
-        self.bulk.write_rows(row, array)
+        """Writes one row of tiles of the only bulk; see :meth:`BulkWriter.write_rows`."""
+        (bulk,) = self.bulks
+        bulk.write_rows(row, array)
 
     def publish(
         self,
@@ -316,7 +326,7 @@ class SealedWriter:
         """Completes, seals, verifies and publishes the file.
 
         Args:
-            identity: What the file is; the description of the bulk is added.
+            identity: What the file is; the description of the bulks is added.
             arrays: Small datasets, covered by the seal.
             provenance: Times, hosts, versions: stored, but no part of what the file says.
 
@@ -327,36 +337,34 @@ class SealedWriter:
             CorruptError: If the bytes on the disk are not those that were written.
         """
         identity = dict(identity)
-        extent = Extent(0, 0)
-        if self.bulk:
-            identity["bulk"] = self.bulk.finish()
-        with _writable(self.private, "a", None if self.bulk else SEAL_BYTES) as file:
+        extents = []
+        described = [bulk.as_json() for bulk in self.bulks]
+        if described:
+            identity["bulk"] = described[0] if len(described) == 1 else described
+        with _writable(self.private, "a", None if self.bulks else SEAL_BYTES) as file:
             for name, array in (arrays or {}).items():
                 file.create_dataset(name, data=np.asarray(array))
             file.create_dataset("identity", data=np.bytes_(canonical_json(identity)))
             file.create_dataset("provenance", data=np.bytes_(canonical_json(provenance or {})))
-            if self.bulk:
-                extent = _extent(file[self.bulk.layout.name]) or extent
+            for bulk in self.bulks:
+                extents.append(_extent(file[bulk.layout.name]) or Extent(0, 0))
+        extents.sort(key=lambda extent: extent.offset)
         with open(self.private, "r+b") as raw:
             length = os.fstat(raw.fileno()).st_size
-            digest = _hash(raw.fileno(), length, extent)
-            raw.write(Seal(length, extent, digest).as_bytes())
+            digest = _hash(raw.fileno(), length, extents)
+            raw.write(Seal(length, tuple(extents), digest).as_bytes())
         verify(self.private)
         sync_file(self.private)
         return publish(self.private, self.final)
 
 
-def _hash(descriptor: int, length: int, bulk: Extent) -> str:
+def _hash(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
     digest = hashlib.sha256()
-    stop_of_bulk = bulk.offset + bulk.length
-    pieces = (
-        [Range(SEAL_BYTES, bulk.offset), Range(stop_of_bulk, length)]
-        if bulk.length
-        else [Range(SEAL_BYTES, length)]
-    )
-    for piece in pieces:
-        for part in cut(piece, _READ_BYTES):
+    position = SEAL_BYTES
+    for bulk in (*bulks, Extent(length, 0)):
+        for part in cut(Range(position, bulk.offset), _READ_BYTES):
             digest.update(os.pread(descriptor, len(part), part.start))
+        position = bulk.offset + bulk.length
     return digest.hexdigest()
 
 
@@ -378,7 +386,7 @@ def read_seal(path: Path) -> Seal:
             raise CorruptError(
                 f"{path} has {status.st_size} bytes, but was published with {seal.length}"
             )
-        found = _hash(descriptor, seal.length, seal.bulk)
+        found = _hash(descriptor, seal.length, seal.bulks)
     finally:
         os.close(descriptor)
     if found != seal.sha256:
@@ -392,13 +400,30 @@ def read_seal(path: Path) -> Seal:
 def _parse_seal(head: bytes) -> Seal | None:
     try:
         magic, length, bulk, sha256 = head.rstrip(b"\0").decode("ascii").splitlines()
-        _, offset, size = bulk.split(" ")
-        seal = Seal(int(length.split(" ")[1]), Extent(int(offset), int(size)), sha256.split(" ")[1])
+        numbers = [int(word) for word in bulk.split(" ")[1:]]
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        bulks = tuple(Extent(offset, size) for offset, size in pairs)
+        bulks = () if bulks == (Extent(0, 0),) else bulks
+        seal = Seal(int(length.split(" ")[1]), bulks, sha256.split(" ")[1])
     except (ValueError, IndexError):
         return None
     # Only the one spelling that this module writes will do: then no bit of the seal is free.
-    inside = seal.bulk.offset >= 0 and seal.bulk.offset + seal.bulk.length <= seal.length
+    position = SEAL_BYTES
+    for extent in seal.bulks:
+        if extent.offset < position or extent.length < 0:
+            return None
+        position = extent.offset + extent.length
+    inside = position <= max(seal.length, SEAL_BYTES)
     return seal if magic == _MAGIC and seal.as_bytes() == head and inside else None
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    """A bulk as it is read: its layout, the checksums of its tiles, the offset of its bytes."""
+
+    layout: Layout
+    crc32: list[str]
+    offset: int
 
 
 class SealedFile:
@@ -412,7 +437,7 @@ class SealedFile:
         identity: What the file says it is.
         provenance: When, where and with what it was made.
         arrays: Its small datasets.
-        layout: Its bulk, if it has one.
+        layout: Its bulk, or the first of them; ``None`` if it has none.
         advice: What to do if a tile turns out to be altered; ends the error message.
     """
 
@@ -420,8 +445,7 @@ class SealedFile:
         self.path = path
         self.advice = ""
         seal = read_seal(path)
-        self._offset = seal.bulk.offset
-        self.layout: Layout | None = None
+        self._bulks: dict[str, _Bulk] = {}
         self.arrays: dict[str, Array] = {}
         try:
             with h5py.File(path, "r", locking=False) as file:
@@ -433,20 +457,35 @@ class SealedFile:
         _refuse_links(file, self.path)
         self.identity = _json(file, "identity", self.path)
         self.provenance = _json(file, "provenance", self.path)
-        bulk = self.identity.get("bulk")
-        if bulk is not None:
-            self.layout, self._crc32 = Layout.from_json(bulk, self.path)
-            _check_bulk(file, self.layout, seal, self.path)
+        described = self.identity.get("bulk", [])
+        extents = []
+        for value in described if isinstance(described, list) else [described]:
+            layout, crc32 = Layout.from_json(value, self.path)
+            extents.append(_checked_extent(file, layout, self.path))
+            self._bulks[layout.name] = _Bulk(layout, crc32, extents[-1].offset)
+        if tuple(sorted(extents, key=lambda extent: extent.offset)) != seal.bulks:
+            raise CorruptError(f"{self.path}: its data do not lie where the seal says")
         for name in file:
-            if name not in ("identity", "provenance", self.layout and self.layout.name):
+            if name not in ("identity", "provenance", *self._bulks):
                 self.arrays[name] = np.asarray(file[name][()])
 
-    def read_tile(self, row: int, column: int = 0) -> Array:
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the bulk, or of the first of them."""
+        return next((bulk.layout for bulk in self._bulks.values()), None)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """The layout of each bulk, by its name."""
+        return {name: bulk.layout for name, bulk in self._bulks.items()}
+
+    def read_tile(self, row: int, column: int = 0, name: str | None = None) -> Array:
         """Reads one tile and verifies its checksum.
 
         Args:
             row: Number of the row tile.
             column: Number of the column tile.
+            name: Name of the bulk; the first by default.
 
         Returns:
             The tile without padding, in C order.
@@ -454,25 +493,26 @@ class SealedFile:
         Raises:
             CorruptError: If it was altered.
         """
-        layout = self._bulk_layout()
+        bulk = self._bulk(name)
+        layout = bulk.layout
         rows, columns = layout.rows(row), layout.columns(column)
         stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
         data = stored.data.cast("B")
         number = layout.number(row, column)
         descriptor = _open(self.path)
         try:
-            complete = _read_at(descriptor, data, self._offset + number * layout.tile_bytes)
+            complete = _read_at(descriptor, data, bulk.offset + number * layout.tile_bytes)
         finally:
             os.close(descriptor)
-        if not complete or f"{zlib.crc32(data):08x}" != self._crc32[number]:
+        if not complete or f"{zlib.crc32(data):08x}" != bulk.crc32[number]:
             raise CorruptError(
                 f"{self.path} was altered: wrong checksum in rows {rows}, columns {columns}"
                 f"{self.advice}"
             )
         return stored[: len(rows), : len(columns)]
 
-    def read(self, rows: Range, columns: Range) -> Array:
-        """Reads any slice of the bulk, through the tiles that it touches.
+    def read(self, rows: Range, columns: Range, name: str | None = None) -> Array:
+        """Reads any slice of a bulk, through the tiles that it touches.
 
         Returns:
             The slice, ``(len(rows), len(columns))``.
@@ -480,7 +520,7 @@ class SealedFile:
         Raises:
             CorruptError: If a tile was altered.
         """
-        layout = self._bulk_layout()
+        layout = self._bulk(name).layout
         out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
         for i in tiles_of(rows, layout.tile[0]):
             tile_rows = layout.rows(i)
@@ -489,7 +529,7 @@ class SealedFile:
                 tile_columns = layout.columns(j)
                 there = tile_columns.common(columns)
                 target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
-                target[:] = self.read_tile(i, j)[
+                target[:] = self.read_tile(i, j, name)[
                     here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
                 ]
         return out
@@ -500,16 +540,20 @@ class SealedFile:
         Raises:
             CorruptError: If one was altered.
         """
-        if self.layout:
-            grid = itertools.product(*map(range, self.layout.grid))
-            with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
-                for _ in pool.map(lambda place: self.read_tile(*place) is None, grid):
-                    pass
+        places = (
+            (row, column, name)
+            for name, bulk in self._bulks.items()
+            for row, column in itertools.product(*map(range, bulk.layout.grid))
+        )
+        with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
+            for _ in pool.map(lambda place: self.read_tile(*place) is None, places):
+                pass
 
-    def _bulk_layout(self) -> Layout:
-        if self.layout is None:
-            raise CorruptError(f"{self.path} holds no matrix")
-        return self.layout
+    def _bulk(self, name: str | None) -> _Bulk:
+        name = next(iter(self._bulks), "matrix") if name is None else name
+        if name not in self._bulks:
+            raise CorruptError(f"{self.path} holds no {name}")
+        return self._bulks[name]
 
 
 def verify(path: Path) -> SealedFile:
@@ -524,7 +568,8 @@ def verify(path: Path) -> SealedFile:
     return file
 
 
-def _check_bulk(file: h5py.File, layout: Layout, seal: Seal, path: Path) -> None:
+def _checked_extent(file: h5py.File, layout: Layout, path: Path) -> Extent:
+    """Where a bulk lies, after it was compared with its description."""
     dataset = file.get(layout.name)
     if not isinstance(dataset, h5py.Dataset):
         raise CorruptError(f"{path} has no dataset {layout.name}")
@@ -535,8 +580,10 @@ def _check_bulk(file: h5py.File, layout: Layout, seal: Seal, path: Path) -> None
         )
     if dataset.chunks != (layout.tile if layout.chunked else None):
         raise CorruptError(f"{path}: {layout.name} is not tiled as its identity says")
-    if _extent(dataset) != seal.bulk or seal.bulk.length != layout.length:
+    extent = _extent(dataset)
+    if extent is None or extent.length != layout.length:
         raise CorruptError(f"{path}: {layout.name} does not lie where the seal says")
+    return extent
 
 
 def _json(file: h5py.File, name: str, path: Path) -> dict[str, Any]:

@@ -19,16 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
-from skerch_ooc.files import digest
 from skerch_ooc.partition import Range, cover, gaps
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
+from skerch_ooc.sides import Side, height_of_role
 from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
 
 Array = npt.NDArray[Any]
 
 _NAME = re.compile(
-    r"(?P<role>[a-z-]{1,20})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"
+    r"(?P<role>[a-z][a-z0-9-]{0,39})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"
     r"\.r(?P<r0>\d{1,15})-(?P<r1>\d{1,15})\.h5"
 )
 _LATE_FILES_SECONDS = (0.2, 1.0)
@@ -166,38 +166,41 @@ def strangers(folder: Path) -> list[str]:
 
 
 def missing_columns(plan: Plan, shards: Iterable[Rectangle]) -> dict[str, list[Range]]:
-    """The column ranges of each role that the plan wants and no shard holds."""
-    height = Range(0, plan.identity.shape[0])
-    present: dict[str, list[Range]] = {role: [] for role in ROLES}
+    """The column ranges of each role of the first round that the plan wants and no shard holds."""
+    planned = {role: plan.span(role) for role in ROLES if plan.reach(role)}
+    heights = {role: height_of_role(plan, role) for role in planned}
+    return missing_of(planned, heights, shards)
+
+
+def missing_of(
+    planned: Mapping[str, Range], heights: Mapping[str, int], shards: Iterable[Rectangle]
+) -> dict[str, list[Range]]:
+    """The column ranges of each role that are planned, and that no shard of full height holds."""
+    present: dict[str, list[Range]] = {role: [] for role in planned}
     for shard in shards:
-        if shard.role in present and shard.rows == height:
+        if shard.role in present and shard.rows == Range(0, heights[shard.role]):
             present[shard.role].append(shard.columns)
-    return {role: gaps(Range(0, plan.reach(role)), present[role]) for role in ROLES}
+    return {role: gaps(span, present[role]) for role, span in planned.items()}
 
 
-def count_products(run: Run) -> dict[str, int]:
-    """Products of a run: planned, done (by the shards on disk), and of probe and fingerprints."""
-    missing = missing_columns(run.plan, list_shards(run.shards))
-    left = sum(len(piece) for pieces in missing.values() for piece in pieces)
-    checks = 0
-    for record in run.receipts():
-        count = record.get("products")
-        if record.get("stage") in ("probe", "fingerprint") and isinstance(count, int):
-            checks += count
-    return {"planned": run.plan.products, "done": run.plan.products - left, "probe": checks}
+def wait_for_columns(
+    folder: Path, planned: Mapping[str, Range], heights: Mapping[str, int]
+) -> list[Rectangle]:
+    """The column shards that make up a sketch, once all are there.
 
-
-def complete_shards(plan: Plan, folder: Path) -> list[Rectangle]:
-    """The column shards that make up the sketch, once all are there.
+    Args:
+        folder: Where they are.
+        planned: The columns of each role.
+        heights: The rows of each role's sketch.
 
     Raises:
         IncompleteError: If columns are missing, even after a pause for late files.
     """
     for pause in (*_LATE_FILES_SECONDS, None):
         shards = list_shards(folder)
-        missing = missing_columns(plan, shards)
+        missing = missing_of(planned, heights, shards)
         if not any(missing.values()):
-            return shards
+            return [shard for shard in shards if shard.role in planned]
         if pause is not None:
             time.sleep(pause)
     lacking = [
@@ -206,8 +209,9 @@ def complete_shards(plan: Plan, folder: Path) -> list[Rectangle]:
         if ranges
     ]
     count = sum(len(piece) for ranges in missing.values() for piece in ranges)
+    total = sum(map(len, planned.values()))
     raise IncompleteError(
-        f"{count} of {plan.products} columns are not measured yet ({'; '.join(lacking)}); "
+        f"{count} of {total} columns are not measured yet ({'; '.join(lacking)}); "
         f"measure them with: skerch-ooc measure {folder.parent}"
     )
 
@@ -257,67 +261,64 @@ def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
         raise CorruptError(f"{file.path} is not laid out as this plan's shards are")
 
 
+def used_shards(
+    planned: Mapping[str, Range], rectangles: Iterable[Rectangle]
+) -> dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]]:
+    """For each role its row bands, and for each band which columns to take from which shard.
+
+    Raises:
+        ValueError: If the shards of a band do not hold all columns.
+    """
+    bands: dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]] = {}
+    listed = list(rectangles)
+    for role, span in planned.items():
+        bands[role] = []
+        for rows in sorted({r.rows for r in listed if r.role == role}):
+            members = [r for r in listed if r.role == role and r.rows == rows]
+            parts = cover(span, [r.columns for r in members])
+            bands[role].append((rows, [(part, members[index]) for part, index in parts]))
+    return bands
+
+
 class SketchReader:
-    """Reads row tiles of all columns of a sketch, whatever shards it is cut into.
+    """Reads row tiles of all columns of a side's sketches, whatever shards they are cut into.
 
     Args:
         run: The run.
         folder: Where the shards are.
         rectangles: The shards; those of equal rows must hold all columns of their role.
+        side: Which roles, and where their columns are to stand.
+
+    Attributes:
+        files: The opened shards that are read from.
 
     Raises:
         CorruptError: If a shard is damaged, foreign or swapped.
         IncompleteError: If one is gone.
     """
 
-    def __init__(self, run: Run, folder: Path, rectangles: Sequence[Rectangle]) -> None:
-        self._plan = plan = run.plan
-        self._tiles = plan.tiles()
-        self._tile_rows = plan.identity.tile[0]
-        self._files = {
+    def __init__(
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side
+    ) -> None:
+        self.side = side
+        self._tiles = run.plan.tiles(side.rows)
+        self._tile_rows = run.plan.identity.tile[0]
+        planned = {role: Range(0, len(place)) for role, place in side.sketches.items()}
+        self._bands = used_shards(planned, rectangles)
+        self.files = {
             rectangle: open_shard(run, folder, rectangle)
-            for rectangle in rectangles
-            if rectangle.columns.start < plan.reach(rectangle.role)
-        }
-        self._bands: dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]] = {}
-        for role in ROLES:
-            self._bands[role] = self._cover(role) if plan.reach(role) else []
-
-    def _cover(self, role: str) -> list[tuple[Range, list[tuple[Range, Rectangle]]]]:
-        bands = []
-        for rows in sorted({r.rows for r in self._files if r.role == role}):
-            members = [r for r in self._files if r.role == role and r.rows == rows]
-            parts = cover(Range(0, self._plan.reach(role)), [r.columns for r in members])
-            bands.append((rows, [(part, members[index]) for part, index in parts]))
-        return bands
-
-    @property
-    def digest(self) -> str:
-        """A hash of all that the sketch holds: of the identities, and so checksums, of its shards.
-
-        Shards that the plan does not use have no part in it.
-        """
-        used = {
-            rectangle
             for bands in self._bands.values()
             for _, parts in bands
             for _, rectangle in parts
         }
-        return digest([self._files[rectangle].identity for rectangle in sorted(used)])
 
     def placed_shards(self) -> list[tuple[Range, Path]]:
-        """For each shard of the first row band, where its columns stand in the Gram matrices."""
+        """For each shard of the first row band, where its columns stand in ``Z``."""
         return [
-            (part.shifted(self._plan.columns[role].start), self._files[rectangle].path)
+            (part.shifted(self.side.sketches[role].start), self.files[rectangle].path)
             for role, bands in self._bands.items()
-            if bands
             for part, rectangle in bands[0][1]
         ]
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return len(self._files)
 
     def read_tile(self, number: int, out: Array) -> Array:
         """Reads one row tile of all roles.
@@ -332,15 +333,19 @@ class SketchReader:
         Raises:
             CorruptError: If a checksum is wrong.
         """
+        out = out[: len(self._tiles[number])]
+        for role, place in self.side.sketches.items():
+            self.read_role(number, role, out[:, place.slice])
+        return out
+
+    def read_role(self, number: int, role: str, out: Array) -> Array:
+        """Reads one row tile of one role; otherwise as :meth:`read_tile`."""
         rows = self._tiles[number]
         out = out[: len(rows)]
-        for role, place in self._plan.columns.items():
-            if not len(place):
-                continue
-            band_rows, parts = next(b for b in self._bands[role] if rows.within(b[0]))
-            tile = (rows.start - band_rows.start) // self._tile_rows
-            for part, rectangle in parts:
-                data = self._files[rectangle].read_tile(tile)
-                inside = part.shifted(-rectangle.columns.start)
-                out[:, part.shifted(place.start).slice] = data[:, inside.slice]
+        band_rows, parts = next(b for b in self._bands[role] if rows.within(b[0]))
+        tile = (rows.start - band_rows.start) // self._tile_rows
+        for part, rectangle in parts:
+            data = self.files[rectangle].read_tile(tile)
+            inside = part.shifted(-rectangle.columns.start)
+            out[:, part.slice] = data[:, inside.slice]
         return out

@@ -25,14 +25,20 @@ from skerch_ooc.partition import Range, cut
 FORMAT_VERSION = 1
 NOISE_VERSION = 1
 
-KINDS = ("eigh",)
+KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
-NOISES = ("rademacher", "gaussian")
-METHODS = ("nystrom",)
-VECTORS = ("stored",)
+NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
+METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
+NESTING_METHODS = ("nystrom", "singlepass")
+"""Methods to whose sketch columns can be added."""
+VECTORS = ("stored", "implicit")
+MOST_POWER_ITERATIONS = 2
 
-ROLES = ("right", "test")
-"""The roles of a run's columns, in the order in which their Gram matrices are laid out."""
+ROLES = ("right", "test", "left", "inner")
+"""The roles of the columns of a run's first round, in the order in which they are measured."""
+
+TEST_MATRICES = ("right", "left", "inner-left", "inner-right", "test")
+"""The test matrices that are drawn, never stored."""
 
 TILE_ROWS = 4096
 TILE_COLUMNS = 512
@@ -79,6 +85,20 @@ def _positive_seconds(key: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not 0 < value <= MAX_SIZE:
         raise UsageError(f"{key} = {value!r}: must be a positive number of seconds")
+    return float(value)
+
+
+def _optional(check: Check) -> Check:
+    def checked(key: str, value: Any) -> Any:
+        return None if value is None else check(key, value)
+
+    return checked
+
+
+def _tolerance(key: str, value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not 0 < value < 1:
+        raise UsageError(f"{key} = {value!r}: must be a relative error between 0 and 1")
     return float(value)
 
 
@@ -179,6 +199,10 @@ class SketchSpec(_Checked):
     Attributes:
         noise: Distribution of the test matrix of the right sketch.
         test_measurements: Columns of the test sketch, from which the error is estimated.
+        left_measurements: Columns of the left sketch (SVD only), or ``"auto"``: what the method
+            needs.
+        inner_measurements: Rows and columns of the inner sketch (``oversampled`` only), or
+            ``"auto"``: twice the columns of the right sketch, and one more if real.
         block: Columns that a task applies at once, or ``"auto"``.
         task_seconds: Upper bound of a task's duration that ``block = "auto"`` aims at.
     """
@@ -186,6 +210,8 @@ class SketchSpec(_Checked):
     section = "sketch"
     noise: str = _key(_one_of(*NOISES), "rademacher")
     test_measurements: int = _key(_integer(0), 30)
+    left_measurements: int | str = _key(_integer_or("auto", 1), "auto")
+    inner_measurements: int | str = _key(_integer_or("auto", 1), "auto")
     block: int | str = _key(_integer_or("auto", 1), "auto")
     task_seconds: float = _key(_positive_seconds, 600.0)
 
@@ -196,9 +222,11 @@ class RecoverySpec(_Checked):
 
     Attributes:
         method: How the decomposition is recovered from the sketches.
-        core: How many eigenpairs of the core are inverted, or ``"auto"``.
+        core: How many singular values of the core are inverted, or ``"auto"``.
         rank: How many values and vectors are returned, or ``"all"``.
-        vectors: ``"stored"``: the vectors are written out.
+        vectors: ``"stored"``: the vectors are written out; ``"implicit"``: only the small
+            transform is, and vectors are computed from the sketch as they are read.
+        power_iterations: Of ``hmt``: rounds of products that sharpen the range.
     """
 
     section = "recovery"
@@ -206,10 +234,12 @@ class RecoverySpec(_Checked):
     core: int | str = _key(_integer_or("auto", 1), "auto")
     rank: int | str = _key(_integer_or("all", 1), "all")
     vectors: str = _key(_one_of(*VECTORS), "stored")
+    power_iterations: int = _key(_integer(0, MOST_POWER_ITERATIONS), 0)
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return {"method": self.method, "core": self.core, "rank": self.rank}
+        """The settings that decide the numbers, as JSON values."""
+        extra = {"power_iterations": self.power_iterations} if self.power_iterations else {}
+        return {"method": self.method, "core": self.core, "rank": self.rank} | extra
 
 
 def _section(kind: type) -> Check:
@@ -228,8 +258,11 @@ class Spec(_Checked):
     """What a user asks for: the whole of a spec file.
 
     Attributes:
-        measurements: Columns of the right sketch.
-        kind: ``"eigh"``.
+        measurements: Columns of the right sketch; with ``tolerance``, at most so many.
+        kind: ``"eigh"`` (Hermitian operators) or ``"svd"``.
+        storage: Instead of ``measurements``: how much the sketches may take on disk, such as
+            ``"10 GiB"``; the sizes are chosen to fit.
+        tolerance: Relative error at which a run that measures in rounds may stop.
         seed: Seed of all test matrices.
         dtype: Type of the operator's products.
         operator: See :class:`OperatorSpec`; a mapping will do.
@@ -238,8 +271,10 @@ class Spec(_Checked):
         folder: The folder to which a ``"file.py:function"`` factory is relative.
     """
 
-    measurements: int = _key(_integer(1))
+    measurements: int | None = _key(_optional(_integer(1)), None)
     kind: str = _key(_one_of(*KINDS), "eigh")
+    storage: str | None = _key(_optional(_text), None)
+    tolerance: float | None = _key(_optional(_tolerance), None)
     seed: int = _key(_integer(0, MAX_SEED), 1)
     dtype: str = _key(_one_of(*DTYPES), "float32")
     operator: OperatorSpec = field(
@@ -250,6 +285,18 @@ class Spec(_Checked):
         default_factory=RecoverySpec, metadata={"check": _section(RecoverySpec)}
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.measurements is None and self.storage is None:
+            raise UsageError(
+                'the key measurements is missing; give it, or storage = "10 GiB" to have it chosen'
+            )
+        if self.measurements is not None and self.storage is not None:
+            raise UsageError(
+                f"measurements = {self.measurements} and storage = {self.storage!r}: give one, the "
+                "other follows from it"
+            )
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path | None = None) -> Spec:
@@ -333,14 +380,14 @@ class Identity:
     """All that decides the numbers of a run; the content of ``plan.json``.
 
     Attributes:
-        kind: ``"eigh"``.
+        kind: ``"eigh"`` or ``"svd"``.
         factory: As in :class:`OperatorSpec`.
         args: As in :class:`OperatorSpec`.
         factory_sha256: Hash of the factory's file, if it is a file.
         shape: ``(height, width)`` of the operator.
         dtype: Type of the products.
         seed: Seed of all test matrices.
-        noise: The distribution of each role's test matrix.
+        noise: The distribution of each test matrix.
         tile: Rows and columns of the unit of arithmetic.
     """
 
@@ -407,7 +454,7 @@ class Identity:
                 dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
                 seed=_integer(0, MAX_SEED)("seed", value["seed"]),
                 noise={
-                    _one_of(*ROLES)("role", role): _one_of(*NOISES)("noise", noise)
+                    _one_of(*TEST_MATRICES)("noise", role): _one_of(*NOISES)("noise", noise)
                     for role, noise in value["noise"].items()
                 },
                 tile=(TILE_ROWS, TILE_COLUMNS),
@@ -439,6 +486,8 @@ class Amendment:
         recovery: The recovery settings in force from here on.
         device: The device in force from here on.
         folder: The factory's folder, relative to the run directory.
+        tolerance: Relative error at which measuring may stop, if there is one.
+        most: With a tolerance: columns of the right sketch that are measured at most.
     """
 
     run_id: str
@@ -447,10 +496,12 @@ class Amendment:
     recovery: RecoverySpec
     device: str
     folder: str
+    tolerance: float | None = None
+    most: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file, with its own SHA-256."""
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "run": self.run_id,
             "number": self.number,
@@ -460,6 +511,8 @@ class Amendment:
             "device": self.device,
             "folder": self.folder,
         }
+        if self.tolerance is not None:
+            content |= {"tolerance": self.tolerance, "most": self.most}
         return content | {"sha256": digest(content)}
 
     @classmethod
@@ -485,6 +538,8 @@ class Amendment:
                 recovery=_from_table(RecoverySpec, value["recovery"], "recovery"),
                 device=_text("device", value["device"]),
                 folder=_text("folder", value["folder"]),
+                tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
+                most=_optional(_integer(1))("most", value.get("most")),
             )
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise CorruptError(f"{source} is not an amendment: {error}") from error
@@ -515,11 +570,22 @@ class Plan:
         """The device in force."""
         return self.amendments[-1].device
 
+    @property
+    def rounds(self) -> int:
+        """Rounds of products, one after the other: more than one only for ``hmt``."""
+        if self.recovery.method != "hmt":
+            return 1
+        passes = 1 if self.identity.kind == "eigh" else 2
+        return 2 + passes * self.recovery.power_iterations
+
+    def span(self, role: str) -> Range:
+        """The planned columns of a role of the first round."""
+        cuts = [a.blocks[role] for a in self.amendments if role in a.blocks]
+        return Range(cuts[0].start, cuts[-1].stop) if cuts else Range(0, 0)
+
     def reach(self, role: str) -> int:
-        """How many columns of a role are planned."""
-        return sum(
-            a.blocks[role].stop - a.blocks[role].start for a in self.amendments if role in a.blocks
-        )
+        """How many columns of a role of the first round are planned."""
+        return len(self.span(role))
 
     def blocks(self, role: str) -> list[Range]:
         """The column ranges of a role that are tasks of their own."""
@@ -531,20 +597,21 @@ class Plan:
         ]
 
     @property
-    def columns(self) -> dict[str, Range]:
-        """Where each role's columns stand in the Gram matrices: the roles one after the other."""
-        placed = {}
-        start = 0
-        for role in ROLES:
-            placed[role] = Range(start, start + self.reach(role))
-            start = placed[role].stop
-        return placed
+    def block_width(self) -> int:
+        """The width of the blocks of the right sketch, and of later rounds."""
+        return self.amendments[-1].blocks["right"].width
 
     @property
     def products(self) -> int:
-        """Planned products of the measurements, the probe's and fingerprints' not counted."""
-        return sum(self.reach(role) for role in ROLES)
+        """Planned products of the measurements, the probe's and fingerprints' not counted.
 
-    def tiles(self) -> list[Range]:
-        """The row tiles of the sketches."""
-        return cut(Range(0, self.identity.shape[0]), self.identity.tile[0])
+        Later rounds take one for each column of the right sketch, or fewer where its numerical
+        rank is below that.
+        """
+        later = (self.rounds - 1) * self.reach("right")
+        return sum(self.reach(role) for role in ROLES) + later
+
+    def tiles(self, height: int | None = None) -> list[Range]:
+        """The row tiles of sketches of the operator's height, or of another."""
+        rows = self.identity.shape[0] if height is None else height
+        return cut(Range(0, rows), self.identity.tile[0])

@@ -8,9 +8,11 @@ from typing import Any
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX, read_json
+from skerch_ooc.partition import Range
 from skerch_ooc.rundir import Run
-from skerch_ooc.shards import Rectangle, count_products, list_shards, missing_columns, strangers
-from skerch_ooc.spec import ROLES
+from skerch_ooc.sides import RANGE
+from skerch_ooc.rounds import Round, count_products, known_rounds
+from skerch_ooc.shards import Rectangle, list_shards, strangers
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,26 @@ class Status:
 def status(run: Run) -> Status:
     """Looks up the state of a run; reads names, plan and assessments, no data.
 
+    In a run with several rounds it also reads what the shards and bases say they are.
+
     Raises:
         IncompleteError: If the folder of the shards is gone.
+        CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
     if not run.shards.is_dir():
         raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
     plan = run.plan
     shards = list_shards(run.shards)
-    missing = missing_columns(plan, shards)
+    rounds = list(known_rounds(run))
+    missing: dict[str, list[Range]] = {}
+    planned: dict[str, int] = {}
+    for known in rounds:
+        missing |= {_shown(known, role): gaps for role, gaps in known.missing(shards).items()}
+        planned |= {_shown(known, role): len(span) for role, span in known.planned.items()}
     left = {role: sum(map(len, pieces)) for role, pieces in missing.items()}
     results = _results(run)
-    merged = any(run.sketch.glob("*/total.h5"))
+    incomplete = any(left.values())
+    merged = not incomplete and _is_merged(rounds[-1])
     return Status(
         directory=str(run.directory),
         run_id=plan.run_id,
@@ -78,8 +89,7 @@ def status(run: Run) -> Status:
         dtype=plan.identity.dtype,
         products=count_products(run),
         columns={
-            role: {"planned": plan.reach(role), "done": plan.reach(role) - left[role]}
-            for role in ROLES
+            role: {"planned": count, "done": count - left[role]} for role, count in planned.items()
         },
         missing={role: [str(piece) for piece in pieces] for role, pieces in missing.items()},
         shards=len(shards),
@@ -88,8 +98,27 @@ def status(run: Run) -> Status:
         results=results,
         leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
         strangers=strangers(run.shards),
-        next=_next(run, any(left.values()), merged, results),
+        next=_next(run, incomplete, merged, results),
     )
+
+
+def _shown(round_: Round, role: str) -> str:
+    """A role as people are told of it: without the hash of its basis."""
+    return role.partition("-")[0] if round_.basis else role
+
+
+def _is_merged(round_: Round) -> bool:
+    """Whether the sums of a complete round's sketch are there, and the basis that follows."""
+    try:
+        folder = round_.sketch.folder
+    except CorruptError:
+        # Of a damaged shard the verbs that read it tell more.
+        return any(round_.run.sketch.glob("*/total.h5"))
+    done = all(
+        (folder / ("total.h5" if side.name == RANGE else f"{side.name}.total.h5")).exists()
+        for side in round_.sides
+    )
+    return done and round_.number == round_.run.plan.rounds
 
 
 def _size(run: Run, shard: Rectangle) -> int:
@@ -101,7 +130,7 @@ def _size(run: Run, shard: Rectangle) -> int:
 
 def _results(run: Run) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    for path in sorted(run.results.glob("*/eigh.h5")):
+    for path in sorted([*run.results.glob("*/eigh.h5"), *run.results.glob("*/svd.h5")]):
         error = None
         try:
             error = read_json(path.parent / "assessment.json").get("relative_error")

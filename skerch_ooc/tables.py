@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skerch_ooc.recovery.choosing import CHOOSING_SHARE
 from skerch_ooc.resources import format_bytes
 from skerch_ooc.sealed import SealedFile
+from skerch_ooc.spec import NESTING_METHODS, Plan
+from skerch_ooc.stages.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
     from skerch_ooc.pipeline import Planned
@@ -48,21 +51,51 @@ def plan_table(planned: Planned) -> str:
     pairs = [
         ("operator", plan.identity.factory or "a Python object"),
         ("shape", f"{height} x {width}, {plan.identity.dtype}"),
-        ("measurements", f"{plan.reach('right')} + {plan.reach('test')} for the error test"),
+        ("measurements", _measurements(plan)),
         ("products", f"{costs.products}, in {costs.tasks} tasks"),
         ("on disk", f"{format_bytes(costs.shard_bytes)} of shards, "
                     f"{format_bytes(costs.result_bytes)} of results, {costs.files} files"),
         ("memory", ", ".join(f"{k} {format_bytes(v)}" for k, v in costs.peak_bytes.items())),
     ]  # fmt: skip
     if findings:
-        asymmetry = "" if findings.asymmetry is None else f"asymmetry {findings.asymmetry:.1e}, "
         pairs += [
-            ("probe", f"{findings.products} products: {asymmetry}"
+            ("probe", f"{findings.products} products: asymmetry {findings.asymmetry:.1e}, "
                       f"repetition {findings.repetition:.1e}, norm {findings.norm:.3g}"),
             ("time", f"{format_seconds(costs.seconds or 0.0)} of products in one process"),
         ]  # fmt: skip
+    pairs.append(("error test", error_test_line(plan)))
+    if plan.amendments[-1].tolerance is not None:
+        pairs.append(
+            ("tolerance", f"{plan.amendments[-1].tolerance:.1e}, with at most "
+                          f"{plan.amendments[0].most} measurements")
+        )  # fmt: skip
     head = "planned" if planned.fresh else "already planned"
     return f"{head}: {planned.run.directory} ({plan.run_id[:16]})\n{_rows(pairs)}"
+
+
+def _measurements(plan: Plan) -> str:
+    roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
+    parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
+    if plan.rounds > 1:
+        parts.append(f"{plan.rounds - 1} more round(s) of up to {plan.reach('right')}")
+    return " + ".join(parts)
+
+
+def error_test_line(plan: Plan) -> str:
+    """What the test columns will be able to say about the error."""
+    columns = plan.reach("test")
+    if not columns:
+        return "none: no test vectors, so only leave-one-out tells the error"
+    # One in three chooses the core, where it is to be chosen.
+    chosen = plan.recovery.core == "auto" and plan.recovery.method in NESTING_METHODS
+    left = columns - (-(-columns // CHOOSING_SHARE) if chosen and columns >= CHOOSING_SHARE else 0)
+    is_complex = plan.identity.dtype.startswith("complex")
+    missed = underestimate_probability(1.5, left, is_complex)
+    missed += overestimate_probability(1.5, left, is_complex)
+    return (
+        f"{left} test vectors: within a factor 1.5 with probability {max(0.0, 1 - missed):.2f} "
+        "or more"
+    )
 
 
 def status_table(state: Status) -> str:
@@ -91,8 +124,11 @@ def status_table(state: Status) -> str:
 
 def result_table(path: Path, assessment: Assessment) -> str:
     """What was found, and how sure that is."""
-    values = SealedFile(path).arrays["eigenvalues"][:_SHOWN_VALUES]
-    lines = [f"{assessment.rank} eigenvalues, the leading {len(values)}:"]
+    arrays = SealedFile(path).arrays
+    name = "eigenvalues" if "eigenvalues" in arrays else "S"
+    values = arrays[name][:_SHOWN_VALUES]
+    named = "eigenvalues" if name == "eigenvalues" else "singular values"
+    lines = [f"{assessment.rank} {named}, the leading {len(values)}:"]
     for start in range(0, len(values), _VALUES_IN_A_ROW):
         row = values[start : start + _VALUES_IN_A_ROW]
         lines.append("  " + " ".join(f"{value:14.6e}" for value in row))
@@ -106,11 +142,15 @@ def result_table(path: Path, assessment: Assessment) -> str:
                         f"{assessment.bounds(1.5):.2f},"),
             ("", f"below 2 times this with probability {assessment.bounds(2.0):.4f}"),
         ]  # fmt: skip
+    if assessment.leave_one_out is not None:
+        pairs.append(
+            ("leave-one-out", f"{assessment.leave_one_out:.4e} (error estimated without the test)")
+        )
     pairs += [
-        ("leave-one-out", f"{assessment.leave_one_out:.4e} (error estimated without the test)"),
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
-        ("core", f"{assessment.core} eigenpairs inverted"),
+        ("core", f"{assessment.core} {'eigenpairs' if named == 'eigenvalues' else 'directions'}"
+                 " kept"),
         ("products", f"{assessment.products['done']} and {assessment.products['probe']} of probes"),
         ("result", str(path)),
-    ]
+    ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)

@@ -136,8 +136,8 @@ def reseal(path):
     raw = bytearray(path.read_bytes())
     parsed = sealed._parse_seal(bytes(raw[:512]))
     with open(path, "r+b") as file:
-        digest = sealed._hash(file.fileno(), len(raw), parsed.bulk)
-        file.write(sealed.Seal(len(raw), parsed.bulk, digest).as_bytes())
+        digest = sealed._hash(file.fileno(), len(raw), parsed.bulks)
+        file.write(sealed.Seal(len(raw), parsed.bulks, digest).as_bytes())
 
 
 def test_external_link_inside_is_refused(tmp_path):

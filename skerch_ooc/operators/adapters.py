@@ -19,7 +19,8 @@ class Product:
     """Applies an operator to blocks of columns and checks what comes back.
 
     Args:
-        operator: Anything with ``.shape`` of two integers and ``operator @ X``. Arrays and
+        operator: Anything with ``.shape`` of two integers and ``operator @ X``, and for the adjoint
+            one of those that :func:`adjoint_product` knows. Arrays and
             operators of numpy and SciPy are given numpy arrays, all others torch tensors (torch is
             imported for these only).
         dtype: Name of the plan's dtype; the operator must return the same.
@@ -43,48 +44,91 @@ class Product:
         if not self._numpy:
             _require_device(device)
 
-    def __call__(self, columns: Array) -> Array:
-        """Applies the operator.
+    def __call__(self, columns: Array, *, adjoint: bool = False) -> Array:
+        """Applies the operator, or its adjoint.
 
         Args:
-            columns: ``(w, b)``, C-contiguous, of the plan's dtype.
+            columns: ``(w, b)``, or ``(h, b)`` for the adjoint; C-contiguous, of the plan's dtype.
+            adjoint: Whether ``A^H`` is to be applied instead of ``A``.
 
         Returns:
-            The products, ``(h, b)``, C-contiguous, of the plan's dtype, in main memory.
+            The products, ``(h, b)`` or ``(w, b)``, C-contiguous, of the plan's dtype, in main
+            memory.
 
         Raises:
-            OperatorError: If the operator fails, or returns another shape or dtype.
+            OperatorError: If the operator fails, has no adjoint, or returns another shape or dtype.
         """
         x = columns if self._numpy else _to_torch(columns, self.device)
         try:
-            y = self._operator @ x
-        except MemoryError:
+            y = adjoint_product(self._operator, x) if adjoint else self._operator @ x
+        except (MemoryError, OperatorError):
             raise
         except Exception as error:
             # Whatever a user's own code raises is theirs: told in their words, with its line.
-            raise OperatorError(_describe(error, columns)) from error
-        return self._checked(y, columns.shape[1])
+            raise OperatorError(_describe(error, columns, adjoint)) from error
+        return self._checked(y, columns.shape, adjoint)
 
-    def _checked(self, y: Any, width: int) -> Array:
+    def _checked(self, y: Any, given: tuple[int, ...], adjoint: bool) -> Array:
+        call = "the adjoint's product with X" if adjoint else "operator @ X"
         if not (isinstance(y, np.ndarray) if self._numpy else _is_tensor(y)):
             raise OperatorError(
-                f"operator @ X returned {type(y).__module__}.{type(y).__qualname__}, not a "
+                f"{call} returned {type(y).__module__}.{type(y).__qualname__}, not a "
                 f"{'numpy array' if self._numpy else 'torch tensor'}"
             )
-        wanted = (self.shape[0], width)
+        wanted = (self.shape[1 if adjoint else 0], given[1])
         if tuple(y.shape) != wanted:
             raise OperatorError(
-                f"operator @ X returned shape {tuple(y.shape)} for X of shape "
-                f"{(self.shape[1], width)}; the operator's shape {self.shape} calls for {wanted}"
+                f"{call} returned shape {tuple(y.shape)} for X of shape {given}; the operator's "
+                f"shape {self.shape} calls for {wanted}"
             )
         found = str(y.dtype).removeprefix("torch.")
         if found != self.dtype:
             raise OperatorError(
-                f"operator @ X returned {found}, the plan says dtype = {self.dtype}; "
+                f"{call} returned {found}, the plan says dtype = {self.dtype}; "
                 f'set dtype = "{found}" in the spec, or let the operator return {self.dtype}'
             )
         array = y if self._numpy else y.detach().resolve_conj().resolve_neg().cpu().numpy()
         return np.ascontiguousarray(array)
+
+
+def adjoint_product(operator: Any, x: Any) -> Any:
+    """``A^H X``, by whatever means the operator offers.
+
+    In this order: matrices of numpy, torch and SciPy are transposed; then ``adjoint()``, ``.H``,
+    ``rmatmat(X)``, and ``X^H @ A``.
+
+    Raises:
+        OperatorError: If it offers none of them.
+    """
+    if isinstance(operator, np.ndarray) or _is_sparse(operator):
+        return operator.conj().T @ x
+    if _is_loaded_tensor(operator):
+        return operator.mH @ x
+    if callable(getattr(operator, "adjoint", None)):
+        return operator.adjoint() @ x
+    if getattr(operator, "H", None) is not None:
+        return operator.H @ x
+    if callable(getattr(operator, "rmatmat", None)):
+        return operator.rmatmat(x)
+    if callable(getattr(operator, "__rmatmul__", None)):
+        # Called by name: a tensor on the left would try, and fail, to do it by itself.
+        y = operator.__rmatmul__(x.conj().T if isinstance(x, np.ndarray) else x.mH)
+        return y.conj().T if isinstance(y, np.ndarray) else y.mH
+    raise OperatorError(
+        f"the operator ({type(operator).__module__}.{type(operator).__qualname__}) has no adjoint, "
+        'which kind = "svd" needs: give it one of adjoint(), .H, rmatmat(X), or __rmatmul__ '
+        "(for X @ A)"
+    )
+
+
+def _is_sparse(operator: Any) -> bool:
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(operator))
+
+
+def _is_loaded_tensor(operator: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(operator, torch.Tensor)
 
 
 def _require_device(device: str) -> None:
@@ -138,18 +182,16 @@ def _wants_numpy(operator: Any) -> bool:
     if isinstance(operator, np.ndarray):
         return True
     # SciPy operators can only be at hand if someone has imported SciPy.
-    sparse = sys.modules.get("scipy.sparse")
     linalg = sys.modules.get("scipy.sparse.linalg")
-    return bool(
-        (sparse is not None and sparse.issparse(operator))
-        or (linalg is not None and isinstance(operator, linalg.LinearOperator))
+    return _is_sparse(operator) or (
+        linalg is not None and isinstance(operator, linalg.LinearOperator)
     )
 
 
-def _describe(error: Exception, columns: Array) -> str:
+def _describe(error: Exception, columns: Array, adjoint: bool) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"the operator failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype "
+        f"{'the adjoint of ' if adjoint else ''}the operator failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype "
         f"of the plan): {type(error).__name__}: {error} "
         f"(in {frame.name}, {frame.filename}:{frame.lineno})"
     )

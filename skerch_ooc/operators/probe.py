@@ -3,7 +3,8 @@
 Three calls, 18 products. One vector twice (and once more within a block): does the operator repeat
 itself, does it depend on the block's width? Sixteen vectors X at once: for a Hermitian operator
 ``X^H A X`` is Hermitian, and the mean square of the entries of ``X^H A X - (X^H A X)^H`` is the
-squared Frobenius norm of ``A - A^H`` (X has independent entries of mean 0 and variance 1).
+squared Frobenius norm of ``A - A^H`` (X has independent entries of mean 0 and variance 1). For a
+general one 16 products of the adjoint follow: ``V^H (A X)`` must be ``(A^H V)^H X``.
 
 The fingerprint holds 16 such entries of one product: enough for any later process to tell, from
 one product of its own, by how much its operator differs. It does not keep the product itself,
@@ -50,7 +51,8 @@ class Probe:
         products: Products that it took.
         repetition: Relative difference between two equal calls.
         width_difference: Relative difference between one vector alone and in a block.
-        asymmetry: ``||A - A^H||_F / ||A||_F``, estimated; ``None`` if not asked for.
+        asymmetry: ``||A - A^H||_F / ||A||_F``, estimated; for a general operator the same of ``A``
+            and the adjoint of its adjoint.
         norm: ``||A||_F``, roughly.
         call_seconds: Seconds of a call, whatever its width.
         column_seconds: Seconds that each further column of a block adds.
@@ -61,7 +63,7 @@ class Probe:
     products: int
     repetition: float
     width_difference: float
-    asymmetry: float | None
+    asymmetry: float
     norm: float
     call_seconds: float
     column_seconds: float
@@ -83,16 +85,16 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
     Args:
         product: The operator.
         seed: The run's seed.
-        hermitian: Whether ``A = A^H`` is required.
+        hermitian: Whether ``A = A^H`` is required; else the operator must have an adjoint.
 
     Returns:
         The findings, and the operator's fingerprint.
 
     Raises:
         OperatorError: If a product is not finite, two equal calls differ, or the operator is not
-            Hermitian though it should be.
+            Hermitian though it should be, or its adjoint is that of something else.
     """
-    width = min(WIDTH, product.shape[1])
+    width = min(WIDTH, *product.shape)
     x = _vectors(product, seed, Range(0, width))
     first, _, _ = _timed(product, x[:, :1])
     again, single_seconds, single_peak = _timed(product, x[:, :1])
@@ -112,12 +114,15 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
             f"two calls with the same vector differ by {repetition:.1e} of the result "
             f"(allowed: {limit:.1e}); a sketch needs an operator that repeats itself. {_CAUSES}"
         )
+    asymmetry = _asymmetry(x, block, product.dtype) if hermitian else _adjoint_error(
+        product, seed, x, block
+    )
     column_seconds = max(0.0, (block_seconds - single_seconds) / max(1, width - 1))
     findings = Probe(
-        products=2 + width,
+        products=2 + width + (0 if hermitian else width),
         repetition=repetition,
         width_difference=_relative(norm(first - block[:, :1]), scale),
-        asymmetry=_asymmetry(x, block, product.dtype) if hermitian else None,
+        asymmetry=asymmetry,
         norm=norm(block) / math.sqrt(width),
         call_seconds=max(0.0, single_seconds - column_seconds),
         column_seconds=column_seconds,
@@ -173,12 +178,9 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
     Raises:
         OperatorError: If it is more than rounding can explain.
     """
-    wide = np.result_type(x, np.float64)
-    gram = np.zeros((x.shape[1], x.shape[1]), wide)
-    for rows in cut(Range(0, len(x)), _ROWS_AT_ONCE):
-        gram += x[rows.slice].astype(wide).conj().T @ y[rows.slice].astype(wide)
+    gram = _inner(x, y)
     difference = gram - gram.conj().T
-    entries = max(1, difference.size - (0 if wide == np.complex128 else len(difference)))
+    entries = max(1, difference.size - (0 if gram.dtype.kind == "c" else len(difference)))
     asymmetry = _relative(norm(difference) / math.sqrt(entries), norm(y) / math.sqrt(x.shape[1]))
     limit = 4 * tolerance(dtype)
     if asymmetry > limit:
@@ -188,6 +190,41 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
             "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
         )
     return asymmetry
+
+
+def _adjoint_error(product: Product, seed: int, x: Array, y: Array) -> float:
+    """How far ``A^H``, as the operator applies it, is from the adjoint of ``A``, relatively.
+
+    Raises:
+        OperatorError: If it is more than rounding can explain, or a product is not finite.
+    """
+    width = y.shape[1]
+    columns = Range(_FUNCTIONALS.start, _FUNCTIONALS.start + width)
+    v = draw("rademacher", seed, "probe", Range(0, len(y)), columns, product.dtype)
+    back = product(v, adjoint=True)
+    if not np.isfinite(back).all():
+        raise OperatorError(
+            "the adjoint's product with random vectors of signs holds NaN or infinity"
+        )
+    difference = _inner(v, y) - _inner(back, x)
+    error = _relative(norm(difference) / width, max(norm(y), norm(back)) / math.sqrt(width))
+    limit = 4 * tolerance(product.dtype)
+    if error > limit:
+        raise OperatorError(
+            f"the operator's adjoint is not that of its product: <v, A x> and <A^H v, x> differ by "
+            f"{error:.1e} of the operator's norm (allowed: {limit:.1e}). Check the conjugation, "
+            "and that both have the same precision"
+        )
+    return error
+
+
+def _inner(left: Array, right: Array) -> Array:
+    """``left^H right`` in double precision."""
+    wide = np.result_type(left, np.float64)
+    total = np.zeros((left.shape[1], right.shape[1]), wide)
+    for rows in cut(Range(0, len(left)), _ROWS_AT_ONCE):
+        total += left[rows.slice].astype(wide).conj().T @ right[rows.slice].astype(wide)
+    return total
 
 
 def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[str, Any]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from skerch_ooc.recovery import nystrom
-from skerch_ooc.recovery.problem import Problem, Solution
+from skerch_ooc.recovery import hmt, nystrom, oversampled, singlepass
+from skerch_ooc.recovery.decompose import decompose
+from skerch_ooc.recovery.problem import Core, Problem, Solution
 
-METHODS: Mapping[str, Callable[[Problem], Solution]] = {"nystrom": nystrom.solve}
+METHODS: Mapping[str, Callable[[Problem], Core]] = {
+    "nystrom": nystrom.solve,
+    "singlepass": singlepass.solve,
+    "oversampled": oversampled.solve,
+    "hmt": hmt.solve,
+}
 """Each method by its name in the spec."""
 
-__all__ = ["METHODS", "Problem", "Solution"]
+__all__ = ["METHODS", "Core", "Problem", "Solution", "decompose"]

@@ -1,19 +1,22 @@
-"""Core-truncated Nystrom approximation of a Hermitian, possibly indefinite, matrix.
+"""Core-truncated Nystrom approximations, the default for one pass over the operator.
 
-``A ~ Y [H]_c^+ Y^H`` with ``Y = A Omega``, ``H = Omega^H Y`` and ``[H]_c`` its ``c`` eigenpairs of
-largest magnitude (Nakatsukasa and Park 2023, "Randomized low-rank approximation for symmetric
-indefinite matrices", arXiv 2212.01127, section 3). Inverting all of ``H`` amplifies its smallest
-eigenvalues, which carry more noise than signal; how many to keep depends on the spectrum of ``A``.
+*Hermitian*, possibly indefinite: ``A ~ Y [H]_c^+ Y^H`` with ``Y = A Omega``, ``H = Omega^H Y`` and
+``[H]_c`` its ``c`` eigenpairs of largest magnitude (Nakatsukasa and Park 2023, "Randomized low-rank
+approximation for symmetric indefinite matrices", arXiv 2212.01127, section 3).
 
-We depart from the paper in choosing ``c`` by a held-out error: for each candidate the error on some
-columns of the test sketch is a small quadratic form in matrices that the merge has accumulated.
+*General*: ``A ~ Y (Psi^H Y)^+ W^H`` with ``W = A^H Psi`` (Nakatsukasa 2020, "Fast and stable
+randomized low-rank matrix approximation", arXiv 2009.11392), with ``Y`` cut to its ``c`` leading
+left singular vectors ``Q_c``: ``A ~ Q_c (Psi^H Q_c)^+ W^H``.
+
+Inverting all of the core amplifies its smallest singular values, which carry more noise than
+signal; how many to keep depends on the spectrum of ``A``. We depart from the papers in choosing
+``c`` by a held-out error, or without test columns by leaving columns out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,135 +25,108 @@ from skerch_ooc.linalg import (
     count_above,
     eigh_by_magnitude,
     hermitian_part,
-    with_fixed_signs,
+    triangular_inverse,
 )
-from skerch_ooc.recovery.problem import Problem, Solution
+from skerch_ooc.recovery.choosing import (
+    HeldOut,
+    RangeBasis,
+    candidates,
+    choosing_columns,
+    floor_of,
+    range_basis,
+    root_mean,
+)
+from skerch_ooc.recovery.problem import Core, Problem
 
-NOISE_FLOOR = 2.0
-"""Eigenvalues of the core below this many units of roundoff are rounding errors."""
-
-GRAM_FLOOR = 1e-7
-"""Singular values of ``Y`` below this (relative) are lost in a double-precision Gram matrix."""
-
-CHOLESKY_FLOOR = 1e-4
-"""Above this ratio of the diagonal Cholesky's factor orthogonalises to 1e-7 and better."""
-
-CHOOSING_SHARE = 3
-"""One in so many test columns chooses the core; the error is estimated from the others."""
-
-_CANDIDATES = 24
-_SMALLEST_SHARE = 6
 _NOTHING_CUT = 1e-10
 
 
-def solve(problem: Problem) -> Solution:
-    """Recovers an eigendecomposition from the small matrices of a sketch.
+def solve(problem: Problem) -> Core:
+    """Recovers a low-rank approximation from the sketches of one pass.
 
     Args:
-        problem: The matrices, and what is wanted.
+        problem: The small matrices of the sketches, and what is wanted.
 
     Returns:
-        The decomposition; empty (rank 0) if the operator vanishes on the sketch.
+        The approximation; empty if the operator vanishes on the sketch.
     """
-    values, vectors = eigh_by_magnitude(hermitian_part(problem.core))
-    largest = count_above(np.abs(values), NOISE_FLOOR * problem.epsilon)
-    if problem.core_size is None:
-        size, tested, choosing = _choose(problem, values, vectors, largest)
+    return _solve_hermitian(problem) if problem.hermitian else _solve_general(problem)
+
+
+def _solve_hermitian(problem: Problem) -> Core:
+    values, vectors = core_of(problem)
+    largest = count_above(np.abs(values), floor_of(problem))
+    measured = problem.y @ vectors[:, :largest]
+    tested: list[tuple[int, float]] = []
+    choosing = 0
+    if problem.core_size is not None:
+        size = min(problem.core_size, largest)
+    elif sizes := candidates(largest, len(values)):
+        choosing = choosing_columns(problem)
+        if choosing:
+            errors = held_out_errors(problem, values, vectors, measured, sizes, choosing)
+        else:
+            errors = [leave_one_out(problem, values, vectors, measured, c) for c in sizes]
+        tested = list(zip(sizes, errors, strict=True))
+        size = min(tested, key=lambda pair: pair[1])[0]
     else:
-        size, tested, choosing = min(problem.core_size, largest), [], 0
-    inverse = 1.0 / values[:size]
-    basis = vectors[:, :size]
-    mu, transform = _orthogonalise(problem, basis, inverse)
-    keep = len(mu) if problem.rank is None else min(problem.rank, len(mu))
-    return Solution(
-        values=mu[:keep],
-        transform=transform[:, :keep],
-        core_size=size,
+        size = 0
+    left = vectors[:, :size]
+    return Core(
+        left=left,
+        middle=np.diag((1.0 / values[:size]).astype(left.dtype)),
+        right=left,
+        size=size,
         tested=tuple(tested),
         choosing=choosing,
-        leave_one_out=leave_one_out(problem, basis, inverse),
+        leave_one_out=leave_one_out(problem, values, vectors, measured, size),
     )
 
 
-def _orthogonalise(problem: Problem, basis: Array, inverse: Array) -> tuple[Array, Array]:
-    """Turns ``(Y E) diag(inverse) (Y E)^H`` into ``U diag(mu) U^H`` with orthonormal ``U = Y T``.
-
-    With ``E^H G E = R^H R`` the columns of ``Y E R^-1`` are orthonormal, and the matrix has the
-    core ``K = R diag(inverse) R^H`` in them.
-    """
-    r, r_inverse_of = _root(hermitian_part(basis.conj().T @ (problem.gram @ basis)), problem)
-    mu, w = eigh_by_magnitude(hermitian_part((r * inverse) @ r.conj().T))
-    kept = count_above(np.abs(mu), NOISE_FLOOR * problem.epsilon)
-    return mu[:kept], with_fixed_signs(basis @ r_inverse_of(w[:, :kept]))
-
-
-def _root(squares: Array, problem: Problem) -> tuple[Array, Callable[[Array], Array]]:
-    """A root ``R`` with ``R^H R`` the given matrix, and a function that applies ``R^-1``.
-
-    Cholesky's where the matrix is so well conditioned that this loses nothing; else ``s V^H`` from
-    the eigenpairs ``V s^2 V^H`` above the noise floor.
-    """
-    with contextlib.suppress(np.linalg.LinAlgError):
-        lower = np.linalg.cholesky(squares)
-        diagonal = np.diagonal(lower).real
-        if diagonal.size and diagonal.min() > CHOLESKY_FLOOR * diagonal.max():
-            r = lower.conj().T
-            return r, lambda x: np.linalg.solve(r, x)
-    values, v = eigh_by_magnitude(squares)
-    kept = count_above(values, max(GRAM_FLOOR, NOISE_FLOOR * problem.epsilon) ** 2)
-    s, v = np.sqrt(values[:kept]), v[:, :kept]
-    return (v * s).conj().T, lambda x: (v / s) @ x
-
-
-def _choose(
-    problem: Problem, values: Array, vectors: Array, largest: int
-) -> tuple[int, list[tuple[int, float]], int]:
-    """Chooses the core's size by the test sketch, or without one by leaving columns out."""
-    sizes = candidates(largest, len(values))
-    choosing = -(-problem.test_gram.shape[0] // CHOOSING_SHARE)
-    if problem.test_gram.shape[0] < CHOOSING_SHARE:
-        choosing = 0
-    if not sizes:
-        return 0, [], 0
-    if choosing:
-        errors = held_out_errors(problem, values, vectors, sizes, choosing)
-    else:
-        errors = [leave_one_out(problem, vectors[:, :size], 1.0 / values[:size]) for size in sizes]
-    tested = list(zip(sizes, errors, strict=True))
-    return min(tested, key=lambda pair: pair[1])[0], tested, choosing
-
-
-def candidates(largest: int, measurements: int) -> list[int]:
-    """Sizes of the core to be tried: all above the noise floor, and a grid down to ``m / 6``."""
-    if largest < 1:
-        return []
-    smallest = min(largest, max(1, measurements // _SMALLEST_SHARE))
-    return sorted({int(size) for size in np.geomspace(smallest, largest, _CANDIDATES).round()})
+def core_of(problem: Problem) -> tuple[Array, Array]:
+    """Eigenvalues of ``H = Omega^H Y``, in descending magnitude, and their vectors."""
+    assert problem.psi_y is not None
+    return eigh_by_magnitude(hermitian_part(problem.psi_y))
 
 
 def held_out_errors(
-    problem: Problem, values: Array, vectors: Array, sizes: Sequence[int], choosing: int
+    problem: Problem,
+    values: Array,
+    vectors: Array,
+    measured: Array,
+    sizes: Sequence[int],
+    choosing: int,
 ) -> list[float]:
     """The errors ``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns.
 
-    ``Ahat_c G = Y X_c`` with ``X_c = E_c diag(1 / lambda) E_c^H (Y^H G)``, so the squared norm is
-    ``tr T^H T - 2 Re tr T^H Y X_c + tr X_c^H (Y^H Y) X_c``.
+    Args:
+        problem: The matrices of the sketch.
+        values: Eigenvalues of the core.
+        vectors: Eigenvectors ``E`` of the core.
+        measured: Compressed copy of ``Y E``.
+        sizes: Ascending sizes ``c`` of the core.
+        choosing: How many columns are used.
+
+    Returns:
+        The error for each size.
     """
-    q = choosing
-    projected = vectors.conj().T @ problem.core_test[:, :q]
-    x = np.concatenate([vectors[:, :c] @ (projected[:c] / values[:c, None]) for c in sizes], axis=1)
-    quadratic = np.einsum("ij,ij->j", x.conj(), problem.gram @ x).real.reshape(-1, q).sum(1)
-    repeated = np.tile(problem.gram_test[:, :q], len(sizes))
-    linear = np.einsum("ij,ij->j", repeated.conj(), x).real.reshape(-1, q).sum(1)
-    constant = float(np.trace(problem.test_gram[:q, :q]).real)
-    return [
-        math.sqrt(max(0.0, float(constant - 2 * b + a)) / q)
-        for a, b in zip(quadratic, linear, strict=True)
-    ]
+    assert problem.g_w is not None
+    weights = vectors.conj().T @ problem.g_w[:choosing].conj().T
+    residual = problem.t[:, :choosing].astype(measured.dtype)
+    errors, before = [], 0
+    for c in sizes:
+        # Ahat_c G = sum over j < c of (Y e_j) (e_j^H Y^H G) / lambda_j.
+        new = slice(before, c)
+        residual = residual - measured[:, new] @ (weights[new] / values[new, None])
+        errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
+        before = c
+    return errors
 
 
-def leave_one_out(problem: Problem, basis: Array, inverse: Array) -> float:
-    """Estimates ``||A - Ahat||_F`` from the right sketch: each column in turn is the test.
+def leave_one_out(
+    problem: Problem, values: Array, vectors: Array, measured: Array, size: int
+) -> float:
+    """Estimates ``||A - Ahat||_F`` of a Hermitian ``A``: each column of ``Y`` in turn is the test.
 
     In the spirit of Epperly and Tropp 2024 (arXiv 2207.06342, section 3), in closed form for the
     truncated core. Let ``H_c = E diag(lambda) E^H`` be what is kept of ``H``, ``P = E E^H`` and
@@ -165,25 +141,121 @@ def leave_one_out(problem: Problem, basis: Array, inverse: Array) -> float:
 
     Args:
         problem: The matrices of the sketch.
-        basis: Eigenvectors of the core that are kept, ``(m, c)``.
-        inverse: The inverses of their eigenvalues, ``(c,)``.
+        values: Eigenvalues of the core, the larger ones first.
+        vectors: Their eigenvectors ``E``.
+        measured: Compressed copy of ``Y E``; at least ``size`` columns.
+        size: How many eigenpairs are kept.
 
     Returns:
         The estimate; near the rounding errors of the products it is too low by up to a half.
     """
-    m, c = basis.shape
-    if c == 0:
-        return math.sqrt(max(0.0, float(np.trace(problem.gram).real)) / m)
+    assert problem.psi_y is not None
+    if size == 0:
+        return root_mean(np.sum(np.abs(problem.y) ** 2, axis=0))
+    basis, inverse = vectors[:, :size], 1.0 / values[:size]
     weights = np.abs(basis) ** 2
     outside = 1.0 - weights.sum(axis=1)
     pinv_diagonal = weights @ inverse
-    left = np.diagonal(problem.core).real - weights @ (1.0 / inverse)
+    left = np.diagonal(problem.psi_y).real - weights @ values[:size]
     truncated = outside > _NOTHING_CUT
     divisor = np.where(truncated, outside, 1.0)
     rho = np.where(truncated, left / divisor, 1.0 / np.where(truncated, 1.0, pinv_diagonal))
     alpha = np.where(truncated, (1.0 - rho * pinv_diagonal) / divisor, 0.0)
     adjoint = basis.conj().T
-    r = basis @ (inverse[:, None] * adjoint * rho - adjoint * alpha)
-    r[np.diag_indices(m)] += alpha
-    squares = np.einsum("ij,ij->j", r.conj(), problem.gram @ r).real
-    return math.sqrt(max(0.0, float(squares.mean())))
+    residual = measured[:, :size] @ (inverse[:, None] * adjoint * rho - adjoint * alpha)
+    residual += problem.y * alpha
+    return root_mean(np.sum(np.abs(residual) ** 2, axis=0))
+
+
+class GeneralCores:
+    """The cores ``N_c = Psi^H Q_c`` of all sizes: one QR factorisation serves them all.
+
+    ``N = U R`` gives ``N_c^+ = (R^-1)_c U_c^H``, where ``_c`` takes the leading rows and columns.
+    """
+
+    def __init__(self, problem: Problem, basis: RangeBasis) -> None:
+        assert problem.psi_y is not None
+        self._psi_y = problem.psi_y
+        core = problem.psi_y @ basis.coefficients()
+        u, r = np.linalg.qr(core)
+        # A column of the core in the span of those before it can have no inverse.
+        diagonal = np.abs(np.diagonal(r))
+        bad = np.flatnonzero(diagonal <= floor_of(problem) * diagonal.max(initial=0.0))
+        self.largest = int(bad[0]) if bad.size else len(diagonal)
+        self.basis = basis.cut(self.largest)
+        self.u = u[:, : self.largest]
+        self.inverse = triangular_inverse(r[: self.largest, : self.largest])
+
+    def errors(self, problem: Problem, sizes: Sequence[int], choosing: int) -> list[float]:
+        """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
+        assert problem.g_w is not None
+        test = HeldOut(problem.t[:, :choosing], self.basis.vectors)
+        projected = self.u.conj().T @ problem.g_w[:choosing].conj().T
+        return [test.error(self.inverse[:c, :c] @ projected[:c]) for c in sizes]
+
+    def leave_one_out(self, sizes: Sequence[int]) -> list[float]:
+        """Estimates ``||A - Ahat_c||_F`` for each size: each column of ``Y`` in turn is the test.
+
+        In the spirit of Epperly and Tropp 2024 (arXiv 2207.06342, section 3). Leaving out column
+        ``i`` we keep the combinations of columns that make the range, less their share of ``y_i``:
+        ``Q_c - y_i b^H`` with ``Q_c = Y C``, ``b = C^H e_i``. So we predict ``y_i`` by
+        ``(Q_c - y_i b^H) x`` with the ``x`` that minimises the same equation after ``Psi^H``,
+        ``||m_i - (N_c - m_i b^H) x||``, ``m_i = Psi^H y_i``. Let
+
+            a = N_c^+ m_i,  rho = ||m_i - N_c a|| / |1 - b^H a|,  K = N_c^H N_c,
+            kappa = b^H K^-1 b,  beta = 1 / ((1 - b^H a) (1 + rho^2 kappa)).
+
+        Then the residual of ``y_i`` is
+        ``beta y_i - Q_c (beta a - rho^2 K^-1 b / (1 + rho^2 kappa))``, and as nothing is cut it
+        becomes ``Q_c K^-1 b / kappa``, that is ``Y`` times the column ``M^-1 e_i / (M^-1)_ii`` of
+        ``M = (Psi^H Y)^H Psi^H Y``.
+        """
+        coordinates = self.basis.singular[:, None] * self.basis.rows
+        shares = self.basis.coefficients().conj().T
+        inside = self.u.conj().T @ self._psi_y
+        outside = np.sum(np.abs(self._psi_y - self.u @ inside) ** 2, axis=0)
+        return [self._left_out(c, coordinates, shares, inside, outside) for c in sizes]
+
+    def _left_out(
+        self, c: int, coordinates: Array, shares: Array, inside: Array, outside: Array
+    ) -> float:
+        inverse, b = self.inverse[:c, :c], shares[:c]
+        a = inverse @ inside[:c]
+        square = outside + np.sum(np.abs(inside[c:]) ** 2, axis=0)
+        half = inverse.conj().T @ b
+        kappa = np.sum(np.abs(half) ** 2, axis=0)
+        k_b = inverse @ half
+        rest = 1.0 - np.sum(b.conj() * a, axis=0)
+        cut = np.abs(rest) > _NOTHING_CUT
+        rest = np.where(cut, rest, 1.0)
+        rho = square / np.abs(rest) ** 2
+        beta = np.where(cut, 1.0 / (rest * (1.0 + rho * kappa)), 0.0)
+        # Columns of zeros have no share in anything (kappa = 0) and no residual.
+        step = np.where(cut, rho / (1.0 + rho * kappa), 1.0 / np.where(kappa > 0, kappa, 1.0))
+        residual = beta * coordinates
+        residual[:c] += step * k_b - beta * a
+        return root_mean(np.sum(np.abs(residual) ** 2, axis=0))
+
+
+def _solve_general(problem: Problem) -> Core:
+    cores = GeneralCores(problem, range_basis(problem.y, floor_of(problem)))
+    tested: list[tuple[int, float]] = []
+    choosing = 0
+    if problem.core_size is not None:
+        size = min(problem.core_size, cores.largest)
+    elif sizes := candidates(cores.largest, problem.y.shape[1]):
+        choosing = choosing_columns(problem)
+        errors = cores.errors(problem, sizes, choosing) if choosing else cores.leave_one_out(sizes)
+        tested = list(zip(sizes, errors, strict=True))
+        size = min(tested, key=lambda pair: pair[1])[0]
+    else:
+        size = 0
+    return Core(
+        left=cores.basis.coefficients()[:, :size],
+        middle=cores.inverse[:size, :size],
+        right=cores.u[:, :size],
+        size=size,
+        tested=tuple(tested),
+        choosing=choosing,
+        leave_one_out=cores.leave_one_out([size])[0],
+    )

@@ -1,4 +1,9 @@
-"""What a recovery method is given, and what it returns."""
+"""What a recovery method is given, what it returns, and how that becomes a decomposition.
+
+A method sees small matrices only. Tall matrices with the same rows (``Y`` and ``T``) are given by
+*compressed copies*: with ``[Y T] = Q [y t]``, ``Q`` having orthonormal columns that nobody ever
+needs, norms and inner products of ``Y X`` and ``T`` are those of ``y X`` and ``t``.
+"""
 
 from __future__ import annotations
 
@@ -13,47 +18,93 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """The small matrices of a sketch ``Y = A Omega`` with a test sketch ``T = A G``.
+    """The small matrices of a sketch.
+
+    For a general operator ``Y = A Omega`` has ``m`` columns, ``W = A^H Psi`` has ``l``, ``T = A G``
+    has ``q``, and ``Z = Phi^H A Xi`` is ``(s, s)``. For a Hermitian one ``W`` is ``Y``, ``Psi`` is
+    ``Omega``, and ``Phi`` is ``Xi``, whose first ``m`` columns are ``Omega``.
+
+    In ``hmt`` an orthonormal basis ``Q`` stands in the place of ``Y``, and ``B = A^H Q`` in that of
+    ``W`` (for a Hermitian operator ``W`` is ``Q``, and ``psi_y`` is ``Q^H A Q``).
 
     Attributes:
-        gram: ``Y^H Y``, ``(m, m)``.
-        core: ``Omega^H Y``, ``(m, m)``; Hermitian but for rounding.
-        gram_test: ``Y^H T``, ``(m, q)``.
-        test_gram: ``T^H T``, ``(q, q)``.
-        core_test: ``Y^H G``, ``(m, q)``.
+        hermitian: Whether ``A = A^H``.
         epsilon: Relative precision of the products.
-        core_size: How many eigenpairs of the core are to be inverted; ``None``: choose.
+        y: Compressed copy of ``Y``, ``(a, m)``.
+        t: Compressed copy of ``T``, in the coordinates of ``y``, ``(a, q)``.
+        w: Compressed copy of ``W``, ``(b, l)``; ``y`` itself if Hermitian.
+        psi_y: ``Psi^H Y``, ``(l, m)``; ``None`` if there is no ``Psi``.
+        omega_w: ``Omega^H W``, ``(m, l)``.
+        g_w: ``G^H W``, ``(q, l)``.
+        phi_y: ``Phi^H Y``, ``(s, m)``; ``None`` without inner sketch.
+        xi_w: ``Xi^H W``, ``(s, l)``.
+        z: ``Phi^H A Xi``, ``(s, s)``.
+        before: Compressed copy of the sketch whose range ``Q`` is (``hmt`` only), ``(a, k)``, if
+            it is that of a random matrix; ``None`` after power iterations.
+        second_square: ``||A Q||_F^2`` (``hmt`` of a Hermitian operator only).
+        core_size: How many singular values of the core are to be inverted; ``None``: choose.
         rank: How many values and vectors are wanted; ``None``: all.
     """
 
-    gram: Array
-    core: Array
-    gram_test: Array
-    test_gram: Array
-    core_test: Array
+    hermitian: bool
     epsilon: float
+    y: Array
+    t: Array
+    w: Array
+    psi_y: Array | None = None
+    omega_w: Array | None = None
+    g_w: Array | None = None
+    phi_y: Array | None = None
+    xi_w: Array | None = None
+    z: Array | None = None
+    before: Array | None = None
+    second_square: float = 0.0
     core_size: int | None = None
     rank: int | None = None
 
 
 @dataclass(frozen=True)
-class Solution:
-    """A decomposition ``A ~ U diag(values) U^H`` with ``U = Y transform``.
+class Core:
+    """An approximation ``A ~ (Y left) middle (W right)^H``: what a method returns.
 
     Attributes:
-        values: Eigenvalues in descending magnitude, ``(r,)``.
-        transform: ``(m, r)``.
-        core_size: Eigenpairs of the core that were inverted.
-        tested: ``(eigenpairs, estimated error)`` for each core that was tried.
-        choosing: How many of the first test columns chose the core: the error must be estimated
+        left: ``(m, a)``.
+        middle: ``(a, b)``; Hermitian for a Hermitian operator.
+        right: ``(l, b)``; ``left`` itself for a Hermitian operator.
+        size: Singular values of the core that were inverted, or columns of the range that were
+            kept: what ``core`` in the spec stands for.
+        tested: ``(size, estimated error)`` for each size that was tried.
+        choosing: How many of the first test columns chose the size: the error must be estimated
             from the others.
-        leave_one_out: Estimate of ``||A - Ahat||_F`` (before truncation to ``rank``) from the
-            right sketch alone.
+        leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cuts
+            anything off; ``None`` where the method has none.
+    """
+
+    left: Array
+    middle: Array
+    right: Array
+    size: int
+    tested: tuple[tuple[int, float], ...] = ()
+    choosing: int = 0
+    leave_one_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A decomposition ``A ~ U diag(values) V^H`` with ``U = Y left`` and ``V = W right``.
+
+    Attributes:
+        values: Eigenvalues in descending magnitude, or singular values descending, ``(r,)``.
+        left: ``(m, r)``.
+        right: ``(l, r)``; ``left`` itself for a Hermitian operator.
+        core: What the method returned.
+        left_condition: Condition of the basis ``Y core.left`` that was orthogonalised.
+        right_condition: The same of ``W core.right``.
     """
 
     values: npt.NDArray[np.float64]
-    transform: Array
-    core_size: int
-    tested: tuple[tuple[int, float], ...]
-    choosing: int
-    leave_one_out: float
+    left: Array
+    right: Array
+    core: Core
+    left_condition: float
+    right_condition: float

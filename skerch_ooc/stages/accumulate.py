@@ -1,5 +1,10 @@
 """The arithmetic of the merge on one row tile: ``Z^H Z`` and ``N^H Z``, in double precision.
 
+**Sketches in double precision** would lose half their digits in ``Z^H Z``. Of them the triangular
+factor ``R`` of ``Z = Q R`` is formed instead: by a QR of each tile, and of two factors stacked
+wherever two sums would be added (TSQR: Benson, Gleich and Demmel 2013, "Direct QR factorizations
+for tall-and-skinny matrices in MapReduce architectures", section II).
+
 **Signs times single precision, exactly.** Where the test matrix holds signs and the sketch is in
 single precision, ``N^H Z`` is formed without any rounding but one: each column of the tile is
 rounded to integers of 30 bits and a sign (in units of a power of two below its largest entry; the
@@ -22,13 +27,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.noise import draw
+from skerch_ooc.noise import SIGN_SCALE
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.sides import Side
 from skerch_ooc.spec import Plan
+from skerch_ooc.stages.testmatrices import TestMatrices
 
 Array = npt.NDArray[Any]
 
-SIGN_NOISES = ("rademacher",)
 _INTEGER_BITS = 30
 _DIGIT_BIAS = np.uint32(0x80808080)
 _FEWEST_COLUMNS = 16
@@ -37,26 +43,39 @@ _FEWEST_COLUMNS = 16
 
 @dataclass
 class Sums:
-    """The accumulators, of one tile or of many; ``c`` is the number of columns of all roles.
+    """The accumulators of one side, of one tile or of many; ``c`` is the number of columns.
 
     Attributes:
-        gram: ``Z^H Z``, ``(c, c)``; below its diagonal blocks it is zero until it is mirrored.
-        cross: ``N^H Z``, ``(c, c)``.
+        squares: In single precision ``Z^H Z``, ``(c, c)``, which below its diagonal blocks is zero
+            until it is mirrored; else the upper triangular ``R`` of ``Z = Q R``, ``(c, c)`` (or of
+            fewer rows, where fewer rows were summed).
+        cross: ``N^H Z``, ``(n, c)``.
+        triangular: Whether ``squares`` is ``R``.
     """
 
-    gram: Array
+    squares: Array
     cross: Array
+    triangular: bool = False
 
     @classmethod
-    def zeros(cls, plan: Plan) -> Sums:
-        """Empty accumulators for a plan."""
-        shape, dtype = (plan.products, plan.products), wide_dtype(plan)
-        return cls(np.zeros(shape, dtype), np.zeros(shape, dtype))
+    def zeros(cls, plan: Plan, side: Side) -> Sums:
+        """Empty accumulators for a side."""
+        dtype = wide_dtype(plan)
+        triangular = is_double(plan)
+        rows = 0 if triangular else side.columns
+        return cls(
+            np.zeros((rows, side.columns), dtype),
+            np.zeros((side.noise_columns, side.columns), dtype),
+            triangular,
+        )
 
     def add(self, other: Sums) -> Sums:
         """Adds the sums over further tiles to these."""
-        self.gram += other.gram
         self.cross += other.cross
+        if self.triangular:
+            self.squares = np.linalg.qr(np.concatenate([self.squares, other.squares]), mode="r")
+        else:
+            self.squares += other.squares
         return self
 
 
@@ -73,12 +92,17 @@ class Workspace:
     noise: Array
 
     @classmethod
-    def of(cls, plan: Plan) -> Workspace:
-        """Buffers that fit the tiles of a plan."""
-        rows = min(plan.identity.tile[0], plan.identity.shape[0])
+    def of(cls, plan: Plan, side: Side) -> Workspace:
+        """Buffers that fit the tiles of a side."""
+        rows = min(plan.identity.tile[0], side.rows)
         wide = wide_dtype(plan)
-        width = min(plan.identity.tile[1], plan.products)
-        return cls(empty_aligned((rows, plan.products), wide), empty_aligned((rows, width), wide))
+        width = min(plan.identity.tile[1], max(1, side.noise_columns))
+        return cls(empty_aligned((rows, side.columns), wide), empty_aligned((rows, width), wide))
+
+
+def is_double(plan: Plan) -> bool:
+    """Whether the products are in double precision."""
+    return plan.identity.dtype in ("float64", "complex128")
 
 
 def wide_dtype(plan: Plan) -> np.dtype[Any]:
@@ -86,66 +110,69 @@ def wide_dtype(plan: Plan) -> np.dtype[Any]:
     return np.result_type(plan.identity.dtype, np.float64)
 
 
-def sums_bytes(plan: Plan) -> int:
-    """Bytes of the accumulators."""
-    return 2 * plan.products**2 * wide_dtype(plan).itemsize
+def sums_bytes(plan: Plan, side: Side) -> int:
+    """Bytes of the accumulators of a side."""
+    return (side.columns + side.noise_columns) * side.columns * wide_dtype(plan).itemsize
 
 
-def tile_bytes(plan: Plan) -> int:
+def tile_bytes(plan: Plan, side: Side) -> int:
     """Bytes that one tile in flight needs, its sums included."""
-    columns, wide = plan.products, wide_dtype(plan).itemsize
-    rows = min(plan.identity.tile[0], plan.identity.shape[0])
-    width = min(plan.identity.tile[1], columns)
+    columns, wide = side.columns, wide_dtype(plan).itemsize
+    rows = min(plan.identity.tile[0], side.rows)
+    width = min(plan.identity.tile[1], max(1, side.noise_columns))
     narrow = np.dtype(plan.identity.dtype).itemsize
-    # Besides the workspace: the tile as it is read, or its digits; a temporary of one block.
-    return rows * columns * (wide + narrow) + 2 * rows * width * wide + sums_bytes(plan)
+    # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
+    # makes; a temporary of one block.
+    copies = 2 * wide if is_double(plan) else narrow
+    return rows * columns * (wide + copies) + 2 * rows * width * wide + sums_bytes(plan, side)
 
 
-def accumulate_tile(plan: Plan, rows: Range, z: Array, space: Workspace, out: Sums) -> None:
+def accumulate_tile(
+    plan: Plan, side: Side, matrices: TestMatrices, rows: Range, z: Array, space: Workspace,
+    out: Sums,
+) -> None:  # fmt: skip
     """Forms the sums of one tile.
 
     Args:
         plan: The plan in force.
+        side: Where the columns stand.
+        matrices: Gives rows of the test matrices.
         rows: The tile's rows.
         z: The filled part of ``space.z``, ``(len(rows), c)``. Its content is lost.
         space: The buffers.
-        out: Where the sums go; below its diagonal blocks ``out.gram`` is left as it is.
+        out: Where the sums go; below its diagonal blocks ``out.squares`` is left as it is.
     """
     width = plan.identity.tile[1]
-    for piece in cut(Range(0, z.shape[1]), width):
-        left = z[:, piece.slice]
-        # A real matrix times its own transpose is recognised by numpy, which computes half of it.
-        np.matmul(left.conj().T, left, out=out.gram[piece.slice, piece.slice])
-        np.matmul(left.conj().T, z[:, piece.stop :], out=out.gram[piece.slice, piece.stop :])
-    exact = [role for role in plan.columns if _is_exact(plan, role)]
-    for role in plan.columns:
-        if role not in exact:
-            for piece in cut(plan.columns[role], width):
-                noise = _draw(plan, role, rows, piece, z.dtype, space.noise)
+    if out.triangular:
+        out.squares = np.linalg.qr(z, mode="r")
+    else:
+        for piece in cut(Range(0, z.shape[1]), width):
+            left = z[:, piece.slice]
+            # A real matrix times its own transpose is recognised by numpy: half the work.
+            np.matmul(left.conj().T, left, out=out.squares[piece.slice, piece.slice])
+            np.matmul(left.conj().T, z[:, piece.stop :], out=out.squares[piece.slice, piece.stop :])
+    exact = [name for name in side.noise if _is_exact(plan, matrices, name)]
+    for name, place in side.noise.items():
+        if name not in exact:
+            for piece in cut(place, width):
+                columns = piece.shifted(-place.start)
+                noise = matrices.tile(name, rows, columns, z.dtype, space.noise)
                 np.matmul(noise.conj().T, z, out=out.cross[piece.slice])
     if exact:
         # Real and imaginary parts are columns of their own: signs are real.
         real, target = z.view(np.float64), out.cross.view(np.float64)
         units = _round_to_integers(real)
         multiply = _Digits(real) if _has_integer_units() else _Doubles(real)
-        for role in exact:
-            for piece in cut(plan.columns[role], width):
-                multiply.signs(plan, role, rows, piece, space.noise, target[piece.slice])
+        for name in exact:
+            place = side.noise[name]
+            for piece in cut(place, width):
+                columns = piece.shifted(-place.start)
+                multiply.signs(matrices, name, rows, columns, space.noise, target[piece.slice])
                 target[piece.slice] *= units
 
 
-def _is_exact(plan: Plan, role: str) -> bool:
-    single = plan.identity.dtype in ("float32", "complex64")
-    return single and plan.identity.noise[role] in SIGN_NOISES
-
-
-def _draw(
-    plan: Plan, role: str, rows: Range, piece: Range, dtype: npt.DTypeLike, out: Array | None
-) -> Array:
-    """The columns of a role's test matrix that stand at ``piece`` in the Gram matrices."""
-    identity = plan.identity
-    columns = piece.shifted(-plan.columns[role].start)
-    return draw(identity.noise[role], identity.seed, role, rows, columns, dtype, out=out)
+def _is_exact(plan: Plan, matrices: TestMatrices, name: str) -> bool:
+    return not is_double(plan) and matrices.noise(name) in SIGN_SCALE
 
 
 def _round_to_integers(z: Array) -> Array:
@@ -168,10 +195,11 @@ class _Doubles:
         self._z = z
 
     def signs(
-        self, plan: Plan, role: str, rows: Range, piece: Range, noise: Array, out: Array
-    ) -> None:
-        """Writes ``N^T Z`` for the columns ``piece`` of ``N`` to ``out``."""
-        signs = _draw(plan, role, rows, piece, np.float64, noise.view(np.float64))
+        self, matrices: TestMatrices, name: str, rows: Range, columns: Range, noise: Array,
+        out: Array,
+    ) -> None:  # fmt: skip
+        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
+        signs = matrices.tile(name, rows, columns, np.float64, noise.view(np.float64))
         np.matmul(signs.T, self._z, out=out)
 
 
@@ -195,23 +223,24 @@ class _Digits(_Doubles):
         self._digits = torch.from_numpy(biased.astype("<u4", copy=False).view(np.int8))
 
     def signs(
-        self, plan: Plan, role: str, rows: Range, piece: Range, noise: Array, out: Array
-    ) -> None:
-        """Writes ``N^T Z`` for the columns ``piece`` of ``N`` to ``out``."""
+        self, matrices: TestMatrices, name: str, rows: Range, columns: Range, noise: Array,
+        out: Array,
+    ) -> None:  # fmt: skip
+        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
         import torch
 
-        if len(piece) >= _FEWEST_COLUMNS:
-            signs = _draw(plan, role, rows, piece, np.int8, None)
+        if len(columns) >= _FEWEST_COLUMNS:
+            signs = matrices.tile(name, rows, columns, np.int8, None)
             sums = torch._int_mm(torch.from_numpy(signs).T, self._digits).numpy()
             np.copyto(out, sums[:, 3::4])
             for digit in (2, 1, 0):
                 out *= 256.0
                 out += sums[:, digit::4]
-            wide = noise.view(np.float64)[: len(signs), : len(piece)]
+            wide = noise.view(np.float64)[: len(signs), : len(columns)]
             np.copyto(wide, signs)
             if (np.abs(out.sum(axis=1) - wide.T @ self._row_sums) <= self._allowed).all():
                 return
-        super().signs(plan, role, rows, piece, noise, out)
+        super().signs(matrices, name, rows, columns, noise, out)
 
 
 @cache

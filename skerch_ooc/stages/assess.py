@@ -23,6 +23,7 @@ FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
 
 _SCREE_POINTS = 64
+_LARGEST_FACTOR = 1e6
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Assessment:
     Attributes:
         relative_error: ``error / norm``; ``None`` without test columns.
         error: Estimate of ``||A - Ahat||_F`` from the test sketch; ``None`` without one.
-        norm: Estimate of ``||A||_F`` from all test columns; without any, from the leave-one-out.
+        norm: Estimate of ``||A||_F`` from all test columns; ``None`` without any.
         test_measurements: Test columns that the error was estimated from.
-        leave_one_out: Estimate of ``||A - Ahat||_F`` from the right sketch alone.
-        orthogonality: ``||U^H U - I||_F`` of the stored vectors, estimated by random probes.
+        leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cut
+            anything off; ``None`` where the method has none.
+        orthogonality: ``||U^H U - I||_F`` of the stored vectors (the worse of ``U`` and ``V``),
+            estimated by random probes.
         rank: Number of values and vectors.
-        core: Eigenpairs of the core that were inverted.
+        core: Singular values of the core that were inverted.
+        looks: How often the test columns were looked at before measuring stopped: the bounds hold
+            for all looks together.
         is_complex: Whether the operator is complex (its bounds are tighter).
         scree: ``(rank, lower, upper)``: bounds of the part of ``||A||_F^2`` that the best
             approximation of that rank leaves out.
@@ -48,13 +53,14 @@ class Assessment:
     error: float | None
     norm: float | None
     test_measurements: int
-    leave_one_out: float
+    leave_one_out: float | None
     orthogonality: float
     rank: int
     core: int
     is_complex: bool
     scree: tuple[tuple[int, float, float], ...]
     products: dict[str, int]
+    looks: int = 1
 
     def bounds(self, factor: float) -> float:
         """The probability that the true error is at most ``factor`` times the estimate.
@@ -70,7 +76,8 @@ class Assessment:
         """
         if factor < 1:
             raise ValueError(f"factor = {factor}: must be at least 1")
-        return 1.0 - underestimate_probability(factor, self.test_measurements, self.is_complex)
+        missed = underestimate_probability(factor, self.test_measurements, self.is_complex)
+        return 1.0 - min(1.0, self.looks * missed)
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``assessment.json``."""
@@ -90,7 +97,7 @@ class Assessment:
             "rank": self.rank,
             "core": self.core,
             "products": self.products,
-        }
+        } | ({"looks": self.looks} if self.looks > 1 else {})
 
 
 def underestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
@@ -114,12 +121,38 @@ def overestimate_probability(factor: float, columns: int, is_complex: bool) -> f
     return float((math.exp(1.0 - ratio) * ratio) ** exponent)
 
 
-def assess_result(path: Path, products: dict[str, int]) -> Assessment:
+def factor_for(confidence: float, columns: int, is_complex: bool) -> float:
+    """The factor that the true error exceeds with at most the probability ``1 - confidence``.
+
+    Args:
+        confidence: Below 1.
+        columns: Test columns.
+        is_complex: Whether the operator is complex.
+    """
+    low, high = 1.0, 2.0
+    while underestimate_probability(high, columns, is_complex) > 1 - confidence:
+        high *= 2
+        if high > _LARGEST_FACTOR:
+            return math.inf
+    while high - low > 1e-6 * low:
+        middle = (low + high) / 2
+        if underestimate_probability(middle, columns, is_complex) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def assess_result(
+    path: Path, products: dict[str, int], is_complex: bool, looks: int = 1
+) -> Assessment:
     """Computes the figures of a result from what is stored in it.
 
     Args:
         path: Its file.
         products: Counts ``planned``, ``done`` and ``probe``.
+        is_complex: Whether the operator is complex.
+        looks: How often the test columns were looked at before measuring stopped.
 
     Raises:
         IncompleteError: If there is no result.
@@ -134,9 +167,10 @@ def assess_result(path: Path, products: dict[str, int]) -> Assessment:
             f"there is no result {path}; make it with: {again}"
             + ("" if name == "default" else f" --name {name}")
         ) from None
-    if file.layout is None or file.identity.get("type") != "eigh":
+    names = {"eigh": "eigenvalues", "svd": "S"}
+    values = file.arrays.get(names.get(str(file.identity.get("type")), ""))
+    if values is None:
         raise CorruptError(f"{path} is not a decomposition")
-    values = file.arrays["eigenvalues"]
     residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
     tests = file.arrays["test_squares"]
     norm = _root_mean(tests)
@@ -147,13 +181,14 @@ def assess_result(path: Path, products: dict[str, int]) -> Assessment:
         error=error,
         norm=norm,
         test_measurements=len(residual),
-        leave_one_out=leave_one_out,
+        leave_one_out=None if math.isnan(leave_one_out) else leave_one_out,
         orthogonality=float(file.arrays["orthogonality"]),
         rank=len(values),
         core=int(file.identity["core"]),
-        is_complex=file.layout.dtype.startswith("complex"),
+        is_complex=is_complex,
         scree=() if error is None or not norm else scree(values, error, norm),
         products=products,
+        looks=looks,
     )
 
 

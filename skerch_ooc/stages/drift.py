@@ -1,14 +1,16 @@
-"""Drift: shards of a Hermitian operator that were not made by the same one.
+"""Drift: shards that were not made by the same operator.
 
 For a Hermitian ``A`` the matrix ``H = N^H A N`` is Hermitian, and block ``(s, t)`` of ``H`` is
 computed from the products of shard ``t``, block ``(t, s)`` from those of shard ``s``. If the
 operator changed between the two by ``E``, their difference has entries of size ``||E||_F``.
 Rounding gives all pairs about the same, small asymmetry; pairs that stand out disagree.
+
+For a general ``A`` the same holds of ``Psi^H (A Omega)``, from the shards of the right sketch, and
+``((A^H Psi)^H Omega)``, from those of the left one: pairs of one shard of each can be compared.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,36 @@ def pair_asymmetry(cross: Array, places: Sequence[Range]) -> Array:
     return np.asarray(np.sqrt(blocks / np.outer(sizes, sizes)))
 
 
+def pair_difference(
+    there: Array, back: Array, rows: Sequence[Range], columns: Sequence[Range]
+) -> Array:
+    """The root mean square of each block of ``N^H A M``, computed in two ways.
+
+    Args:
+        there: ``N^H (A M)``, ``(n, m)``.
+        back: ``M^H (A^H N)``, ``(m, n)``.
+        rows: The columns of ``N`` of each shard of ``A^H N``, in order and without gaps.
+        columns: The columns of ``M`` of each shard of ``A M``.
+
+    Returns:
+        ``(s, s)``, symmetric, for the shards of ``A^H N`` and then those of ``A M``; NaN where two
+        cannot be compared.
+    """
+    square = np.abs(there - back.conj().T) ** 2
+    blocks = np.add.reduceat(square, [place.start for place in rows], axis=0)
+    blocks = np.add.reduceat(blocks, [place.start for place in columns], axis=1)
+    sizes = [np.array([len(place) for place in places], float) for places in (rows, columns)]
+    pairs = np.full((len(rows) + len(columns),) * 2, np.nan)
+    pairs[: len(rows), len(rows) :] = np.sqrt(blocks / np.outer(*sizes))
+    pairs[len(rows) :, : len(rows)] = pairs[: len(rows), len(rows) :].T
+    return pairs
+
+
 def typical_asymmetry(pairs: Array, floor: float) -> float:
     """What rounding does: the lower quartile of the pairs, so that even drift of half is seen."""
     off_diagonal = pairs[np.triu_indices(len(pairs), 1)]
     diagonal = np.diagonal(pairs)
-    sample = np.concatenate([off_diagonal, diagonal[diagonal > 0]])
+    sample = np.concatenate([off_diagonal[~np.isnan(off_diagonal)], diagonal[diagonal > 0]])
     return max(floor, float(np.quantile(sample, 0.25, method="lower"))) if len(sample) else floor
 
 
@@ -74,24 +101,22 @@ def outliers(disagree: Array, weights: Array) -> list[int]:
 
 
 def require_one_operator(
-    cross: Array, gram: Array, placed: Sequence[tuple[Range, Path]], dtype: str
+    pairs: Array, scale: float, placed: Sequence[tuple[Range, Path]], dtype: str
 ) -> None:
     """Refuses a sketch whose shards were made by different operators.
 
     Args:
-        cross: ``N^H Z``, ``(c, c)``.
-        gram: ``Z^H Z``, ``(c, c)``.
-        placed: The columns of each shard, in order, and its path.
+        pairs: How far the shards disagree, two by two, ``(s, s)``; NaN where that is not known.
+        scale: The operator's norm.
+        placed: The columns of each shard, in this order, and its path.
         dtype: Of the products.
 
     Raises:
         DriftError: Naming the shards.
     """
-    places = [place for place, _ in placed]
-    pairs = pair_asymmetry(cross, places)
-    scale = math.sqrt(float(np.mean(np.diagonal(gram).real)))
     typical = typical_asymmetry(pairs, float(np.finfo(dtype).eps) * scale)
-    weights = np.array([len(place) for place in places])
+    pairs = np.nan_to_num(pairs)
+    weights = np.array([len(place) for place, _ in placed])
     named = outliers(pairs > FACTOR * typical, weights)
     if not named:
         return

@@ -6,25 +6,33 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import OperatorError, UsageError
 from skerch_ooc.executors import Executor
-from skerch_ooc.noise import draw
+from skerch_ooc.noise import WHOLE_COLUMNS, draw
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import build_for_run
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
-from skerch_ooc.partition import Range
+from skerch_ooc.partition import Range, cut
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
+from skerch_ooc.rounds import Basis, Round, known_rounds
 from skerch_ooc.rundir import Run, open_run
-from skerch_ooc.shards import Rectangle, list_shards, missing_columns, publish_shard
-from skerch_ooc.spec import ROLES
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.shards import Rectangle, publish_shard
+from skerch_ooc.sides import height_of_noise, test_matrix_of
+from skerch_ooc.spec import Plan
+from skerch_ooc.stages.testmatrices import COLUMNS_AT_ONCE
 from skerch_ooc.streams import SPARE_BYTES
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class MeasureTask:
 
     Attributes:
         run: The run directory.
+        round: Number of the round.
+        basis: The file of its test matrix, if that is a basis.
         role: Role of the columns.
         start: First column.
         stop: First column after the block.
@@ -41,6 +51,8 @@ class MeasureTask:
     """
 
     run: str
+    round: int
+    basis: str | None
     role: str
     start: int
     stop: int
@@ -48,14 +60,27 @@ class MeasureTask:
     threads: int
 
 
-def missing_tasks(run: Run, device: str, threads: int) -> list[MeasureTask]:
-    """The blocks of the plan of which something is not published yet, in order."""
-    missing = missing_columns(run.plan, list_shards(run.shards))
-    directory = str(run.directory.resolve())
+def current_round(run: Run) -> Round:
+    """The last round whose test matrix is known: the one to be measured.
+
+    Raises:
+        CorruptError: If a shard of an earlier round, or the basis, is damaged.
+    """
+    *_, last = known_rounds(run)
+    return last
+
+
+def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]:
+    """The blocks of a round of which something is not published yet, in order."""
+    missing = round_.missing()
+    directory = str(round_.run.directory.resolve())
+    basis = str(round_.basis.file.path.resolve()) if round_.basis else None
     return [
-        MeasureTask(directory, role, piece.start, piece.stop, device, threads)
-        for role in ROLES
-        for block in run.plan.blocks(role)
+        MeasureTask(
+            directory, round_.number, basis, role, piece.start, piece.stop, device, threads
+        )
+        for role in round_.planned
+        for block in round_.blocks(role)
         for gap in missing[role]
         if len(piece := gap.common(block))
     ]
@@ -104,18 +129,29 @@ def _product_of_process(directory: str, run_id: str, device: str, threads: int) 
     return product
 
 
+@lru_cache(maxsize=4)
+def _round_of_process(directory: str, run_id: str, number: int, basis: str | None) -> Round:
+    """A round as a task names it; opened once in each process."""
+    run = open_run(directory)
+    assert run.plan.run_id == run_id
+    return Round(run, number, Basis(SealedFile(Path(basis))) if basis else None)
+
+
 def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     """Does a task in any process; builds the operator there if need be.
 
     Returns:
         As :func:`perform_with`.
     """
-    run = open_run(task.run)
-    product = _product_of_process(task.run, run.plan.run_id, task.device, task.threads)
-    return perform_with(run, product, task)
+    run_id = open_run(task.run).plan.run_id
+    round_ = _round_of_process(task.run, run_id, task.round, task.basis)
+    product = _product_of_process(task.run, run_id, task.device, task.threads)
+    return perform_with(round_, product, task)
 
 
-def perform_with(run: Run, product: Product, task: MeasureTask) -> Callable[[], dict[str, Any]]:
+def perform_with(
+    round_: Round, product: Product, task: MeasureTask
+) -> Callable[[], dict[str, Any]]:
     """Computes a task's block with an operator at hand.
 
     Returns:
@@ -125,20 +161,20 @@ def perform_with(run: Run, product: Product, task: MeasureTask) -> Callable[[], 
         OperatorError: If the operator fails; the returned function, if its product is not finite.
         IncompleteError: The returned function, if the shard cannot be written.
     """
-    plan = run.plan
+    run, plan = round_.run, round_.run.plan
     columns = Range(task.start, task.stop)
-    height, width = plan.identity.shape
+    adjoint = round_.adjoint if round_.basis else task.role == "left"
     start = time.perf_counter()
-    block = draw(
-        plan.identity.noise[task.role], plan.identity.seed, task.role, Range(0, width), columns,
-        plan.identity.dtype,
-    )  # fmt: skip
+    block = _test_vectors(round_, task.role, columns)
     drawn = time.perf_counter()
     with operator_threads(task.threads):
-        measured = product(block)
+        measured = product(block, adjoint=adjoint)
+        if task.role == "inner":
+            measured = _inner_product(plan, measured)
     applied = time.perf_counter()
     receipt = provenance(
         stage="measure",
+        round=task.round,
         role=task.role,
         columns=[task.start, task.stop],
         products=len(columns),
@@ -150,7 +186,7 @@ def perform_with(run: Run, product: Product, task: MeasureTask) -> Callable[[], 
 
     def publish() -> dict[str, Any]:
         begin = time.perf_counter()
-        rectangle = Rectangle(task.role, 0, columns, Range(0, height))
+        rectangle = Rectangle(task.role, 0, columns, Range(0, len(measured)))
         published = publish_shard(run.shards, plan, rectangle, measured, receipt)
         return receipt | {
             "published": published,
@@ -159,6 +195,37 @@ def perform_with(run: Run, product: Product, task: MeasureTask) -> Callable[[], 
         }
 
     return publish
+
+
+def _test_vectors(round_: Round, role: str, columns: Range) -> Array:
+    """The columns of the test matrix that a task applies the operator to."""
+    identity = round_.run.plan.identity
+    if round_.basis is not None:
+        height, width = identity.shape
+        return round_.basis.read(Range(0, height if round_.adjoint else width), columns)
+    name = test_matrix_of(round_.run.plan, role)
+    rows = Range(0, height_of_noise(round_.run.plan, name))
+    return draw(identity.noise[name], identity.seed, name, rows, columns, identity.dtype)
+
+
+def _inner_product(plan: Plan, measured: Array) -> Array:
+    """``Phi^H M`` for a block ``M`` of products: columns of the inner sketch, ``(s, b)``."""
+    identity = plan.identity
+    name = "right" if identity.kind == "eigh" else "inner-left"
+    count = Range(0, plan.span("inner").stop)
+    wide = np.result_type(identity.dtype, np.float64)
+    total = np.zeros((len(count), measured.shape[1]), wide)
+    whole = identity.noise[name] in WHOLE_COLUMNS
+    if whole:
+        for piece in cut(count, COLUMNS_AT_ONCE):
+            rows = Range(0, len(measured))
+            phi = draw(identity.noise[name], identity.seed, name, rows, piece, wide)
+            total[piece.slice] = phi.conj().T @ measured.astype(wide)
+    else:
+        for rows in plan.tiles(len(measured)):
+            phi = draw(identity.noise[name], identity.seed, name, rows, count, wide)
+            total += phi.conj().T @ measured[rows.slice].astype(wide)
+    return total.astype(identity.dtype)
 
 
 def measure(
@@ -172,7 +239,7 @@ def measure(
     device: str | None = None,
     budget: Budget | None = None,
 ) -> bool:
-    """Measures what is missing.
+    """Measures what is missing of the last round whose test matrix is known.
 
     Args:
         run: The run.
@@ -185,7 +252,7 @@ def measure(
         budget: When to stop.
 
     Returns:
-        Whether all is measured now (``False``: stopped in good order by the budget).
+        Whether all of it is measured now (``False``: stopped in good order by the budget).
 
     Raises:
         OperatorError: If the operator is unusable.
@@ -194,7 +261,8 @@ def measure(
     """
     device = device or run.plan.device
     budget = budget or Budget()
-    tasks = missing_tasks(run, device, resources.threads)
+    round_ = current_round(run)
+    tasks = missing_tasks(round_, device, resources.threads)
     if not tasks:
         return True
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
@@ -210,14 +278,15 @@ def measure(
             checked = open_product(run, built, device)
             check_or_publish_fingerprint(run, checked, resources.threads)
         _require_memory(run, tasks, resources)
-        work = partial(perform_with, run, checked)
+        work = partial(perform_with, round_, checked)
     total = sum(task.stop - task.start for task in tasks)
-    with progress.stage("measure", total, "products") as advance:
+    stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
+    with progress.stage(stage, total, "products") as advance:
         for receipt in executor.run(work, budget.while_unspent(tasks), resources.threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)
             advance(receipt["products"])
-    return not missing_tasks(run, device, resources.threads)
+    return not missing_tasks(round_, device, resources.threads)
 
 
 def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
@@ -227,7 +296,7 @@ def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
     needs for itself comes on top.
     """
     height, width = shape
-    return itemsize * (width + 3 * height)
+    return itemsize * max(width + 3 * height, height + 3 * width)
 
 
 def _require_memory(run: Run, tasks: list[MeasureTask], resources: Resources) -> None:

@@ -1,15 +1,15 @@
-"""Merge: one stream over the sketch that forms the Gram matrices which recovery needs.
+"""Merge: one stream over each side of a sketch that forms the small matrices recovery needs.
 
-With ``Z = [Y T]`` (the sketches of all roles side by side) and ``N = [Omega G]`` (their test
-matrices), two accumulators hold all that one-pass recovery, the choice of the core and the error
+With ``Z`` the sketches of a side next to each other (``[Y T]``, say) and ``N`` its test matrices
+(``[Omega G]``), two accumulators hold all that recovery, the choice of the core and the error
 figures need:
 
-* ``gram = Z^H Z``, with the blocks ``Y^H Y``, ``Y^H T``, ``T^H T``;
-* ``cross = N^H Z``, with ``Omega^H Y``, ``Omega^H T``, ``G^H Y``, ``G^H T``.
+* ``Z^H Z``, or in double precision the triangular factor of ``Z``;
+* ``N^H Z``.
 
-``N`` is drawn tile by tile and never stored. Tiles are accumulated in double precision (see
-:mod:`skerch_ooc.stages.accumulate`) and summed in one fixed tree, so neither memory nor the number
-of threads changes a bit of the result.
+``N`` is drawn tile by tile and not stored (but for ``ssrft``, of which only whole columns can be
+drawn). Tiles are accumulated in double precision (see :mod:`skerch_ooc.stages.accumulate`) and
+summed in one fixed tree, so neither memory nor the number of threads changes a bit of the result.
 
 Tasks are aligned runs of tiles. Each publishes its partial sums and, where there are many column
 shards, its rows of the sketch in one shard per role (a rechunk in bounded memory). All that is
@@ -20,8 +20,10 @@ shard was measured anew nothing stale can be taken for current.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +31,29 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
-from skerch_ooc.linalg import mirrored
+from skerch_ooc.linalg import gram_root, mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources
-from skerch_ooc.rundir import Run
+from skerch_ooc.resources import Resources, operator_threads
+from skerch_ooc.rounds import Round, Sketch
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
-from skerch_ooc.shards import Rectangle, SketchReader, complete_shards, list_shards, shard_layout
-from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+from skerch_ooc.shards import Rectangle, SketchReader, list_shards, shard_layout
+from skerch_ooc.sides import BASIS, CORANGE, RANGE, Side
+from skerch_ooc.spec import FORMAT_VERSION, Plan
 from skerch_ooc.stages.accumulate import (
     Sums,
     Workspace,
     accumulate_tile,
+    is_double,
     sums_bytes,
     tile_bytes,
 )
-from skerch_ooc.stages.drift import require_one_operator
+from skerch_ooc.stages.drift import pair_asymmetry, pair_difference, require_one_operator
+from skerch_ooc.stages.testmatrices import open_test_matrices
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
-
-TOTAL = "total.h5"
 
 SMALLEST_RUN = 5
 """A merge task has at least 2**5 tiles."""
@@ -60,73 +63,90 @@ RECHUNK_ABOVE = 128
 
 
 @dataclass(frozen=True)
+class MergedSide:
+    """What the merge made of one side.
+
+    Attributes:
+        side: Where the columns stand.
+        sums: The accumulators, mirrored.
+        reader: Reads row tiles of the sketches.
+    """
+
+    side: Side
+    sums: Sums
+    reader: SketchReader
+
+    @cached_property
+    def root(self) -> Array:
+        """``R`` with ``R^H R = Z^H Z``, ``(a, c)``: a small copy of ``Z``, of equal geometry."""
+        return self.sums.squares if self.sums.triangular else gram_root(self.sums.squares)
+
+    def copy(self, role: str) -> Array:
+        """The columns of the small copy that stand for a role; none if there is no such role."""
+        place = self.side.sketches.get(role, Range(0, 0))
+        return self.root[:, place.slice]
+
+    def cross(self, noise: str, role: str) -> Array:
+        """The test matrix's adjoint times the sketch of a role."""
+        rows = self.side.noise.get(noise, Range(0, 0))
+        columns = self.side.sketches.get(role, Range(0, 0))
+        return self.sums.cross[rows.slice, columns.slice]
+
+
+@dataclass(frozen=True)
 class Merged:
     """What the merge stage hands to recovery.
 
     Attributes:
-        digest: Hash of the sketch that was merged.
-        gram: ``Z^H Z``, ``(c, c)``, Hermitian.
-        cross: ``N^H Z``, ``(c, c)``.
-        columns: Where the columns of each role stand.
-        reader: Reads row tiles of the sketch.
+        sketch: The sketch that was merged.
+        sides: What was made of each side, by its name.
     """
 
-    digest: str
-    gram: Array
-    cross: Array
-    columns: Mapping[str, Range]
-    reader: SketchReader
-
-    def block(self, matrix: str, rows: str, columns: str) -> Array:
-        """A block of ``gram`` or ``cross``: the rows of one role, the columns of another."""
-        whole: Array = getattr(self, matrix)
-        return whole[self.columns[rows].slice, self.columns[columns].slice]
+    sketch: Sketch
+    sides: Mapping[str, MergedSide]
 
 
-def run_exponent(plan: Plan) -> int:
+def column_squares(sums: Sums) -> Array:
+    """Squared norms of the columns of ``Z``."""
+    if sums.triangular:
+        return np.asarray(np.sum(np.abs(sums.squares) ** 2, axis=0))
+    return np.diagonal(sums.squares).real
+
+
+def run_exponent(plan: Plan, side: Side) -> int:
     """Merge tasks are runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
-    tile = plan.identity.tile[0] * plan.products * np.dtype(plan.identity.dtype).itemsize
-    return max(SMALLEST_RUN, (10 * sums_bytes(plan) // tile).bit_length())
+    tile = plan.identity.tile[0] * side.columns * np.dtype(plan.identity.dtype).itemsize
+    return max(SMALLEST_RUN, (10 * sums_bytes(plan, side) // tile).bit_length())
 
 
-def merge_bytes(plan: Plan) -> tuple[int, int]:
-    """Memory of the merge: bytes that are needed once, and bytes for each tile in flight."""
-    tiles, longest = len(plan.tiles()), 1 << run_exponent(plan)
+def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
+    """Memory of a side's merge: bytes needed once, and bytes for each tile in flight."""
+    tiles, longest = len(plan.tiles(side.rows)), 1 << run_exponent(plan, side)
     partials = levels(min(tiles, longest)) + (
         levels(-(-tiles // longest)) if tiles > longest else 0
     )
     # One more than the tree's partial sums: a finished tile that waits for its turn.
-    return (partials + 1) * sums_bytes(plan), tile_bytes(plan)
+    return (partials + 1) * sums_bytes(plan, side), tile_bytes(plan, side)
 
 
 class Merge:
-    """The merge of the shards that a run has now.
+    """The merge of the shards that a round has now.
 
     Args:
-        run: The run; everything must be measured.
+        round_: The round; everything must be measured.
         rechunk: Whether row shards are written; by default where there are many column shards.
-
-    Attributes:
-        digest: Hash of the sketch.
 
     Raises:
         IncompleteError: If measurements are missing.
         CorruptError: If a shard is damaged, foreign, swapped or a link.
     """
 
-    def __init__(self, run: Run, rechunk: bool | None = None) -> None:
-        self.run = run
-        self.plan = run.plan
-        self.reader = SketchReader(run, run.shards, complete_shards(run.plan, run.shards))
-        self.digest = self.reader.digest
-        self.folder = run.sketch / self.digest[:16]
-        self._rechunk = self.reader.shards > RECHUNK_ABOVE if rechunk is None else rechunk
-        self._tiles = run.plan.tiles()
-
-    @property
-    def done(self) -> bool:
-        """Whether the sums over this sketch are published."""
-        return (self.folder / TOTAL).exists()
+    def __init__(self, round_: Round, rechunk: bool | None = None) -> None:
+        self.round = round_
+        self.plan = round_.run.plan
+        self.sketch = round_.sketch
+        self.rechunk = self.sketch.shards > RECHUNK_ABOVE if rechunk is None else rechunk
+        self._sides = [_SideMerge(self, side) for side in round_.sides]
 
     def result(self, resources: Resources, progress: Progress) -> Merged:
         """Merges, or finds that this is done.
@@ -136,35 +156,119 @@ class Merge:
             progress: Shows how far it is.
 
         Returns:
-            The accumulators, and a reader of the sketch.
+            The accumulators, and readers of the sketch.
 
         Raises:
             CorruptError: If a shard, or a file of the merge, is damaged.
             DriftError: If shards were made by different operators.
             UsageError: If the memory is too little.
         """
-        whole = Range(0, len(self._tiles))
-        sums = self._read_sums(self.folder / TOTAL, whole)
-        if sums is None:
-            sums = self._accumulate(resources, progress)
-            sums.gram = mirrored(sums.gram)
-            require_one_operator(
-                sums.cross, sums.gram, self.reader.placed_shards(), self.plan.identity.dtype
-            )
-            self._publish_sums(self.folder / TOTAL, whole, sums)
-        return Merged(self.digest, sums.gram, sums.cross, self.plan.columns, self._best_reader())
+        sums = {merge.side.name: merge.published() for merge in self._sides}
+        fresh = [merge for merge in self._sides if sums[merge.side.name] is None]
+        for merge in fresh:
+            sums[merge.side.name] = merge.accumulate(resources, progress)
+        complete = {name: total for name, total in sums.items() if total is not None}
+        if fresh:
+            require_no_drift(self.round, complete)
+        for merge in fresh:
+            merge.publish(complete[merge.side.name])
+        return Merged(
+            self.sketch,
+            {
+                merge.side.name: MergedSide(
+                    merge.side, complete[merge.side.name], merge.best_reader()
+                )
+                for merge in self._sides
+            },
+        )
 
-    def _accumulate(self, resources: Resources, progress: Progress) -> Sums:
+
+def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
+    """Refuses a sketch whose shards were made by different operators, where that can be seen.
+
+    Raises:
+        DriftError: Naming the shards.
+    """
+    readers = round_.sketch.readers
+    sides = {side.name: side for side in round_.sides}
+    dtype = round_.run.plan.identity.dtype
+    if round_.run.plan.identity.kind == "eigh":
+        side, total = sides[RANGE], sums[RANGE]
+        names = ("right" if round_.basis is None else BASIS, "test")
+        square = np.concatenate(
+            [
+                total.cross[side.noise[name].slice][: len(place)]
+                for name, place in zip(names, side.sketches.values(), strict=False)
+            ]
+        )
+        placed = readers[RANGE].placed_shards()
+        pairs = pair_asymmetry(square, [place for place, _ in placed])
+    elif CORANGE in sides:
+        total, side = sums[CORANGE], sides[CORANGE]
+        known = ["right", "test"]
+        back = np.concatenate([total.cross[side.noise[n].slice] for n in known if n in side.noise])
+        rows = readers[CORANGE].placed_shards()
+        if round_.basis is None:
+            there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
+            columns = readers[RANGE].placed_shards()
+        elif "projected" in round_.basis.file.arrays:
+            there = round_.basis.file.arrays["projected"]
+            columns = Round(round_.run).sketch.readers[RANGE].placed_shards()
+        else:
+            return
+        placed = rows + columns
+        pairs = pair_difference(
+            there, back, [place for place, _ in rows], [place for place, _ in columns]
+        )
+    else:
+        return
+    scale = math.sqrt(float(np.mean(column_squares(total))))
+    require_one_operator(pairs, scale, placed, dtype)
+
+
+class _SideMerge:
+    """The merge of one side."""
+
+    def __init__(self, merge: Merge, side: Side) -> None:
+        self.side = side
+        self.plan = merge.plan
+        self._sketch = merge.sketch
+        self._rechunk = merge.rechunk
+        self._run = merge.round.run
+        self._folder = merge.sketch.folder
+        self._reader = merge.sketch.readers[side.name]
+        self._tiles = merge.plan.tiles(side.rows)
+        self._prefix = "" if side.name == RANGE else f"{side.name}."
+
+    @property
+    def _total(self) -> Path:
+        return self._folder / f"{self._prefix}total.h5"
+
+    def published(self) -> Sums | None:
+        """The sums over all tiles, if they are published."""
+        return self._read_sums(self._total, Range(0, len(self._tiles)))
+
+    def publish(self, sums: Sums) -> None:
+        """Publishes the sums over all tiles."""
+        self._publish_sums(self._total, Range(0, len(self._tiles)), sums)
+
+    def accumulate(self, resources: Resources, progress: Progress) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
-        in_flight = tiles_in_flight("merge", resources, *merge_bytes(self.plan))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with progress.stage("merge", len(self._tiles), "tiles") as advance:
-            return tree_sum(self._partial_sums(in_flight, advance), Sums.add)
+        in_flight = tiles_in_flight("merge", resources, *merge_bytes(self.plan, self.side))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
+        # Factors are added by arithmetic whose bits depend on the threads of a call.
+        threads = operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
+        with progress.stage(stage, len(self._tiles), "tiles") as advance, threads:
+            sums = tree_sum(self._partial_sums(in_flight, advance), Sums.add)
+        if not sums.triangular:
+            sums.squares = mirrored(sums.squares)
+        return sums
 
     def _partial_sums(self, in_flight: int, advance: Advance) -> Iterator[Sums]:
-        tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan)))
+        tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan, self.side)))
         for task in tasks:
-            path = self.folder / f"sums.t{task}.h5"
+            path = self._folder / f"{self._prefix}sums.t{task}.h5"
             sums = self._read_sums(path, task)
             if sums is None:
                 sums = self._sum_of_run(task, in_flight, advance)
@@ -175,18 +279,20 @@ class Merge:
             yield sums
 
     def _sum_of_run(self, task: Range, in_flight: int, advance: Advance) -> Sums:
-        sums = Pool(lambda: Sums.zeros(self.plan))
-        spaces = Pool(lambda: Workspace.of(self.plan))
+        sums = Pool(lambda: Sums.zeros(self.plan, self.side))
+        spaces = Pool(lambda: Workspace.of(self.plan, self.side))
+        matrices = open_test_matrices(self._sketch, self.side)
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}
 
             def sum_of_tile(number: int) -> Sums:
                 space, tile = spaces.take(), sums.take()
-                z = self.reader.read_tile(number, space.z)
+                z = self._reader.read_tile(number, space.z)
                 for role, writer in writers.items():
-                    writer.write_rows(number - task.start, z[:, self.plan.columns[role].slice])
-                accumulate_tile(self.plan, self._tiles[number], z, space, tile)
+                    writer.write_rows(number - task.start, z[:, self.side.sketches[role].slice])
+                rows = self._tiles[number]
+                accumulate_tile(self.plan, self.side, matrices, rows, z, space, tile)
                 spaces.give(space)
                 return tile
 
@@ -208,59 +314,58 @@ class Merge:
 
     def _row_rectangle(self, role: str, task: Range) -> Rectangle:
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
-        return Rectangle(role, 0, Range(0, self.plan.reach(role)), rows)
+        return Rectangle(role, 0, Range(0, len(self.side.sketches[role])), rows)
 
     def _row_writers(self, stack: contextlib.ExitStack, task: Range) -> dict[str, SealedWriter]:
         writers = {}
-        for role in ROLES:
-            if self.plan.reach(role):
-                rectangle = self._row_rectangle(role, task)
-                layout = shard_layout(self.plan, rectangle)
-                writers[role] = stack.enter_context(
-                    sealed_writer(self.folder / rectangle.name, layout)
-                )
+        for role in self.side.sketches:
+            rectangle = self._row_rectangle(role, task)
+            layout = shard_layout(self.plan, rectangle)
+            writers[role] = stack.enter_context(
+                sealed_writer(self._folder / rectangle.name, layout)
+            )
         return writers
 
-    def _best_reader(self) -> SketchReader:
+    def best_reader(self) -> SketchReader:
         """Reads from the row shards, if all of them are there; else from the column shards."""
-        rows = list_shards(self.folder)
-        tasks = aligned_runs(len(self._tiles), run_exponent(self.plan))
-        wanted = {
-            self._row_rectangle(role, task)
-            for task in tasks
-            for role in ROLES
-            if self.plan.reach(role)
-        }
-        return SketchReader(self.run, self.folder, rows) if wanted == set(rows) else self.reader
+        rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
+        tasks = aligned_runs(len(self._tiles), run_exponent(self.plan, self.side))
+        wanted = {self._row_rectangle(role, task) for task in tasks for role in self.side.sketches}
+        if wanted != set(rows):
+            return self._reader
+        return SketchReader(self._run, self._folder, rows, self.side)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
-        return {
+        identity = {
             "format": FORMAT_VERSION,
             "type": "sums",
             "run": self.plan.run_id,
-            "sketch": self.digest,
+            "sketch": self._sketch.digest,
             "tiles": [tiles.start, tiles.stop],
-            "columns": {role: [r.start, r.stop] for role, r in self.plan.columns.items()},
+            "columns": {role: [r.start, r.stop] for role, r in self.side.sketches.items()},
         }
+        # Where they are those of the columns, in the same order, nothing more is said.
+        if self.side.noise != self.side.sketches or self.side.name != RANGE:
+            identity["noise"] = {name: [r.start, r.stop] for name, r in self.side.noise.items()}
+            identity["side"] = self.side.name
+        return identity
 
     def _publish_sums(self, path: Path, tiles: Range, sums: Sums) -> None:
+        squares = "triangle" if sums.triangular else "gram"
         with sealed_writer(path) as writer:
             writer.publish(
-                self._identity(tiles), {"gram": sums.gram, "cross": sums.cross}, provenance()
+                self._identity(tiles), {squares: sums.squares, "cross": sums.cross}, provenance()
             )
 
     def _read_sums(self, path: Path, tiles: Range) -> Sums | None:
+        again = f"rm {path} && skerch-ooc merge {self._run.directory}"
         try:
             file = SealedFile(path)
         except FileNotFoundError:
             return None
         except CorruptError as error:
-            raise CorruptError(
-                f"{error}. To make it anew: rm {path} && skerch-ooc merge {self.run.directory}"
-            ) from error
-        if file.identity != self._identity(tiles):
-            raise CorruptError(
-                f"{path} is not of this sketch; remove it: rm {path} && "
-                f"skerch-ooc merge {self.run.directory}"
-            )
-        return Sums(file.arrays["gram"], file.arrays["cross"])
+            raise CorruptError(f"{error}. To make it anew: {again}") from error
+        squares = "triangle" if is_double(self.plan) else "gram"
+        if file.identity != self._identity(tiles) or squares not in file.arrays:
+            raise CorruptError(f"{path} is not of this sketch; remove it: {again}")
+        return Sums(file.arrays[squares], file.arrays["cross"], is_double(self.plan))

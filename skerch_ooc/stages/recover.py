@@ -1,9 +1,4 @@
-"""Recover: small dense problems, then one stream over the sketch that writes the vectors.
-
-While a tile of ``U = Y T`` is in memory, as it is stored, two figures are formed from it: the
-residual of the test sketch ``T - U diag(values) U^H G``, column by column, and, by random probes,
-how far ``U^H U`` is from the identity.
-"""
+"""Recover: small dense problems, then one stream over the sketch that writes the vectors."""
 
 from __future__ import annotations
 
@@ -16,139 +11,230 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range, levels, tree_sum
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.recovery import METHODS, Problem, Solution
+from skerch_ooc.recovery import METHODS, Core, decompose
 from skerch_ooc.resources import Resources, blas_threads
+from skerch_ooc.rounds import Round, known_rounds
 from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import Layout, SealedFile, SealedWriter, sealed_writer
+from skerch_ooc.sealed import SealedFile, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
 from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.merge import Merge, Merged
-from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.stages.merge import Merge
+from skerch_ooc.stages.problems import Posed, pose, serves
+from skerch_ooc.stages.vectors import (
+    Vectors,
+    corrected,
+    expected_deviation,
+    gram_of_vectors,
+    layout_of,
+    orthogonality_bound,
+    write_vectors,
+)
+from skerch_ooc.streams import tiles_in_flight
 
 Array = npt.NDArray[Any]
 
-RESULT_FILE = "eigh.h5"
-VECTORS = "eigenvectors"
-
-VECTOR_TILE_COLUMNS = 64
-"""Tiles of the vectors are narrow, so that a few leading vectors are read without the rest."""
-
-PROBES = 8
-"""Random vectors that the orthogonality is estimated from."""
+RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
+VALUES = {"eigh": "eigenvalues", "svd": "S"}
+LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
+RIGHT_VECTORS = "V"
 
 
-@dataclass
-class TileFigures:
-    """What one tile of the vectors, or many, contribute to the figures.
+@dataclass(frozen=True)
+class Decomposition:
+    """A decomposition that is known, and whose vectors can be made.
 
     Attributes:
-        residual: Squared norm of each column of the residual of the test sketch, ``(q,)``.
-        test: Squared norm of each column of the test sketch, ``(q,)``.
-        probed: ``U^H (U P)`` for random ``P``, ``(r, PROBES)``.
+        posed: What it was made from.
+        core: What the method found.
+        values: Eigenvalues in descending magnitude, or singular values descending.
+        left: How the left vectors, or the eigenvectors, are made.
+        right: How the right vectors are made; ``None`` for eigenvectors.
+        deviation: About how far the vectors are from orthonormal, storing them apart.
+        corrected: Whether a stream of its own has seen to that.
     """
 
-    residual: Array
-    test: Array
-    probed: Array
+    posed: Posed
+    core: Core
+    values: Array
+    left: Vectors
+    right: Vectors | None
+    deviation: float
+    corrected: bool = False
 
-    def add(self, other: TileFigures) -> TileFigures:
-        """Adds the figures of further tiles to these."""
-        self.residual += other.residual
-        self.test += other.test
-        self.probed += other.probed
-        return self
+    def weights(self) -> Array:
+        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
+        products = self.posed.problem.g_w
+        assert products is not None
+        return np.asarray(
+            self.values[:, None] * (self.right or self.left).compressed(products).conj().T
+        )
+
+    def with_fixed_signs(self) -> Decomposition:
+        """With vectors turned so that the first test vector is at an acute angle to each.
+
+        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
+        that depends on neither the method nor the number of measurements.
+        """
+        products = self.posed.problem.omega_w
+        assert products is not None
+        angle = (self.right or self.left).compressed(products[:1])[0]
+        size = np.abs(angle)
+        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
+        return Decomposition(
+            self.posed,
+            self.core,
+            self.values,
+            self.left.turned(turn),
+            self.right.turned(turn) if self.right else None,
+            self.deviation,
+            self.corrected,
+        )
 
 
 def result_name(settings: RecoverySpec, plan: Plan) -> str:
     """The folder of a result: ``default`` for the plan's own settings."""
     if settings == plan.recovery:
         return "default"
-    return f"{settings.method}-core-{settings.core}-rank-{settings.rank}"
+    powers = f"-power-{settings.power_iterations}" if settings.power_iterations else ""
+    implicit = "-implicit" if settings.vectors == "implicit" else ""
+    return f"{settings.method}{powers}-core-{settings.core}-rank-{settings.rank}{implicit}"
 
 
-def problem_of(plan: Plan, merged: Merged, settings: RecoverySpec) -> Problem:
-    """Cuts the accumulators into the matrices of a recovery problem."""
-    return Problem(
-        gram=merged.block("gram", "right", "right"),
-        core=merged.block("cross", "right", "right"),
-        gram_test=merged.block("gram", "right", "test"),
-        test_gram=merged.block("gram", "test", "test"),
-        core_test=merged.block("cross", "test", "right").conj().T,
-        epsilon=float(np.finfo(plan.identity.dtype).eps),
-        core_size=None if settings.core == "auto" else int(settings.core),
-        rank=None if settings.rank == "all" else int(settings.rank),
-    )
+def result_path(run: Run, name: str) -> Path:
+    """The file of a result."""
+    return run.results / name / RESULT_FILES[run.plan.identity.kind]
 
 
 def solve_bytes(plan: Plan) -> int:
     """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
-    m = plan.reach("right")
-    return 12 * m * m * wide_dtype(plan).itemsize
+    m, left = plan.reach("right"), max(plan.reach("left"), plan.span("inner").stop)
+    return 12 * m * max(m, left) * wide_dtype(plan).itemsize
 
 
-def vectors_bytes(plan: Plan, rank: int) -> tuple[int, int]:
-    """Memory of the vectors' stream: bytes needed once, and bytes for each tile in flight."""
-    columns, wide = plan.products, wide_dtype(plan).itemsize
-    rows = min(plan.identity.tile[0], plan.identity.shape[0])
-    narrow = np.dtype(plan.identity.dtype).itemsize
-    figures = rank * PROBES * wide
-    fixed = plan.reach("right") * rank * wide + (levels(len(plan.tiles())) + 2) * figures
-    fixed += 2 * columns**2 * wide
-    return fixed, rows * (columns * (wide + narrow) + rank * (wide + 2 * narrow)) + figures
+def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
+    """The round whose sketch a method uses, and for ``hmt`` the one before it.
+
+    Raises:
+        UsageError: If the run's sketch does not serve the method.
+        IncompleteError: If something is not measured yet, or a basis is not made yet.
+    """
+    serves(run.plan, settings)
+    if settings.method != "hmt":
+        return Round(run), None
+    rounds = list(known_rounds(run))
+    if len(rounds) < run.plan.rounds:
+        rounds[-1].sketch  # noqa: B018 (says what is missing, if measurements are)
+        raise IncompleteError(
+            f"round {len(rounds) + 1} of {run.plan.rounds} has no basis yet; make it with: "
+            f"skerch-ooc merge {run.directory}"
+        )
+    return rounds[-1], rounds[-2]
+
+
+def solve(
+    run: Run, settings: RecoverySpec, resources: Resources, progress: Progress
+) -> Decomposition:
+    """Finds a decomposition, by small matrices alone unless merging is not done yet.
+
+    Raises:
+        UsageError: If the sketch does not serve the method, memory is too little, or the operator
+            is zero.
+        IncompleteError: If measurements are missing.
+        CorruptError: If a shard is damaged.
+    """
+    last, before = rounds_for(run, settings)
+    merged = Merge(last).result(resources, progress)
+    merged_before = Merge(before).result(resources, progress) if before else None
+    with progress.stage("solve", 1, "problem") as advance, blas_threads(resources.threads):
+        tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
+        posed = pose(run.plan, settings, merged, merged_before)
+        core = METHODS[settings.method](posed.problem)
+        solution = decompose(posed.problem, core)
+        advance(1)
+    if len(solution.values) == 0:
+        raise UsageError(
+            "there is nothing to decompose: the operator's products with all test vectors are zero"
+        )
+    condition = max(solution.left_condition, solution.right_condition)
+    return Decomposition(
+        posed=posed,
+        core=core,
+        values=solution.values,
+        left=Vectors(posed.left, solution.left),
+        right=Vectors(posed.right, solution.right) if posed.right else None,
+        deviation=expected_deviation(run.plan, condition),
+    )
 
 
 def recover(
-    merge: Merge, settings: RecoverySpec, name: str, resources: Resources, progress: Progress
+    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress
 ) -> Path:
     """Recovers a decomposition and writes it, or finds that this is done.
 
     Args:
-        merge: The sketch; it is merged first, if it is not yet.
+        run: The run; it is merged first, if it is not yet.
         settings: Method, core and rank.
         name: The folder of the result, inside ``results/``.
         resources: Memory and cores.
         progress: Shows how far it is.
 
     Returns:
-        The path of ``eigh.h5``.
+        The path of the result.
 
     Raises:
-        UsageError: If the name is taken by a result of other settings, memory is too little, or
-            the operator is zero.
+        UsageError: If the sketch does not serve the method, the name is taken by a result of other
+            settings, memory is too little, or the operator is zero.
+        IncompleteError: If measurements are missing.
         CorruptError: If a shard, or a result of this name, is damaged.
     """
-    run = merge.run
-    path = run.results / name / RESULT_FILE
-    identity = _identity(run.plan, merge.digest, settings)
+    path = result_path(run, name)
+    identity = _identity(run.plan, rounds_for(run, settings)[0].sketch.digest, settings)
     if _is_current(path, identity, run):
         return path
-    merged = merge.result(resources, progress)
-    with progress.stage("solve", 1, "problem") as advance, blas_threads(resources.threads):
-        tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
-        solution = METHODS[settings.method](problem_of(run.plan, merged, settings))
-        advance(1)
-    if len(solution.values) == 0:
-        raise UsageError(
-            "there is nothing to decompose: the operator's products with all test vectors are zero"
-        )
+    found = solve(run, settings, resources, progress)
+    if needs_correction_of(run.plan, found):
+        found = correct(run.plan, found, resources, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, identity, run.plan, merged, solution, resources, progress)
+    if settings.vectors == "implicit":
+        _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
+    elif not _write(path, identity, run.plan, found, resources, progress):
+        # Not to be expected: the condition foretells it. A stream more puts it right.
+        again = correct(run.plan, found, resources, progress)
+        _write(path, identity, run.plan, again, resources, progress)
     return path
 
 
+def needs_correction_of(plan: Plan, found: Decomposition) -> bool:
+    """Whether vectors of a solved problem may miss their bound of orthogonality."""
+    return 8 * found.deviation > orthogonality_bound(plan)
+
+
+def correct(
+    plan: Plan, found: Decomposition, resources: Resources, progress: Progress
+) -> Decomposition:
+    """Makes the vectors orthonormal, by a stream over their sources."""
+    height, width = plan.identity.shape
+    left = gram_of_vectors(plan, found.left, height, resources, progress)
+    right = None
+    if found.right:
+        right = gram_of_vectors(plan, found.right, width, resources, progress)
+    with blas_threads(resources.threads):
+        values, u, v = corrected(found.values, found.left, left, found.right, right)
+    floor = float(np.finfo(wide_dtype(plan)).eps)
+    return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)
+
+
 def _identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
+    implicit = {"vectors": "implicit"} if settings.vectors == "implicit" else {}
     return {
         "format": FORMAT_VERSION,
-        "type": "eigh",
+        "type": plan.identity.kind,
         "run": plan.run_id,
         "sketch": digest,
-        "settings": settings.as_json(),
+        "settings": settings.as_json() | implicit,
     }
 
 
@@ -171,99 +257,85 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
             f"{path.parent} holds a result with {stated.get('settings')}, not with "
             f"{identity['settings']}; give another --name, or remove it: {again}"
         )
-    # A result is derived data. This one is of shards that have been measured anew since.
+    # A result is derived data. This one is of a sketch that has grown, or was measured anew, since.
     path.unlink()
     return False
 
 
 def _write(
-    path: Path, identity: dict[str, Any], plan: Plan, merged: Merged, solution: Solution,
+    path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition,
     resources: Resources, progress: Progress,
-) -> None:  # fmt: skip
-    height, rank = plan.identity.shape[0], len(solution.values)
-    layout = Layout(
-        name=VECTORS,
-        shape=(height, rank),
-        dtype=plan.identity.dtype,
-        tile=(min(plan.identity.tile[0], height), min(VECTOR_TILE_COLUMNS, rank)),
-    )
-    in_flight = tiles_in_flight("recover", resources, *vectors_bytes(plan, rank))
-    probes = draw(
-        "gaussian", plan.identity.seed, "probe", Range(0, rank), Range(0, PROBES), wide_dtype(plan)
-    )
-    with (
-        sealed_writer(path, layout) as writer,
-        progress.stage("vectors", len(plan.tiles()), "tiles") as advance,
-    ):
-        stream = _VectorStream(plan, merged, solution, writer, probes)
+) -> bool:  # fmt: skip
+    """Writes the vectors and publishes the result.
 
-        def counted(figures: TileFigures) -> TileFigures:
-            advance(1)
-            return figures
-
-        numbers = range(len(plan.tiles()))
-        figures = tree_sum(
-            map(counted, ordered_map(stream.write_tile, numbers, in_flight)), TileFigures.add
-        )
-        deviation = np.abs(figures.probed - probes) ** 2
-        orthogonality = math.sqrt(float(deviation.sum()) / PROBES)
+    Returns:
+        Whether the vectors turned out orthonormal; if not, and that can be mended, nothing is
+        published.
+    """
+    kind, (height, width) = plan.identity.kind, plan.identity.shape
+    found = found.with_fixed_signs()
+    layouts = [layout_of(plan, LEFT_VECTORS[kind], height, found.left.rank)]
+    if found.right:
+        layouts.append(layout_of(plan, RIGHT_VECTORS, width, found.right.rank))
+    with sealed_writer(path, *layouts) as writer:
+        figures, orthogonality = write_vectors(
+            plan, found.left, writer.bulks[0], resources, progress,
+            test=found.posed.test, weights=found.weights(), stage=f"vectors {layouts[0].name}",
+        )  # fmt: skip
+        if found.right:
+            _, right = write_vectors(
+                plan, found.right, writer.bulks[1], resources, progress,
+                stage=f"vectors {RIGHT_VECTORS}",
+            )  # fmt: skip
+            orthogonality = max(orthogonality, right)
+        per_vector = orthogonality / math.sqrt(len(found.values))
+        if per_vector > orthogonality_bound(plan) and not found.corrected:
+            return False
         writer.publish(
-            identity | {"core": solution.core_size, "choosing": solution.choosing},
-            {
-                "eigenvalues": solution.values.astype(np.float64),
-                "residual_squares": figures.residual,
-                "test_squares": figures.test,
-                "orthogonality": np.array(orthogonality),
-                "leave_one_out": np.array(solution.leave_one_out),
-                "tested_cores": np.array(solution.tested, np.float64).reshape(-1, 2),
-            },
+            identity | {"core": found.core.size, "choosing": found.core.choosing},
+            _figures(plan, found, figures.residual, figures.test, orthogonality),
             provenance(threads=resources.threads),
         )
+    return True
 
 
-class _VectorStream:
-    """Computes and writes row tiles of the vectors."""
-
-    def __init__(
-        self, plan: Plan, merged: Merged, solution: Solution, writer: SealedWriter, probes: Array
-    ) -> None:
-        self._reader = merged.reader
-        self._writer = writer
-        self._dtype = plan.identity.dtype
-        self._probes = probes
-        self._transform = np.ascontiguousarray(solution.transform)
-        self._right = plan.columns["right"].slice
-        self._test = plan.columns["test"].slice
-        # diag(values) U^H G, by U = Y T from the accumulated Y^H G.
-        core_test = merged.block("cross", "test", "right").conj().T
-        self._weights = solution.values[:, None] * (self._transform.conj().T @ core_test)
-        rows = min(plan.identity.tile[0], plan.identity.shape[0])
-        wide = wide_dtype(plan)
-        self._buffers = Pool(
-            lambda: (
-                empty_aligned((rows, plan.products), wide),
-                empty_aligned((rows, len(solution.values)), wide),
-            )
+def _publish_implicit(
+    path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition
+) -> None:
+    """Publishes the transforms that vectors are made with as they are read."""
+    problem = found.posed.problem
+    residual = problem.t - found.left.compressed(problem.y) @ found.weights()
+    arrays = _figures(
+        plan,
+        found,
+        np.sum(np.abs(residual) ** 2, axis=0),
+        np.sum(np.abs(problem.t) ** 2, axis=0),
+        found.deviation * math.sqrt(len(found.values)),
+    )
+    for side, vectors in (("left", found.left), ("right", found.right)):
+        if vectors is not None:
+            arrays[f"{side}_transform"] = vectors.transform
+            if vectors.correction is not None:
+                arrays[f"{side}_correction"] = vectors.correction
+    with sealed_writer(path) as writer:
+        writer.publish(
+            identity | {"core": found.core.size, "choosing": found.core.choosing},
+            arrays,
+            provenance(),
         )
 
-    def write_tile(self, number: int) -> TileFigures:
-        """Computes and writes one row tile.
 
-        Returns:
-            Its contribution to the figures, formed from the vectors as they are stored.
-        """
-        buffer, vectors = self._buffers.take()
-        z = self._reader.read_tile(number, buffer)
-        u = np.matmul(z[:, self._right], self._transform, out=vectors[: len(z)])
-        stored = u.astype(self._dtype)
-        self._writer.write_rows(number, stored)
-        u[:] = stored
-        test = z[:, self._test]
-        residual = test - u @ self._weights
-        figures = TileFigures(
-            residual=np.sum(np.abs(residual) ** 2, axis=0),
-            test=np.sum(np.abs(test) ** 2, axis=0),
-            probed=u.conj().T @ (u @ self._probes),
-        )
-        self._buffers.give((buffer, vectors))
-        return figures
+def _figures(
+    plan: Plan, found: Decomposition, residual: Array, test: Array, orthogonality: float
+) -> dict[str, Array]:
+    left_out = found.core.leave_one_out
+    return {
+        VALUES[plan.identity.kind]: found.values.astype(np.float64),
+        "residual_squares": residual,
+        "test_squares": test,
+        "orthogonality": np.array(orthogonality),
+        "leave_one_out": np.array(math.nan if left_out is None else left_out),
+        "tested_cores": np.array(found.core.tested, np.float64).reshape(-1, 2),
+    }
+
+

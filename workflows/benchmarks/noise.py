@@ -1,4 +1,4 @@
-"""Filling a Rademacher test matrix: ours against skerch's ``RademacherNoiseLinOp``, in turn.
+"""Filling test matrices: Rademacher against skerch's ``RademacherNoiseLinOp``, then all of ours.
 
 Usage: python workflows/benchmarks/noise.py --repeats 7 --json noise.json
 """
@@ -18,6 +18,20 @@ from skerch.measurements import RademacherNoiseLinOp
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range
 
+KINDS = [
+    ("rademacher", "int8"),
+    ("rademacher", "float32"),
+    ("rademacher", "float64"),
+    ("sparse-sign", "int8"),
+    ("sparse-sign", "float32"),
+    ("sparse-sign", "float64"),
+    ("gaussian", "float64"),
+    ("gaussian", "complex128"),
+    ("phase", "complex128"),
+    ("ssrft", "float64"),
+    ("ssrft", "complex128"),
+]
+
 
 def seconds_of_ours(rows: int, columns: int) -> float:
     """Seconds to make a float32 matrix of our signs."""
@@ -34,11 +48,23 @@ def seconds_of_theirs(rows: int, columns: int) -> float:
     return time.perf_counter() - start
 
 
+def nanoseconds_an_entry(noise: str, dtype: str, rows: int, columns: int, repeats: int) -> float:
+    """The median over ``repeats`` fillings of one buffer, after one without a clock."""
+    buffer = np.empty((rows, columns), dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        draw(noise, 1, "right", Range(0, rows), Range(0, columns), dtype, out=buffer)
+        seconds.append(time.perf_counter() - start)
+    return 1e9 * statistics.median(seconds[1:]) / buffer.size
+
+
 def main() -> None:
-    """Reads the command line, runs both in turn, prints medians and their ratio."""
+    """Reads the command line, prints the ratio of medians and what an entry of each costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=39760)
     parser.add_argument("--columns", type=int, default=2000)
+    parser.add_argument("--some-columns", type=int, default=128, help="of each of our matrices")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
@@ -55,8 +81,16 @@ def main() -> None:
     print(f"skerch_ooc  {statistics.median(ours):8.3f} s")
     print(f"skerch      {statistics.median(theirs):8.3f} s")
     print(f"ratio       {ratio:8.1f}")
+    some = min(options.columns, options.rows, options.some_columns)
+    nanoseconds = {
+        f"{noise} {dtype}": nanoseconds_an_entry(noise, dtype, options.rows, some, options.repeats)
+        for noise, dtype in KINDS
+    }
+    print(f"{options.rows} x {some}, nanoseconds an entry, medians of {options.repeats}")
+    for kind, figure in nanoseconds.items():
+        print(f"{kind:24}{figure:8.2f}")
     if options.json:
-        figures = {"ours": ours, "reference": theirs, "ratio": ratio}
+        figures = {"ours": ours, "reference": theirs, "ratio": ratio, "nanoseconds": nanoseconds}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -1,0 +1,133 @@
+"""Range, corange and an oversampled core: the method that stores least.
+
+Tropp, Yurtsever, Udell and Cevher 2019 (arXiv 1902.08651, section 2): with ``Q`` and ``P``
+orthonormal bases of the ranges of ``Y = A Omega`` and ``W = A^H Psi``, and ``Z = Phi^H A Xi``,
+
+    A ~ Q C P^H,   C = (Phi^H Q)^+ Z ((Xi^H P)^+)^H.
+
+For a Hermitian operator ``P`` is ``Q``, and ``C`` is symmetrised. ``Phi`` and ``Xi`` had better be
+independent there, too: ``Z`` has twice as many independent entries then, and symmetrising halves
+the variance that the core adds to the error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skerch_ooc.linalg import Array, hermitian_part, triangular_inverse
+from skerch_ooc.recovery.choosing import RangeBasis, floor_of, range_basis, root_mean
+from skerch_ooc.recovery.problem import Core, Problem
+
+_NOTHING_LEFT = 1e-10
+
+
+def solve(problem: Problem) -> Core:
+    """Recovers a low-rank approximation from the three sketches.
+
+    Args:
+        problem: The small matrices of the sketches, and what is wanted.
+
+    Returns:
+        The approximation; empty if the operator vanishes on the sketch.
+    """
+    assert problem.phi_y is not None
+    assert problem.xi_w is not None
+    assert problem.z is not None
+    floor = floor_of(problem)
+    basis = range_basis(problem.y, floor).cut(problem.core_size)
+    left = _Side(basis, problem.phi_y, floor)
+    if not problem.hermitian:
+        basis = range_basis(problem.w, floor).cut(problem.core_size)
+    right = _Side(basis, problem.xi_w, floor)
+    if problem.hermitian and left.size != right.size:
+        # What one of the inner test matrices cannot see is dropped on both sides.
+        basis = basis.cut(min(left.size, right.size))
+        left = _Side(basis, problem.phi_y, floor)
+        right = _Side(basis, problem.xi_w, floor)
+    core = left.pinv @ problem.z @ right.pinv.conj().T
+    coefficients = left.basis.coefficients()
+    return Core(
+        left=coefficients,
+        middle=hermitian_part(core) if problem.hermitian else core,
+        right=coefficients if problem.hermitian else right.basis.coefficients(),
+        size=max(left.size, right.size),
+        leave_one_out=_leave_one_out(problem, left, right, core),
+    )
+
+
+class _Side:
+    """A basis ``Q`` of the range of one of the sketches, and what an inner one sees of it.
+
+    Attributes:
+        basis: ``Q``, without what ``Phi`` cannot see.
+        seen: ``N = Phi^H Q``, ``(s, c)``.
+        pinv: ``N^+``, ``(c, s)``.
+    """
+
+    def __init__(self, basis: RangeBasis, phi_y: Array, floor: float) -> None:
+        seen = phi_y @ basis.coefficients()
+        u, r = np.linalg.qr(seen)
+        diagonal = np.abs(np.diagonal(r))
+        bad = np.flatnonzero(diagonal <= floor * diagonal.max(initial=0.0))
+        self.size = int(bad[0]) if bad.size else len(diagonal)
+        self.basis = basis.cut(self.size)
+        self.seen = seen[:, : self.size]
+        self._u = u[:, : self.size]
+        self._inverse = triangular_inverse(r[: self.size, : self.size])
+        self.pinv = np.asarray(self._inverse @ self._u.conj().T)
+
+    def deleted(self, data: Array) -> Array:
+        """``D x``: the residual of each row of the data by a fit to the other rows.
+
+        With the projection ``P`` on the range of ``N``, ``D_i = (I - P)_i / (1 - P_ii)``.
+        """
+        residual = data - self._u @ (self._u.conj().T @ data)
+        return np.asarray(residual / self.left_over()[:, None])
+
+    def left_over(self) -> Array:
+        """``1 - P_ii``."""
+        return np.asarray(np.maximum(1.0 - np.sum(np.abs(self._u) ** 2, axis=1), _NOTHING_LEFT))
+
+
+def _leave_one_out(problem: Problem, left: _Side, right: _Side, core: Array) -> float | None:
+    """Estimates ``||A - Ahat||_F`` from ``Z``: each of its entries in turn is the test.
+
+    A double PRESS statistic (Allen 1974), in the spirit of Epperly and Tropp 2024
+    (arXiv 2207.06342). ``Z_ij = phi_i^H A xi_j``, and ``E |phi_i^H (A - Ahat) xi_j|^2`` is
+    ``||A - Ahat||_F^2`` for an ``Ahat`` that has seen neither row ``i`` nor column ``j`` of ``Z``.
+    With ``N = Phi^H Q``, ``M = Xi^H P`` and the rows ``d_i`` and ``f_j`` of what
+    :meth:`_Side.deleted` applies, its core is
+
+        C_ij = (N^+ - N^+ e_i d_i) Z (M^+ - M^+ e_j f_j)^H,
+
+    so that ``Z_ij - n_i C_ij m_j^H`` is an entry of ``D Z + Z F^H - D Z F^H``. For a Hermitian
+    operator the symmetrised core takes ``(n_i C_ij m_j^H + conj(m_j C_ij n_i^H)) / 2`` away from
+    ``Z_ij``. The first columns of ``Xi`` are ``Omega`` there, which the basis has seen: those are
+    not used.
+
+    Returns:
+        The estimate; ``None`` if there are no other columns, or if ``Phi`` is ``Xi``: then ``C_ij``
+        has seen ``phi_i`` and ``xi_j`` all the same, and the figure would be a fifth too low.
+    """
+    z = problem.z
+    assert z is not None
+    dz = left.deleted(z)
+    zf = right.deleted(z.conj().T).conj().T
+    dzf = right.deleted(dz.conj().T).conj().T
+    own = dz + zf - dzf
+    if not problem.hermitian:
+        return root_mean(np.abs(own) ** 2)
+    n, m = left.seen, right.seen
+    if np.array_equal(n, m):
+        return None
+    # The four terms of m_j C_ij n_i^H, as matrices over (j, i).
+    row_influence = m @ left.pinv
+    column_influence = (n @ right.pinv).conj().T
+    across = m @ core @ n.conj().T
+    of_row = np.sum(left.deleted(z @ right.pinv.conj().T) * n.conj(), axis=1)
+    of_column = np.sum(right.deleted(z.conj().T @ left.pinv.conj().T).conj() * m, axis=1)
+    across -= row_influence * of_row + of_column[:, None] * column_influence
+    across += row_influence * dzf.T * column_influence
+    residual = 0.5 * (own + z - across.conj().T)
+    unseen = np.abs(residual[:, problem.y.shape[1] :]) ** 2
+    return root_mean(unseen) if unseen.size else None

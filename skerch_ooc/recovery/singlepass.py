@@ -1,0 +1,140 @@
+"""Single-pass approximation with a least-squares core.
+
+Halko, Martinsson and Tropp 2011 (arXiv 0909.4061, section 5.5): with ``Q`` and ``P`` orthonormal
+bases of the ranges of ``Y = A Omega`` and ``W = A^H Psi``, ``A ~ Q C P^H``, where ``C`` solves both
+
+    Q^H Y ~ C (P^H Omega)   and   W^H P ~ (Psi^H Q) C
+
+in the sense of least squares. For a Hermitian operator they are the same equation, and ``C`` is to
+be Hermitian. As they advise, the bases are cut to the leading ``c`` singular vectors; we choose
+``c`` by the test sketch.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from skerch_ooc.linalg import Array, hermitian_part
+from skerch_ooc.recovery.choosing import (
+    HeldOut,
+    RangeBasis,
+    candidates,
+    choosing_columns,
+    floor_of,
+    range_basis,
+)
+from skerch_ooc.recovery.problem import Core, Problem
+
+COARSE = 6
+"""Sizes that are tried first: each costs two eigendecompositions."""
+
+REFINEMENTS = 2
+"""How often the gaps beside the best size are halved."""
+
+
+def solve(problem: Problem) -> Core:
+    """Recovers a low-rank approximation from the sketches of one pass.
+
+    Args:
+        problem: The small matrices of the sketches, and what is wanted.
+
+    Returns:
+        The approximation; empty if the operator vanishes on the sketch. It has no leave-one-out
+        error: the least-squares core has no closed form without a column.
+    """
+    equations = _Equations(problem)
+    tested: dict[int, float] = {}
+    cores: dict[int, Array] = {}
+    choosing = 0
+    if problem.core_size is not None:
+        size = min(problem.core_size, equations.largest)
+    else:
+        choosing = choosing_columns(problem)
+        size = equations.largest
+        if choosing and size:
+            size = equations.choose(choosing, tested, cores)
+    left = equations.left.cut(size)
+    right = equations.right.cut(size)
+    left_coefficients = left.coefficients()
+    return Core(
+        left=left_coefficients,
+        middle=cores[size] if size in cores else equations.core(size),
+        right=left_coefficients if problem.hermitian else right.coefficients(),
+        size=size,
+        tested=tuple(sorted(tested.items())),
+        choosing=choosing,
+    )
+
+
+class _Equations:
+    """The two least-squares problems in the whole bases, of which a size takes leading parts."""
+
+    def __init__(self, problem: Problem) -> None:
+        assert problem.psi_y is not None
+        self._problem = problem
+        floor = floor_of(problem)
+        self.left = range_basis(problem.y, floor)
+        self.right = self.left if problem.hermitian else range_basis(problem.w, floor)
+        self.largest = max(self.left.size, self.right.size)
+        self._n = problem.psi_y @ self.left.coefficients()  # Psi^H Q
+        self._left_data = _coordinates(self.left)  # Q^H Y
+        if problem.hermitian:
+            return
+        assert problem.omega_w is not None
+        self._b = (problem.omega_w @ self.right.coefficients()).conj().T  # P^H Omega
+        self._right_data = _coordinates(self.right).conj().T  # W^H P
+
+    def core(self, size: int) -> Array:
+        """The core ``C`` in the leading ``size`` vectors of both bases."""
+        n = self._n[:, :size]
+        if self._problem.hermitian:
+            # B = N^H and W^H P = (Q^H Y)^H: with B B^H = X x X^H, C solves B B^H C + C B B^H = F.
+            half = self._left_data[:size] @ n
+            x, vectors = np.linalg.eigh(n.conj().T @ n)
+            return hermitian_part(_sylvester(x, vectors, x, vectors, half + half.conj().T))
+        b = self._b[:size]
+        given = n.conj().T @ self._right_data[:, :size] + self._left_data[:size] @ b.conj().T
+        return _sylvester(*np.linalg.eigh(n.conj().T @ n), *np.linalg.eigh(b @ b.conj().T), given)
+
+    def choose(self, choosing: int, tested: dict[int, float], cores: dict[int, Array]) -> int:
+        """Chooses the size by the first test columns: on a coarse grid, then around the best."""
+        problem = self._problem
+        assert problem.g_w is not None
+        test = HeldOut(problem.t[:, :choosing], self.left.vectors)
+        # P^H G
+        projected = (problem.g_w[:choosing] @ self.right.coefficients()).conj().T
+        sizes = candidates(self.largest, problem.y.shape[1], COARSE)
+        best = sizes[0]
+        for _ in range(REFINEMENTS + 1):
+            for size in sizes:
+                core = self.core(size)
+                tested[size] = test.error(core @ projected[:size])
+                if tested[size] <= min(tested.values()):
+                    best = size
+                    cores.clear()
+                    cores[size] = core
+            grid = sorted(tested)
+            place = grid.index(best)
+            around = grid[max(0, place - 1) : place + 2]
+            middles = {(a + b) // 2 for a, b in itertools.pairwise(around)}
+            sizes = sorted(middles - tested.keys())
+        return best
+
+
+def _coordinates(basis: RangeBasis) -> Array:
+    """``Q^H Y`` for the basis of ``Y`` itself."""
+    return np.asarray(basis.singular[:, None] * basis.rows)
+
+
+def _sylvester(x: Array, left: Array, z: Array, right: Array, given: Array) -> Array:
+    """Solves ``X C + C Z = F``, ``X`` and ``Z`` positive semidefinite, by their eigenpairs.
+
+    Where both eigenvalues vanish the data determine nothing, and ``C`` is zero there.
+    """
+    sums = np.maximum(x, 0)[:, None] + np.maximum(z, 0)
+    floor = np.finfo(np.float64).eps * sums.max(initial=0.0)
+    rotated = left.conj().T @ given @ right
+    solved = np.where(sums > floor, rotated / np.where(sums > floor, sums, 1.0), 0)
+    return np.asarray(left @ solved @ right.conj().T)

@@ -1,0 +1,288 @@
+"""Rounds of products: which columns each wants, and the sketch that it makes of them.
+
+One-pass methods have one round. ``hmt`` has more: the test matrix of each later one is an
+orthonormal basis of the sketch before it, a file in the folder of that sketch. The role of a later
+round's shards carries the hash of its basis: should the basis ever be made anew with other bits,
+shards of the old one are not taken for shards of the new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError
+from skerch_ooc.files import digest
+from skerch_ooc.partition import Range, cut
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.shards import (
+    Rectangle,
+    SketchReader,
+    list_shards,
+    missing_of,
+    open_shard,
+    used_shards,
+    wait_for_columns,
+)
+from skerch_ooc.sides import (
+    CORANGE,
+    RANGE,
+    Side,
+    first_round,
+    height_of_role,
+    is_adjoint,
+    later_round,
+)
+from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+
+Array = npt.NDArray[Any]
+
+BASIS_FILE = "basis.h5"
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis on disk that is the test matrix of a round.
+
+    Attributes:
+        file: The file.
+        columns: How many vectors it has.
+        digest: Hash of what it holds.
+    """
+
+    file: SealedFile
+
+    @property
+    def columns(self) -> int:
+        """How many vectors it has."""
+        return self.file.layout.shape[1] if self.file.layout else 0
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what it holds, as its identity has the checksums of all its tiles."""
+        return digest(self.file.identity)
+
+    def read(self, rows: Range, columns: Range) -> Array:
+        """Reads a part of it."""
+        return self.file.read(rows, columns)
+
+
+def basis_identity(plan: Plan, sketch_digest: str) -> dict[str, Any]:
+    """What the file of the basis of a sketch says it is."""
+    return {
+        "format": FORMAT_VERSION,
+        "type": "basis",
+        "run": plan.run_id,
+        "sketch": sketch_digest,
+    }
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of products.
+
+    Attributes:
+        run: The run.
+        number: From 1.
+        basis: The test matrix of a later round.
+    """
+
+    run: Run
+    number: int = 1
+    basis: Basis | None = None
+
+    @cached_property
+    def planned(self) -> dict[str, Range]:
+        """The columns that are measured in this round, by their role."""
+        plan = self.run.plan
+        if self.basis is None:
+            return {role: plan.span(role) for role in ROLES if plan.reach(role)}
+        return {self.role: Range(0, self.basis.columns)}
+
+    @cached_property
+    def role(self) -> str:
+        """The role of this round's main sketch."""
+        if self.basis is None:
+            return "right"
+        return f"round{self.number}-{self.basis.digest[:_DIGITS]}"
+
+    @property
+    def adjoint(self) -> bool:
+        """Whether the main sketch is one of the adjoint operator."""
+        return self.basis is not None and is_adjoint(self.run.plan, self.number)
+
+    @cached_property
+    def heights(self) -> dict[str, int]:
+        """The rows of the sketch of each role that is measured in this round."""
+        plan = self.run.plan
+        if self.basis is None:
+            return {role: height_of_role(plan, role) for role in self.planned}
+        height, width = plan.identity.shape
+        return {self.role: width if self.adjoint else height}
+
+    @cached_property
+    def sides(self) -> list[Side]:
+        """The sketches that are merged, and the test matrices of their sums."""
+        if self.basis is None:
+            return first_round(self.run.plan)
+        return later_round(self.run.plan, self.number, self.role, self.basis.columns)
+
+    @property
+    def products(self) -> int:
+        """Products that the round takes."""
+        return sum(map(len, self.planned.values()))
+
+    def blocks(self, role: str) -> list[Range]:
+        """The column ranges of a role that are tasks of their own."""
+        if self.basis is None:
+            return self.run.plan.blocks(role)
+        return cut(self.planned[role], self.run.plan.block_width)
+
+    def missing(self, shards: Iterable[Rectangle] | None = None) -> dict[str, list[Range]]:
+        """The columns of each role that no shard holds."""
+        listed = list_shards(self.run.shards) if shards is None else shards
+        return missing_of(self.planned, self.heights, listed)
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """The sketch of this round.
+
+        Raises:
+            IncompleteError: If measurements are missing.
+            CorruptError: If a shard is damaged, foreign, swapped or a link.
+        """
+        return Sketch(self)
+
+    def following(self) -> Round | None:
+        """The round after this one; ``None`` if there is none, or its basis is not made yet.
+
+        Raises:
+            IncompleteError: If measurements are missing.
+            CorruptError: If a shard or the basis is damaged.
+        """
+        if self.number >= self.run.plan.rounds:
+            return None
+        basis = self.sketch.basis()
+        return Round(self.run, self.number + 1, basis) if basis else None
+
+
+class Sketch:
+    """The column shards of a round, all there and verified to be what they should be.
+
+    Args:
+        round_: The round.
+
+    Attributes:
+        round: The round.
+        readers: For each side, what reads its row tiles.
+        digest: A hash of all that the sketch holds: of the identities, and so checksums, of its
+            shards. Shards that the plan does not use have no part in it.
+        folder: Where all that is derived from it lies.
+
+    Raises:
+        IncompleteError: If measurements are missing.
+        CorruptError: If a shard is damaged, foreign, swapped or a link.
+    """
+
+    def __init__(self, round_: Round) -> None:
+        self.round = round_
+        run, plan = round_.run, round_.run.plan
+        planned, heights = dict(round_.planned), dict(round_.heights)
+        for side in round_.sides:
+            for role in side.sketches:
+                if role not in planned:
+                    planned[role] = plan.span(role)
+                    heights[role] = height_of_role(plan, role)
+        rectangles = [
+            shard
+            for shard in wait_for_columns(run.shards, planned, heights)
+            if shard.rows == Range(0, heights[shard.role])
+        ]
+        self.readers = {
+            side.name: SketchReader(run, run.shards, rectangles, side) for side in round_.sides
+        }
+        self._inner: list[tuple[Range, Rectangle, SealedFile]] = []
+        if "inner" in planned:
+            for _, parts in used_shards({"inner": planned["inner"]}, rectangles)["inner"]:
+                for part, rectangle in parts:
+                    file = open_shard(run, run.shards, rectangle)
+                    self._inner.append((part, rectangle, file))
+        files = {rectangle: file for _, rectangle, file in self._inner}
+        for reader in self.readers.values():
+            files |= reader.files
+        self.digest = digest([files[rectangle].identity for rectangle in sorted(files)])
+        self.shards = len(files)
+        self.folder = run.sketch / self.digest[:_DIGITS]
+
+    def inner(self) -> Array:
+        """The measured columns of the inner sketch, ``(s, columns)``."""
+        span = self.round.planned["inner"]
+        rows = Range(0, self.round.heights["inner"])
+        out = np.empty((len(rows), len(span)), self.round.run.plan.identity.dtype)
+        for part, rectangle, file in self._inner:
+            inside = part.shifted(-rectangle.columns.start)
+            out[:, part.shifted(-span.start).slice] = file.read(rows, inside)
+        return out
+
+    def basis(self) -> Basis | None:
+        """The orthonormal basis of this sketch, if it has been made.
+
+        Raises:
+            CorruptError: If it is damaged.
+        """
+        path = self.folder / BASIS_FILE
+        try:
+            file = SealedFile(path)
+        except FileNotFoundError:
+            return None
+        except CorruptError as error:
+            raise CorruptError(f"{error}{self._advice(path)}") from error
+        stated = {key: value for key, value in file.identity.items() if key != "bulk"}
+        if stated != basis_identity(self.round.run.plan, self.digest):
+            raise CorruptError(f"{path} is not of this sketch{self._advice(path)}")
+        file.advice = self._advice(path)
+        return Basis(file)
+
+    def _advice(self, path: Path) -> str:
+        return f". To make it anew: rm {path} && skerch-ooc merge {self.round.run.directory}"
+
+
+def known_rounds(run: Run) -> Iterator[Round]:
+    """The rounds whose test matrices are known now, in order; the last may be incomplete."""
+    current: Round | None = Round(run)
+    while current is not None:
+        yield current
+        if any(current.missing().values()):
+            return
+        current = current.following()
+
+
+def count_products(run: Run) -> dict[str, int]:
+    """Products of a run: planned, done (by the shards on disk), and of probe and fingerprints.
+
+    Of rounds whose basis is not made yet as many are planned as the round before has.
+    """
+    planned = done = last = 0
+    rounds = list(known_rounds(run))
+    for known in rounds:
+        left = sum(len(piece) for pieces in known.missing().values() for piece in pieces)
+        planned += known.products
+        done += known.products - left
+        last = len(known.planned[known.role])
+    planned += (run.plan.rounds - len(rounds)) * last
+    checks = 0
+    for record in run.receipts():
+        count = record.get("products")
+        if record.get("stage") in ("probe", "fingerprint") and isinstance(count, int):
+            checks += count
+    return {"planned": planned, "done": done, "probe": checks}
+
+

@@ -1,0 +1,126 @@
+"""Which sketches share their rows, and which test matrices are applied to them.
+
+The *range* side has the height of the operator: sketches ``A N`` of its columns live there. The
+*corange* side has its width: sketches ``A^H N`` live there. One stream over the rows of a side
+forms, for all its sketches ``Z`` side by side and all its test matrices ``N`` of equal height, the
+products ``Z^H Z`` and ``N^H Z`` that recovery needs.
+
+A Hermitian operator has one side, and its right sketch is its left sketch too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skerch_ooc.partition import Range
+from skerch_ooc.spec import Plan
+
+RANGE = "range"
+CORANGE = "corange"
+BASIS = "basis"
+"""The test matrix of a later round: an orthonormal basis on disk, not noise."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Sketches of equal height in one round of products.
+
+    Attributes:
+        name: ``"range"`` or ``"corange"``.
+        rows: Their height.
+        sketches: Where the columns of each role stand in ``Z``.
+        noise: Where the columns of each test matrix stand in ``N``.
+    """
+
+    name: str
+    rows: int
+    sketches: Mapping[str, Range] = field(hash=False)
+    noise: Mapping[str, Range] = field(hash=False)
+
+    @property
+    def columns(self) -> int:
+        """Columns of ``Z``."""
+        return max((place.stop for place in self.sketches.values()), default=0)
+
+    @property
+    def noise_columns(self) -> int:
+        """Columns of ``N``."""
+        return max((place.stop for place in self.noise.values()), default=0)
+
+
+def side_of(name: str, rows: int, sketches: Mapping[str, int], noise: Mapping[str, int]) -> Side:
+    """A side with roles and test matrices of the given widths, in this order; empty ones left out.
+    """
+    return Side(name, rows, _placed(sketches), _placed(noise))
+
+
+def _placed(widths: Mapping[str, int]) -> dict[str, Range]:
+    placed: dict[str, Range] = {}
+    start = 0
+    for key, width in widths.items():
+        if width:
+            placed[key] = Range(start, start + width)
+            start += width
+    return placed
+
+
+def first_round(plan: Plan) -> list[Side]:
+    """The sides of the first round."""
+    height, width = plan.identity.shape
+    right, left, test = (plan.reach(role) for role in ("right", "left", "test"))
+    inner = plan.span("inner").stop
+    sketches = {"right": right, "test": test}
+    if plan.identity.kind == "eigh":
+        # The columns of an inner sketch go on where those of the right sketch end.
+        return [side_of(RANGE, height, sketches, {"right": max(right, inner), "test": test})]
+    sides = [side_of(RANGE, height, sketches, {"left": left, "inner-left": inner})]
+    if left:
+        noise = {"right": right, "test": test, "inner-right": inner}
+        sides.append(side_of(CORANGE, width, {"left": left}, noise))
+    return sides
+
+
+def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
+    """The sides of round ``number``, whose test matrix is a basis of so many columns.
+
+    Args:
+        plan: The plan in force.
+        number: From 2.
+        role: The role of the round's sketch.
+        columns: Columns of the basis, and so of the sketch.
+    """
+    height, width = plan.identity.shape
+    test, right = plan.reach("test"), plan.reach("right")
+    if plan.identity.kind == "eigh":
+        noise = {BASIS: columns, "right": right, "test": test}
+        return [side_of(RANGE, height, {role: columns, "test": test}, noise)]
+    if is_adjoint(plan, number):
+        return [side_of(CORANGE, width, {role: columns}, {"right": right, "test": test})]
+    return [side_of(RANGE, height, {role: columns, "test": test}, {})]
+
+
+def is_adjoint(plan: Plan, number: int) -> bool:
+    """Whether a later round applies the adjoint of the operator."""
+    return plan.identity.kind == "svd" and number % 2 == 0
+
+
+def test_matrix_of(plan: Plan, role: str) -> str:
+    """The test matrix that a role of the first round multiplies the operator with."""
+    if role != "inner":
+        return role
+    return "right" if plan.identity.kind == "eigh" else "inner-right"
+
+
+def height_of_role(plan: Plan, role: str) -> int:
+    """The number of rows of a role's sketch, in the first round."""
+    height, width = plan.identity.shape
+    if role == "inner":
+        return plan.span("inner").stop
+    return width if role == "left" else height
+
+
+def height_of_noise(plan: Plan, name: str) -> int:
+    """The number of rows of a test matrix."""
+    height, width = plan.identity.shape
+    return height if name in ("left", "inner-left") else width

@@ -1,0 +1,246 @@
+"""From the merged sums to the problem that a recovery method solves, and where vectors come from.
+
+What a method needs of a sketch, and which sketches serve which methods, is said here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.recovery import Problem
+from skerch_ooc.rounds import Basis
+from skerch_ooc.shards import SketchReader
+from skerch_ooc.sides import BASIS, CORANGE, RANGE
+from skerch_ooc.spec import Plan, RecoverySpec
+from skerch_ooc.stages.merge import Merged, column_squares
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tall columns on disk that vectors are made of: those of a sketch, or of a basis.
+
+    Attributes:
+        columns: How many.
+        rows: How many rows they have.
+    """
+
+    stored: SketchReader | Basis
+    role: str
+
+    @property
+    def columns(self) -> int:
+        """How many columns."""
+        if isinstance(self.stored, Basis):
+            return self.stored.columns
+        return len(self.stored.side.sketches[self.role])
+
+    def read_tile(self, number: int, tile_rows: int, rows: int, out: Array) -> Array:
+        """Reads one row tile.
+
+        Args:
+            number: Its number.
+            tile_rows: Rows of full tiles.
+            rows: Rows of this one.
+            out: Buffer of at least so many rows and columns.
+
+        Returns:
+            The filled part of ``out``.
+
+        Raises:
+            CorruptError: If a checksum is wrong.
+        """
+        if isinstance(self.stored, Basis):
+            out = out[:rows]
+            layout = self.stored.file.layouts["basis"]
+            for column in range(layout.grid[1]):
+                out[:, layout.columns(column).slice] = self.stored.file.read_tile(number, column)
+            return out
+        place = self.stored.side.sketches[self.role]
+        return self.stored.read_role(number, self.role, out[:, : len(place)])
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem with the columns that its solution's transforms apply to.
+
+    Attributes:
+        problem: What the method is given.
+        left: The columns that ``U`` is made of.
+        right: Those that ``V`` is made of; ``None`` for a Hermitian operator.
+        test: The test sketch.
+    """
+
+    problem: Problem
+    left: Source
+    right: Source | None
+    test: SketchReader
+
+
+def serves(plan: Plan, settings: RecoverySpec) -> None:
+    """Refuses settings that this plan's sketch does not serve.
+
+    Raises:
+        UsageError: With the reason.
+    """
+    kind, method = plan.identity.kind, settings.method
+    left, right, inner = plan.reach("left"), plan.reach("right"), plan.reach("inner")
+    reason = None
+    if method == "hmt":
+        if plan.recovery.method != "hmt":
+            reason = "it needs further rounds of products, which only a run planned for it takes"
+        elif settings.power_iterations != plan.recovery.power_iterations:
+            reason = f"the run has power_iterations = {plan.recovery.power_iterations}"
+    elif settings.power_iterations:
+        reason = "power_iterations are rounds of hmt"
+    elif method == "oversampled" and not inner:
+        reason = "it needs an inner sketch, which only a run planned for it measures"
+    elif kind == "svd" and not left:
+        reason = "it needs a left sketch, which a run planned for hmt does not measure"
+    elif kind == "svd" and method == "nystrom" and left < right:
+        reason = f"it needs at least as many left columns as right ones, {left} against {right}"
+    if reason:
+        raise UsageError(
+            f"recovery.method = {method!r} is not served by this run's sketch: {reason}"
+        )
+
+
+def pose(
+    plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | None
+) -> Posed:
+    """Cuts the sums into the matrices of a recovery problem.
+
+    Args:
+        plan: The plan in force.
+        settings: Method, core and rank.
+        merged: The sums of the first round, or for ``hmt`` of the last.
+        before: For ``hmt`` those of the round before.
+    """
+    if settings.method == "hmt":
+        assert before is not None
+        return _after_rounds(plan, settings, merged, before)
+    hermitian = plan.identity.kind == "eigh"
+    range_side = merged.sides[RANGE]
+    y = range_side.copy("right")
+    measured = merged.sketch.inner() if settings.method == "oversampled" else None
+    if hermitian:
+        m = y.shape[1]
+        whole = range_side.cross("right", "right")
+        problem = Problem(
+            hermitian=True,
+            epsilon=_epsilon(plan),
+            y=y,
+            t=range_side.copy("test"),
+            w=y,
+            psi_y=whole[:m],
+            omega_w=whole[:m],
+            g_w=range_side.cross("test", "right"),
+            phi_y=None if measured is None else whole,
+            xi_w=None if measured is None else whole,
+            z=None if measured is None else _inner_matrix(whole, measured),
+            core_size=_integer(settings.core),
+            rank=_integer(settings.rank),
+        )
+        return Posed(problem, Source(range_side.reader, "right"), None, range_side.reader)
+    corange = merged.sides[CORANGE]
+    problem = Problem(
+        hermitian=False,
+        epsilon=_epsilon(plan),
+        y=y,
+        t=range_side.copy("test"),
+        w=corange.copy("left"),
+        psi_y=range_side.cross("left", "right"),
+        omega_w=corange.cross("right", "left"),
+        g_w=corange.cross("test", "left"),
+        phi_y=None if measured is None else range_side.cross("inner-left", "right"),
+        xi_w=None if measured is None else corange.cross("inner-right", "left"),
+        z=None if measured is None else measured.astype(np.result_type(measured, np.float64)),
+        core_size=_integer(settings.core),
+        rank=_integer(settings.rank),
+    )
+    return Posed(
+        problem,
+        Source(range_side.reader, "right"),
+        Source(corange.reader, "left"),
+        range_side.reader,
+    )
+
+
+def _inner_matrix(whole: Array, measured: Array) -> Array:
+    """``Xi^H A Xi``: its first columns by ``Xi^H Y``, the others as measured; made Hermitian."""
+    z = np.concatenate([whole, measured], axis=1)
+    return 0.5 * (z + z.conj().T)
+
+
+def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
+    """The problem of ``hmt``: ``A ~ Q B^H``, in coordinates in which ``Q`` is the identity."""
+    hermitian = plan.identity.kind == "eigh"
+    basis = last.sketch.round.basis
+    assert basis is not None
+    role = last.sketch.round.role
+    earlier = before.sides[RANGE]
+    earlier_role = before.sketch.round.role
+    y_before, t_before = earlier.copy(earlier_role), earlier.copy("test")
+    projected = basis.file.arrays["test_products"]
+    k = basis.columns
+    # What of T is outside the range of Q: the same for all of its orthonormal bases.
+    q = np.linalg.svd(y_before, full_matrices=False)[0][:, :k]
+    outside = np.linalg.qr(t_before - q @ (q.conj().T @ t_before), mode="r")
+    y = np.concatenate([np.eye(k), np.zeros((len(outside), k))]).astype(y_before.dtype)
+    common: dict[str, Any] = {
+        "hermitian": hermitian,
+        "epsilon": _epsilon(plan),
+        "y": y,
+        "t": np.concatenate([projected, outside]),
+        "before": y_before if before.sketch.round.basis is None else None,
+        "rank": _integer(settings.rank),
+    }
+    test = earlier.reader
+    if hermitian:
+        side = last.sides[RANGE]
+        place = side.side.sketches[role]
+        problem = Problem(
+            w=y,
+            psi_y=side.cross(BASIS, role),
+            omega_w=basis_products(basis, earlier.cross("right", earlier_role)),
+            g_w=basis_products(basis, earlier.cross("test", earlier_role)),
+            second_square=float(column_squares(side.sums)[place.slice].sum()),
+            **common,
+        )
+        return Posed(problem, Source(basis, "basis"), None, test)
+    corange = last.sides[CORANGE]
+    problem = Problem(
+        w=corange.copy(role),
+        omega_w=corange.cross("right", role),
+        g_w=corange.cross("test", role),
+        **common,
+    )
+    return Posed(problem, Source(basis, "basis"), Source(corange.reader, role), test)
+
+
+def basis_products(basis: Basis, products: Array) -> Array:
+    """``N^H Q`` from ``N^H Y``, by the transform that made the basis ``Q`` of ``Y``."""
+    result = products @ basis.file.arrays["transform"]
+    if "correction" in basis.file.arrays:
+        result = result @ basis.file.arrays["correction"]
+    return np.asarray(result)
+
+
+def _epsilon(plan: Plan) -> float:
+    return float(np.finfo(plan.identity.dtype).eps)
+
+
+def _integer(value: int | str) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def widths(sources: Iterable[Source | None]) -> int:
+    """The most columns that any of the sources has."""
+    return max(source.columns for source in sources if source is not None)

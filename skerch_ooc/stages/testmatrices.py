@@ -1,0 +1,135 @@
+"""Rows of test matrices for the merge: drawn, read from a basis, or kept on disk meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError
+from skerch_ooc.noise import WHOLE_COLUMNS, draw
+from skerch_ooc.partition import Range, cut
+from skerch_ooc.provenance import provenance
+from skerch_ooc.rounds import Basis, Sketch
+from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
+from skerch_ooc.sides import BASIS, Side, height_of_noise
+from skerch_ooc.spec import FORMAT_VERSION, Plan
+
+Array = npt.NDArray[Any]
+
+COLUMNS_AT_ONCE = 8
+"""Whole columns that are drawn at once; also the width of the tiles they are kept in."""
+
+
+class TestMatrices:
+    """Reads row tiles of the test matrices of a sketch.
+
+    Args:
+        plan: The plan in force.
+        basis: The test matrix of a later round.
+        kept: Test matrices of which only whole columns can be drawn, by their names.
+    """
+
+    def __init__(
+        self, plan: Plan, basis: Basis | None, kept: Mapping[str, SealedFile] | None = None
+    ) -> None:
+        self._identity = plan.identity
+        self._basis = basis
+        self._kept = kept or {}
+
+    def noise(self, name: str) -> str:
+        """The distribution of a test matrix; ``"basis"`` for one that is none."""
+        return BASIS if name == BASIS else self._identity.noise[name]
+
+    def tile(
+        self, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike, out: Array | None
+    ) -> Array:
+        """Some rows and columns of a test matrix.
+
+        Args:
+            name: Its name.
+            rows: The rows.
+            columns: The columns, counted from its first.
+            dtype: Of the result.
+            out: A buffer of this dtype, at least as large, or ``None``.
+
+        Raises:
+            CorruptError: If the basis was altered.
+        """
+        if name == BASIS:
+            assert self._basis is not None
+            part = self._basis.read(rows, columns)
+        elif name in self._kept:
+            part = self._kept[name].read(rows, columns)
+        else:
+            noise, seed = self._identity.noise[name], self._identity.seed
+            return draw(noise, seed, name, rows, columns, dtype, out=out)
+        if out is None:
+            return part.astype(dtype)
+        out = out[: len(rows), : len(columns)]
+        out[:] = part
+        return out
+
+
+def open_test_matrices(sketch: Sketch, side: Side) -> TestMatrices:
+    """Makes the test matrices of a side readable by rows.
+
+    Those of which only whole columns can be drawn are written to the folder of the sketch first,
+    unless they are there.
+    """
+    plan = sketch.round.run.plan
+    kept = {
+        name: _keep(sketch, plan, name, len(place))
+        for name, place in side.noise.items()
+        if name != BASIS and plan.identity.noise[name] in WHOLE_COLUMNS
+    }
+    return TestMatrices(plan, sketch.round.basis, kept)
+
+
+def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
+    path: Path = sketch.folder / f"noise-{name}.h5"
+    identity = {
+        "format": FORMAT_VERSION,
+        "type": "noise",
+        "run": plan.run_id,
+        "noise": name,
+    }
+    with contextlib.suppress(FileNotFoundError):
+        return _opened(path, identity)
+    rows = Range(0, height_of_noise(plan, name))
+    layout = Layout(
+        name="noise",
+        shape=(len(rows), columns),
+        dtype=plan.identity.dtype,
+        tile=(min(plan.identity.tile[0], len(rows)), min(COLUMNS_AT_ONCE, columns)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sealed_writer(path, layout) as writer:
+        (bulk,) = writer.bulks
+        for number, piece in enumerate(cut(Range(0, columns), COLUMNS_AT_ONCE)):
+            drawn = draw(
+                plan.identity.noise[name], plan.identity.seed, name, rows, piece, layout.dtype
+            )
+            for row in range(layout.grid[0]):
+                bulk.write_tile(row, number, drawn[layout.rows(row).slice])
+        writer.publish(identity, provenance=provenance())
+    return _opened(path, identity)
+
+
+def _opened(path: Path, identity: Mapping[str, Any]) -> SealedFile:
+    file = SealedFile(path)
+    stated = {key: value for key, value in file.identity.items() if key != "bulk"}
+    if stated != identity:
+        raise CorruptError(f"{path} is not what its name says; remove it: rm {path}")
+    return file
+
+
+def gaussian_probes(plan: Plan, rows: int, columns: int) -> Array:
+    """Random vectors ``(rows, columns)`` that estimate the orthogonality of a basis."""
+    dtype = np.result_type(plan.identity.dtype, np.float64)
+    seed = plan.identity.seed
+    return draw("gaussian", seed, "probe", Range(0, rows), Range(0, columns), dtype)
