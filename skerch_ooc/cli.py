@@ -37,7 +37,9 @@ _THREADS = click.option("--threads", type=int, metavar="N", help="Threads of one
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the spec."
 )
-_DEVICE = click.option("--device", metavar="NAME", help="Torch device of the operator.")
+_DEVICE = click.option(
+    "--device", metavar="NAME", help="Torch device of the operator, and of the arithmetic on tiles."
+)
 _EXECUTOR = click.option(
     "--executor", type=click.Choice(["serial", "dask"]), default="serial", show_default=True,
     help="Where products are computed: in this process, or on local worker processes.",
@@ -114,9 +116,10 @@ def run(
     from skerch_ooc import pipeline, tables
     from skerch_ooc.resources import Resources
     from skerch_ooc.spec import Spec
+    from skerch_ooc.tolerance import require_tolerance
 
     chosen = _executor(executor, workers)
-    resources = Resources.of(memory, threads, chosen.workers)
+    resources = Resources.of(memory, threads, chosen.workers, device)
     progress = for_terminal()
     request = Spec.from_toml(spec, overrides)
     planned = pipeline.make_plan(request, run_dir, resources, device=device)
@@ -129,7 +132,7 @@ def run(
         _say_stopped(progress)
         return
     _show_result(planned.run, "default", assessment, as_json)
-    pipeline.require_tolerance(planned.run.plan, assessment)
+    require_tolerance(planned.run.plan, assessment)
     pipeline.require_quality(assessment, max_relative_error)
 
 
@@ -162,8 +165,8 @@ def extend(
         return
     planned = pipeline.Planned(grown, estimate(grown.plan, None), fresh=False)
     assessment = pipeline.run_all(
-        planned, chosen, Resources.of(memory, threads, chosen.workers), progress, device=device,
-        budget=_budget(max_seconds),
+        planned, chosen, Resources.of(memory, threads, chosen.workers, device), progress,
+        device=device, budget=_budget(max_seconds),
     )  # fmt: skip
     if assessment is None:
         _say_stopped(progress)
@@ -208,32 +211,36 @@ def measure(
 
 
 @cli.command()
-@_options(_DIR, _MEMORY, _THREADS)
+@_options(_DIR, _MEMORY, _THREADS, _DEVICE)
 @click.option(
     "--rechunk/--no-rechunk", default=None,
     help="Write row shards too; by default where there are many column shards.",
 )  # fmt: skip
-def merge(directory: Path, memory: str | None, threads: int | None, rechunk: bool | None) -> None:
+def merge(
+    directory: Path, memory: str | None, threads: int | None, device: str | None,
+    rechunk: bool | None,
+) -> None:  # fmt: skip
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
     from skerch_ooc.resources import Resources
 
+    resources = Resources.of(memory, threads, device=device)
     another_round = pipeline.merge_stage(
-        pipeline.open_run(directory), Resources.of(memory, threads), for_terminal(), rechunk
+        pipeline.open_run(directory), resources, for_terminal(), rechunk
     )
     following = "measure" if another_round else "recover"
     click.echo(f"merged; next: skerch-ooc {following} {directory}")
 
 
 @cli.command()
-@_options(_DIR, _NAME, _MEMORY, _THREADS)
+@_options(_DIR, _NAME, _MEMORY, _THREADS, _DEVICE)
 @click.option("--method", metavar="NAME", help="Instead of the plan's method.")
 @click.option("--core", metavar="C", help="Singular values of the core to invert, or auto.")
 @click.option("--rank", metavar="R", help="Values and vectors to return, or all.")
 @click.option("--vectors", metavar="HOW", help="stored, or implicit: made as they are read.")
 def recover(
     directory: Path, name: str | None, memory: str | None, threads: int | None,
-    method: str | None, core: str | None, rank: str | None, vectors: str | None,
+    device: str | None, method: str | None, core: str | None, rank: str | None, vectors: str | None,
 ) -> None:  # fmt: skip
     """Recover the decomposition from the merged sketch; costs no product."""
     from skerch_ooc import pipeline
@@ -243,7 +250,8 @@ def recover(
     opened = pipeline.open_run(directory)
     settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank), vectors)
     name = _folder_name(name) or stage.result_name(settings, opened.plan)
-    path = stage.recover(opened, settings, name, Resources.of(memory, threads), for_terminal())
+    resources = Resources.of(memory, threads, device=device)
+    path = stage.recover(opened, settings, name, resources, for_terminal())
     suffix = "" if name == "default" else f" --name {name}"
     click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
 

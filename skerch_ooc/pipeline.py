@@ -306,6 +306,7 @@ def merge(
     *,
     memory: int | str | None = None,
     threads: int | None = None,
+    device: str | None = None,
     rechunk: bool | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -318,6 +319,7 @@ def merge(
         run: The run.
         memory: Peak resident memory, in bytes or as text.
         threads: Threads.
+        device: Torch device on which tiles are multiplied; by default the processor.
         rechunk: Whether row shards are written; by default where there are many column shards.
         progress: Shows how far it is.
 
@@ -326,7 +328,8 @@ def merge(
         CorruptError: If a shard is damaged, foreign, swapped or a link.
         DriftError: If shards were made by different operators.
     """
-    merge_stage(run, Resources.of(memory, threads), progress or Progress(), rechunk)
+    resources = Resources.of(memory, threads, device=device)
+    merge_stage(run, resources, progress or Progress(), rechunk)
 
 
 def merge_stage(
@@ -351,6 +354,7 @@ def recover(
     vectors: str | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Eigh | Svd:
     """Recovers the decomposition; merges first if need be; an existing result is returned.
@@ -364,6 +368,7 @@ def recover(
         vectors: Instead of the plan's.
         memory: Peak resident memory, in bytes or as text.
         threads: Threads.
+        device: Torch device on which tiles are multiplied; by default the processor.
         progress: Shows how far it is.
 
     Raises:
@@ -376,7 +381,7 @@ def recover(
 
     settings = recovery_settings(run, method, core, rank, vectors)
     name = name or recover_stage.result_name(settings, run.plan)
-    resources = Resources.of(memory, threads)
+    resources = Resources.of(memory, threads, device=device)
     return open_result(
         recover_stage.recover(run, settings, name, resources, progress or Progress())
     )
@@ -684,7 +689,7 @@ def decompose(
             },
         }
     )
-    resources = Resources.of(memory)
+    resources = Resources.of(memory, device=device)
     planned = make_plan(spec, Path(run_dir), resources, operator=A)
     if not planned.fresh:
         # Another object under the name of an old run must never be given the old answer.

@@ -32,11 +32,13 @@ class Resources:
         threads: Threads of the linear algebra (and of the operator) in one process.
         workers: Processes that measure side by side. Where one process works for all of them
             (merge, vectors) it may keep ``threads * workers`` cores busy.
+        device: The torch device on which merge and recovery multiply tiles.
     """
 
     memory: int
     threads: int
     workers: int = 1
+    device: str = "cpu"
 
     @property
     def cores(self) -> int:
@@ -45,7 +47,11 @@ class Resources:
 
     @classmethod
     def of(
-        cls, memory: int | str | None = None, threads: int | None = None, workers: int = 1
+        cls,
+        memory: int | str | None = None,
+        threads: int | None = None,
+        workers: int = 1,
+        device: str | None = None,
     ) -> Resources:
         """Fills in what was not said.
 
@@ -54,6 +60,7 @@ class Resources:
                 half the memory that is free now if that is less.
             threads: By default ``SLURM_CPUS_PER_TASK``, else the worker's share of the cores.
             workers: Processes that share this machine.
+            device: The torch device of merge and recovery; by default the processor.
 
         Raises:
             UsageError: If a value is out of range.
@@ -71,7 +78,7 @@ class Resources:
             raise UsageError(
                 f"threads = {threads}, workers = {workers}: must be at most {_MOST_THREADS}"
             )
-        return cls(memory=memory, threads=threads, workers=workers)
+        return cls(memory=memory, threads=threads, workers=workers, device=device or "cpu")
 
 
 def parse_bytes(text: str) -> int:

@@ -8,7 +8,7 @@ shards of the old one are not taken for shards of the new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,6 @@ from skerch_ooc.shards import (
     wait_for_columns,
 )
 from skerch_ooc.sides import (
-    CORANGE,
-    RANGE,
     Side,
     first_round,
     height_of_role,
@@ -284,5 +282,3 @@ def count_products(run: Run) -> dict[str, int]:
         if record.get("stage") in ("probe", "fingerprint") and isinstance(count, int):
             checks += count
     return {"planned": planned, "done": done, "probe": checks}
-
-

@@ -337,7 +337,6 @@ class SealedWriter:
             CorruptError: If the bytes on the disk are not those that were written.
         """
         identity = dict(identity)
-        extents = []
         described = [bulk.as_json() for bulk in self.bulks]
         if described:
             identity["bulk"] = described[0] if len(described) == 1 else described
@@ -346,9 +345,8 @@ class SealedWriter:
                 file.create_dataset(name, data=np.asarray(array))
             file.create_dataset("identity", data=np.bytes_(canonical_json(identity)))
             file.create_dataset("provenance", data=np.bytes_(canonical_json(provenance or {})))
-            for bulk in self.bulks:
-                extents.append(_extent(file[bulk.layout.name]) or Extent(0, 0))
-        extents.sort(key=lambda extent: extent.offset)
+            found = [_extent(file[bulk.layout.name]) or Extent(0, 0) for bulk in self.bulks]
+        extents = sorted(found, key=lambda extent: extent.offset)
         with open(self.private, "r+b") as raw:
             length = os.fstat(raw.fileno()).st_size
             digest = _hash(raw.fileno(), length, extents)

@@ -297,9 +297,7 @@ class SketchReader:
         IncompleteError: If one is gone.
     """
 
-    def __init__(
-        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side
-    ) -> None:
+    def __init__(self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side) -> None:
         self.side = side
         self._tiles = run.plan.tiles(side.rows)
         self._tile_rows = run.plan.identity.tile[0]

@@ -50,8 +50,7 @@ class Side:
 
 
 def side_of(name: str, rows: int, sketches: Mapping[str, int], noise: Mapping[str, int]) -> Side:
-    """A side with roles and test matrices of the given widths, in this order; empty ones left out.
-    """
+    """A side with roles and test matrices of these widths, in this order, without empty ones."""
     return Side(name, rows, _placed(sketches), _placed(noise))
 
 

@@ -75,9 +75,7 @@ def require_sense(spec: Spec) -> None:
             f"tolerance = {spec.tolerance}: the columns of method = {method!r} do not nest, so it "
             f"cannot measure in rounds; use one of {', '.join(NESTING_METHODS)}"
         )
-    elif spec.tolerance is not None and (
-        spec.sketch.test_measurements < FEWEST_TEST_MEASUREMENTS
-    ):
+    elif spec.tolerance is not None and (spec.sketch.test_measurements < FEWEST_TEST_MEASUREMENTS):
         wrong = (
             f"tolerance = {spec.tolerance} needs sketch.test_measurements of at least "
             f"{FEWEST_TEST_MEASUREMENTS}, not {spec.sketch.test_measurements}"

@@ -9,10 +9,10 @@ from typing import Any
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX, read_json
 from skerch_ooc.partition import Range
-from skerch_ooc.rundir import Run
-from skerch_ooc.sides import RANGE
 from skerch_ooc.rounds import Round, count_products, known_rounds
+from skerch_ooc.rundir import Run
 from skerch_ooc.shards import Rectangle, list_shards, strangers
+from skerch_ooc.sides import RANGE
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,10 @@ def _wants_numpy(operator: Any) -> bool:
 
 def _describe(error: Exception, columns: Array, adjoint: bool) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    whose = "the adjoint of the operator" if adjoint else "the operator"
     return (
-        f"{'the adjoint of ' if adjoint else ''}the operator failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype "
-        f"of the plan): {type(error).__name__}: {error} "
+        f"{whose} failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype of the "
+        f"plan): {type(error).__name__}: {error} "
         f"(in {frame.name}, {frame.filename}:{frame.lineno})"
     )
 

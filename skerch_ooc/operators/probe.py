@@ -114,8 +114,10 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
             f"two calls with the same vector differ by {repetition:.1e} of the result "
             f"(allowed: {limit:.1e}); a sketch needs an operator that repeats itself. {_CAUSES}"
         )
-    asymmetry = _asymmetry(x, block, product.dtype) if hermitian else _adjoint_error(
-        product, seed, x, block
+    asymmetry = (
+        _asymmetry(x, block, product.dtype)
+        if hermitian
+        else _adjoint_error(product, seed, x, block)
     )
     column_seconds = max(0.0, (block_seconds - single_seconds) / max(1, width - 1))
     findings = Probe(

@@ -73,9 +73,14 @@ def decompose(problem: Problem, core: Core) -> Solution:
         left=left_transform,
         right=right_transform,
         core=core,
-        left_condition=left.condition,
-        right_condition=right.condition,
+        left_condition=_amplification(problem.y, left_transform),
+        right_condition=_amplification(problem.w, right_transform),
     )
+
+
+def _amplification(y: Array, transform: Array) -> float:
+    """How much larger relative errors of ``Y`` are in the orthonormal ``Y T``: ``||Y|| ||T||``."""
+    return max(1.0, spectral_norm(y) * spectral_norm(transform))
 
 
 def root_of(x: Array, floor: float) -> Root:

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from skerch_ooc.linalg import hermitian_part
+from skerch_ooc.linalg import Array, hermitian_part
 from skerch_ooc.recovery.choosing import floor_of
 from skerch_ooc.recovery.decompose import root_of
 from skerch_ooc.recovery.problem import Core, Problem
@@ -43,6 +43,20 @@ def solve(problem: Problem) -> Core:
     return Core(basis, middle, basis, size, leave_one_out=leave_one_out(problem))
 
 
+def _inverse_gram_diagonal(y: Array, problem: Problem) -> Array:
+    """The diagonal of ``(Y^H Y)^-1``, that is of ``R^-1 R^-H``, or of ``V s^-2 V^H``."""
+    root = root_of(y, floor_of(problem))
+    if root.inverse.shape[0] == root.inverse.shape[1]:
+        return np.asarray(np.sum(np.abs(root.inverse) ** 2, axis=1))
+    values, vh = np.linalg.svd(y)[1:]
+    m = y.shape[1]
+    s = np.zeros(m)
+    s[: len(values)] = values
+    # No column is known better than to unit roundoff.
+    s = np.maximum(s, 0.5 * problem.epsilon * float(np.linalg.norm(s)) / math.sqrt(m))
+    return np.asarray(np.sum((np.abs(vh) / s[:, None]) ** 2, axis=0))
+
+
 def leave_one_out(problem: Problem) -> float | None:
     """Estimates ``||A - Ahat||_F`` by leaving out each column of the first sketch in turn.
 
@@ -57,13 +71,9 @@ def leave_one_out(problem: Problem) -> float | None:
     """
     if problem.before is None:
         return None
-    s, vh = np.linalg.svd(problem.before, full_matrices=False)[1:]
-    if not s.size or s[0] <= 0:
+    if not np.any(problem.before):
         return 0.0
-    # The diagonal of (Y^H Y)^-1 = V s^-2 V^H. No column is known better than to unit roundoff.
-    noise = 0.5 * problem.epsilon * math.sqrt(float(np.mean(s**2)))
-    inverse_square = ((np.abs(vh) / np.maximum(s, noise)[:, None]) ** 2).sum(axis=0)
-    square = float(np.mean(1.0 / inverse_square))
+    square = float(np.mean(1.0 / _inverse_gram_diagonal(problem.before, problem)))
     if problem.hermitian:
         assert problem.psi_y is not None
         inside = float(np.sum(np.abs(problem.psi_y) ** 2))

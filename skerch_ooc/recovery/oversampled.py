@@ -12,13 +12,16 @@ the variance that the core adds to the error.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from skerch_ooc.linalg import Array, hermitian_part, triangular_inverse
-from skerch_ooc.recovery.choosing import RangeBasis, floor_of, range_basis, root_mean
+from skerch_ooc.recovery.choosing import RangeBasis, floor_of, range_basis
 from skerch_ooc.recovery.problem import Core, Problem
 
 _NOTHING_LEFT = 1e-10
+_COLUMNS_AT_ONCE = 256
 
 
 def solve(problem: Problem) -> Core:
@@ -62,6 +65,7 @@ class _Side:
         basis: ``Q``, without what ``Phi`` cannot see.
         seen: ``N = Phi^H Q``, ``(s, c)``.
         pinv: ``N^+``, ``(c, s)``.
+        left_over: ``1 - P_ii`` with the projection ``P = N N^+``, ``(s,)``.
     """
 
     def __init__(self, basis: RangeBasis, phi_y: Array, floor: float) -> None:
@@ -73,20 +77,26 @@ class _Side:
         self.basis = basis.cut(self.size)
         self.seen = seen[:, : self.size]
         self._u = u[:, : self.size]
-        self._inverse = triangular_inverse(r[: self.size, : self.size])
-        self.pinv = np.asarray(self._inverse @ self._u.conj().T)
+        inverse = triangular_inverse(r[: self.size, : self.size])
+        self.pinv = np.asarray(inverse @ self._u.conj().T)
+        self.left_over = np.maximum(1.0 - np.sum(np.abs(self._u) ** 2, axis=1), _NOTHING_LEFT)
 
     def deleted(self, data: Array) -> Array:
         """``D x``: the residual of each row of the data by a fit to the other rows.
 
-        With the projection ``P`` on the range of ``N``, ``D_i = (I - P)_i / (1 - P_ii)``.
+        ``D_i = (I - P)_i / (1 - P_ii)``.
         """
         residual = data - self._u @ (self._u.conj().T @ data)
-        return np.asarray(residual / self.left_over()[:, None])
+        return np.asarray(residual / self.left_over[:, None])
 
-    def left_over(self) -> Array:
-        """``1 - P_ii``."""
-        return np.asarray(np.maximum(1.0 - np.sum(np.abs(self._u) ** 2, axis=1), _NOTHING_LEFT))
+    def fitted(self, data: Array) -> Array:
+        """What :meth:`deleted_columns` needs of all columns of the data."""
+        return np.asarray(data @ self._u)
+
+    def deleted_columns(self, data: Array, fitted: Array, columns: slice) -> Array:
+        """Some columns of ``x D^H``, given the same columns of ``x``."""
+        residual = data - fitted @ self._u[columns].conj().T
+        return np.asarray(residual / self.left_over[columns])
 
 
 def _leave_one_out(problem: Problem, left: _Side, right: _Side, core: Array) -> float | None:
@@ -111,23 +121,29 @@ def _leave_one_out(problem: Problem, left: _Side, right: _Side, core: Array) -> 
     """
     z = problem.z
     assert z is not None
-    dz = left.deleted(z)
-    zf = right.deleted(z.conj().T).conj().T
-    dzf = right.deleted(dz.conj().T).conj().T
-    own = dz + zf - dzf
-    if not problem.hermitian:
-        return root_mean(np.abs(own) ** 2)
     n, m = left.seen, right.seen
-    if np.array_equal(n, m):
+    first = problem.y.shape[1] if problem.hermitian else 0
+    if first >= z.shape[1] or (problem.hermitian and np.array_equal(n, m)):
         return None
-    # The four terms of m_j C_ij n_i^H, as matrices over (j, i).
-    row_influence = m @ left.pinv
-    column_influence = (n @ right.pinv).conj().T
-    across = m @ core @ n.conj().T
+    z_u = right.fitted(z)
+    dz_u = left.deleted(z_u)
     of_row = np.sum(left.deleted(z @ right.pinv.conj().T) * n.conj(), axis=1)
-    of_column = np.sum(right.deleted(z.conj().T @ left.pinv.conj().T).conj() * m, axis=1)
-    across -= row_influence * of_row + of_column[:, None] * column_influence
-    across += row_influence * dzf.T * column_influence
-    residual = 0.5 * (own + z - across.conj().T)
-    unseen = np.abs(residual[:, problem.y.shape[1] :]) ** 2
-    return root_mean(unseen) if unseen.size else None
+    square = 0.0
+    for start in range(first, z.shape[1], _COLUMNS_AT_ONCE):
+        some = slice(start, start + _COLUMNS_AT_ONCE)
+        # Residuals by the core itself, as matrices over (i, j).
+        dz = left.deleted(z[:, some])
+        zf = right.deleted_columns(z[:, some], z_u, some)
+        dzf = right.deleted_columns(dz, dz_u, some)
+        residual = dz + zf - dzf
+        if problem.hermitian:
+            # The four terms of conj(m_j C_ij n_i^H).
+            row_influence = (m[some] @ left.pinv).conj().T
+            column_influence = n @ right.pinv[:, some]
+            of_column = np.sum((left.pinv @ zf).T * m[some], axis=1)
+            across = n @ core.conj().T @ m[some].conj().T
+            across -= row_influence * of_row.conj()[:, None] + column_influence * of_column.conj()
+            across += row_influence * dzf.conj() * column_influence
+            residual = 0.5 * (residual + z[:, some] - across)
+        square += float(np.sum(np.abs(residual) ** 2))
+    return math.sqrt(square / (len(z) * (z.shape[1] - first)))

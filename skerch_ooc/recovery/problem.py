@@ -98,8 +98,9 @@ class Solution:
         left: ``(m, r)``.
         right: ``(l, r)``; ``left`` itself for a Hermitian operator.
         core: What the method returned.
-        left_condition: Condition of the basis ``Y core.left`` that was orthogonalised.
-        right_condition: The same of ``W core.right``.
+        left_condition: ``||Y|| ||left||``: how much larger relative errors of ``Y`` and of its
+            compressed copy are in ``U``, and so how far ``U`` is from orthonormal.
+        right_condition: The same of ``W`` and ``V``.
     """
 
     values: npt.NDArray[np.float64]

@@ -25,13 +25,14 @@ from skerch_ooc.recovery.choosing import (
     floor_of,
     range_basis,
 )
+from skerch_ooc.recovery.nystrom import GeneralCores
 from skerch_ooc.recovery.problem import Core, Problem
 
-COARSE = 6
-"""Sizes that are tried first: each costs two eigendecompositions."""
+STRIDE = 4
+"""How far beside Nystrom's size others are tried at first, on the grid of all candidates."""
 
-REFINEMENTS = 2
-"""How often the gaps beside the best size are halved."""
+REFINEMENTS = 1
+"""How often the gaps beside the best size are halved: each size costs two eigendecompositions."""
 
 
 def solve(problem: Problem) -> Core:
@@ -52,9 +53,7 @@ def solve(problem: Problem) -> Core:
         size = min(problem.core_size, equations.largest)
     else:
         choosing = choosing_columns(problem)
-        size = equations.largest
-        if choosing and size:
-            size = equations.choose(choosing, tested, cores)
+        size = equations.choose(choosing, tested, cores)
     left = equations.left.cut(size)
     right = equations.right.cut(size)
     left_coefficients = left.coefficients()
@@ -78,6 +77,7 @@ class _Equations:
         self.left = range_basis(problem.y, floor)
         self.right = self.left if problem.hermitian else range_basis(problem.w, floor)
         self.largest = max(self.left.size, self.right.size)
+        self.smallest = min(self.left.size, self.right.size)
         self._n = problem.psi_y @ self.left.coefficients()  # Psi^H Q
         self._left_data = _coordinates(self.left)  # Q^H Y
         if problem.hermitian:
@@ -99,27 +99,47 @@ class _Equations:
         return _sylvester(*np.linalg.eigh(n.conj().T @ n), *np.linalg.eigh(b @ b.conj().T), given)
 
     def choose(self, choosing: int, tested: dict[int, float], cores: dict[int, Array]) -> int:
-        """Chooses the size by the first test columns: on a coarse grid, then around the best."""
+        """Chooses the size, beginning with the one that suits Nystrom's approximation best.
+
+        That has the same range and the same noise to fear, but one factorisation serves all sizes,
+        and it has a leave-one-out error in closed form. Without test columns it decides.
+
+        Args:
+            choosing: How many test columns may be used.
+            tested: Is given the error of each size that was tried.
+            cores: Is given the core of the best.
+
+        Returns:
+            The size; 0 if there is nothing.
+        """
         problem = self._problem
+        nystrom = GeneralCores(problem, self.left)
+        grid = candidates(min(nystrom.largest, self.smallest), problem.y.shape[1])
+        if not grid:
+            return 0
+        if not choosing:
+            errors = nystrom.leave_one_out(grid)
+            return grid[errors.index(min(errors))]
+        errors = nystrom.errors(problem, grid, choosing)
+        place = errors.index(min(errors))
+        sizes = {grid[max(0, place - STRIDE)], grid[place], grid[-1]}
+        sizes.add(grid[min(len(grid) - 1, place + STRIDE)])
         assert problem.g_w is not None
         test = HeldOut(problem.t[:, :choosing], self.left.vectors)
         # P^H G
         projected = (problem.g_w[:choosing] @ self.right.coefficients()).conj().T
-        sizes = candidates(self.largest, problem.y.shape[1], COARSE)
-        best = sizes[0]
         for _ in range(REFINEMENTS + 1):
-            for size in sizes:
+            for size in sorted(sizes):
                 core = self.core(size)
                 tested[size] = test.error(core @ projected[:size])
                 if tested[size] <= min(tested.values()):
-                    best = size
                     cores.clear()
                     cores[size] = core
-            grid = sorted(tested)
-            place = grid.index(best)
-            around = grid[max(0, place - 1) : place + 2]
-            middles = {(a + b) // 2 for a, b in itertools.pairwise(around)}
-            sizes = sorted(middles - tested.keys())
+            best = next(iter(cores))
+            tried = sorted(tested)
+            place = tried.index(best)
+            around = tried[max(0, place - 1) : place + 2]
+            sizes = {(a + b) // 2 for a, b in itertools.pairwise(around)} - tested.keys()
         return best
 
 

@@ -31,7 +31,8 @@ from skerch_ooc.noise import SIGN_SCALE
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.sides import Side
 from skerch_ooc.spec import Plan
-from skerch_ooc.stages.testmatrices import TestMatrices
+from skerch_ooc.stages.arithmetic import Arithmetic, Host
+from skerch_ooc.stages.testmatrices import NoiseReader
 
 Array = npt.NDArray[Any]
 
@@ -73,7 +74,8 @@ class Sums:
         """Adds the sums over further tiles to these."""
         self.cross += other.cross
         if self.triangular:
-            self.squares = np.linalg.qr(np.concatenate([self.squares, other.squares]), mode="r")
+            stacked = np.concatenate([self.squares, other.squares])
+            self.squares = np.asarray(np.linalg.qr(stacked, mode="r"))
         else:
             self.squares += other.squares
         return self
@@ -128,8 +130,8 @@ def tile_bytes(plan: Plan, side: Side) -> int:
 
 
 def accumulate_tile(
-    plan: Plan, side: Side, matrices: TestMatrices, rows: Range, z: Array, space: Workspace,
-    out: Sums,
+    plan: Plan, side: Side, matrices: NoiseReader, rows: Range, z: Array, space: Workspace,
+    out: Sums, arithmetic: Arithmetic | None = None,
 ) -> None:  # fmt: skip
     """Forms the sums of one tile.
 
@@ -141,28 +143,32 @@ def accumulate_tile(
         z: The filled part of ``space.z``, ``(len(rows), c)``. Its content is lost.
         space: The buffers.
         out: Where the sums go; below its diagonal blocks ``out.squares`` is left as it is.
+        arithmetic: Where products are formed; in main memory by default.
     """
+    on = arithmetic or Host()
     width = plan.identity.tile[1]
+    loaded = on.load(z)
     if out.triangular:
-        out.squares = np.linalg.qr(z, mode="r")
+        out.squares = on.triangle(loaded)
     else:
         for piece in cut(Range(0, z.shape[1]), width):
-            left = z[:, piece.slice]
-            # A real matrix times its own transpose is recognised by numpy: half the work.
-            np.matmul(left.conj().T, left, out=out.squares[piece.slice, piece.slice])
-            np.matmul(left.conj().T, z[:, piece.stop :], out=out.squares[piece.slice, piece.stop :])
+            left, right = loaded[:, piece.slice], loaded[:, piece.stop :]
+            on.adjoint_times(left, left, out.squares[piece.slice, piece.slice])
+            if piece.stop < z.shape[1]:
+                on.adjoint_times(left, right, out.squares[piece.slice, piece.stop :])
     exact = [name for name in side.noise if _is_exact(plan, matrices, name)]
     for name, place in side.noise.items():
         if name not in exact:
             for piece in cut(place, width):
                 columns = piece.shifted(-place.start)
                 noise = matrices.tile(name, rows, columns, z.dtype, space.noise)
-                np.matmul(noise.conj().T, z, out=out.cross[piece.slice])
+                on.adjoint_times(on.load(noise), loaded, out.cross[piece.slice])
     if exact:
         # Real and imaginary parts are columns of their own: signs are real.
         real, target = z.view(np.float64), out.cross.view(np.float64)
         units = _round_to_integers(real)
-        multiply = _Digits(real) if _has_integer_units() else _Doubles(real)
+        digits = on.device == "cpu" and _has_integer_units()
+        multiply = _Digits(real) if digits else _Doubles(real, on)
         for name in exact:
             place = side.noise[name]
             for piece in cut(place, width):
@@ -171,7 +177,7 @@ def accumulate_tile(
                 target[piece.slice] *= units
 
 
-def _is_exact(plan: Plan, matrices: TestMatrices, name: str) -> bool:
+def _is_exact(plan: Plan, matrices: NoiseReader, name: str) -> bool:
     return not is_double(plan) and matrices.noise(name) in SIGN_SCALE
 
 
@@ -191,16 +197,17 @@ def _round_to_integers(z: Array) -> Array:
 class _Doubles:
     """Multiplies integers as doubles."""
 
-    def __init__(self, z: Array) -> None:
-        self._z = z
+    def __init__(self, z: Array, on: Arithmetic | None = None) -> None:
+        self._on = on or Host()
+        self._z = self._on.load(z)
 
     def signs(
-        self, matrices: TestMatrices, name: str, rows: Range, columns: Range, noise: Array,
+        self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
         """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
         signs = matrices.tile(name, rows, columns, np.float64, noise.view(np.float64))
-        np.matmul(signs.T, self._z, out=out)
+        self._on.adjoint_times(self._on.load(signs), self._z, out)
 
 
 class _Digits(_Doubles):
@@ -223,7 +230,7 @@ class _Digits(_Doubles):
         self._digits = torch.from_numpy(biased.astype("<u4", copy=False).view(np.int8))
 
     def signs(
-        self, matrices: TestMatrices, name: str, rows: Range, columns: Range, noise: Array,
+        self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
         """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""

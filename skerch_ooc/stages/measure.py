@@ -76,9 +76,7 @@ def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]
     directory = str(round_.run.directory.resolve())
     basis = str(round_.basis.file.path.resolve()) if round_.basis else None
     return [
-        MeasureTask(
-            directory, round_.number, basis, role, piece.start, piece.stop, device, threads
-        )
+        MeasureTask(directory, round_.number, basis, role, piece.start, piece.stop, device, threads)
         for role in round_.planned
         for block in round_.blocks(role)
         for gap in missing[role]

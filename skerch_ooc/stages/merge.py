@@ -49,8 +49,9 @@ from skerch_ooc.stages.accumulate import (
     sums_bytes,
     tile_bytes,
 )
+from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.drift import pair_asymmetry, pair_difference, require_one_operator
-from skerch_ooc.stages.testmatrices import open_test_matrices
+from skerch_ooc.stages.testmatrices import open_noise
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
@@ -255,33 +256,38 @@ class _SideMerge:
     def accumulate(self, resources: Resources, progress: Progress) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
         in_flight = tiles_in_flight("merge", resources, *merge_bytes(self.plan, self.side))
+        arithmetic = arithmetic_on(resources.device)
         self._folder.mkdir(parents=True, exist_ok=True)
         stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
         # Factors are added by arithmetic whose bits depend on the threads of a call.
         threads = operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
         with progress.stage(stage, len(self._tiles), "tiles") as advance, threads:
-            sums = tree_sum(self._partial_sums(in_flight, advance), Sums.add)
+            sums = tree_sum(self._partial_sums(in_flight, advance, arithmetic), Sums.add)
         if not sums.triangular:
             sums.squares = mirrored(sums.squares)
         return sums
 
-    def _partial_sums(self, in_flight: int, advance: Advance) -> Iterator[Sums]:
+    def _partial_sums(
+        self, in_flight: int, advance: Advance, arithmetic: Arithmetic
+    ) -> Iterator[Sums]:
         tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan, self.side)))
         for task in tasks:
             path = self._folder / f"{self._prefix}sums.t{task}.h5"
             sums = self._read_sums(path, task)
             if sums is None:
-                sums = self._sum_of_run(task, in_flight, advance)
+                sums = self._sum_of_run(task, in_flight, advance, arithmetic)
                 if len(tasks) > 1:
                     self._publish_sums(path, task, sums)
             else:
                 advance(len(task))
             yield sums
 
-    def _sum_of_run(self, task: Range, in_flight: int, advance: Advance) -> Sums:
+    def _sum_of_run(
+        self, task: Range, in_flight: int, advance: Advance, arithmetic: Arithmetic
+    ) -> Sums:
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
-        matrices = open_test_matrices(self._sketch, self.side)
+        matrices = open_noise(self._sketch, self.side)
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}
@@ -292,7 +298,7 @@ class _SideMerge:
                 for role, writer in writers.items():
                     writer.write_rows(number - task.start, z[:, self.side.sketches[role].slice])
                 rows = self._tiles[number]
-                accumulate_tile(self.plan, self.side, matrices, rows, z, space, tile)
+                accumulate_tile(self.plan, self.side, matrices, rows, z, space, tile, arithmetic)
                 spaces.give(space)
                 return tile
 

@@ -5,7 +5,6 @@ What a method needs of a sketch, and which sketches serve which methods, is said
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import UsageError
+from skerch_ooc.linalg import hermitian_part
 from skerch_ooc.recovery import Problem
 from skerch_ooc.rounds import Basis
 from skerch_ooc.shards import SketchReader
@@ -42,13 +42,12 @@ class Source:
             return self.stored.columns
         return len(self.stored.side.sketches[self.role])
 
-    def read_tile(self, number: int, tile_rows: int, rows: int, out: Array) -> Array:
+    def read_tile(self, number: int, rows: int, out: Array) -> Array:
         """Reads one row tile.
 
         Args:
             number: Its number.
-            tile_rows: Rows of full tiles.
-            rows: Rows of this one.
+            rows: How many rows it has.
             out: Buffer of at least so many rows and columns.
 
         Returns:
@@ -112,9 +111,7 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
         )
 
 
-def pose(
-    plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | None
-) -> Posed:
+def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | None) -> Posed:
     """Cuts the sums into the matrices of a recovery problem.
 
     Args:
@@ -176,7 +173,7 @@ def pose(
 def _inner_matrix(whole: Array, measured: Array) -> Array:
     """``Xi^H A Xi``: its first columns by ``Xi^H Y``, the others as measured; made Hermitian."""
     z = np.concatenate([whole, measured], axis=1)
-    return 0.5 * (z + z.conj().T)
+    return hermitian_part(z)
 
 
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
@@ -239,8 +236,3 @@ def _epsilon(plan: Plan) -> float:
 
 def _integer(value: int | str) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def widths(sources: Iterable[Source | None]) -> int:
-    """The most columns that any of the sources has."""
-    return max(source.columns for source in sources if source is not None)

@@ -337,5 +337,3 @@ def _figures(
         "leave_one_out": np.array(math.nan if left_out is None else left_out),
         "tested_cores": np.array(found.core.tested, np.float64).reshape(-1, 2),
     }
-
-

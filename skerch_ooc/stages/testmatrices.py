@@ -25,7 +25,7 @@ COLUMNS_AT_ONCE = 8
 """Whole columns that are drawn at once; also the width of the tiles they are kept in."""
 
 
-class TestMatrices:
+class NoiseReader:
     """Reads row tiles of the test matrices of a sketch.
 
     Args:
@@ -75,7 +75,7 @@ class TestMatrices:
         return out
 
 
-def open_test_matrices(sketch: Sketch, side: Side) -> TestMatrices:
+def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
     """Makes the test matrices of a side readable by rows.
 
     Those of which only whole columns can be drawn are written to the folder of the sketch first,
@@ -87,7 +87,7 @@ def open_test_matrices(sketch: Sketch, side: Side) -> TestMatrices:
         for name, place in side.noise.items()
         if name != BASIS and plan.identity.noise[name] in WHOLE_COLUMNS
     }
-    return TestMatrices(plan, sketch.round.basis, kept)
+    return NoiseReader(plan, sketch.round.basis, kept)
 
 
 def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:

@@ -31,6 +31,7 @@ from skerch_ooc.sealed import BulkWriter, Layout
 from skerch_ooc.shards import SketchReader
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.accumulate import is_double, wide_dtype
+from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.testmatrices import gaussian_probes
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
@@ -114,14 +115,17 @@ class VectorMaker:
         plan: The plan in force.
         vectors: How they are made.
         rows: Their height.
+        arithmetic: Where products are formed.
     """
 
-    def __init__(self, plan: Plan, vectors: Vectors, rows: int) -> None:
+    def __init__(self, plan: Plan, vectors: Vectors, rows: int, arithmetic: Arithmetic) -> None:
         self._vectors = vectors
-        self._transform = np.ascontiguousarray(vectors.transform)
-        self._tile_rows = plan.identity.tile[0]
+        self._on = arithmetic
+        self._transform = arithmetic.load(np.ascontiguousarray(vectors.transform))
+        if vectors.correction is not None:
+            self._correction = arithmetic.load(np.ascontiguousarray(vectors.correction))
         self.tiles = plan.tiles(rows)
-        height, wide = min(self._tile_rows, rows), wide_dtype(plan)
+        height, wide = min(plan.identity.tile[0], rows), wide_dtype(plan)
         self._pool = Pool(
             lambda: [
                 empty_aligned((height, columns), wide)
@@ -144,18 +148,22 @@ class VectorMaker:
     def tile(self, number: int, buffers: list[Array]) -> Array:
         """One row tile of the vectors, in one of the buffers."""
         rows = len(self.tiles[number])
-        x = self._vectors.source.read_tile(number, self._tile_rows, rows, buffers[0])
-        u = np.matmul(x, self._transform, out=buffers[1][:rows])
+        x = self._vectors.source.read_tile(number, rows, buffers[0])
+        u = buffers[1][:rows]
+        self._on.times(self._on.load(x), self._transform, u)
         if self._vectors.correction is None:
             return u
-        return np.matmul(u, self._vectors.correction, out=buffers[2][:rows])
+        turned = buffers[2][:rows]
+        self._on.times(self._on.load(u), self._correction, turned)
+        return turned
 
 
 def gram_of_vectors(
     plan: Plan, vectors: Vectors, rows: int, resources: Resources, progress: Progress
 ) -> Array:
     """``U^H U`` of vectors that are not written, ``(r, r)``, by one stream over their source."""
-    maker = VectorMaker(plan, vectors, rows)
+    on = arithmetic_on(resources.device)
+    maker = VectorMaker(plan, vectors, rows, on)
     shape, wide = (vectors.rank, vectors.rank), wide_dtype(plan)
     sums = vectors.rank**2 * wide.itemsize
     fixed = (levels(len(maker.tiles)) + 2) * sums + vectors.transform.nbytes
@@ -167,7 +175,8 @@ def gram_of_vectors(
     def gram_of_tile(number: int) -> Array:
         buffers = maker.take()
         u = maker.tile(number, buffers)
-        gram = np.matmul(u.conj().T, u, out=grams.take())
+        gram, loaded = grams.take(), on.load(u)
+        on.adjoint_times(loaded, loaded, gram)
         maker.give(buffers)
         return gram
 
@@ -287,7 +296,7 @@ def write_vectors(
         The figures of all tiles, and ``||U^H U - I||_F`` as estimated by the probes.
     """
     rows = writer.layout.shape[0]
-    maker = VectorMaker(plan, vectors, rows)
+    maker = VectorMaker(plan, vectors, rows, arithmetic_on(resources.device))
     dtype, wide = plan.identity.dtype, wide_dtype(plan)
     q = len(test.side.sketches.get("test", ())) if test is not None else 0
     probes = gaussian_probes(plan, vectors.rank, PROBES)

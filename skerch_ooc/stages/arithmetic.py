@@ -1,0 +1,121 @@
+"""Where the products of tiles are formed: by numpy in main memory, or by torch on a device.
+
+Tiles come from disk and sums go back to main memory either way. On a device all is double
+precision; sums differ from those of the processor by rounding, but where they are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+
+class Arithmetic(Protocol):
+    """Products of matrices that were loaded; results go to arrays in main memory.
+
+    Attributes:
+        device: Name of the device.
+    """
+
+    device: str
+
+    def load(self, array: Array) -> Any:
+        """The array as this arithmetic wants its operands; may be sliced as an array is."""
+        ...
+
+    def times(self, left: Any, right: Any, out: Array) -> None:
+        """Writes ``left right`` to ``out``."""
+        ...
+
+    def adjoint_times(self, left: Any, right: Any, out: Array) -> None:
+        """Writes ``left^H right`` to ``out``."""
+        ...
+
+    def triangle(self, matrix: Any) -> Array:
+        """The triangular factor of a QR decomposition."""
+        ...
+
+
+class Host:
+    """numpy, in main memory."""
+
+    device = "cpu"
+
+    def load(self, array: Array) -> Array:
+        """See :class:`Arithmetic`."""
+        return array
+
+    def times(self, left: Array, right: Array, out: Array) -> None:
+        """See :class:`Arithmetic`."""
+        np.matmul(left, right, out=out)
+
+    def adjoint_times(self, left: Array, right: Array, out: Array) -> None:
+        """See :class:`Arithmetic`."""
+        # A real matrix times its own transpose is recognised by numpy: half the work.
+        np.matmul(left.conj().T, right, out=out)
+
+    def triangle(self, matrix: Array) -> Array:
+        """See :class:`Arithmetic`."""
+        return np.asarray(np.linalg.qr(matrix, mode="r"))
+
+
+class Device:
+    """torch, on a device.
+
+    Args:
+        device: Its name, such as ``"cuda"``.
+
+    Raises:
+        UsageError: If it cannot be used here.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = device
+        try:
+            torch.empty(0, dtype=torch.float64, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"device = {device!r} cannot be used here: {reason}") from error
+
+    def load(self, array: Array) -> Any:
+        """See :class:`Arithmetic`."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def times(self, left: Any, right: Any, out: Array) -> None:
+        """See :class:`Arithmetic`."""
+        self._store(left @ right, out)
+
+    def adjoint_times(self, left: Any, right: Any, out: Array) -> None:
+        """See :class:`Arithmetic`."""
+        self._store(left.mH @ right, out)
+
+    def triangle(self, matrix: Any) -> Array:
+        """See :class:`Arithmetic`."""
+        import torch
+
+        return np.asarray(torch.linalg.qr(matrix, mode="r").R.cpu().numpy())
+
+    @staticmethod
+    def _store(result: Any, out: Array) -> None:
+        import torch
+
+        torch.from_numpy(out).copy_(result)
+
+
+def arithmetic_on(device: str) -> Arithmetic:
+    """The arithmetic of a device.
+
+    Raises:
+        UsageError: If it cannot be used here.
+    """
+    return Host() if device == "cpu" else Device(device)
