@@ -161,7 +161,10 @@ def make_plan(
 
 
 def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None) -> Identity:
-    names = ("right", "test") if spec.kind == "eigh" else TEST_MATRICES
+    names: tuple[str, ...] = TEST_MATRICES
+    if spec.kind == "eigh":
+        inner = spec.recovery.method == "oversampled"
+        names = ("right", "test", "inner-left") if inner else ("right", "test")
     return Identity(
         kind=spec.kind,
         factory=spec.operator.factory,
@@ -231,7 +234,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
         ("measurements", measured, sizes.right),
         ("tolerance", amendments[0].tolerance, spec.tolerance),
         ("sketch.test_measurements", run.plan.reach("test"), sizes.test),
-        ("sketch.inner_measurements", run.plan.span("inner").stop, sizes.inner),
+        ("sketch.inner_measurements", run.plan.inner, sizes.inner),
         ("recovery", run.plan.recovery, spec.recovery),
     ]
     if spec.tolerance is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import re
 import sys
@@ -177,3 +178,11 @@ def operator_threads(threads: int) -> Iterator[None]:
         finally:
             if torch:
                 torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """As :func:`operator_threads`, for work that is going to use torch."""
+    importlib.import_module("torch")
+    with operator_threads(threads):
+        yield

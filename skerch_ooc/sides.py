@@ -68,11 +68,12 @@ def first_round(plan: Plan) -> list[Side]:
     """The sides of the first round."""
     height, width = plan.identity.shape
     right, left, test = (plan.reach(role) for role in ("right", "left", "test"))
-    inner = plan.span("inner").stop
+    inner = plan.inner
     sketches = {"right": right, "test": test}
     if plan.identity.kind == "eigh":
         # The columns of an inner sketch go on where those of the right sketch end.
-        return [side_of(RANGE, height, sketches, {"right": max(right, inner), "test": test})]
+        noise = {"right": max(right, inner), "test": test, "inner-left": inner}
+        return [side_of(RANGE, height, sketches, noise)]
     sides = [side_of(RANGE, height, sketches, {"left": left, "inner-left": inner})]
     if left:
         noise = {"right": right, "test": test, "inner-right": inner}
@@ -115,7 +116,7 @@ def height_of_role(plan: Plan, role: str) -> int:
     """The number of rows of a role's sketch, in the first round."""
     height, width = plan.identity.shape
     if role == "inner":
-        return plan.span("inner").stop
+        return plan.inner
     return width if role == "left" else height
 
 

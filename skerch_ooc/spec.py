@@ -587,6 +587,16 @@ class Plan:
         """How many columns of a role of the first round are planned."""
         return len(self.span(role))
 
+    @property
+    def inner(self) -> int:
+        """Rows and columns of the inner sketch.
+
+        For a Hermitian operator the first columns are those of the right sketch, and perhaps all.
+        """
+        if self.recovery.method != "oversampled":
+            return 0
+        return max(self.span("inner").stop, self.reach("right"))
+
     def blocks(self, role: str) -> list[Range]:
         """The column ranges of a role that are tasks of their own."""
         return [

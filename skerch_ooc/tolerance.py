@@ -60,7 +60,7 @@ def grown_sizes(plan: Plan, measurements: int) -> Sizes:
             else math.ceil(left * measurements / plan.reach("right"))
         )
         left = min(left, plan.identity.shape[0])
-    return Sizes(measurements, left, plan.span("inner").stop, plan.reach("test"))
+    return Sizes(measurements, left, plan.inner, plan.reach("test"))
 
 
 def reached(run: Run, resources: Resources, progress: Progress) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -80,3 +81,12 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     yield calls
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """Leaves what is there before the first test out of garbage collections, which stages ask for."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -48,6 +48,7 @@ class Case:
     y: Any
     w: Any
     problem: Problem
+    g: Any = None
 
     def solve(self, **settings: Any) -> Core:
         return METHODS[self.method](replace(self.problem, **settings))
@@ -98,6 +99,22 @@ def dense(kind: str, spectrum: str, shape: tuple[int, int], dtype: str, seed: in
     return (u * values) @ v.conj().T
 
 
+def integers(kind: str, dtype: str, shape: tuple[int, int], rank: int, seed: int = 0) -> Any:
+    """A matrix of small integers and at most this rank: its products are exact."""
+    generator = np.random.default_rng([seed, 4])
+
+    def factor(rows: int) -> Any:
+        x = generator.integers(-2, 3, (rows, rank)).astype(np.result_type(dtype, np.float64))
+        if x.dtype.kind == "c":
+            x += 1j * generator.integers(-2, 3, (rows, rank))
+        return x
+
+    u = factor(shape[0])
+    if kind == "eigh":
+        return (u * generator.choice([-1.0, 1.0], rank)) @ u.conj().T
+    return u @ factor(shape[1]).conj().T
+
+
 def sketch_of(
     a: Any,
     method: str,
@@ -110,7 +127,7 @@ def sketch_of(
     q: int = 30,
     seed: int = 0,
     normal_noise: bool = False,
-    phi_apart: bool = False,
+    phi_apart: bool = True,
 ) -> Case:
     """Sketches an operator, rounds the products to ``dtype`` and makes a problem of them."""
     generator = np.random.default_rng([seed, 2])
@@ -129,7 +146,7 @@ def sketch_of(
     left = default_left(method, kind, m) if left is None else left
     inner = default_inner(m, wide.kind == "c") if inner is None else inner
     epsilon = float(np.finfo(dtype).eps)
-    g = normals(generator, (w, q), dtype)
+    g = normals(np.random.default_rng([seed, 3]), (w, q), dtype)
     t = rounded(a @ g)
     more: dict[str, Any] = {}
     omega = noise(w, m)
@@ -182,7 +199,7 @@ def sketch_of(
         g_w=g.conj().T @ sketched_w,
         **more,
     )
-    return Case(method, a, y, sketched_w, problem)
+    return Case(method, a, y, sketched_w, problem, g)
 
 
 @cache

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, count_above
+from skerch_ooc.linalg import Array, count_above, svd
 from skerch_ooc.recovery.problem import Problem
 
 NOISE_FLOOR = 0.5
@@ -96,7 +96,7 @@ def range_basis(y: Array, floor: float) -> RangeBasis:
     Returns:
         The basis; empty for a sketch of zeros.
     """
-    u, s, vh = np.linalg.svd(y, full_matrices=False)
+    u, s, vh = svd(y)
     kept = count_above(s, floor)
     return RangeBasis(u[:, :kept], s[:kept], vh[:kept])
 

@@ -19,6 +19,7 @@ from skerch_ooc.linalg import (
     hermitian_part,
     sandwich,
     spectral_norm,
+    svd,
     triangular_factor,
     triangular_inverse,
 )
@@ -60,7 +61,7 @@ def decompose(problem: Problem, core: Core) -> Solution:
         values, u = eigh_by_magnitude(hermitian_part(middle))
         vh = None
     else:
-        u, values, vh = np.linalg.svd(middle, full_matrices=False)
+        u, values, vh = svd(middle)
     kept = count_above(np.abs(values), floor)
     if problem.rank is not None:
         kept = min(kept, problem.rank)
@@ -104,7 +105,7 @@ def root_of(x: Array, floor: float) -> Root:
         condition = spectral_norm(r) * spectral_norm(inverse) if len(r) else 1.0
         if condition * floor < 1:
             return Root(r, inverse, condition)
-    s, vh = np.linalg.svd(r, full_matrices=False)[1:]
+    s, vh = svd(r)[1:]
     kept = count_above(s, floor)
     s, vh = s[:kept], vh[:kept]
     condition = float(s[0] / s[-1]) if kept else 1.0

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, hermitian_part
+from skerch_ooc.linalg import Array, hermitian_part, svd
 from skerch_ooc.recovery.choosing import floor_of
 from skerch_ooc.recovery.decompose import root_of
 from skerch_ooc.recovery.problem import Core, Problem
@@ -48,7 +48,7 @@ def _inverse_gram_diagonal(y: Array, problem: Problem) -> Array:
     root = root_of(y, floor_of(problem))
     if root.inverse.shape[0] == root.inverse.shape[1]:
         return np.asarray(np.sum(np.abs(root.inverse) ** 2, axis=1))
-    values, vh = np.linalg.svd(y)[1:]
+    values, vh = svd(y)[1:]
     m = y.shape[1]
     s = np.zeros(m)
     s[: len(values)] = values

@@ -127,7 +127,8 @@ def _leave_one_out(problem: Problem, left: _Side, right: _Side, core: Array) -> 
         return None
     z_u = right.fitted(z)
     dz_u = left.deleted(z_u)
-    of_row = np.sum(left.deleted(z @ right.pinv.conj().T) * n.conj(), axis=1)
+    if problem.hermitian:
+        of_row = np.sum(left.deleted(z @ right.pinv.conj().T).conj() * n, axis=1)[:, None]
     square = 0.0
     for start in range(first, z.shape[1], _COLUMNS_AT_ONCE):
         some = slice(start, start + _COLUMNS_AT_ONCE)
@@ -142,7 +143,7 @@ def _leave_one_out(problem: Problem, left: _Side, right: _Side, core: Array) -> 
             column_influence = n @ right.pinv[:, some]
             of_column = np.sum((left.pinv @ zf).T * m[some], axis=1)
             across = n @ core.conj().T @ m[some].conj().T
-            across -= row_influence * of_row.conj()[:, None] + column_influence * of_column.conj()
+            across -= row_influence * of_row + column_influence * of_column.conj()
             across += row_influence * dzf.conj() * column_influence
             residual = 0.5 * (residual + z[:, some] - across)
         square += float(np.sum(np.abs(residual) ** 2))

@@ -22,7 +22,7 @@ class Problem:
 
     For a general operator ``Y = A Omega`` has ``m`` columns, ``W = A^H Psi`` has ``l``, ``T = A G``
     has ``q``, and ``Z = Phi^H A Xi`` is ``(s, s)``. For a Hermitian one ``W`` is ``Y``, ``Psi`` is
-    ``Omega``, and ``Phi`` is ``Xi``, whose first ``m`` columns are ``Omega``.
+    ``Omega``, and the first ``m`` columns of ``Xi`` are ``Omega``.
 
     In ``hmt`` an orthonormal basis ``Q`` stands in the place of ``Y``, and ``B = A^H Q`` in that of
     ``W`` (for a Hermitian operator ``W`` is ``Q``, and ``psi_y`` is ``Q^H A Q``).

@@ -16,7 +16,7 @@ import itertools
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, hermitian_part
+from skerch_ooc.linalg import Array, eigh, hermitian_part
 from skerch_ooc.recovery.choosing import (
     HeldOut,
     RangeBasis,
@@ -92,11 +92,11 @@ class _Equations:
         if self._problem.hermitian:
             # B = N^H and W^H P = (Q^H Y)^H: with B B^H = X x X^H, C solves B B^H C + C B B^H = F.
             half = self._left_data[:size] @ n
-            x, vectors = np.linalg.eigh(n.conj().T @ n)
+            x, vectors = eigh(n.conj().T @ n)
             return hermitian_part(_sylvester(x, vectors, x, vectors, half + half.conj().T))
         b = self._b[:size]
         given = n.conj().T @ self._right_data[:, :size] + self._left_data[:size] @ b.conj().T
-        return _sylvester(*np.linalg.eigh(n.conj().T @ n), *np.linalg.eigh(b @ b.conj().T), given)
+        return _sylvester(*eigh(n.conj().T @ n), *eigh(b @ b.conj().T), given)
 
     def choose(self, choosing: int, tested: dict[int, float], cores: dict[int, Array]) -> int:
         """Chooses the size, beginning with the one that suits Nystrom's approximation best.

@@ -7,9 +7,9 @@ import numpy as np
 from skerch_ooc.errors import UsageError
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.recovery.choosing import NOISE_FLOOR
+from skerch_ooc.recovery.choosing import noise_floor
 from skerch_ooc.recovery.decompose import root_of
-from skerch_ooc.resources import Resources, blas_threads
+from skerch_ooc.resources import Resources, torch_threads
 from skerch_ooc.rounds import BASIS_FILE, basis_identity
 from skerch_ooc.sealed import sealed_writer
 from skerch_ooc.sides import CORANGE, RANGE
@@ -42,8 +42,8 @@ def make_basis(merged: Merged, resources: Resources, progress: Progress) -> None
     round_, plan = sketch.round, sketch.round.run.plan
     side = merged.sides[CORANGE if round_.adjoint else RANGE]
     epsilon = float(np.finfo(plan.identity.dtype).eps)
-    with blas_threads(resources.threads):
-        root = root_of(side.copy(round_.role), NOISE_FLOOR * epsilon)
+    with torch_threads(resources.threads):
+        root = root_of(side.copy(round_.role), noise_floor(epsilon))
     if root.inverse.shape[1] == 0:
         raise UsageError(
             "there is nothing to decompose: the operator's products with all test vectors are zero"

@@ -209,8 +209,8 @@ def _test_vectors(round_: Round, role: str, columns: Range) -> Array:
 def _inner_product(plan: Plan, measured: Array) -> Array:
     """``Phi^H M`` for a block ``M`` of products: columns of the inner sketch, ``(s, b)``."""
     identity = plan.identity
-    name = "right" if identity.kind == "eigh" else "inner-left"
-    count = Range(0, plan.span("inner").stop)
+    name = "inner-left"
+    count = Range(0, plan.inner)
     wide = np.result_type(identity.dtype, np.float64)
     total = np.zeros((len(count), measured.shape[1]), wide)
     whole = identity.noise[name] in WHOLE_COLUMNS

@@ -149,6 +149,10 @@ class Merge:
         self.rechunk = self.sketch.shards > RECHUNK_ABOVE if rechunk is None else rechunk
         self._sides = [_SideMerge(self, side) for side in round_.sides]
 
+    def readers(self) -> dict[str, SketchReader]:
+        """What reads the sketches of each side, whether they are merged yet or not."""
+        return {merge.side.name: merge.best_reader() for merge in self._sides}
+
     def result(self, resources: Resources, progress: Progress) -> Merged:
         """Merges, or finds that this is done.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.linalg import hermitian_part
+from skerch_ooc.linalg import svd
 from skerch_ooc.recovery import Problem
 from skerch_ooc.rounds import Basis
 from skerch_ooc.shards import SketchReader
@@ -90,7 +90,7 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
         UsageError: With the reason.
     """
     kind, method = plan.identity.kind, settings.method
-    left, right, inner = plan.reach("left"), plan.reach("right"), plan.reach("inner")
+    left, right, inner = plan.reach("left"), plan.reach("right"), plan.inner
     reason = None
     if method == "hmt":
         if plan.recovery.method != "hmt":
@@ -130,6 +130,8 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
     if hermitian:
         m = y.shape[1]
         whole = range_side.cross("right", "right")
+        # Phi^H A Xi begins with Phi^H Y, as Xi begins with Omega.
+        inner = None if measured is None else range_side.cross("inner-left", "right")
         problem = Problem(
             hermitian=True,
             epsilon=_epsilon(plan),
@@ -139,9 +141,9 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
             psi_y=whole[:m],
             omega_w=whole[:m],
             g_w=range_side.cross("test", "right"),
-            phi_y=None if measured is None else whole,
+            phi_y=inner,
             xi_w=None if measured is None else whole,
-            z=None if measured is None else _inner_matrix(whole, measured),
+            z=None if measured is None else np.concatenate([inner, measured], axis=1),
             core_size=_integer(settings.core),
             rank=_integer(settings.rank),
         )
@@ -170,12 +172,6 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
     )
 
 
-def _inner_matrix(whole: Array, measured: Array) -> Array:
-    """``Xi^H A Xi``: its first columns by ``Xi^H Y``, the others as measured; made Hermitian."""
-    z = np.concatenate([whole, measured], axis=1)
-    return hermitian_part(z)
-
-
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
     """The problem of ``hmt``: ``A ~ Q B^H``, in coordinates in which ``Q`` is the identity."""
     hermitian = plan.identity.kind == "eigh"
@@ -188,7 +184,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
     projected = basis.file.arrays["test_products"]
     k = basis.columns
     # What of T is outside the range of Q: the same for all of its orthonormal bases.
-    q = np.linalg.svd(y_before, full_matrices=False)[0][:, :k]
+    q = svd(y_before)[0][:, :k]
     outside = np.linalg.qr(t_before - q @ (q.conj().T @ t_before), mode="r")
     y = np.concatenate([np.eye(k), np.zeros((len(outside), k))]).astype(y_before.dtype)
     common: dict[str, Any] = {

@@ -15,14 +15,15 @@ from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.recovery import METHODS, Core, decompose
-from skerch_ooc.resources import Resources, blas_threads
+from skerch_ooc.resources import Resources, torch_threads
 from skerch_ooc.rounds import Round, known_rounds
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, sealed_writer
+from skerch_ooc.sides import CORANGE, RANGE
 from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
 from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.merge import Merge
-from skerch_ooc.stages.problems import Posed, pose, serves
+from skerch_ooc.stages.problems import Posed, Source, pose, serves
 from skerch_ooc.stages.vectors import (
     Vectors,
     corrected,
@@ -108,9 +109,34 @@ def result_path(run: Run, name: str) -> Path:
     return run.results / name / RESULT_FILES[run.plan.identity.kind]
 
 
+def sources(run: Run, settings: RecoverySpec) -> tuple[str, Source, Source | None]:
+    """The columns on disk that the vectors of a result are made of.
+
+    Args:
+        run: The run.
+        settings: Those of the result.
+
+    Returns:
+        The digest of the sketch, the columns of the left vectors or of the eigenvectors, and those
+        of the right vectors.
+
+    Raises:
+        UsageError: If the run's sketch does not serve the method.
+        IncompleteError: If something is not measured yet, or is gone.
+        CorruptError: If a shard is damaged.
+    """
+    last, _ = rounds_for(run, settings)
+    readers = Merge(last).readers()
+    left = Source(last.basis, "basis") if last.basis else Source(readers[RANGE], "right")
+    right = None
+    if CORANGE in readers:
+        right = Source(readers[CORANGE], last.role if last.basis else "left")
+    return last.sketch.digest, left, right
+
+
 def solve_bytes(plan: Plan) -> int:
     """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
-    m, left = plan.reach("right"), max(plan.reach("left"), plan.span("inner").stop)
+    m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
     return 12 * m * max(m, left) * wide_dtype(plan).itemsize
 
 
@@ -148,7 +174,7 @@ def solve(
     last, before = rounds_for(run, settings)
     merged = Merge(last).result(resources, progress)
     merged_before = Merge(before).result(resources, progress) if before else None
-    with progress.stage("solve", 1, "problem") as advance, blas_threads(resources.threads):
+    with progress.stage("solve", 1, "problem") as advance, torch_threads(resources.threads):
         tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
         posed = pose(run.plan, settings, merged, merged_before)
         core = METHODS[settings.method](posed.problem)
@@ -221,7 +247,7 @@ def correct(
     right = None
     if found.right:
         right = gram_of_vectors(plan, found.right, width, resources, progress)
-    with blas_threads(resources.threads):
+    with torch_threads(resources.threads):
         values, u, v = corrected(found.values, found.left, left, found.right, right)
     floor = float(np.finfo(wide_dtype(plan)).eps)
     return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)
@@ -317,9 +343,16 @@ def _publish_implicit(
             arrays[f"{side}_transform"] = vectors.transform
             if vectors.correction is not None:
                 arrays[f"{side}_correction"] = vectors.correction
+    # What the vectors are like, and of which columns they are made, should the plan grow.
+    made = {
+        "shape": list(plan.identity.shape),
+        "dtype": plan.identity.dtype,
+        "tile": plan.identity.tile[0],
+        "amendments": len(plan.amendments),
+    }
     with sealed_writer(path) as writer:
         writer.publish(
-            identity | {"core": found.core.size, "choosing": found.core.choosing},
+            identity | {"core": found.core.size, "choosing": found.core.choosing} | made,
             arrays,
             provenance(),
         )

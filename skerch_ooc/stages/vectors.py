@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.linalg import eigh_by_magnitude, gram_root, hermitian_part, mirrored
+from skerch_ooc.linalg import eigh_by_magnitude, gram_root, hermitian_part, mirrored, svd
 from skerch_ooc.partition import levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.resources import Resources
@@ -105,7 +105,7 @@ class Vectors:
         height = min(plan.identity.tile[0], rows)
         corrected = 0 if self.correction is None else self.rank * wide
         columns = self.source.columns * (wide + narrow) + self.transform.shape[1] * wide
-        return height * (columns + corrected + 2 * self.rank * narrow)
+        return int(height * (columns + corrected + 2 * self.rank * narrow))
 
 
 class VectorMaker:
@@ -215,7 +215,7 @@ def corrected(
         found, u = eigh_by_magnitude(middle)
         return found, _corrected(left, left_root, u), None
     right_root = identity if right_gram is None else gram_root(right_gram)
-    u, found, vh = np.linalg.svd((left_root * values) @ right_root.conj().T)
+    u, found, vh = svd((left_root * values) @ right_root.conj().T)
     v = vh.conj().T
     return found, _corrected(left, left_root, u), _corrected(right, right_root, v)
 

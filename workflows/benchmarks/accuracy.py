@@ -3,10 +3,10 @@
 Two tables, of the median over seeds of the *excess* ``||A - Ahat||_F / ||A - [A]_r||_F - 1``:
 
 * *general*: the synthetic matrices of Tropp, Yurtsever, Udell and Cevher 2019 (arXiv 1902.08651,
-  section 7.3.1), complex, ``n = 1000`` and ``r = 10``, at four budgets. ``oversampled`` has the
-  natural ``k`` and ``s`` of the budget, which makes ``2 k + s`` products; ``nystrom`` makes as many
-  (``m + 1.5 m``), chooses its core itself and has 30 test columns besides, which ``oversampled``
-  does not need.
+  section 7.3.1), complex, ``n = 1000`` and ``r = 10``, at four budgets; without ExpDecay fast,
+  which is rounding from rank 40 on. ``oversampled`` has the natural ``k`` and ``s`` of the budget,
+  which makes ``2 k + s`` products; ``nystrom`` makes as many (``m + 1.5 m``), chooses its core
+  itself and has 30 test columns besides, which ``oversampled`` does not need.
 * *Hermitian*: eigenvalues of mixed signs, ``n = 3000`` and ``r = 60``, single precision sketches.
   Every method makes 240 products, ``nystrom`` and ``singlepass`` with a core of their own choice
   30 more for the test.

@@ -26,7 +26,7 @@ Part = Callable[..., dict[str, Any]]
 
 POLL_SECONDS = 0.02
 TILE_ROWS = 4096
-SPARE_BYTES = 1 << 29
+SPARE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,21 @@ class Child:
         return {"wall": self.wall, "user": self.user, "system": self.system, "peak": self.peak}
 
 
-def run_child(command: Sequence[str], threads: int, fresh: int = 0) -> Child:
+def run_child(command: Sequence[str], threads: int, warm: bool = False) -> Child:
     """Runs a process and measures it.
 
     Args:
         command: What to run; its standard error is passed on.
         threads: For the linear algebra in it.
-        fresh: Bytes that it will need anew, in its memory and for the files that it writes; see
-            :func:`touch_memory`.
+        warm: Whether free memory is touched before; see :func:`touch_memory`.
 
     Raises:
         RuntimeError: If it fails.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, str(threads))
-    if fresh:
-        subprocess.run([sys.executable, __file__, str(fresh)], check=True)
+    if warm:
+        subprocess.run([sys.executable, __file__], check=True)
     start = time.perf_counter()
     # A file, not a pipe: nobody reads while it runs.
     with tempfile.TemporaryFile("w+") as output:
@@ -88,23 +87,22 @@ def run_child(command: Sequence[str], threads: int, fresh: int = 0) -> Child:
     return Child(wall, usage.ru_utime, usage.ru_stime, peak, text)
 
 
-def touch_memory(size: int) -> None:
-    """Writes to as much memory as a process will need anew, and lets go of it.
+def touch_memory() -> None:
+    """Writes to all memory that is free, and lets go of it.
 
-    A virtual machine may hand memory that is free back to its host; to get it again takes longer
-    than to write it to the disk, and nobody knows which part of it is gone. For all that is timed
-    it is got back before. What the page cache holds is left alone.
+    A virtual machine may hand free memory back to its host, and to get it again may take longer
+    than to write as much to a disk: for a process, and for the files that it writes, as they pass
+    through the page cache. Which part of it is gone, nobody knows; so it is got back before.
     """
     free = 0
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemFree:"):
                 free = int(line.split()[1]) * 1024
-    size = min(size, free - SPARE_BYTES)
-    if size > 0:
-        zeros = bytes(1 << 22)
-        with mmap.mmap(-1, size) as memory:
-            for start in range(0, size - len(zeros), len(zeros)):
+    zeros = bytes(1 << 22)
+    if free > SPARE_BYTES:
+        with mmap.mmap(-1, free - SPARE_BYTES) as memory:
+            for start in range(0, len(memory) - len(zeros), len(zeros)):
                 memory[start : start + len(zeros)] = zeros
 
 
@@ -133,13 +131,13 @@ def _status_bytes(pid: int, key: str) -> int:
     return sizes[0] if sizes else 0
 
 
-def run_cli(*arguments: object, threads: int, fresh: int = 0) -> Child:
+def run_cli(*arguments: object, threads: int, warm: bool = False) -> Child:
     """Runs ``skerch-ooc`` with these arguments; the others are those of :func:`run_child`."""
-    return run_child([sys.executable, "-m", "skerch_ooc", *map(str, arguments)], threads, fresh)
+    return run_child([sys.executable, "-m", "skerch_ooc", *map(str, arguments)], threads, warm)
 
 
 def run_part(
-    script: str, function: Part, threads: int, fresh: int = 0, **arguments: Any
+    script: str, function: Part, threads: int, warm: bool = False, **arguments: Any
 ) -> tuple[Child, dict[str, Any]]:
     """Calls a function of a script in a process of its own.
 
@@ -147,7 +145,7 @@ def run_part(
         script: The script's ``__file__``.
         function: One of those that the script hands to :func:`serve_part`.
         threads: For the linear algebra in it.
-        fresh: As of :func:`run_child`.
+        warm: As of :func:`run_child`.
         arguments: Its keyword arguments, JSON values.
 
     Returns:
@@ -156,7 +154,7 @@ def run_part(
     child = run_child(
         [sys.executable, script, "--part", function.__name__, json.dumps(arguments)],
         threads,
-        fresh,
+        warm,
     )
     return child, json.loads(child.output.splitlines()[-1])
 
@@ -328,6 +326,11 @@ def argument_parser(description: str | None, rows: int, columns: int, repeats: i
     parser.add_argument("--columns", type=int, default=columns, help=f"of the sketch, {columns}")
     parser.add_argument("--repeats", type=int, default=repeats, help=str(repeats))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="all cores")
+    parser.add_argument(
+        "--warm", action="store_true",
+        help="touch all free memory before whatever is timed: takes long, and makes figures "
+        "steadier on virtual machines that hand free memory back to their host",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="for all files, removed again; a temporary one")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser
@@ -362,4 +365,4 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    touch_memory(int(sys.argv[1]))
+    touch_memory()

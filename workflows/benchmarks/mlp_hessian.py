@@ -57,7 +57,9 @@ def orthogonality(run_dir: Path) -> float:
 
     import skerch_ooc as ooc
 
-    u = ooc.recover(ooc.open_run(run_dir)).eigenvectors[:].double()
+    result = ooc.recover(ooc.open_run(run_dir))
+    assert isinstance(result, ooc.Eigh)
+    u = result.eigenvectors[:].double()
     gram = u.T @ u
     return float(torch.linalg.matrix_norm(gram - torch.eye(len(gram)), 2))
 

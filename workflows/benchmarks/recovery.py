@@ -12,6 +12,7 @@ Usage: python workflows/benchmarks/recovery.py --repeats 3 --json recovery.json
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 import time
@@ -68,19 +69,16 @@ def dask_svd(
     source: str, target: str, rows: int, columns: int, rank: int, chunk_rows: int, memory: int
 ) -> dict[str, Any]:
     """Decomposes the plain HDF5 file by dask; writes the leading left singular vectors."""
-    import dask
-    import dask.array as da
-    from distributed import Client, LocalCluster
-
+    # dask has types for some of what it exports only.
+    dask, da, distributed = map(importlib.import_module, ("dask", "dask.array", "distributed"))
     folder = Path(target)
-    # What was said of the memory of a worker would not fit a machine of another size.
     with (
         dask.config.set({"temporary-directory": str(folder / "spilled")}),
-        LocalCluster(
+        distributed.LocalCluster(
             n_workers=DASK_WORKERS, threads_per_worker=1, memory_limit=memory // DASK_WORKERS,
             dashboard_address=None,
         ) as cluster,
-        Client(cluster),
+        distributed.Client(cluster),
     ):  # fmt: skip
         start = time.perf_counter()
         read = dask.delayed(read_rows, pure=True)
@@ -100,11 +98,11 @@ def dask_svd(
     return {"seconds": seconds, "bytes": sum(sizes), "largest": float(values[0])}
 
 
-def ours(run_dir: Path, threads: int, fresh: int) -> dict[str, Any]:
+def ours(run_dir: Path, threads: int, warm: bool) -> dict[str, Any]:
     """Merges and recovers; returns what that took, and the figures of the result."""
     options = ("--memory", MEMORY, "--threads", threads)
-    merge = common.run_cli("merge", run_dir, *options, threads=threads)
-    recover = common.run_cli("recover", run_dir, *options, threads=threads, fresh=fresh)
+    merge = common.run_cli("merge", run_dir, *options, threads=threads, warm=warm)
+    recover = common.run_cli("recover", run_dir, *options, threads=threads, warm=warm)
     assessment = json.loads(common.run_cli("assess", run_dir, "--json", threads=threads).output)
     return {
         "wall": merge.wall + recover.wall,
@@ -127,19 +125,18 @@ def compare(options: Any, folder: Path) -> dict[str, Any]:
     common.run_cli("plan", spec, "--run", run_dir, threads=threads)
     common.run_cli("measure", run_dir, "--threads", threads, threads=threads)
     common.run_part(__file__, write_by_rows, threads, run_dir=str(run_dir), target=str(plain))
-    result = 4 * rows * columns
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "dask": []}
     for number in range(options.repeats):
         common.clear(run_dir / "sketch", run_dir / "results")
-        mine = ours(run_dir, threads, result + 10**9)
+        mine = ours(run_dir, threads, options.warm)
         runs["ours"].append(mine)
         common.say(f"{number + 1}: ours {mine['wall']:.1f} s, {mine['peak'] / 1e9:.2f} GB")
         common.clear(run_dir / "results")
         target = folder / "u"
         target.mkdir()
         child, figures = common.run_part(
-            __file__, dask_svd, 1, 2 * result + options.dask_memory, source=str(plain), target=str(target), rows=rows,
-            columns=columns, rank=mine["rank"], chunk_rows=options.chunk_rows,
+            __file__, dask_svd, 1, options.warm, source=str(plain), target=str(target),
+            rows=rows, columns=columns, rank=mine["rank"], chunk_rows=options.chunk_rows,
             memory=options.dask_memory,
         )  # fmt: skip
         runs["dask"].append(child.figures() | figures)

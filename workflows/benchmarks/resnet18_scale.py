@@ -47,17 +47,27 @@ def eigenvalues(run_dir: str) -> dict[str, Any]:
     """The eigenvalues that were recovered."""
     import skerch_ooc as ooc
 
-    return {"values": ooc.recover(ooc.open_run(run_dir)).eigenvalues.double().tolist()}
+    result = ooc.recover(ooc.open_run(run_dir))
+    assert isinstance(result, ooc.Eigh)
+    return {"values": result.eigenvalues.double().tolist()}
 
 
 def run_stages(
-    folder: Path, rows: int, columns: int, threads: int, rechunk: bool
+    folder: Path, rows: int, columns: int, threads: int, complete: bool, warm: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Runs all stages on a run of its own.
+    """Runs the stages on a run of its own.
+
+    Args:
+        folder: For its files.
+        rows: Height and width of the operator.
+        columns: Measurements.
+        threads: Of each stage.
+        complete: Whether it is rechunked and assessed, too.
+        warm: Whether free memory is touched before each stage.
 
     Returns:
         What each stage took, with the bytes that it reads and writes; and the figures of the
-        result.
+        result, if it is complete.
     """
     rank = max(1, columns * 9 // 10)
     folder.mkdir()
@@ -66,25 +76,27 @@ def run_stages(
     common.write_spec(spec, rows, columns, TESTS, block, rank, DECADES)
     options = ("--memory", MEMORY, "--threads", threads)
     stages: dict[str, dict[str, float]] = {}
-    fresh = 4 * rows * columns + 10**9
 
     def stage(name: str, child: common.Child, size: int) -> None:
         stages[name] = child.figures() | {"bytes": size}
         common.say(f"  {name}: {child.wall:.1f} s, {child.peak / 1e9:.2f} GB")
 
     stage("plan", common.run_cli("plan", spec, "--run", run_dir, *options, threads=threads), 0)
-    child = common.run_cli("measure", run_dir, *options, threads=threads, fresh=2 * fresh)
+    child = common.run_cli("measure", run_dir, *options, threads=threads, warm=warm)
     sketch = common.folder_bytes(run_dir / "shards")
     stage("measure", child, sketch)
-    if rechunk:
+    if complete:
         child, _ = common.run_part(
-            __file__, rechunk_only, threads, fresh, run_dir=str(run_dir), cores=threads
+            __file__, rechunk_only, threads, warm, run_dir=str(run_dir), cores=threads
         )
         stage("rechunk", child, sketch)
         common.clear(run_dir / "sketch")
-    stage("merge", common.run_cli("merge", run_dir, *options, threads=threads), sketch)
-    child = common.run_cli("recover", run_dir, *options, threads=threads, fresh=fresh)
+    child = common.run_cli("merge", run_dir, *options, threads=threads, warm=warm)
+    stage("merge", child, sketch)
+    child = common.run_cli("recover", run_dir, *options, threads=threads, warm=warm)
     stage("recover", child, sketch + common.folder_bytes(run_dir / "results"))
+    if not complete:
+        return stages, {}
     child = common.run_cli("assess", run_dir, "--json", threads=threads)
     stage("assess", child, 0)
     assessment = json.loads(child.output)
@@ -128,7 +140,9 @@ def slabs(folder: Path, rows: int, columns: int, threads: int, parts: int) -> di
     taken = []
     for height in heights:
         common.say(f"a slab of {height} x {columns}")
-        stages, _ = run_stages(folder / f"slab-{height}", height, columns, threads, rechunk=False)
+        stages, _ = run_stages(
+            folder / f"slab-{height}", height, columns, threads, complete=False, warm=False
+        )
         taken.append(stages)
         common.remove(folder / f"slab-{height}")
     minutes = {}
@@ -146,7 +160,9 @@ def scale(options: Any, folder: Path) -> dict[str, Any]:
     runs = []
     for number in range(options.repeats):
         common.say(f"run {number + 1} of {options.repeats}: {rows} x {columns}")
-        runs.append(run_stages(folder / "run", rows, columns, threads, rechunk=True))
+        runs.append(
+            run_stages(folder / "run", rows, columns, threads, complete=True, warm=options.warm)
+        )
         common.remove(folder / "run")
     stages = {name: common.median_of([run[0][name] for run in runs]) for name in runs[0][0]}
     result = runs[-1][1]
@@ -214,9 +230,7 @@ def goal_minutes(
     rows = []
     for name, figures in fitted.items():
         scaled = slab["minutes"].get(name) if slab else None
-        rows.append(
-            [name, f"{figures['minutes']:.1f}", "" if scaled is None else f"{scaled:.1f}"]
-        )
+        rows.append([name, f"{figures['minutes']:.1f}", "" if scaled is None else f"{scaled:.1f}"])
     total = [f"{sum(figures['minutes'] for figures in fitted.values()):.1f}"]
     total.append(f"{sum(slab['minutes'].values()):.1f}" if slab else "")
     rows.append(["all", *total])

@@ -104,38 +104,38 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
 
     from skerch_ooc import open_run
     from skerch_ooc.partition import Range, aligned_runs
+    from skerch_ooc.rounds import Round
     from skerch_ooc.sealed import sealed_writer
-    from skerch_ooc.shards import Rectangle, SketchReader, complete_shards, shard_layout
+    from skerch_ooc.shards import Rectangle, shard_layout
     from skerch_ooc.stages.merge import run_exponent
     from skerch_ooc.streams import Pool, ordered_map
 
     start = time.perf_counter()
     run = open_run(run_dir)
-    plan, tiles = run.plan, run.plan.tiles()
-    reader = SketchReader(run, run.shards, complete_shards(plan, run.shards))
-    buffers = Pool(lambda: np.empty((len(tiles[0]), plan.products), plan.identity.dtype))
-    for task in aligned_runs(len(tiles), run_exponent(plan)):
+    round_ = Round(run)
+    side = round_.sides[0]
+    plan, tiles, reader = run.plan, run.plan.tiles(side.rows), round_.sketch.readers[side.name]
+    buffers = Pool(lambda: np.empty((len(tiles[0]), side.columns), plan.identity.dtype))
+    for task in aligned_runs(len(tiles), run_exponent(plan, side)):
         rows = Range(tiles[task.start].start, tiles[task.stop - 1].stop)
         with contextlib.ExitStack() as stack:
-            writers = {}
-            for role, place in plan.columns.items():
-                if len(place):
-                    rectangle = Rectangle(role, 0, Range(0, len(place)), rows)
-                    layout = shard_layout(plan, rectangle)
-                    path = run.sketch / rectangle.name
-                    writers[rectangle] = stack.enter_context(sealed_writer(path, layout))
+            writers = []
+            for role, place in side.sketches.items():
+                rectangle = Rectangle(role, 0, Range(0, len(place)), rows)
+                path = run.sketch / rectangle.name
+                writer = stack.enter_context(sealed_writer(path, shard_layout(plan, rectangle)))
+                writers.append((rectangle, place, writer))
 
             def copy(number: int) -> None:
                 buffer = buffers.take()
                 z = reader.read_tile(number, buffer)
-                for rectangle, writer in writers.items():  # noqa: B023 (used up in this round)
-                    part = z[:, plan.columns[rectangle.role].slice]
-                    writer.write_rows(number - task.start, part)  # noqa: B023
+                for _, place, writer in writers:  # noqa: B023 (used up in this round)
+                    writer.write_rows(number - task.start, z[:, place.slice])  # noqa: B023
                 buffers.give(buffer)
 
             for _ in ordered_map(copy, range(task.start, task.stop), cores):
                 pass
-            for rectangle, writer in writers.items():
+            for rectangle, _, writer in writers:
                 writer.publish(rectangle.identity(plan.run_id))
     return {"seconds": time.perf_counter() - start}
 
@@ -158,7 +158,7 @@ def bare_products(rows: int, columns: int) -> dict[str, Any]:
     return seconds | {"seconds": seconds["gram"] + seconds["cross"]}
 
 
-PARTS = [
+PARTS: list[common.Part] = [
     write_shards, copy_files, write_reference, merge_reference, rechunk_only, merge, bare_products,
 ]  # fmt: skip
 
@@ -173,10 +173,9 @@ def compare(options: Any, folder: Path) -> dict[str, Any]:
     common.run_cli("plan", spec, "--run", run_dir, threads=threads)
     common.run_cli("measure", run_dir, "--threads", threads, threads=threads)
     runs: dict[str, list[dict[str, float]]] = {}
-    fresh = 4 * rows * columns + 10**9
 
     def timed(name: str, function: common.Part, *cleared: Path, **arguments: Any) -> None:
-        child, figures = common.run_part(__file__, function, threads, fresh, **arguments)
+        child, figures = common.run_part(__file__, function, threads, options.warm, **arguments)
         runs.setdefault(name, []).append(child.figures() | figures)
         common.say(f"  {name}: {figures['seconds']:.2f} s")
         common.clear(*cleared)

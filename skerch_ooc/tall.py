@@ -1,0 +1,391 @@
+"""The vectors of a result: tall matrices that are read, or computed, tile by tile.
+
+Stored vectors are read from their file. Implicit ones are computed from the sketch that they were
+recovered from: ``(X T) C``, with columns ``X`` on disk, a transform ``T``, and a correction ``C``
+where it was needed (see :mod:`skerch_ooc.stages.vectors`). Each entry of these is computed in one
+way only, as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on
+what else is read with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.arrays import empty_aligned
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.indexing import Places, Selection, crossed
+from skerch_ooc.partition import Range, cut, tile
+from skerch_ooc.resources import available_cores
+from skerch_ooc.rundir import Run, open_run
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.spec import Plan, RecoverySpec
+from skerch_ooc.stages.problems import Source
+from skerch_ooc.stages.recover import sources
+from skerch_ooc.stages.vectors import VECTOR_TILE_COLUMNS
+from skerch_ooc.streams import ordered_map
+
+Array = npt.NDArray[Any]
+
+BLOCK_ROWS = 256
+"""Rows of implicit vectors that are computed together; a tile has a multiple of it."""
+
+_BYTES_IN_FLIGHT = 512 * 1024**2
+
+
+class Tall(ABC):
+    """A matrix of vectors on disk.
+
+    Attributes:
+        path: The file of the result.
+        name: What the vectors are called in it.
+        shape: ``(rows, vectors)``.
+        dtype: Of its entries.
+        tile_rows: Rows that are read together.
+        tile_columns: Columns that are read together.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    tile_rows: int
+    tile_columns: int
+
+    @property
+    def wide_dtype(self) -> np.dtype[Any]:
+        """float64, or complex128."""
+        return np.result_type(self.dtype, np.float64)
+
+    def rows(self, number: int) -> Range:
+        """The rows of a row tile."""
+        return tile(Range(0, self.shape[0]), self.tile_rows, number)
+
+    def columns(self, number: int) -> Range:
+        """The columns of a column tile."""
+        return tile(Range(0, self.shape[1]), self.tile_columns, number)
+
+    @property
+    def row_tiles(self) -> range:
+        """The numbers of the row tiles."""
+        return range(-(-self.shape[0] // self.tile_rows))
+
+    @property
+    def bytes_per_tile(self) -> int:
+        """Memory that a row tile takes while it is worked on, in double precision."""
+        columns = 2 * self.shape[1] + self.factor_columns
+        return min(self.tile_rows, self.shape[0]) * columns * self.wide_dtype.itemsize
+
+    @property
+    @abstractmethod
+    def factor_columns(self) -> int:
+        """Columns of ``X``; see :meth:`factor`."""
+
+    @abstractmethod
+    def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
+        """Opens a row tile.
+
+        Args:
+            number: Its number.
+            inside: The rows of it that are wanted; others may be anything.
+
+        Returns:
+            What gives a column tile of it by its number, ``(rows, columns)``, in ``dtype``.
+
+        Raises:
+            CorruptError: If something was altered.
+            IncompleteError: If something is gone.
+        """
+
+    @abstractmethod
+    def factor(self, number: int) -> Array:
+        """A row tile of ``X``, where the vectors are ``X transform``, in double precision.
+
+        Raises:
+            CorruptError: If something was altered.
+            IncompleteError: If something is gone.
+        """
+
+    @property
+    @abstractmethod
+    def transform(self) -> Array | None:
+        """``(c, r)``; ``None`` if it is the identity."""
+
+    def read(self, number: int) -> Array:
+        """A row tile of all vectors, in double precision."""
+        x = self.factor(number)
+        return x if self.transform is None else x @ self.transform
+
+
+class StoredVectors(Tall):
+    """Vectors that are written out.
+
+    Args:
+        file: The file of the result.
+        name: Of the matrix.
+
+    Raises:
+        IncompleteError: If it holds no such matrix.
+    """
+
+    def __init__(self, file: SealedFile, name: str) -> None:
+        layout = file.layouts.get(name)
+        if layout is None:
+            raise IncompleteError(f"{file.path} holds no {name}")
+        self._file, self._layout = file, layout
+        self.path, self.name = file.path, name
+        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+        self.tile_rows, self.tile_columns = layout.tile
+
+    @property
+    def factor_columns(self) -> int:
+        """See :class:`Tall`."""
+        return self.shape[1]
+
+    def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
+        """See :class:`Tall`."""
+        del inside
+        return lambda column: self._file.read_tile(number, column, self.name)
+
+    def factor(self, number: int) -> Array:
+        """See :class:`Tall`."""
+        rows = len(self.rows(number))
+        x = empty_aligned((rows, self.shape[1]), self.wide_dtype)
+        for column in range(self._layout.grid[1]):
+            x[:, self.columns(column).slice] = self._file.read_tile(number, column, self.name)
+        return x
+
+    @property
+    def transform(self) -> Array | None:
+        """See :class:`Tall`."""
+        return None
+
+
+class ImplicitSources:
+    """The columns that the implicit vectors of a result are made of, opened when first needed.
+
+    Args:
+        file: The file of the result, in its place inside the run directory.
+    """
+
+    def __init__(self, file: SealedFile) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._opened: tuple[Source, Source | None] | None = None
+
+    def open(self) -> tuple[Source, Source | None]:
+        """The columns of the left and of the right side.
+
+        Raises:
+            IncompleteError: If the result was taken out of its run, or shards are gone.
+            CorruptError: If shards are damaged, or are not those of the result.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> tuple[Source, Source | None]:
+        path, identity = self._file.path, self._file.identity
+        # From results/NAME/eigh.h5, so that a run that was moved still works.
+        directory = path.absolute().parents[2]
+        try:
+            run = open_run(directory)
+        except UsageError as error:
+            raise IncompleteError(
+                f"{path} makes its vectors from the shards of its run, and {directory} is no run "
+                'any more; leave the result in its place, or recover it with vectors = "stored"'
+            ) from error
+        if identity.get("run") != run.plan.run_id:
+            raise CorruptError(f"{path} is a result of another run than {directory}")
+        # Columns that were added since have no part in it.
+        plan = Plan(run.plan.identity, run.plan.amendments[: int(identity["amendments"])])
+        try:
+            digest, left, right = sources(
+                Run(directory, plan), RecoverySpec(**identity["settings"])
+            )
+        except IncompleteError as error:
+            raise IncompleteError(f"{path} makes its vectors from the shards: {error}") from error
+        if digest != identity["sketch"]:
+            raise CorruptError(
+                f"{path} makes its vectors from the shards, and those were measured anew since. "
+                f"To make it anew: rm -r {path.parent} && skerch-ooc recover {directory}"
+            )
+        return left, right
+
+
+class ImplicitVectors(Tall):
+    """Vectors that are computed from the sketch as they are read.
+
+    Args:
+        file: The file of the result.
+        name: What the vectors are called.
+        side: ``"left"`` or ``"right"``.
+        source: Opens the sketch; shared by both sides.
+
+    Raises:
+        IncompleteError: If the file holds no such vectors.
+    """
+
+    def __init__(self, file: SealedFile, name: str, side: str, source: ImplicitSources) -> None:
+        if f"{side}_transform" not in file.arrays:
+            raise IncompleteError(f"{file.path} holds no {name}")
+        first = file.arrays[f"{side}_transform"]
+        last = file.arrays.get(f"{side}_correction")
+        self._source, self._side = source, side
+        self._first, self._last = (None, first) if last is None else (first, last)
+        self._source_columns = len(first)
+        self.path, self.name = file.path, name
+        rows = int(file.identity["shape"][side == "right"])
+        self.shape = (rows, self._last.shape[1])
+        self.dtype = np.dtype(str(file.identity["dtype"]))
+        self.tile_rows = int(file.identity["tile"])
+        self.tile_columns = VECTOR_TILE_COLUMNS
+
+    @property
+    def factor_columns(self) -> int:
+        """See :class:`Tall`."""
+        return self._source_columns + (0 if self._first is None else self._first.shape[1])
+
+    @property
+    def transform(self) -> Array | None:
+        """See :class:`Tall`."""
+        return self._last
+
+    @cached_property
+    def _pieces(self) -> list[Array]:
+        """The last factor, cut by columns, as the linear algebra likes it."""
+        pieces = []
+        for piece in cut(Range(0, self.shape[1]), self.tile_columns):
+            pieces.append(empty_aligned((len(self._last), len(piece)), self.wide_dtype))
+            pieces[-1][:] = self._last[:, piece.slice]
+        return pieces
+
+    def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
+        """See :class:`Tall`."""
+        rows = len(self.rows(number))
+        needed = np.unique(np.arange(rows)[inside] // BLOCK_ROWS)
+        blocks = [tile(Range(0, rows), BLOCK_ROWS, int(block)) for block in needed]
+        x = self._columns(number, blocks)
+
+        def column_tile(column: int) -> Array:
+            piece = self._pieces[column]
+            made = np.empty((rows, piece.shape[1]), self.dtype)
+            space = empty_aligned((min(rows, BLOCK_ROWS), piece.shape[1]), self.wide_dtype)
+            for block in blocks:
+                made[block.slice] = np.matmul(x[block.slice], piece, out=space[: len(block)])
+            return made
+
+        return column_tile
+
+    def factor(self, number: int) -> Array:
+        """See :class:`Tall`."""
+        return self._columns(number, cut(Range(0, len(self.rows(number))), BLOCK_ROWS))
+
+    def _columns(self, number: int, blocks: Iterable[Range]) -> Array:
+        """A row tile of ``X``, or of ``X T`` where a correction follows."""
+        left, right = self._source.open()
+        source = left if self._side == "left" else right
+        assert source is not None
+        rows = len(self.rows(number))
+        x = empty_aligned((rows, source.columns), self.wide_dtype)
+        source.read_tile(number, self.tile_rows, rows, x)
+        if self._first is None:
+            return x
+        made = empty_aligned((rows, self._first.shape[1]), self.wide_dtype)
+        for block in blocks:
+            np.matmul(x[block.slice], self._first, out=made[block.slice])
+        return made
+
+
+def open_vectors(file: SealedFile, left: str, right: str | None) -> tuple[Tall, Tall]:
+    """Opens the vectors of a result, stored or implicit.
+
+    Args:
+        file: The file of the result.
+        left: The name of the left vectors, or of the eigenvectors.
+        right: The name of the right vectors; ``None`` if the left ones serve.
+
+    Raises:
+        IncompleteError: If the file holds no such vectors.
+    """
+    opened: list[Tall] = []
+    source = ImplicitSources(file)
+    for name, side in ((left, "left"), (right, "right")):
+        if name is not None and "left_transform" in file.arrays:
+            opened.append(ImplicitVectors(file, name, side, source))
+        elif name is not None:
+            opened.append(StoredVectors(file, name))
+    return opened[0], opened[-1]
+
+
+def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
+    """The given columns of the given rows; only tiles that hold any of them are read.
+
+    Returns:
+        ``(len(rows), len(columns))``.
+
+    Raises:
+        CorruptError: If something was altered.
+        IncompleteError: If something is gone.
+    """
+    out = np.empty((len(rows), len(columns)), tall.dtype)
+
+    def read(number: int) -> None:
+        to_rows, from_rows = rows.within(tall.rows(number))
+        column_tile = tall.open_row(number, from_rows)
+        for column in columns.tiles(tall.tile_columns):
+            to, start = columns.within(tall.columns(column))
+            out[crossed(to_rows, to)] = column_tile(column)[crossed(from_rows, start)]
+
+    if len(columns):
+        for _ in _in_parallel(tall, read, rows.tiles(tall.tile_rows)):
+            pass
+    return out
+
+
+def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:
+    """``V^H X``, in double precision, by one stream over the vectors ``V``.
+
+    Args:
+        tall: The vectors.
+        x: Gives rows of ``X``, in double precision.
+    """
+
+    def product(number: int) -> Array:
+        return np.asarray(tall.factor(number).conj().T @ x(tall.rows(number)))
+
+    total: Array | None = None
+    for part in _in_parallel(tall, product, tall.row_tiles):
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None
+    return total if tall.transform is None else tall.transform.conj().T @ total
+
+
+def times(tall: Tall, x: Array, write: Callable[[Range, Array], None]) -> None:
+    """``V X``, in double precision, by one stream over the vectors ``V``.
+
+    Args:
+        tall: The vectors.
+        x: ``(r, k)``, in double precision.
+        write: Is given rows of the result, in order.
+    """
+    x = x if tall.transform is None else tall.transform @ x
+    products = _in_parallel(tall, lambda number: tall.factor(number) @ x, tall.row_tiles)
+    for number, part in zip(tall.row_tiles, products, strict=True):
+        write(tall.rows(number), part)
+
+
+def _in_parallel(
+    tall: Tall, function: Callable[[int], Any], numbers: Iterable[int]
+) -> Iterator[Any]:
+    fit = max(1, _BYTES_IN_FLIGHT // tall.bytes_per_tile)
+    numbers = list(numbers)
+    return ordered_map(function, numbers, max(1, min(available_cores(), fit, len(numbers))))
