@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline import (
         assess,
         eigh,
+        estimates,
         extend,
         measure,
         merge,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from skerch_ooc.rundir import Run
     from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
     from skerch_ooc.stages.assess import Assessment
+    from skerch_ooc.stages.estimates import Diagonal, Estimates, Figure, SpectralNorm
 
 _HOMES = {
     "skerch_ooc.stages.assess": ("Assessment",),
@@ -54,6 +56,7 @@ _HOMES = {
     "skerch_ooc.pipeline": (
         "assess",
         "eigh",
+        "estimates",
         "extend",
         "measure",
         "merge",
@@ -64,6 +67,7 @@ _HOMES = {
     ),
     "skerch_ooc.results": ("Eigh", "Svd"),
     "skerch_ooc.rundir": ("Run",),
+    "skerch_ooc.stages.estimates": ("Diagonal", "Estimates", "Figure", "SpectralNorm"),
     "skerch_ooc.spec": ("OperatorSpec", "RecoverySpec", "SketchSpec", "Spec"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -72,8 +76,11 @@ __all__ = [
     "Assessment",
     "CorruptError",
     "Dask",
+    "Diagonal",
     "DriftError",
     "Eigh",
+    "Estimates",
+    "Figure",
     "IncompleteError",
     "OocError",
     "OperatorError",
@@ -84,10 +91,12 @@ __all__ = [
     "Serial",
     "SketchSpec",
     "Spec",
+    "SpectralNorm",
     "Svd",
     "UsageError",
     "assess",
     "eigh",
+    "estimates",
     "extend",
     "measure",
     "merge",

@@ -272,6 +272,24 @@ def assess(
 
 
 @cli.command()
+@_options(_DIR, _NAME, _MEMORY, _THREADS, _JSON)
+def estimates(
+    directory: Path, name: str | None, memory: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Estimate the operator's trace and norms from the sketch; costs no product."""
+    from skerch_ooc import pipeline, tables
+
+    found = pipeline.estimates(
+        pipeline.open_run(directory), _folder_name(name) or "default", memory=memory,
+        threads=threads, progress=for_terminal(),
+    )  # fmt: skip
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        click.echo(tables.estimates_table(found))
+
+
+@cli.command()
 @_options(_DIR, _JSON)
 def status(directory: Path, as_json: bool) -> None:
     """Show what is done and what comes next."""

@@ -44,6 +44,7 @@ from skerch_ooc.tolerance import first_look, grown_sizes, next_look, reached, re
 
 if TYPE_CHECKING:
     from skerch_ooc.results import Eigh, Svd
+    from skerch_ooc.stages.estimates import Estimates
 
 log = logging.getLogger("skerch_ooc")
 
@@ -436,6 +437,33 @@ def assess(run: Run, name: str = "default") -> Assessment:
     )
     files.write_json(path.parent / "assessment.json", assessment.as_json())
     return assessment
+
+
+def estimates(
+    run: Run,
+    name: str = "default",
+    *,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Estimates:
+    """Estimates trace, diagonal, Frobenius and spectral norm of the operator, at no product.
+
+    Args:
+        run: The run.
+        name: Folder of a result: the better it is, the smaller are the errors of the estimates.
+        memory: Peak resident memory, in bytes or as text.
+        threads: Threads.
+        progress: Shows how far it is.
+
+    Raises:
+        IncompleteError: If there is no such result, or shards are gone.
+        CorruptError: If a file is damaged.
+        UsageError: If memory is too little.
+    """
+    from skerch_ooc.stages.estimates import estimate as estimate_from
+
+    return estimate_from(run, name, Resources.of(memory, threads), progress or Progress())
 
 
 def require_quality(assessment: Assessment, limit: float | None) -> None:

@@ -1,117 +1,388 @@
-"""Results as people use them: values at once, vectors from disk as they are indexed."""
+"""Results as people use them: values at once, vectors from disk as they are indexed.
+
+A result also is the low-rank operator ``A ~ U diag(values) V^H``: it is multiplied, and parts of it
+are formed, in bounded memory and without a product with ``A``.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from skerch_ooc.errors import IncompleteError
-from skerch_ooc.partition import Range
+from skerch_ooc.errors import UsageError
+from skerch_ooc.indexing import Selection, select, selections
+from skerch_ooc.partition import Range, cut
 from skerch_ooc.sealed import SealedFile
+from skerch_ooc.tall import Tall, adjoint_times, gather, open_vectors, times
+
+Array = npt.NDArray[Any]
+TorchDtype = torch.dtype
+
+_ROWS_AT_ONCE = 4096
 
 
-class StoredMatrix:
-    """A matrix on disk that is read, and verified, when it is indexed.
+class EighTensors(NamedTuple):
+    """As ``torch.linalg.eigh`` returns them, but in descending magnitude.
+
+    Attributes:
+        eigenvalues: ``(r,)``.
+        eigenvectors: ``(h, r)``.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+class SvdTensors(NamedTuple):
+    """As ``torch.linalg.svd`` returns them.
+
+    Attributes:
+        U: ``(h, r)``.
+        S: ``(r,)``, descending.
+        Vh: ``(r, w)``.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+class LazyMatrix(ABC):
+    """A matrix that is read when it is indexed, as a tensor is; only what is needed is read.
 
     Attributes:
         shape: ``(rows, columns)``.
         dtype: Its torch dtype.
     """
 
-    def __init__(self, file: SealedFile, name: str) -> None:
-        layout = file.layouts.get(name)
-        if layout is None:
-            raise IncompleteError(f"{file.path} holds no {name}")
-        self._file = file
-        self._name = name
-        self.shape = layout.shape
-        self.dtype: torch.dtype = getattr(torch, layout.dtype)
+    shape: tuple[int, int]
+    dtype: TorchDtype
+
+    def __init__(self, tall: Tall) -> None:
+        self._tall = tall
+        self.dtype = getattr(torch, tall.dtype.name)
+
+    @abstractmethod
+    def _gather(self, rows: Selection, columns: Selection) -> Tensor:
+        """The given columns of the given rows."""
+
+    @property
+    @abstractmethod
+    def mH(self) -> LazyMatrix:  # noqa: N802 (torch's name of the adjoint)
+        """The adjoint, read when it is indexed, too."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __repr__(self) -> str:
         return (
-            f"StoredMatrix(shape={self.shape}, dtype={self.dtype}, path={str(self._file.path)!r})"
+            f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, "
+            f"path={str(self._tall.path)!r})"
         )
 
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        """Reads a part: ``[:]``, ``[rows]``, ``[rows, columns]``, with slices or integers.
+    def __getitem__(self, key: Any) -> Tensor:
+        """Reads a part: ``[:]``, ``[rows]``, ``[rows, columns]``, ``[..., columns]``.
 
-        Only the tiles that it touches are read; slices with a step read what is between, too.
+        Rows and columns are integers, slices (also with negative steps), or lists, arrays or
+        tensors of integers or booleans, and mean what they mean to a torch tensor. Only the tiles
+        that are touched are read, and verified.
 
         Raises:
             CorruptError: If a tile was altered.
-            IndexError: If an index is out of range.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+            IndexError: If an index is out of range or means nothing; or if both rows and columns
+                are lists, for which there is :meth:`submatrix`.
         """
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        row_range, row_rest = _window(rows, self.shape[0])
-        column_range, column_rest = _window(columns, self.shape[1])
-        part = self._file.read(row_range, column_range, self._name)
-        return torch.from_numpy(part)[row_rest, column_rest]
+        rows, columns = selections(key, self.shape)
+        if rows.listed and columns.listed:
+            raise IndexError(
+                "two lists of indices at once pick single entries in torch, which is not "
+                "supported; for all given columns of all given rows use "
+                "submatrix(rows, columns)"
+            )
+        return self._read(rows, columns)
+
+    def submatrix(self, rows: Any, cols: Any) -> Tensor:
+        """All given columns of all given rows.
+
+        Args:
+            rows: An integer, a slice, or a list, array or tensor of integers or booleans.
+            cols: The same.
+
+        Raises:
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+            IndexError: If an index is out of range or means nothing.
+        """
+        return self._read(select(rows, self.shape[0], 0), select(cols, self.shape[1], 1))
+
+    def _read(self, rows: Selection, columns: Selection) -> Tensor:
+        return _dropped(self._gather(rows, columns), rows, columns)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number in range(len(self)):
+            yield self[number]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a matrix on disk cannot be an array without being copied")
+        return self[:].numpy().astype(dtype, copy=False)
 
 
-def _window(index: Any, size: int) -> tuple[Range, Any]:
-    """The range that holds an index, and the index within that range."""
-    if isinstance(index, slice):
-        chosen = range(size)[index]
-        if not len(chosen):
-            return Range(0, 0), slice(0, 0)
-        if chosen.step < 0:
-            raise IndexError("slices must have a positive step; reverse the tensor instead")
-        return Range(chosen[0], chosen[-1] + 1), slice(None, None, chosen.step)
-    number = range(size)[index]
-    return Range(number, number + 1), 0
+class StoredMatrix(LazyMatrix):
+    """A matrix on disk that is read, and verified, when it is indexed.
+
+    Implicit vectors look the same; they are computed from the sketch when they are indexed.
+
+    Attributes:
+        shape: ``(rows, columns)``.
+        dtype: Its torch dtype.
+    """
+
+    def __init__(self, tall: Tall) -> None:
+        super().__init__(tall)
+        self.shape = tall.shape
+
+    @property
+    def mH(self) -> LazyMatrix:  # noqa: N802
+        """See :class:`LazyMatrix`."""
+        return AdjointMatrix(self._tall)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for piece in cut(Range(0, len(self)), self._tall.tile_rows):
+            yield from self[piece.slice]
+
+    def _gather(self, rows: Selection, columns: Selection) -> Tensor:
+        return torch.from_numpy(gather(self._tall, rows, columns))
 
 
-class Eigh:
-    """An eigendecomposition ``A ~ U diag(eigenvalues) U^H``.
+class AdjointMatrix(LazyMatrix):
+    """The adjoint of a matrix on disk.
+
+    Attributes:
+        shape: ``(rows, columns)``.
+        dtype: Its torch dtype.
+    """
+
+    def __init__(self, tall: Tall) -> None:
+        super().__init__(tall)
+        self.shape = tall.shape[::-1]
+
+    @property
+    def mH(self) -> LazyMatrix:  # noqa: N802
+        """See :class:`LazyMatrix`."""
+        return StoredMatrix(self._tall)
+
+    def _gather(self, rows: Selection, columns: Selection) -> Tensor:
+        return torch.from_numpy(gather(self._tall, columns, rows)).mH.resolve_conj()
+
+
+def _dropped(part: Tensor, rows: Selection, columns: Selection) -> Tensor:
+    """Without the dimensions that an integer named."""
+    return part[0 if rows.single else slice(None)][..., 0 if columns.single else slice(None)]
+
+
+class LowRank:
+    """``A ~ U diag(values) V^H``, on disk: what both decompositions share.
+
+    It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
+    one or two dimensions. Products are formed in double precision by one stream each over ``V`` and
+    ``U``, and are rounded to the type that torch or numpy would promote to.
+
+    Attributes:
+        path: The file.
+        shape: Shape of the operator.
+        dtype: Of the operator's products and of the vectors.
+        orthogonality: How far the vectors are from orthonormal, as estimated when they were
+            written.
+    """
+
+    __array_ufunc__ = None
+    """So that ``array @ result`` is ours to form."""
+
+    def __init__(self, path: Path, values: str, left: str, right: str | None) -> None:
+        file = SealedFile(path)
+        self.path = path
+        self._left, self._right = open_vectors(file, left, right)
+        self._values = np.array(file.arrays[values])
+        self.shape = (self._left.shape[0], self._right.shape[0])
+        self.dtype: TorchDtype = getattr(torch, self._left.dtype.name)
+        self.orthogonality = float(file.arrays["orthogonality"])
+
+    @property
+    def rank(self) -> int:
+        """Number of values."""
+        return len(self._values)
+
+    def _rounded_values(self) -> Tensor:
+        """The values in the real type of the operator."""
+        real = torch.empty(0, dtype=self.dtype).real.dtype
+        return torch.from_numpy(self._values).to(real)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, path={str(self.path)!r})"
+        )
+
+    def __matmul__(self, x: Any) -> Any:
+        """Multiplies a vector or the columns of a matrix, ``(w,)`` or ``(w, k)``.
+
+        Returns:
+            A tensor for a tensor, on its device, an array for an array; ``(h,)`` or ``(h, k)``.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+        """
+        return self._product(self._left, self._right, x, from_left=False)
+
+    def __rmatmul__(self, x: Any) -> Any:
+        """``x @ self`` for ``x`` of shape ``(h,)`` or ``(k, h)``; otherwise as ``self @ x``."""
+        # x A = (A^H x^H)^H
+        return self._product(self._right, self._left, x, from_left=True)
+
+    def _product(self, to: Tall, by: Tall, x: Any, from_left: bool) -> Any:
+        """``to diag(values) by^H x``, or for ``from_left`` the adjoint of that for ``x^H``."""
+        if not isinstance(x, (np.ndarray, Tensor)):
+            return NotImplemented
+        length = x.shape[-1 if from_left else 0] if x.ndim in (1, 2) else None
+        if length != by.shape[0]:
+            shapes = [tuple(x.shape), self.shape] if from_left else [self.shape, tuple(x.shape)]
+            raise ValueError(f"cannot multiply the shapes {shapes[0]} and {shapes[1]}")
+        shape = (to.shape[0],) if x.ndim == 1 else (to.shape[0], x.shape[0 if from_left else 1])
+        out: Any
+        if isinstance(x, Tensor):
+            promoted = torch.promote_types(self.dtype, x.dtype)
+            out = torch.empty(shape[::-1] if from_left else shape, dtype=promoted)
+            is_complex = promoted.is_complex
+        else:
+            promoted_numpy = np.result_type(to.dtype, x.dtype)
+            out = np.empty(shape[::-1] if from_left else shape, promoted_numpy)
+            is_complex = promoted_numpy.kind == "c"
+        wide = np.complex128 if is_complex else np.float64
+        given, target = _as_columns(x, from_left), _as_columns(out, from_left)
+
+        def read(rows: Range) -> Array:
+            part = _as_array(given[rows.slice], wide)
+            return part.conj() if from_left else part
+
+        def write(rows: Range, part: Array) -> None:
+            part = part.conj() if from_left else part
+            target[rows.slice] = torch.from_numpy(part) if isinstance(target, Tensor) else part
+
+        times(to, self._values[:, None] * adjoint_times(by, read), write)
+        return out.to(x.device) if isinstance(x, Tensor) else out
+
+    def submatrix(self, rows: Any, cols: Any) -> Tensor:
+        """Entries of the approximation: all given columns of all given rows.
+
+        Args:
+            rows: An integer, a slice, or a list, array or tensor of integers or booleans.
+            cols: The same.
+
+        Returns:
+            ``(rows, columns)``, without the dimension that an integer names; formed in double
+            precision, and rounded to ``dtype``.
+
+        Raises:
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+            IndexError: If an index is out of range or means nothing.
+        """
+        wanted = select(rows, self.shape[0], 0), select(cols, self.shape[1], 1)
+        out = np.empty(tuple(map(len, wanted)), self._left.dtype)
+        all_values = Selection(range(self.rank))
+        for across in cut(Range(0, len(wanted[1])), _ROWS_AT_ONCE):
+            columns = Selection(wanted[1].wanted[across.slice])
+            v = gather(self._right, columns, all_values).astype(self._right.wide_dtype)
+            weights = self._values[:, None] * v.conj().T
+            for down in cut(Range(0, len(wanted[0])), _ROWS_AT_ONCE):
+                u = gather(self._left, Selection(wanted[0].wanted[down.slice]), all_values)
+                out[down.slice, across.slice] = u.astype(self._left.wide_dtype) @ weights
+        return _dropped(torch.from_numpy(out), *wanted)
+
+    def scipy(self) -> Any:
+        """The approximation as a ``scipy.sparse.linalg.LinearOperator``.
+
+        Raises:
+            UsageError: If SciPy is not installed.
+        """
+        try:
+            from scipy.sparse.linalg import LinearOperator
+        except ImportError as error:
+            raise UsageError("scipy() needs SciPy, which is no part of this package: "
+                             "pip install scipy") from error  # fmt: skip
+
+        def forth(x: Array) -> Any:
+            return self._product(self._left, self._right, x, from_left=False)
+
+        def back(x: Array) -> Any:
+            return self._product(self._right, self._left, x, from_left=False)
+
+        return LinearOperator(
+            shape=self.shape, dtype=self._left.dtype, matvec=forth, rmatvec=back, matmat=forth,
+            rmatmat=back,
+        )  # fmt: skip
+
+
+def _as_columns(x: Any, transposed: bool) -> Any:
+    """A vector or matrix as a matrix of columns that shares its memory."""
+    if x.ndim == 1:
+        return x[:, None]
+    return x.T if transposed else x
+
+
+def _as_array(x: Any, dtype: Any) -> Array:
+    """A numpy array of this dtype made of an array, or of a tensor on any device."""
+    if isinstance(x, Tensor):
+        wide = torch.complex128 if dtype is np.complex128 else torch.float64
+        return np.asarray(x.to("cpu", wide).resolve_conj().resolve_neg().numpy())
+    return np.asarray(x, dtype)
+
+
+class Eigh(LowRank):
+    """An eigendecomposition ``A ~ U diag(eigenvalues) U^H``, which acts as this operator.
 
     Args:
         path: The file ``eigh.h5``.
 
     Attributes:
         path: The file.
+        shape: Shape of the operator.
+        dtype: Of the operator's products and of the vectors.
         eigenvalues: In descending magnitude, ``(r,)``, in the real type of the operator.
         eigenvectors: ``U``, ``(h, r)``; read when indexed.
         orthogonality: ``||U^H U - I||_F``, as estimated when they were written.
     """
 
     def __init__(self, path: Path) -> None:
-        file = SealedFile(path)
-        self.path = path
-        self.eigenvectors = StoredMatrix(file, "eigenvectors")
-        real = torch.empty(0, dtype=self.eigenvectors.dtype).real.dtype
-        values = np.array(file.arrays["eigenvalues"])
-        self.eigenvalues = torch.from_numpy(values).to(real)
-        self.orthogonality = float(file.arrays["orthogonality"])
+        super().__init__(path, "eigenvalues", "eigenvectors", None)
+        self.eigenvalues = self._rounded_values()
+        self.eigenvectors = StoredMatrix(self._left)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the operator."""
-        height = self.eigenvectors.shape[0]
-        return height, height
-
-    @property
-    def rank(self) -> int:
-        """Number of eigenpairs."""
-        return len(self.eigenvalues)
-
-    def __repr__(self) -> str:
-        return f"Eigh(shape={self.shape}, rank={self.rank}, path={str(self.path)!r})"
+    def torch(self) -> EighTensors:
+        """Values and vectors in memory, as a named tuple."""
+        return EighTensors(self.eigenvalues, self.eigenvectors[:])
 
 
-class Svd:
-    """A singular value decomposition ``A ~ U diag(S) V^H``.
+class Svd(LowRank):
+    """A singular value decomposition ``A ~ U diag(S) V^H``, which acts as this operator.
 
     Args:
         path: The file ``svd.h5``.
 
     Attributes:
         path: The file.
+        shape: Shape of the operator.
+        dtype: Of the operator's products and of the vectors.
         S: Singular values, descending, ``(r,)``.
         U: ``(h, r)``; read when indexed.
         V: ``(w, r)``; read when indexed.
@@ -120,13 +391,19 @@ class Svd:
     """
 
     def __init__(self, path: Path) -> None:
-        file = SealedFile(path)
-        self.path = path
-        self.U = StoredMatrix(file, "U")
-        self.V = StoredMatrix(file, "V")
-        real = torch.empty(0, dtype=self.U.dtype).real.dtype
-        self.S = torch.from_numpy(np.array(file.arrays["S"])).to(real)
-        self.orthogonality = float(file.arrays["orthogonality"])
+        super().__init__(path, "S", "U", "V")
+        self.S = self._rounded_values()
+        self.U = StoredMatrix(self._left)
+        self.V = StoredMatrix(self._right)
+
+    @property
+    def Vh(self) -> LazyMatrix:  # noqa: N802 (torch's name)
+        """``V^H``, ``(r, w)``; read when indexed."""
+        return self.V.mH
+
+    def torch(self) -> SvdTensors:
+        """Values and vectors in memory, as a named tuple."""
+        return SvdTensors(self.U[:], self.S, self.Vh[:])
 
 
 def open_result(path: Path) -> Eigh | Svd:

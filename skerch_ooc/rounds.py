@@ -221,10 +221,10 @@ class Sketch:
         self.folder = run.sketch / self.digest[:_DIGITS]
 
     def inner(self) -> Array:
-        """The measured columns of the inner sketch, ``(s, columns)``."""
-        span = self.round.planned["inner"]
-        rows = Range(0, self.round.heights["inner"])
-        out = np.empty((len(rows), len(span)), self.round.run.plan.identity.dtype)
+        """The measured columns of the inner sketch, ``(s, columns)``; there may be none."""
+        plan = self.round.run.plan
+        span, rows = plan.span("inner"), Range(0, plan.inner)
+        out = np.empty((len(rows), len(span)), plan.identity.dtype)
         for part, rectangle, file in self._inner:
             inside = part.shifted(-rectangle.columns.start)
             out[:, part.shifted(-span.start).slice] = file.read(rows, inside)

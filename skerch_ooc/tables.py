@@ -14,6 +14,7 @@ from skerch_ooc.stages.assess import overestimate_probability, underestimate_pro
 if TYPE_CHECKING:
     from skerch_ooc.pipeline import Planned
     from skerch_ooc.stages.assess import Assessment
+    from skerch_ooc.stages.estimates import Estimates
     from skerch_ooc.status import Status
 
 _SHOWN_VALUES = 15
@@ -154,3 +155,24 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("result", str(path)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)
+
+
+def estimates_table(estimates: Estimates) -> str:
+    """Trace and norms, and how sure they are."""
+    n = estimates.test_measurements
+    if not n:
+        return "no estimates: there are no test vectors to make them from"
+    pairs = []
+    for name, figure in (
+        ("trace", estimates.trace), ("Frobenius norm", estimates.frobenius_norm),
+    ):  # fmt: skip
+        if figure is not None:
+            error = figure.standard_error
+            shown = "unknown" if error is None else f"{error:.1e}"
+            pairs.append((name, f"{figure.value:.6e}, standard error {shown}"))
+    if estimates.spectral_norm is not None:
+        spectral = estimates.spectral_norm
+        pairs.append(
+            ("spectral norm", f"{spectral.value:.6e}, off by at most about {spectral.error:.1e}")
+        )
+    return f"estimated with {n} test vectors:\n{_rows(pairs)}"

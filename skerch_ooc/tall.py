@@ -2,9 +2,13 @@
 
 Stored vectors are read from their file. Implicit ones are computed from the sketch that they were
 recovered from: ``(X T) C``, with columns ``X`` on disk, a transform ``T``, and a correction ``C``
-where it was needed (see :mod:`skerch_ooc.stages.vectors`). Each entry of these is computed in one
-way only, as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on
-what else is read with it.
+where it was needed (see :mod:`skerch_ooc.stages.vectors`). Each entry is computed in one way only,
+as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on what else
+is read with it. They are those of the stored vectors but for the last rounding.
+
+A correction ``C`` that was needed in double precision is that of the rounding errors of ``X T``. So
+these are computed as they were when it was made, by whole tiles; where a linear algebra library
+rounds in another way, vectors of small eigenvalues are less orthogonal.
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ from skerch_ooc.resources import available_cores
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import Plan, RecoverySpec
+from skerch_ooc.stages.arithmetic import Host
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.recover import sources
-from skerch_ooc.stages.vectors import VECTOR_TILE_COLUMNS
+from skerch_ooc.stages.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
 from skerch_ooc.streams import ordered_map
 
 Array = npt.NDArray[Any]
@@ -178,10 +183,10 @@ class ImplicitSources:
     def __init__(self, file: SealedFile) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._opened: tuple[Source, Source | None] | None = None
+        self._opened: tuple[Plan, Source, Source | None] | None = None
 
-    def open(self) -> tuple[Source, Source | None]:
-        """The columns of the left and of the right side.
+    def open(self) -> tuple[Plan, Source, Source | None]:
+        """The plan of the result, and the columns of the left and of the right side.
 
         Raises:
             IncompleteError: If the result was taken out of its run, or shards are gone.
@@ -192,7 +197,7 @@ class ImplicitSources:
                 self._opened = self._open()
             return self._opened
 
-    def _open(self) -> tuple[Source, Source | None]:
+    def _open(self) -> tuple[Plan, Source, Source | None]:
         path, identity = self._file.path, self._file.identity
         # From results/NAME/eigh.h5, so that a run that was moved still works.
         directory = path.absolute().parents[2]
@@ -218,7 +223,7 @@ class ImplicitSources:
                 f"{path} makes its vectors from the shards, and those were measured anew since. "
                 f"To make it anew: rm -r {path.parent} && skerch-ooc recover {directory}"
             )
-        return left, right
+        return plan, left, right
 
 
 class ImplicitVectors(Tall):
@@ -240,7 +245,8 @@ class ImplicitVectors(Tall):
         first = file.arrays[f"{side}_transform"]
         last = file.arrays.get(f"{side}_correction")
         self._source, self._side = source, side
-        self._first, self._last = (None, first) if last is None else (first, last)
+        self._first: Array | None = None if last is None else first
+        self._last: Array = first if last is None else last
         self._source_columns = len(first)
         self.path, self.name = file.path, name
         rows = int(file.identity["shape"][side == "right"])
@@ -273,7 +279,7 @@ class ImplicitVectors(Tall):
         rows = len(self.rows(number))
         needed = np.unique(np.arange(rows)[inside] // BLOCK_ROWS)
         blocks = [tile(Range(0, rows), BLOCK_ROWS, int(block)) for block in needed]
-        x = self._columns(number, blocks)
+        x = self.factor(number)
 
         def column_tile(column: int) -> Array:
             piece = self._pieces[column]
@@ -287,22 +293,14 @@ class ImplicitVectors(Tall):
 
     def factor(self, number: int) -> Array:
         """See :class:`Tall`."""
-        return self._columns(number, cut(Range(0, len(self.rows(number))), BLOCK_ROWS))
-
-    def _columns(self, number: int, blocks: Iterable[Range]) -> Array:
-        """A row tile of ``X``, or of ``X T`` where a correction follows."""
-        left, right = self._source.open()
-        source = left if self._side == "left" else right
-        assert source is not None
+        plan, left, right = self._source.open()
+        source = right if self._side == "right" and right else left
         rows = len(self.rows(number))
+        if self._first is not None:
+            maker = VectorMaker(plan, Vectors(source, self._first), self.shape[0], Host())
+            return maker.tile(number, maker.take())
         x = empty_aligned((rows, source.columns), self.wide_dtype)
-        source.read_tile(number, self.tile_rows, rows, x)
-        if self._first is None:
-            return x
-        made = empty_aligned((rows, self._first.shape[1]), self.wide_dtype)
-        for block in blocks:
-            np.matmul(x[block.slice], self._first, out=made[block.slice])
-        return made
+        return source.read_tile(number, rows, x)
 
 
 def open_vectors(file: SealedFile, left: str, right: str | None) -> tuple[Tall, Tall]:

@@ -69,13 +69,16 @@ def decompose(problem: Problem, core: Core) -> Solution:
     right_transform = left_transform
     if vh is not None:
         right_transform = core.right @ (right.inverse @ vh[:kept].conj().T)
+    left_condition = right_condition = _amplification(problem.y, left_transform)
+    if vh is not None:
+        right_condition = _amplification(problem.w, right_transform)
     return Solution(
         values=values[:kept],
         left=left_transform,
         right=right_transform,
         core=core,
-        left_condition=_amplification(problem.y, left_transform),
-        right_condition=_amplification(problem.w, right_transform),
+        left_condition=left_condition,
+        right_condition=right_condition,
     )
 
 

@@ -227,7 +227,12 @@ def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
         )
     else:
         return
-    scale = math.sqrt(float(np.mean(column_squares(total))))
+    squares = column_squares(total)
+    if round_.basis is None:
+        scale = math.sqrt(float(np.mean(squares)))
+    else:
+        # Columns of a basis are of norm 1: it is the sum over all of them that is the operator's.
+        scale = math.sqrt(float(np.sum(squares[side.sketches[round_.role].slice])))
     require_one_operator(pairs, scale, placed, dtype)
 
 

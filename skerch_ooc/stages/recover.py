@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,7 +223,10 @@ def recover(
         return path
     found = solve(run, settings, resources, progress)
     if needs_correction_of(run.plan, found):
-        found = correct(run.plan, found, resources, progress)
+        # Implicit vectors are made by the processor: it is its rounding that is to be corrected.
+        where = "cpu" if settings.vectors == "implicit" else resources.device
+        on = dataclasses.replace(resources, device=where)
+        found = correct(run.plan, found, on, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings.vectors == "implicit":
         _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
