@@ -123,53 +123,35 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
     if settings.method == "hmt":
         assert before is not None
         return _after_rounds(plan, settings, merged, before)
+    # A Hermitian operator's right sketch is its left sketch too, and Psi is Omega.
     hermitian = plan.identity.kind == "eigh"
-    range_side = merged.sides[RANGE]
-    y = range_side.copy("right")
-    measured = merged.sketch.inner() if settings.method == "oversampled" else None
-    if hermitian:
-        m = y.shape[1]
-        whole = range_side.cross("right", "right")
-        # Phi^H A Xi begins with Phi^H Y, as Xi begins with Omega.
-        inner = None if measured is None else range_side.cross("inner-left", "right")
-        problem = Problem(
-            hermitian=True,
-            epsilon=_epsilon(plan),
-            y=y,
-            t=range_side.copy("test"),
-            w=y,
-            psi_y=whole[:m],
-            omega_w=whole[:m],
-            g_w=range_side.cross("test", "right"),
-            phi_y=inner,
-            xi_w=None if measured is None else whole,
-            z=None if measured is None else np.concatenate([inner, measured], axis=1),
-            core_size=_integer(settings.core),
-            rank=_integer(settings.rank),
-        )
-        return Posed(problem, Source(range_side.reader, "right"), None, range_side.reader)
-    corange = merged.sides[CORANGE]
+    here, there = merged.sides[RANGE], merged.sides[RANGE if hermitian else CORANGE]
+    left, xi = ("right", "right") if hermitian else ("left", "inner-right")
+    y, w = here.copy("right"), there.copy(left)
+    phi_y = z = None
+    if settings.method == "oversampled":
+        phi_y = here.cross("inner-left", "right")
+        z = merged.sketch.inner().astype(y.dtype)
+        if hermitian:
+            # Phi^H A Xi begins with Phi^H Y, as Xi begins with Omega.
+            z = np.concatenate([phi_y, z], axis=1)
     problem = Problem(
-        hermitian=False,
+        hermitian=hermitian,
         epsilon=_epsilon(plan),
         y=y,
-        t=range_side.copy("test"),
-        w=corange.copy("left"),
-        psi_y=range_side.cross("left", "right"),
-        omega_w=corange.cross("right", "left"),
-        g_w=corange.cross("test", "left"),
-        phi_y=None if measured is None else range_side.cross("inner-left", "right"),
-        xi_w=None if measured is None else corange.cross("inner-right", "left"),
-        z=None if measured is None else measured.astype(np.result_type(measured, np.float64)),
+        t=here.copy("test"),
+        w=y if hermitian else w,
+        psi_y=here.cross(left, "right")[: w.shape[1]],
+        omega_w=there.cross("right", left)[: y.shape[1]],
+        g_w=there.cross("test", left),
+        phi_y=phi_y,
+        xi_w=None if phi_y is None else there.cross(xi, left),
+        z=z,
         core_size=_integer(settings.core),
         rank=_integer(settings.rank),
     )
-    return Posed(
-        problem,
-        Source(range_side.reader, "right"),
-        Source(corange.reader, "left"),
-        range_side.reader,
-    )
+    right = None if hermitian else Source(there.reader, left)
+    return Posed(problem, Source(here.reader, "right"), right, here.reader)
 
 
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
