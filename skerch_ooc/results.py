@@ -133,7 +133,8 @@ class LazyMatrix(ABC):
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("a matrix on disk cannot be an array without being copied")
-        return self[:].numpy().astype(dtype, copy=False)
+        array: Array = self[:].numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
 
 
 class StoredMatrix(LazyMatrix):
