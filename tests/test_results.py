@@ -347,6 +347,15 @@ def test_product_with_what_is_no_array_is_a_type_error(results, other):
         results("eigh", "float32", "stored") @ other
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_product_with_a_tensor_on_a_gpu_is_there(results):
+    result = results("eigh", "float32", "stored")
+    x = gaussian(150, 2, dtype=torch.float32)
+    assert (result @ x.cuda()).is_cuda
+    assert torch.equal((result @ x.cuda()).cpu(), result @ x)
+
+
 def test_product_does_not_drop_a_gradient_in_silence(results):
     with pytest.raises(RuntimeError, match="detach"):
         results("eigh", "float32", "stored") @ torch.ones(150, requires_grad=True)
