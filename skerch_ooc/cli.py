@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -54,8 +53,9 @@ _MAX_SECONDS = click.option(
 _MAX_ERROR = click.option(
     "--max-relative-error", type=float, metavar="E", help="Exit with 3 if the error is above this."
 )
-_NAME = click.option(
-    "--name", metavar="NAME", help="Folder of the result inside results/.", default=None
+_NAME = click.option("--name", metavar="NAME", help="Folder of the result inside results/.")
+_RESULT = click.option(
+    "--name", metavar="NAME", help="Folder of the result inside results/.", default="default"
 )
 
 
@@ -249,7 +249,7 @@ def recover(
 
     opened = pipeline.open_run(directory)
     settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank), vectors)
-    name = _folder_name(name) or stage.result_name(settings, opened.plan)
+    name = stage.result_name(settings, opened.plan) if name is None else name
     resources = Resources.of(memory, threads, device=device)
     path = stage.recover(opened, settings, name, resources, for_terminal())
     suffix = "" if name == "default" else f" --name {name}"
@@ -257,30 +257,27 @@ def recover(
 
 
 @cli.command()
-@_options(_DIR, _NAME, _MAX_ERROR, _JSON)
-def assess(
-    directory: Path, name: str | None, max_relative_error: float | None, as_json: bool
-) -> None:
+@_options(_DIR, _RESULT, _MAX_ERROR, _JSON)
+def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
     """Estimate the error of a result, with its probability bounds."""
     from skerch_ooc import pipeline
 
     opened = pipeline.open_run(directory)
-    name = _folder_name(name) or "default"
     assessment = pipeline.assess(opened, name)
     _show_result(opened, name, assessment, as_json)
     pipeline.require_quality(assessment, max_relative_error)
 
 
 @cli.command()
-@_options(_DIR, _NAME, _MEMORY, _THREADS, _JSON)
+@_options(_DIR, _RESULT, _MEMORY, _THREADS, _JSON)
 def estimates(
-    directory: Path, name: str | None, memory: str | None, threads: int | None, as_json: bool
+    directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
 ) -> None:
     """Estimate the operator's trace and norms from the sketch; costs no product."""
     from skerch_ooc import pipeline, tables
 
     found = pipeline.estimates(
-        pipeline.open_run(directory), _folder_name(name) or "default", memory=memory,
+        pipeline.open_run(directory), name, memory=memory,
         threads=threads, progress=for_terminal(),
     )  # fmt: skip
     if as_json:
@@ -353,15 +350,6 @@ def _budget(max_seconds: float | None) -> Any:
 
 def _number(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.lstrip("-").isdigit() else text
-
-
-def _folder_name(name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}", name):
-        raise UsageError(
-            f"--name {name!r}: must be a plain folder name of letters, digits and _.=+-, "
-            "not beginning with a dot"
-        )
-    return name
 
 
 def _print_json(value: Any) -> None:

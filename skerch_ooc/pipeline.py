@@ -384,7 +384,7 @@ def recover(
     from skerch_ooc.results import open_result
 
     settings = recovery_settings(run, method, core, rank, vectors)
-    name = name or recover_stage.result_name(settings, run.plan)
+    name = recover_stage.result_name(settings, run.plan) if name is None else name
     resources = Resources.of(memory, threads, device=device)
     return open_result(
         recover_stage.recover(run, settings, name, resources, progress or Progress())
@@ -435,7 +435,7 @@ def assess(run: Run, name: str = "default") -> Assessment:
         is_complex=run.plan.identity.dtype.startswith("complex"),
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
     )
-    files.write_json(path.parent / "assessment.json", assessment.as_json())
+    files.write_json(path.parent / recover_stage.ASSESSMENT, assessment.as_json())
     return assessment
 
 
@@ -523,6 +523,13 @@ def _measure_all(
 ) -> bool:  # fmt: skip
     """Measures all rounds of the plan in force; whether that was completed."""
     while True:
+        if planned.product is None and not (
+            executor.remote or measure_stage.is_complete(planned.run)
+        ):
+            # Once for all rounds: it may take long to build.
+            planned.product = measure_stage.checked_product(
+                planned.run, operator, device or planned.run.plan.device, resources.threads
+            )
         complete = measure_stage.measure(
             planned.run,
             executor,

@@ -11,8 +11,10 @@ from skerch_ooc.files import PRIVATE_PREFIX, read_json
 from skerch_ooc.partition import Range
 from skerch_ooc.rounds import Round, count_products, known_rounds
 from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import Rectangle, list_shards, strangers
 from skerch_ooc.sides import RANGE
+from skerch_ooc.stages.recover import ASSESSMENT, result_path
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def status(run: Run) -> Status:
         results=results,
         leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
         strangers=strangers(run.shards),
-        next=_next(run, incomplete, merged, results),
+        next=_next(run, incomplete, merged, _is_stale(run, rounds[-1]) if merged else False),
     )
 
 
@@ -133,20 +135,32 @@ def _results(run: Run) -> dict[str, float | None]:
     for path in sorted([*run.results.glob("*/eigh.h5"), *run.results.glob("*/svd.h5")]):
         error = None
         try:
-            error = read_json(path.parent / "assessment.json").get("relative_error")
+            error = read_json(path.parent / ASSESSMENT).get("relative_error")
         except (FileNotFoundError, CorruptError, AttributeError):
             error = None
         found[path.parent.name] = error
     return found
 
 
-def _next(run: Run, incomplete: bool, merged: bool, results: dict[str, float | None]) -> str | None:
+def _is_stale(run: Run, last: Round) -> bool:
+    """Whether there is no default result, or one of another sketch than there is now."""
+    try:
+        file = SealedFile(result_path(run, "default"))
+    except FileNotFoundError:
+        return True
+    except CorruptError:
+        # The verbs that read it tell more.
+        return False
+    return file.identity.get("sketch") != last.sketch.digest
+
+
+def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:
     if incomplete:
         return f"skerch-ooc measure {run.directory}"
     if not merged:
         return f"skerch-ooc merge {run.directory}"
-    if "default" not in results:
+    if stale:
         return f"skerch-ooc recover {run.directory}"
-    if not (run.results / "default" / "assessment.json").exists():
+    if not (run.results / "default" / ASSESSMENT).exists():
         return f"skerch-ooc assess {run.directory}"
     return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -70,6 +72,31 @@ def ooc_command(tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
+def inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """The command line, run in the test's own folder and process."""
+    from skerch_ooc.cli import run_command_line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    logger = logging.getLogger("skerch_ooc")
+    before = logger.handlers[:], logger.propagate
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        capsys.readouterr()
+        code = run_command_line([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    yield run
+    logger.handlers[:], logger.propagate = before
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list]]:
     """Where the factories of these tests log each call (also from other processes)."""
     path = tmp_path / "calls.log"
@@ -85,7 +112,7 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_collections() -> Iterator[None]:
-    """Leaves what is there before the first test out of garbage collections, which stages ask for."""
+    """Leaves what is there before the first test out of collections, which stages ask for."""
     gc.collect()
     gc.freeze()
     yield

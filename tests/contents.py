@@ -13,9 +13,9 @@ def file_contents(path: Path, identity: bool = True) -> dict[str, str]:
     """Hashes of the identity and of each dataset of a sealed file."""
     file = SealedFile(path)
     found = {name: sha(array.tobytes()) for name, array in file.arrays.items()}
-    if file.layout is not None:
-        whole = file.read(Range(0, file.layout.shape[0]), Range(0, file.layout.shape[1]))
-        found[file.layout.name] = sha(whole.tobytes())
+    for name, layout in file.layouts.items():
+        whole = file.read(Range(0, layout.shape[0]), Range(0, layout.shape[1]), name)
+        found[name] = sha(whole.tobytes())
     if identity:
         found["identity"] = sha(repr(file.identity).encode())
     return found
@@ -32,11 +32,8 @@ def run_contents(run: Path) -> dict[str, dict[str, str]]:
 
 def answer(run: Path) -> dict[str, dict[str, str]]:
     """The merged sums and the results, whatever the shards they were made of."""
-    total = next(run.glob("sketch/*/total.h5"))
-    return {
-        path.name: file_contents(path, identity=False)
-        for path in (total, run / "results/default/eigh.h5")
-    }
+    paths = [*run.glob("sketch/*/*total.h5"), *run.glob("results/default/*.h5")]
+    return {path.name: file_contents(path, identity=False) for path in paths}
 
 
 def sha(data: bytes) -> str:

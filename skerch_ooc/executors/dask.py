@@ -63,6 +63,8 @@ class Dask:
                 processes=True,
                 memory_limit=0,
                 dashboard_address=None,
+                # Else it asks for the port that every cluster asks for, and warns if it is taken.
+                scheduler_kwargs={"dashboard_address": ":0"},
                 local_directory=scratch,
                 silence_logs=logging.ERROR,
             ) as cluster,

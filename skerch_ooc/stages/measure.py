@@ -70,6 +70,11 @@ def current_round(run: Run) -> Round:
     return last
 
 
+def is_complete(run: Run) -> bool:
+    """Whether all columns that are known by now are measured."""
+    return not any(current_round(run).missing().values())
+
+
 def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]:
     """The blocks of a round of which something is not published yet, in order."""
     missing = round_.missing()
@@ -117,14 +122,25 @@ def check_or_publish_fingerprint(run: Run, product: Product, threads: int) -> No
             check_fingerprint(product, seed, stored)
 
 
+def checked_product(run: Run, operator: Any, device: str, threads: int) -> Product:
+    """The operator, or what the run's factory builds, compared with the fingerprint.
+
+    Raises:
+        OperatorError: If it is unusable.
+        DriftError: If it is another.
+    """
+    built = build_for_run(run, device) if operator is None else operator
+    product = open_product(run, built, device)
+    check_or_publish_fingerprint(run, product, threads)
+    return product
+
+
 @lru_cache(maxsize=1)
 def _product_of_process(directory: str, run_id: str, device: str, threads: int) -> Product:
     """The operator of this process: built once, compared with the fingerprint once."""
     run = open_run(directory)
     assert run.plan.run_id == run_id
-    product = open_product(run, build_for_run(run, device), device)
-    check_or_publish_fingerprint(run, product, threads)
-    return product
+    return checked_product(run, None, device, threads)
 
 
 @lru_cache(maxsize=4)
@@ -272,9 +288,7 @@ def measure(
             )
     else:
         if checked is None:
-            built = build_for_run(run, device) if operator is None else operator
-            checked = open_product(run, built, device)
-            check_or_publish_fingerprint(run, checked, resources.threads)
+            checked = checked_product(run, operator, device, resources.threads)
         _require_memory(run, tasks, resources)
         work = partial(perform_with, round_, checked)
     total = sum(task.stop - task.start for task in tasks)

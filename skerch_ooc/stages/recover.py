@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,12 @@ from skerch_ooc.streams import tiles_in_flight
 Array = npt.NDArray[Any]
 
 RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
+ASSESSMENT = "assessment.json"
 VALUES = {"eigh": "eigenvalues", "svd": "S"}
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,16 @@ def result_name(settings: RecoverySpec, plan: Plan) -> str:
 
 
 def result_path(run: Run, name: str) -> Path:
-    """The file of a result."""
+    """The file of a result.
+
+    Raises:
+        UsageError: If its name is not one that a folder should have.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"name = {name!r}: must be a plain folder name of letters, digits and _.=+-, not "
+            "beginning with a dot"
+        )
     return run.results / name / RESULT_FILES[run.plan.identity.kind]
 
 
@@ -221,6 +234,8 @@ def recover(
     identity = _identity(run.plan, rounds_for(run, settings)[0].sketch.digest, settings)
     if _is_current(path, identity, run):
         return path
+    # Of a result that is gone or replaced.
+    (path.parent / ASSESSMENT).unlink(missing_ok=True)
     found = solve(run, settings, resources, progress)
     if needs_correction_of(run.plan, found):
         # Implicit vectors are made by the processor: it is its rounding that is to be corrected.
