@@ -310,12 +310,18 @@ class SketchReader:
             for _, rectangle in parts
         }
 
-    def placed_shards(self) -> list[tuple[Range, Path]]:
-        """For each shard of the first row band, where its columns stand in ``Z``."""
+    def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
+        """For each shard of the first row band, where its columns stand in ``Z``.
+
+        Args:
+            roles: Only these, and where they stand in a ``Z`` of these alone; all by default.
+        """
+        kept = [role for role in self.side.sketches if roles is None or role in roles]
+        start = self.side.sketches[kept[0]].start if kept else 0
         return [
-            (part.shifted(self.side.sketches[role].start), self.files[rectangle].path)
-            for role, bands in self._bands.items()
-            for part, rectangle in bands[0][1]
+            (part.shifted(self.side.sketches[role].start - start), self.files[rectangle].path)
+            for role in kept
+            for part, rectangle in self._bands[role][0][1]
         ]
 
     def read_tile(self, number: int, out: Array) -> Array:

@@ -29,8 +29,8 @@ def make_basis(merged: Merged, resources: Resources, progress: Progress) -> None
     """Writes an orthonormal basis of the range of a round's sketch, unless it is there.
 
     Directions that are rounding errors are left out. Beside the basis ``Q`` the file holds how it
-    was made of the sketch, ``Q^H T`` with the test sketch ``T`` of the same rows, and after the
-    first round ``Q^H Z`` for all its sketches, with which the next round is compared.
+    was made of the sketch, and ``Q^H T`` with the test sketch ``T`` of the same rows, with which
+    the next round is compared.
 
     Raises:
         UsageError: If memory is too little, or the operator is zero.
@@ -67,9 +67,6 @@ def make_basis(merged: Merged, resources: Resources, progress: Progress) -> None
         }
         if vectors.correction is not None:
             arrays["correction"] = vectors.correction
-        if round_.basis is None and not round_.adjoint:
-            small = vectors.compressed(side.copy(round_.role))
-            arrays["projected"] = small.conj().T @ side.root
         writer.publish(
             basis_identity(plan, sketch.digest), arrays, provenance(threads=resources.threads)
         )

@@ -6,12 +6,21 @@ operator changed between the two by ``E``, their difference has entries of size 
 Rounding gives all pairs about the same, small asymmetry; pairs that stand out disagree.
 
 For a general ``A`` the same holds of ``Psi^H (A Omega)``, from the shards of the right sketch, and
-``((A^H Psi)^H Omega)``, from those of the left one: pairs of one shard of each can be compared.
+``((A^H Psi)^H Omega)``, from those of the left one: pairs of one shard of each can be compared. As
+no shard is compared with itself, a change between all of the right ones and all of the left ones
+would make all pairs alike; so there no pair may differ by more than the probe allows.
+
+Of vectors of a basis, rounding does not give all pairs the same: then that limit alone counts, and
+entries are compared relative to what rounding can do to them. Its errors in ``A x`` are in
+proportion to ``||A x||`` or, where that is small, to ``||A||_F`` times the norm of ``x``; and the
+other vector multiplies them by its own norm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import DriftError
+from skerch_ooc.operators.adapters import tolerance
 from skerch_ooc.partition import Range
 
 Array = npt.NDArray[Any]
@@ -26,34 +36,69 @@ Array = npt.NDArray[Any]
 FACTOR = 30.0
 """A pair of shards disagrees if its asymmetry is this many times the typical one."""
 
+ALLOWED = 8.0
+"""Where there is nothing typical, a pair disagrees if it exceeds so many tolerances of the probe
+(which allows 4, of fewer entries)."""
+
 _SHOWN = 8
 
 
-def pair_asymmetry(cross: Array, places: Sequence[Range]) -> Array:
+@dataclass(frozen=True)
+class Applied:
+    """Vectors that the operator was applied to.
+
+    Attributes:
+        norms: Their norms, relative to those of random ones, for which it is 1, ``(n,)``.
+        products: The norms of their products, ``(n,)``.
+    """
+
+    norms: Array
+    products: Array
+
+    @property
+    def operator_norm(self) -> float:
+        """The operator's Frobenius norm: of random vectors the mean, of a basis the sum."""
+        squares, random = self.products**2, self.norms == 1
+        return math.sqrt(float(squares[random].mean() if random.any() else squares.sum()))
+
+
+def relative_difference(there: Array, back: Array, rows: Applied, columns: Applied) -> Array:
+    """The difference of ``N^H A M`` computed in two ways, relative to what it is made of.
+
+    Args:
+        there: ``N^H (A M)``, ``(n, m)``.
+        back: ``M^H (A^H N)``, ``(m, n)``.
+        rows: The columns of ``N``, to which ``A^H`` was applied.
+        columns: The columns of ``M``, to which ``A`` was applied.
+
+    Returns:
+        The moduli, ``(n, m)``.
+    """
+    scale = columns.operator_norm
+    sizes = [np.hypot(some.products, scale * some.norms) for some in (rows, columns)]
+    size = np.outer(rows.norms, sizes[1]) + np.outer(sizes[0], columns.norms)
+    difference = np.abs(there - back.conj().T)
+    return np.asarray(difference / np.where(size > 0, size / math.sqrt(8), 1))
+
+
+def pair_asymmetry(difference: Array, places: Sequence[Range]) -> Array:
     """The root mean square of each block of ``H - H^H``.
 
     Args:
-        cross: ``H``, ``(c, c)``.
+        difference: Its moduli, ``(c, c)``.
         places: The columns of each shard, in order and without gaps.
 
     Returns:
         ``(s, s)``, symmetric.
     """
-    square = np.abs(cross - cross.conj().T) ** 2
-    starts = [place.start for place in places]
-    sizes = np.array([len(place) for place in places], np.float64)
-    blocks = np.add.reduceat(np.add.reduceat(square, starts, axis=0), starts, axis=1)
-    return np.asarray(np.sqrt(blocks / np.outer(sizes, sizes)))
+    return _block_means(difference, places, places)
 
 
-def pair_difference(
-    there: Array, back: Array, rows: Sequence[Range], columns: Sequence[Range]
-) -> Array:
-    """The root mean square of each block of ``N^H A M``, computed in two ways.
+def pair_difference(difference: Array, rows: Sequence[Range], columns: Sequence[Range]) -> Array:
+    """The root mean square of each block of the difference of ``N^H A M`` computed in two ways.
 
     Args:
-        there: ``N^H (A M)``, ``(n, m)``.
-        back: ``M^H (A^H N)``, ``(m, n)``.
+        difference: Its moduli, ``(n, m)``.
         rows: The columns of ``N`` of each shard of ``A^H N``, in order and without gaps.
         columns: The columns of ``M`` of each shard of ``A M``.
 
@@ -61,14 +106,17 @@ def pair_difference(
         ``(s, s)``, symmetric, for the shards of ``A^H N`` and then those of ``A M``; NaN where two
         cannot be compared.
     """
-    square = np.abs(there - back.conj().T) ** 2
-    blocks = np.add.reduceat(square, [place.start for place in rows], axis=0)
-    blocks = np.add.reduceat(blocks, [place.start for place in columns], axis=1)
-    sizes = [np.array([len(place) for place in places], float) for places in (rows, columns)]
     pairs = np.full((len(rows) + len(columns),) * 2, np.nan)
-    pairs[: len(rows), len(rows) :] = np.sqrt(blocks / np.outer(*sizes))
+    pairs[: len(rows), len(rows) :] = _block_means(difference, rows, columns)
     pairs[len(rows) :, : len(rows)] = pairs[: len(rows), len(rows) :].T
     return pairs
+
+
+def _block_means(difference: Array, rows: Sequence[Range], columns: Sequence[Range]) -> Array:
+    blocks = np.add.reduceat(difference**2, [place.start for place in rows], axis=0)
+    blocks = np.add.reduceat(blocks, [place.start for place in columns], axis=1)
+    sizes = [np.array([len(place) for place in places], float) for places in (rows, columns)]
+    return np.asarray(np.sqrt(blocks / np.outer(*sizes)))
 
 
 def typical_asymmetry(pairs: Array, floor: float) -> float:
@@ -101,38 +149,48 @@ def outliers(disagree: Array, weights: Array) -> list[int]:
 
 
 def require_one_operator(
-    pairs: Array, scale: float, placed: Sequence[tuple[Range, Path]], dtype: str
+    pairs: Array, placed: Sequence[tuple[Range, Path]], dtype: str, alike: bool = True
 ) -> None:
     """Refuses a sketch whose shards were made by different operators.
 
     Args:
-        pairs: How far the shards disagree, two by two, ``(s, s)``; NaN where that is not known.
-        scale: The operator's norm.
+        pairs: How far the shards disagree, two by two, relative to the operator's norm, ``(s, s)``;
+            NaN where that is not known.
         placed: The columns of each shard, in this order, and its path.
         dtype: Of the products.
+        alike: Whether rounding does about the same to all pairs.
 
     Raises:
         DriftError: Naming the shards.
     """
-    typical = typical_asymmetry(pairs, float(np.finfo(dtype).eps) * scale)
-    pairs = np.nan_to_num(pairs)
+    known = ~np.isnan(pairs)
+    with_itself = known.diagonal().any()
     weights = np.array([len(place) for place, _ in placed])
-    named = outliers(pairs > FACTOR * typical, weights)
+    typical = typical_asymmetry(pairs, float(np.finfo(dtype).eps))
+    limit, expected = np.full(pairs.shape, FACTOR * typical), f"typical {typical:.1e}"
+    allowed = ALLOWED * tolerance(dtype)
+    if not alike or (allowed < FACTOR * typical and not with_itself):
+        # Single entries scatter more than the mean of many.
+        limit = allowed * (1 + 4 / np.sqrt(np.outer(weights, weights)))
+        expected = f"allowed {allowed:.1e}"
+    pairs = np.nan_to_num(pairs)
+    disagree = pairs > limit
+    named = outliers(disagree, weights)
     if not named:
         return
     worst = float(pairs[named].max())
     paths = [str(placed[number][1]) for number in named]
     shown = "\n  ".join(paths[:_SHOWN]) + (f"\n  and {len(paths) - _SHOWN} more" if
                                            len(paths) > _SHOWN else "")  # fmt: skip
-    doubt = (
-        "\nAs there are only two shards that disagree, it may as well be the other one."
-        if len(placed) == 2
-        else ""
-    )
+    doubt = ""
+    if len(placed) == 2:
+        doubt = "\nAs there are only two shards that disagree, it may as well be the other one."
+    elif not alike or (not with_itself and disagree[known].all()):
+        doubt = "\nIt may as well be those that they disagree with."
     raise DriftError(
         f"the operator changed while it was measured: {len(named)} of {len(placed)} shards do not "
-        f"fit the others (asymmetry {worst / max(scale, 1e-300):.1e} of the operator's norm, "
-        f"typical {typical / max(scale, 1e-300):.1e}):\n  {shown}{doubt}\n"
+        f"fit the others (asymmetry {worst:.1e} of the operator's norm, {expected}):\n"
+        f"  {shown}{doubt}\n"
         "Find out what changed (weights, data, dropout, a shuffled loader), restore it, remove "
         "these shards, and measure them again"
     )

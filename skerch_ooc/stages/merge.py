@@ -50,11 +50,18 @@ from skerch_ooc.stages.accumulate import (
     tile_bytes,
 )
 from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.drift import pair_asymmetry, pair_difference, require_one_operator
+from skerch_ooc.stages.drift import (
+    Applied,
+    pair_asymmetry,
+    pair_difference,
+    relative_difference,
+    require_one_operator,
+)
 from skerch_ooc.stages.testmatrices import open_noise
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
+Placed = tuple[Range, Path]
 
 SMALLEST_RUN = 5
 """A merge task has at least 2**5 tiles."""
@@ -191,49 +198,80 @@ class Merge:
 def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
     """Refuses a sketch whose shards were made by different operators, where that can be seen.
 
+    A later round of a general operator is compared with the first if it applies the adjoint, as the
+    last one does, of which the result is made.
+
     Raises:
         DriftError: Naming the shards.
     """
-    readers = round_.sketch.readers
+    identity = round_.run.plan.identity
     sides = {side.name: side for side in round_.sides}
-    dtype = round_.run.plan.identity.dtype
-    if round_.run.plan.identity.kind == "eigh":
-        side, total = sides[RANGE], sums[RANGE]
-        names = ("right" if round_.basis is None else BASIS, "test")
-        square = np.concatenate(
-            [
-                total.cross[side.noise[name].slice][: len(place)]
-                for name, place in zip(names, side.sketches.values(), strict=False)
-            ]
-        )
-        placed = readers[RANGE].placed_shards()
-        pairs = pair_asymmetry(square, [place for place, _ in placed])
+    if identity.kind == "eigh":
+        placed, pairs = _hermitian_pairs(round_, sides[RANGE], sums[RANGE])
     elif CORANGE in sides:
-        total, side = sums[CORANGE], sides[CORANGE]
-        known = ["right", "test"]
-        back = np.concatenate([total.cross[side.noise[n].slice] for n in known if n in side.noise])
-        rows = readers[CORANGE].placed_shards()
-        if round_.basis is None:
-            there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
-            columns = readers[RANGE].placed_shards()
-        elif "projected" in round_.basis.file.arrays:
-            there = round_.basis.file.arrays["projected"]
-            columns = Round(round_.run).sketch.readers[RANGE].placed_shards()
-        else:
-            return
-        placed = rows + columns
-        pairs = pair_difference(
-            there, back, [place for place, _ in rows], [place for place, _ in columns]
-        )
+        placed, pairs = _adjoint_pairs(round_, sides, sums)
     else:
         return
-    squares = column_squares(total)
+    require_one_operator(pairs, placed, identity.dtype, alike=round_.basis is None)
+
+
+def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed], Array]:
+    """The shards of a round of a Hermitian operator, and how far they disagree."""
+    rows, norms = [], []
+    for role, place in side.sketches.items():
+        of_basis = round_.basis is not None and role == round_.role
+        noise = side.noise[BASIS if of_basis else role]
+        rows.append(sums.cross[noise.slice][: len(place)])
+        norms.append(_basis_norms(len(place)) if of_basis else np.ones(len(place)))
+    square, applied = np.concatenate(rows), Applied(np.concatenate(norms), _column_norms(sums))
+    placed = round_.sketch.readers[side.name].placed_shards()
+    difference = relative_difference(square, square, applied, applied)
+    return placed, pair_asymmetry(difference, [place for place, _ in placed])
+
+
+def _adjoint_pairs(
+    round_: Round, sides: Mapping[str, Side], sums: Mapping[str, Sums]
+) -> tuple[list[Placed], Array]:
+    """The shards of a round that applied the adjoint, and how far they disagree with the first's.
+
+    Those of the first round that they can be compared with come after them: after a round whose
+    test matrix is a basis only the test columns, as the basis is made of the others.
+    """
+    side, total = sides[CORANGE], sums[CORANGE]
     if round_.basis is None:
-        scale = math.sqrt(float(np.mean(squares)))
+        first, roles = round_, ["right", "test"]
+        there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
+        norms, products = np.ones(len(there)), _column_norms(sums[RANGE])
     else:
-        # Columns of a basis are of norm 1: it is the sum over all of them that is the operator's.
-        scale = math.sqrt(float(np.sum(squares[side.sketches[round_.role].slice])))
-    require_one_operator(pairs, scale, placed, dtype)
+        first, roles = Round(round_.run), ["test"]
+        there = round_.basis.file.arrays["test_products"]
+        norms, products = _basis_norms(len(there)), np.linalg.norm(there, axis=0)
+    back = [total.cross[side.noise[role].slice] for role in roles if role in side.noise]
+    if not back:
+        return [], np.zeros((0, 0))
+    difference = relative_difference(
+        there,
+        np.concatenate(back),
+        Applied(norms, _column_norms(total)),
+        Applied(np.ones(len(products)), products),
+    )
+    rows = round_.sketch.readers[CORANGE].placed_shards()
+    columns = first.sketch.readers[RANGE].placed_shards(roles)
+    pairs = pair_difference(difference, [place for place, _ in rows], [p for p, _ in columns])
+    return rows + columns, pairs
+
+
+def _basis_norms(columns: int) -> Array:
+    """What the norms of random vectors are to be compared with, for the vectors of a basis.
+
+    A basis of the range of a sketch spans its rounding errors too. If those repeat themselves in
+    the next round, they are not at random angles to it, but within that many dimensions.
+    """
+    return np.full(columns, 1 / math.sqrt(max(1, columns)))
+
+
+def _column_norms(sums: Sums) -> Array:
+    return np.sqrt(column_squares(sums))
 
 
 class _SideMerge:
