@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from skerch_ooc.errors import UsageError
-from skerch_ooc.noise import COMPLEX_ONLY
+from skerch_ooc.noise import COMPLEX_ONLY, WHOLE_COLUMNS
 from skerch_ooc.recovery.sizes import default_inner, default_left, sizes_for_storage
 from skerch_ooc.resources import parse_bytes
 from skerch_ooc.spec import NESTING_METHODS, RecoverySpec, Spec
+from skerch_ooc.ssrft import LARGEST_HEIGHT
 
 FEWEST_TEST_MEASUREMENTS = 10
 """With fewer test columns a tolerance cannot be judged."""
@@ -104,7 +105,7 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
     least, test = min(shape), spec.sketch.test_measurements
     if spec.storage is not None:
         itemsize = np.dtype(spec.dtype).itemsize
-        entries = parse_bytes(spec.storage) // itemsize - test * shape[0]
+        entries = _storage_bytes(spec.storage) // itemsize - test * shape[0]
         try:
             right, left, inner = sizes_for_storage(
                 method, spec.kind, is_complex, shape, max(0, entries)
@@ -140,6 +141,11 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
                 f"sketch.inner_measurements = {inner}: must be from {right} (the measurements) to "
                 f"{least}"
             )
+    if spec.sketch.noise in WHOLE_COLUMNS and max(shape) > LARGEST_HEIGHT:
+        raise UsageError(
+            f"sketch.noise = {spec.sketch.noise!r} has at most {LARGEST_HEIGHT} rows, the operator "
+            f'{max(shape)}; take "rademacher"'
+        )
     sizes = Sizes(right, min(left, shape[0]), min(inner, least), test)
     require_recoverable(spec.recovery, sizes.right)
     if spec.sketch.noise == "sparse-sign" and right < FEWEST_SPARSE:
@@ -149,6 +155,15 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
             'take "rademacher"'
         )
     return sizes
+
+
+def _storage_bytes(storage: str) -> int:
+    try:
+        return parse_bytes(storage)
+    except UsageError:
+        raise UsageError(
+            f'storage = {storage!r}: must be an amount such as "10 GiB" or "500 MB"'
+        ) from None
 
 
 def require_recoverable(settings: RecoverySpec, measurements: int) -> None:

@@ -541,6 +541,11 @@ class Amendment:
                 tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
                 most=_optional(_integer(1))("most", value.get("most")),
             )
+            for role, piece in blocks.items():
+                if piece.start >= piece.stop:
+                    raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
+            if (amendment.tolerance is None) != (amendment.most is None):
+                raise UsageError("tolerance and most belong together")
         except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise CorruptError(f"{source} is not an amendment: {error}") from error
         if amendment.as_json() != value:

@@ -23,8 +23,11 @@ from skerch_ooc.spec import (
     MAX_SEED,
     MAX_SIZE,
     METHODS,
+    MOST_POWER_ITERATIONS,
     NOISE_VERSION,
     NOISES,
+    ROLES,
+    TEST_MATRICES,
     VECTORS,
     Amendment,
     Cut,
@@ -38,7 +41,11 @@ from skerch_ooc.spec import (
 
 relaxed = settings(deadline=None)
 
-ALLOWED_AT_TOP = "measurements, kind, seed, dtype, operator, sketch, recovery"
+ALLOWED_AT_TOP = "measurements, kind, storage, tolerance, seed, dtype, operator, sketch, recovery"
+ALLOWED_IN_SKETCH = (
+    "noise, test_measurements, left_measurements, inner_measurements, block, task_seconds"
+)
+ALLOWED_IN_RECOVERY = "method, core, rank, vectors, power_iterations"
 
 
 def nested(path, value, **table):
@@ -62,6 +69,8 @@ class TestDefaults:
         ("key", "value"),
         [
             ("kind", "eigh"),
+            ("storage", None),
+            ("tolerance", None),
             ("seed", 1),
             ("dtype", "float32"),
             ("operator.factory", None),
@@ -70,20 +79,33 @@ class TestDefaults:
             ("operator.shape", None),
             ("sketch.noise", "rademacher"),
             ("sketch.test_measurements", 30),
+            ("sketch.left_measurements", "auto"),
+            ("sketch.inner_measurements", "auto"),
             ("sketch.block", "auto"),
             ("sketch.task_seconds", 600.0),
             ("recovery.method", "nystrom"),
             ("recovery.core", "auto"),
             ("recovery.rank", "all"),
             ("recovery.vectors", "stored"),
+            ("recovery.power_iterations", 0),
         ],
     )
     def test_every_key_but_the_measurements_has_one(self, key, value):
         assert found_at(key, Spec.from_table({"measurements": 5})) == value
 
-    def test_the_measurements_must_be_said(self):
-        with pytest.raises(UsageError, match=r"^the key measurements is missing$"):
-            Spec.from_table({"seed": 5})
+    @pytest.mark.parametrize("table", [{"seed": 5}, {"measurements": None}], ids=str)
+    def test_the_measurements_or_the_storage_must_be_said(self, table):
+        missing = "the key measurements is missing; give it, or storage = "
+        with pytest.raises(UsageError, match=f"^{missing}"):
+            Spec.from_table(table)
+
+    def test_the_storage_may_be_said_instead_of_the_measurements(self):
+        spec = Spec.from_table({"storage": "2 GiB"})
+        assert (spec.measurements, spec.storage) == (None, "2 GiB")
+
+    def test_measurements_and_storage_cannot_both_be_said(self):
+        with pytest.raises(UsageError, match=r"^measurements = 5 and storage = '2 GiB': give one"):
+            Spec.from_table({"measurements": 5, "storage": "2 GiB"})
 
 
 class TestGoodValues:
@@ -92,6 +114,9 @@ class TestGoodValues:
         [
             ("measurements", 1),
             ("measurements", MAX_SIZE),
+            *[("kind", kind) for kind in KINDS],
+            ("tolerance", 0.01),
+            ("tolerance", 1e-300),
             ("seed", 0),
             ("seed", MAX_SEED),
             *[("dtype", dtype) for dtype in DTYPES],
@@ -104,13 +129,20 @@ class TestGoodValues:
             ("operator.device", "cuda:0"),
             *[("sketch.noise", noise) for noise in NOISES],
             ("sketch.test_measurements", 0),
+            ("sketch.left_measurements", 1),
+            ("sketch.left_measurements", "auto"),
+            ("sketch.inner_measurements", 1),
+            ("sketch.inner_measurements", "auto"),
             ("sketch.block", 1),
             ("sketch.block", "auto"),
             ("sketch.task_seconds", 0.5),
+            *[("recovery.method", method) for method in METHODS],
             ("recovery.core", 12),
             ("recovery.core", "auto"),
             ("recovery.rank", 12),
             ("recovery.rank", "all"),
+            *[("recovery.vectors", vectors) for vectors in VECTORS],
+            *[("recovery.power_iterations", count) for count in range(MOST_POWER_ITERATIONS + 1)],
         ],
     )
     def test_are_kept(self, key, value):
@@ -142,6 +174,7 @@ def out_of(low, high=MAX_SIZE):
 
 
 A_WORD_OR_AN_INTEGER = f" or an integer from 1 to {MAX_SIZE}"
+A_RELATIVE_ERROR = "must be a relative error between 0 and 1"
 NOT_JSON = "arguments of a factory must be JSON values"
 
 BAD_VALUES = [
@@ -150,9 +183,16 @@ BAD_VALUES = [
     ("measurements", 1.5, out_of(1)),
     ("measurements", "many", out_of(1)),
     ("measurements", True, out_of(1)),
-    ("measurements", None, out_of(1)),
     ("kind", "qr", f"must be one of {', '.join(KINDS)}"),
     ("kind", 1, f"must be one of {', '.join(KINDS)}"),
+    ("storage", "", "must be a non-empty string"),
+    ("storage", 5, "must be a non-empty string"),
+    ("tolerance", 0, A_RELATIVE_ERROR),
+    ("tolerance", 1, A_RELATIVE_ERROR),
+    ("tolerance", -0.1, A_RELATIVE_ERROR),
+    ("tolerance", float("nan"), A_RELATIVE_ERROR),
+    ("tolerance", True, A_RELATIVE_ERROR),
+    ("tolerance", "0.1", A_RELATIVE_ERROR),
     ("seed", -1, out_of(0, MAX_SEED)),
     ("seed", MAX_SEED + 1, out_of(0, MAX_SEED)),
     ("seed", "one", out_of(0, MAX_SEED)),
@@ -175,6 +215,10 @@ BAD_VALUES = [
     ("operator.shape", [5.0, 5], out_of(1)),
     ("sketch.noise", "uniform", f"must be one of {', '.join(NOISES)}"),
     ("sketch.test_measurements", -1, out_of(0)),
+    ("sketch.left_measurements", 0, 'must be "auto"' + A_WORD_OR_AN_INTEGER),
+    ("sketch.left_measurements", "all", 'must be "auto"' + A_WORD_OR_AN_INTEGER),
+    ("sketch.inner_measurements", -1, 'must be "auto"' + A_WORD_OR_AN_INTEGER),
+    ("sketch.inner_measurements", 2.5, 'must be "auto"' + A_WORD_OR_AN_INTEGER),
     ("sketch.block", 0, 'must be "auto"' + A_WORD_OR_AN_INTEGER),
     ("sketch.block", "all", 'must be "auto"' + A_WORD_OR_AN_INTEGER),
     ("sketch.block", True, 'must be "auto"' + A_WORD_OR_AN_INTEGER),
@@ -191,6 +235,9 @@ BAD_VALUES = [
     ("recovery.rank", 0, 'must be "all"' + A_WORD_OR_AN_INTEGER),
     ("recovery.rank", "auto", 'must be "all"' + A_WORD_OR_AN_INTEGER),
     ("recovery.vectors", "both", f"must be one of {', '.join(VECTORS)}"),
+    ("recovery.power_iterations", -1, out_of(0, MOST_POWER_ITERATIONS)),
+    ("recovery.power_iterations", 3, out_of(0, MOST_POWER_ITERATIONS)),
+    ("recovery.power_iterations", "auto", out_of(0, MOST_POWER_ITERATIONS)),
 ]
 
 
@@ -201,7 +248,7 @@ def name_of(value):
 class TestBadValues:
     @pytest.mark.parametrize(("key", "value", "allowed"), BAD_VALUES, ids=name_of)
     def test_are_refused_by_key_with_what_is_allowed(self, key, value, allowed):
-        table = {"measurements": 5} | nested(key, value)
+        table = ({} if key == "storage" else {"measurements": 5}) | nested(key, value)
         with pytest.raises(UsageError, match=f"^{key} = .*{re.escape(allowed)}"):
             Spec.from_table(table)
 
@@ -236,8 +283,8 @@ class TestUnknownKeys:
             ("size", ALLOWED_AT_TOP),
             ("folder", ALLOWED_AT_TOP),
             ("operator.kind", "factory, args, device, shape"),
-            ("sketch.kind", "noise, test_measurements, block, task_seconds"),
-            ("recovery.kind", "method, core, rank, vectors"),
+            ("sketch.kind", ALLOWED_IN_SKETCH),
+            ("recovery.kind", ALLOWED_IN_RECOVERY),
         ],
     )
     def test_are_refused_with_those_that_are_allowed_there(self, key, allowed):
@@ -250,7 +297,10 @@ class TestUnknownKeys:
             ("measurement", "measurements"),
             ("sede", "seed"),
             ("sketch.nosie", "noise"),
+            ("sketch.left_measurement", "left_measurements"),
             ("recovery.ranks", "rank"),
+            ("recovery.power_iteration", "power_iterations"),
+            ("tolerence", "tolerance"),
             ("operator.arg", "args"),
         ],
     )
@@ -394,28 +444,39 @@ json_values = st.recursive(
 sizes = st.integers(1, MAX_SIZE)
 identities = st.builds(
     Identity,
-    kind=st.just("eigh"),
+    kind=st.sampled_from(KINDS),
     factory=st.none() | st.builds("{}.py:{}".format, names, names),
     args=st.dictionaries(texts, json_values, max_size=3),
     factory_sha256=st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     shape=st.tuples(sizes, sizes),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, MAX_SEED),
-    noise=st.fixed_dictionaries(
-        {"right": st.sampled_from(NOISES), "test": st.sampled_from(NOISES)}
-    ),
+    noise=st.dictionaries(st.sampled_from(TEST_MATRICES), st.sampled_from(NOISES)),
 )
 amendments = st.builds(
     Amendment,
     run_id=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     number=st.integers(1, 9999),
     blocks=st.dictionaries(
-        st.sampled_from(["right", "test"]),
-        st.builds(Cut, st.integers(0, 99), st.integers(99, MAX_SIZE), sizes),
+        st.sampled_from(ROLES),
+        st.builds(Cut, st.integers(0, 99), st.integers(100, MAX_SIZE), sizes),
     ),
-    recovery=st.builds(RecoverySpec, core=st.just("auto") | sizes, rank=st.just("all") | sizes),
+    recovery=st.builds(
+        RecoverySpec,
+        method=st.sampled_from(METHODS),
+        core=st.just("auto") | sizes,
+        rank=st.just("all") | sizes,
+        vectors=st.sampled_from(VECTORS),
+        power_iterations=st.integers(0, MOST_POWER_ITERATIONS),
+    ),
     device=names,
     folder=names,
+)
+with_tolerance = st.builds(
+    dataclasses.replace,
+    amendments,
+    tolerance=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    most=sizes,
 )
 
 
@@ -535,7 +596,8 @@ class TestIdentity:
             ("seed", "1"),
             ("noise", ["rademacher"]),
             ("noise.right", "uniform"),
-            ("noise.left", "gaussian"),
+            ("noise.middle", "gaussian"),
+            ("noise.left", "uniform"),
             ("tile", [4096, 256]),
             ("more", 1),
         ],
@@ -554,7 +616,7 @@ class TestIdentity:
 
 class TestAmendment:
     @relaxed
-    @given(amendments)
+    @given(amendments | with_tolerance)
     def test_is_read_back_unchanged(self, amendment):
         assert Amendment.from_json(remade(amendment.as_json()), "0001.json") == amendment
 
@@ -571,8 +633,11 @@ class TestAmendment:
             ("blocks", {}),
             ("parts", []),
             ("recovery.core", 12),
+            ("recovery.power_iterations", 1),
             ("device", "cuda"),
             ("folder", "elsewhere"),
+            ("tolerance", 0.1),
+            ("most", 50),
             ("sha256", "cd" * 32),
             ("more", 1),
         ],
@@ -589,7 +654,9 @@ class TestAmendment:
             ("run", ""),
             ("number", 0),
             ("blocks", []),
-            ("blocks.left", {"start": 0, "stop": 5, "width": 5}),
+            ("blocks.middle", {"start": 0, "stop": 5, "width": 5}),
+            ("blocks.left", {"start": 5, "stop": 5, "width": 5}),
+            ("blocks.left", {"start": 6, "stop": 5, "width": 5}),
             ("blocks.right", {"start": 0, "stop": 5}),
             ("blocks.right.width", 0),
             ("blocks.right.more", 1),
@@ -597,8 +664,11 @@ class TestAmendment:
             ("recovery", 5),
             ("recovery.core", 0),
             ("recovery.more", 1),
+            ("recovery.power_iterations", 3),
             ("device", ""),
             ("folder", None),
+            ("tolerance", 0.1),
+            ("most", 50),
             ("more", 1),
         ],
         ids=name_of,
@@ -608,6 +678,11 @@ class TestAmendment:
         del content["sha256"]
         with pytest.raises(CorruptError, match=r"^0001\.json is not an amendment: "):
             Amendment.from_json(content | {"sha256": digest(content)}, "0001.json")
+
+    def test_with_a_tolerance_but_no_most_columns_is_corrupt(self):
+        value = remade(an_amendment(tolerance=0.1).as_json())
+        with pytest.raises(CorruptError, match="tolerance and most belong together"):
+            Amendment.from_json(value, "0001.json")
 
     @pytest.mark.parametrize("value", [None, 5, "plan", [], {}], ids=str)
     def test_that_is_something_else_is_corrupt(self, value):
@@ -643,12 +718,63 @@ class TestPlan:
     def test_the_blocks_are_cut_as_each_amendment_says(self, plan, role, blocks):
         assert [str(block) for block in plan.blocks(role)] == blocks
 
-    def test_the_roles_stand_one_after_the_other(self, plan):
-        assert plan.columns == {"right": Range(0, 150), "test": Range(150, 180)}
+    @pytest.mark.parametrize(
+        ("role", "columns"), [("right", Range(0, 150)), ("test", Range(0, 30))]
+    )
+    def test_the_span_of_a_role_is_from_its_first_to_its_last_column(self, plan, role, columns):
+        assert plan.span(role) == columns
 
-    def test_a_role_that_is_not_planned_has_no_columns(self):
+    def test_the_span_of_an_inner_sketch_may_begin_where_the_right_one_ends(self):
+        blocks = {"right": Cut(0, 20, 10), "inner": Cut(20, 41, 10)}
+        assert Plan(an_identity(), (an_amendment(blocks=blocks),)).span("inner") == Range(20, 41)
+
+    @pytest.mark.parametrize("role", ["test", "left", "inner"])
+    def test_a_role_that_is_not_planned_has_no_columns(self, role):
         plan = Plan(an_identity(), (an_amendment(blocks={"right": Cut(0, 100, 32)}),))
-        assert plan.columns == {"right": Range(0, 100), "test": Range(100, 100)}
+        assert plan.span(role) == Range(0, 0)
+
+    @pytest.mark.parametrize(
+        ("method", "blocks", "inner"),
+        [
+            ("nystrom", {"right": Cut(0, 20, 10)}, 0),
+            ("oversampled", {"right": Cut(0, 20, 10), "inner": Cut(0, 41, 10)}, 41),
+            ("oversampled", {"right": Cut(0, 20, 10), "inner": Cut(20, 41, 10)}, 41),
+            ("oversampled", {"right": Cut(0, 20, 10)}, 20),
+        ],
+        ids=str,
+    )
+    def test_the_inner_sketch_has_at_least_the_columns_of_the_right_one(
+        self, method, blocks, inner
+    ):
+        amendment = an_amendment(blocks=blocks, recovery=RecoverySpec(method=method))
+        assert Plan(an_identity(), (amendment,)).inner == inner
+
+    @pytest.mark.parametrize(
+        ("kind", "method", "power_iterations", "rounds"),
+        [
+            *[(kind, method, 0, 1) for kind in KINDS for method in METHODS if method != "hmt"],
+            *[(kind, "hmt", 0, 2) for kind in KINDS],
+            ("eigh", "hmt", 1, 3),
+            ("eigh", "hmt", 2, 4),
+            ("svd", "hmt", 1, 4),
+            ("svd", "hmt", 2, 6),
+        ],
+    )
+    def test_only_hmt_has_several_rounds(self, kind, method, power_iterations, rounds):
+        recovery = RecoverySpec(method=method, power_iterations=power_iterations)
+        plan = Plan(an_identity(kind=kind), (an_amendment(recovery=recovery),))
+        assert plan.rounds == rounds
+
+    def test_each_later_round_costs_as_many_products_as_the_right_sketch(self):
+        recovery = RecoverySpec(method="hmt", power_iterations=2)
+        plan = Plan(an_identity(), (an_amendment(recovery=recovery),))
+        assert plan.products == 100 + 30 + 3 * 100
+
+    def test_later_rounds_are_cut_as_the_last_columns_of_the_right_sketch(self, plan):
+        assert plan.block_width == 20
+
+    def test_the_tiles_of_a_sketch_of_another_height_are_its_own(self, plan):
+        assert [str(tile) for tile in plan.tiles(5000)] == ["0-4096", "4096-5000"]
 
     def test_a_role_that_is_not_planned_has_no_blocks(self):
         plan = Plan(an_identity(), (an_amendment(blocks={"right": Cut(0, 100, 32)}),))
@@ -698,7 +824,10 @@ class TestPlanning:
             "sketch.task_seconds=10",
             "operator.device=cuda",
             "measurements=60",
+            "tolerance=0.1",
             "sketch.test_measurements=10",
+            "recovery.vectors=implicit",
+            "recovery.method=hmt",
         ],
     )
     def test_the_run_id_does_not_change_with(self, run_id, override):
@@ -708,6 +837,7 @@ class TestPlanning:
         "override",
         [
             "seed=2",
+            "kind=svd",
             "sketch.noise=gaussian",
             "operator.shape=[301, 301]",
             "dtype=float64",
