@@ -126,7 +126,7 @@ class Columnwise(Operator):
     """Applied to one column after the other: the products do not depend on the blocks."""
 
     def apply(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([matrix @ column for column in x.T.contiguous()], dim=1)
+        return torch.stack([matrix @ column.clone() for column in x.T], dim=1)
 
 
 def log_call(x: torch.Tensor, adjoint: bool) -> None:

@@ -111,6 +111,13 @@ def orthogonality_limit(dtype: str) -> float:
     return 1e-6 if dtype in SINGLE else 1e-11
 
 
+SOME_DTYPES = [
+    "float32",
+    "complex128",
+    pytest.param("float64", marks=pytest.mark.soak),
+    pytest.param("complex64", marks=pytest.mark.soak),
+]
+
 combinations = pytest.mark.parametrize(("kind", "method", "dtype", "noise"), COMBINATIONS)
 
 
@@ -180,7 +187,7 @@ def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     torch.testing.assert_close(found.u[:, :20], other.u[:, :20], rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimated_error_is_within_a_factor_of_two_of_the_true_one(kind, method, dtype):
@@ -225,7 +232,7 @@ def test_each_power_iteration_of_a_general_operator_takes_two_rounds(kind, power
     assert found.measured == found.planned + PROBE[kind]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_iterations_in_every_dtype(kind, dtype):
     found = outcome(kind, "hmt", dtype, power_iterations=2)
@@ -233,7 +240,7 @@ def test_power_iterations_in_every_dtype(kind, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_spectrum_that_decays_to_the_rounding_errors_is_recovered(kind, method, dtype):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import write_spec
 from contents import run_contents
+from killing import killed_while_writing
 from operators import FACTORY, exact_values, make, relative_error
 
 import skerch_ooc as ooc
@@ -166,39 +165,6 @@ def test_products_of_all_rounds_are_counted(undisturbed, kind, powers):
 
 # Interruptions
 
-KILLER = """
-import os, signal, sys
-from skerch_ooc import sealed
-from skerch_ooc.cli import run_command_line
-
-target, left = sys.argv[1], int(sys.argv[2])
-write_rows = sealed.BulkWriter.write_rows
-
-def write_or_die(self, number, rows):
-    global left
-    if self.layout.name.startswith(target):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write_rows(self, number, rows)
-
-sealed.BulkWriter.write_rows = write_or_die
-sys.exit(run_command_line(sys.argv[3:]))
-"""
-
-
-def killed_while_writing(folder, target: str, count: int, *arguments) -> None:
-    """Runs a command that is killed when it is about to write that file for the n-th time."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, target, str(count), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
-
 
 @pytest.mark.parametrize(
     ("kind", "powers", "target", "count"),
@@ -350,11 +316,10 @@ def test_local_workers_measure_the_same_bits(inside, tmp_path, undisturbed, call
     assert width(call_log()) >= rounds_of(kind, powers) * COLUMNS + TESTS
 
 
-@pytest.mark.parametrize("memory", ["2GiB", "8GiB"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_does_not_change_a_bit(inside, tmp_path, undisturbed, kind, memory):
+def test_memory_does_not_change_a_bit(inside, tmp_path, undisturbed, kind):
     hmt_spec(tmp_path, kind)
-    done = inside("run", "spec.toml", "--run", "run", "--threads", 1, "--memory", memory)
+    done = inside("run", "spec.toml", "--run", "run", "--threads", 1, "--memory", "8GiB")
     assert done.returncode == 0, done.stderr
     assert run_contents(tmp_path / "run") == run_contents(undisturbed[kind, 0])
 
