@@ -28,6 +28,7 @@ LEVELS = (
     ("stages.vectors",),
     ("stages.recover", "stages.bases", "stages.assess", "status", "verification"),
     ("estimate", "tolerance", "tall", "results"),
+    ("stages.estimates",),
     ("pipeline",),
     ("tables",),
     ("cli",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import h5py
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.partition import Range
-from skerch_ooc.sealed import Layout, SealedFile, sealed_writer, verify
+from skerch_ooc.sealed import Layout, SealedFile, read_seal, sealed_writer, verify
 
 
 def layout(shape=(50, 7), tile=(16, 7), dtype="float32") -> Layout:
@@ -60,10 +61,8 @@ def test_no_private_file_is_left(tmp_path):
     assert os.listdir(tmp_path) == ["a.h5"]
 
 
-@pytest.mark.parametrize("tile", [(16, 7), (16, 3)], ids=["contiguous", "chunked"])
-def test_every_single_altered_byte_is_noticed(tmp_path, tile):
-    path = tmp_path / "a.h5"
-    write(path, layout(tile=tile), numbers(), {"more": np.arange(3.0)})
+def unnoticed_alterations(path):
+    """The positions of bytes that can be altered without anybody noticing."""
     good = path.read_bytes()
     unnoticed = []
     for position in range(len(good)):
@@ -73,7 +72,14 @@ def test_every_single_altered_byte_is_noticed(tmp_path, tile):
         except CorruptError:
             continue
         unnoticed.append(position)
-    assert unnoticed == []
+    return unnoticed
+
+
+@pytest.mark.parametrize("tile", [(16, 7), (16, 3)], ids=["contiguous", "chunked"])
+def test_every_single_altered_byte_is_noticed(tmp_path, tile):
+    path = tmp_path / "a.h5"
+    write(path, layout(tile=tile), numbers(), {"more": np.arange(3.0)})
+    assert unnoticed_alterations(path) == []
 
 
 @pytest.mark.parametrize("keep", [0, 1, 511, 512, 513, 3000, -1])
@@ -111,7 +117,7 @@ def test_other_tiles_still_read(tmp_path):
     write(path, layout(), array)
     file = SealedFile(path)
     with open(path, "r+b") as raw:
-        raw.seek(file._offset)
+        raw.seek(read_seal(path).bulks[0].offset)
         raw.write(b"\xff\xff")
     assert (file.read(Range(32, 50), Range(0, 7)) == array[32:]).all()
 
@@ -198,3 +204,153 @@ def test_first_publication_wins(tmp_path):
     before = (tmp_path / "a.h5").read_bytes()
     write(tmp_path / "a.h5", layout(), -numbers())
     assert (tmp_path / "a.h5").read_bytes() == before
+
+
+# Two bulks: left and right singular vectors.
+
+PAIRS = {
+    "contiguous": (
+        Layout("U", (50, 7), "float32", (16, 7)),
+        Layout("V", (30, 7), "float32", (16, 7)),
+    ),
+    "chunked": (Layout("U", (50, 7), "float32", (16, 3)), Layout("V", (30, 7), "float32", (16, 3))),
+    "mixed": (Layout("U", (50, 7), "float32", (16, 3)), Layout("V", (30, 7), "complex64", (16, 7))),
+    "named the other way round": (
+        Layout("z", (50, 7), "float32", (16, 3)),
+        Layout("a", (30, 7), "float64", (16, 3)),
+    ),
+}
+pairs = pytest.mark.parametrize("forms", PAIRS.values(), ids=PAIRS)
+
+
+def contents_of(forms):
+    return [numbers(form.shape, form.dtype) + number for number, form in enumerate(forms)]
+
+
+def write_pair(path, forms, arrays=None):
+    with sealed_writer(path, *forms) as writer:
+        for bulk, array in zip(writer.bulks, contents_of(forms), strict=True):
+            for number in range(bulk.layout.grid[0]):
+                bulk.write_rows(number, array[bulk.layout.rows(number).slice])
+        writer.publish({"what": "test"}, arrays)
+
+
+@pairs
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_each_of_two_bulks_reads_as_it_was_written(tmp_path, forms, which):
+    write_pair(tmp_path / "a.h5", forms)
+    form = forms[which]
+    r, c = Range(5, form.shape[0] - 3), Range(2, 6)
+    found = SealedFile(tmp_path / "a.h5").read(r, c, form.name)
+    assert (found == contents_of(forms)[which][r.slice, c.slice]).all()
+
+
+@pairs
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_plain_h5py_reads_each_of_two_bulks(tmp_path, forms, which):
+    write_pair(tmp_path / "a.h5", forms)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert (file[forms[which].name][:] == contents_of(forms)[which]).all()
+
+
+@pairs
+def test_the_first_of_two_bulks_is_read_where_none_is_named(tmp_path, forms):
+    write_pair(tmp_path / "a.h5", forms)
+    assert (SealedFile(tmp_path / "a.h5").read_tile(1)[:, :3]
+            == contents_of(forms)[0][16:32, :3]).all()  # fmt: skip
+
+
+@pairs
+def test_layouts_of_two_bulks_are_told_in_the_order_of_their_writing(tmp_path, forms):
+    write_pair(tmp_path / "a.h5", forms)
+    assert list(SealedFile(tmp_path / "a.h5").layouts.values()) == list(forms)
+
+
+def test_bulk_that_is_not_there_is_named(tmp_path):
+    write_pair(tmp_path / "a.h5", PAIRS["chunked"])
+    with pytest.raises(CorruptError, match=r"a\.h5 holds no W"):
+        SealedFile(tmp_path / "a.h5").read_tile(0, name="W")
+
+
+@pytest.mark.parametrize("pair", ["mixed", "named the other way round"])
+def test_every_single_altered_byte_beside_two_bulks_or_in_them_is_noticed(tmp_path, pair):
+    path = tmp_path / "a.h5"
+    write_pair(path, PAIRS[pair], {"more": np.arange(3.0)})
+    assert unnoticed_alterations(path) == []
+
+
+@pairs
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_altered_tile_of_one_bulk_leaves_the_other_readable(tmp_path, forms, which):
+    path = tmp_path / "a.h5"
+    write_pair(path, forms)
+    # Seals name bulks in the order of their places.
+    extents = dict(zip(sorted(range(2), key=lambda n: offset_of(path, forms[n])),
+                       read_seal(path).bulks, strict=True))  # fmt: skip
+    with open(path, "r+b") as raw:
+        raw.seek(extents[which].offset)
+        raw.write(b"\xff\xff")
+    other = forms[1 - which]
+    found = SealedFile(path).read(*(Range(0, n) for n in other.shape), other.name)
+    assert (found == contents_of(forms)[1 - which]).all()
+
+
+def offset_of(path, form):
+    with h5py.File(path) as file:
+        ids = file[form.name].id
+        return ids.get_chunk_info(0).byte_offset if form.chunked else ids.get_offset()
+
+
+def test_bulks_that_changed_places_are_noticed(tmp_path):
+    """Two of one form, whose descriptions somebody exchanged and sealed again."""
+    forms = (layout(), Layout("left", (50, 7), "float32", (16, 7)))
+    path = tmp_path / "a.h5"
+    write_pair(path, forms)
+    with h5py.File(path, "r+") as file:
+        file.move("left", "x")
+        file.move("right", "left")
+        file.move("x", "right")
+    reseal(path)
+    with pytest.raises(CorruptError, match="wrong checksum"):
+        verify(path)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_file_with_an_unwritten_bulk_is_never_published(tmp_path, which):
+    forms = PAIRS["chunked"]
+    with sealed_writer(tmp_path / "a.h5", *forms) as writer:
+        written = writer.bulks[1 - which]
+        for number in range(written.layout.grid[0]):
+            written.write_rows(
+                number, contents_of(forms)[1 - which][written.layout.rows(number).slice]
+            )
+        with pytest.raises(ValueError, match="never written"):
+            writer.publish({})
+    assert os.listdir(tmp_path) == []
+
+
+def test_seal_of_one_bulk_is_spelt_as_ever(tmp_path):
+    write(tmp_path / "a.h5", layout(), numbers())
+    line = (tmp_path / "a.h5").read_bytes()[:512].splitlines()[2]
+    assert re.fullmatch(rb"bulk \d+ 1400", line)
+
+
+def test_seal_of_two_bulks_names_both(tmp_path):
+    write_pair(tmp_path / "a.h5", PAIRS["contiguous"])
+    line = (tmp_path / "a.h5").read_bytes()[:512].splitlines()[2]
+    assert re.fullmatch(rb"bulk \d+ 1400 \d+ 840", line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["bulk 2560 1400 2000 840", "bulk 2560 1400 2600 840", "bulk 2560 1400 99999 840",
+     "bulk 2560 1400 0 0", "bulk 2560 1400 4096", "bulk 2560 1400 4096 -1", "bulk"],
+)  # fmt: skip
+def test_seal_with_impossible_bulks_is_damage(tmp_path, text):
+    write_pair(tmp_path / "a.h5", PAIRS["contiguous"])
+    raw = (tmp_path / "a.h5").read_bytes()
+    lines = raw[:512].rstrip(b"\0").splitlines()
+    lines[2] = text.encode()
+    (tmp_path / "a.h5").write_bytes((b"\n".join(lines) + b"\n").ljust(512, b"\0") + raw[512:])
+    with pytest.raises(CorruptError, match="the seal in its first 512 bytes is damaged"):
+        read_seal(tmp_path / "a.h5")
