@@ -155,6 +155,7 @@ def extend(
     from skerch_ooc import pipeline
     from skerch_ooc.estimate import estimate
     from skerch_ooc.resources import Resources
+    from skerch_ooc.tolerance import require_tolerance
 
     chosen = _executor(executor, workers)
     progress = for_terminal()
@@ -172,6 +173,7 @@ def extend(
         _say_stopped(progress)
         return
     _show_result(planned.run, "default", assessment, as_json)
+    require_tolerance(planned.run.plan, assessment)
     pipeline.require_quality(assessment, max_relative_error)
 
 

@@ -216,7 +216,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     """Refuses a spec that is not the one of the planned run, and shows the difference."""
     known, amendments = run.plan.identity, run.plan.amendments
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
-    measured = amendments[0].most or run.plan.reach("right")
+    measured = amendments[-1].most or run.plan.reach("right")
     wanted = _identity(spec, spec.operator.shape or known.shape, known.factory_sha256)
     if sha256 != known.factory_sha256:
         log.warning(
@@ -599,7 +599,10 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             f"measurements = {measurements}: the operator is {plan.identity.shape[0]} x "
             f"{plan.identity.shape[1]}, so that at most {min(plan.identity.shape)} make sense"
         )
-    return rundir.amend_run(run, _grown(run, sizes))
+    amendment = _grown(run, sizes)
+    if amendment.tolerance is not None:
+        amendment = dataclasses.replace(amendment, most=measurements)
+    return rundir.amend_run(run, amendment)
 
 
 def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:

@@ -108,7 +108,12 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
         entries = _storage_bytes(spec.storage) // itemsize - test * shape[0]
         try:
             right, left, inner = sizes_for_storage(
-                method, spec.kind, is_complex, shape, max(0, entries)
+                method,
+                spec.kind,
+                is_complex,
+                shape,
+                max(0, entries),
+                spec.recovery.power_iterations,
             )
         except ValueError:
             column = (shape[0] + shape[1]) * itemsize

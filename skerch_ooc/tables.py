@@ -68,7 +68,7 @@ def plan_table(planned: Planned) -> str:
     if plan.amendments[-1].tolerance is not None:
         pairs.append(
             ("tolerance", f"{plan.amendments[-1].tolerance:.1e}, with at most "
-                          f"{plan.amendments[0].most} measurements")
+                          f"{plan.amendments[-1].most} measurements")
         )  # fmt: skip
     head = "planned" if planned.fresh else "already planned"
     return f"{head}: {planned.run.directory} ({plan.run_id[:16]})\n{_rows(pairs)}"

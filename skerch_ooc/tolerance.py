@@ -45,7 +45,7 @@ def first_look(method: str, kind: str, sizes: Sizes) -> Sizes:
 
 def next_look(plan: Plan) -> Sizes:
     """The sizes after those of a plan with a tolerance."""
-    most = plan.amendments[0].most or plan.reach("right")
+    most = plan.amendments[-1].most or plan.reach("right")
     return grown_sizes(plan, next(m for m in looks(most) if m > plan.reach("right")))
 
 
@@ -96,7 +96,7 @@ def tolerance_factor(plan: Plan, columns: int) -> float:
         plan: A plan with a tolerance.
         columns: Test columns that the estimate is made from.
     """
-    most = plan.amendments[0].most or plan.reach("right")
+    most = plan.amendments[-1].most or plan.reach("right")
     missed = (1 - CONFIDENCE) / len(looks(most))
     return factor_for(1 - missed, columns, plan.identity.dtype.startswith("complex"))
 

@@ -521,7 +521,6 @@ def test_sketches_fill_the_storage_and_do_not_exceed_it(tmp_path, kind, method, 
     assert 80 * 1024 - more < stored_bytes(run) <= 80 * 1024
 
 
-@pytest.mark.xfail(reason="the bases and sketches of power iterations are not counted", strict=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_storage_holds_the_sketches_of_power_iterations_too(tmp_path, kind):
     spec = stored_spec(tmp_path, "80 KiB", kind=kind, method="hmt",

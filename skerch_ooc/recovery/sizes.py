@@ -40,7 +40,12 @@ def _alpha(is_complex: bool) -> int:
 
 
 def sizes_for_storage(
-    method: str, kind: str, is_complex: bool, shape: tuple[int, int], entries: int
+    method: str,
+    kind: str,
+    is_complex: bool,
+    shape: tuple[int, int],
+    entries: int,
+    power_iterations: int = 0,
 ) -> tuple[int, int, int]:
     """The widest sketches that fit into a given storage.
 
@@ -50,6 +55,7 @@ def sizes_for_storage(
         is_complex: Whether the entries are complex.
         shape: Height and width of the operator.
         entries: How many numbers may be stored, not counting the test sketch.
+        power_iterations: Of ``hmt``: each adds rounds, whose bases and sketches are stored too.
 
     Returns:
         ``(measurements, left, inner)``, no more of the first than the operator has columns or rows.
@@ -62,9 +68,9 @@ def sizes_for_storage(
     if method == "oversampled":
         k, inner = _oversampled(kind, is_complex, h, w, entries)
     elif kind == "eigh":
-        k = entries // (3 * h if method == "hmt" else h)
+        k = entries // ((3 + 2 * power_iterations) * h if method == "hmt" else h)
     elif method == "hmt":
-        k = entries // (2 * h + w)
+        k = entries // ((2 + 2 * power_iterations) * h + (1 + 2 * power_iterations) * w)
     elif method == "singlepass":
         k = entries // (h + w)
     else:
