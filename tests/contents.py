@@ -30,10 +30,13 @@ def run_contents(run: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def answer(run: Path) -> dict[str, dict[str, str]]:
+def answer(run: Path) -> dict[str, list[dict[str, str]]]:
     """The merged sums and the results, whatever the shards they were made of."""
-    paths = [*run.glob("sketch/*/*total.h5"), *run.glob("results/default/*.h5")]
-    return {path.name: file_contents(path, identity=False) for path in paths}
+    found: dict[str, list[dict[str, str]]] = {}
+    for path in [*run.glob("sketch/*/*total.h5"), *run.glob("results/default/*.h5")]:
+        found.setdefault(path.name, []).append(file_contents(path, identity=False))
+    # The sums of several rounds have one name, in folders named by what they were made of.
+    return {name: sorted(same, key=str) for name, same in found.items()}
 
 
 def sha(data: bytes) -> str:

@@ -17,14 +17,15 @@ def log_call(x: torch.Tensor) -> None:
     """Notes a call in the file that the test named, from whatever process."""
     path = os.environ.get("SKERCH_OOC_TEST_LOG")
     if path:
-        call = {"pid": os.getpid(), "width": x.shape[1], "crc": zlib.crc32(x.numpy().tobytes())}
+        crc = zlib.crc32(x.resolve_conj().contiguous().numpy().tobytes())
+        call = {"pid": os.getpid(), "width": x.shape[1], "crc": crc}
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, (json.dumps(call) + "\n").encode())
         os.close(descriptor)
 
 
 class Matrix:
-    """A dense matrix, with a log of its calls and faults on demand."""
+    """A dense matrix, with its adjoint, a log of its calls and faults on demand."""
 
     def __init__(self, matrix: torch.Tensor, delay: float = 0.0, **faults: int) -> None:
         self.matrix = matrix
@@ -34,10 +35,16 @@ class Matrix:
         self.calls = 0
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.applied(self.matrix, x)
+
+    def __rmatmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.applied(self.matrix.mH, x.mH).mH
+
+    def applied(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         log_call(x)
         self.calls += 1
         time.sleep(self.delay)
-        y = self.matrix @ x
+        y = matrix @ x
         if self.calls > self.faults.get("drift_after", 10**9):
             y = y * (1 + 1e-4)
         if self.calls > self.faults.get("nan_after", 10**9):
@@ -70,8 +77,8 @@ def columnwise(n: int = 200, kind: str = "decay", dtype: str = "float32"):
     """A dense matrix that is applied to one column after the other."""
 
     class Columnwise(Matrix):
-        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([self.matrix @ column for column in x.T.contiguous()], dim=1)
+        def applied(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([matrix @ column for column in x.T.contiguous()], dim=1)
 
     return Columnwise(dense(n, kind, dtype))
 
@@ -121,7 +128,30 @@ def wrong_shape(n: int = 200):
 
 def rectangular(n: int = 200):
     """A matrix that is not square."""
-    return Matrix(torch.zeros(n, n + 1))
+    return Matrix(torch.randn(n, n + 1, generator=torch.Generator().manual_seed(0)))
+
+
+def wrong_adjoint(n: int = 200):
+    """A matrix whose adjoint is that of its conjugate."""
+
+    class Wrong(Matrix):
+        def __rmatmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return self.applied(self.matrix.mT, x.mH).mH
+
+    generator = torch.Generator().manual_seed(0)
+    return Wrong(torch.randn(n, n, generator=generator, dtype=torch.complex64))
+
+
+def no_adjoint(n: int = 200):
+    """A matrix that does not tell its adjoint."""
+
+    class One:
+        shape = (n, n)
+
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    return One()
 
 
 def no_shape():
@@ -135,7 +165,7 @@ def broken():
 
 
 class Logged:
-    """Another operator, with a log of its calls."""
+    """A symmetric operator, with a log of its calls."""
 
     def __init__(self, operator, delay: float) -> None:
         self.operator = operator
@@ -146,6 +176,9 @@ class Logged:
         log_call(x)
         time.sleep(self.delay)
         return self.operator @ x
+
+    def adjoint(self) -> Logged:
+        return self
 
 
 def synthetic(n: int = 20000, rank: int = 30, dtype: str = "float32", delay: float = 0.0):

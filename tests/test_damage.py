@@ -12,26 +12,34 @@ from conftest import CommandLine, write_spec
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run and a measured one, to be copied by each test."""
+    """Finished and measured runs of both kinds, to be copied by each test."""
     folder = tmp_path_factory.mktemp("finished")
     command = CommandLine(folder)
-    spec = write_spec(folder, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
-    assert command("run", spec, "--run", "finished").returncode == 0
-    command("plan", spec, "--run", "measured")
-    command("measure", "measured")
+    for kind in ("eigh", "svd"):
+        spec = write_spec(
+            folder, "matrix", 40, name=f"{kind}.toml", kind=kind,
+            sketch={"test_measurements": 12, "block": 16},
+        )  # fmt: skip
+        assert command("run", spec, "--run", f"finished-{kind}").returncode == 0
+        command("plan", spec, "--run", f"measured-{kind}")
+        command("measure", f"measured-{kind}")
     return folder
+
+
+def copy_of_measured(finished, folder, kind):
+    shutil.copytree(finished / f"measured-{kind}", folder / "run")
+    shutil.copy(finished / f"{kind}.toml", folder / "spec.toml")
+    return folder / "run"
 
 
 @pytest.fixture
 def measured(finished, ooc_command):
-    """A fresh copy of the measured run."""
-    shutil.copytree(finished / "measured", ooc_command.cwd / "run")
-    shutil.copy(finished / "spec.toml", ooc_command.cwd / "spec.toml")
-    return ooc_command.cwd / "run"
+    """A fresh copy of the measured run of a Hermitian operator."""
+    return copy_of_measured(finished, ooc_command.cwd, "eigh")
 
 
-def shards(run):
-    return sorted((run / "shards").glob("right.*.h5"))
+def shards(run, role="right"):
+    return sorted((run / "shards").glob(f"{role}.*.h5"))
 
 
 def flip(path, position):
@@ -40,69 +48,78 @@ def flip(path, position):
     path.write_bytes(data)
 
 
-def foreign(run, finished):
+def foreign(run, role):
     command = CommandLine(run.parent)
     command("plan", "spec.toml", "--run", "other", "--set", "seed=9")
     command("measure", "other")
-    shutil.copy(run.parent / "other/shards" / shards(run)[1].name, shards(run)[1])
+    shutil.copy(run.parent / "other/shards" / shards(run, role)[1].name, shards(run, role)[1])
 
 
-def swapped(run, finished):
-    a, b = shards(run)[:2]
+def swapped(run, role):
+    a, b = shards(run, role)[:2]
     os.rename(a, run / "x")
     os.rename(b, a)
     os.rename(run / "x", b)
 
 
-def linked(run, finished):
-    path = shards(run)[1]
+def linked(run, role):
+    path = shards(run, role)[1]
     os.rename(path, run / "moved.h5")
     path.symlink_to(run / "moved.h5")
 
 
 DAMAGE = {
-    "seal altered": (lambda run, _: flip(shards(run)[1], 30), 5),
-    "metadata altered": (lambda run, _: flip(shards(run)[1], 700), 5),
-    "data altered": (lambda run, _: flip(shards(run)[1], 6000), 5),
-    "last byte altered": (lambda run, _: flip(shards(run)[1], -1), 5),
-    "truncated": (lambda run, _: os.truncate(shards(run)[1], 5000), 5),
-    "emptied": (lambda run, _: os.truncate(shards(run)[1], 0), 5),
+    "seal altered": (lambda run, role: flip(shards(run, role)[1], 30), 5),
+    "metadata altered": (lambda run, role: flip(shards(run, role)[1], 700), 5),
+    "data altered": (lambda run, role: flip(shards(run, role)[1], 6000), 5),
+    "last byte altered": (lambda run, role: flip(shards(run, role)[1], -1), 5),
+    "truncated": (lambda run, role: os.truncate(shards(run, role)[1], 5000), 5),
+    "emptied": (lambda run, role: os.truncate(shards(run, role)[1], 0), 5),
     "foreign": (foreign, 5),
     "swapped": (swapped, 5),
     "symbolic link": (linked, 5),
-    "deleted": (lambda run, _: os.unlink(shards(run)[1]), 4),
+    "deleted": (lambda run, role: os.unlink(shards(run, role)[1]), 4),
 }
+of_both_sides = pytest.mark.parametrize(
+    ("kind", "role"), [("eigh", "right"), ("svd", "right"), ("svd", "left")]
+)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_merge_names_the_shard(ooc_command, measured, finished, kind):
-    name = shards(measured)[1].name
-    columns = name.split(".")[2].removeprefix("c")
-    damage, code = DAMAGE[kind]
-    damage(measured, finished)
-    done = ooc_command("merge", "run")
+@of_both_sides
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_merge_names_the_shard(inside, tmp_path, finished, damage, kind, role):
+    run = copy_of_measured(finished, tmp_path, kind)
+    first, second = shards(run, role)[:2]
+    columns = second.name.split(".")[2].removeprefix("c")
+    harm, code = DAMAGE[damage]
+    harm(run, role)
+    done = inside("merge", "run")
     assert done.returncode == code
-    named = {name, shards(measured)[0].name} if kind == "swapped" else {name, f"right {columns}"}
+    named = {second.name, first.name} if damage == "swapped" else {second.name, f"{role} {columns}"}
     assert any(text in done.stderr for text in named)
-    assert not list((measured / "sketch").glob("*/total.h5"))
+    assert not list((run / "sketch").glob("*/*total.h5"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, code) in DAMAGE.items() if code == 5])
-def test_verify_names_the_shard(ooc_command, measured, finished, kind):
-    name = shards(measured)[1].name
-    DAMAGE[kind][0](measured, finished)
-    done = ooc_command("verify", "run")
+@of_both_sides
+@pytest.mark.parametrize("damage", [damage for damage, (_, code) in DAMAGE.items() if code == 5])
+def test_verify_names_the_shard(inside, tmp_path, finished, damage, kind, role):
+    run = copy_of_measured(finished, tmp_path, kind)
+    name = shards(run, role)[1].name
+    DAMAGE[damage][0](run, role)
+    done = inside("verify", "run")
     assert (done.returncode, name in done.stderr) == (5, True)
 
 
-def test_intact_run_verifies(ooc_command, finished):
-    assert ooc_command("verify", finished / "finished").returncode == 0
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+def test_intact_run_verifies(inside, finished, kind):
+    assert inside("verify", finished / f"finished-{kind}").returncode == 0
 
 
+@of_both_sides
 def test_deleted_shard_is_measured_again_and_nothing_else(
-    ooc_command, measured, call_log, finished
+    ooc_command, call_log, finished, kind, role
 ):
-    lost = shards(measured)[1]
+    lost = shards(copy_of_measured(finished, ooc_command.cwd, kind), role)[1]
     before = lost.read_bytes()
     lost.unlink()
     assert ooc_command("measure", "run").returncode == 0
@@ -112,16 +129,18 @@ def test_deleted_shard_is_measured_again_and_nothing_else(
     assert with_provenance[4096:12000] == before[4096:12000]
 
 
-def test_advice_for_a_corrupt_shard_mends_it(ooc_command, measured, finished):
-    flip(shards(measured)[1], 6000)
+@of_both_sides
+def test_advice_for_a_corrupt_shard_mends_it(ooc_command, finished, kind, role):
+    run = copy_of_measured(finished, ooc_command.cwd, kind)
+    flip(shards(run, role)[1], 6000)
     message = ooc_command("merge", "run").stderr
     remove = message.split("To make it anew: rm ")[1].split(" && ")[0]
     (ooc_command.cwd / remove).unlink()
     assert ooc_command("measure", "run").returncode == 0
     ooc_command("recover", "run")
     ooc_command("assess", "run")
-    mended = json.loads((measured / "results/default/assessment.json").read_text())
-    undisturbed = finished / "finished/results/default/assessment.json"
+    mended = json.loads((run / "results/default/assessment.json").read_text())
+    undisturbed = finished / f"finished-{kind}/results/default/assessment.json"
     assert mended["error"] == json.loads(undisturbed.read_text())["error"]
 
 
@@ -132,13 +151,20 @@ def test_stranger_among_the_shards_is_left_alone_but_shown(ooc_command, measured
 
 
 @pytest.mark.parametrize(
-    "pattern", ["results/default/eigh.h5", "sketch/*/total.h5"], ids=["result", "sums"]
+    ("kind", "pattern"),
+    [
+        ("eigh", "results/default/eigh.h5"),
+        ("eigh", "sketch/*/total.h5"),
+        ("svd", "results/default/svd.h5"),
+        ("svd", "sketch/*/total.h5"),
+        ("svd", "sketch/*/corange.total.h5"),
+    ],
 )
-def test_altered_output_is_named(ooc_command, finished, pattern):
-    shutil.copytree(finished / "finished", ooc_command.cwd / "run")
-    path = next((ooc_command.cwd / "run").glob(pattern))
+def test_altered_output_is_named(inside, tmp_path, finished, kind, pattern):
+    shutil.copytree(finished / f"finished-{kind}", tmp_path / "run")
+    path = next((tmp_path / "run").glob(pattern))
     flip(path, path.stat().st_size // 2)
-    done = ooc_command("verify", "run")
+    done = inside("verify", "run")
     assert (done.returncode, path.name in done.stderr) == (5, True)
 
 

@@ -194,7 +194,7 @@ def main() -> None:
     if common.serve_part([write_by_rows, dask_svd]):
         return
     parser = common.argument_parser(__doc__, rows=4_000_000, columns=256, repeats=3)
-    parser.add_argument("--chunk-rows", type=int, default=100_000, help="of dask's arrays")
+    parser.add_argument("--chunk-rows", type=int, default=10_000, help="of dask's arrays, 10000")
     parser.add_argument("--dask-memory", type=int, default=DASK_MEMORY, help="bytes, all workers")
     options = parser.parse_args()
     # Shards, the plain file, the larger of both results; dask spills about as much again.

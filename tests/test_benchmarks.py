@@ -1,0 +1,71 @@
+"""The benchmarks of storage and recovery, at sizes at which they take seconds and say nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "workflows" / "benchmarks"
+
+
+def run(tmp_path: Path, script: str, *options: str) -> tuple[str, dict]:
+    """Runs a benchmark; returns what it prints and what it writes."""
+    scratch, figures = tmp_path / "scratch", tmp_path / "figures.json"
+    command = [sys.executable, BENCHMARKS / script, "--repeats", "1", "--threads", "1",
+               "--folder", scratch, "--json", figures, *options]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(scratch.iterdir())
+    return done.stdout, json.loads(figures.read_text())
+
+
+def test_recovery_is_compared_with_dask(tmp_path):
+    text, figures = run(
+        tmp_path, "recovery.py", "--rows", "9000", "--columns", "32", "--chunk-rows", "5000"
+    )
+    assert figures.keys() == {"settings", "medians", "goals", "runs"}
+    assert figures["medians"].keys() == {"merge", "recover", "dask", "ours"}
+    assert figures["goals"].keys() == {"wall, ours / dask", "our peak memory, GB"}
+    (ours,), (dask,) = figures["runs"]["ours"], figures["runs"]["dask"]
+    assert ours["rank"] == 30
+    assert ours["relative_error"] < 1e-5
+    assert dask["bytes"] == 4 * 9000 * 30
+    assert dask["peak"] > ours["peak"] > 10**7
+    assert "goal <= 0.2" in text
+
+
+def test_storage_is_compared_with_the_reference_layer(tmp_path):
+    text, figures = run(tmp_path, "storage.py", "--rows", "9000", "--columns", "40")
+    names = {f"{verb}, {who}" for verb in ("write", "rechunk")
+             for who in ("shards", "skerch", "skerch uncompressed")}  # fmt: skip
+    assert figures["medians"].keys() == names | {"copy", "merge", "bare products"}
+    assert all(each["seconds"] > 0 for each in figures["medians"].values())
+    assert len(figures["goals"]) == 5
+    assert "GB/s" in text
+
+
+@pytest.mark.parametrize("slabs", ["0", "2"])
+def test_scale_is_extrapolated(tmp_path, slabs):
+    text, figures = run(
+        tmp_path, "resnet18_scale.py", "--rows", "9000", "--columns", "40", "--goal", "80",
+        "--slabs", slabs,
+    )  # fmt: skip
+    assert list(figures["stages"]) == ["plan", "measure", "rechunk", "merge", "recover", "assess"]
+    assert figures["result"]["rank"] == figures["result"]["true_rank"] == 36
+    assert figures["result"]["relative_error"] < 1e-5
+    assert figures["fit_minutes"] == sum(each["minutes"] for each in figures["fit"].values())
+    assert (figures["slab"] is None) == (slabs == "0")
+    assert "647 to 879 minutes" in text
+
+
+def test_too_little_room_is_said_before_anything_is_done(tmp_path):
+    command = [sys.executable, BENCHMARKS / "recovery.py", "--rows", "10" + "0" * 12,
+               "--folder", tmp_path]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "that is too little: give another --folder" in done.stderr
+    assert not list(tmp_path.iterdir())
