@@ -94,8 +94,7 @@ def error_test_line(plan: Plan) -> str:
     missed = underestimate_probability(1.5, left, is_complex)
     missed += overestimate_probability(1.5, left, is_complex)
     return (
-        f"{left} vectors: within a factor 1.5 with probability {max(0.0, 1 - missed):.2f} "
-        "or more"
+        f"{left} vectors: within a factor 1.5 with probability {max(0.0, 1 - missed):.2f} or more"
     )
 
 

@@ -325,7 +325,8 @@ def _write(
     with sealed_writer(path, *layouts) as writer:
         figures, orthogonality = write_vectors(
             plan, found.left, writer.bulks[0], resources, progress,
-            test=found.posed.test, weights=found.weights(), stage=f"vectors {layouts[0].name}" if found.right else "vectors",
+            test=found.posed.test, weights=found.weights(),
+            stage=f"vectors {layouts[0].name}" if found.right else "vectors",
         )  # fmt: skip
         if found.right:
             _, right = write_vectors(
