@@ -6,37 +6,50 @@ import random
 import signal
 import time
 import zlib
+from functools import cache
 
 import pytest
 from conftest import CommandLine, write_spec
 from contents import run_contents
 
 from skerch_ooc.noise import draw
+from skerch_ooc.partition import Range
 from skerch_ooc.rundir import open_run
 from skerch_ooc.shards import list_shards
 
-STAGES = ["measure", "merge", "vectors"]
+STAGES = {
+    "eigh": ["measure", "merge", "vectors"],
+    "svd": ["measure", "merge", "merge corange", "vectors U", "vectors V"],
+}
+stages = pytest.mark.parametrize(
+    ("kind", "stage"), [(kind, stage) for kind in STAGES for stage in STAGES[kind]]
+)
 SIZE = {"n": 30000, "rank": 30, "delay": 0.05}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run as it is when nobody interferes, and how long each stage takes."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    spec = write_spec(
-        folder, "synthetic", 320, operator={"args": SIZE},
-        sketch={"test_measurements": 12, "block": 16}, recovery={"rank": 200},
-    )  # fmt: skip
-    command = CommandLine(folder)
-    done = command("run", spec, "--run", "run", "--threads", 1)
-    assert done.returncode == 0
-    seconds = {
-        stage: float(line.split(" in ")[1].removesuffix(" s"))
-        for line in done.stderr.splitlines()
-        for stage in STAGES
-        if f"{stage}: done in" in line
-    }
-    return spec, run_contents(folder / "run"), seconds
+
+    @cache
+    def undisturbed_run(kind):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        spec = write_spec(
+            folder, "synthetic", 320, kind=kind, operator={"args": SIZE},
+            sketch={"test_measurements": 12, "block": 16}, recovery={"rank": 200},
+        )  # fmt: skip
+        command = CommandLine(folder)
+        done = command("run", spec, "--run", "run", "--threads", 1)
+        assert done.returncode == 0
+        seconds = {
+            stage: float(line.split(" in ")[1].removesuffix(" s"))
+            for line in done.stderr.splitlines()
+            for stage in STAGES[kind]
+            if f" {stage}: done in" in line
+        }
+        return spec, run_contents(folder / "run"), seconds
+
+    return undisturbed_run
 
 
 def start_and_kill(command, arguments, stage: str, delay: float) -> bool:
@@ -63,9 +76,9 @@ def kill_often(command, undisturbed, stage: str, kills: int, calls) -> None:
     published_at_kill = []
     done = 0
     while done < kills:
-        if (run / "results/default/eigh.h5").exists():
-            (run / "results/default/eigh.h5").unlink()
-        if stage == "merge":
+        for path in run.glob("results/default/*.h5"):
+            path.unlink()
+        if stage.startswith("merge"):
             for path in run.glob("sketch/*/*.h5"):
                 path.unlink()
         if stage == "measure":
@@ -83,7 +96,7 @@ def kill_often(command, undisturbed, stage: str, kills: int, calls) -> None:
 
 def require_no_repetition(run, published_at_kill, calls) -> None:
     identity = open_run(run).plan.identity
-    height = published_at_kill[0][1][0].rows
+    height = Range(0, identity.shape[0])
     crcs = {
         shard: zlib.crc32(
             draw(identity.noise[shard.role], identity.seed, shard.role, height, shard.columns,
@@ -96,23 +109,24 @@ def require_no_repetition(run, published_at_kill, calls) -> None:
         assert not later & {crcs[shard] for shard in shards}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@stages
 def test_killed_stage_ends_with_the_files_of_an_undisturbed_run(
-    ooc_command, undisturbed, stage, call_log
+    ooc_command, undisturbed, kind, stage, call_log
 ):
-    kill_often(ooc_command, undisturbed, stage, 3, call_log)
+    kill_often(ooc_command, undisturbed(kind), stage, 3, call_log)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_killed_twenty_times(ooc_command, undisturbed, stage, call_log):
-    kill_often(ooc_command, undisturbed, stage, 20, call_log)
+@stages
+def test_stage_killed_twenty_times(ooc_command, undisturbed, kind, stage, call_log):
+    kill_often(ooc_command, undisturbed(kind), stage, 20, call_log)
 
 
+@pytest.mark.parametrize("kind", STAGES)
 def test_no_product_of_a_published_shard_is_repeated_however_often_measuring_is_killed(
-    ooc_command, undisturbed, call_log
+    ooc_command, undisturbed, call_log, kind
 ):
-    spec, expected, seconds = undisturbed
+    spec, expected, seconds = undisturbed(kind)
     chance = random.Random(5)
     published_at_kill = []
     arguments = ("run", spec, "--run", "run", "--threads", 1)
@@ -129,7 +143,7 @@ def test_no_product_of_a_published_shard_is_repeated_however_often_measuring_is_
 
 
 def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undisturbed):
-    spec, expected, _ = undisturbed
+    spec, expected, _ = undisturbed("eigh")
     arguments = ("run", spec, "--run", "run", "--threads", 1)
     start_and_kill(ooc_command, arguments, "measure", 0.2)
     (ooc_command.cwd / "run/shards/.tmp-somebody").write_bytes(b"half a shard")
@@ -142,7 +156,7 @@ def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undi
 def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
     ooc_command, undisturbed, number
 ):
-    spec, _, _ = undisturbed
+    spec, _, _ = undisturbed("eigh")
     process = ooc_command.start("run", spec, "--run", "run", "--threads", 1)
     for line in process.stderr:
         if " measure: " in line:
