@@ -44,6 +44,10 @@ class ReflectedDiagonal:
             y.addr_(u, u @ y, alpha=-2)
         return y if x.ndim == 2 else y[:, 0]
 
+    def adjoint(self) -> ReflectedDiagonal:
+        """The operator itself, as it is symmetric."""
+        return self
+
 
 def decaying(
     n: int, rank: int, rate: float = 0.05, tail: float = 0.0, dtype: str = "float32",
