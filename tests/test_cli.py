@@ -8,6 +8,8 @@ import shutil
 import pytest
 from conftest import write_spec
 
+VERBS = ("measure", "merge", "recover", "assess")
+
 
 @pytest.fixture
 def spec(tmp_path):
@@ -32,7 +34,7 @@ def test_stages_one_by_one_equal_run(ooc_command, spec):
     ooc_command("run", spec, "--run", "a")
     codes = [
         ooc_command("plan", spec, "--run", "b").returncode,
-        *(ooc_command(verb, "b").returncode for verb in ("measure", "merge", "recover", "assess")),
+        *(ooc_command(verb, "b").returncode for verb in VERBS),
     ]
     assert codes == [0] * 5
     a = json.loads((ooc_command.cwd / "a/results/default/assessment.json").read_text())
@@ -46,28 +48,52 @@ def test_json_is_json(ooc_command, spec, verb):
     assert "products" in json.loads(ooc_command(verb, "run", "--json").stdout)
 
 
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+def test_each_verb_says_what_comes_next(inside, tmp_path, kind):
+    spec = write_spec(tmp_path, "matrix", 40, kind=kind, sketch={"test_measurements": 12})
+    inside("plan", spec, "--run", "run")
+    said = [inside(verb, "run").stdout.split("next: ")[1] for verb in VERBS[:-1]]
+    assert said == [f"skerch-ooc {verb} run\n" for verb in VERBS[1:]]
+
+
+def test_measuring_says_what_it_knows_to_be_measured(inside, spec):
+    inside("plan", spec, "--run", "run")
+    assert inside("measure", "run").stdout.startswith("all columns that are known by now are")
+
+
 def test_status_names_the_next_command_at_each_step(ooc_command, spec):
     ooc_command("plan", spec, "--run", "run")
     seen = []
-    for verb in ("measure", "merge", "recover", "assess"):
+    for verb in VERBS:
         seen.append(json.loads(ooc_command("status", "run", "--json").stdout)["next"])
         ooc_command(verb, "run")
     seen.append(json.loads(ooc_command("status", "run", "--json").stdout)["next"])
-    assert seen == [f"skerch-ooc {v} run" for v in ("measure", "merge", "recover", "assess")] + [
-        None
-    ]
+    assert seen == [f"skerch-ooc {verb} run" for verb in VERBS] + [None]
 
 
-def test_every_table_fits_80_columns(ooc_command):
+TABLES = {
+    "eigh": {},
+    "svd": {"kind": "svd"},
+    "inner sketch": {"kind": "svd", "recovery": {"method": "oversampled"}},
+    "rounds": {"kind": "svd", "recovery": {"method": "hmt", "power_iterations": 2}},
+    "tolerance": {"tolerance": 0.5},
+    "no error test": {"sketch": {"test_measurements": 0}},
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+@pytest.mark.parametrize("commands", [["plan", "status"], ["run", "plan", "status"]], ids=len)
+def test_every_table_fits_80_columns(inside, tmp_path, case, commands):
     # Only what a user names may be longer: here all of it is short.
-    (ooc_command.cwd / "mine.py").write_text(
-        "import torch\n\ndef make():\n    return torch.eye(50)\n"
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef make():\n    return torch.diag(0.9 ** torch.arange(600.))\n"
     )
-    write_spec(ooc_command.cwd, "", 20, operator={"factory": "mine.py:make"})
-    out = ooc_command("plan", "spec.toml", "--run", "run").stdout
-    out += ooc_command("status", "run").stdout
-    out += ooc_command("run", "spec.toml", "--run", "run").stdout
-    assert max(map(len, out.splitlines())) <= 80
+    write_spec(tmp_path, "", 100, **{"operator": {"factory": "mine.py:make"}} | TABLES[case])
+    lines = []
+    for command in commands:
+        where = ["run"] if command == "status" else ["spec.toml", "--run", "run"]
+        lines += inside(command, *where).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 BAD_OPERATORS = {
@@ -89,6 +115,30 @@ def test_unusable_operator_is_a_usage_error_and_nothing_is_published(ooc_command
     assert done.returncode == 2
     assert BAD_OPERATORS[factory] in done.stderr
     assert not list(ooc_command.cwd.glob("run/shards/*"))
+
+
+BAD_FOR_SVD = {
+    "no_adjoint": ("float32", "has no adjoint"),
+    "wrong_adjoint": ("complex64", "the operator's adjoint is not that of its product"),
+    "noisy": ("float32", "two calls with the same vector differ"),
+    "wrong_shape": ("float32", "returned shape"),
+}
+
+
+@pytest.mark.parametrize("factory", BAD_FOR_SVD)
+def test_operator_that_is_unusable_for_svd_is_a_usage_error(inside, tmp_path, factory):
+    dtype, message = BAD_FOR_SVD[factory]
+    spec = write_spec(tmp_path, factory, 40, kind="svd", dtype=dtype)
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, message in done.stderr) == (2, True)
+    assert not list(tmp_path.glob("run/shards/*"))
+
+
+@pytest.mark.parametrize("factory", ["rectangular", "not_hermitian"])
+def test_operator_that_is_not_hermitian_is_decomposed_by_svd(inside, tmp_path, factory):
+    spec = write_spec(tmp_path, factory, 40, kind="svd")
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, "singular values" in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +170,24 @@ MISTAKES = {
     "workers without dask": (["run", "spec.toml", "--run", "r", "--workers", "3"], "executor dask"),
     "bad memory": (["run", "spec.toml", "--run", "r", "--memory", "much"], "amount of memory"),
     "little memory": (["run", "spec.toml", "--run", "r", "--memory", "1MiB"], "too little"),
+    "unknown kind": (["run", "spec.toml", "--run", "r", "--set", "kind=qr"], "eigh, svd"),
+    "senseless tolerance": (
+        [
+            "run",
+            "spec.toml",
+            "--run",
+            "r",
+            "--set",
+            "tolerance=0.1",
+            "--set",
+            "recovery.method=hmt",
+        ],
+        "do not nest",
+    ),
+    "unknown method": (["recover", "r", "--method", "magic"], "must be one of nystrom"),
+    "method that needs more": (["recover", "r", "--method", "hmt"], "needs further rounds"),
+    "unknown kind of vectors": (["recover", "r", "--vectors", "both"], "stored, implicit"),
+    "core beyond the measurements": (["recover", "r", "--core", "41"], "only 40 measurements"),
     "unknown key": (["run", "spec.toml", "--run", "r", "--set", "sketch.blok=1"], "mean block"),
     "negative time": (["run", "spec.toml", "--run", "r", "--max-seconds", "-1"], "positive"),
     "name with a slash": (["recover", "r", "--name", "../x"], "plain folder name"),
@@ -134,6 +202,7 @@ def test_mistakes_are_named_with_exit_code_2(ooc_command, spec, mistake):
     arguments, text = MISTAKES[mistake]
     if arguments[0] == "recover":
         ooc_command("plan", spec, "--run", "r")
+        ooc_command("measure", "r")
     done = ooc_command(*arguments)
     assert done.returncode == 2
     assert text in done.stderr
@@ -205,7 +274,7 @@ def test_later_stages_import_nothing_of_the_run(ooc_command):
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "run", "measure", "merge", "recover", "assess", "status", "verify"]
+    "verb", ["plan", "run", "extend", "measure", "merge", "recover", "assess", "status", "verify"]
 )
 def test_each_verb_has_help_that_fits_a_screen(ooc_command, verb):
     done = ooc_command(verb, "--help")
