@@ -98,8 +98,9 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
         "run": plan.run_id,
         "noise": name,
     }
+    directory = sketch.round.run.directory
     with contextlib.suppress(FileNotFoundError):
-        return _opened(path, identity)
+        return _opened(path, identity, directory)
     rows = Range(0, height_of_noise(plan, name))
     layout = Layout(
         name="noise",
@@ -117,14 +118,19 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
             for row in range(layout.grid[0]):
                 bulk.write_tile(row, number, drawn[layout.rows(row).slice])
         writer.publish(identity, provenance=provenance())
-    return _opened(path, identity)
+    return _opened(path, identity, directory)
 
 
-def _opened(path: Path, identity: Mapping[str, Any]) -> SealedFile:
-    file = SealedFile(path)
+def _opened(path: Path, identity: Mapping[str, Any], directory: Path) -> SealedFile:
+    advice = f". To make it anew: rm {path} && skerch-ooc merge {directory}"
+    try:
+        file = SealedFile(path)
+    except CorruptError as error:
+        raise CorruptError(f"{error}{advice}") from error
     stated = {key: value for key, value in file.identity.items() if key != "bulk"}
     if stated != identity:
-        raise CorruptError(f"{path} is not what its name says; remove it: rm {path}")
+        raise CorruptError(f"{path} is not what its name says{advice}")
+    file.advice = advice
     return file
 
 
