@@ -48,7 +48,9 @@ def _inverse_gram_diagonal(y: Array, problem: Problem) -> Array:
     root = root_of(y, floor_of(problem))
     if root.inverse.shape[0] == root.inverse.shape[1]:
         return np.asarray(np.sum(np.abs(root.inverse) ** 2, axis=1))
-    values, vh = svd(y)[1:]
+    # With more columns than rows, rows of zeros give the directions that Y does not see.
+    missing = np.zeros((max(0, y.shape[1] - len(y)), y.shape[1]), y.dtype)
+    values, vh = svd(np.concatenate([y, missing]))[1:]
     m = y.shape[1]
     s = np.zeros(m)
     s[: len(values)] = values
