@@ -11,6 +11,7 @@ import contextlib
 import json
 import mmap
 import os
+import queue
 import shutil
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def run_child(command: Sequence[str], threads: int, warm: bool = False) -> Child
     environment = os.environ | dict.fromkeys(names, str(threads))
     if warm:
         # Should memory run short meanwhile, it is this process that is ended, and no harm done.
+        # Should memory run short meanwhile, it is this process that is ended, and no harm done.
         subprocess.run([sys.executable, __file__], check=False)
     start = time.perf_counter()
     # A file, not a pipe: nobody reads while it runs.
@@ -86,6 +89,23 @@ def run_child(command: Sequence[str], threads: int, warm: bool = False) -> Child
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
     return Child(wall, usage.ru_utime, usage.ru_stime, peak, text)
+
+
+class Stopwatch:
+    """Takes the time from when it is made.
+
+    Processor time says more than the clock where other programs are at work.
+    """
+
+    def __init__(self) -> None:
+        self._clock, self._processor = time.perf_counter(), time.process_time()
+
+    def figures(self) -> dict[str, float]:
+        """Seconds by the clock, and of the processor for all threads of this process."""
+        return {
+            "seconds": time.perf_counter() - self._clock,
+            "processor": time.process_time() - self._processor,
+        }
 
 
 def touch_memory() -> None:
@@ -223,40 +243,54 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def gemm_seconds(rows: int, columns: int, tiles: int | None = None) -> dict[str, float]:
+def gemm_seconds(
+    rows: int, columns: int, threads: int, tiles: int | None = None
+) -> dict[str, float]:
     """The least that a merge has to compute, straightforwardly, in double precision.
 
-    For each tile of 4096 rows ``Y^T Y`` (of which numpy computes one half) and ``Omega^T Y``, with
-    as many threads as this process was started with, on data that are in the cache already.
+    For each tile of 4096 rows ``Y^T Y`` (of which numpy computes one half) and ``Omega^T Y``, each
+    tile in one thread and several at once, on data that are in the cache already.
 
     Args:
         rows: Rows of the sketch.
         columns: Columns of the sketch.
+        threads: Tiles at once.
         tiles: Computes only that many tiles and scales the seconds to all rows.
 
     Returns:
         Seconds of both products, and the rate of the second.
     """
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     generator = np.random.default_rng(1)
     height = min(TILE_ROWS, rows)
     y = generator.standard_normal((height, columns))
     omega = generator.choice([-1.0, 1.0], (height, columns))
-    gram, cross = np.empty((columns, columns)), np.empty((columns, columns))
     count = tiles or -(-rows // height)
-    seconds = {"gram": 0.0, "cross": 0.0}
-    np.matmul(omega.T, y, out=cross)
-    for _ in range(count):
-        start = time.perf_counter()
-        np.matmul(y.T, y, out=gram)
-        middle = time.perf_counter()
-        np.matmul(omega.T, y, out=cross)
-        seconds["gram"] += middle - start
-        seconds["cross"] += time.perf_counter() - middle
-    rate = 2 * count * height * columns**2 / seconds["cross"] / 1e9
+
+    def seconds_of(left: Any) -> float:
+        places = queue.SimpleQueue[Any]()
+        for _ in range(threads):
+            places.put(np.zeros((columns, columns)))
+
+        def multiply(_: int) -> None:
+            place = places.get()
+            np.matmul(left.T, y, out=place)
+            places.put(place)
+
+        with ThreadPoolExecutor(threads) as pool:
+            # Once without a clock.
+            list(pool.map(multiply, range(threads)))
+            start = time.perf_counter()
+            list(pool.map(multiply, range(count)))
+            return time.perf_counter() - start
+
+    with threadpool_limits(1):
+        gram, cross = seconds_of(y), seconds_of(omega)
     scale = rows / (count * height)
-    return {"gram": seconds["gram"] * scale, "cross": seconds["cross"] * scale, "gflops": rate}
+    rate = 2 * count * height * columns**2 / cross / 1e9
+    return {"gram": gram * scale, "cross": cross * scale, "gflops": rate}
 
 
 def median_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

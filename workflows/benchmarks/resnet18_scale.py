@@ -38,9 +38,9 @@ PUBLISHED_GIGABYTES = 400
 SLABS = 64
 
 
-def bare_products(rows: int, columns: int) -> dict[str, Any]:
+def bare_products(rows: int, columns: int, cores: int) -> dict[str, Any]:
     """Seconds of the products of all rows at this width, from those of a few tiles."""
-    return common.gemm_seconds(rows, columns, tiles=8)
+    return common.gemm_seconds(rows, columns, cores, tiles=16)
 
 
 def eigenvalues(run_dir: str) -> dict[str, Any]:
@@ -166,7 +166,9 @@ def scale(options: Any, folder: Path) -> dict[str, Any]:
         common.remove(folder / "run")
     stages = {name: common.median_of([run[0][name] for run in runs]) for name in runs[0][0]}
     result = runs[-1][1]
-    _, products = common.run_part(__file__, bare_products, threads, rows=rows, columns=goal)
+    _, products = common.run_part(
+        __file__, bare_products, threads, rows=rows, columns=goal, cores=threads
+    )
     fitted = fit(stages, products, columns, goal)
     slab = slabs(folder, rows, goal, threads, options.slabs) if options.slabs else None
     minutes = sum(figures["minutes"] for figures in fitted.values())

@@ -20,7 +20,6 @@ import contextlib
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +47,23 @@ def write_shards(run_dir: str, target: str, columns: int, block: int) -> dict[st
     plan = open_run(run_dir).plan
     rows = plan.identity.shape[0]
     array = random_block(rows, block)
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     for first in range(0, columns, block):
         part = array[:, : min(block, columns - first)]
         rectangle = Rectangle("right", 0, Range(first, first + part.shape[1]), Range(0, rows))
         publish_shard(Path(target), plan, rectangle, part, {})
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
 def copy_files(source: str, target: str) -> dict[str, Any]:
     """Copies the files of a folder, and waits until each is on the disk."""
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     for file in sorted(Path(source).iterdir()):
         shutil.copyfile(file, Path(target, file.name))
         descriptor = os.open(Path(target, file.name), os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
 def write_reference(
@@ -75,7 +74,7 @@ def write_reference(
     from skerch.hdf5 import DistributedHDF5Tensor
 
     array = np.ascontiguousarray(random_block(rows, block).T)
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     _, paths, ranges = DistributedHDF5Tensor.create(
         f"{target}/right_{{}}.h5", (columns, rows), block, "float32", compression
     )
@@ -84,18 +83,18 @@ def write_reference(
         data[:] = array[: last - first]
         flags[:] = "done"
         file.close()
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
 def merge_reference(source: str, target: str, compression: str | None) -> dict[str, Any]:
     """Merges what :func:`write_reference` wrote."""
     from skerch.hdf5 import DistributedHDF5Tensor
 
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     DistributedHDF5Tensor.merge(
         f"{source}/right_ALL.h5", f"{target}/merged.h5", compression, check_success_flag="done"
     )
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
 def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
     from skerch_ooc.stages.merge import run_exponent
     from skerch_ooc.streams import Pool, ordered_map
 
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     run = open_run(run_dir)
     round_ = Round(run)
     side = round_.sides[0]
@@ -137,7 +136,7 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
                 pass
             for rectangle, _, writer in writers:
                 writer.publish(rectangle.identity(plan.run_id))
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
 def merge(run_dir: str, cores: int) -> dict[str, Any]:
@@ -147,15 +146,16 @@ def merge(run_dir: str, cores: int) -> dict[str, Any]:
     import skerch_ooc as ooc
 
     run = ooc.open_run(run_dir)
-    start = time.perf_counter()
+    watch = common.Stopwatch()
     ooc.merge(run, memory=MEMORY, threads=cores, rechunk=True)
-    return {"seconds": time.perf_counter() - start}
+    return watch.figures()
 
 
-def bare_products(rows: int, columns: int) -> dict[str, Any]:
+def bare_products(rows: int, columns: int, cores: int) -> dict[str, Any]:
     """Seconds of the products alone; see :func:`common.gemm_seconds`."""
-    seconds = common.gemm_seconds(rows, columns)
-    return seconds | {"seconds": seconds["gram"] + seconds["cross"]}
+    watch = common.Stopwatch()
+    seconds = common.gemm_seconds(rows, columns, cores)
+    return watch.figures() | seconds | {"seconds": seconds["gram"] + seconds["cross"]}
 
 
 PARTS: list[common.Part] = [
@@ -192,7 +192,7 @@ def compare(options: Any, folder: Path) -> dict[str, Any]:
         ours = {"run_dir": str(run_dir), "cores": threads}
         timed("rechunk, shards", rechunk_only, run_dir / "sketch", **ours)
         timed("merge", merge, run_dir / "sketch", **ours)
-        timed("bare products", bare_products, **size)
+        timed("bare products", bare_products, cores=threads, **size)
         for name, compression in (("skerch", "lzf"), ("skerch uncompressed", None)):
             timed(f"write, {name}", write_reference, target, target=str(target), block=block,
                   compression=compression, **size)  # fmt: skip
@@ -224,13 +224,12 @@ def report(
             name,
             f"{figures['seconds']:.2f}",
             f"{gigabytes / figures['seconds']:.3f}",
-            f"{figures['user']:.1f}",
-            f"{figures['system']:.1f}",
+            f"{figures['processor']:.2f}",
             f"{figures['peak'] / 1e9:.2f}",
         ]
         for name, figures in medians.items()
     ]
-    head = [f"{gigabytes:.2f} GB", "s", "GB/s", "user, s", "system, s", "peak, GB"]
+    head = [f"{gigabytes:.2f} GB", "s", "GB/s", "processor, s", "peak, GB"]
     return {
         "settings": {"rows": options.rows, "columns": options.columns, "threads": options.threads}
         | settings,
