@@ -14,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+# Before any library reads them: products that are compared bit for bit, in this process and in
+# those that tests start, must be made by as many threads.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
 HERE = Path(__file__).resolve().parent
 FACTORIES = HERE / "factories.py"
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import queue
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -76,12 +77,16 @@ def run_child(command: Sequence[str], threads: int, warm: bool = False) -> Child
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, env=environment)
         peak = 0
-        while True:
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                break
-            peak = max(peak, resident_bytes(process.pid))
-            time.sleep(POLL_SECONDS)
+        try:
+            while True:
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if ended:
+                    break
+                peak = max(peak, resident_bytes(process.pid))
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -380,6 +385,8 @@ def scratch(parent: Path | None, needed: int) -> Iterator[Path]:
     """
     if parent:
         parent.mkdir(parents=True, exist_ok=True)
+    # The folder is removed when somebody ends the benchmark, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="skerch-ooc-bench-", dir=parent) as name:
         free = shutil.disk_usage(name).free
         say(f"needs {needed / 1e9:.1f} GB of disk in {name}, {free / 1e9:.1f} GB are free")
