@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import write_spec
+from conftest import CommandLine, write_spec
 
 VERBS = ("measure", "merge", "recover", "assess")
 
@@ -197,12 +197,21 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A measured run, to be copied by each test."""
+    command = CommandLine(tmp_path_factory.mktemp("measured"))
+    spec = write_spec(command.cwd, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
+    command("plan", spec, "--run", "r")
+    command("measure", "r")
+    return command.cwd / "r"
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_with_exit_code_2(ooc_command, spec, mistake):
+def test_mistakes_are_named_with_exit_code_2(ooc_command, spec, measured, mistake):
     arguments, text = MISTAKES[mistake]
     if arguments[0] == "recover":
-        ooc_command("plan", spec, "--run", "r")
-        ooc_command("measure", "r")
+        shutil.copytree(measured, ooc_command.cwd / "r")
     done = ooc_command(*arguments)
     assert done.returncode == 2
     assert text in done.stderr
