@@ -32,7 +32,7 @@ def gram_root(gram: Array) -> Array:
     eigenvalues, of which negative ones count as zero.
     """
     try:
-        return np.asarray(np.linalg.cholesky(gram).conj().T)
+        return np.ascontiguousarray(np.linalg.cholesky(gram).conj().T)
     except np.linalg.LinAlgError:
         values, vectors = eigh(gram)
         return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T)

@@ -54,7 +54,7 @@ def decompose(problem: Problem, core: Core) -> Solution:
         if the operator vanishes on the sketch. The vectors' signs are as they come.
     """
     floor = floor_of(problem)
-    left = root_of(problem.y @ core.left, floor)
+    left = root_of(problem.y @ core.left if core.measured is None else core.measured, floor)
     right = left if problem.hermitian else root_of(problem.w @ core.right, floor)
     middle = sandwich(left.factor, core.middle, right.factor)
     if problem.hermitian:

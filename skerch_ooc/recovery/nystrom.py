@@ -80,6 +80,7 @@ def _solve_hermitian(problem: Problem) -> Core:
         tested=tuple(tested),
         choosing=choosing,
         leave_one_out=leave_one_out(problem, values, vectors, measured, size),
+        measured=measured[:, :size],
     )
 
 
@@ -161,10 +162,10 @@ def leave_one_out(
     divisor = np.where(truncated, outside, 1.0)
     rho = np.where(truncated, left / divisor, 1.0 / np.where(truncated, 1.0, pinv_diagonal))
     alpha = np.where(truncated, (1.0 - rho * pinv_diagonal) / divisor, 0.0)
-    adjoint = basis.conj().T
-    residual = measured[:, :size] @ (inverse[:, None] * adjoint * rho - adjoint * alpha)
+    weights = inverse[:, None] * rho - alpha
+    residual = measured[:, :size] @ (weights * basis.conj().T)
     residual += problem.y * alpha
-    return root_mean(np.sum(np.abs(residual) ** 2, axis=0))
+    return float(np.linalg.norm(residual)) / math.sqrt(residual.shape[1])
 
 
 class GeneralCores:
@@ -258,4 +259,5 @@ def _solve_general(problem: Problem) -> Core:
         tested=tuple(tested),
         choosing=choosing,
         leave_one_out=cores.leave_one_out([size])[0],
+        measured=cores.basis.vectors[:, :size],
     )

@@ -78,6 +78,7 @@ class Core:
             from the others.
         leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cuts
             anything off; ``None`` where the method has none.
+        measured: Compressed copy of ``Y left``, where the method has formed it.
     """
 
     left: Array
@@ -87,6 +88,7 @@ class Core:
     tested: tuple[tuple[int, float], ...] = ()
     choosing: int = 0
     leave_one_out: float | None = None
+    measured: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ exact. So the result is the same on every processor, whichever way the integers 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +40,12 @@ Array = npt.NDArray[Any]
 
 _INTEGER_BITS = 30
 _DIGIT_BIAS = np.uint32(0x80808080)
+_PRODUCTS_WORTH_TORCH = 5e10
+"""Multiplications of one core: as doubles they take about two seconds, loading torch one."""
+
+_TORCH_BYTES = 320 * 1024**2
+_CACHED_NUMBERS = 64 * 1024
+_DIAGONAL_BLOCK = 256
 _FEWEST_COLUMNS = 16
 """Fewer are quicker as doubles (and of a single one torch 2.13 makes a wrong product)."""
 
@@ -77,7 +85,10 @@ class Sums:
             stacked = np.concatenate([self.squares, other.squares])
             self.squares = np.asarray(np.linalg.qr(stacked, mode="r"))
         else:
-            self.squares += other.squares
+            for piece in cut(Range(0, len(self.squares)), _DIAGONAL_BLOCK):
+                self.squares[piece.slice, piece.start :] += other.squares[
+                    piece.slice, piece.start :
+                ]
         return self
 
 
@@ -168,17 +179,25 @@ def accumulate_tile(
         real, target = z.view(np.float64), out.cross.view(np.float64)
         units = _round_to_integers(real)
         digits = on.device == "cpu" and _has_integer_units()
-        multiply = _Digits(real) if digits else _Doubles(real, on)
+        multiply = _Digits(real, units) if digits else _Doubles(real, units, on)
         for name in exact:
             place = side.noise[name]
             for piece in cut(place, width):
                 columns = piece.shifted(-place.start)
                 multiply.signs(matrices, name, rows, columns, space.noise, target[piece.slice])
-                target[piece.slice] *= units
 
 
 def _is_exact(plan: Plan, matrices: NoiseReader, name: str) -> bool:
     return not is_double(plan) and matrices.noise(name) in SIGN_SCALE
+
+
+def _in_cache(array: Array) -> list[Range]:
+    """Runs of rows of an array that stay in the processor's cache from one operation to the next.
+
+    Whole tiles would go to main memory and back with each.
+    """
+    height, width = array.shape
+    return cut(Range(0, height), max(1, _CACHED_NUMBERS // max(1, width)))
 
 
 def _round_to_integers(z: Array) -> Array:
@@ -187,27 +206,35 @@ def _round_to_integers(z: Array) -> Array:
     Returns:
         The unit of each column, a power of two.
     """
-    largest = np.maximum(z.max(axis=0), -z.min(axis=0))
+    largest = np.zeros(z.shape[1])
+    for rows in _in_cache(z):
+        np.maximum(largest, z[rows.slice].max(axis=0), out=largest)
+        np.maximum(largest, -z[rows.slice].min(axis=0), out=largest)
     exponents = np.frexp(largest)[1] - _INTEGER_BITS
-    z *= np.ldexp(1.0, -exponents)
-    np.rint(z, out=z)
+    scale = np.ldexp(1.0, -exponents)
+    for rows in _in_cache(z):
+        part = z[rows.slice]
+        part *= scale
+        np.rint(part, out=part)
     return np.asarray(np.ldexp(1.0, exponents))
 
 
 class _Doubles:
     """Multiplies integers as doubles."""
 
-    def __init__(self, z: Array, on: Arithmetic | None = None) -> None:
+    def __init__(self, z: Array, units: Array, on: Arithmetic | None = None) -> None:
         self._on = on or Host()
         self._z = self._on.load(z)
+        self._units = units
 
     def signs(
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
-        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
+        """Writes ``N^T Z``, in its units, for some columns of ``N`` to ``out``."""
         signs = matrices.tile(name, rows, columns, np.float64, noise.view(np.float64))
         self._on.adjoint_times(self._on.load(signs), self._z, out)
+        out *= self._units
 
 
 class _Digits(_Doubles):
@@ -217,40 +244,90 @@ class _Digits(_Doubles):
     the signs times the row sums of ``Z``. One that fails is formed with doubles.
     """
 
-    def __init__(self, z: Array) -> None:
+    def __init__(self, z: Array, units: Array) -> None:
         import torch
 
-        super().__init__(z)
-        self._row_sums = z.sum(axis=1)
+        super().__init__(z, units)
+        self._row_sums = np.empty(len(z))
+        digits = np.empty(z.shape, np.uint32)
+        for rows in _in_cache(z):
+            part = z[rows.slice]
+            part.sum(axis=1, out=self._row_sums[rows.slice])
+            # Adding 128 to each byte and taking it off again as a sign makes -128..127 of 0..255.
+            biased = part.astype(np.int32).view(np.uint32)
+            biased += _DIGIT_BIAS
+            np.bitwise_xor(biased, _DIGIT_BIAS, out=digits[rows.slice])
         self._allowed = 1e-9 * float(np.abs(self._row_sums).sum())
-        # Adding 128 to each byte and taking it off again as a sign makes -128..127 of 0..255.
-        biased = z.astype(np.int32).view(np.uint32)
-        biased += _DIGIT_BIAS
-        biased ^= _DIGIT_BIAS
-        self._digits = torch.from_numpy(biased.astype("<u4", copy=False).view(np.int8))
+        self._digits = torch.from_numpy(digits.astype("<u4", copy=False).view(np.int8))
 
     def signs(
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
-        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
+        """Writes ``N^T Z``, in its units, for some columns of ``N`` to ``out``."""
         import torch
 
         if len(columns) >= _FEWEST_COLUMNS:
             signs = matrices.tile(name, rows, columns, np.int8, None)
             sums = torch._int_mm(torch.from_numpy(signs).T, self._digits).numpy()
-            np.copyto(out, sums[:, 3::4])
-            for digit in (2, 1, 0):
-                out *= 256.0
-                out += sums[:, digit::4]
-            wide = noise.view(np.float64)[: len(signs), : len(columns)]
-            np.copyto(wide, signs)
-            if (np.abs(out.sum(axis=1) - wide.T @ self._row_sums) <= self._allowed).all():
+            if self._combine(sums, self._expected_sums(signs), out):
                 return
         super().signs(matrices, name, rows, columns, noise, out)
 
+    def _expected_sums(self, signs: Array) -> Array:
+        """What the rows of ``N^T Z`` must add up to, exactly."""
+        expected = np.zeros(signs.shape[1])
+        for rows in _in_cache(signs):
+            expected += self._row_sums[rows.slice] @ signs[rows.slice].astype(np.float64)
+        return expected
+
+    def _combine(self, sums: Array, expected: Array, out: Array) -> bool:
+        """Makes numbers of the sums of digits; whether the sum of each row is as expected."""
+        for rows in _in_cache(sums):
+            part, target = sums[rows.slice], out[rows.slice]
+            np.copyto(target, part[:, 3::4])
+            for digit in (2, 1, 0):
+                target *= 256.0
+                target += part[:, digit::4]
+            if (np.abs(target.sum(axis=1) - expected[rows.slice]) > self._allowed).any():
+                return False
+            target *= self._units
+        return True
+
+
+def load_integer_units(plan: Plan, side: Side, cores: int, room: int) -> None:
+    """Loads torch for its 8-bit integer products if they will save more than loading it costs.
+
+    Decides speed, never results.
+
+    Args:
+        plan: The plan in force.
+        side: What is about to be merged.
+        cores: How many tiles are multiplied at once.
+        room: Bytes of memory that nothing else needs.
+    """
+    if is_double(plan) or "torch" in sys.modules or room < _TORCH_BYTES:
+        return
+    signs = sum(
+        len(place)
+        for name, place in side.noise.items()
+        if plan.identity.noise.get(name) in SIGN_SCALE
+    )
+    products = side.rows * signs * side.columns * wide_dtype(plan).itemsize // 8
+    if products > _PRODUCTS_WORTH_TORCH * cores and "avx512_vnni" in _processor_flags():
+        importlib.import_module("torch")
+
 
 @cache
+def _processor_flags() -> frozenset[str]:
+    """What Linux says that this processor can do; nothing elsewhere."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as text:
+        for line in text:
+            if line.startswith("flags"):
+                return frozenset(line.split())
+    return frozenset()
+
+
 def _has_integer_units() -> bool:
     """Whether torch is loaded and finds 8-bit integer units."""
     torch = sys.modules.get("torch")

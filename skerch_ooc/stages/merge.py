@@ -35,7 +35,7 @@ from skerch_ooc.linalg import gram_root, mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources, operator_threads
+from skerch_ooc.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.rounds import Round, Sketch
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.shards import Rectangle, SketchReader, list_shards, shard_layout
@@ -46,6 +46,7 @@ from skerch_ooc.stages.accumulate import (
     Workspace,
     accumulate_tile,
     is_double,
+    load_integer_units,
     sums_bytes,
     tile_bytes,
 )
@@ -58,7 +59,7 @@ from skerch_ooc.stages.drift import (
     require_one_operator,
 )
 from skerch_ooc.stages.testmatrices import open_noise
-from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.streams import SPARE_BYTES, Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
 Placed = tuple[Range, Path]
@@ -302,7 +303,11 @@ class _SideMerge:
 
     def accumulate(self, resources: Resources, progress: Progress) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
-        in_flight = tiles_in_flight("merge", resources, *merge_bytes(self.plan, self.side))
+        fixed, per_tile = merge_bytes(self.plan, self.side)
+        in_flight = tiles_in_flight("merge", resources, fixed, per_tile)
+        held = resident_memory() + SPARE_BYTES + fixed + resources.cores * per_tile
+        if resources.device == "cpu":
+            load_integer_units(self.plan, self.side, in_flight, resources.memory - held)
         arithmetic = arithmetic_on(resources.device)
         self._folder.mkdir(parents=True, exist_ok=True)
         stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"

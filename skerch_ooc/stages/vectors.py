@@ -297,20 +297,22 @@ def write_vectors(
     """
     rows = writer.layout.shape[0]
     maker = VectorMaker(plan, vectors, rows, arithmetic_on(resources.device))
-    dtype, wide = plan.identity.dtype, wide_dtype(plan)
+    wide = wide_dtype(plan)
     q = len(test.side.sketches.get("test", ())) if test is not None else 0
     probes = gaussian_probes(plan, vectors.rank, PROBES)
     in_flight = tiles_in_flight("recover", resources, *vectors_bytes(plan, vectors, rows, q))
+    # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
+    factors = probes if weights is None else np.concatenate([probes, weights], axis=1)
     spaces = Pool(lambda: empty_aligned((min(plan.identity.tile[0], rows), q), wide))
 
     def write_tile(number: int) -> TileFigures:
         buffers = maker.take()
         u = maker.tile(number, buffers)
-        stored = u.astype(dtype)
-        writer.write_rows(number, stored)
-        u[:] = stored
+        _write_rounded(writer, number, u)
+        products = u @ factors
+        probed = products[:, :PROBES]
         figures = TileFigures(
-            probed=u.conj().T @ (u @ probes),
+            probed=np.zeros((0, PROBES)),
             residual=np.zeros(q if weights is not None else 0),
             test=np.zeros(q),
             test_products=np.zeros((0 if weights is not None else vectors.rank, q), wide),
@@ -320,10 +322,14 @@ def write_vectors(
             t = test.read_role(number, "test", space)
             figures.test = np.sum(np.abs(t) ** 2, axis=0)
             if weights is None:
-                figures.test_products = u.conj().T @ t
+                probed = np.concatenate([probed, t], axis=1)
             else:
-                figures.residual = np.sum(np.abs(t - u @ weights) ** 2, axis=0)
+                figures.residual = np.sum(np.abs(t - products[:, PROBES:]) ** 2, axis=0)
             spaces.give(space)
+        inside = u.conj().T @ probed
+        figures.probed = inside[:, :PROBES]
+        if weights is None and q:
+            figures.test_products = inside[:, PROBES:]
         maker.give(buffers)
         return figures
 
@@ -334,6 +340,15 @@ def write_vectors(
         )
     deviation = np.abs(figures.probed - probes) ** 2
     return figures, math.sqrt(float(deviation.sum()) / PROBES)
+
+
+def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
+    """Writes one row of tiles, and rounds ``u`` to what is stored, one tile after the other."""
+    for column in range(writer.layout.grid[1]):
+        part = u[:, writer.layout.columns(column).slice]
+        stored = np.ascontiguousarray(part, writer.layout.dtype)
+        writer.write_tile(number, column, stored)
+        part[:] = stored
 
 
 def _counted(tiles: Iterator[Any], advance: Advance) -> Iterator[Any]:
