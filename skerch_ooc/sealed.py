@@ -482,13 +482,17 @@ class SealedFile:
         """The layout of each bulk, by its name."""
         return {name: bulk.layout for name, bulk in self._bulks.items()}
 
-    def read_tile(self, row: int, column: int = 0, name: str | None = None) -> Array:
+    def read_tile(
+        self, row: int, column: int = 0, name: str | None = None, out: Array | None = None
+    ) -> Array:
         """Reads one tile and verifies its checksum.
 
         Args:
             row: Number of the row tile.
             column: Number of the column tile.
             name: Name of the bulk; the first by default.
+            out: Where to, in C order, of the shape and type in which it is stored; a new array by
+                default.
 
         Returns:
             The tile without padding, in C order.
@@ -499,7 +503,9 @@ class SealedFile:
         bulk = self._bulk(name)
         layout = bulk.layout
         rows, columns = layout.rows(row), layout.columns(column)
-        stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
+        stored = out
+        if stored is None:
+            stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
         data = stored.data.cast("B")
         number = layout.number(row, column)
         descriptor = _open(self.path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
+from skerch_ooc.interleave import Batch, batch_size
 from skerch_ooc.partition import Range, cover, gaps
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
@@ -348,8 +349,45 @@ class SketchReader:
         out = out[: len(rows)]
         band_rows, parts = next(b for b in self._bands[role] if rows.within(b[0]))
         tile = (rows.start - band_rows.start) // self._tile_rows
-        for part, rectangle in parts:
+        for together in self._batches(parts, len(rows)):
+            place = Range(together[0][0].start, together[-1][0].stop)
+            if len(together) > 1:
+                self._read_batch([file for _, file in together], tile, out[:, place.slice])
+                continue
+            ((part, rectangle),) = together
             data = self.files[rectangle].read_tile(tile)
             inside = part.shifted(-rectangle.columns.start)
             out[:, part.slice] = data[:, inside.slice]
         return out
+
+    def _batches(
+        self, parts: Sequence[tuple[Range, Rectangle]], rows: int
+    ) -> Iterator[list[tuple[Range, Rectangle]]]:
+        """Runs of shards that are read together: narrow ones of equal width; others alone."""
+        together: list[tuple[Range, Rectangle]] = []
+        for part, rectangle in parts:
+            layout = self._layout(rectangle)
+            whole = len(part) == layout.shape[1] and not layout.chunked
+            most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
+            alike = together and len(together[0][0]) == len(part) and len(together) < most
+            if together and not alike:
+                yield together
+                together = []
+            together.append((part, rectangle))
+            if most == 1:
+                yield together
+                together = []
+        if together:
+            yield together
+
+    def _read_batch(self, rectangles: Sequence[Rectangle], tile: int, out: Array) -> None:
+        layout = self._layout(rectangles[0])
+        batch = Batch(len(rectangles), len(out), layout.shape[1], layout.stored_dtype)
+        for number, rectangle in enumerate(rectangles):
+            self.files[rectangle].read_tile(tile, out=batch[number])
+        batch.turn_into(out)
+
+    def _layout(self, rectangle: Rectangle) -> Layout:
+        layout = self.files[rectangle].layout
+        assert layout is not None
+        return layout

@@ -17,7 +17,7 @@ from skerch_ooc.stages.testmatrices import NoiseReader
 
 SINGLE = ["float32", "complex64"]
 DOUBLE = ["float64", "complex128"]
-INTEGER_UNITS = accumulate._has_integer_units.__wrapped__()
+INTEGER_UNITS = accumulate._has_integer_units()
 
 DRAWN = [noise for noise in NOISES if noise not in WHOLE_COLUMNS]
 

@@ -16,7 +16,17 @@ import skerch_ooc
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 
 LEVELS = (
-    ("errors", "arrays", "partition", "files", "budget", "progress", "linalg", "ssrft"),
+    (
+        "errors",
+        "arrays",
+        "partition",
+        "files",
+        "budget",
+        "progress",
+        "linalg",
+        "ssrft",
+        "interleave",
+    ),
     ("spec", "resources", "noise", "provenance", "executors", "indexing"),
     ("sealed", "rundir", "streams", "sides", "operators", "recovery"),
     ("shards", "sizing"),
