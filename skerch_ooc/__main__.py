@@ -14,6 +14,9 @@ def main() -> None:
     # Importing torch and an operator makes a million objects that stay: looking through them for
     # garbage again and again takes a tenth of the time of a short run.
     gc.set_threshold(100_000, 50, 100)
+    # numpy asks for huge pages. Virtual machines hand just those back to their host when they are
+    # free, and getting them again takes longer than they save: 4 % of a run, where it was measured.
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
     from skerch_ooc.cli import run_command_line
 
     code = run_command_line(sys.argv[1:])

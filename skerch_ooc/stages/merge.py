@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,10 @@ def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
     partials = levels(min(tiles, longest)) + (
         levels(-(-tiles // longest)) if tiles > longest else 0
     )
-    # One more than the tree's partial sums: a finished tile that waits for its turn.
-    return (partials + 1) * sums_bytes(plan, side), tile_bytes(plan, side)
+    # More than the tree's partial sums: a finished tile that waits for its turn, and the sums of
+    # a task that are being published.
+    waiting = 2 if tiles > longest else 1
+    return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
 
 
 class Merge:
@@ -275,6 +278,15 @@ def _column_norms(sums: Sums) -> Array:
     return np.sqrt(column_squares(sums))
 
 
+def _nothing() -> None:
+    """Publishes nothing."""
+
+
+def _when_published(sums: Sums, published: Future[None]) -> Sums:
+    published.result()
+    return sums
+
+
 class _SideMerge:
     """The merge of one side."""
 
@@ -323,20 +335,35 @@ class _SideMerge:
         self, in_flight: int, advance: Advance, arithmetic: Arithmetic
     ) -> Iterator[Sums]:
         tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan, self.side)))
-        for task in tasks:
-            path = self._folder / f"{self._prefix}sums.t{task}.h5"
-            sums = self._read_sums(path, task)
-            if sums is None:
-                sums = self._sum_of_run(task, in_flight, advance, arithmetic)
-                if len(tasks) > 1:
-                    self._publish_sums(path, task, sums)
-            else:
-                advance(len(task))
-            yield sums
+        # While the sums of a task go to the disk, those of the next are formed.
+        with ThreadPoolExecutor(1, thread_name_prefix="publish") as publisher:
+            before: tuple[Sums, Future[None]] | None = None
+            for task in tasks:
+                sums = self._read_sums(self._partial(task), task)
+                if sums is None:
+                    sums, publish = self._sum_of_run(task, in_flight, advance, arithmetic)
+                else:
+                    advance(len(task))
+                    publish = _nothing
+                if before:
+                    yield _when_published(*before)
+                if len(tasks) > 1 and publish is not _nothing:
+                    publish = partial(self._publish_run, publish, task, sums)
+                before = sums, publisher.submit(publish)
+            if before:
+                yield _when_published(*before)
+
+    def _partial(self, task: Range) -> Path:
+        return self._folder / f"{self._prefix}sums.t{task}.h5"
+
+    def _publish_run(self, publish_rows: Callable[[], None], task: Range, sums: Sums) -> None:
+        publish_rows()
+        self._publish_sums(self._partial(task), task, sums)
 
     def _sum_of_run(
         self, task: Range, in_flight: int, advance: Advance, arithmetic: Arithmetic
-    ) -> Sums:
+    ) -> tuple[Sums, Callable[[], None]]:
+        """The sums of a task, and what publishes its rows of the sketch."""
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
         matrices = open_noise(self._sketch, self.side)
@@ -365,10 +392,15 @@ class _SideMerge:
 
             numbers = range(task.start, task.stop)
             total = tree_sum(map(counted, ordered_map(sum_of_tile, numbers, in_flight)), add)
-            for role, writer in writers.items():
-                rectangle = self._row_rectangle(role, task)
-                writer.publish(rectangle.identity(self.plan.run_id), provenance=provenance())
-            return total
+            opened = stack.pop_all()
+
+        def publish_rows() -> None:
+            with opened:
+                for role, writer in writers.items():
+                    rectangle = self._row_rectangle(role, task)
+                    writer.publish(rectangle.identity(self.plan.run_id), provenance=provenance())
+
+        return total, publish_rows
 
     def _row_rectangle(self, role: str, task: Range) -> Rectangle:
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
