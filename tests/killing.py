@@ -13,28 +13,28 @@ from skerch_ooc import sealed
 from skerch_ooc.cli import run_command_line
 
 target, left = sys.argv[1], int(sys.argv[2])
-write_rows = sealed.BulkWriter.write_rows
+write_tile = sealed.BulkWriter.write_tile
 
-def write_or_die(self, number, rows):
+def write_or_die(self, *tile):
     global left
     if self.layout.name.startswith(target):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-    return write_rows(self, number, rows)
+    return write_tile(self, *tile)
 
-sealed.BulkWriter.write_rows = write_or_die
+sealed.BulkWriter.write_tile = write_or_die
 sys.exit(run_command_line(sys.argv[3:]))
 """
 
 
 def killed_while_writing(folder: Path, target: str, count: int, *arguments: object) -> None:
-    """Runs a command that is killed when it is about to write rows for the n-th time.
+    """Runs a command that is killed when it is about to write a tile for the n-th time.
 
     Args:
         folder: Where it runs.
         target: What the name of the matrix begins with: a role, ``"basis"``, ``"eigenvectors"``.
-        count: Which writing of such rows it does not live to see.
+        count: Which writing of such a tile it does not live to see.
         *arguments: Of the command line.
     """
     done = subprocess.run(
