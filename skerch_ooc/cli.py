@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,14 @@ _RUN = click.option(
     "--run", "run_dir", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="The run directory.",
 )  # fmt: skip
+
+
+def _positive(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise UsageError(f"{option.opts[0]} {value}: must be positive")
+    return value
+
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 _MEMORY = click.option(
     "--memory", metavar="SIZE", help="Peak resident memory of one process, such as 2GiB."
@@ -47,16 +55,21 @@ _WORKERS = click.option(
     "--workers", type=int, metavar="N", help="Worker processes of --executor dask."
 )
 _MAX_SECONDS = click.option(
-    "--max-seconds", type=float, metavar="S",
-    help="Stop in good order before this time; the same command goes on later.",
+    "--max-seconds", type=float, metavar="S", callback=_positive,
+    help="Stop in good order within this time from now; the same command goes on later.",
 )  # fmt: skip
 _MAX_ERROR = click.option(
-    "--max-relative-error", type=float, metavar="E", help="Exit with 3 if the error is above this."
-)
+    "--max-relative-error", type=float, metavar="E", callback=_positive,
+    help="Exit with 3 if the error is above this.",
+)  # fmt: skip
 _NAME = click.option("--name", metavar="NAME", help="Folder of the result inside results/.")
 _RESULT = click.option(
     "--name", metavar="NAME", help="Folder of the result inside results/.", default="default"
 )
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that asks to end; its number is the argument."""
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -88,9 +101,10 @@ def plan(
     from skerch_ooc.resources import Resources
     from skerch_ooc.spec import Spec
 
-    planned = pipeline.make_plan(
-        Spec.from_toml(spec, overrides), run_dir, Resources.of(memory, threads), device=device
-    )
+    with _operators_print_to_stderr():
+        planned = pipeline.make_plan(
+            Spec.from_toml(spec, overrides), run_dir, Resources.of(memory, threads), device=device
+        )
     if as_json:
         findings = planned.findings.as_json() if planned.findings else None
         _print_json({"run": planned.run.plan.run_id, "costs": planned.costs.as_json(),
@@ -122,12 +136,14 @@ def run(
     resources = Resources.of(memory, threads, chosen.workers, device)
     progress = for_terminal()
     request = Spec.from_toml(spec, overrides)
-    planned = pipeline.make_plan(request, run_dir, resources, device=device)
-    if planned.fresh:
-        progress.say(tables.plan_line(planned))
-    assessment = pipeline.run_all(
-        planned, chosen, resources, progress, device=device, budget=_budget(max_seconds)
-    )
+    budget = _budget(max_seconds)
+    with _operators_print_to_stderr():
+        planned = pipeline.make_plan(request, run_dir, resources, device=device)
+        if planned.fresh:
+            progress.say(tables.plan_line(planned))
+        assessment = pipeline.run_all(
+            planned, chosen, resources, progress, device=device, budget=budget
+        )
     if assessment is None:
         _say_stopped(progress)
         return
@@ -165,16 +181,24 @@ def extend(
         click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
         return
     planned = pipeline.Planned(grown, estimate(grown.plan, None), fresh=False)
-    assessment = pipeline.run_all(
-        planned, chosen, Resources.of(memory, threads, chosen.workers, device), progress,
-        device=device, budget=_budget(max_seconds),
-    )  # fmt: skip
+    resources = Resources.of(memory, threads, chosen.workers, device)
+    with _operators_print_to_stderr():
+        assessment = pipeline.run_all(
+            planned, chosen, resources, progress, device=device, budget=_budget(max_seconds)
+        )
     if assessment is None:
         _say_stopped(progress)
         return
     _show_result(planned.run, "default", assessment, as_json)
     require_tolerance(planned.run.plan, assessment)
     pipeline.require_quality(assessment, max_relative_error)
+
+
+@contextlib.contextmanager
+def _operators_print_to_stderr() -> Iterator[None]:
+    """Keeps standard output for results: what an operator prints would spoil the JSON."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
@@ -201,10 +225,11 @@ def measure(
     chosen = _executor(executor, workers)
     progress = for_terminal()
     opened = pipeline.open_run(directory)
-    complete = measure_missing(
-        opened, chosen, Resources.of(memory, threads, chosen.workers), progress, device=device,
-        budget=_budget(max_seconds),
-    )  # fmt: skip
+    resources = Resources.of(memory, threads, chosen.workers)
+    with _operators_print_to_stderr():
+        complete = measure_missing(
+            opened, chosen, resources, progress, device=device, budget=_budget(max_seconds)
+        )
     if complete:
         click.echo(f"all columns that are known by now are measured; next: "
                    f"skerch-ooc merge {directory}")  # fmt: skip
@@ -330,20 +355,18 @@ def _executor(name: str, workers: int | None) -> Any:
 def _budget(max_seconds: float | None) -> Any:
     """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0.
 
-    Outside of measuring, or the second time, they end the process at once: nothing is lost then.
+    Outside of measuring they interrupt, as Ctrl-C does, and the second time they end the process at
+    once: nothing is lost either way.
     """
     from skerch_ooc.budget import Budget
 
-    if max_seconds is not None and not max_seconds > 0:
-        raise UsageError(f"--max-seconds {max_seconds}: must be positive")
     budget = Budget(max_seconds)
 
     def on_signal(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if budget.active:
-            budget.stop()
-        else:
-            os.kill(os.getpid(), number)
+        if not budget.active:
+            raise _Terminated(number)
+        budget.stop()
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, on_signal)
@@ -378,8 +401,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         arguments: Without the program's name.
 
     Returns:
-        The exit code: see :mod:`skerch_ooc.errors`; 130 after Ctrl-C, 1 for other failures of the
-        system. A bug of ours shows its traceback.
+        The exit code: see :mod:`skerch_ooc.errors`; 128 and the number of the signal after one (130
+        after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
     """
     _show_warnings()
     try:
@@ -389,9 +412,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("interrupted; nothing published is lost, the same command goes on", err=True)
-        return INTERRUPTED
+        # As shells name the end by a signal. (click makes an Abort of every interruption.)
+        cause = error.__cause__ or error
+        return 128 + cause.args[0] if isinstance(cause, _Terminated) else INTERRUPTED
     except OocError as error:
         click.echo(f"skerch-ooc: {error}", err=True)
         return error.exit_code

@@ -247,9 +247,11 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
         f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
     ]
     if different:
+        grown = len(amendments) > 1 and measured != sizes.right
         raise UsageError(
             f"{run.directory} was planned with another spec:\n" + "\n".join(different) + "\n"
             "Give a new --run directory, or the spec that the run was planned with"
+            + (f" (it was extended: --set measurements={measured})" if grown else "")
         )
 
 
@@ -435,7 +437,10 @@ def assess(run: Run, name: str = "default") -> Assessment:
         is_complex=run.plan.identity.dtype.startswith("complex"),
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
     )
-    files.write_json(path.parent / recover_stage.ASSESSMENT, assessment.as_json())
+    written, figures = path.parent / recover_stage.ASSESSMENT, assessment.as_json()
+    # A finished run may lie where nobody can write.
+    if not written.exists() or files.read_json(written) != figures:
+        files.write_json(written, figures)
     return assessment
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skerch_ooc.status import Status
 
 _SHOWN_VALUES = 15
+_FAR = 3.0
 _VALUES_IN_A_ROW = 5
 
 
@@ -142,10 +143,13 @@ def result_table(path: Path, assessment: Assessment) -> str:
                         f"{assessment.bounds(1.5):.2f},"),
             ("", f"below 2 times this with probability {assessment.bounds(2.0):.4f}"),
         ]  # fmt: skip
+        if assessment.relative_error >= 1:
+            pairs.append(("", "no better than zero: give more measurements, or another method"))
     if assessment.leave_one_out is not None:
-        pairs.append(
-            ("leave-one-out", f"{assessment.leave_one_out:.4e} (error estimated without the test)")
-        )
+        remark = "error estimated without the test"
+        if not _agree(assessment.leave_one_out, assessment.error):
+            remark += "; far from it, so not to be trusted here"
+        pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
     pairs += [
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
         ("core", f"{assessment.core} {'eigenpairs' if named == 'eigenvalues' else 'directions'}"
@@ -154,6 +158,11 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("result", str(path)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)
+
+
+def _agree(estimate: float, tested: float | None) -> bool:
+    """Whether two estimates of an error are about equal, or there is but one."""
+    return tested is None or tested / _FAR <= estimate <= tested * _FAR
 
 
 def estimates_table(estimates: Estimates) -> str:

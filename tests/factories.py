@@ -88,6 +88,17 @@ def numpy_matrix(n: int = 200, dtype: str = "float32") -> np.ndarray:
     return dense(n, "decay", dtype).numpy()
 
 
+def talkative(n: int = 200):
+    """A matrix that tells the world of each product."""
+
+    class Talkative(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            print("hello from the operator")
+            return super().__matmul__(x)
+
+    return Talkative(dense(n, "decay", "float32"))
+
+
 def not_hermitian(n: int = 200):
     """A matrix that is not Hermitian."""
     return Matrix(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))

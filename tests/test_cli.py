@@ -163,6 +163,46 @@ def test_factory_file_that_does_not_import_is_a_usage_error(ooc_command):
     assert (done.returncode, "no_such_module" in done.stderr) == (2, True)
 
 
+def test_json_stays_json_whatever_the_operator_prints(ooc_command):
+    spec = write_spec(ooc_command.cwd, "talkative", 40, sketch={"test_measurements": 12})
+    done = ooc_command("run", spec, "--run", "run", "--json")
+    assert "relative_error" in json.loads(done.stdout)
+    assert "hello from the operator" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--max-relative-error", "--max-seconds"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_limit_that_is_not_positive_is_refused_before_any_product(inside, spec, option, value):
+    done = inside("run", spec, "--run", "run", option, value)
+    assert (done.returncode, f"{option}" in done.stderr) == (2, True)
+    assert not spec.with_name("run").exists()
+
+
+def test_result_with_other_settings_is_replaced_by_the_command_that_is_named(
+    inside, measured, tmp_path
+):
+    shutil.copytree(measured, tmp_path / "r")
+    inside("recover", "r", "--name", "again", "--rank", "5")
+    done = inside("recover", "r", "--name", "again", "--rank", "3")
+    assert done.returncode == 2
+    assert "skerch-ooc recover r --name again --rank 3" in done.stderr
+
+
+def test_spec_of_a_run_that_was_extended_is_told_what_to_set(inside, spec):
+    inside("run", spec, "--run", "run")
+    inside("extend", "run", "--measurements", 50)
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, "--set measurements=50" in done.stderr) == (2, True)
+
+
+def test_finished_run_is_assessed_where_nobody_can_write(inside, spec):
+    inside("run", spec, "--run", "run")
+    path = spec.with_name("run") / "results/default/assessment.json"
+    before = path.stat()
+    assert inside("assess", "run").returncode == 0
+    assert path.stat().st_ino == before.st_ino
+
+
 MISTAKES = {
     "no spec file": (["run", "nothing.toml", "--run", "r"], "cannot read the spec file"),
     "no run directory": (["status", "nothing"], "is not a run directory"),
@@ -244,9 +284,10 @@ def test_quality_gate(ooc_command, spec, limit, code):
 
 def test_time_budget_stops_in_good_order_and_the_same_command_goes_on(ooc_command, call_log):
     spec = write_spec(
-        ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.3}}, sketch={"block": 4}
+        ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.5}}, sketch={"block": 4}
     )
-    first = ooc_command("run", spec, "--run", "run", "--max-seconds", "1")
+    ooc_command("plan", spec, "--run", "run")
+    first = ooc_command("run", spec, "--run", "run", "--max-seconds", "5")
     assert (first.returncode, "stopped in good order" in first.stderr) == (0, True)
     done = json.loads(ooc_command("status", "run", "--json").stdout)["products"]["done"]
     assert 0 < done < 70

@@ -169,3 +169,19 @@ def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
     _, err = process.communicate()
     assert (process.returncode, "stopped in good order" in err) == (0, True)
     assert not list((ooc_command.cwd / "run/shards").glob(".tmp*"))
+
+
+def test_signal_outside_of_measuring_interrupts_and_the_same_command_goes_on(
+    ooc_command, undisturbed
+):
+    spec, expected, _ = undisturbed("eigh")
+    arguments = ("run", spec, "--run", "run", "--threads", 1)
+    process = ooc_command.start(*arguments)
+    for line in process.stderr:
+        if " merge: " in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert (process.returncode, "nothing published is lost" in err) == (128 + 15, True)
+    assert ooc_command(*arguments).returncode == 0
+    assert run_contents(ooc_command.cwd / "run") == expected

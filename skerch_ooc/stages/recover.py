@@ -196,7 +196,8 @@ def solve(
         advance(1)
     if len(solution.values) == 0:
         raise UsageError(
-            "there is nothing to decompose: the operator's products with all test vectors are zero"
+            "there is nothing to decompose: what these test vectors show of the operator is zero, "
+            "or below its rounding errors; give another seed, more measurements, or another method"
         )
     condition = max(solution.left_condition, solution.right_condition)
     return Decomposition(
@@ -283,9 +284,22 @@ def _identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]
     }
 
 
+def _command(run: Run, name: str, settings: Mapping[str, Any]) -> str:
+    """What makes a result on the command line."""
+    planned = run.plan.recovery.as_json()
+    options = {} if name == "default" else {"name": name}
+    options |= {
+        key: settings[key]
+        for key in ("method", "core", "rank", "vectors")
+        if settings.get(key) != planned.get(key)
+    }
+    words = [f" --{key} {value}" for key, value in options.items()]
+    return f"skerch-ooc recover {run.directory}" + "".join(words)
+
+
 def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     """Whether a result is there and of this very sketch; a stale one is removed."""
-    again = f"rm -r {path.parent} && skerch-ooc recover {run.directory}"
+    again = f"rm -r {path.parent} && {_command(run, path.parent.name, identity['settings'])}"
     try:
         file = SealedFile(path)
     except FileNotFoundError:
