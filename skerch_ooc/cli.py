@@ -52,8 +52,12 @@ _EXECUTOR = click.option(
     help="Where products are computed: in this process, or on local worker processes.",
 )  # fmt: skip
 _WORKERS = click.option(
-    "--workers", type=int, metavar="N", help="Worker processes of --executor dask."
+    "--workers", type=int, metavar="N", help="Worker processes of --executor dask, on this machine."
 )
+_SCHEDULER = click.option(
+    "--scheduler", metavar="ADDRESS|FILE",
+    help="A running Dask scheduler for --executor dask: tcp://host:port, or its scheduler file.",
+)  # fmt: skip
 _MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=_positive,
     help="Stop in good order within this time from now; the same command goes on later.",
@@ -115,13 +119,13 @@ def plan(
 
 @cli.command()
 @_options(
-    _SPEC, _RUN, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _SET, _MAX_SECONDS, _MAX_ERROR,
-    _JSON,
+    _SPEC, _RUN, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _SET,
+    _MAX_SECONDS, _MAX_ERROR, _JSON,
 )  # fmt: skip
 def run(
-    spec: Path, run_dir: Path, executor: str, workers: int | None, memory: str | None,
-    threads: int | None, device: str | None, overrides: Sequence[str], max_seconds: float | None,
-    max_relative_error: float | None, as_json: bool,
+    spec: Path, run_dir: Path, executor: str, workers: int | None, scheduler: str | None,
+    memory: str | None, threads: int | None, device: str | None, overrides: Sequence[str],
+    max_seconds: float | None, max_relative_error: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Do all stages; the same command resumes.
 
@@ -132,7 +136,7 @@ def run(
     from skerch_ooc.spec import Spec
     from skerch_ooc.tolerance import require_tolerance
 
-    chosen = _executor(executor, workers)
+    chosen = _executor(executor, workers, scheduler)
     resources = Resources.of(memory, threads, chosen.workers, device)
     progress = for_terminal()
     request = Spec.from_toml(spec, overrides)
@@ -154,14 +158,16 @@ def run(
 
 @cli.command()
 @_options(
-    _DIR, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR, _JSON
+    _DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR,
+    _JSON,
 )  # fmt: skip
 @click.option("--measurements", type=int, required=True, metavar="M", help="All together.")
 @click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
-    directory: Path, executor: str, workers: int | None, memory: str | None, threads: int | None,
-    device: str | None, max_seconds: float | None, max_relative_error: float | None,
+    directory: Path, executor: str, workers: int | None, scheduler: str | None,
+    memory: str | None, threads: int | None, device: str | None,
+    max_seconds: float | None, max_relative_error: float | None,
     as_json: bool, measurements: int, plan_only: bool, repeat_rounds: bool,
 ) -> None:  # fmt: skip
     """Grow a run to M measurements; only the new columns are measured.
@@ -173,7 +179,7 @@ def extend(
     from skerch_ooc.resources import Resources
     from skerch_ooc.tolerance import require_tolerance
 
-    chosen = _executor(executor, workers)
+    chosen = _executor(executor, workers, scheduler)
     progress = for_terminal()
     opened = pipeline.open_run(directory)
     grown = pipeline.extend(opened, measurements, repeat_rounds=repeat_rounds)
@@ -212,17 +218,17 @@ def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
 
 
 @cli.command()
-@_options(_DIR, _EXECUTOR, _WORKERS, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
+@_options(_DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
 def measure(
-    directory: Path, executor: str, workers: int | None, memory: str | None, threads: int | None,
-    device: str | None, max_seconds: float | None,
+    directory: Path, executor: str, workers: int | None, scheduler: str | None,
+    memory: str | None, threads: int | None, device: str | None, max_seconds: float | None,
 ) -> None:  # fmt: skip
     """Measure what is missing; nothing published is measured again."""
     from skerch_ooc import pipeline
     from skerch_ooc.resources import Resources
     from skerch_ooc.stages.measure import measure as measure_missing
 
-    chosen = _executor(executor, workers)
+    chosen = _executor(executor, workers, scheduler)
     progress = for_terminal()
     opened = pipeline.open_run(directory)
     resources = Resources.of(memory, threads, chosen.workers)
@@ -238,22 +244,23 @@ def measure(
 
 
 @cli.command()
-@_options(_DIR, _MEMORY, _THREADS, _DEVICE)
+@_options(_DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE)
 @click.option(
     "--rechunk/--no-rechunk", default=None,
     help="Write row shards too; by default where there are many column shards.",
 )  # fmt: skip
 def merge(
-    directory: Path, memory: str | None, threads: int | None, device: str | None,
-    rechunk: bool | None,
+    directory: Path, executor: str, workers: int | None, scheduler: str | None, memory: str | None,
+    threads: int | None, device: str | None, rechunk: bool | None,
 ) -> None:  # fmt: skip
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
     from skerch_ooc.resources import Resources
 
-    resources = Resources.of(memory, threads, device=device)
+    chosen = _executor(executor, workers, scheduler)
+    resources = Resources.of(memory, threads, chosen.workers, device)
     another_round = pipeline.merge_stage(
-        pipeline.open_run(directory), resources, for_terminal(), rechunk
+        pipeline.open_run(directory), resources, for_terminal(), rechunk, chosen
     )
     following = "measure" if another_round else "recover"
     click.echo(f"merged; next: skerch-ooc {following} {directory}")
@@ -340,13 +347,17 @@ def verify(directory: Path) -> None:
     click.echo("every byte is as it was published")
 
 
-def _executor(name: str, workers: int | None) -> Any:
+def _executor(name: str, workers: int | None, scheduler: str | None) -> Any:
     from skerch_ooc.executors.dask import Dask
     from skerch_ooc.executors.serial import Serial
     from skerch_ooc.resources import available_cores
 
+    if name == "dask" and scheduler is not None:
+        return Dask(scheduler, workers=workers)
     if name == "dask":
-        return Dask(available_cores() if workers is None else workers)
+        return Dask(workers=available_cores() if workers is None else workers)
+    if scheduler is not None:
+        raise UsageError(f"--scheduler {scheduler} needs --executor dask")
     if workers not in (None, 1):
         raise UsageError(f"--workers {workers} needs --executor dask; serial is one process")
     return Serial()

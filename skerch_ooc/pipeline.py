@@ -310,6 +310,7 @@ def measure(
 def merge(
     run: Run,
     *,
+    executor: Executor | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -323,8 +324,9 @@ def merge(
 
     Args:
         run: The run.
-        memory: Peak resident memory, in bytes or as text.
-        threads: Threads.
+        executor: :class:`Serial` (the default) or :class:`Dask`.
+        memory: Peak resident memory of each process, in bytes or as text.
+        threads: Threads of each process.
         device: Torch device on which tiles are multiplied; by default the processor.
         rechunk: Whether row shards are written; by default where there are many column shards.
         progress: Shows how far it is.
@@ -334,16 +336,18 @@ def merge(
         CorruptError: If a shard is damaged, foreign, swapped or a link.
         DriftError: If shards were made by different operators.
     """
-    resources = Resources.of(memory, threads, device=device)
-    merge_stage(run, resources, progress or Progress(), rechunk)
+    executor = executor or Serial()
+    resources = Resources.of(memory, threads, executor.workers, device)
+    merge_stage(run, resources, progress or Progress(), rechunk, executor)
 
 
 def merge_stage(
-    run: Run, resources: Resources, progress: Progress, rechunk: bool | None = None
-) -> bool:
+    run: Run, resources: Resources, progress: Progress, rechunk: bool | None = None,
+    executor: Executor | None = None,
+) -> bool:  # fmt: skip
     """As :func:`merge`; also returns whether another round is to be measured now."""
     *_, last = known_rounds(run)
-    merged = Merge(last, rechunk).result(resources, progress)
+    merged = Merge(last, rechunk).result(resources, progress, executor)
     if last.number == run.plan.rounds:
         return False
     make_basis(merged, resources, progress)
@@ -509,13 +513,16 @@ def run_all(
     Returns:
         The assessment; ``None`` if measuring was stopped by the budget.
     """
-    while True:
-        run = planned.run
-        if not _measure_all(planned, executor, resources, progress, operator, device, budget):
-            return None
-        if reached(run, resources, progress):
-            break
-        planned.run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
+    with executor.session(resources.threads):
+        while True:
+            run = planned.run
+            if not _measure_all(planned, executor, resources, progress, operator, device, budget):
+                return None
+            if executor.remote:
+                merge_stage(run, resources, progress, executor=executor)
+            if reached(run, resources, progress):
+                break
+            planned.run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
     # The memory of the operator is for the stages that follow.
     planned.product = None
     recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
@@ -549,7 +556,7 @@ def _measure_all(
             return False
         if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
             return True
-        merge_stage(planned.run, resources, progress)
+        merge_stage(planned.run, resources, progress, executor=executor)
 
 
 def _grown(run: Run, sizes: Sizes) -> Amendment:

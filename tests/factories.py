@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 import zlib
 
@@ -97,6 +98,19 @@ def talkative(n: int = 200):
             return super().__matmul__(x)
 
     return Talkative(dense(n, "decay", "float32"))
+
+
+def dies_once(marker: str, n: int = 200):
+    """A matrix whose process is killed at its third block; the file ``marker`` says that it was."""
+
+    class Mortal(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[1] > 1 and self.calls >= 3 and not os.path.exists(marker):
+                with open(marker, "x"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().__matmul__(x)
+
+    return Mortal(dense(n, "decay", "float32"))
 
 
 def not_hermitian(n: int = 200):

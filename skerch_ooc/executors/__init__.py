@@ -9,6 +9,7 @@ which every other must be equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 Task = TypeVar("Task")
@@ -24,6 +25,10 @@ class Executor(Protocol):
 
     workers: int
     remote: bool
+
+    def session(self, threads: int) -> AbstractContextManager[None]:
+        """Keeps the workers from one :meth:`run` to the next while it is entered."""
+        ...
 
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int

@@ -1,51 +1,153 @@
-"""Tasks on local worker processes, through a local Dask cluster."""
+"""Tasks on the workers of a Dask cluster: one started here, or any that is running already."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import math
+import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.errors import IncompleteError, UsageError
 
 Task = TypeVar("Task")
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 120.0
+"""Seconds that a running scheduler may take to have its first worker."""
+
+_CONNECT_SECONDS = 15.0
 _IN_FLIGHT_PER_WORKER = 2
+_MOST_DEATHS = 10
+_ASK_SECONDS = 2.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_one_at_a_time = threading.Lock()
 
 
 def _perform(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
-    return function(task)()
+    # Workers that others started may have several threads; our tasks bring their own.
+    with _one_at_a_time:
+        return function(task)()
 
 
 class Dask:
-    """Runs tasks on spawned worker processes of this machine.
+    """Runs tasks on the workers of a Dask cluster.
+
+    Each worker has one task at a time. Of the tasks, two for each worker are in flight, so that
+    their number costs the scheduler nothing. What travels are paths, numbers and receipts; the
+    workers must see the run directory, and the file of the factory, under the same paths.
 
     Args:
-        workers: How many.
+        scheduler: The address of a scheduler (``"tcp://host:8786"``), its scheduler file, a
+            ``distributed.Client``, or a cluster object (also those of ``dask_jobqueue`` and
+            ``dask_kubernetes``). By default worker processes are started on this machine.
+        workers: How many worker processes to start here; by default one.
 
     Attributes:
-        workers: How many.
+        workers: How many processes share this machine.
+
+    Raises:
+        UsageError: If both are given, or ``workers`` is not positive.
     """
 
     remote = True
 
-    def __init__(self, workers: int = 1) -> None:
-        if workers < 1:
+    def __init__(self, scheduler: Any = None, *, workers: int | None = None) -> None:
+        if scheduler is not None and workers is not None:
+            raise UsageError(
+                f"workers = {workers}: they are started with the scheduler; give the one or the "
+                "other"
+            )
+        if workers is not None and workers < 1:
             raise UsageError(f"workers = {workers}: must be at least 1")
-        self.workers = workers
+        self.workers = 1 if workers is None else workers
+        self._scheduler = scheduler
+        self._session: contextlib.ExitStack | None = None
+        self._client: Any = None
+
+    @contextlib.contextmanager
+    def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
+        """See :class:`skerch_ooc.executors.Executor`: nothing is started before a task comes."""
+        with contextlib.ExitStack() as self._session:
+            try:
+                yield
+            finally:
+                self._client = self._session = None
 
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
         """See :class:`skerch_ooc.executors.Executor`.
 
-        Each worker is a process with one task at a time, which may use ``threads`` threads. Of the
-        tasks, two for each worker are in flight, so that their number costs the scheduler nothing.
+        Raises:
+            UsageError: If the scheduler cannot be reached.
+            IncompleteError: If it has no workers, is lost, or workers keep dying of a task.
         """
+        if self._session is None:
+            with self._connected(threads) as client:
+                yield from _run_on(client, function, iter(tasks))
+            return
+        if self._client is None:
+            self._client = self._session.enter_context(self._connected(threads))
+        yield from _run_on(self._client, function, iter(tasks))
+
+    @contextlib.contextmanager
+    def _connected(self, threads: int) -> Iterator[Any]:
+        from distributed import Client
+
+        if isinstance(self._scheduler, Client):
+            yield self._scheduler
+        elif self._scheduler is None:
+            with self._local(threads) as client:
+                yield client
+        else:
+            with self._reached() as client:
+                yield client
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[Any]:
+        """A client of a scheduler that is running."""
+        from distributed import Client
+
+        place = self._scheduler
+        arguments: dict[str, Any] = {"address": place}
+        if isinstance(place, os.PathLike) or (isinstance(place, str) and "://" not in place):
+            if not Path(place).is_file():
+                raise UsageError(
+                    f"there is no scheduler file {place}; give the file that `dask scheduler "
+                    "--scheduler-file` writes, or an address such as tcp://host:8786"
+                )
+            arguments = {"scheduler_file": str(place)}
+        try:
+            client = Client(**arguments, set_as_default=False, timeout=_CONNECT_SECONDS)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(
+                f"no scheduler answers at {place} ({error}); start one with `dask scheduler`, or "
+                "leave the scheduler out to use this machine"
+            ) from error
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=PATIENCE)
+            except TimeoutError as error:
+                raise IncompleteError(
+                    f"the scheduler at {place} has no workers after {PATIENCE:.0f} s; start some "
+                    "with `dask worker`, then run the same command again"
+                ) from error
+            log.debug("connected to %s; dashboard %s", place, client.dashboard_link)
+            yield client
+
+    @contextlib.contextmanager
+    def _local(self, threads: int) -> Iterator[Any]:
+        """A client of spawned processes on this machine."""
         import dask
-        from distributed import Client, LocalCluster, as_completed
+        from distributed import Client, LocalCluster
 
         environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
         settings = {
@@ -70,22 +172,71 @@ class Dask:
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            waiting = iter(tasks)
+            yield client
 
-            def submit(task: Task) -> Any:
-                return client.submit(_perform, function, task, pure=False)
 
-            first = [
-                submit(task)
-                for _, task in zip(
-                    range(_IN_FLIGHT_PER_WORKER * self.workers), waiting, strict=False
-                )
-            ]
-            flying = as_completed(first, loop=client.loop)
-            for future in flying:
+class _Room:
+    """How many tasks may be in flight: workers come and go."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._asked = -math.inf
+        self._room = 0
+
+    def now(self) -> int:
+        """Two for each worker that is there; the scheduler is asked now and then."""
+        if time.monotonic() > self._asked + _ASK_SECONDS:
+            workers = len(self._client.scheduler_info(-1)["workers"])
+            self._room = _IN_FLIGHT_PER_WORKER * max(1, workers)
+            self._asked = time.monotonic()
+        return self._room
+
+
+def _run_on(
+    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task]
+) -> Iterator[Any]:
+    from distributed import as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    flying = as_completed(loop=client.loop)
+    # Of each future its task, and how many futures before it died with their workers.
+    tasks: dict[Any, tuple[Task, int]] = {}
+    room = _Room(client)
+
+    def submit(task: Task, deaths: int = 0) -> None:
+        future = client.submit(_perform, function, task, pure=False)
+        tasks[future] = task, deaths
+        flying.add(future)
+
+    def fill() -> None:
+        for task in itertools.islice(waiting, max(0, room.now() - len(tasks))):
+            submit(task)
+
+    try:
+        fill()
+        while tasks:
+            future = next(flying)
+            task, deaths = tasks.pop(future)
+            try:
                 result = future.result()
-                future.release()
-                following = next(waiting, None)
-                if following is not None:
-                    flying.add(submit(following))
-                yield result
+            except KilledWorker as error:
+                if deaths == _MOST_DEATHS:
+                    raise IncompleteError(
+                        f"{task} keeps killing its workers ({error}); give them more memory, or "
+                        "plan smaller blocks. What was published is untouched"
+                    ) from error
+                submit(task, deaths + 1)
+                continue
+            future.release()
+            fill()
+            yield result
+    except (CommClosedError, FutureCancelledError) as error:
+        raise IncompleteError(
+            f"the scheduler was lost ({error}); what was published is untouched, the same command "
+            "goes on"
+        ) from error
+    finally:
+        with contextlib.suppress(Exception):
+            client.cancel(list(tasks))

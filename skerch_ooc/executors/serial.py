@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
@@ -17,6 +18,10 @@ class Serial:
 
     workers = 1
     remote = False
+
+    def session(self, threads: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """See :class:`skerch_ooc.executors.Executor`: there is nothing to keep."""
+        return nullcontext()
 
     def run(
         self,

@@ -32,12 +32,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
+from skerch_ooc.executors import Executor
 from skerch_ooc.linalg import gram_root, mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads, resident_memory
-from skerch_ooc.rounds import Round, Sketch
+from skerch_ooc.rounds import Basis, Round, Sketch
+from skerch_ooc.rundir import open_run
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.shards import Rectangle, SketchReader, list_shards, shard_layout
 from skerch_ooc.sides import BASIS, CORANGE, RANGE, Side
@@ -141,6 +143,35 @@ def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
     return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
 
 
+@dataclass(frozen=True)
+class MergeTask:
+    """A run of tiles to be summed: a path and a few numbers, for any process.
+
+    Attributes:
+        run: The run directory.
+        round: Number of the round.
+        basis: The file of its test matrix, if that is a basis.
+        side: Name of the side.
+        start: First row tile.
+        stop: First row tile after the run.
+        rechunk: Whether row shards are written.
+        memory: Peak resident memory of the process, in bytes.
+        threads: Threads of the process.
+        device: Torch device on which tiles are multiplied.
+    """
+
+    run: str
+    round: int
+    basis: str | None
+    side: str
+    start: int
+    stop: int
+    rechunk: bool
+    memory: int
+    threads: int
+    device: str
+
+
 class Merge:
     """The merge of the shards that a round has now.
 
@@ -164,12 +195,19 @@ class Merge:
         """What reads the sketches of each side, whether they are merged yet or not."""
         return {merge.side.name: merge.best_reader() for merge in self._sides}
 
-    def result(self, resources: Resources, progress: Progress) -> Merged:
+    def side(self, name: str) -> _SideMerge:
+        """The merge of one side."""
+        return next(merge for merge in self._sides if merge.side.name == name)
+
+    def result(
+        self, resources: Resources, progress: Progress, executor: Executor | None = None
+    ) -> Merged:
         """Merges, or finds that this is done.
 
         Args:
             resources: Memory and cores.
             progress: Shows how far it is.
+            executor: What forms the sums of runs of tiles; this process by default.
 
         Returns:
             The accumulators, and readers of the sketch.
@@ -182,7 +220,7 @@ class Merge:
         sums = {merge.side.name: merge.published() for merge in self._sides}
         fresh = [merge for merge in self._sides if sums[merge.side.name] is None]
         for merge in fresh:
-            sums[merge.side.name] = merge.accumulate(resources, progress)
+            sums[merge.side.name] = merge.accumulate(resources, progress, executor)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
             require_no_drift(self.round, complete)
@@ -278,6 +316,32 @@ def _column_norms(sums: Sums) -> Array:
     return np.sqrt(column_squares(sums))
 
 
+def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
+    """Does a task in any process.
+
+    Returns:
+        A function that publishes the sums, and the rows of the sketch, and returns the receipt.
+
+    Raises:
+        CorruptError: If a shard is damaged.
+        UsageError: If the memory is too little.
+    """
+    basis = Basis(SealedFile(Path(task.basis))) if task.basis else None
+    merge = Merge(Round(open_run(task.run), task.round, basis), task.rechunk)
+    resources = Resources(task.memory, task.threads, device=task.device)
+    publish = merge.side(task.side).form(Range(task.start, task.stop), resources)
+
+    def finish() -> dict[str, Any]:
+        publish()
+        return {"tiles": task.stop - task.start}
+
+    return finish
+
+
+def _ignore(_: int) -> None:
+    """Progress that somebody else shows."""
+
+
 def _nothing() -> None:
     """Publishes nothing."""
 
@@ -295,10 +359,12 @@ class _SideMerge:
         self.plan = merge.plan
         self._sketch = merge.sketch
         self._rechunk = merge.rechunk
+        self._round = merge.round
         self._run = merge.round.run
         self._folder = merge.sketch.folder
         self._reader = merge.sketch.readers[side.name]
         self._tiles = merge.plan.tiles(side.rows)
+        self._tasks = list(aligned_runs(len(self._tiles), run_exponent(merge.plan, side)))
         self._prefix = "" if side.name == RANGE else f"{side.name}."
 
     @property
@@ -313,32 +379,75 @@ class _SideMerge:
         """Publishes the sums over all tiles."""
         self._publish_sums(self._total, Range(0, len(self._tiles)), sums)
 
-    def accumulate(self, resources: Resources, progress: Progress) -> Sums:
+    def accumulate(
+        self, resources: Resources, progress: Progress, executor: Executor | None = None
+    ) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
+        spread = executor if executor and executor.remote and len(self._tasks) > 1 else None
+        with progress.stage(stage, len(self._tiles), "tiles") as advance, self._adding():
+            if spread:
+                self._spread(spread, resources, advance)
+            partial_sums = self._partial_sums(resources, _ignore if spread else advance)
+            sums = tree_sum(partial_sums, Sums.add)
+        if not sums.triangular:
+            sums.squares = mirrored(sums.squares)
+        return sums
+
+    def _adding(self) -> contextlib.AbstractContextManager[None]:
+        """Factors are added by arithmetic whose bits depend on the threads of a call."""
+        return operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
+
+    def _spread(self, executor: Executor, resources: Resources, advance: Advance) -> None:
+        """Has other processes form and publish the partial sums that are missing."""
+        missing = [task for task in self._tasks if not self._partial(task).exists()]
+        advance(len(self._tiles) - sum(map(len, missing)))
+        basis = self._round.basis
+        tasks = (
+            MergeTask(
+                run=str(self._run.directory.resolve()),
+                round=self._round.number,
+                basis=str(basis.file.path.resolve()) if basis else None,
+                side=self.side.name,
+                start=task.start,
+                stop=task.stop,
+                rechunk=self._rechunk,
+                memory=resources.memory,
+                threads=resources.threads,
+                device=resources.device,
+            )
+            for task in missing
+        )
+        for receipt in executor.run(perform_merge, tasks, resources.threads):
+            advance(receipt["tiles"])
+
+    def form(self, task: Range, resources: Resources) -> Callable[[], None]:
+        """Forms the sums of one task.
+
+        Returns:
+            What publishes them.
+        """
+        with self._adding():
+            sums, publish_rows = self._sum_of_run(
+                task, self._in_flight(resources), _ignore, arithmetic_on(resources.device)
+            )
+        return partial(self._publish_run, publish_rows, task, sums)
+
+    def _in_flight(self, resources: Resources) -> int:
         fixed, per_tile = merge_bytes(self.plan, self.side)
         in_flight = tiles_in_flight("merge", resources, fixed, per_tile)
         held = resident_memory() + SPARE_BYTES + fixed + resources.cores * per_tile
         if resources.device == "cpu":
             load_integer_units(self.plan, self.side, in_flight, resources.memory - held)
-        arithmetic = arithmetic_on(resources.device)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
-        # Factors are added by arithmetic whose bits depend on the threads of a call.
-        threads = operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
-        with progress.stage(stage, len(self._tiles), "tiles") as advance, threads:
-            sums = tree_sum(self._partial_sums(in_flight, advance, arithmetic), Sums.add)
-        if not sums.triangular:
-            sums.squares = mirrored(sums.squares)
-        return sums
+        return in_flight
 
-    def _partial_sums(
-        self, in_flight: int, advance: Advance, arithmetic: Arithmetic
-    ) -> Iterator[Sums]:
-        tasks = list(aligned_runs(len(self._tiles), run_exponent(self.plan, self.side)))
+    def _partial_sums(self, resources: Resources, advance: Advance) -> Iterator[Sums]:
+        in_flight, arithmetic = self._in_flight(resources), arithmetic_on(resources.device)
         # While the sums of a task go to the disk, those of the next are formed.
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as publisher:
             before: tuple[Sums, Future[None]] | None = None
-            for task in tasks:
+            for task in self._tasks:
                 sums = self._read_sums(self._partial(task), task)
                 if sums is None:
                     sums, publish = self._sum_of_run(task, in_flight, advance, arithmetic)
@@ -347,7 +456,7 @@ class _SideMerge:
                     publish = _nothing
                 if before:
                     yield _when_published(*before)
-                if len(tasks) > 1 and publish is not _nothing:
+                if len(self._tasks) > 1 and publish is not _nothing:
                     publish = partial(self._publish_run, publish, task, sums)
                 before = sums, publisher.submit(publish)
             if before:
@@ -419,8 +528,9 @@ class _SideMerge:
     def best_reader(self) -> SketchReader:
         """Reads from the row shards, if all of them are there; else from the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
-        tasks = aligned_runs(len(self._tiles), run_exponent(self.plan, self.side))
-        wanted = {self._row_rectangle(role, task) for task in tasks for role in self.side.sketches}
+        wanted = {
+            self._row_rectangle(role, task) for task in self._tasks for role in self.side.sketches
+        }
         if wanted != set(rows):
             return self._reader
         return SketchReader(self._run, self._folder, rows, self.side)
