@@ -24,24 +24,26 @@ PATIENCE = 120.0
 """Seconds that a running scheduler may take to have its first worker."""
 
 _CONNECT_SECONDS = 15.0
-_IN_FLIGHT_PER_WORKER = 2
+_IN_FLIGHT = 2
+_LARGEST_GROUP = 64
+_GROUP_SECONDS = 0.05
 _MOST_DEATHS = 10
 _ASK_SECONDS = 2.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _one_at_a_time = threading.Lock()
 
 
-def _perform(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
+def _perform(function: Callable[[Task], Callable[[], Any]], tasks: list[Task]) -> list[Any]:
     # Workers that others started may have several threads; our tasks bring their own.
     with _one_at_a_time:
-        return function(task)()
+        return [function(task)() for task in tasks]
 
 
 class Dask:
     """Runs tasks on the workers of a Dask cluster.
 
-    Each worker has one task at a time. Of the tasks, two for each worker are in flight, so that
-    their number costs the scheduler nothing. What travels are paths, numbers and receipts; the
+    Each worker has one task at a time. Few of the tasks are in flight at once, so that their number
+    costs the scheduler nothing. What travels are paths, numbers and receipts; the
     workers must see the run directory, and the file of the factory, under the same paths.
 
     Args:
@@ -175,21 +177,37 @@ class Dask:
             yield client
 
 
-class _Room:
-    """How many tasks may be in flight: workers come and go."""
+class _Pace:
+    """How many tasks are in flight, and how many travel together.
+
+    Two groups for each worker are in flight: one at work, and one that waits for it. A group is one
+    task; where tasks take less time than a word with the scheduler, as many as take a few words.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._begin = time.monotonic()
         self._asked = -math.inf
-        self._room = 0
+        self._workers = 1
+        self._done = 0
 
-    def now(self) -> int:
-        """Two for each worker that is there; the scheduler is asked now and then."""
-        if time.monotonic() > self._asked + _ASK_SECONDS:
-            workers = len(self._client.scheduler_info(-1)["workers"])
-            self._room = _IN_FLIGHT_PER_WORKER * max(1, workers)
-            self._asked = time.monotonic()
-        return self._room
+    def took(self, count: int) -> None:
+        """Notes that tasks are done."""
+        self._done += count
+
+    def groups(self) -> int:
+        """How many groups may be in flight; the scheduler is asked now and then."""
+        now = time.monotonic()
+        if now > self._asked + _ASK_SECONDS:
+            # Workers come and go.
+            self._workers = max(1, len(self._client.scheduler_info(-1)["workers"]))
+            self._asked = now
+        return _IN_FLIGHT * self._workers
+
+    def group(self) -> int:
+        """How many tasks make a group."""
+        rate = self._done / max(1e-3, time.monotonic() - self._begin) / self._workers
+        return int(min(_LARGEST_GROUP, max(1.0, rate * _GROUP_SECONDS)))
 
 
 def _run_on(
@@ -201,37 +219,41 @@ def _run_on(
     from distributed.scheduler import KilledWorker
 
     flying = as_completed(loop=client.loop)
-    # Of each future its task, and how many futures before it died with their workers.
-    tasks: dict[Any, tuple[Task, int]] = {}
-    room = _Room(client)
+    # Of each future its tasks, and how many futures before it died with their workers.
+    groups: dict[Any, tuple[list[Task], int]] = {}
+    pace = _Pace(client)
 
-    def submit(task: Task, deaths: int = 0) -> None:
-        future = client.submit(_perform, function, task, pure=False)
-        tasks[future] = task, deaths
+    def submit(group: list[Task], deaths: int = 0) -> None:
+        future = client.submit(_perform, function, group, pure=False)
+        groups[future] = group, deaths
         flying.add(future)
 
     def fill() -> None:
-        for task in itertools.islice(waiting, max(0, room.now() - len(tasks))):
-            submit(task)
+        for _ in range(pace.groups() - len(groups)):
+            group = list(itertools.islice(waiting, pace.group()))
+            if not group:
+                return
+            submit(group)
 
     try:
         fill()
-        while tasks:
+        while groups:
             future = next(flying)
-            task, deaths = tasks.pop(future)
+            group, deaths = groups.pop(future)
             try:
-                result = future.result()
+                results = future.result()
             except KilledWorker as error:
                 if deaths == _MOST_DEATHS:
                     raise IncompleteError(
-                        f"{task} keeps killing its workers ({error}); give them more memory, or "
-                        "plan smaller blocks. What was published is untouched"
+                        f"{group[0]} keeps killing its workers ({error}); give them more memory, "
+                        "or plan smaller blocks. What was published is untouched"
                     ) from error
-                submit(task, deaths + 1)
+                submit(group, deaths + 1)
                 continue
             future.release()
+            pace.took(len(results))
             fill()
-            yield result
+            yield from results
     except (CommClosedError, FutureCancelledError) as error:
         raise IncompleteError(
             f"the scheduler was lost ({error}); what was published is untouched, the same command "
@@ -239,4 +261,4 @@ def _run_on(
         ) from error
     finally:
         with contextlib.suppress(Exception):
-            client.cancel(list(tasks))
+            client.cancel(list(groups))
