@@ -60,6 +60,17 @@ def test_scale_is_extrapolated(tmp_path):
     assert "647 to 879 minutes" in text
 
 
+def test_dask_is_compared_with_the_serial_executor(tmp_path):
+    text, figures = run(
+        tmp_path, "dask_overhead.py", "--tasks", "200", "--size", "200", "--rows", "150000",
+        "--columns", "8",
+    )  # fmt: skip
+    assert figures["overhead"]["few"].keys() == {"serial", "one worker", "two workers"}
+    assert all(seconds > 0 for seconds in figures["scaling"][0]["merge"].values())
+    assert len(figures["goals"]) == 5
+    assert "goal <= 2" in text
+
+
 def test_too_little_room_is_said_before_anything_is_done(tmp_path):
     command = [sys.executable, BENCHMARKS / "recovery.py", "--rows", "10" + "0" * 12,
                "--folder", tmp_path]  # fmt: skip

@@ -70,7 +70,6 @@ def run_child(command: Sequence[str], threads: int, warm: bool = False) -> Child
     environment = os.environ | dict.fromkeys(names, str(threads))
     if warm:
         # Should memory run short meanwhile, it is this process that is ended, and no harm done.
-        # Should memory run short meanwhile, it is this process that is ended, and no harm done.
         subprocess.run([sys.executable, __file__], check=False)
     start = time.perf_counter()
     # A file, not a pipe: nobody reads while it runs.
