@@ -92,6 +92,16 @@ def test_merge_on_workers_makes_the_same_files(tmp_path, case):
     assert any("sums.t" in str(name) for name in found)
 
 
+def test_plan_that_grows_while_the_workers_stay_makes_the_same_files(tmp_path):
+    spec = write_spec(
+        tmp_path, "matrix", 120, tolerance=1e-4, sketch={"test_measurements": 12, "block": 8}
+    )
+    expected = run_contents(whole_run(spec, tmp_path / "serial"))
+    found = run_contents(whole_run(spec, tmp_path / "run", ooc.Dask(workers=1)))
+    assert found == expected
+    assert len(ooc.open_run(tmp_path / "run").plan.amendments) > 1
+
+
 def test_row_shards_are_written_by_workers_too(tmp_path):
     spec = write_spec(
         tmp_path, "synthetic", 8, operator={"args": {"n": 140_000, "rank": 4}},

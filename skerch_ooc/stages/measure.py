@@ -144,10 +144,17 @@ def _product_of_process(directory: str, run_id: str, device: str, threads: int) 
 
 
 @lru_cache(maxsize=4)
-def _round_of_process(directory: str, run_id: str, number: int, basis: str | None) -> Round:
-    """A round as a task names it; opened once in each process."""
+def _round_of_process(
+    directory: str,
+    run_id: str,
+    amendments: int,
+    number: int,
+    basis: str | None,
+) -> Round:
+    """A round as a task names it; opened once in each process, and again when the plan grows."""
     run = open_run(directory)
     assert run.plan.run_id == run_id
+    assert len(run.plan.amendments) >= amendments
     return Round(run, number, Basis(SealedFile(Path(basis))) if basis else None)
 
 
@@ -157,9 +164,10 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     Returns:
         As :func:`perform_with`.
     """
-    run_id = open_run(task.run).plan.run_id
-    round_ = _round_of_process(task.run, run_id, task.round, task.basis)
-    product = _product_of_process(task.run, run_id, task.device, task.threads)
+    plan = open_run(task.run).plan
+    amendments = len(plan.amendments)
+    round_ = _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis)
+    product = _product_of_process(task.run, plan.run_id, task.device, task.threads)
     return perform_with(round_, product, task)
 
 
