@@ -251,7 +251,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
         raise UsageError(
             f"{run.directory} was planned with another spec:\n" + "\n".join(different) + "\n"
             "Give a new --run directory, or the spec that the run was planned with"
-            + (f" (it was extended: --set measurements={measured})" if grown else "")
+            + (f" (it has grown since: --set measurements={measured})" if grown else "")
         )
 
 
