@@ -15,7 +15,7 @@ from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
 from skerch_ooc.stages.accumulate import sums_bytes
 from skerch_ooc.stages.measure import block_bytes
 from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
-from skerch_ooc.stages.recover import solve_bytes
+from skerch_ooc.stages.solutions import solve_bytes
 from skerch_ooc.streams import SPARE_BYTES
 
 ASSUMED_BASELINE = 512 * 1024**2

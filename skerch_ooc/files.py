@@ -10,13 +10,16 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from skerch_ooc.errors import CorruptError
 
 PRIVATE_PREFIX = ".tmp-"
+LATE_FILES_SECONDS = (0.2, 1.0)
+"""Pauses before a listing is believed that lacks something: network folders show files late."""
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -84,6 +87,24 @@ def private_file(folder: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def wait_for_files(paths: Iterable[Path]) -> list[Path]:
+    """Gives files that other hosts have published some time to be seen here.
+
+    Returns:
+        Those that are not there even then.
+    """
+    missing = list(paths)
+    for pause in (*LATE_FILES_SECONDS, None):
+        for folder in {path.parent for path in missing}:
+            # Has a network folder look again, instead of remembering that nothing was there.
+            os.listdir(folder)
+        missing = [path for path in missing if not os.path.lexists(path)]
+        if not missing or pause is None:
+            break
+        time.sleep(pause)
+    return missing
 
 
 def publish_bytes(data: bytes, final: Path) -> bool:

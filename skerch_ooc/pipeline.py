@@ -350,7 +350,7 @@ def merge_stage(
     merged = Merge(last, rechunk).result(resources, progress, executor)
     if last.number == run.plan.rounds:
         return False
-    make_basis(merged, resources, progress)
+    make_basis(merged, resources, progress, executor)
     return True
 
 
@@ -362,6 +362,7 @@ def recover(
     name: str | None = None,
     *,
     vectors: str | None = None,
+    executor: Executor | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -376,8 +377,9 @@ def recover(
         rank: Instead of the plan's.
         name: Folder of the result; ``default`` for the plan's settings, else made of them.
         vectors: Instead of the plan's.
-        memory: Peak resident memory, in bytes or as text.
-        threads: Threads.
+        executor: :class:`Serial` (the default) or :class:`Dask`.
+        memory: Peak resident memory of each process, in bytes or as text.
+        threads: Threads of each process.
         device: Torch device on which tiles are multiplied; by default the processor.
         progress: Shows how far it is.
 
@@ -391,10 +393,12 @@ def recover(
 
     settings = recovery_settings(run, method, core, rank, vectors)
     name = recover_stage.result_name(settings, run.plan) if name is None else name
-    resources = Resources.of(memory, threads, device=device)
-    return open_result(
-        recover_stage.recover(run, settings, name, resources, progress or Progress())
-    )
+    executor = executor or Serial()
+    resources = Resources.of(memory, threads, executor.workers, device)
+    progress = progress or Progress()
+    with executor.session(resources.threads):
+        path = recover_stage.recover(run, settings, name, resources, progress, executor)
+    return open_result(path)
 
 
 def recovery_settings(
@@ -523,9 +527,10 @@ def run_all(
             if reached(run, resources, progress):
                 break
             planned.run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
-    # The memory of the operator is for the stages that follow.
-    planned.product = None
-    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
+        # The memory of the operator is for the stages that follow.
+        planned.product = None
+        settings = run.plan.recovery
+        recover_stage.recover(run, settings, "default", resources, progress, executor)
     return assess(run)
 
 

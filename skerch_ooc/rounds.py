@@ -20,6 +20,7 @@ import numpy.typing as npt
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.pieces import TallMatrix, open_matrix
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import (
@@ -43,6 +44,7 @@ from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
 Array = npt.NDArray[Any]
 
 BASIS_FILE = "basis.h5"
+BASIS_MATRIX = "basis"
 _DIGITS = 16
 
 
@@ -51,17 +53,25 @@ class Basis:
     """An orthonormal basis on disk that is the test matrix of a round.
 
     Attributes:
-        file: The file.
+        file: The file, of which its pieces hang if it has any.
         columns: How many vectors it has.
         digest: Hash of what it holds.
     """
 
     file: SealedFile
 
+    @cached_property
+    def matrix(self) -> TallMatrix:
+        """What reads it."""
+        matrix = open_matrix(self.file, BASIS_MATRIX)
+        if matrix is None:
+            raise CorruptError(f"{self.file.path} holds no {BASIS_MATRIX}{self.file.advice}")
+        return matrix
+
     @property
     def columns(self) -> int:
         """How many vectors it has."""
-        return self.file.layout.shape[1] if self.file.layout else 0
+        return self.matrix.layout.shape[1]
 
     @cached_property
     def digest(self) -> str:
@@ -70,7 +80,7 @@ class Basis:
 
     def read(self, rows: Range, columns: Range) -> Array:
         """Reads a part of it."""
-        return self.file.read(rows, columns)
+        return self.matrix.read(rows, columns)
 
 
 def basis_identity(plan: Plan, sketch_digest: str) -> dict[str, Any]:
@@ -243,7 +253,8 @@ class Sketch:
             return None
         except CorruptError as error:
             raise CorruptError(f"{error}{self._advice(path)}") from error
-        stated = {key: value for key, value in file.identity.items() if key != "bulk"}
+        data = ("bulk", "pieces")
+        stated = {key: value for key, value in file.identity.items() if key not in data}
         if stated != basis_identity(self.round.run.plan, self.digest):
             raise CorruptError(f"{path} is not of this sketch{self._advice(path)}")
         file.advice = self._advice(path)

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -533,19 +533,9 @@ class SealedFile:
         Raises:
             CorruptError: If a tile was altered.
         """
-        layout = self._bulk(name).layout
-        out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
-        for i in tiles_of(rows, layout.tile[0]):
-            tile_rows = layout.rows(i)
-            here = tile_rows.common(rows)
-            for j in tiles_of(columns, layout.tile[1]):
-                tile_columns = layout.columns(j)
-                there = tile_columns.common(columns)
-                target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
-                target[:] = self.read_tile(i, j, name)[
-                    here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
-                ]
-        return out
+        return read_slice(
+            self._bulk(name).layout, lambda i, j: self.read_tile(i, j, name), rows, columns
+        )
 
     def verify_bulk(self) -> None:
         """Reads and verifies every tile.
@@ -567,6 +557,34 @@ class SealedFile:
         if name not in self._bulks:
             raise CorruptError(f"{self.path} holds no {name}")
         return self._bulks[name]
+
+
+def read_slice(
+    layout: Layout, read_tile: Callable[[int, int], Array], rows: Range, columns: Range
+) -> Array:
+    """Puts together any slice of a matrix from the tiles that it touches.
+
+    Args:
+        layout: Of the matrix.
+        read_tile: Reads a tile by the numbers of its row and column.
+        rows: Of the slice.
+        columns: Of the slice.
+
+    Returns:
+        The slice, ``(len(rows), len(columns))``.
+    """
+    out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
+    for i in tiles_of(rows, layout.tile[0]):
+        tile_rows = layout.rows(i)
+        here = tile_rows.common(rows)
+        for j in tiles_of(columns, layout.tile[1]):
+            tile_columns = layout.columns(j)
+            there = tile_columns.common(columns)
+            target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
+            target[:] = read_tile(i, j)[
+                here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
+            ]
+    return out
 
 
 def verify(path: Path) -> SealedFile:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
+from skerch_ooc.files import LATE_FILES_SECONDS
 from skerch_ooc.interleave import Batch, batch_size
 from skerch_ooc.partition import Range, cover, gaps
 from skerch_ooc.rundir import Run
@@ -32,8 +33,6 @@ _NAME = re.compile(
     r"(?P<role>[a-z][a-z0-9-]{0,39})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"
     r"\.r(?P<r0>\d{1,15})-(?P<r1>\d{1,15})\.h5"
 )
-_LATE_FILES_SECONDS = (0.2, 1.0)
-"""Pauses before a listing is believed that lacks something: network folders show files late."""
 
 
 @dataclass(frozen=True, order=True)
@@ -197,7 +196,7 @@ def wait_for_columns(
     Raises:
         IncompleteError: If columns are missing, even after a pause for late files.
     """
-    for pause in (*_LATE_FILES_SECONDS, None):
+    for pause in (*LATE_FILES_SECONDS, None):
         shards = list_shards(folder)
         missing = missing_of(planned, heights, shards)
         if not any(missing.values()):

@@ -37,9 +37,13 @@ def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int)
     Raises:
         UsageError: If not even one tile fits.
     """
-    release_memory()
+    per_tile = max(1, per_tile)
     baseline = resident_memory()
     free = resources.memory - baseline - SPARE_BYTES - fixed
+    if free // per_tile < resources.cores:
+        release_memory()
+        baseline = resident_memory()
+        free = resources.memory - baseline - SPARE_BYTES - fixed
     if free < per_tile:
         needed = baseline + SPARE_BYTES + fixed + per_tile
         raise UsageError(
@@ -47,7 +51,7 @@ def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int)
             f"{format_bytes(needed)} ({format_bytes(baseline)} of it for Python and its "
             f"libraries); give at least --memory {ask_for(needed)}"
         )
-    return max(1, min(resources.cores, free // max(1, per_tile)))
+    return max(1, min(resources.cores, free // per_tile))
 
 
 def ordered_map(

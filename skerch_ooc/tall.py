@@ -27,13 +27,14 @@ from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.indexing import Places, Selection, crossed
 from skerch_ooc.partition import Range, cut, tile
+from skerch_ooc.pieces import open_matrix, stored_columns
 from skerch_ooc.resources import available_cores
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import Plan, RecoverySpec
 from skerch_ooc.stages.arithmetic import Host
+from skerch_ooc.stages.columns import columns_of_result
 from skerch_ooc.stages.problems import Source
-from skerch_ooc.stages.recover import sources
 from skerch_ooc.stages.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
 from skerch_ooc.streams import ordered_map
 
@@ -141,13 +142,13 @@ class StoredVectors(Tall):
     """
 
     def __init__(self, file: SealedFile, name: str) -> None:
-        layout = file.layouts.get(name)
-        if layout is None:
+        matrix = open_matrix(file, name)
+        if matrix is None:
             raise IncompleteError(f"{file.path} holds no {name}")
-        self._file, self._layout = file, layout
+        self._matrix = matrix
         self.path, self.name = file.path, name
-        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
-        self.tile_rows, self.tile_columns = layout.tile
+        self.shape, self.dtype = matrix.layout.shape, np.dtype(matrix.layout.dtype)
+        self.tile_rows, self.tile_columns = matrix.layout.tile
 
     @property
     def factor_columns(self) -> int:
@@ -157,15 +158,13 @@ class StoredVectors(Tall):
     def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
         """See :class:`Tall`."""
         del inside
-        return lambda column: self._file.read_tile(number, column, self.name)
+        return lambda column: self._matrix.read_tile(number, column)
 
     def factor(self, number: int) -> Array:
         """See :class:`Tall`."""
         rows = len(self.rows(number))
         x = empty_aligned((rows, self.shape[1]), self.wide_dtype)
-        for column in range(self._layout.grid[1]):
-            x[:, self.columns(column).slice] = self._file.read_tile(number, column, self.name)
-        return x
+        return stored_columns(self._matrix, number, x)
 
     @property
     def transform(self) -> Array | None:
@@ -213,17 +212,15 @@ class ImplicitSources:
         # Columns that were added since have no part in it.
         plan = Plan(run.plan.identity, run.plan.amendments[: int(identity["amendments"])])
         try:
-            digest, left, right = sources(
-                Run(directory, plan), RecoverySpec(**identity["settings"])
-            )
+            columns = columns_of_result(Run(directory, plan), RecoverySpec(**identity["settings"]))
         except IncompleteError as error:
             raise IncompleteError(f"{path} makes its vectors from the shards: {error}") from error
-        if digest != identity["sketch"]:
+        if columns.digest != identity["sketch"]:
             raise CorruptError(
                 f"{path} makes its vectors from the shards, and those were measured anew since. "
                 f"To make it anew: rm -r {path.parent} && skerch-ooc recover {directory}"
             )
-        return plan, left, right
+        return plan, columns.left, columns.right
 
 
 class ImplicitVectors(Tall):

@@ -19,7 +19,7 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sizing import Sizes
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.assess import Assessment, factor_for
-from skerch_ooc.stages.recover import solve
+from skerch_ooc.stages.solutions import solve
 
 CONFIDENCE = 0.95
 _GROWTH = 1.5

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from skerch_ooc.errors import CorruptError, OocError
+from skerch_ooc.pieces import check_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, verify
@@ -43,6 +44,7 @@ def _checks(run: Run) -> Iterator[tuple[Path, Callable[[SealedFile], None]]]:
     def of_run(file: SealedFile) -> None:
         if file.identity.get("run") != run.plan.run_id:
             raise CorruptError(f"{file.path} belongs to another run")
+        check_pieces(file)
 
     for rectangle in list_shards(run.shards):
         yield run.shards / rectangle.name, of_rectangle(rectangle)

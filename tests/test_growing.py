@@ -501,7 +501,7 @@ def stored_bytes(run: ooc.Run) -> int:
     """Bytes of all sketches that were measured, and of the bases made of them."""
     entries = sum(len(shard.rows) * len(shard.columns) for shard in list_shards(run.shards))
     entries += sum(
-        known.basis.file.layout.shape[0] * known.basis.columns
+        known.basis.matrix.layout.shape[0] * known.basis.columns
         for known in known_rounds(run)
         if known.basis
     )

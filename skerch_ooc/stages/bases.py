@@ -2,71 +2,138 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from skerch_ooc.errors import UsageError
+from skerch_ooc.executors import Executor
+from skerch_ooc.pieces import lost_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.recovery.choosing import noise_floor
 from skerch_ooc.recovery.decompose import root_of
 from skerch_ooc.resources import Resources, torch_threads
-from skerch_ooc.rounds import BASIS_FILE, basis_identity
+from skerch_ooc.rounds import BASIS_FILE, BASIS_MATRIX, basis_identity
 from skerch_ooc.sealed import sealed_writer
 from skerch_ooc.sides import CORANGE, RANGE
+from skerch_ooc.stages.columns import Columns
 from skerch_ooc.stages.merge import Merged
+from skerch_ooc.stages.orthogonality import corrected, needs_correction
 from skerch_ooc.stages.problems import Source
-from skerch_ooc.stages.vectors import (
-    Vectors,
-    corrected,
-    gram_of_vectors,
-    layout_of,
-    needs_correction,
-    write_vectors,
-)
+from skerch_ooc.stages.recipes import publish_recipes, read_recipes, recipe_identity
+from skerch_ooc.stages.spread import Spread, gram_of_vectors, in_pieces
+from skerch_ooc.stages.vectors import Making, Recipe, Vectors, layout_of
+
+RECIPE_FILE = "basis.recipe.h5"
+_DRAFT_FILE = "basis.draft.h5"
 
 
-def make_basis(merged: Merged, resources: Resources, progress: Progress) -> None:
+def make_basis(
+    merged: Merged, resources: Resources, progress: Progress, executor: Executor | None = None
+) -> None:
     """Writes an orthonormal basis of the range of a round's sketch, unless it is there.
 
     Directions that are rounding errors are left out. Beside the basis ``Q`` the file holds how it
     was made of the sketch, and ``Q^H T`` with the test sketch ``T`` of the same rows, with which
     the next round is compared.
 
+    Args:
+        merged: The sketch.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+        executor: What makes a basis that is in several pieces; this process by default.
+
     Raises:
         UsageError: If memory is too little, or the operator is zero.
         CorruptError: If a shard, or the basis that is there, is damaged.
     """
-    sketch = merged.sketch
-    if sketch.basis() is not None:
-        return
-    round_, plan = sketch.round, sketch.round.run.plan
-    side = merged.sides[CORANGE if round_.adjoint else RANGE]
-    epsilon = float(np.finfo(plan.identity.dtype).eps)
-    with torch_threads(resources.threads):
-        root = root_of(side.copy(round_.role), noise_floor(epsilon))
-    if root.inverse.shape[1] == 0:
-        raise UsageError(
-            "there is nothing to decompose: the operator's products with all test vectors are zero"
+    path = merged.sketch.folder / BASIS_FILE
+    basis = merged.sketch.basis()
+    if basis is not None:
+        if not lost_pieces(basis.file):
+            return
+        # It is published again once they are made again.
+        path.unlink()
+    _Writing(merged, resources, progress, executor).write(path)
+
+
+class _Writing:
+    """A basis on its way to the disk."""
+
+    def __init__(
+        self, merged: Merged, resources: Resources, progress: Progress, executor: Executor | None
+    ) -> None:
+        self._sketch, self._round = merged.sketch, merged.sketch.round
+        self._run, self._plan = self._round.run, self._round.run.plan
+        self._side = merged.sides[CORANGE if self._round.adjoint else RANGE]
+        self._resources, self._progress, self._executor = resources, progress, executor
+        self._identity = recipe_identity(
+            self._run, self._sketch.digest, {"round": self._round.number}
         )
-    vectors = Vectors(Source(side.reader, round_.role), root.inverse)
-    if needs_correction(plan, root.condition):
-        gram = gram_of_vectors(plan, vectors, side.side.rows, resources, progress)
-        vectors = corrected(np.ones(vectors.rank), vectors, gram, None, None)[1]
-    test = side.reader if "test" in side.side.sketches else None
-    path = sketch.folder / BASIS_FILE
-    layout = layout_of(plan, "basis", side.side.rows, vectors.rank)
-    with sealed_writer(path, layout) as writer:
-        figures, orthogonality = write_vectors(
-            plan, vectors, writer.bulks[0], resources, progress, test=test,
-            stage=f"basis {round_.number + 1}",
+
+    def write(self, path: Path) -> None:
+        """Writes the basis and publishes it."""
+        recipe = self._known() or self._found()
+        making = Making(self._plan, recipe, self._resources)
+        stage = f"basis {self._round.number + 1}"
+        pieces: dict[str, Any] = {}
+        layouts = []
+        if in_pieces(self._plan, recipe):
+            recipes = publish_recipes(
+                path.parent / RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
+            )
+            spread = Spread(self._run, recipes, self._executor, self._resources)
+            described, figures = spread.write(BASIS_MATRIX, self._progress, stage)
+            pieces = {"pieces": {BASIS_MATRIX: described}}
+        else:
+            layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
+        with sealed_writer(path, *layouts) as writer:
+            if layouts:
+                with self._progress.stage(stage, len(making.tiles), "tiles") as advance:
+                    figures = making.write(making.tiles, writer.bulks[0], advance)
+            arrays = {
+                "transform": recipe.vectors.transform,
+                "test_products": figures.test_products,
+                "orthogonality": np.array(making.deviation(figures)),
+            }
+            if recipe.vectors.correction is not None:
+                arrays["correction"] = recipe.vectors.correction
+            identity = basis_identity(self._plan, self._sketch.digest)
+            writer.publish(identity | pieces, arrays, provenance(threads=self._resources.threads))
+
+    def _recipe(self, vectors: Vectors) -> Recipe:
+        reader = self._side.reader
+        test = reader if "test" in self._side.side.sketches else None
+        return Recipe(BASIS_MATRIX, self._side.side.rows, vectors, test)
+
+    def _known(self) -> Recipe | None:
+        """The recipe that a process which did not come to an end has published."""
+        recipe = self._recipe(Vectors(self._source, np.zeros((0, 0))))
+        columns = Columns(self._sketch.digest, self._source, None, recipe.test)
+        file = read_recipes(self._sketch.folder / RECIPE_FILE, self._identity, columns)
+        return file.matrices[BASIS_MATRIX] if file else None
+
+    @property
+    def _source(self) -> Source:
+        return Source(self._side.reader, self._round.role)
+
+    def _found(self) -> Recipe:
+        epsilon = float(np.finfo(self._plan.identity.dtype).eps)
+        with torch_threads(self._resources.threads):
+            root = root_of(self._side.copy(self._round.role), noise_floor(epsilon))
+        if root.inverse.shape[1] == 0:
+            raise UsageError(
+                "there is nothing to decompose: the operator's products with all test vectors are "
+                "zero"
+            )
+        recipe = self._recipe(Vectors(self._source, root.inverse))
+        if not needs_correction(self._plan, root.condition):
+            return recipe
+        gram = gram_of_vectors(
+            self._run, recipe, self._identity, self._sketch.folder / _DRAFT_FILE, self._executor,
+            self._resources, self._progress,
         )  # fmt: skip
-        arrays = {
-            "transform": vectors.transform,
-            "test_products": figures.test_products,
-            "orthogonality": np.array(orthogonality),
-        }
-        if vectors.correction is not None:
-            arrays["correction"] = vectors.correction
-        writer.publish(
-            basis_identity(plan, sketch.digest), arrays, provenance(threads=resources.threads)
-        )
+        ones = np.ones(recipe.vectors.rank)
+        return self._recipe(corrected(ones, recipe.vectors, gram, None, None)[1])

@@ -39,7 +39,8 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import SketchReader, wait_for_columns
 from skerch_ooc.sides import RANGE, side_of
-from skerch_ooc.stages.recover import LEFT_VECTORS, RIGHT_VECTORS, VALUES, result_path
+from skerch_ooc.stages.recipes import LEFT_VECTORS, RIGHT_VECTORS
+from skerch_ooc.stages.recover import VALUES, result_path
 from skerch_ooc.streams import ordered_map, tiles_in_flight
 from skerch_ooc.tall import Tall, open_vectors
 

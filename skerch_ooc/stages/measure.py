@@ -143,6 +143,11 @@ def _product_of_process(directory: str, run_id: str, device: str, threads: int) 
     return checked_product(run, None, device, threads)
 
 
+def forget_operator() -> None:
+    """Lets go of the operator of this process, whose memory is for the stages that follow."""
+    _product_of_process.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _round_of_process(
     directory: str,

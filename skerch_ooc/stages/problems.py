@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from skerch_ooc.errors import UsageError
 from skerch_ooc.linalg import svd
+from skerch_ooc.pieces import stored_columns
 from skerch_ooc.recovery import Problem
 from skerch_ooc.rounds import Basis
 from skerch_ooc.shards import SketchReader
@@ -57,11 +58,7 @@ class Source:
             CorruptError: If a checksum is wrong.
         """
         if isinstance(self.stored, Basis):
-            out = out[:rows]
-            layout = self.stored.file.layouts["basis"]
-            for column in range(layout.grid[1]):
-                out[:, layout.columns(column).slice] = self.stored.file.read_tile(number, column)
-            return out
+            return stored_columns(self.stored.matrix, number, out[:rows])
         place = self.stored.side.sketches[self.role]
         return self.stored.read_role(number, self.role, out[:, : len(place)])
 

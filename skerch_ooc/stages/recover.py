@@ -6,98 +6,42 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.errors import CorruptError, UsageError
+from skerch_ooc.executors import Executor
+from skerch_ooc.pieces import lost_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.recovery import METHODS, Core, decompose
-from skerch_ooc.resources import Resources, torch_threads
-from skerch_ooc.rounds import Round, known_rounds
+from skerch_ooc.resources import Resources
 from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile, sealed_writer
-from skerch_ooc.sides import CORANGE, RANGE
+from skerch_ooc.sealed import BulkWriter, SealedFile, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
-from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.merge import Merge
-from skerch_ooc.stages.problems import Posed, Source, pose, serves
-from skerch_ooc.stages.vectors import (
-    Vectors,
-    corrected,
-    expected_deviation,
-    gram_of_vectors,
-    layout_of,
-    orthogonality_bound,
-    write_vectors,
+from skerch_ooc.stages.columns import columns_of_result, rounds_for
+from skerch_ooc.stages.orthogonality import orthogonality_bound
+from skerch_ooc.stages.recipes import RecipeFile, read_recipes, recipe_identity
+from skerch_ooc.stages.solutions import (
+    Decomposition,
+    Solution,
+    correct,
+    needs_correction_of,
+    solve,
 )
-from skerch_ooc.streams import tiles_in_flight
+from skerch_ooc.stages.spread import Spread, in_pieces
+from skerch_ooc.stages.vectors import Making, TileFigures, layout_of
 
 Array = npt.NDArray[Any]
 
 RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
+RECIPE_FILE = "recipe.h5"
 ASSESSMENT = "assessment.json"
 VALUES = {"eigh": "eigenvalues", "svd": "S"}
-LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
-RIGHT_VECTORS = "V"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """A decomposition that is known, and whose vectors can be made.
-
-    Attributes:
-        posed: What it was made from.
-        core: What the method found.
-        values: Eigenvalues in descending magnitude, or singular values descending.
-        left: How the left vectors, or the eigenvectors, are made.
-        right: How the right vectors are made; ``None`` for eigenvectors.
-        deviation: About how far the vectors are from orthonormal, storing them apart.
-        corrected: Whether a stream of its own has seen to that.
-    """
-
-    posed: Posed
-    core: Core
-    values: Array
-    left: Vectors
-    right: Vectors | None
-    deviation: float
-    corrected: bool = False
-
-    def weights(self) -> Array:
-        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
-        products = self.posed.problem.g_w
-        assert products is not None
-        return np.asarray(
-            self.values[:, None] * (self.right or self.left).compressed(products).conj().T
-        )
-
-    def with_fixed_signs(self) -> Decomposition:
-        """With vectors turned so that the first test vector is at an acute angle to each.
-
-        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
-        that depends on neither the method nor the number of measurements.
-        """
-        products = self.posed.problem.omega_w
-        assert products is not None
-        angle = (self.right or self.left).compressed(products[:1])[0]
-        size = np.abs(angle)
-        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
-        return Decomposition(
-            self.posed,
-            self.core,
-            self.values,
-            self.left.turned(turn),
-            self.right.turned(turn) if self.right else None,
-            self.deviation,
-            self.corrected,
-        )
 
 
 def result_name(settings: RecoverySpec, plan: Plan) -> str:
@@ -123,96 +67,10 @@ def result_path(run: Run, name: str) -> Path:
     return run.results / name / RESULT_FILES[run.plan.identity.kind]
 
 
-def sources(run: Run, settings: RecoverySpec) -> tuple[str, Source, Source | None]:
-    """The columns on disk that the vectors of a result are made of.
-
-    Args:
-        run: The run.
-        settings: Those of the result.
-
-    Returns:
-        The digest of the sketch, the columns of the left vectors or of the eigenvectors, and those
-        of the right vectors.
-
-    Raises:
-        UsageError: If the run's sketch does not serve the method.
-        IncompleteError: If something is not measured yet, or is gone.
-        CorruptError: If a shard is damaged.
-    """
-    last, _ = rounds_for(run, settings)
-    readers = Merge(last).readers()
-    left = Source(last.basis, "basis") if last.basis else Source(readers[RANGE], "right")
-    right = None
-    if CORANGE in readers:
-        right = Source(readers[CORANGE], last.role if last.basis else "left")
-    return last.sketch.digest, left, right
-
-
-def solve_bytes(plan: Plan) -> int:
-    """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
-    m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
-    return 12 * m * max(m, left) * wide_dtype(plan).itemsize
-
-
-def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
-    """The round whose sketch a method uses, and for ``hmt`` the one before it.
-
-    Raises:
-        UsageError: If the run's sketch does not serve the method.
-        IncompleteError: If something is not measured yet, or a basis is not made yet.
-    """
-    serves(run.plan, settings)
-    if settings.method != "hmt":
-        return Round(run), None
-    rounds = list(known_rounds(run))
-    if len(rounds) < run.plan.rounds:
-        rounds[-1].sketch  # noqa: B018 (says what is missing, if measurements are)
-        raise IncompleteError(
-            f"round {len(rounds) + 1} of {run.plan.rounds} has no basis yet; make it with: "
-            f"skerch-ooc merge {run.directory}"
-        )
-    return rounds[-1], rounds[-2]
-
-
-def solve(
-    run: Run, settings: RecoverySpec, resources: Resources, progress: Progress
-) -> Decomposition:
-    """Finds a decomposition, by small matrices alone unless merging is not done yet.
-
-    Raises:
-        UsageError: If the sketch does not serve the method, memory is too little, or the operator
-            is zero.
-        IncompleteError: If measurements are missing.
-        CorruptError: If a shard is damaged.
-    """
-    last, before = rounds_for(run, settings)
-    merged = Merge(last).result(resources, progress)
-    merged_before = Merge(before).result(resources, progress) if before else None
-    with progress.stage("solve", 1, "problem") as advance, torch_threads(resources.threads):
-        tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
-        posed = pose(run.plan, settings, merged, merged_before)
-        core = METHODS[settings.method](posed.problem)
-        solution = decompose(posed.problem, core)
-        advance(1)
-    if len(solution.values) == 0:
-        raise UsageError(
-            "there is nothing to decompose: what these test vectors show of the operator is zero, "
-            "or below its rounding errors; give another seed, more measurements, or another method"
-        )
-    condition = max(solution.left_condition, solution.right_condition)
-    return Decomposition(
-        posed=posed,
-        core=core,
-        values=solution.values,
-        left=Vectors(posed.left, solution.left),
-        right=Vectors(posed.right, solution.right) if posed.right else None,
-        deviation=expected_deviation(run.plan, condition),
-    )
-
-
 def recover(
-    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress
-) -> Path:
+    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress,
+    executor: Executor | None = None,
+) -> Path:  # fmt: skip
     """Recovers a decomposition and writes it, or finds that this is done.
 
     Args:
@@ -221,6 +79,7 @@ def recover(
         name: The folder of the result, inside ``results/``.
         resources: Memory and cores.
         progress: Shows how far it is.
+        executor: What makes vectors that are in several pieces; this process by default.
 
     Returns:
         The path of the result.
@@ -232,45 +91,108 @@ def recover(
         CorruptError: If a shard, or a result of this name, is damaged.
     """
     path = result_path(run, name)
-    identity = _identity(run.plan, rounds_for(run, settings)[0].sketch.digest, settings)
+    digest = rounds_for(run, settings)[0].sketch.digest
+    identity = _identity(run.plan, digest, settings)
     if _is_current(path, identity, run):
         return path
     # Of a result that is gone or replaced.
     (path.parent / ASSESSMENT).unlink(missing_ok=True)
-    found = solve(run, settings, resources, progress)
-    if needs_correction_of(run.plan, found):
-        # Implicit vectors are made by the processor: it is its rounding that is to be corrected.
-        where = "cpu" if settings.vectors == "implicit" else resources.device
-        on = dataclasses.replace(resources, device=where)
-        found = correct(run.plan, found, on, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if settings.vectors == "implicit":
+        found = solve(run, settings, resources, progress, executor)
+        if needs_correction_of(run.plan, found):
+            # They are made by the processor: it is its rounding that is to be corrected.
+            on = dataclasses.replace(resources, device="cpu")
+            found = correct(run, settings, found, path.parent, executor, on, progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
-    elif not _write(path, identity, run.plan, found, resources, progress):
-        # Not to be expected: the condition foretells it. A stream more puts it right.
-        again = correct(run.plan, found, resources, progress)
-        _write(path, identity, run.plan, again, resources, progress)
+    else:
+        _Writing(run, settings, digest, path, resources, progress, executor).write(identity)
     return path
 
 
-def needs_correction_of(plan: Plan, found: Decomposition) -> bool:
-    """Whether vectors of a solved problem may miss their bound of orthogonality."""
-    return 8 * found.deviation > orthogonality_bound(plan)
+class _Writing:
+    """The vectors of a result on their way to the disk."""
 
+    def __init__(
+        self, run: Run, settings: RecoverySpec, digest: str, path: Path, resources: Resources,
+        progress: Progress, executor: Executor | None,
+    ) -> None:  # fmt: skip
+        self._run, self._plan, self._settings = run, run.plan, settings
+        self._path = path
+        self._resources, self._progress, self._executor = resources, progress, executor
+        self._recipe_path = path.parent / RECIPE_FILE
+        self._recipe_identity = recipe_identity(run, digest, {"settings": settings.as_json()})
 
-def correct(
-    plan: Plan, found: Decomposition, resources: Resources, progress: Progress
-) -> Decomposition:
-    """Makes the vectors orthonormal, by a stream over their sources."""
-    height, width = plan.identity.shape
-    left = gram_of_vectors(plan, found.left, height, resources, progress)
-    right = None
-    if found.right:
-        right = gram_of_vectors(plan, found.right, width, resources, progress)
-    with torch_threads(resources.threads):
-        values, u, v = corrected(found.values, found.left, left, found.right, right)
-    floor = float(np.finfo(wide_dtype(plan)).eps)
-    return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)
+    def write(self, identity: Mapping[str, Any]) -> None:
+        """Writes the vectors and publishes the result."""
+        if self._published(identity, self._known() or self._solved(correcting=False)):
+            return
+        # Not to be expected: the condition foretells it. A stream more puts it right.
+        self._recipe_path.unlink(missing_ok=True)
+        self._published(identity, self._solved(correcting=True))
+
+    def _known(self) -> Solution | None:
+        """The solution that a process which did not come to an end has published."""
+        if not self._recipe_path.exists():
+            return None
+        columns = columns_of_result(self._run, self._settings)
+        file = read_recipes(self._recipe_path, self._recipe_identity, columns)
+        return Solution.read(file) if file else None
+
+    def _solved(self, *, correcting: bool) -> Solution:
+        found = solve(self._run, self._settings, self._resources, self._progress, self._executor)
+        if correcting or needs_correction_of(self._plan, found):
+            found = correct(
+                self._run, self._settings, found, self._path.parent, self._executor,
+                self._resources, self._progress,
+            )  # fmt: skip
+        return Solution.of(self._plan, found)
+
+    def _published(self, identity: Mapping[str, Any], solution: Solution) -> bool:
+        """Whether the vectors turned out orthonormal; if not, and that can be mended, no result."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        plan, matrices = self._plan, solution.matrices
+        pieced = [name for name, recipe in matrices.items() if in_pieces(plan, recipe)]
+        recipes = solution.publish(self._recipe_path, self._recipe_identity) if pieced else None
+        layouts = [
+            layout_of(plan, name, recipe.rows, recipe.vectors.rank)
+            for name, recipe in matrices.items()
+            if name not in pieced
+        ]
+        described: dict[str, Any] = {}
+        figures, deviations = [], []
+        with sealed_writer(self._path, *layouts) as writer:
+            bulks = {bulk.layout.name: bulk for bulk in writer.bulks}
+            for name, recipe in matrices.items():
+                making = Making(plan, recipe, self._resources)
+                stage = f"vectors {name}" if len(matrices) > 1 else "vectors"
+                if recipes is not None and name in pieced:
+                    described[name], found = self._spread(recipes, name, stage)
+                else:
+                    found = self._streamed(making, bulks[name], stage)
+                figures.append(found)
+                deviations.append(making.deviation(found))
+            orthogonality = max(deviations)
+            per_vector = orthogonality / math.sqrt(len(solution.values))
+            if per_vector > orthogonality_bound(plan) and not solution.corrected:
+                return False
+            pieces = {"pieces": described} if described else {}
+            writer.publish(
+                {**identity, "core": solution.core, "choosing": solution.choosing, **pieces},
+                _figures(plan, solution, figures[0].residual, figures[0].test, orthogonality),
+                provenance(threads=self._resources.threads),
+            )
+        return True
+
+    def _spread(
+        self, recipes: RecipeFile, name: str, stage: str
+    ) -> tuple[dict[str, Any], TileFigures]:
+        spread = Spread(self._run, recipes, self._executor, self._resources)
+        return spread.write(name, self._progress, stage)
+
+    def _streamed(self, making: Making, bulk: BulkWriter, stage: str) -> TileFigures:
+        with self._progress.stage(stage, len(making.tiles), "tiles") as advance:
+            return making.write(making.tiles, bulk, advance)
 
 
 def _identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
@@ -308,7 +230,11 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
         raise CorruptError(f"{error}. To make it anew: {again}") from error
     stated = {key: value for key, value in file.identity.items() if key in identity}
     if stated == identity:
-        return True
+        if not lost_pieces(file):
+            return True
+        # It is published again once they are made again.
+        path.unlink()
+        return False
     if stated.get("run") != identity["run"]:
         raise CorruptError(f"{path} is a result of another run. To replace it: {again}")
     if stated.get("settings") != identity["settings"]:
@@ -321,44 +247,6 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     return False
 
 
-def _write(
-    path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition,
-    resources: Resources, progress: Progress,
-) -> bool:  # fmt: skip
-    """Writes the vectors and publishes the result.
-
-    Returns:
-        Whether the vectors turned out orthonormal; if not, and that can be mended, nothing is
-        published.
-    """
-    kind, (height, width) = plan.identity.kind, plan.identity.shape
-    found = found.with_fixed_signs()
-    layouts = [layout_of(plan, LEFT_VECTORS[kind], height, found.left.rank)]
-    if found.right:
-        layouts.append(layout_of(plan, RIGHT_VECTORS, width, found.right.rank))
-    with sealed_writer(path, *layouts) as writer:
-        figures, orthogonality = write_vectors(
-            plan, found.left, writer.bulks[0], resources, progress,
-            test=found.posed.test, weights=found.weights(),
-            stage=f"vectors {layouts[0].name}" if found.right else "vectors",
-        )  # fmt: skip
-        if found.right:
-            _, right = write_vectors(
-                plan, found.right, writer.bulks[1], resources, progress,
-                stage=f"vectors {RIGHT_VECTORS}",
-            )  # fmt: skip
-            orthogonality = max(orthogonality, right)
-        per_vector = orthogonality / math.sqrt(len(found.values))
-        if per_vector > orthogonality_bound(plan) and not found.corrected:
-            return False
-        writer.publish(
-            identity | {"core": found.core.size, "choosing": found.core.choosing},
-            _figures(plan, found, figures.residual, figures.test, orthogonality),
-            provenance(threads=resources.threads),
-        )
-    return True
-
-
 def _publish_implicit(
     path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition
 ) -> None:
@@ -367,7 +255,7 @@ def _publish_implicit(
     residual = problem.t - found.left.compressed(problem.y) @ found.weights()
     arrays = _figures(
         plan,
-        found,
+        Solution.of(plan, found),
         np.sum(np.abs(residual) ** 2, axis=0),
         np.sum(np.abs(problem.t) ** 2, axis=0),
         found.deviation * math.sqrt(len(found.values)),
@@ -393,14 +281,14 @@ def _publish_implicit(
 
 
 def _figures(
-    plan: Plan, found: Decomposition, residual: Array, test: Array, orthogonality: float
+    plan: Plan, solution: Solution, residual: Array, test: Array, orthogonality: float
 ) -> dict[str, Array]:
-    left_out = found.core.leave_one_out
+    left_out = solution.leave_one_out
     return {
-        VALUES[plan.identity.kind]: found.values.astype(np.float64),
+        VALUES[plan.identity.kind]: solution.values.astype(np.float64),
         "residual_squares": residual,
         "test_squares": test,
         "orthogonality": np.array(orthogonality),
         "leave_one_out": np.array(math.nan if left_out is None else left_out),
-        "tested_cores": np.array(found.core.tested, np.float64).reshape(-1, 2),
+        "tested_cores": solution.tested,
     }

@@ -2,69 +2,42 @@
 
 While a tile of ``U`` is in memory, as it is stored, figures are formed from it: by random probes,
 how far ``U^H U`` is from the identity; and where the test sketch has the same rows, the residual
-``T - U diag(values) V^H G``, column by column.
-
-``X T`` loses orthogonality where ``X`` is ill-conditioned, by the square of its condition if ``T``
-comes from a Gram matrix. Then a stream before this one forms ``(X T)^H (X T)``, and its Cholesky
-factor corrects ``U = (X T) C`` (CholeskyQR2: Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa
-2020, "Shifted Cholesky QR for computing the QR factorization of ill-conditioned matrices",
-arXiv 1809.11085, section 2). The two factors are applied one after the other: as the rounding of
-``X T`` is the same in both streams, the correction sees it.
+``T - U diag(values) V^H G``, column by column. Figures are summed in one fixed tree, so any run of
+tiles can be done by any process.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.linalg import eigh_by_magnitude, gram_root, hermitian_part, mirrored, svd
-from skerch_ooc.partition import levels, tree_sum
-from skerch_ooc.progress import Advance, Progress
+from skerch_ooc.partition import Range, levels, tree_sum
+from skerch_ooc.progress import Advance
 from skerch_ooc.resources import Resources
 from skerch_ooc.sealed import BulkWriter, Layout
 from skerch_ooc.shards import SketchReader
 from skerch_ooc.spec import Plan
-from skerch_ooc.stages.accumulate import is_double, wide_dtype
+from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.testmatrices import gaussian_probes
 from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
 
 Array = npt.NDArray[Any]
+Tile = TypeVar("Tile")
 
 VECTOR_TILE_COLUMNS = 64
 """Tiles of the vectors are narrow, so that a few leading vectors are read without the rest."""
 
 PROBES = 8
 """Random vectors that the orthogonality is estimated from."""
-
-_DOUBLE = 2.0**-52
-
-
-def orthogonality_bound(plan: Plan) -> float:
-    """What ``||U^H U - I||`` may be: 1e-6 in single, 1e-11 in double precision."""
-    return 1e-11 if is_double(plan) else 1e-6
-
-
-def expected_deviation(plan: Plan, condition: float) -> float:
-    """About how far ``U^H U`` is from the identity if nothing corrects it.
-
-    Args:
-        plan: The plan in force.
-        condition: Of the columns that were orthogonalised.
-    """
-    return _DOUBLE * (condition if is_double(plan) else condition**2)
-
-
-def needs_correction(plan: Plan, condition: float) -> bool:
-    """Whether the vectors may miss their bound, so that a stream that corrects them is worth it."""
-    return 8 * expected_deviation(plan, condition) > orthogonality_bound(plan)
 
 
 @dataclass(frozen=True)
@@ -158,72 +131,6 @@ class VectorMaker:
         return turned
 
 
-def gram_of_vectors(
-    plan: Plan, vectors: Vectors, rows: int, resources: Resources, progress: Progress
-) -> Array:
-    """``U^H U`` of vectors that are not written, ``(r, r)``, by one stream over their source."""
-    on = arithmetic_on(resources.device)
-    maker = VectorMaker(plan, vectors, rows, on)
-    shape, wide = (vectors.rank, vectors.rank), wide_dtype(plan)
-    sums = vectors.rank**2 * wide.itemsize
-    fixed = (levels(len(maker.tiles)) + 2) * sums + vectors.transform.nbytes
-    in_flight = tiles_in_flight(
-        "recover", resources, fixed, vectors.bytes_per_tile(plan, rows) + sums
-    )
-    grams = Pool(lambda: np.zeros(shape, wide))
-
-    def gram_of_tile(number: int) -> Array:
-        buffers = maker.take()
-        u = maker.tile(number, buffers)
-        gram, loaded = grams.take(), on.load(u)
-        on.adjoint_times(loaded, loaded, gram)
-        maker.give(buffers)
-        return gram
-
-    def add(total: Array, other: Array) -> Array:
-        total += other
-        grams.give(other)
-        return total
-
-    with progress.stage("orthogonalise", len(maker.tiles), "tiles") as advance:
-        numbers = range(len(maker.tiles))
-        return mirrored(
-            tree_sum(_counted(ordered_map(gram_of_tile, numbers, in_flight), advance), add)
-        )
-
-
-def corrected(
-    values: Array, left: Vectors, left_gram: Array | None, right: Vectors | None,
-    right_gram: Array | None,
-) -> tuple[Array, Vectors, Vectors | None]:  # fmt: skip
-    """Makes an orthonormal decomposition of one whose vectors are not quite orthonormal.
-
-    With ``U^H U = L^H L`` and ``V^H V = R^H R`` the product ``U diag(values) V^H`` has the core
-    ``L diag(values) R^H`` in the orthonormal ``U L^-1`` and ``V R^-1``.
-
-    Args:
-        values: Eigenvalues, or singular values.
-        left: The vectors ``U``, not corrected yet.
-        left_gram: ``U^H U``; ``None`` if it is known to be good.
-        right: The vectors ``V``; ``None`` for eigenvectors.
-        right_gram: ``V^H V``; ``None`` if it is known to be good.
-    """
-    identity = np.eye(len(values))
-    left_root = identity if left_gram is None else gram_root(left_gram)
-    if right is None:
-        middle = hermitian_part((left_root * values) @ left_root.conj().T)
-        found, u = eigh_by_magnitude(middle)
-        return found, _corrected(left, left_root, u), None
-    right_root = identity if right_gram is None else gram_root(right_gram)
-    u, found, vh = svd((left_root * values) @ right_root.conj().T)
-    v = vh.conj().T
-    return found, _corrected(left, left_root, u), _corrected(right, right_root, v)
-
-
-def _corrected(vectors: Vectors, root: Array, rotation: Array) -> Vectors:
-    return Vectors(vectors.source, vectors.transform, np.linalg.solve(root, rotation))
-
-
 @dataclass
 class TileFigures:
     """What one tile of the vectors, or many, contribute to the figures.
@@ -248,6 +155,10 @@ class TileFigures:
         self.test_products += other.test_products
         return self
 
+    def as_arrays(self) -> dict[str, Array]:
+        """The figures by their names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
     """How vectors are stored."""
@@ -259,8 +170,9 @@ def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
     )
 
 
-def vectors_bytes(plan: Plan, vectors: Vectors, rows: int, test: int) -> tuple[int, int]:
+def vectors_bytes(plan: Plan, recipe: Recipe) -> tuple[int, int]:
     """Memory of the stream: bytes needed once, and bytes for each tile in flight."""
+    vectors, rows, test = recipe.vectors, recipe.rows, recipe.tests
     wide = wide_dtype(plan).itemsize
     figures = vectors.rank * (PROBES + test) * wide
     fixed = vectors.transform.nbytes + (levels(len(plan.tiles(rows))) + 2) * figures
@@ -268,78 +180,154 @@ def vectors_bytes(plan: Plan, vectors: Vectors, rows: int, test: int) -> tuple[i
     return fixed, vectors.bytes_per_tile(plan, rows) + figures + 2 * height * test * wide
 
 
-def write_vectors(
-    plan: Plan,
-    vectors: Vectors,
-    writer: BulkWriter,
-    resources: Resources,
-    progress: Progress,
-    *,
-    test: SketchReader | None = None,
-    weights: Array | None = None,
-    stage: str = "vectors",
-) -> tuple[TileFigures, float]:
-    """Computes vectors and writes them.
+@dataclass(frozen=True)
+class Recipe:
+    """How a tall matrix is made, and what is formed of it on the way.
+
+    Attributes:
+        name: What the matrix is called on disk.
+        rows: Its height.
+        vectors: How it is made.
+        test: Reads the test sketch, if it has the same rows and is to be compared.
+        weights: ``diag(values) V^H G``, ``(r, q)``: what the residual of the test sketch is formed
+            with; without it ``U^H T`` is.
+    """
+
+    name: str
+    rows: int
+    vectors: Vectors
+    test: SketchReader | None = None
+    weights: Array | None = None
+
+    @property
+    def tests(self) -> int:
+        """Columns of the test sketch."""
+        return len(self.test.side.sketches.get("test", ())) if self.test is not None else 0
+
+
+class Making:
+    """A tall matrix in the making: any run of its row tiles, by one process.
 
     Args:
         plan: The plan in force.
-        vectors: How they are made.
-        writer: Where they go.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        test: Reads the test sketch, if it has the same rows.
-        weights: ``diag(values) V^H G``, ``(r, q)``: what the residual of the test sketch is formed
-            with; without it ``U^H T`` is.
-        stage: What the user is told.
-
-    Returns:
-        The figures of all tiles, and ``||U^H U - I||_F`` as estimated by the probes.
+        recipe: How it is made.
+        resources: Memory and cores of this process.
     """
-    rows = writer.layout.shape[0]
-    maker = VectorMaker(plan, vectors, rows, arithmetic_on(resources.device))
-    wide = wide_dtype(plan)
-    q = len(test.side.sketches.get("test", ())) if test is not None else 0
-    probes = gaussian_probes(plan, vectors.rank, PROBES)
-    in_flight = tiles_in_flight("recover", resources, *vectors_bytes(plan, vectors, rows, q))
-    # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
-    factors = probes if weights is None else np.concatenate([probes, weights], axis=1)
-    spaces = Pool(lambda: empty_aligned((min(plan.identity.tile[0], rows), q), wide))
 
-    def write_tile(number: int) -> TileFigures:
-        buffers = maker.take()
-        u = maker.tile(number, buffers)
-        _write_rounded(writer, number, u)
-        products = u @ factors
+    def __init__(self, plan: Plan, recipe: Recipe, resources: Resources) -> None:
+        self._plan, self._recipe, self._resources = plan, recipe, resources
+        self._on = arithmetic_on(resources.device)
+        self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
+        self._wide = wide_dtype(plan)
+        self._probes = gaussian_probes(plan, recipe.vectors.rank, PROBES)
+        # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
+        weights = () if recipe.weights is None else (recipe.weights,)
+        self._factors = np.concatenate([self._probes, *weights], axis=1)
+        height = min(plan.identity.tile[0], recipe.rows)
+        self._spaces = Pool(lambda: empty_aligned((height, recipe.tests), self._wide))
+
+    @property
+    def tiles(self) -> Range:
+        """The numbers of all row tiles."""
+        return Range(0, len(self._maker.tiles))
+
+    def write(self, tiles: Range, writer: BulkWriter, advance: Advance) -> TileFigures:
+        """Computes the vectors of a run of tiles and writes them.
+
+        Args:
+            tiles: Numbers of the row tiles.
+            writer: Where they go; its first row tile is the first of ``tiles``.
+            advance: Is told of each tile.
+
+        Returns:
+            The figures of these tiles.
+
+        Raises:
+            UsageError: If memory is too little.
+        """
+
+        def write_tile(number: int) -> TileFigures:
+            buffers = self._maker.take()
+            u = self._maker.tile(number, buffers)
+            _write_rounded(writer, number - tiles.start, u)
+            figures = self._figures(number, u)
+            self._maker.give(buffers)
+            return figures
+
+        numbers = range(tiles.start, tiles.stop)
+        figures: Iterator[TileFigures] = ordered_map(write_tile, numbers, self._in_flight)
+        return tree_sum(_counted(figures, advance), TileFigures.add)
+
+    @cached_property
+    def _in_flight(self) -> int:
+        """How many tiles may be held at once while vectors are written."""
+        memory = vectors_bytes(self._plan, self._recipe)
+        return tiles_in_flight("recover", self._resources, *memory)
+
+    def _figures(self, number: int, u: Array) -> TileFigures:
+        recipe, q, residual = self._recipe, self._recipe.tests, self._recipe.weights is not None
+        products = u @ self._factors
         probed = products[:, :PROBES]
         figures = TileFigures(
             probed=np.zeros((0, PROBES)),
-            residual=np.zeros(q if weights is not None else 0),
+            residual=np.zeros(q if residual else 0),
             test=np.zeros(q),
-            test_products=np.zeros((0 if weights is not None else vectors.rank, q), wide),
+            test_products=np.zeros((0 if residual else recipe.vectors.rank, q), self._wide),
         )
-        if q and test is not None:
-            space = spaces.take()
-            t = test.read_role(number, "test", space)
+        if q and recipe.test is not None:
+            space = self._spaces.take()
+            t = recipe.test.read_role(number, "test", space)
             figures.test = np.sum(np.abs(t) ** 2, axis=0)
-            if weights is None:
-                probed = np.concatenate([probed, t], axis=1)
-            else:
+            if residual:
                 figures.residual = np.sum(np.abs(t - products[:, PROBES:]) ** 2, axis=0)
-            spaces.give(space)
+            else:
+                probed = np.concatenate([probed, t], axis=1)
+            self._spaces.give(space)
         inside = u.conj().T @ probed
         figures.probed = inside[:, :PROBES]
-        if weights is None and q:
+        if q and not residual:
             figures.test_products = inside[:, PROBES:]
-        maker.give(buffers)
         return figures
 
-    with progress.stage(stage, len(maker.tiles), "tiles") as advance:
-        numbers = range(len(maker.tiles))
-        figures = tree_sum(
-            _counted(ordered_map(write_tile, numbers, in_flight), advance), TileFigures.add
+    def gram(self, tiles: Range, advance: Advance) -> Array:
+        """``U^H U`` of a run of tiles of vectors that are not written, ``(r, r)``.
+
+        Only its upper triangle counts.
+
+        Raises:
+            UsageError: If memory is too little.
+        """
+        vectors = self._recipe.vectors
+        shape = (vectors.rank, vectors.rank)
+        sums = vectors.rank**2 * self._wide.itemsize
+        fixed = (levels(len(tiles)) + 2) * sums + vectors.transform.nbytes
+        in_flight = tiles_in_flight(
+            "recover",
+            self._resources,
+            fixed,
+            vectors.bytes_per_tile(self._plan, self._recipe.rows) + sums,
         )
-    deviation = np.abs(figures.probed - probes) ** 2
-    return figures, math.sqrt(float(deviation.sum()) / PROBES)
+        grams = Pool(lambda: np.zeros(shape, self._wide))
+
+        def gram_of_tile(number: int) -> Array:
+            buffers = self._maker.take()
+            u = self._maker.tile(number, buffers)
+            gram, loaded = grams.take(), self._on.load(u)
+            self._on.adjoint_times(loaded, loaded, gram)
+            self._maker.give(buffers)
+            return gram
+
+        def add(total: Array, other: Array) -> Array:
+            total += other
+            grams.give(other)
+            return total
+
+        numbers = range(tiles.start, tiles.stop)
+        return tree_sum(_counted(ordered_map(gram_of_tile, numbers, in_flight), advance), add)
+
+    def deviation(self, figures: TileFigures) -> float:
+        """``||U^H U - I||_F`` as estimated by the probes of all tiles."""
+        return math.sqrt(float((np.abs(figures.probed - self._probes) ** 2).sum()) / PROBES)
 
 
 def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
@@ -351,7 +339,7 @@ def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
         part[:] = stored
 
 
-def _counted(tiles: Iterator[Any], advance: Advance) -> Iterator[Any]:
+def _counted(tiles: Iterator[Tile], advance: Advance) -> Iterator[Tile]:
     for tile in tiles:
         advance(1)
         yield tile

@@ -1,0 +1,223 @@
+"""Tall matrices on disk: in one bulk, or in pieces by rows, each a sealed file of its own.
+
+A piece holds an aligned run of row tiles. The file that a matrix belongs to names its pieces by the
+hashes of their identities, and so of all their checksums: a piece that is missing, altered or of
+another matrix is never read as if it were the right one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.files import digest
+from skerch_ooc.partition import Range
+from skerch_ooc.sealed import Layout, SealedFile, read_slice
+
+Array = npt.NDArray[Any]
+
+
+class TallMatrix(Protocol):
+    """A tall matrix on disk, read and verified tile by tile.
+
+    Attributes:
+        layout: How it is tiled as a whole.
+    """
+
+    layout: Layout
+
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """Reads one tile; see :meth:`skerch_ooc.sealed.SealedFile.read_tile`."""
+        ...
+
+    def read(self, rows: Range, columns: Range) -> Array:
+        """Reads any slice, ``(len(rows), len(columns))``, through the tiles that it touches."""
+        ...
+
+
+def piece_path(folder: Path, name: str, tiles: Range) -> Path:
+    """The file of a piece: of some row tiles of the matrix of a name."""
+    return folder / f"{name}.t{tiles}.h5"
+
+
+def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) -> dict[str, Any]:
+    """What the file that a matrix belongs to says of its pieces.
+
+    Args:
+        layout: Of the whole matrix.
+        pieces: Row tiles and file of each, in order.
+    """
+    return {
+        "shape": list(layout.shape),
+        "dtype": layout.dtype,
+        "tile": list(layout.tile),
+        "tiles": [[tiles.start, tiles.stop] for tiles, _ in pieces],
+        "identities": [digest(file.identity) for _, file in pieces],
+    }
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What :func:`describe_pieces` said."""
+
+    layout: Layout
+    tiles: list[Range]
+    identities: list[str]
+
+    @classmethod
+    def of(cls, name: str, value: Any, path: Path) -> _Described:
+        try:
+            shape, tile = value["shape"], value["tile"]
+            layout = Layout(
+                name, (int(shape[0]), int(shape[1])), str(value["dtype"]),
+                (int(tile[0]), int(tile[1])),
+            )  # fmt: skip
+            tiles = [Range(int(start), int(stop)) for start, stop in value["tiles"]]
+            identities = [str(identity) for identity in value["identities"]]
+            ends = [0, *(run.stop for run in tiles)]
+            good = len(identities) == len(tiles) and ends[-1] == layout.grid[0]
+            good = good and all(run.start == end for run, end in zip(tiles, ends, strict=False))
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise CorruptError(f"{path}: it does not describe the pieces of its {name}") from error
+        if not good:
+            raise CorruptError(f"{path}: it does not describe the pieces of its {name}")
+        return cls(layout, tiles, identities)
+
+
+class BulkMatrix:
+    """A matrix that is a bulk of one file; see :class:`TallMatrix`."""
+
+    def __init__(self, file: SealedFile, name: str) -> None:
+        self.layout = file.layouts[name]
+        self._file, self._name = file, name
+
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """See :class:`TallMatrix`."""
+        return self._file.read_tile(row, column, self._name)
+
+    def read(self, rows: Range, columns: Range) -> Array:
+        """See :class:`TallMatrix`."""
+        return self._file.read(rows, columns, self._name)
+
+
+class PiecedMatrix:
+    """A matrix in pieces, each opened when it is first needed; see :class:`TallMatrix`."""
+
+    def __init__(self, file: SealedFile, name: str) -> None:
+        described = _Described.of(name, file.identity["pieces"][name], file.path)
+        self.layout = described.layout
+        self._described = described
+        self._file, self._name = file, name
+        self._lock = threading.Lock()
+        self._opened: dict[int, SealedFile] = {}
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the pieces, in order."""
+        return [
+            piece_path(self._file.path.parent, self._name, tiles) for tiles in self._described.tiles
+        ]
+
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """See :class:`TallMatrix`.
+
+        Raises:
+            IncompleteError: If the piece is gone.
+            CorruptError: If it was altered, or is of another matrix.
+        """
+        # All runs but the last are equally long.
+        number = row // len(self._described.tiles[0])
+        tiles = self._described.tiles[number]
+        return self._piece(number).read_tile(row - tiles.start, column)
+
+    def read(self, rows: Range, columns: Range) -> Array:
+        """See :class:`TallMatrix`; raises as :meth:`read_tile` does."""
+        return read_slice(self.layout, self.read_tile, rows, columns)
+
+    def check(self) -> None:
+        """Opens every piece.
+
+        Raises:
+            IncompleteError: If one is gone.
+            CorruptError: If one was altered, or is of another matrix.
+        """
+        for number in range(len(self._described.tiles)):
+            self._piece(number)
+
+    def _piece(self, number: int) -> SealedFile:
+        with self._lock:
+            if number not in self._opened:
+                self._opened[number] = self._open(number)
+            return self._opened[number]
+
+    def _open(self, number: int) -> SealedFile:
+        path = self.paths[number]
+        try:
+            file = SealedFile(path)
+        except FileNotFoundError as error:
+            raise IncompleteError(
+                f"{path} is gone, a piece of {self._file.path}{self._file.advice}"
+            ) from error
+        if digest(file.identity) != self._described.identities[number]:
+            raise CorruptError(
+                f"{path} is not the piece that {self._file.path} was published with"
+                f"{self._file.advice}"
+            )
+        file.advice = self._file.advice
+        return file
+
+
+def pieced_names(identity: Mapping[str, Any]) -> list[str]:
+    """The matrices of a file that are in pieces, by what its identity says."""
+    return list(identity.get("pieces", {}))
+
+
+def open_matrix(file: SealedFile, name: str) -> TallMatrix | None:
+    """The matrix of a name that belongs to a file; ``None`` if there is none.
+
+    Raises:
+        CorruptError: If the file does not describe it.
+    """
+    if name in file.layouts:
+        return BulkMatrix(file, name)
+    return PiecedMatrix(file, name) if name in pieced_names(file.identity) else None
+
+
+def lost_pieces(file: SealedFile) -> list[Path]:
+    """The pieces of a file's matrices that are not there.
+
+    Raises:
+        CorruptError: If the file does not describe them.
+    """
+    return [
+        path
+        for name in pieced_names(file.identity)
+        for path in PiecedMatrix(file, name).paths
+        if not path.exists()
+    ]
+
+
+def check_pieces(file: SealedFile) -> None:
+    """Opens every piece of a file's matrices.
+
+    Raises:
+        IncompleteError: If one is gone.
+        CorruptError: If one was altered, or is of another matrix.
+    """
+    for name in pieced_names(file.identity):
+        PiecedMatrix(file, name).check()
+
+
+def stored_columns(matrix: TallMatrix, number: int, out: Array) -> Array:
+    """Reads a row of tiles into ``out``, ``(rows, columns)``, and returns it."""
+    for column in range(matrix.layout.grid[1]):
+        part = matrix.read_tile(number, column)
+        out[:, matrix.layout.columns(column).slice] = part
+    return np.asarray(out)

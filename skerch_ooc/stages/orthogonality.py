@@ -1,0 +1,77 @@
+"""How far computed vectors are from orthonormal, and how that is put right.
+
+``X T`` loses orthogonality where ``X`` is ill-conditioned, by the square of its condition if ``T``
+comes from a Gram matrix. Then a stream before the one that writes forms ``(X T)^H (X T)``, and its
+Cholesky factor corrects ``U = (X T) C`` (CholeskyQR2: Fukaya, Kannan, Nakatsukasa, Yamamoto and
+Yanagisawa 2020, "Shifted Cholesky QR for computing the QR factorization of ill-conditioned
+matrices", arXiv 1809.11085, section 2). The two factors are applied one after the other: as the
+rounding of ``X T`` is the same in both streams, the correction sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.linalg import eigh_by_magnitude, gram_root, hermitian_part, svd
+from skerch_ooc.spec import Plan
+from skerch_ooc.stages.accumulate import is_double
+from skerch_ooc.stages.vectors import Vectors
+
+Array = npt.NDArray[Any]
+
+_DOUBLE = 2.0**-52
+
+
+def orthogonality_bound(plan: Plan) -> float:
+    """What ``||U^H U - I||`` may be: 1e-6 in single, 1e-11 in double precision."""
+    return 1e-11 if is_double(plan) else 1e-6
+
+
+def expected_deviation(plan: Plan, condition: float) -> float:
+    """About how far ``U^H U`` is from the identity if nothing corrects it.
+
+    Args:
+        plan: The plan in force.
+        condition: Of the columns that were orthogonalised.
+    """
+    return _DOUBLE * (condition if is_double(plan) else condition**2)
+
+
+def needs_correction(plan: Plan, condition: float) -> bool:
+    """Whether the vectors may miss their bound, so that a stream that corrects them is worth it."""
+    return 8 * expected_deviation(plan, condition) > orthogonality_bound(plan)
+
+
+def corrected(
+    values: Array, left: Vectors, left_gram: Array | None, right: Vectors | None,
+    right_gram: Array | None,
+) -> tuple[Array, Vectors, Vectors | None]:  # fmt: skip
+    """Makes an orthonormal decomposition of one whose vectors are not quite orthonormal.
+
+    With ``U^H U = L^H L`` and ``V^H V = R^H R`` the product ``U diag(values) V^H`` has the core
+    ``L diag(values) R^H`` in the orthonormal ``U L^-1`` and ``V R^-1``.
+
+    Args:
+        values: Eigenvalues, or singular values.
+        left: The vectors ``U``, not corrected yet.
+        left_gram: ``U^H U``; ``None`` if it is known to be good.
+        right: The vectors ``V``; ``None`` for eigenvectors.
+        right_gram: ``V^H V``; ``None`` if it is known to be good.
+    """
+    identity = np.eye(len(values))
+    left_root = identity if left_gram is None else gram_root(left_gram)
+    if right is None:
+        middle = hermitian_part((left_root * values) @ left_root.conj().T)
+        found, u = eigh_by_magnitude(middle)
+        return found, _corrected(left, left_root, u), None
+    right_root = identity if right_gram is None else gram_root(right_gram)
+    u, found, vh = svd((left_root * values) @ right_root.conj().T)
+    v = vh.conj().T
+    return found, _corrected(left, left_root, u), _corrected(right, right_root, v)
+
+
+def _corrected(vectors: Vectors, root: Array, rotation: Array) -> Vectors:
+    return Vectors(vectors.source, vectors.transform, np.linalg.solve(root, rotation))

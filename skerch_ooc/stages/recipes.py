@@ -1,0 +1,190 @@
+"""Recipes on disk: all that a process needs to make vectors, but for the columns themselves.
+
+Where vectors are made in several pieces, whoever solved the small problems publishes transforms and
+values first. Each piece names the recipe by a hash of its content: what a killed process has left
+is gone on with if it is of the same recipe, and made anew if it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.files import canonical_json
+from skerch_ooc.provenance import provenance
+from skerch_ooc.rounds import BASIS_MATRIX, known_rounds
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile, sealed_writer
+from skerch_ooc.spec import FORMAT_VERSION, RecoverySpec
+from skerch_ooc.stages.columns import Columns, columns_of_basis, columns_of_result
+from skerch_ooc.stages.vectors import Recipe, Vectors
+
+Array = npt.NDArray[Any]
+
+LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
+RIGHT_VECTORS = "V"
+
+_CONTENT = "content"
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """The recipes of the matrices of one result or basis, on disk.
+
+    Attributes:
+        path: Where they are.
+        identity: What the file says it is.
+        matrices: The recipe of each matrix, by its name.
+        arrays: What else was published with them.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    matrices: Mapping[str, Recipe]
+    arrays: Mapping[str, Array]
+
+    @property
+    def content(self) -> str:
+        """Hash of all that the file holds."""
+        return str(self.identity[_CONTENT])
+
+
+def recipe_identity(run: Run, sketch: str, of: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of recipes says it is.
+
+    Args:
+        run: The run.
+        sketch: The digest of the sketch.
+        of: ``{"settings": ...}`` of a result, or ``{"round": ...}``, which a basis follows.
+    """
+    return {
+        "format": FORMAT_VERSION,
+        "type": "recipe",
+        "run": run.plan.run_id,
+        "sketch": sketch,
+        **of,
+    }
+
+
+def publish_recipes(
+    path: Path, identity: Mapping[str, Any], matrices: Mapping[str, Recipe],
+    arrays: Mapping[str, Array],
+) -> RecipeFile:  # fmt: skip
+    """Publishes recipes, unless the same ones are there.
+
+    Args:
+        path: The file.
+        identity: See :func:`recipe_identity`; may say more.
+        matrices: The recipes.
+        arrays: What else is to be kept with them.
+
+    Returns:
+        The file.
+
+    Raises:
+        IncompleteError: If the file cannot be written.
+    """
+    stored = dict(arrays)
+    for name, recipe in matrices.items():
+        stored[f"{name}.transform"] = recipe.vectors.transform
+        if recipe.vectors.correction is not None:
+            stored[f"{name}.correction"] = recipe.vectors.correction
+        if recipe.weights is not None:
+            stored[f"{name}.weights"] = recipe.weights
+    whole = dict(identity) | {"rows": {name: recipe.rows for name, recipe in matrices.items()}}
+    whole[_CONTENT] = _hash_of(whole, stored)
+    with contextlib.suppress(FileNotFoundError, CorruptError):
+        if SealedFile(path).identity == whole:
+            return RecipeFile(path, whole, matrices, arrays)
+    path.unlink(missing_ok=True)
+    with sealed_writer(path) as writer:
+        writer.publish(whole, stored, provenance())
+    return RecipeFile(path, whole, matrices, arrays)
+
+
+def _hash_of(identity: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(canonical_json(dict(identity)))
+    for name, array in sorted(arrays.items()):
+        digest.update(canonical_json([name, str(array.dtype), list(array.shape)]))
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> RecipeFile | None:
+    """Reads recipes that this process knows the columns of.
+
+    Args:
+        path: The file.
+        expected: What the file must say it is, at least.
+        columns: What the matrices are made of.
+
+    Returns:
+        The recipes; ``None`` if there are none, or those of something else, which are removed.
+
+    Raises:
+        CorruptError: If the file is damaged.
+    """
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        return None
+    except CorruptError as error:
+        raise CorruptError(f"{error}. It can be made anew: rm {path}") from error
+    if {key: file.identity.get(key) for key in expected} != dict(expected):
+        # Derived data, of a sketch that has grown or was measured anew, or of other settings.
+        path.unlink(missing_ok=True)
+        return None
+    return _with_columns(file, columns)
+
+
+def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
+    """Opens recipes in a process that is told of nothing else.
+
+    Args:
+        run: The run.
+        path: The file.
+        content: The hash of what it must hold.
+
+    Raises:
+        IncompleteError: If it is gone, or was replaced.
+        CorruptError: If it, or a shard, is damaged; if shards were measured anew since.
+    """
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError as error:
+        raise IncompleteError(f"{path} is gone; run the same command again") from error
+    if file.identity.get(_CONTENT) != content:
+        raise IncompleteError(f"{path} was replaced meanwhile; run the same command again")
+    if "round" in file.identity:
+        number = file.identity["round"]
+        columns = columns_of_basis(next(r for r in known_rounds(run) if r.number == number))
+    else:
+        columns = columns_of_result(run, RecoverySpec(**file.identity["settings"]))
+    if columns.digest != file.identity["sketch"]:
+        raise CorruptError(
+            f"{path} was made of other shards than there are here now: either they were measured "
+            "anew meanwhile, then run the same command again; or this is another run directory"
+        )
+    return _with_columns(file, columns)
+
+
+def _with_columns(file: SealedFile, columns: Columns) -> RecipeFile:
+    matrices, arrays = {}, dict(file.arrays)
+    for name, rows in file.identity["rows"].items():
+        right = name == RIGHT_VECTORS
+        source = columns.right if right and columns.right else columns.left
+        vectors = Vectors(
+            source, arrays.pop(f"{name}.transform"), arrays.pop(f"{name}.correction", None)
+        )
+        weights = arrays.pop(f"{name}.weights", None)
+        test = columns.test if name == BASIS_MATRIX or weights is not None else None
+        matrices[name] = Recipe(name, int(rows), vectors, test, weights)
+    return RecipeFile(file.path, file.identity, matrices, arrays)

@@ -1,0 +1,242 @@
+"""The solution of the small problems: values, and how the tall vectors are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.executors import Executor
+from skerch_ooc.progress import Progress
+from skerch_ooc.recovery import METHODS, Core, decompose
+from skerch_ooc.resources import Resources, torch_threads
+from skerch_ooc.rundir import Run
+from skerch_ooc.spec import Plan, RecoverySpec
+from skerch_ooc.stages.accumulate import wide_dtype
+from skerch_ooc.stages.columns import rounds_for
+from skerch_ooc.stages.merge import Merge
+from skerch_ooc.stages.orthogonality import corrected, expected_deviation, orthogonality_bound
+from skerch_ooc.stages.problems import Posed, pose
+from skerch_ooc.stages.recipes import (
+    LEFT_VECTORS,
+    RIGHT_VECTORS,
+    RecipeFile,
+    publish_recipes,
+    recipe_identity,
+)
+from skerch_ooc.stages.spread import gram_of_vectors
+from skerch_ooc.stages.vectors import Recipe, Vectors
+from skerch_ooc.streams import tiles_in_flight
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A decomposition that is known, and whose vectors can be made.
+
+    Attributes:
+        posed: What it was made from.
+        core: What the method found.
+        values: Eigenvalues in descending magnitude, or singular values descending.
+        left: How the left vectors, or the eigenvectors, are made.
+        right: How the right vectors are made; ``None`` for eigenvectors.
+        deviation: About how far the vectors are from orthonormal, storing them apart.
+        corrected: Whether a stream of its own has seen to that.
+    """
+
+    posed: Posed
+    core: Core
+    values: Array
+    left: Vectors
+    right: Vectors | None
+    deviation: float
+    corrected: bool = False
+
+    def weights(self) -> Array:
+        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
+        products = self.posed.problem.g_w
+        assert products is not None
+        return np.asarray(
+            self.values[:, None] * (self.right or self.left).compressed(products).conj().T
+        )
+
+    def with_fixed_signs(self) -> Decomposition:
+        """With vectors turned so that the first test vector is at an acute angle to each.
+
+        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
+        that depends on neither the method nor the number of measurements.
+        """
+        products = self.posed.problem.omega_w
+        assert products is not None
+        angle = (self.right or self.left).compressed(products[:1])[0]
+        size = np.abs(angle)
+        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
+        return Decomposition(
+            self.posed,
+            self.core,
+            self.values,
+            self.left.turned(turn),
+            self.right.turned(turn) if self.right else None,
+            self.deviation,
+            self.corrected,
+        )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """All that is known of a result before its vectors are made.
+
+    Attributes:
+        values: Eigenvalues in descending magnitude, or singular values descending, ``(r,)``.
+        matrices: How the vectors are made: the left ones first.
+        core: How many singular values of the core were inverted.
+        choosing: How many test columns chose it.
+        leave_one_out: The error as leave-one-out estimates it; ``None`` if it is not known.
+        tested: Sizes of the core that were tried, with their errors, ``(t, 2)``.
+        corrected: Whether a stream of its own has seen to the vectors being orthonormal.
+    """
+
+    values: Array
+    matrices: Mapping[str, Recipe]
+    core: int
+    choosing: int
+    leave_one_out: float | None
+    tested: Array
+    corrected: bool
+
+    @classmethod
+    def of(cls, plan: Plan, found: Decomposition) -> Solution:
+        """The solution that a decomposition is, with signs fixed."""
+        found = found.with_fixed_signs()
+        height, width = plan.identity.shape
+        name = LEFT_VECTORS[plan.identity.kind]
+        matrices = {name: Recipe(name, height, found.left, found.posed.test, found.weights())}
+        if found.right is not None:
+            matrices[RIGHT_VECTORS] = Recipe(RIGHT_VECTORS, width, found.right)
+        return cls(
+            values=found.values,
+            matrices=matrices,
+            core=found.core.size,
+            choosing=found.core.choosing,
+            leave_one_out=found.core.leave_one_out,
+            tested=np.array(found.core.tested, np.float64).reshape(-1, 2),
+            corrected=found.corrected,
+        )
+
+    def publish(self, path: Path, identity: Mapping[str, Any]) -> RecipeFile:
+        """Publishes it for other processes, and for those that come after a crash.
+
+        Args:
+            path: The file.
+            identity: See :func:`skerch_ooc.stages.recipes.recipe_identity`.
+        """
+        more = {"core": self.core, "choosing": self.choosing, "corrected": self.corrected}
+        left_out = math.nan if self.leave_one_out is None else self.leave_one_out
+        arrays = {
+            "values": self.values,
+            "leave_one_out": np.array(left_out),
+            "tested_cores": self.tested,
+        }
+        return publish_recipes(path, dict(identity) | more, self.matrices, arrays)
+
+    @classmethod
+    def read(cls, file: RecipeFile) -> Solution:
+        """What :meth:`publish` published."""
+        left_out = float(file.arrays["leave_one_out"])
+        return cls(
+            values=file.arrays["values"],
+            matrices=file.matrices,
+            core=int(file.identity["core"]),
+            choosing=int(file.identity["choosing"]),
+            leave_one_out=None if math.isnan(left_out) else left_out,
+            tested=file.arrays["tested_cores"],
+            corrected=bool(file.identity["corrected"]),
+        )
+
+
+def solve_bytes(plan: Plan) -> int:
+    """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
+    m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
+    return 12 * m * max(m, left) * wide_dtype(plan).itemsize
+
+
+def solve(
+    run: Run, settings: RecoverySpec, resources: Resources, progress: Progress,
+    executor: Executor | None = None,
+) -> Decomposition:  # fmt: skip
+    """Finds a decomposition, by small matrices alone unless merging is not done yet.
+
+    Raises:
+        UsageError: If the sketch does not serve the method, memory is too little, or the operator
+            is zero.
+        IncompleteError: If measurements are missing.
+        CorruptError: If a shard is damaged.
+    """
+    last, before = rounds_for(run, settings)
+    merged = Merge(last).result(resources, progress, executor)
+    merged_before = Merge(before).result(resources, progress, executor) if before else None
+    with progress.stage("solve", 1, "problem") as advance, torch_threads(resources.threads):
+        tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
+        posed = pose(run.plan, settings, merged, merged_before)
+        core = METHODS[settings.method](posed.problem)
+        solution = decompose(posed.problem, core)
+        advance(1)
+    if len(solution.values) == 0:
+        raise UsageError(
+            "there is nothing to decompose: what these test vectors show of the operator is zero, "
+            "or below its rounding errors; give another seed, more measurements, or another method"
+        )
+    condition = max(solution.left_condition, solution.right_condition)
+    return Decomposition(
+        posed=posed,
+        core=core,
+        values=solution.values,
+        left=Vectors(posed.left, solution.left),
+        right=Vectors(posed.right, solution.right) if posed.right else None,
+        deviation=expected_deviation(run.plan, condition),
+    )
+
+
+def needs_correction_of(plan: Plan, found: Decomposition) -> bool:
+    """Whether vectors of a solved problem may miss their bound of orthogonality."""
+    return 8 * found.deviation > orthogonality_bound(plan)
+
+
+def correct(
+    run: Run, settings: RecoverySpec, found: Decomposition, folder: Path,
+    executor: Executor | None, resources: Resources, progress: Progress,
+) -> Decomposition:  # fmt: skip
+    """Makes the vectors orthonormal, by a stream over their sources.
+
+    Args:
+        run: The run.
+        settings: Those of the result.
+        found: What is to be corrected.
+        folder: Of the result; what other processes need lies there for a while.
+        executor: What runs tasks; this process by default.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+    """
+    plan = run.plan
+    height, width = plan.identity.shape
+    identity = recipe_identity(
+        run, rounds_for(run, settings)[0].sketch.digest, {"settings": settings.as_json()}
+    )
+
+    def gram(name: str, rows: int, vectors: Vectors) -> Array:
+        draft, recipe = folder / f"draft.{name}.h5", Recipe(name, rows, vectors)
+        return gram_of_vectors(run, recipe, identity, draft, executor, resources, progress)
+
+    left = gram(LEFT_VECTORS[plan.identity.kind], height, found.left)
+    right = gram(RIGHT_VECTORS, width, found.right) if found.right else None
+    with torch_threads(resources.threads):
+        values, u, v = corrected(found.values, found.left, left, found.right, right)
+    floor = float(np.finfo(wide_dtype(plan)).eps)
+    return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)

@@ -1,0 +1,342 @@
+"""Tall matrices made by tasks: aligned runs of row tiles, by whatever executor, in any process.
+
+A task publishes a piece of the matrix, and the figures of its rows beside it; or, where vectors are
+to be corrected, the Gram matrix of its rows. Pieces and sums are cut by the plan alone and summed
+in one fixed tree, so who made them changes nothing. A piece that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.executors import Executor
+from skerch_ooc.executors.serial import Serial
+from skerch_ooc.files import wait_for_files
+from skerch_ooc.linalg import mirrored
+from skerch_ooc.partition import Range, aligned_runs, tree_sum
+from skerch_ooc.pieces import describe_pieces, piece_path
+from skerch_ooc.progress import Progress
+from skerch_ooc.provenance import provenance
+from skerch_ooc.resources import Resources
+from skerch_ooc.rundir import Run, open_run
+from skerch_ooc.sealed import SealedFile, sealed_writer
+from skerch_ooc.spec import FORMAT_VERSION, Plan
+from skerch_ooc.stages.accumulate import wide_dtype
+from skerch_ooc.stages.measure import forget_operator
+from skerch_ooc.stages.recipes import RecipeFile, open_recipes, publish_recipes
+from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, layout_of
+
+Array = npt.NDArray[Any]
+
+SMALLEST_PIECE = 5
+"""A piece has at least 2**5 tiles."""
+
+_DRAFT = "gram."
+
+
+@dataclass(frozen=True)
+class VectorTask:
+    """A run of tiles of a tall matrix: a path and a few numbers, for any process.
+
+    Attributes:
+        run: The run directory.
+        recipe: The file of its recipe, relative to that.
+        content: The hash of what that file holds.
+        matrix: Name of the matrix.
+        start: First row tile.
+        stop: First row tile after the run.
+        gram: Whether the Gram matrix of these rows is wanted, instead of the rows.
+        memory: Peak resident memory of the process, in bytes.
+        threads: Threads of the process.
+        device: Torch device on which tiles are multiplied.
+    """
+
+    run: str
+    recipe: str
+    content: str
+    matrix: str
+    start: int
+    stop: int
+    gram: bool
+    memory: int
+    threads: int
+    device: str
+
+
+def runs_of(plan: Plan, rows: int, rank: int) -> list[Range]:
+    """The runs of tiles that a matrix is cut into; one, if it is no larger than that.
+
+    They are aligned runs of ``2**j`` tiles, so long that Gram matrices stay below a tenth of the
+    data.
+    """
+    tile = plan.identity.tile[0] * rank * np.dtype(plan.identity.dtype).itemsize
+    gram = rank**2 * wide_dtype(plan).itemsize
+    exponent = max(SMALLEST_PIECE, (10 * gram // tile).bit_length())
+    return list(aligned_runs(len(plan.tiles(rows)), exponent))
+
+
+def in_pieces(plan: Plan, recipe: Recipe) -> bool:
+    """Whether a matrix is so large that it lies in several files."""
+    return len(runs_of(plan, recipe.rows, recipe.vectors.rank)) > 1
+
+
+@lru_cache(maxsize=1)
+def _recipes_of_process(directory: str, path: str, content: str) -> tuple[Plan, RecipeFile]:
+    """The recipes that this process works by; opened once."""
+    run = open_run(directory)
+    return run.plan, open_recipes(run, run.directory / path, content)
+
+
+def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
+    """Does a task in any process.
+
+    Returns:
+        A function that publishes what was made, and returns the receipt.
+
+    Raises:
+        IncompleteError: If the recipe is gone.
+        CorruptError: If a shard is damaged.
+        UsageError: If the memory is too little.
+    """
+    # Its memory is for the vectors, and nothing is measured any more.
+    forget_operator()
+    plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
+    resources = Resources(task.memory, task.threads, device=task.device)
+    making = Making(plan, recipes.matrices[task.matrix], resources)
+    return _perform(plan, recipes, task.matrix, making, task.gram, Range(task.start, task.stop))
+
+
+def _perform(
+    plan: Plan, recipes: RecipeFile, matrix: str, making: Making, gram: bool, tiles: Range
+) -> Callable[[], dict[str, Any]]:
+    publish: Callable[[], None]
+    if gram:
+        publish = partial(_publish_gram, plan, recipes, matrix, tiles, making.gram(tiles, _ignore))
+    else:
+        publish = _written_piece(plan, recipes, matrix, making, tiles)
+
+    def finish() -> dict[str, Any]:
+        publish()
+        return {"tiles": len(tiles)}
+
+    return finish
+
+
+def _ignore(_: int) -> None:
+    """Progress that is told by the task."""
+
+
+def _identity(
+    plan: Plan, recipes: RecipeFile, kind: str, matrix: str, tiles: Range
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "type": kind,
+        "run": plan.run_id,
+        "sketch": recipes.identity["sketch"],
+        "recipe": recipes.content,
+        "matrix": matrix,
+        "tiles": [tiles.start, tiles.stop],
+    }
+
+
+def _piece_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
+    return piece_path(recipes.path.parent, matrix, tiles)
+
+
+def _gram_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
+    return piece_path(recipes.path.parent, f"{_DRAFT}{matrix}", tiles)
+
+
+def _written_piece(
+    plan: Plan, recipes: RecipeFile, matrix: str, making: Making, tiles: Range
+) -> Callable[[], None]:
+    recipe = recipes.matrices[matrix]
+    of_tiles = plan.tiles(recipe.rows)
+    rows = of_tiles[tiles.stop - 1].stop - of_tiles[tiles.start].start
+    layout = layout_of(plan, matrix, rows, recipe.vectors.rank)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(sealed_writer(_piece_path(recipes, matrix, tiles), layout))
+        figures = making.write(tiles, writer.bulks[0], _ignore)
+        opened = stack.pop_all()
+    identity = _identity(plan, recipes, "piece", matrix, tiles)
+
+    def publish() -> None:
+        with opened:
+            writer.publish(identity, figures.as_arrays(), provenance())
+
+    return publish
+
+
+def _publish_gram(plan: Plan, recipes: RecipeFile, matrix: str, tiles: Range, gram: Array) -> None:
+    path = _gram_path(recipes, matrix, tiles)
+    with sealed_writer(path) as writer:
+        identity = _identity(plan, recipes, "gram", matrix, tiles)
+        writer.publish(identity, {"gram": gram}, provenance())
+
+
+def gram_of_vectors(
+    run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, executor: Executor | None,
+    resources: Resources, progress: Progress,
+) -> Array:  # fmt: skip
+    """``U^H U`` of vectors that are not written, ``(r, r)``, by one stream over their source.
+
+    Args:
+        run: The run.
+        recipe: How the vectors are made.
+        identity: See :func:`skerch_ooc.stages.recipes.recipe_identity`.
+        draft: The file that other processes are given the recipe in, for as long as they need it.
+        executor: What runs tasks; this process by default.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+
+    Raises:
+        IncompleteError: If something cannot be written.
+        CorruptError: If a shard is damaged.
+        UsageError: If memory is too little.
+    """
+    stage = "orthogonalise"
+    if executor is None or not executor.remote or not in_pieces(run.plan, recipe):
+        making = Making(run.plan, recipe, resources)
+        with progress.stage(stage, len(making.tiles), "tiles") as advance:
+            return mirrored(making.gram(making.tiles, advance))
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {})
+    gram = Spread(run, recipes, executor, resources).gram(recipe.name, progress, stage)
+    draft.unlink(missing_ok=True)
+    return gram
+
+
+class Spread:
+    """The matrices of a file of recipes, made by the tasks of an executor.
+
+    Args:
+        run: The run.
+        recipes: The recipes, published.
+        executor: What runs the tasks.
+        resources: Memory and cores of each process.
+    """
+
+    def __init__(
+        self, run: Run, recipes: RecipeFile, executor: Executor | None, resources: Resources
+    ) -> None:
+        self._run, self._plan = run, run.plan
+        self._recipes = recipes
+        self._executor: Executor = executor or Serial()
+        self._resources = resources
+
+    def write(
+        self, matrix: str, progress: Progress, stage: str
+    ) -> tuple[dict[str, Any], TileFigures]:
+        """Makes the pieces of a matrix that are not there yet.
+
+        Args:
+            matrix: Its name.
+            progress: Shows how far it is.
+            stage: What the user is told.
+
+        Returns:
+            What the file that the matrix belongs to says of them, and the figures of all tiles.
+
+        Raises:
+            IncompleteError: If a piece cannot be written.
+            CorruptError: If a shard, or a piece that is there, is damaged.
+            UsageError: If memory is too little.
+        """
+        recipe = self._recipes.matrices[matrix]
+        done = self._all(matrix, gram=False, progress=progress, stage=stage)
+        layout = layout_of(self._plan, matrix, recipe.rows, recipe.vectors.rank)
+        figures = tree_sum((TileFigures(**file.arrays) for _, file in done), TileFigures.add)
+        return describe_pieces(layout, done), figures
+
+    def gram(self, matrix: str, progress: Progress, stage: str) -> Array:
+        """``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write` does."""
+        done = self._all(matrix, gram=True, progress=progress, stage=stage)
+        total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
+        for _, file in done:
+            file.path.unlink(missing_ok=True)
+        return total
+
+    def _all(
+        self, matrix: str, *, gram: bool, progress: Progress, stage: str
+    ) -> list[tuple[Range, SealedFile]]:
+        recipe = self._recipes.matrices[matrix]
+        runs = runs_of(self._plan, recipe.rows, recipe.vectors.rank)
+        missing = [tiles for tiles in runs if self._published(matrix, gram, tiles) is None]
+        total = len(self._plan.tiles(recipe.rows))
+        with progress.stage(stage, total, "tiles") as advance:
+            advance(total - sum(map(len, missing)))
+            if missing:
+                work = self._work(matrix, gram)
+                tasks = (self._task(matrix, gram, tiles) for tiles in missing)
+                for receipt in self._executor.run(work, tasks, self._resources.threads):
+                    advance(receipt["tiles"])
+                wait_for_files(self._path(matrix, gram, tiles) for tiles in missing)
+        return list(self._opened(matrix, gram, runs))
+
+    def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
+        if self._executor.remote:
+            return perform_vectors
+        making = Making(self._plan, self._recipes.matrices[matrix], self._resources)
+
+        def work(task: VectorTask) -> Callable[[], dict[str, Any]]:
+            tiles = Range(task.start, task.stop)
+            return _perform(self._plan, self._recipes, matrix, making, gram, tiles)
+
+        return work
+
+    def _task(self, matrix: str, gram: bool, tiles: Range) -> VectorTask:
+        directory = self._run.directory.resolve()
+        return VectorTask(
+            run=str(directory),
+            recipe=str(self._recipes.path.resolve().relative_to(directory)),
+            content=self._recipes.content,
+            matrix=matrix,
+            start=tiles.start,
+            stop=tiles.stop,
+            gram=gram,
+            memory=self._resources.memory,
+            threads=self._resources.threads,
+            device=self._resources.device,
+        )
+
+    def _opened(
+        self, matrix: str, gram: bool, runs: list[Range]
+    ) -> Iterator[tuple[Range, SealedFile]]:
+        for tiles in runs:
+            file = self._published(matrix, gram, tiles)
+            if file is None:
+                path = self._path(matrix, gram, tiles)
+                raise IncompleteError(f"{path} is gone again; run the same command again")
+            yield tiles, file
+
+    def _path(self, matrix: str, gram: bool, tiles: Range) -> Path:
+        path_of = _gram_path if gram else _piece_path
+        return path_of(self._recipes, matrix, tiles)
+
+    def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
+        """What was published for a task; what is of another recipe is removed."""
+        path = self._path(matrix, gram, tiles)
+        try:
+            file = SealedFile(path)
+        except FileNotFoundError:
+            return None
+        except CorruptError as error:
+            raise CorruptError(
+                f"{error}. To make it anew: rm {path}, then the same command again"
+            ) from error
+        expected = _identity(self._plan, self._recipes, "gram" if gram else "piece", matrix, tiles)
+        if {key: value for key, value in file.identity.items() if key != "bulk"} == expected:
+            return file
+        # Derived data, of a recipe that was replaced.
+        path.unlink(missing_ok=True)
+        return None
