@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -47,16 +49,24 @@ _SET = click.option(
 _DEVICE = click.option(
     "--device", metavar="NAME", help="Torch device of the operator, and of the arithmetic on tiles."
 )
-_EXECUTOR = click.option(
-    "--executor", type=click.Choice(["serial", "dask"]), default="serial", show_default=True,
-    help="Where products are computed: in this process, or on local worker processes.",
-)  # fmt: skip
-_WORKERS = click.option(
-    "--workers", type=int, metavar="N", help="Worker processes of --executor dask, on this machine."
-)
-_SCHEDULER = click.option(
-    "--scheduler", metavar="ADDRESS|FILE",
-    help="A running Dask scheduler for --executor dask: tcp://host:port, or its scheduler file.",
+_WHERE = (
+    click.option(
+        "--executor", type=click.Choice(["serial", "dask"]), default="serial", show_default=True,
+        help="Where the work is done: in this process, or on the workers of a Dask cluster.",
+    ),
+    click.option(
+        "--workers", type=int, metavar="N",
+        help="Worker processes that --executor dask starts here; by default one for each core, or "
+        "GPU.",
+    ),
+    click.option(
+        "--scheduler", "--scheduler-file", "scheduler", metavar="ADDRESS|FILE",
+        help="A running Dask scheduler for --executor dask: tcp://host:port, or its scheduler "
+        "file.",
+    ),
+    click.option(
+        "--tries", type=int, metavar="N", help="How often --executor dask tries a task that fails."
+    ),
 )  # fmt: skip
 _MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=_positive,
@@ -70,6 +80,66 @@ _NAME = click.option("--name", metavar="NAME", help="Folder of the result inside
 _RESULT = click.option(
     "--name", metavar="NAME", help="Folder of the result inside results/.", default="default"
 )
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where a command is to do its work.
+
+    Attributes:
+        name: Of the executor.
+        workers: Worker processes to start.
+        scheduler: Of workers that are running.
+        tries: How often a task that fails is tried.
+    """
+
+    name: str
+    workers: int | None
+    scheduler: str | None
+    tries: int | None
+
+    def executor(self, device: str | None) -> Any:
+        """The executor for work on a device.
+
+        Raises:
+            UsageError: If the options contradict each other.
+        """
+        from skerch_ooc.executors.dask import Dask, visible_gpus
+        from skerch_ooc.executors.serial import Serial
+        from skerch_ooc.resources import available_cores
+
+        if self.name == "dask":
+            tries, workers = 1 if self.tries is None else self.tries, self.workers
+            if self.scheduler is not None:
+                return Dask(self.scheduler, workers=workers, tries=tries)
+            gpus = len(visible_gpus()) if (device or "").startswith("cuda") else 0
+            return Dask(workers=(gpus or available_cores()) if workers is None else workers,
+                        tries=tries)  # fmt: skip
+        if self.scheduler is not None:
+            raise UsageError(f"--scheduler {self.scheduler} needs --executor dask")
+        if self.tries is not None:
+            raise UsageError(f"--tries {self.tries} needs --executor dask")
+        if self.workers not in (None, 1):
+            raise UsageError(
+                f"--workers {self.workers} needs --executor dask; serial is one process"
+            )
+        return Serial()
+
+
+def _where(command: Command) -> Command:
+    """Gives a command the options that say where it works, as the one argument ``where``."""
+
+    @functools.wraps(command)
+    def with_where(
+        *args: Any, executor: str, workers: int | None, scheduler: str | None, tries: int | None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        return command(*args, where=_Where(executor, workers, scheduler, tries), **kwargs)
+
+    decorated: Any = with_where
+    for option in reversed(_WHERE):
+        decorated = option(decorated)
+    return cast("Command", decorated)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -119,11 +189,11 @@ def plan(
 
 @cli.command()
 @_options(
-    _SPEC, _RUN, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _SET,
+    _SPEC, _RUN, _where, _MEMORY, _THREADS, _DEVICE, _SET,
     _MAX_SECONDS, _MAX_ERROR, _JSON,
 )  # fmt: skip
 def run(
-    spec: Path, run_dir: Path, executor: str, workers: int | None, scheduler: str | None,
+    spec: Path, run_dir: Path, where: _Where,
     memory: str | None, threads: int | None, device: str | None, overrides: Sequence[str],
     max_seconds: float | None, max_relative_error: float | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -136,10 +206,10 @@ def run(
     from skerch_ooc.spec import Spec
     from skerch_ooc.tolerance import require_tolerance
 
-    chosen = _executor(executor, workers, scheduler)
-    resources = Resources.of(memory, threads, chosen.workers, device)
     progress = for_terminal()
     request = Spec.from_toml(spec, overrides)
+    chosen = where.executor(device or request.operator.device)
+    resources = Resources.of(memory, threads, chosen.workers, device)
     budget = _budget(max_seconds)
     with _operators_print_to_stderr():
         planned = pipeline.make_plan(request, run_dir, resources, device=device)
@@ -158,14 +228,14 @@ def run(
 
 @cli.command()
 @_options(
-    _DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR,
+    _DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR,
     _JSON,
 )  # fmt: skip
 @click.option("--measurements", type=int, required=True, metavar="M", help="All together.")
 @click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
-    directory: Path, executor: str, workers: int | None, scheduler: str | None,
+    directory: Path, where: _Where,
     memory: str | None, threads: int | None, device: str | None,
     max_seconds: float | None, max_relative_error: float | None,
     as_json: bool, measurements: int, plan_only: bool, repeat_rounds: bool,
@@ -179,9 +249,9 @@ def extend(
     from skerch_ooc.resources import Resources
     from skerch_ooc.tolerance import require_tolerance
 
-    chosen = _executor(executor, workers, scheduler)
     progress = for_terminal()
     opened = pipeline.open_run(directory)
+    chosen = where.executor(device or opened.plan.device)
     grown = pipeline.extend(opened, measurements, repeat_rounds=repeat_rounds)
     if plan_only:
         click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
@@ -218,9 +288,9 @@ def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
 
 
 @cli.command()
-@_options(_DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
+@_options(_DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
 def measure(
-    directory: Path, executor: str, workers: int | None, scheduler: str | None,
+    directory: Path, where: _Where,
     memory: str | None, threads: int | None, device: str | None, max_seconds: float | None,
 ) -> None:  # fmt: skip
     """Measure what is missing; nothing published is measured again."""
@@ -228,9 +298,9 @@ def measure(
     from skerch_ooc.resources import Resources
     from skerch_ooc.stages.measure import measure as measure_missing
 
-    chosen = _executor(executor, workers, scheduler)
     progress = for_terminal()
     opened = pipeline.open_run(directory)
+    chosen = where.executor(device or opened.plan.device)
     resources = Resources.of(memory, threads, chosen.workers)
     with _operators_print_to_stderr():
         complete = measure_missing(
@@ -244,37 +314,38 @@ def measure(
 
 
 @cli.command()
-@_options(_DIR, _EXECUTOR, _WORKERS, _SCHEDULER, _MEMORY, _THREADS, _DEVICE)
+@_options(_DIR, _where, _MEMORY, _THREADS, _DEVICE)
 @click.option(
     "--rechunk/--no-rechunk", default=None,
     help="Write row shards too; by default where there are many column shards.",
 )  # fmt: skip
 def merge(
-    directory: Path, executor: str, workers: int | None, scheduler: str | None, memory: str | None,
+    directory: Path, where: _Where, memory: str | None,
     threads: int | None, device: str | None, rechunk: bool | None,
 ) -> None:  # fmt: skip
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
     from skerch_ooc.resources import Resources
 
-    chosen = _executor(executor, workers, scheduler)
+    opened = pipeline.open_run(directory)
+    chosen = where.executor(device)
     resources = Resources.of(memory, threads, chosen.workers, device)
-    another_round = pipeline.merge_stage(
-        pipeline.open_run(directory), resources, for_terminal(), rechunk, chosen
-    )
+    with chosen.session(resources.threads):
+        another_round = pipeline.merge_stage(opened, resources, for_terminal(), rechunk, chosen)
     following = "measure" if another_round else "recover"
     click.echo(f"merged; next: skerch-ooc {following} {directory}")
 
 
 @cli.command()
-@_options(_DIR, _NAME, _MEMORY, _THREADS, _DEVICE)
+@_options(_DIR, _NAME, _where, _MEMORY, _THREADS, _DEVICE)
 @click.option("--method", metavar="NAME", help="Instead of the plan's method.")
 @click.option("--core", metavar="C", help="Singular values of the core to invert, or auto.")
 @click.option("--rank", metavar="R", help="Values and vectors to return, or all.")
 @click.option("--vectors", metavar="HOW", help="stored, or implicit: made as they are read.")
 def recover(
-    directory: Path, name: str | None, memory: str | None, threads: int | None,
-    device: str | None, method: str | None, core: str | None, rank: str | None, vectors: str | None,
+    directory: Path, name: str | None, where: _Where,
+    memory: str | None, threads: int | None, device: str | None, method: str | None,
+    core: str | None, rank: str | None, vectors: str | None,
 ) -> None:  # fmt: skip
     """Recover the decomposition from the merged sketch; costs no product."""
     from skerch_ooc import pipeline
@@ -284,8 +355,10 @@ def recover(
     opened = pipeline.open_run(directory)
     settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank), vectors)
     name = stage.result_name(settings, opened.plan) if name is None else name
-    resources = Resources.of(memory, threads, device=device)
-    path = stage.recover(opened, settings, name, resources, for_terminal())
+    chosen = where.executor(device)
+    resources = Resources.of(memory, threads, chosen.workers, device)
+    with chosen.session(resources.threads):
+        path = stage.recover(opened, settings, name, resources, for_terminal(), chosen)
     suffix = "" if name == "default" else f" --name {name}"
     click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
 
@@ -347,22 +420,6 @@ def verify(directory: Path) -> None:
     click.echo("every byte is as it was published")
 
 
-def _executor(name: str, workers: int | None, scheduler: str | None) -> Any:
-    from skerch_ooc.executors.dask import Dask
-    from skerch_ooc.executors.serial import Serial
-    from skerch_ooc.resources import available_cores
-
-    if name == "dask" and scheduler is not None:
-        return Dask(scheduler, workers=workers)
-    if name == "dask":
-        return Dask(workers=available_cores() if workers is None else workers)
-    if scheduler is not None:
-        raise UsageError(f"--scheduler {scheduler} needs --executor dask")
-    if workers not in (None, 1):
-        raise UsageError(f"--workers {workers} needs --executor dask; serial is one process")
-    return Serial()
-
-
 def _budget(max_seconds: float | None) -> Any:
     """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0.
 
@@ -396,12 +453,20 @@ def _say_stopped(progress: Progress) -> None:
     progress.say("stopped in good order; the same command goes on where it stopped")
 
 
-def _show_warnings() -> None:
-    """Sends this package's own warnings, not those of the libraries below, to standard error."""
+class _Messages(logging.Handler):
+    """Writes to what standard error is at the moment: a live bar stands in for it at times."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :class:`logging.Handler`."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _show_messages() -> None:
+    """Sends this package's own messages, not those of the libraries below, to standard error."""
     logger = logging.getLogger("skerch_ooc")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Messages()]
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
@@ -415,7 +480,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         The exit code: see :mod:`skerch_ooc.errors`; 128 and the number of the signal after one (130
         after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
     """
-    _show_warnings()
+    _show_messages()
     try:
         code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -338,7 +338,8 @@ def merge(
     """
     executor = executor or Serial()
     resources = Resources.of(memory, threads, executor.workers, device)
-    merge_stage(run, resources, progress or Progress(), rechunk, executor)
+    with executor.session(resources.threads):
+        merge_stage(run, resources, progress or Progress(), rechunk, executor)
 
 
 def merge_stage(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
 LINE_SECONDS = 30.0
@@ -13,13 +14,68 @@ LINE_SECONDS = 30.0
 Advance = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What a stage consists of.
+
+    Attributes:
+        name: What it is called.
+        total: Units to be done.
+        unit: What they are: ``"products"``, ``"tiles"``.
+        unit_bytes: Bytes that one of them stands for, about; 0 if that says nothing.
+        tasks: Tasks that they come in, each of which is reported at once; 0 if they are not.
+    """
+
+    name: str
+    total: int
+    unit: str
+    unit_bytes: float = 0.0
+    tasks: int = 0
+
+    def said(self, done: int, reports: int, seconds: float) -> str:
+        """How far it is, for people.
+
+        Args:
+            done: Units done.
+            reports: How often units were reported.
+            seconds: Time since the stage was entered.
+        """
+        parts = []
+        if self.tasks:
+            parts.append(f"{reports} of {self.tasks} tasks")
+        if self.unit_bytes:
+            gigabytes = self.unit_bytes / 1e9
+            parts.append(f"{done * gigabytes:.3g} of {self.total * gigabytes:.3g} GB")
+        if done and seconds > 0:
+            parts.append(f"{done / seconds:.3g} {self.unit}/s")
+            parts.append(f"{_clock((self.total - done) * seconds / done)} left")
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class Progress:
     """Shows how far a stage has come; this one shows nothing."""
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """Enters a stage of ``total`` units; yields a function that reports units done."""
-        del name, total, unit
+    def stage(
+        self, name: str, total: int, unit: str, unit_bytes: float = 0.0, tasks: int = 0
+    ) -> Iterator[Advance]:
+        """Enters a stage of ``total`` units; yields a function that reports units done.
+
+        See :class:`Stage`.
+        """
+        with self.entered(Stage(name, total, unit, unit_bytes, tasks)) as advance:
+            yield advance
+
+    @contextmanager
+    def entered(self, stage: Stage) -> Iterator[Advance]:
+        """Shows a stage while it is entered."""
+        del stage
         yield lambda _: None
 
     def say(self, text: str) -> None:
@@ -34,23 +90,24 @@ class Lines(Progress):
         self._every = every
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+    def entered(self, stage: Stage) -> Iterator[Advance]:
         """See :class:`Progress`."""
         start = last = time.monotonic()
-        done = 0
+        done = reports = 0
 
         def advance(count: int) -> None:
-            nonlocal done, last
+            nonlocal done, reports, last
             done += count
+            reports += 1
             now = time.monotonic()
             if now - last >= self._every:
                 last = now
-                left = (now - start) / done * (total - done) if done else float("nan")
-                self.say(f"{name}: {done} of {total} {unit}, {left:.0f} s left")
+                more = stage.said(done, reports, now - start)
+                self.say(f"{stage.name}: {done} of {stage.total} {stage.unit}, {more}")
 
-        self.say(f"{name}: {total} {unit}")
+        self.say(f"{stage.name}: {stage.total} {stage.unit}")
         yield advance
-        self.say(f"{name}: done in {time.monotonic() - start:.1f} s")
+        self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")
 
     def say(self, text: str) -> None:
         """See :class:`Progress`."""
@@ -61,31 +118,34 @@ class Bar(Progress):
     """A live bar on a terminal."""
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+    def entered(self, stage: Stage) -> Iterator[Advance]:
         """See :class:`Progress`."""
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
         bar = RichProgress(
-            TextColumn(f"{name:8}"),
-            BarColumn(bar_width=30),
+            TextColumn(f"{stage.name:8}"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn(stage.unit),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
             console=Console(stderr=True),
         )
+        start = time.monotonic()
+        done = reports = 0
         with bar:
-            task = bar.add_task(name, total=total)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(stage.name, total=stage.total, said="")
+
+            def advance(count: int) -> None:
+                nonlocal done, reports
+                done += count
+                reports += 1
+                said = stage.said(done, reports, time.monotonic() - start)
+                bar.update(task, completed=done, said=said)
+
+            yield advance
 
     def say(self, text: str) -> None:
         """See :class:`Progress`."""

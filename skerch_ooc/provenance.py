@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import logging
 import os
 import platform
+import re
 import socket
 import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import skerch_ooc
 
+log = logging.getLogger(__name__)
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of the libraries that are loaded (none is loaded for this)."""
+    """Versions of the libraries that are loaded (none is loaded for this), and of the driver of GPUs."""
     names = ("numpy", "torch", "h5py", "scipy", "curvlinops", "distributed")
     versions = {"skerch_ooc": skerch_ooc.__version__, "python": platform.python_version()}
     for name in names:
         version = getattr(sys.modules.get(name), "__version__", None)
         if version:
             versions[name] = str(version)
+    with contextlib.suppress(OSError):
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text())
+        if found:
+            versions["nvidia driver"] = found[0]
     return versions
 
 
@@ -35,3 +48,28 @@ def provenance(**more: Any) -> dict[str, Any]:
         "versions": _versions(),
         **more,
     }
+
+
+def warn_of_versions(records: Iterable[Mapping[str, Any]]) -> None:
+    """Says, in one warning, which libraries had several versions when files were made.
+
+    Args:
+        records: What :func:`provenance` made of each file.
+    """
+    seen: dict[str, dict[str, int]] = {}
+    for record in records:
+        versions = record.get("versions")
+        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+            counts = seen.setdefault(str(name), {})
+            counts[str(version)] = counts.get(str(version), 0) + 1
+    several = [
+        f"{name} " + ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
+        for name, counts in sorted(seen.items())
+        if len(counts) > 1
+    ]
+    if several:
+        log.warning(
+            "shards were measured with different versions (each records its own): %s. Their "
+            "products may differ by rounding",
+            "; ".join(several),
+        )

@@ -191,6 +191,7 @@ class Sketch:
     Attributes:
         round: The round.
         readers: For each side, what reads its row tiles.
+        shard_files: The shards that are used, in order.
         digest: A hash of all that the sketch holds: of the identities, and so checksums, of its
             shards. Shards that the plan does not use have no part in it.
         folder: Where all that is derived from it lies.
@@ -226,8 +227,8 @@ class Sketch:
         files = {rectangle: file for _, rectangle, file in self._inner}
         for reader in self.readers.values():
             files |= reader.files
-        self.digest = digest([files[rectangle].identity for rectangle in sorted(files)])
-        self.shards = len(files)
+        self.shard_files = [files[rectangle] for rectangle in sorted(files)]
+        self.digest = digest([file.identity for file in self.shard_files])
         self.folder = run.sketch / self.digest[:_DIGITS]
 
     def inner(self) -> Array:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import logging
 import math
+import multiprocessing
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -14,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from skerch_ooc.errors import IncompleteError, UsageError
+import skerch_ooc
+from skerch_ooc.errors import IncompleteError, OocError, UsageError
 
 Task = TypeVar("Task")
 
@@ -30,13 +34,38 @@ _GROUP_SECONDS = 0.05
 _MOST_DEATHS = 10
 _ASK_SECONDS = 2.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_MAIN_GUARD = 'inside `if __name__ == "__main__":`'
 _one_at_a_time = threading.Lock()
 
 
 def _perform(function: Callable[[Task], Callable[[], Any]], tasks: list[Task]) -> list[Any]:
     # Workers that others started may have several threads; our tasks bring their own.
     with _one_at_a_time:
-        return [function(task)() for task in tasks]
+        return [_perform_one(function, task) for task in tasks]
+
+
+def _perform_one(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
+    try:
+        return function(task)()
+    except OocError as error:
+        raise type(error)(f"{error} ({task}; {_this_worker()})") from error
+
+
+def _this_worker() -> str:
+    from distributed import get_worker
+
+    try:
+        return f"worker {get_worker().address} on {socket.gethostname()}"
+    except ValueError:
+        return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 class Dask:
@@ -46,22 +75,28 @@ class Dask:
     costs the scheduler nothing. What travels are paths, numbers and receipts; the
     workers must see the run directory, and the file of the factory, under the same paths.
 
+    A task whose worker dies is given to another. One that fails stops the run, after ``tries``.
+    Workers that are started here see one GPU each, where there are any.
+
     Args:
         scheduler: The address of a scheduler (``"tcp://host:8786"``), its scheduler file, a
             ``distributed.Client``, or a cluster object (also those of ``dask_jobqueue`` and
             ``dask_kubernetes``). By default worker processes are started on this machine.
         workers: How many worker processes to start here; by default one.
+        tries: How often a task that fails is tried.
 
     Attributes:
         workers: How many processes share this machine.
 
     Raises:
-        UsageError: If both are given, or ``workers`` is not positive.
+        UsageError: If both are given, or ``workers`` or ``tries`` is not positive.
     """
 
     remote = True
 
-    def __init__(self, scheduler: Any = None, *, workers: int | None = None) -> None:
+    def __init__(
+        self, scheduler: Any = None, *, workers: int | None = None, tries: int = 1
+    ) -> None:
         if scheduler is not None and workers is not None:
             raise UsageError(
                 f"workers = {workers}: they are started with the scheduler; give the one or the "
@@ -69,6 +104,9 @@ class Dask:
             )
         if workers is not None and workers < 1:
             raise UsageError(f"workers = {workers}: must be at least 1")
+        if tries < 1:
+            raise UsageError(f"tries = {tries}: must be at least 1")
+        self._tries = tries
         self.workers = 1 if workers is None else workers
         self._scheduler = scheduler
         self._session: contextlib.ExitStack | None = None
@@ -94,11 +132,11 @@ class Dask:
         """
         if self._session is None:
             with self._connected(threads) as client:
-                yield from _run_on(client, function, iter(tasks))
+                yield from _run_on(client, function, iter(tasks), self._tries)
             return
         if self._client is None:
             self._client = self._session.enter_context(self._connected(threads))
-        yield from _run_on(self._client, function, iter(tasks))
+        yield from _run_on(self._client, function, iter(tasks), self._tries)
 
     @contextlib.contextmanager
     def _connected(self, threads: int) -> Iterator[Any]:
@@ -142,15 +180,16 @@ class Dask:
                     f"the scheduler at {place} has no workers after {PATIENCE:.0f} s; start some "
                     "with `dask worker`, then run the same command again"
                 ) from error
-            log.debug("connected to %s; dashboard %s", place, client.dashboard_link)
+            _announce(client)
             yield client
 
     @contextlib.contextmanager
     def _local(self, threads: int) -> Iterator[Any]:
         """A client of spawned processes on this machine."""
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client, SpecCluster
 
+        _require_main_guard()
         environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
         settings = {
             # Workers that die are replaced, and their tasks are idempotent: it is no task's fault.
@@ -158,23 +197,65 @@ class Dask:
             "distributed.worker.daemon": False,
             "distributed.nanny.pre-spawn-environ": environment,
         }
-        with (
-            dask.config.set(settings),
-            tempfile.TemporaryDirectory(prefix="skerch-ooc-") as scratch,
-            LocalCluster(
-                n_workers=self.workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,
-                dashboard_address=None,
-                # Else it asks for the port that every cluster asks for, and warns if it is taken.
-                scheduler_kwargs={"dashboard_address": ":0"},
-                local_directory=scratch,
-                silence_logs=logging.ERROR,
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(dask.config.set(settings))
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="skerch-ooc-"))
+            scheduler, workers = _specifications(self.workers, scratch)
+            try:
+                cluster = stack.enter_context(
+                    SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+                )
+                client = stack.enter_context(Client(cluster, set_as_default=False))
+            except RuntimeError as error:
+                raise UsageError(
+                    f"worker processes could not be started: {error} A script that uses ooc.Dask "
+                    f"must do so {_MAIN_GUARD}, as they import it"
+                ) from error
+            _announce(client)
             yield client
+
+
+def _require_main_guard() -> None:
+    """Ends a worker process that was about to start workers, as it imports an unguarded script."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(f"skerch_ooc: ooc.Dask must be used {_MAIN_GUARD}")
+
+
+def _specifications(count: int, scratch: str) -> tuple[dict[str, Any], dict[int, Any]]:
+    """The scheduler and the workers of this machine, as Dask wants them described.
+
+    They talk over the loopback only; the ports are any that are free.
+    """
+    from distributed import Nanny, Scheduler
+    from distributed.security import Security
+
+    common = {"host": "127.0.0.1", "protocol": "tcp://", "security": Security()}
+    scheduler = {
+        "cls": Scheduler,
+        "options": common | {"port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0"},
+    }
+    options = common | {
+        "nthreads": 1,
+        "memory_limit": 0,
+        "dashboard": False,
+        "local_directory": scratch,
+        "silence_logs": logging.CRITICAL,
+    }
+    gpus = visible_gpus()
+    workers = {}
+    for number in range(count):
+        one = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
+        workers[number] = {"cls": Nanny, "options": options | {"env": one}}
+    return scheduler, workers
+
+
+def _announce(client: Any) -> None:
+    """Says where the workers are, and where they can be watched."""
+    info = client.scheduler_info(0)
+    watched = f"dashboard {client.dashboard_link}"
+    if importlib.util.find_spec("bokeh") is None and client.cluster is not None:
+        watched = "for its dashboard install bokeh"
+    log.info("dask: %d worker(s) of %s; %s", info["n_workers"], info["address"], watched)
 
 
 class _Pace:
@@ -211,7 +292,7 @@ class _Pace:
 
 
 def _run_on(
-    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task]
+    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task], tries: int
 ) -> Iterator[Any]:
     from distributed import as_completed
     from distributed.client import FutureCancelledError
@@ -219,13 +300,13 @@ def _run_on(
     from distributed.scheduler import KilledWorker
 
     flying = as_completed(loop=client.loop)
-    # Of each future its tasks, and how many futures before it died with their workers.
-    groups: dict[Any, tuple[list[Task], int]] = {}
+    # Of each future its tasks, how many futures before it died with their workers or failed.
+    groups: dict[Any, tuple[list[Task], int, int]] = {}
     pace = _Pace(client)
 
-    def submit(group: list[Task], deaths: int = 0) -> None:
+    def submit(group: list[Task], deaths: int = 0, failures: int = 0) -> None:
         future = client.submit(_perform, function, group, pure=False)
-        groups[future] = group, deaths
+        groups[future] = group, deaths, failures
         flying.add(future)
 
     def fill() -> None:
@@ -239,7 +320,7 @@ def _run_on(
         fill()
         while groups:
             future = next(flying)
-            group, deaths = groups.pop(future)
+            group, deaths, failures = groups.pop(future)
             try:
                 results = future.result()
             except KilledWorker as error:
@@ -248,7 +329,16 @@ def _run_on(
                         f"{group[0]} keeps killing its workers ({error}); give them more memory, "
                         "or plan smaller blocks. What was published is untouched"
                     ) from error
-                submit(group, deaths + 1)
+                submit(group, deaths + 1, failures)
+                continue
+            except (CommClosedError, FutureCancelledError):
+                raise
+            except Exception as error:
+                _explain(error)
+                if failures + 1 >= tries:
+                    raise
+                log.warning("try %d of %d failed: %s", failures + 1, tries, error)
+                submit(group, deaths, failures + 1)
                 continue
             future.release()
             pace.took(len(results))
@@ -262,3 +352,18 @@ def _run_on(
     finally:
         with contextlib.suppress(Exception):
             client.cancel(list(groups))
+
+
+def _explain(error: Exception) -> None:
+    """Says what is wrong with a cluster that cannot even read a task.
+
+    Raises:
+        UsageError: If that is so.
+    """
+    ours = isinstance(error, ImportError) and str(error.name).startswith("skerch_ooc")
+    if ours or "deserialization of the task graph" in str(error):
+        raise UsageError(
+            "the scheduler or a worker cannot import skerch_ooc as it is here "
+            f"({type(error).__name__}: {error}); install this version, "
+            f"{skerch_ooc.__version__}, for all of them"
+        ) from error

@@ -91,7 +91,8 @@ class _Writing:
             layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
         with sealed_writer(path, *layouts) as writer:
             if layouts:
-                with self._progress.stage(stage, len(making.tiles), "tiles") as advance:
+                tile = recipe.tile_bytes(self._plan)
+                with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
                     figures = making.write(making.tiles, writer.bulks[0], advance)
             arrays = {
                 "transform": recipe.vectors.transform,

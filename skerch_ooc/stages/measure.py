@@ -59,6 +59,9 @@ class MeasureTask:
     device: str
     threads: int
 
+    def __str__(self) -> str:
+        return f"columns {self.start}-{self.stop} of {self.role}"
+
 
 def current_round(run: Run) -> Round:
     """The last round whose test matrix is known: the one to be measured.
@@ -172,8 +175,22 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     plan = open_run(task.run).plan
     amendments = len(plan.amendments)
     round_ = _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis)
+    if (known := _published_before(round_, task)) is not None:
+        return lambda: known
     product = _product_of_process(task.run, plan.run_id, task.device, task.threads)
     return perform_with(round_, product, task)
+
+
+def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None:
+    """The receipt of a task that somebody has done who did not live to tell; else ``None``."""
+    columns = Range(task.start, task.stop)
+    rectangle = Rectangle(task.role, 0, columns, Range(0, round_.heights[task.role]))
+    if not (round_.run.shards / rectangle.name).exists():
+        return None
+    return provenance(
+        stage="measure", round=task.round, role=task.role, columns=[task.start, task.stop],
+        products=0, published=False, task_seconds=0.0,
+    )  # fmt: skip
 
 
 def perform_with(
@@ -306,11 +323,16 @@ def measure(
         work = partial(perform_with, round_, checked)
     total = sum(task.stop - task.start for task in tasks)
     stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
-    with progress.stage(stage, total, "products") as advance:
+    itemsize = np.dtype(run.plan.identity.dtype).itemsize
+    entries = sum((task.stop - task.start) * round_.heights[task.role] for task in tasks)
+    with progress.stage(
+        stage, total, "products", entries * itemsize / total, len(tasks)
+    ) as advance:
         for receipt in executor.run(work, budget.while_unspent(tasks), resources.threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)
-            advance(receipt["products"])
+            start, stop = receipt["columns"]
+            advance(stop - start)
     return not missing_tasks(round_, device, resources.threads)
 
 

@@ -33,10 +33,11 @@ import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.executors import Executor
+from skerch_ooc.files import wait_for_files
 from skerch_ooc.linalg import gram_root, mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
-from skerch_ooc.provenance import provenance
+from skerch_ooc.provenance import provenance, warn_of_versions
 from skerch_ooc.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.rounds import Basis, Round, Sketch
 from skerch_ooc.rundir import open_run
@@ -171,6 +172,9 @@ class MergeTask:
     threads: int
     device: str
 
+    def __str__(self) -> str:
+        return f"row tiles {self.start}-{self.stop} of the sums, {self.side} side"
+
 
 class Merge:
     """The merge of the shards that a round has now.
@@ -188,7 +192,7 @@ class Merge:
         self.round = round_
         self.plan = round_.run.plan
         self.sketch = round_.sketch
-        self.rechunk = self.sketch.shards > RECHUNK_ABOVE if rechunk is None else rechunk
+        self.rechunk = len(self.sketch.shard_files) > RECHUNK_ABOVE if rechunk is None else rechunk
         self._sides = [_SideMerge(self, side) for side in round_.sides]
 
     def readers(self) -> dict[str, SketchReader]:
@@ -223,6 +227,7 @@ class Merge:
             sums[merge.side.name] = merge.accumulate(resources, progress, executor)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
+            warn_of_versions([shard.provenance for shard in self.sketch.shard_files])
             require_no_drift(self.round, complete)
         for merge in fresh:
             merge.publish(complete[merge.side.name])
@@ -317,7 +322,7 @@ def _column_norms(sums: Sums) -> Array:
 
 
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
-    """Does a task in any process.
+    """Does a task in any process, unless somebody has who did not live to tell.
 
     Returns:
         A function that publishes the sums, and the rows of the sketch, and returns the receipt.
@@ -329,7 +334,8 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
     basis = Basis(SealedFile(Path(task.basis))) if task.basis else None
     merge = Merge(Round(open_run(task.run), task.round, basis), task.rechunk)
     resources = Resources(task.memory, task.threads, device=task.device)
-    publish = merge.side(task.side).form(Range(task.start, task.stop), resources)
+    side, tiles = merge.side(task.side), Range(task.start, task.stop)
+    publish = _nothing if side.has_formed(tiles) else side.form(tiles, resources)
 
     def finish() -> dict[str, Any]:
         publish()
@@ -368,6 +374,12 @@ class _SideMerge:
         self._prefix = "" if side.name == RANGE else f"{side.name}."
 
     @property
+    def _tile_bytes(self) -> int:
+        """Bytes of a row tile of the sketches of this side."""
+        itemsize = np.dtype(self.plan.identity.dtype).itemsize
+        return len(self._tiles[0]) * self.side.columns * itemsize
+
+    @property
     def _total(self) -> Path:
         return self._folder / f"{self._prefix}total.h5"
 
@@ -386,9 +398,14 @@ class _SideMerge:
         self._folder.mkdir(parents=True, exist_ok=True)
         stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
         spread = executor if executor and executor.remote and len(self._tasks) > 1 else None
-        with progress.stage(stage, len(self._tiles), "tiles") as advance, self._adding():
-            if spread:
-                self._spread(spread, resources, advance)
+        missing = [task for task in self._tasks if not self.has_formed(task)]
+        total, tasks = sum(map(len, missing)), len(missing) if spread else 0
+        with (
+            progress.stage(stage, total, "tiles", self._tile_bytes, tasks) as advance,
+            self._adding(),
+        ):
+            if spread and missing:
+                self._spread(spread, missing, resources, advance)
             partial_sums = self._partial_sums(resources, _ignore if spread else advance)
             sums = tree_sum(partial_sums, Sums.add)
         if not sums.triangular:
@@ -399,10 +416,10 @@ class _SideMerge:
         """Factors are added by arithmetic whose bits depend on the threads of a call."""
         return operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
 
-    def _spread(self, executor: Executor, resources: Resources, advance: Advance) -> None:
+    def _spread(
+        self, executor: Executor, missing: list[Range], resources: Resources, advance: Advance
+    ) -> None:
         """Has other processes form and publish the partial sums that are missing."""
-        missing = [task for task in self._tasks if not self._partial(task).exists()]
-        advance(len(self._tiles) - sum(map(len, missing)))
         basis = self._round.basis
         tasks = (
             MergeTask(
@@ -421,6 +438,11 @@ class _SideMerge:
         )
         for receipt in executor.run(perform_merge, tasks, resources.threads):
             advance(receipt["tiles"])
+        wait_for_files(self._partial(task) for task in missing)
+
+    def has_formed(self, task: Range) -> bool:
+        """Whether the sums of a task are published."""
+        return self._partial(task).exists()
 
     def form(self, task: Range, resources: Resources) -> Callable[[], None]:
         """Forms the sums of one task.
@@ -452,7 +474,6 @@ class _SideMerge:
                 if sums is None:
                     sums, publish = self._sum_of_run(task, in_flight, advance, arithmetic)
                 else:
-                    advance(len(task))
                     publish = _nothing
                 if before:
                     yield _when_published(*before)

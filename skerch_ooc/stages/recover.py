@@ -191,7 +191,8 @@ class _Writing:
         return spread.write(name, self._progress, stage)
 
     def _streamed(self, making: Making, bulk: BulkWriter, stage: str) -> TileFigures:
-        with self._progress.stage(stage, len(making.tiles), "tiles") as advance:
+        tile = making.recipe.tile_bytes(self._plan)
+        with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
             return making.write(making.tiles, bulk, advance)
 
 

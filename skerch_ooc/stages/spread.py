@@ -71,6 +71,9 @@ class VectorTask:
     threads: int
     device: str
 
+    def __str__(self) -> str:
+        return f"row tiles {self.start}-{self.stop} of {self.matrix}"
+
 
 def runs_of(plan: Plan, rows: int, rank: int) -> list[Range]:
     """The runs of tiles that a matrix is cut into; one, if it is no larger than that.
@@ -97,7 +100,7 @@ def _recipes_of_process(directory: str, path: str, content: str) -> tuple[Plan, 
 
 
 def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
-    """Does a task in any process.
+    """Does a task in any process, unless somebody has who did not live to tell.
 
     Returns:
         A function that publishes what was made, and returns the receipt.
@@ -110,9 +113,12 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     # Its memory is for the vectors, and nothing is measured any more.
     forget_operator()
     plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
+    tiles = Range(task.start, task.stop)
+    if (_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles).exists():
+        return lambda: {"tiles": len(tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
     making = Making(plan, recipes.matrices[task.matrix], resources)
-    return _perform(plan, recipes, task.matrix, making, task.gram, Range(task.start, task.stop))
+    return _perform(plan, recipes, task.matrix, making, task.gram, tiles)
 
 
 def _perform(
@@ -207,7 +213,8 @@ def gram_of_vectors(
     stage = "orthogonalise"
     if executor is None or not executor.remote or not in_pieces(run.plan, recipe):
         making = Making(run.plan, recipe, resources)
-        with progress.stage(stage, len(making.tiles), "tiles") as advance:
+        tile_bytes = recipe.tile_bytes(run.plan)
+        with progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
             return mirrored(making.gram(making.tiles, advance))
     draft.parent.mkdir(parents=True, exist_ok=True)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {})
@@ -272,9 +279,10 @@ class Spread:
         recipe = self._recipes.matrices[matrix]
         runs = runs_of(self._plan, recipe.rows, recipe.vectors.rank)
         missing = [tiles for tiles in runs if self._published(matrix, gram, tiles) is None]
-        total = len(self._plan.tiles(recipe.rows))
-        with progress.stage(stage, total, "tiles") as advance:
-            advance(total - sum(map(len, missing)))
+        total, pieces = sum(map(len, missing)), len(missing)
+        with progress.stage(
+            stage, total, "tiles", recipe.tile_bytes(self._plan), pieces
+        ) as advance:
             if missing:
                 work = self._work(matrix, gram)
                 tasks = (self._task(matrix, gram, tiles) for tiles in missing)

@@ -199,6 +199,11 @@ class Recipe:
     test: SketchReader | None = None
     weights: Array | None = None
 
+    def tile_bytes(self, plan: Plan) -> int:
+        """Bytes of a row tile as it is stored."""
+        height = min(plan.identity.tile[0], self.rows)
+        return height * self.vectors.rank * np.dtype(plan.identity.dtype).itemsize
+
     @property
     def tests(self) -> int:
         """Columns of the test sketch."""
@@ -212,10 +217,13 @@ class Making:
         plan: The plan in force.
         recipe: How it is made.
         resources: Memory and cores of this process.
+
+    Attributes:
+        recipe: How it is made.
     """
 
     def __init__(self, plan: Plan, recipe: Recipe, resources: Resources) -> None:
-        self._plan, self._recipe, self._resources = plan, recipe, resources
+        self._plan, self.recipe, self._resources = plan, recipe, resources
         self._on = arithmetic_on(resources.device)
         self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
         self._wide = wide_dtype(plan)
@@ -261,11 +269,11 @@ class Making:
     @cached_property
     def _in_flight(self) -> int:
         """How many tiles may be held at once while vectors are written."""
-        memory = vectors_bytes(self._plan, self._recipe)
+        memory = vectors_bytes(self._plan, self.recipe)
         return tiles_in_flight("recover", self._resources, *memory)
 
     def _figures(self, number: int, u: Array) -> TileFigures:
-        recipe, q, residual = self._recipe, self._recipe.tests, self._recipe.weights is not None
+        recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
         products = u @ self._factors
         probed = products[:, :PROBES]
         figures = TileFigures(
@@ -297,7 +305,7 @@ class Making:
         Raises:
             UsageError: If memory is too little.
         """
-        vectors = self._recipe.vectors
+        vectors = self.recipe.vectors
         shape = (vectors.rank, vectors.rank)
         sums = vectors.rank**2 * self._wide.itemsize
         fixed = (levels(len(tiles)) + 2) * sums + vectors.transform.nbytes
@@ -305,7 +313,7 @@ class Making:
             "recover",
             self._resources,
             fixed,
-            vectors.bytes_per_tile(self._plan, self._recipe.rows) + sums,
+            vectors.bytes_per_tile(self._plan, self.recipe.rows) + sums,
         )
         grams = Pool(lambda: np.zeros(shape, self._wide))
 
