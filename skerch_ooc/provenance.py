@@ -24,7 +24,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of the libraries that are loaded (none is loaded for this), and of the driver of GPUs."""
+    """Versions of the libraries that are loaded (none is loaded for this), and of GPUs' driver."""
     names = ("numpy", "torch", "h5py", "scipy", "curvlinops", "distributed")
     versions = {"skerch_ooc": skerch_ooc.__version__, "python": platform.python_version()}
     for name in names:

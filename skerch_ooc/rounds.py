@@ -20,7 +20,7 @@ import numpy.typing as npt
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range, cut
-from skerch_ooc.pieces import TallMatrix, open_matrix
+from skerch_ooc.pieces import TallMatrix, lost_pieces, open_matrix
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import (
@@ -242,7 +242,7 @@ class Sketch:
         return out
 
     def basis(self) -> Basis | None:
-        """The orthonormal basis of this sketch, if it has been made.
+        """The orthonormal basis of this sketch, if it has been made and all of it is there.
 
         Raises:
             CorruptError: If it is damaged.
@@ -259,7 +259,7 @@ class Sketch:
         if stated != basis_identity(self.round.run.plan, self.digest):
             raise CorruptError(f"{path} is not of this sketch{self._advice(path)}")
         file.advice = self._advice(path)
-        return Basis(file)
+        return None if lost_pieces(file) else Basis(file)
 
     def _advice(self, path: Path) -> str:
         return f". To make it anew: rm {path} && skerch-ooc merge {self.round.run.directory}"

@@ -206,6 +206,8 @@ class Logged:
         return self
 
 
-def synthetic(n: int = 20000, rank: int = 30, dtype: str = "float32", delay: float = 0.0):
+def synthetic(
+    n: int = 20000, rank: int = 30, dtype: str = "float32", delay: float = 0.0, rate: float = 0.05
+):
     """A large operator at no cost."""
-    return Logged(decaying(n, rank, dtype=dtype), delay)
+    return Logged(decaying(n, rank, rate, dtype=dtype), delay)

@@ -9,7 +9,6 @@ import numpy as np
 
 from skerch_ooc.errors import UsageError
 from skerch_ooc.executors import Executor
-from skerch_ooc.pieces import lost_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.recovery.choosing import noise_floor
@@ -49,13 +48,11 @@ def make_basis(
         UsageError: If memory is too little, or the operator is zero.
         CorruptError: If a shard, or the basis that is there, is damaged.
     """
+    if merged.sketch.basis() is not None:
+        return
     path = merged.sketch.folder / BASIS_FILE
-    basis = merged.sketch.basis()
-    if basis is not None:
-        if not lost_pieces(basis.file):
-            return
-        # It is published again once they are made again.
-        path.unlink()
+    # One that has lost pieces is published again once they are made again.
+    path.unlink(missing_ok=True)
     _Writing(merged, resources, progress, executor).write(path)
 
 
