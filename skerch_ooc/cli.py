@@ -202,14 +202,14 @@ def run(
     Example:  skerch-ooc run hessian.toml --run runs/hessian --memory 2GiB
     """
     from skerch_ooc import pipeline, tables
-    from skerch_ooc.resources import Resources
+    from skerch_ooc.executors import resources_of
     from skerch_ooc.spec import Spec
     from skerch_ooc.tolerance import require_tolerance
 
     progress = for_terminal()
     request = Spec.from_toml(spec, overrides)
     chosen = where.executor(device or request.operator.device)
-    resources = Resources.of(memory, threads, chosen.workers, device)
+    resources = resources_of(chosen, memory, threads, device)
     budget = _budget(max_seconds)
     with _operators_print_to_stderr():
         planned = pipeline.make_plan(request, run_dir, resources, device=device)
@@ -246,7 +246,7 @@ def extend(
     """
     from skerch_ooc import pipeline
     from skerch_ooc.estimate import estimate
-    from skerch_ooc.resources import Resources
+    from skerch_ooc.executors import resources_of
     from skerch_ooc.tolerance import require_tolerance
 
     progress = for_terminal()
@@ -257,7 +257,7 @@ def extend(
         click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
         return
     planned = pipeline.Planned(grown, estimate(grown.plan, None), fresh=False)
-    resources = Resources.of(memory, threads, chosen.workers, device)
+    resources = resources_of(chosen, memory, threads, device)
     with _operators_print_to_stderr():
         assessment = pipeline.run_all(
             planned, chosen, resources, progress, device=device, budget=_budget(max_seconds)
@@ -295,13 +295,13 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure what is missing; nothing published is measured again."""
     from skerch_ooc import pipeline
-    from skerch_ooc.resources import Resources
+    from skerch_ooc.executors import resources_of
     from skerch_ooc.stages.measure import measure as measure_missing
 
     progress = for_terminal()
     opened = pipeline.open_run(directory)
     chosen = where.executor(device or opened.plan.device)
-    resources = Resources.of(memory, threads, chosen.workers)
+    resources = resources_of(chosen, memory, threads)
     with _operators_print_to_stderr():
         complete = measure_missing(
             opened, chosen, resources, progress, device=device, budget=_budget(max_seconds)
@@ -325,11 +325,11 @@ def merge(
 ) -> None:  # fmt: skip
     """Form the Gram matrices of the sketch, in one stream over its shards."""
     from skerch_ooc import pipeline
-    from skerch_ooc.resources import Resources
+    from skerch_ooc.executors import resources_of
 
     opened = pipeline.open_run(directory)
     chosen = where.executor(device)
-    resources = Resources.of(memory, threads, chosen.workers, device)
+    resources = resources_of(chosen, memory, threads, device)
     with chosen.session(resources.threads):
         another_round = pipeline.merge_stage(opened, resources, for_terminal(), rechunk, chosen)
     following = "measure" if another_round else "recover"
@@ -349,14 +349,14 @@ def recover(
 ) -> None:  # fmt: skip
     """Recover the decomposition from the merged sketch; costs no product."""
     from skerch_ooc import pipeline
-    from skerch_ooc.resources import Resources
+    from skerch_ooc.executors import resources_of
     from skerch_ooc.stages import recover as stage
 
     opened = pipeline.open_run(directory)
     settings = pipeline.recovery_settings(opened, method, _number(core), _number(rank), vectors)
     name = stage.result_name(settings, opened.plan) if name is None else name
     chosen = where.executor(device)
-    resources = Resources.of(memory, threads, chosen.workers, device)
+    resources = resources_of(chosen, memory, threads, device)
     with chosen.session(resources.threads):
         path = stage.recover(opened, settings, name, resources, for_terminal(), chosen)
     suffix = "" if name == "default" else f" --name {name}"

@@ -14,7 +14,7 @@ from skerch_ooc import files, rundir
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import QualityError, UsageError
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
-from skerch_ooc.executors import Executor
+from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
 from skerch_ooc.operators.loading import PLACES, build, factory_sha256
@@ -299,7 +299,7 @@ def measure(
     return measure_stage.measure(
         run,
         executor,
-        Resources.of(memory, threads, executor.workers),
+        resources_of(executor, memory, threads),
         progress or Progress(),
         operator=operator,
         device=device,
@@ -337,7 +337,7 @@ def merge(
         DriftError: If shards were made by different operators.
     """
     executor = executor or Serial()
-    resources = Resources.of(memory, threads, executor.workers, device)
+    resources = resources_of(executor, memory, threads, device)
     with executor.session(resources.threads):
         merge_stage(run, resources, progress or Progress(), rechunk, executor)
 
@@ -395,7 +395,7 @@ def recover(
     settings = recovery_settings(run, method, core, rank, vectors)
     name = recover_stage.result_name(settings, run.plan) if name is None else name
     executor = executor or Serial()
-    resources = Resources.of(memory, threads, executor.workers, device)
+    resources = resources_of(executor, memory, threads, device)
     progress = progress or Progress()
     with executor.session(resources.threads):
         path = recover_stage.recover(run, settings, name, resources, progress, executor)

@@ -34,12 +34,19 @@ class Resources:
         workers: Processes that measure side by side. Where one process works for all of them
             (merge, vectors) it may keep ``threads * workers`` cores busy.
         device: The torch device on which merge and recovery multiply tiles.
+        remote_threads: Threads of each process on other machines; ``None`` if they are as here.
     """
 
     memory: int
     threads: int
     workers: int = 1
     device: str = "cpu"
+    remote_threads: int | None = None
+
+    @property
+    def task_threads(self) -> int:
+        """Threads of the process that does a task."""
+        return self.remote_threads or self.threads
 
     @property
     def cores(self) -> int:

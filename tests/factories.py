@@ -211,3 +211,21 @@ def synthetic(
 ):
     """A large operator at no cost."""
     return Logged(decaying(n, rank, rate, dtype=dtype), delay)
+
+
+def of_environment(n: int = 200):
+    """A matrix that depends on the process it is built in."""
+    return Matrix(dense(n, "decay", "float32") * float(os.environ.get("SKERCH_OOC_TEST_SCALE", 1)))
+
+
+def fails_once(marker: str, n: int = 200):
+    """A matrix whose third product fails, once; the file ``marker`` says that it has."""
+
+    class Weak(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[1] > 1 and self.calls >= 3 and not os.path.exists(marker):
+                with open(marker, "x"):
+                    raise RuntimeError("out of memory, this time")
+            return super().__matmul__(x)
+
+    return Weak(dense(n, "decay", "float32"))

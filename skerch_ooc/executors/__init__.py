@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
+
+from skerch_ooc.resources import Resources
 
 Task = TypeVar("Task")
 
@@ -21,10 +24,17 @@ class Executor(Protocol):
     Attributes:
         workers: How many processes share a machine's cores and memory.
         remote: Whether tasks run in other processes, which know objects by name only.
+        threads: Threads that each process is meant to use; ``None`` if that is for this machine's
+            cores to decide.
     """
 
     workers: int
     remote: bool
+
+    @property
+    def threads(self) -> int | None:
+        """See above."""
+        ...
 
     def session(self, threads: int) -> AbstractContextManager[None]:
         """Keeps the workers from one :meth:`run` to the next while it is entered."""
@@ -45,3 +55,15 @@ class Executor(Protocol):
             The receipts, in any order.
         """
         ...
+
+
+def resources_of(
+    executor: Executor, memory: int | str | None, threads: int | None, device: str | None = None
+) -> Resources:
+    """What each process of an executor may use, with what was not said filled in.
+
+    Raises:
+        UsageError: If a value is out of range, or a scheduler cannot be reached.
+    """
+    resources = Resources.of(memory, threads, executor.workers, device)
+    return resources if threads else replace(resources, remote_threads=executor.threads)

@@ -9,13 +9,15 @@ import logging
 import math
 import multiprocessing
 import os
+import queue
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import skerch_ooc
 from skerch_ooc.errors import IncompleteError, OocError, UsageError
@@ -25,23 +27,31 @@ Task = TypeVar("Task")
 log = logging.getLogger(__name__)
 
 PATIENCE = 120.0
-"""Seconds that a running scheduler may take to have its first worker."""
+"""Seconds that a running scheduler may be without workers."""
 
 _CONNECT_SECONDS = 15.0
 _IN_FLIGHT = 2
 _LARGEST_GROUP = 64
 _GROUP_SECONDS = 0.05
+_WORD_SECONDS = 1e-3
 _MOST_DEATHS = 10
 _ASK_SECONDS = 2.0
+_WAIT_SECONDS = 0.1
+_QUIET_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _MAIN_GUARD = 'inside `if __name__ == "__main__":`'
 _one_at_a_time = threading.Lock()
 
 
-def _perform(function: Callable[[Task], Callable[[], Any]], tasks: list[Task]) -> list[Any]:
+def _perform(
+    function: Callable[[Task], Callable[[], Any]], tasks: list[Task]
+) -> tuple[list[Any], float]:
+    """The receipts of tasks, and the seconds that they took."""
     # Workers that others started may have several threads; our tasks bring their own.
     with _one_at_a_time:
-        return [_perform_one(function, task) for task in tasks]
+        start = time.perf_counter()
+        receipts = [_perform_one(function, task) for task in tasks]
+        return receipts, time.perf_counter() - start
 
 
 def _perform_one(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
@@ -58,6 +68,11 @@ def _this_worker() -> str:
         return f"worker {get_worker().address} on {socket.gethostname()}"
     except ValueError:
         return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _threads_of_worker(dask_worker: Any) -> int:
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else int(dask_worker.state.nthreads)
 
 
 def visible_gpus() -> list[str]:
@@ -112,6 +127,21 @@ class Dask:
         self._session: contextlib.ExitStack | None = None
         self._client: Any = None
 
+    @property
+    def threads(self) -> int | None:
+        """Threads that each worker is meant to use; ``None`` if this machine's cores are shared.
+
+        For workers that are running: what ``OMP_NUM_THREADS`` says there, else what Dask was told.
+
+        Raises:
+            UsageError: If the scheduler cannot be reached.
+            IncompleteError: If it has no workers.
+        """
+        if self._scheduler is None:
+            return None
+        with self._reached() as client:
+            return min(map(int, client.run(_threads_of_worker).values()))
+
     @contextlib.contextmanager
     def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
         """See :class:`skerch_ooc.executors.Executor`: nothing is started before a task comes."""
@@ -132,30 +162,38 @@ class Dask:
         """
         if self._session is None:
             with self._connected(threads) as client:
-                yield from _run_on(client, function, iter(tasks), self._tries)
+                yield from self._run_on(client, function, tasks)
             return
         if self._client is None:
             self._client = self._session.enter_context(self._connected(threads))
-        yield from _run_on(self._client, function, iter(tasks), self._tries)
+        yield from self._run_on(self._client, function, tasks)
+
+    def _run_on(
+        self, client: Any, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task]
+    ) -> Iterator[Any]:
+        yield from _run_on(client, function, iter(tasks), self._tries, self._patience)
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds to wait for workers: any time where an object was given, which may bring some."""
+        given = self._scheduler is None or isinstance(self._scheduler, (str, os.PathLike))
+        return PATIENCE if given else None
 
     @contextlib.contextmanager
     def _connected(self, threads: int) -> Iterator[Any]:
-        from distributed import Client
-
-        if isinstance(self._scheduler, Client):
-            yield self._scheduler
-        elif self._scheduler is None:
-            with self._local(threads) as client:
-                yield client
-        else:
-            with self._reached() as client:
-                yield client
+        with self._local(threads) if self._scheduler is None else self._reached() as client:
+            _announce(client)
+            yield client
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[Any]:
-        """A client of a scheduler that is running."""
+        """A client of a scheduler that is running, and has a worker."""
         from distributed import Client
 
+        if isinstance(self._scheduler, Client):
+            self._wait_for_worker(self._scheduler)
+            yield self._scheduler
+            return
         place = self._scheduler
         arguments: dict[str, Any] = {"address": place}
         if isinstance(place, os.PathLike) or (isinstance(place, str) and "://" not in place):
@@ -167,21 +205,28 @@ class Dask:
             arguments = {"scheduler_file": str(place)}
         try:
             client = Client(**arguments, set_as_default=False, timeout=_CONNECT_SECONDS)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            # A TypeError is what lacking certificates end in.
             raise UsageError(
                 f"no scheduler answers at {place} ({error}); start one with `dask scheduler`, or "
-                "leave the scheduler out to use this machine"
+                "leave the scheduler out to use this machine. One with TLS needs the certificates "
+                "in Dask's own configuration"
             ) from error
         with client:
-            try:
-                client.wait_for_workers(1, timeout=PATIENCE)
-            except TimeoutError as error:
-                raise IncompleteError(
-                    f"the scheduler at {place} has no workers after {PATIENCE:.0f} s; start some "
-                    "with `dask worker`, then run the same command again"
-                ) from error
-            _announce(client)
+            self._wait_for_worker(client)
             yield client
+
+    def _wait_for_worker(self, client: Any) -> None:
+        watch = _Watch(client, self._patience)
+        while not _count_workers(client):
+            watch.look()
+            time.sleep(_WAIT_SECONDS)
+        try:
+            # A worker that cannot read a task closes, and says so only in its own log.
+            client.run(exec, "import skerch_ooc")
+        except ImportError as error:
+            _explain(error)
+            raise
 
     @contextlib.contextmanager
     def _local(self, threads: int) -> Iterator[Any]:
@@ -211,7 +256,6 @@ class Dask:
                     f"worker processes could not be started: {error} A script that uses ooc.Dask "
                     f"must do so {_MAIN_GUARD}, as they import it"
                 ) from error
-            _announce(client)
             yield client
 
 
@@ -262,89 +306,179 @@ class _Pace:
     """How many tasks are in flight, and how many travel together.
 
     Two groups for each worker are in flight: one at work, and one that waits for it. A group is one
-    task; where tasks take less time than a word with the scheduler, as many as take a few words.
+    task; where tasks take less time than words with the scheduler, as many as are worth them: the
+    more workers there are, the longer each has to wait for its turn to speak.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._begin = time.monotonic()
         self._asked = -math.inf
         self._workers = 1
         self._done = 0
+        self._seconds = 0.0
 
-    def took(self, count: int) -> None:
-        """Notes that tasks are done."""
+    def took(self, count: int, seconds: float) -> None:
+        """Notes that tasks are done, and how long a worker was busy with them."""
         self._done += count
+        self._seconds += seconds
 
     def groups(self) -> int:
         """How many groups may be in flight; the scheduler is asked now and then."""
         now = time.monotonic()
         if now > self._asked + _ASK_SECONDS:
             # Workers come and go.
-            self._workers = max(1, len(self._client.scheduler_info(-1)["workers"]))
+            self._workers = max(1, _count_workers(self._client))
             self._asked = now
         return _IN_FLIGHT * self._workers
 
     def group(self) -> int:
         """How many tasks make a group."""
-        rate = self._done / max(1e-3, time.monotonic() - self._begin) / self._workers
-        return int(min(_LARGEST_GROUP, max(1.0, rate * _GROUP_SECONDS)))
+        worth = max(_GROUP_SECONDS, _IN_FLIGHT * _WORD_SECONDS * self._workers)
+        mean = self._seconds / self._done if self._done else math.inf
+        return int(min(_LARGEST_GROUP, max(1.0, worth / max(mean, 1e-9))))
+
+
+class _LostError(Exception):
+    """The scheduler does not answer."""
+
+
+def _count_workers(client: Any) -> int:
+    try:
+        return int(client.scheduler_info(0)["n_workers"])
+    except (OSError, KeyError) as error:
+        raise _LostError(str(error)) from error
+
+
+class _Watch:
+    """Notices that no worker is left.
+
+    Args:
+        client: Of the cluster.
+        patience: Seconds that a cluster may be without workers; ``None`` for any time.
+    """
+
+    def __init__(self, client: Any, patience: float | None) -> None:
+        self._client, self._patience = client, patience
+        self._since: float | None = None
+        self._warned = False
+
+    def look(self) -> None:
+        """Looks whether there are workers.
+
+        Raises:
+            IncompleteError: If there have been none for too long.
+        """
+        if _count_workers(self._client):
+            self._since = None
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._warned = now, False
+        if not self._warned and now > self._since + _QUIET_SECONDS:
+            self._warned = True
+            log.warning("the cluster has no workers now; waiting for some")
+        if self._patience is not None and now > self._since + self._patience:
+            raise IncompleteError(
+                f"the cluster has had no workers for {self._patience:.0f} s; start some with `dask "
+                "worker`, then run the same command again. What was published is untouched"
+            )
+
+
+@dataclass(frozen=True)
+class _Group(Generic[Task]):
+    """Tasks that travel together.
+
+    Attributes:
+        tasks: In order.
+        deaths: How often their worker has died, by the scheduler's count.
+        failures: How often one of them has failed.
+    """
+
+    tasks: list[Task]
+    deaths: int = 0
+    failures: int = 0
 
 
 def _run_on(
-    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task], tries: int
-) -> Iterator[Any]:
-    from distributed import as_completed
+    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task],
+    tries: int, patience: float | None,
+) -> Iterator[Any]:  # fmt: skip
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
-    flying = as_completed(loop=client.loop)
-    # Of each future its tasks, how many futures before it died with their workers or failed.
-    groups: dict[Any, tuple[list[Task], int, int]] = {}
-    pace = _Pace(client)
+    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    groups: dict[Any, _Group[Task]] = {}
+    pace, watch = _Pace(client), _Watch(client, patience)
+    lost = (CommClosedError, FutureCancelledError, _LostError)
 
-    def submit(group: list[Task], deaths: int = 0, failures: int = 0) -> None:
-        future = client.submit(_perform, function, group, pure=False)
-        groups[future] = group, deaths, failures
-        flying.add(future)
+    def submit(*those: _Group[Task]) -> None:
+        # All in one message: each costs the scheduler as much as the work on a few tasks.
+        tasks = [group.tasks for group in those]
+        futures = client.map(_perform, [function] * len(tasks), tasks, pure=False)
+        for future, group in zip(futures, those, strict=True):
+            groups[future] = group
+            future.add_done_callback(finished.put)
 
     def fill() -> None:
-        for _ in range(pace.groups() - len(groups)):
-            group = list(itertools.islice(waiting, pace.group()))
-            if not group:
-                return
-            submit(group)
+        cut = (list(itertools.islice(waiting, pace.group())) for _ in itertools.count())
+        free = max(0, pace.groups() - len(groups))
+        fresh = [_Group(tasks) for tasks in itertools.takewhile(bool, itertools.islice(cut, free))]
+        if fresh:
+            submit(*fresh)
+
+    def next_finished() -> list[Any]:
+        """All futures that are finished by now; at least one."""
+        futures: list[Any] = []
+        while not futures:
+            try:
+                futures.append(finished.get(timeout=_ASK_SECONDS))
+            except queue.Empty:
+                watch.look()
+        while not finished.empty():
+            futures.append(finished.get())
+        return futures
+
+    def receipts_of(futures: list[Any]) -> list[Any]:
+        # All at once: one by one they would cost a word with a worker each.
+        receipts = []
+        for future, (results, seconds) in zip(futures, client.gather(futures), strict=True):
+            groups.pop(future)
+            future.release()
+            pace.took(len(results), seconds)
+            receipts += results
+        return receipts
+
+    def try_again(group: _Group[Task], future: Any) -> None:
+        try:
+            future.result()
+        except KilledWorker as error:
+            if group.deaths == _MOST_DEATHS:
+                raise IncompleteError(
+                    f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
+                    "memory, or plan smaller blocks. What was published is untouched"
+                ) from error
+            submit(replace(group, deaths=group.deaths + 1))
+        except lost:
+            raise
+        except Exception as error:
+            _explain(error)
+            if group.failures + 1 >= tries:
+                raise
+            log.warning("try %d of %d failed: %s", group.failures + 1, tries, error)
+            submit(replace(group, failures=group.failures + 1))
 
     try:
         fill()
         while groups:
-            future = next(flying)
-            group, deaths, failures = groups.pop(future)
-            try:
-                results = future.result()
-            except KilledWorker as error:
-                if deaths == _MOST_DEATHS:
-                    raise IncompleteError(
-                        f"{group[0]} keeps killing its workers ({error}); give them more memory, "
-                        "or plan smaller blocks. What was published is untouched"
-                    ) from error
-                submit(group, deaths + 1, failures)
-                continue
-            except (CommClosedError, FutureCancelledError):
-                raise
-            except Exception as error:
-                _explain(error)
-                if failures + 1 >= tries:
-                    raise
-                log.warning("try %d of %d failed: %s", failures + 1, tries, error)
-                submit(group, deaths, failures + 1)
-                continue
-            future.release()
-            pace.took(len(results))
+            futures = next_finished()
+            good = [future for future in futures if future.status == "finished"]
+            yield from receipts_of(good)
+            for future in futures:
+                if future in groups:
+                    try_again(groups.pop(future), future)
             fill()
-            yield from results
-    except (CommClosedError, FutureCancelledError) as error:
+    except lost as error:
         raise IncompleteError(
             f"the scheduler was lost ({error}); what was published is untouched, the same command "
             "goes on"

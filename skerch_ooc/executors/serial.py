@@ -18,6 +18,7 @@ class Serial:
 
     workers = 1
     remote = False
+    threads: int | None = None
 
     def session(self, threads: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """See :class:`skerch_ooc.executors.Executor`: there is nothing to keep."""

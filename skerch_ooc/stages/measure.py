@@ -306,7 +306,7 @@ def measure(
     device = device or run.plan.device
     budget = budget or Budget()
     round_ = current_round(run)
-    tasks = missing_tasks(round_, device, resources.threads)
+    tasks = missing_tasks(round_, device, resources.task_threads)
     if not tasks:
         return True
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
@@ -328,12 +328,12 @@ def measure(
     with progress.stage(
         stage, total, "products", entries * itemsize / total, len(tasks)
     ) as advance:
-        for receipt in executor.run(work, budget.while_unspent(tasks), resources.threads):
+        for receipt in executor.run(work, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)
             start, stop = receipt["columns"]
             advance(stop - start)
-    return not missing_tasks(round_, device, resources.threads)
+    return not missing_tasks(round_, device, resources.task_threads)
 
 
 def block_bytes(shape: tuple[int, int], itemsize: int) -> int:

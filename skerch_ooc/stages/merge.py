@@ -431,12 +431,12 @@ class _SideMerge:
                 stop=task.stop,
                 rechunk=self._rechunk,
                 memory=resources.memory,
-                threads=resources.threads,
+                threads=resources.task_threads,
                 device=resources.device,
             )
             for task in missing
         )
-        for receipt in executor.run(perform_merge, tasks, resources.threads):
+        for receipt in executor.run(perform_merge, tasks, resources.task_threads):
             advance(receipt["tiles"])
         wait_for_files(self._partial(task) for task in missing)
 

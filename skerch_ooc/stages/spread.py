@@ -286,7 +286,7 @@ class Spread:
             if missing:
                 work = self._work(matrix, gram)
                 tasks = (self._task(matrix, gram, tiles) for tiles in missing)
-                for receipt in self._executor.run(work, tasks, self._resources.threads):
+                for receipt in self._executor.run(work, tasks, self._resources.task_threads):
                     advance(receipt["tiles"])
                 wait_for_files(self._path(matrix, gram, tiles) for tiles in missing)
         return list(self._opened(matrix, gram, runs))
@@ -313,7 +313,7 @@ class Spread:
             stop=tiles.stop,
             gram=gram,
             memory=self._resources.memory,
-            threads=self._resources.threads,
+            threads=self._resources.task_threads,
             device=self._resources.device,
         )
 
