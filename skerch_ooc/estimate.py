@@ -10,6 +10,7 @@ import numpy as np
 from skerch_ooc.errors import UsageError
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.resources import Resources, ask_for, format_bytes
+from skerch_ooc.scaling import WORKER_START, measure_seconds, useful_workers
 from skerch_ooc.sides import CORANGE, Side, first_round, height_of_role, later_round
 from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
 from skerch_ooc.stages.accumulate import sums_bytes
@@ -35,6 +36,10 @@ class Estimate:
         files: Files of the run, roughly.
         peak_bytes: Largest memory that each stage needs at least.
         seconds: Seconds of all products in one process; ``None`` without a probe.
+        seconds_with: Seconds of measuring with 1, 4, 16, ... workers, as far as they are useful;
+            ``None`` without a probe.
+        useful_workers: The number of workers beyond which more do not help; ``None`` without a
+            probe.
     """
 
     products: int
@@ -45,6 +50,8 @@ class Estimate:
     files: int
     peak_bytes: dict[str, int]
     seconds: float | None
+    seconds_with: dict[int, float] | None
+    useful_workers: int | None
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
@@ -71,6 +78,7 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
         vectors = 0
     bases = later * right * max(height, width)
     rechunked = entries * itemsize if tasks > RECHUNK_ABOVE else 0
+    seconds_with = _seconds_with(plan, probe) if probe else None
     return Estimate(
         products=plan.products,
         probe_products=probe.products if probe else 1,
@@ -87,14 +95,40 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
             "recover": baseline
             + max(solve_bytes(plan), max(_vectors_bytes(plan, side, rank) for side in sides)),
         },
-        seconds=_seconds(plan, probe) if probe else None,
+        seconds=seconds_with[1] if seconds_with else None,
+        seconds_with=seconds_with,
+        useful_workers=_useful_workers(plan, probe) if probe else None,
     )
 
 
-def _seconds(plan: Plan, probe: Probe) -> float:
-    blocks = [block for role in ROLES for block in plan.blocks(role)]
-    blocks += (plan.rounds - 1) * plan.blocks("right")
-    return sum(probe.seconds(len(block)) for block in blocks)
+def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
+    """Seconds of the tasks of each round, which begins when the one before it is done."""
+    first = [probe.seconds(len(block)) for role in ROLES for block in plan.blocks(role)]
+    later = [probe.seconds(len(block)) for block in plan.blocks("right")]
+    return [first] + (plan.rounds - 1) * [later]
+
+
+def _seconds(plan: Plan, probe: Probe, workers: int) -> float:
+    """Seconds of measuring; one worker is this process, which has started already."""
+    rounds = _rounds(plan, probe)
+    if workers == 1:
+        return sum(map(sum, rounds))
+    # Each worker compares its operator with the fingerprint, by one product.
+    start = WORKER_START + probe.seconds(1)
+    return start + sum(measure_seconds(tasks, workers) for tasks in rounds)
+
+
+def _useful_workers(plan: Plan, probe: Probe) -> int:
+    useful = max(map(useful_workers, _rounds(plan, probe)))
+    # Where all is done before other workers have started, none of them helps.
+    return useful if _seconds(plan, probe, useful) < _seconds(plan, probe, 1) else 1
+
+
+def _seconds_with(plan: Plan, probe: Probe) -> dict[int, float]:
+    """Seconds of measuring with 1, 4, 16, ... workers, as far as they are useful."""
+    most = _useful_workers(plan, probe)
+    counts = [4**i for i in range(most.bit_length()) if 4**i <= most]
+    return {workers: _seconds(plan, probe, workers) for workers in counts}
 
 
 def _all_sides(plan: Plan) -> list[Side]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from skerch_ooc.spec import NESTING_METHODS, Plan
 from skerch_ooc.stages.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
+    from skerch_ooc.estimate import Estimate
     from skerch_ooc.pipeline import Planned
     from skerch_ooc.stages.assess import Assessment
     from skerch_ooc.stages.estimates import Estimates
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 _SHOWN_VALUES = 15
 _FAR = 3.0
 _VALUES_IN_A_ROW = 5
+_VALUE_WIDTH = 64
+_KEPT = "\u00a0"
+"""A space at which no line is broken."""
 
 
 def _rows(pairs: list[tuple[str, str]]) -> str:
@@ -64,6 +69,7 @@ def plan_table(planned: Planned) -> str:
             ("probe", f"{findings.products} products: asymmetry {findings.asymmetry:.1e}, "
                       f"repetition {findings.repetition:.1e}, norm {findings.norm:.3g}"),
             ("time", f"{format_seconds(costs.seconds or 0.0)} of products in one process"),
+            *_on_workers(costs),
         ]  # fmt: skip
     pairs.append(("error test", error_test_line(plan)))
     if plan.amendments[-1].tolerance is not None:
@@ -73,6 +79,15 @@ def plan_table(planned: Planned) -> str:
         )  # fmt: skip
     head = "planned" if planned.fresh else "already planned"
     return f"{head}: {planned.run.directory} ({plan.run_id[:16]})\n{_rows(pairs)}"
+
+
+def _on_workers(costs: Estimate) -> list[tuple[str, str]]:
+    """How long measuring takes with more workers, in as many rows as it takes."""
+    times = [f"{n}: {format_seconds(s)}" for n, s in (costs.seconds_with or {}).items() if n > 1]
+    more = f"more than {costs.useful_workers} do not help"
+    text = "; ".join(filter(None, [", ".join(time.replace(" ", _KEPT) for time in times), more]))
+    lines = textwrap.wrap(text, _VALUE_WIDTH)
+    return [("" if i else "on workers", line.replace(_KEPT, " ")) for i, line in enumerate(lines)]
 
 
 def _measurements(plan: Plan) -> str:

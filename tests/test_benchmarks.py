@@ -13,8 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "workflows" / "benchmarks"
 def run(tmp_path: Path, script: str, *options: str) -> tuple[str, dict]:
     """Runs a benchmark; returns what it prints and what it writes."""
     scratch, figures = tmp_path / "scratch", tmp_path / "figures.json"
-    command = [sys.executable, BENCHMARKS / script, "--repeats", "1", "--threads", "1",
-               "--folder", scratch, "--json", figures, *options]  # fmt: skip
+    command = [sys.executable, BENCHMARKS / script, "--repeats", "1", "--folder", scratch,
+               "--json", figures, *options]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(scratch.iterdir())
@@ -23,8 +23,9 @@ def run(tmp_path: Path, script: str, *options: str) -> tuple[str, dict]:
 
 def test_recovery_is_compared_with_dask(tmp_path):
     text, figures = run(
-        tmp_path, "recovery.py", "--rows", "9000", "--columns", "32", "--chunk-rows", "5000"
-    )
+        tmp_path, "recovery.py", "--rows", "9000", "--columns", "32", "--chunk-rows", "5000",
+        "--threads", "1",
+    )  # fmt: skip
     assert figures.keys() == {"settings", "medians", "goals", "runs"}
     assert figures["medians"].keys() == {"merge", "recover", "dask", "ours"}
     assert figures["goals"].keys() == {"wall, ours / dask", "our peak memory, GB"}
@@ -37,7 +38,9 @@ def test_recovery_is_compared_with_dask(tmp_path):
 
 
 def test_storage_is_compared_with_the_reference_layer(tmp_path):
-    text, figures = run(tmp_path, "storage.py", "--rows", "9000", "--columns", "40")
+    text, figures = run(
+        tmp_path, "storage.py", "--rows", "9000", "--columns", "40", "--threads", "1"
+    )
     names = {f"{verb}, {who}" for verb in ("write", "rechunk")
              for who in ("shards", "skerch", "skerch uncompressed")}  # fmt: skip
     assert figures["medians"].keys() == names | {"copy", "merge", "bare products"}
@@ -49,7 +52,7 @@ def test_storage_is_compared_with_the_reference_layer(tmp_path):
 def test_scale_is_extrapolated(tmp_path):
     text, figures = run(
         tmp_path, "resnet18_scale.py", "--rows", "9000", "--columns", "40", "--goal", "80",
-        "--slabs", "2",
+        "--slabs", "2", "--threads", "1",
     )  # fmt: skip
     assert list(figures["stages"]) == ["plan", "measure", "rechunk", "merge", "recover", "assess"]
     assert figures["result"]["rank"] == figures["result"]["true_rank"] == 36
@@ -63,12 +66,28 @@ def test_scale_is_extrapolated(tmp_path):
 def test_dask_is_compared_with_the_serial_executor(tmp_path):
     text, figures = run(
         tmp_path, "dask_overhead.py", "--tasks", "200", "--size", "200", "--rows", "150000",
-        "--columns", "8",
+        "--columns", "8", "--threads", "1",
     )  # fmt: skip
     assert figures["overhead"]["few"].keys() == {"serial", "one worker", "two workers"}
     assert all(seconds > 0 for seconds in figures["scaling"][0]["merge"].values())
     assert len(figures["goals"]) == 5
     assert "goal <= 2" in text
+
+
+def test_scaling_is_compared_with_its_model(tmp_path):
+    # Of three workers, two share a process, and one has its own.
+    text, figures = run(
+        tmp_path, "dask_scaling.py", "--workers", "1", "3", "--task-seconds", "0.01",
+        "--seconds", "0.1", "--tasks", "30", "--hosted", "2",
+    )  # fmt: skip
+    shapes = [(cell["task_seconds"], cell["workers"], cell["tasks"]) for cell in figures["medians"]]
+    assert shapes == [(0.01, 1, 10), (0, 1, 30), (0.01, 3, 30), (0, 3, 30)]
+    slept = [cell for cell in figures["medians"] if cell["task_seconds"]]
+    assert all(0 < cell["efficiency"] <= 1 for cell in slept)
+    assert all(cell["model"] > 0 for cell in slept)
+    assert figures["medians"][-1]["scheduler_resident"] > 10**7
+    assert len(figures["goals"]) == 5
+    assert "a worker process is ready after" in text
 
 
 def test_too_little_room_is_said_before_anything_is_done(tmp_path):

@@ -26,6 +26,7 @@ LEVELS = (
         "linalg",
         "ssrft",
         "interleave",
+        "scaling",
     ),
     ("spec", "resources", "noise", "provenance", "executors", "indexing"),
     ("sealed", "rundir", "streams", "sides", "operators", "recovery"),

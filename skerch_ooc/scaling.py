@@ -1,0 +1,68 @@
+"""How long tasks take on many workers, and how many workers are worth having.
+
+A list schedule: tasks are handed in order to whoever is free, but one after the other, as the
+scheduler needs some time for each. So it is the limit in the end, however many workers there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+TASK_OVERHEAD = 0.004
+"""Seconds between two tasks that a Dask cluster finishes, at the least: measured by
+``workflows/benchmarks/dask_scaling.py`` with 64 workers and tasks of 0.05 s, on two cores."""
+
+WORKER_START = 2.5
+"""Seconds until a new worker process is ready to build its operator: measured there too, 2.1 to
+2.4, from a local disk."""
+
+
+def measure_seconds(
+    task_seconds: Sequence[float],
+    workers: int,
+    *,
+    overhead: float = TASK_OVERHEAD,
+    start_seconds: float = 0.0,
+) -> float:
+    """The wall time of independent tasks on equal workers.
+
+    Args:
+        task_seconds: Seconds of each task, in the order in which they are handed out.
+        workers: How many workers there are, from the beginning to the end.
+        overhead: Seconds of the scheduler for each task.
+        start_seconds: Seconds that a worker takes before its first task.
+
+    Returns:
+        Seconds until the last task is done; 0 if there are no tasks.
+
+    Raises:
+        ValueError: If there are no workers.
+    """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}: must be at least 1")
+    if not task_seconds:
+        return 0.0
+    ends = [0.0] * min(workers, len(task_seconds))
+    for number, seconds in enumerate(task_seconds, 1):
+        heapq.heapreplace(ends, max(ends[0], number * overhead) + seconds)
+    return start_seconds + max(ends)
+
+
+def useful_workers(task_seconds: Sequence[float], *, overhead: float = TASK_OVERHEAD) -> int:
+    """The number of workers beyond which more do not help.
+
+    Args:
+        task_seconds: Seconds of each task.
+        overhead: Seconds of the scheduler for each task.
+
+    Returns:
+        The number of tasks, or of those that the scheduler keeps busy: while a task is at work it
+        hands out ``mean task seconds / overhead`` others. At least 1.
+    """
+    if not task_seconds:
+        return 1
+    mean = math.fsum(task_seconds) / len(task_seconds)
+    busy = mean / overhead if overhead > 0 else math.inf
+    return max(1, math.ceil(min(len(task_seconds), busy)))
