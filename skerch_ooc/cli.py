@@ -109,6 +109,7 @@ class _Where:
         from skerch_ooc.resources import available_cores
 
         if self.name == "dask":
+            _quiet_distributed()
             tries, workers = 1 if self.tries is None else self.tries, self.workers
             if self.scheduler is not None:
                 return Dask(self.scheduler, workers=workers, tries=tries)
@@ -124,6 +125,17 @@ class _Where:
                 f"--workers {self.workers} needs --executor dask; serial is one process"
             )
         return Serial()
+
+
+def _quiet_distributed() -> None:
+    """Leaves it to us to say what happened to a cluster, unless Dask's configuration says more."""
+    import dask
+    import distributed  # noqa: F401 (makes its loggers)
+
+    if dask.config.get("logging", None) is None:
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] in ("distributed", "tornado"):
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _where(command: Command) -> Command:

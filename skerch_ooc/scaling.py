@@ -10,9 +10,9 @@ import heapq
 import math
 from collections.abc import Sequence
 
-TASK_OVERHEAD = 0.004
+TASK_OVERHEAD = 0.0005
 """Seconds between two tasks that a Dask cluster finishes, at the least: measured by
-``workflows/benchmarks/dask_scaling.py`` with 64 workers and tasks of 0.05 s, on two cores."""
+``workflows/benchmarks/dask_scaling.py`` with 256 workers and tasks of 0.05 s, on two cores."""
 
 WORKER_START = 2.5
 """Seconds until a new worker process is ready to build its operator: measured there too, 2.1 to

@@ -45,6 +45,8 @@ class Cluster:
     def start_scheduler(self, command=DASK, **environment: str) -> None:
         """Starts a scheduler; its file has another address than one before it."""
         self.file.unlink(missing_ok=True)
+        if self.scheduler is not None:
+            self.scheduler.wait()
         self.scheduler = self._start(
             "scheduler",
             [*command, "scheduler", "--scheduler-file", self.file, "--port", 0, "--no-dashboard",

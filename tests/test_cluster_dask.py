@@ -459,18 +459,7 @@ def test_run_over_tls_makes_the_same_files(tmp_path, certificates, encrypted, se
     assert run_contents(run) == run_contents(serial)
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        pytest.param(
-            "tls",
-            marks=pytest.mark.xfail(
-                raises=TypeError, reason="Dask's TypeError reaches the user instead of UsageError"
-            ),
-        ),
-        "tcp",
-    ],
-)
+@pytest.mark.parametrize("scheme", ["tls", "tcp"])
 def test_client_without_certificates_is_refused(tmp_path, monkeypatch, encrypted, scheme):
     monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 1.0)
     spec = write_spec(tmp_path, "matrix", 40, **SMALL)

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -403,14 +404,12 @@ def _run_on(
     client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task],
     tries: int, patience: float | None,
 ) -> Iterator[Any]:  # fmt: skip
-    from distributed.client import FutureCancelledError
-    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
     groups: dict[Any, _Group[Task]] = {}
     pace, watch = _Pace(client), _Watch(client, patience)
-    lost = (CommClosedError, FutureCancelledError, _LostError)
+    failed: list[BaseException] = []
 
     def submit(*those: _Group[Task]) -> None:
         # All in one message: each costs the scheduler as much as the work on a few tasks.
@@ -450,23 +449,23 @@ def _run_on(
         return receipts
 
     def try_again(group: _Group[Task], future: Any) -> None:
-        try:
-            future.result()
-        except KilledWorker as error:
+        if future.status != "error":
+            raise _LostError("it has let go of the tasks")
+        error = future.exception()
+        if isinstance(error, KilledWorker):
             if group.deaths == _MOST_DEATHS:
                 raise IncompleteError(
                     f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
                     "memory, or plan smaller blocks. What was published is untouched"
                 ) from error
             submit(replace(group, deaths=group.deaths + 1))
-        except lost:
-            raise
-        except Exception as error:
-            _explain(error)
-            if group.failures + 1 >= tries:
-                raise
-            log.warning("try %d of %d failed: %s", group.failures + 1, tries, error)
-            submit(replace(group, failures=group.failures + 1))
+            return
+        _explain(error)
+        if group.failures + 1 >= tries:
+            failed.append(error)
+            raise error
+        log.warning("try %d of %d failed: %s", group.failures + 1, tries, error)
+        submit(replace(group, failures=group.failures + 1))
 
     try:
         fill()
@@ -478,7 +477,9 @@ def _run_on(
                 if future in groups:
                     try_again(groups.pop(future), future)
             fill()
-    except lost as error:
+    except (_LostError, CancelledError, OSError) as error:
+        if error in failed:
+            raise
         raise IncompleteError(
             f"the scheduler was lost ({error}); what was published is untouched, the same command "
             "goes on"
