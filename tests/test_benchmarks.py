@@ -70,7 +70,7 @@ def test_dask_is_compared_with_the_serial_executor(tmp_path):
     )  # fmt: skip
     assert figures["overhead"]["few"].keys() == {"serial", "one worker", "two workers"}
     assert all(seconds > 0 for seconds in figures["scaling"][0]["merge"].values())
-    assert len(figures["goals"]) == 5
+    assert len(figures["goals"]) == 6
     assert "goal <= 2" in text
 
 

@@ -245,6 +245,7 @@ def test_cluster_by_ssh_ends_at_ctrl_c(scripts, tmp_path):
     assert not file.exists()
 
 
+@pytest.mark.soak
 def test_all_ends_when_the_scheduler_by_ssh_is_killed(scripts, tmp_path, ooc_command):
     file = tmp_path / "scheduler.json"
     process = scripts.start("ssh.sh", file, "one", WORKERS=1)

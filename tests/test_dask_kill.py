@@ -233,10 +233,32 @@ def test_run_whose_workers_die_every_few_seconds_ends_as_if_undisturbed(
     assert kills >= 10
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["measure", *(pytest.param(stage, marks=pytest.mark.soak) for stage in ("merge", "vectors"))],
-)
+def test_death_of_the_scheduler_is_said_and_another_scheduler_goes_on(
+    tmp_path, cluster, undisturbed, monkeypatch, call_log
+):
+    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 2.0)
+    run = ooc.plan(spec_of(tmp_path, "eigh"), tmp_path / "run", threads=1)
+
+    def kill_in_the_midst():
+        while len(list_shards(run.shards)) < 4:
+            time.sleep(0.02)
+        os.killpg(cluster.scheduler.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_in_the_midst)
+    killer.start()
+    with pytest.raises(ooc.IncompleteError, match=r"scheduler was lost.*the same command goes on"):
+        ooc.measure(run, ooc.Dask(cluster.file), threads=1)
+    killer.join()
+    published = [(len(call_log()), list_shards(run.shards))]
+    cluster.start_scheduler()
+    cluster.start_worker()
+    whole_run(spec_of(tmp_path, "eigh"), run.directory, ooc.Dask(cluster.file))
+    assert run_contents(run.directory) == undisturbed("eigh")
+    require_no_product_of_a_published_shard(run.directory, published, call_log())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES["eigh"])
 def test_death_of_the_scheduler_ends_the_command_in_words_and_the_same_command_goes_on(
     ooc_command, cluster, undisturbed, stage
 ):

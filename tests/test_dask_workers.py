@@ -118,7 +118,7 @@ def test_other_version_of_the_package_is_recorded_and_warned_of_once(tmp_path, c
     with caplog.at_level("WARNING", logger="skerch_ooc"):
         for _ in range(2):
             ooc.merge(run, threads=1)
-    (warning,) = [record.getMessage() for record in caplog.records]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "skerch_ooc.provenance"]
     assert re.search(rf"skerch_ooc {re.escape(version)} \(\d+\), 99\.0 \(\d+\)", warning)
 
 
@@ -225,6 +225,17 @@ def test_scheduler_file_is_an_option_of_its_own_name_too(ooc_command, cluster):
     done = ooc_command("run", spec, "--run", "run", "--executor", "dask",
                        "--scheduler-file", cluster.file, "--json")  # fmt: skip
     assert json.loads(done.stdout)["relative_error"] < 1
+
+
+def test_workers_stay_from_stage_to_stage_of_a_session(tmp_path):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    executor = ooc.Dask(workers=1)
+    addresses = []
+    with executor.session(1):
+        for stage in (ooc.measure, ooc.merge):
+            stage(run, executor=executor, threads=1)
+            addresses.append(executor._client.scheduler.address)
+    assert addresses[0] == addresses[1]
 
 
 def test_client_that_was_given_keeps_its_workers(tmp_path, cluster):

@@ -8,7 +8,7 @@
 # CUDA_VISIBLE_DEVICES lists, else all that `nvidia-smi -L` shows. FILE is written by the scheduler
 # and removed when it ends. When it is there, in another terminal:
 #
-#   skerch-ooc run SPEC --run DIR --executor dask --scheduler FILE --device cuda --threads CORES
+#   skerch-ooc run SPEC --run DIR --executor dask --scheduler FILE --device cuda
 #
 # Environment variables, and what they are by default:
 #
@@ -117,7 +117,7 @@ for gpu in "${gpus[@]}"; do
     workers+=($!)
 done
 echo "gpus.sh: ${#gpus[@]} GPUs; Ctrl-C stops all; give skerch-ooc --executor dask" \
-    "--scheduler $file --device cuda --threads $cores" >&2
+    "--scheduler $file --device cuda" >&2
 
 # A worker that dies is started anew by its parent; a parent that has ended was told to.
 wait -n $scheduler "${workers[@]}" 2>/dev/null || true

@@ -7,7 +7,7 @@
 # FILE is written by the scheduler and removed when it ends; it must be in a folder that all hosts
 # see under the same path. When it is there, in another terminal:
 #
-#   skerch-ooc run SPEC --run DIR --executor dask --scheduler FILE --threads CORES
+#   skerch-ooc run SPEC --run DIR --executor dask --scheduler FILE
 #
 # Environment variables, and what they are by default:
 #
@@ -110,7 +110,7 @@ for host in "${hosts[@]}"; do
     workers+=($!)
 done
 echo "ssh.sh: ${#hosts[@]} hosts; Ctrl-C stops them; give skerch-ooc --executor dask" \
-    "--scheduler $file --threads $cores" >&2
+    "--scheduler $file" >&2
 
 left=${#hosts[@]}
 ended=()

@@ -146,6 +146,10 @@ class Dask:
     @contextlib.contextmanager
     def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
         """See :class:`skerch_ooc.executors.Executor`: nothing is started before a task comes."""
+        if self._session is not None:
+            # Inside of another one.
+            yield
+            return
         with contextlib.ExitStack() as self._session:
             try:
                 yield
