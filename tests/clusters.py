@@ -60,9 +60,11 @@ class Cluster:
 
     def start_worker(self, command=DASK, nanny: bool = False, **environment: str) -> None:
         """Starts a worker of one thread."""
+        number = len(list(self.folder.glob("worker*.log")))
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
         self.workers.append(
             self._start(
-                f"worker{len(self.workers)}",
+                f"worker{number}",
                 [*command, "worker", "--scheduler-file", self.file, "--nthreads", 1,
                  "--no-dashboard", "--memory-limit", 0, "--death-timeout", 60,
                  "--local-directory", self.folder, *([] if nanny else ["--no-nanny"])],

@@ -76,6 +76,12 @@ def _threads_of_worker(dask_worker: Any) -> int:
     return int(said) if said.isdigit() and int(said) else int(dask_worker.state.nthreads)
 
 
+def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function returns, or raises, on each worker; of those that die meanwhile, an error."""
+    answers = client.run(function, *arguments, on_error="return")
+    return list(answers.values())
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -141,7 +147,8 @@ class Dask:
         if self._scheduler is None:
             return None
         with self._reached() as client:
-            return min(map(int, client.run(_threads_of_worker).values()))
+            answers = _answers(client, _threads_of_worker)
+            return min((answer for answer in answers if isinstance(answer, int)), default=1)
 
     @contextlib.contextmanager
     def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
@@ -226,12 +233,10 @@ class Dask:
         while not _count_workers(client):
             watch.look()
             time.sleep(_WAIT_SECONDS)
-        try:
-            # A worker that cannot read a task closes, and says so only in its own log.
-            client.run(exec, "import skerch_ooc")
-        except ImportError as error:
-            _explain(error)
-            raise
+        # A worker that cannot read a task closes, and says so only in its own log.
+        for answer in _answers(client, exec, "import skerch_ooc"):
+            if isinstance(answer, Exception):
+                _explain(answer)
 
     @contextlib.contextmanager
     def _local(self, threads: int) -> Iterator[Any]:

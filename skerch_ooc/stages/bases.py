@@ -23,7 +23,7 @@ from skerch_ooc.stages.orthogonality import corrected, needs_correction
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.recipes import publish_recipes, read_recipes, recipe_identity
 from skerch_ooc.stages.spread import Spread, gram_of_vectors, in_pieces
-from skerch_ooc.stages.vectors import Making, Recipe, Vectors, layout_of
+from skerch_ooc.stages.vectors import Making, Recipe, Vectors, deviation, layout_of
 
 RECIPE_FILE = "basis.recipe.h5"
 _DRAFT_FILE = "basis.draft.h5"
@@ -73,7 +73,6 @@ class _Writing:
     def write(self, path: Path) -> None:
         """Writes the basis and publishes it."""
         recipe = self._known() or self._found()
-        making = Making(self._plan, recipe, self._resources)
         stage = f"basis {self._round.number + 1}"
         pieces: dict[str, Any] = {}
         layouts = []
@@ -88,13 +87,14 @@ class _Writing:
             layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
         with sealed_writer(path, *layouts) as writer:
             if layouts:
+                making = Making(self._plan, recipe, self._resources)
                 tile = recipe.tile_bytes(self._plan)
                 with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
                     figures = making.write(making.tiles, writer.bulks[0], advance)
             arrays = {
                 "transform": recipe.vectors.transform,
                 "test_products": figures.test_products,
-                "orthogonality": np.array(making.deviation(figures)),
+                "orthogonality": np.array(deviation(self._plan, figures)),
             }
             if recipe.vectors.correction is not None:
                 arrays["correction"] = recipe.vectors.correction

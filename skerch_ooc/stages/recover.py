@@ -32,7 +32,7 @@ from skerch_ooc.stages.solutions import (
     solve,
 )
 from skerch_ooc.stages.spread import Spread, in_pieces
-from skerch_ooc.stages.vectors import Making, TileFigures, layout_of
+from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, deviation, layout_of
 
 Array = npt.NDArray[Any]
 
@@ -160,19 +160,17 @@ class _Writing:
             if name not in pieced
         ]
         described: dict[str, Any] = {}
-        figures, deviations = [], []
+        figures: list[TileFigures] = []
         with sealed_writer(self._path, *layouts) as writer:
             bulks = {bulk.layout.name: bulk for bulk in writer.bulks}
             for name, recipe in matrices.items():
-                making = Making(plan, recipe, self._resources)
                 stage = f"vectors {name}" if len(matrices) > 1 else "vectors"
                 if recipes is not None and name in pieced:
                     described[name], found = self._spread(recipes, name, stage)
                 else:
-                    found = self._streamed(making, bulks[name], stage)
+                    found = self._streamed(recipe, bulks[name], stage)
                 figures.append(found)
-                deviations.append(making.deviation(found))
-            orthogonality = max(deviations)
+            orthogonality = max(deviation(plan, found) for found in figures)
             per_vector = orthogonality / math.sqrt(len(solution.values))
             if per_vector > orthogonality_bound(plan) and not solution.corrected:
                 return False
@@ -190,8 +188,9 @@ class _Writing:
         spread = Spread(self._run, recipes, self._executor, self._resources)
         return spread.write(name, self._progress, stage)
 
-    def _streamed(self, making: Making, bulk: BulkWriter, stage: str) -> TileFigures:
-        tile = making.recipe.tile_bytes(self._plan)
+    def _streamed(self, recipe: Recipe, bulk: BulkWriter, stage: str) -> TileFigures:
+        making = Making(self._plan, recipe, self._resources)
+        tile = recipe.tile_bytes(self._plan)
         with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
             return making.write(making.tiles, bulk, advance)
 

@@ -333,9 +333,11 @@ class Making:
         numbers = range(tiles.start, tiles.stop)
         return tree_sum(_counted(ordered_map(gram_of_tile, numbers, in_flight), advance), add)
 
-    def deviation(self, figures: TileFigures) -> float:
-        """``||U^H U - I||_F`` as estimated by the probes of all tiles."""
-        return math.sqrt(float((np.abs(figures.probed - self._probes) ** 2).sum()) / PROBES)
+
+def deviation(plan: Plan, figures: TileFigures) -> float:
+    """``||U^H U - I||_F``, as estimated by the probes of all tiles."""
+    probes = gaussian_probes(plan, len(figures.probed), PROBES)
+    return math.sqrt(float((np.abs(figures.probed - probes) ** 2).sum()) / PROBES)
 
 
 def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
