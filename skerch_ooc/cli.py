@@ -376,6 +376,39 @@ def recover(
 
 
 @cli.command()
+@_options(_DIR, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
+@click.argument("stage", metavar="STAGE")
+@click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
+@click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
+def task(
+    directory: Path, stage: str, index: int, of: int, memory: str | None, threads: int | None,
+    device: str | None, max_seconds: float | None,
+) -> None:  # fmt: skip
+    """Do a share of a stage: the tasks t with t mod N = I.
+
+    STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. For the
+    elements of job arrays: nothing published is done again, and shares do not know of each other.
+    """
+    from skerch_ooc import pipeline, shares
+    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.share import Share
+
+    opened = pipeline.open_run(directory)
+    share = Share(index, of)
+    wanted = shares.Stage.parse(stage, opened.plan.rounds)
+    resources, progress = resources_of(share, memory, threads, device), for_terminal()
+    if wanted.name != "assess":
+        with _operators_print_to_stderr():
+            shares.perform_share(
+                opened, wanted, share, resources, progress, device=device,
+                budget=_budget(max_seconds),
+            )  # fmt: skip
+    elif share.first:
+        assessment = pipeline.finish(opened, resources, progress)
+        _show_result(opened, "default", assessment, as_json=False)
+
+
+@cli.command()
 @_options(_DIR, _RESULT, _MAX_ERROR, _JSON)
 def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
     """Estimate the error of a result, with its probability bounds."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skerch_ooc import files, rundir
 from skerch_ooc.budget import Budget
-from skerch_ooc.errors import QualityError, UsageError
+from skerch_ooc.errors import IncompleteError, QualityError, UsageError
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
@@ -532,6 +532,29 @@ def run_all(
         planned.product = None
         settings = run.plan.recovery
         recover_stage.recover(run, settings, "default", resources, progress, executor)
+    return assess(run)
+
+
+def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
+    """Recovers and assesses a run that was measured by others.
+
+    Args:
+        run: The run.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+
+    Raises:
+        IncompleteError: If measurements are missing; also if the tolerance is not met yet: the plan
+            has grown by then.
+        CorruptError: If a file is damaged.
+    """
+    if not reached(run, resources, progress):
+        run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
+        raise IncompleteError(
+            f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
+            f"measurements; go on with: skerch-ooc measure {run.directory}"
+        )
+    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
     return assess(run)
 
 

@@ -43,7 +43,7 @@ LEVELS = (
     ("stages.recover", "stages.bases", "stages.assess", "status", "verification"),
     ("estimate", "tolerance", "tall", "results"),
     ("stages.estimates",),
-    ("pipeline",),
+    ("pipeline", "shares"),
     ("tables",),
     ("cli",),
     ("__main__",),

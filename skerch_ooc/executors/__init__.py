@@ -40,6 +40,10 @@ class Executor(Protocol):
         """Keeps the workers from one :meth:`run` to the next while it is entered."""
         ...
 
+    def chosen(self, tasks: Iterable[Task]) -> list[Task]:
+        """The tasks that this executor is going to run, of those that are to be done."""
+        ...
+
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:

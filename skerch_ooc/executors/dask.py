@@ -163,6 +163,10 @@ class Dask:
             finally:
                 self._client = self._session = None
 
+    def chosen(self, tasks: Iterable[Task]) -> list[Task]:
+        """See :class:`skerch_ooc.executors.Executor`: all."""
+        return list(tasks)
+
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:

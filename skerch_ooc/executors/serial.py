@@ -24,6 +24,10 @@ class Serial:
         """See :class:`skerch_ooc.executors.Executor`: there is nothing to keep."""
         return nullcontext()
 
+    def chosen(self, tasks: Iterable[Task]) -> list[Task]:
+        """See :class:`skerch_ooc.executors.Executor`: all."""
+        return list(tasks)
+
     def run(
         self,
         function: Callable[[Task], Callable[[], Any]],

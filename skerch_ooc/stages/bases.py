@@ -56,6 +56,25 @@ def make_basis(
     _Writing(merged, resources, progress, executor).write(path)
 
 
+def spread_basis(
+    merged: Merged, resources: Resources, progress: Progress, executor: Executor | None
+) -> None:
+    """Publishes how the basis is made, if it is in pieces, and has an executor make its pieces.
+
+    Args:
+        merged: The sketch.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+        executor: What makes pieces; ``None`` to make none.
+
+    Raises:
+        UsageError: If memory is too little, or the operator is zero.
+        CorruptError: If a shard is damaged.
+    """
+    if merged.sketch.basis() is None:
+        _Writing(merged, resources, progress, executor).spread(pieces=executor is not None)
+
+
 class _Writing:
     """A basis on its way to the disk."""
 
@@ -72,16 +91,11 @@ class _Writing:
 
     def write(self, path: Path) -> None:
         """Writes the basis and publishes it."""
-        recipe = self._known() or self._found()
-        stage = f"basis {self._round.number + 1}"
+        recipe, stage = self._recipe(), self._stage
         pieces: dict[str, Any] = {}
         layouts = []
         if in_pieces(self._plan, recipe):
-            recipes = publish_recipes(
-                path.parent / RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
-            )
-            spread = Spread(self._run, recipes, self._executor, self._resources)
-            described, figures = spread.write(BASIS_MATRIX, self._progress, stage)
+            described, figures = self._spread(recipe).write(BASIS_MATRIX, self._progress, stage)
             pieces = {"pieces": {BASIS_MATRIX: described}}
         else:
             layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
@@ -101,14 +115,35 @@ class _Writing:
             identity = basis_identity(self._plan, self._sketch.digest)
             writer.publish(identity | pieces, arrays, provenance(threads=self._resources.threads))
 
-    def _recipe(self, vectors: Vectors) -> Recipe:
+    def spread(self, *, pieces: bool) -> None:
+        """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
+        recipe = self._recipe()
+        if in_pieces(self._plan, recipe):
+            spread = self._spread(recipe)
+            if pieces:
+                spread.spread(BASIS_MATRIX, gram=False, progress=self._progress, stage=self._stage)
+
+    @property
+    def _stage(self) -> str:
+        return f"basis {self._round.number + 1}"
+
+    def _recipe(self) -> Recipe:
+        return self._known() or self._found()
+
+    def _spread(self, recipe: Recipe) -> Spread:
+        recipes = publish_recipes(
+            self._sketch.folder / RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
+        )
+        return Spread(self._run, recipes, self._executor, self._resources)
+
+    def _recipe_of(self, vectors: Vectors) -> Recipe:
         reader = self._side.reader
         test = reader if "test" in self._side.side.sketches else None
         return Recipe(BASIS_MATRIX, self._side.side.rows, vectors, test)
 
     def _known(self) -> Recipe | None:
         """The recipe that a process which did not come to an end has published."""
-        recipe = self._recipe(Vectors(self._source, np.zeros((0, 0))))
+        recipe = self._recipe_of(Vectors(self._source, np.zeros((0, 0))))
         columns = Columns(self._sketch.digest, self._source, None, recipe.test)
         file = read_recipes(self._sketch.folder / RECIPE_FILE, self._identity, columns)
         return file.matrices[BASIS_MATRIX] if file else None
@@ -126,7 +161,7 @@ class _Writing:
                 "there is nothing to decompose: the operator's products with all test vectors are "
                 "zero"
             )
-        recipe = self._recipe(Vectors(self._source, root.inverse))
+        recipe = self._recipe_of(Vectors(self._source, root.inverse))
         if not needs_correction(self._plan, root.condition):
             return recipe
         gram = gram_of_vectors(
@@ -134,4 +169,4 @@ class _Writing:
             self._resources, self._progress,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)
-        return self._recipe(corrected(ones, recipe.vectors, gram, None, None)[1])
+        return self._recipe_of(corrected(ones, recipe.vectors, gram, None, None)[1])

@@ -48,6 +48,7 @@ class MeasureTask:
         stop: First column after the block.
         device: The torch device.
         threads: Threads of the operator.
+        number: Of the block among all that are planned for the round.
     """
 
     run: str
@@ -58,6 +59,7 @@ class MeasureTask:
     stop: int
     device: str
     threads: int
+    number: int
 
     def __str__(self) -> str:
         return f"columns {self.start}-{self.stop} of {self.role}"
@@ -83,10 +85,12 @@ def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]
     missing = round_.missing()
     directory = str(round_.run.directory.resolve())
     basis = str(round_.basis.file.path.resolve()) if round_.basis else None
+    blocks = [(role, block) for role in round_.planned for block in round_.blocks(role)]
     return [
-        MeasureTask(directory, round_.number, basis, role, piece.start, piece.stop, device, threads)
-        for role in round_.planned
-        for block in round_.blocks(role)
+        MeasureTask(
+            directory, round_.number, basis, role, piece.start, piece.stop, device, threads, number
+        )
+        for number, (role, block) in enumerate(blocks)
         for gap in missing[role]
         if len(piece := gap.common(block))
     ]
@@ -306,9 +310,9 @@ def measure(
     device = device or run.plan.device
     budget = budget or Budget()
     round_ = current_round(run)
-    tasks = missing_tasks(round_, device, resources.task_threads)
+    tasks = executor.chosen(missing_tasks(round_, device, resources.task_threads))
     if not tasks:
-        return True
+        return is_complete(run)
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
         if operator is not None or run.plan.identity.factory is None:

@@ -159,6 +159,7 @@ class MergeTask:
         memory: Peak resident memory of the process, in bytes.
         threads: Threads of the process.
         device: Torch device on which tiles are multiplied.
+        number: Of the task among all of the round.
     """
 
     run: str
@@ -171,6 +172,7 @@ class MergeTask:
     memory: int
     threads: int
     device: str
+    number: int
 
     def __str__(self) -> str:
         return f"row tiles {self.start}-{self.stop} of the sums, {self.side} side"
@@ -193,7 +195,10 @@ class Merge:
         self.plan = round_.run.plan
         self.sketch = round_.sketch
         self.rechunk = len(self.sketch.shard_files) > RECHUNK_ABOVE if rechunk is None else rechunk
-        self._sides = [_SideMerge(self, side) for side in round_.sides]
+        self._sides: list[_SideMerge] = []
+        for side in round_.sides:
+            before = sum(len(merge.tasks) for merge in self._sides)
+            self._sides.append(_SideMerge(self, side, before))
 
     def readers(self) -> dict[str, SketchReader]:
         """What reads the sketches of each side, whether they are merged yet or not."""
@@ -202,6 +207,17 @@ class Merge:
     def side(self, name: str) -> _SideMerge:
         """The merge of one side."""
         return next(merge for merge in self._sides if merge.side.name == name)
+
+    def spread(self, resources: Resources, progress: Progress, executor: Executor) -> None:
+        """Has an executor form and publish sums of runs of tiles, where there are several runs.
+
+        Raises:
+            CorruptError: If a shard, or a file of the merge, is damaged.
+            UsageError: If the memory is too little.
+        """
+        for merge in self._sides:
+            if merge.published() is None:
+                merge.spread(resources, progress, executor)
 
     def result(
         self, resources: Resources, progress: Progress, executor: Executor | None = None
@@ -360,7 +376,8 @@ def _when_published(sums: Sums, published: Future[None]) -> Sums:
 class _SideMerge:
     """The merge of one side."""
 
-    def __init__(self, merge: Merge, side: Side) -> None:
+    def __init__(self, merge: Merge, side: Side, before: int) -> None:
+        self._before = before
         self.side = side
         self.plan = merge.plan
         self._sketch = merge.sketch
@@ -370,7 +387,7 @@ class _SideMerge:
         self._folder = merge.sketch.folder
         self._reader = merge.sketch.readers[side.name]
         self._tiles = merge.plan.tiles(side.rows)
-        self._tasks = list(aligned_runs(len(self._tiles), run_exponent(merge.plan, side)))
+        self.tasks = list(aligned_runs(len(self._tiles), run_exponent(merge.plan, side)))
         self._prefix = "" if side.name == RANGE else f"{side.name}."
 
     @property
@@ -396,18 +413,15 @@ class _SideMerge:
     ) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        stage = "merge" if self.side.name == RANGE else f"merge {self.side.name}"
-        spread = executor if executor and executor.remote and len(self._tasks) > 1 else None
-        missing = [task for task in self._tasks if not self.has_formed(task)]
-        total, tasks = sum(map(len, missing)), len(missing) if spread else 0
+        if executor and executor.remote:
+            self.spread(resources, progress, executor)
+        total = sum(map(len, self._missing()))
+        progress = progress if total else Progress()
         with (
-            progress.stage(stage, total, "tiles", self._tile_bytes, tasks) as advance,
+            progress.stage(self._stage, total, "tiles", self._tile_bytes) as advance,
             self._adding(),
         ):
-            if spread and missing:
-                self._spread(spread, missing, resources, advance)
-            partial_sums = self._partial_sums(resources, _ignore if spread else advance)
-            sums = tree_sum(partial_sums, Sums.add)
+            sums = tree_sum(self._partial_sums(resources, advance), Sums.add)
         if not sums.triangular:
             sums.squares = mirrored(sums.squares)
         return sums
@@ -416,29 +430,42 @@ class _SideMerge:
         """Factors are added by arithmetic whose bits depend on the threads of a call."""
         return operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
 
-    def _spread(
-        self, executor: Executor, missing: list[Range], resources: Resources, advance: Advance
-    ) -> None:
-        """Has other processes form and publish the partial sums that are missing."""
+    @property
+    def _stage(self) -> str:
+        return "merge" if self.side.name == RANGE else f"merge {self.side.name}"
+
+    def _missing(self) -> list[Range]:
+        return [task for task in self.tasks if not self.has_formed(task)]
+
+    def spread(self, resources: Resources, progress: Progress, executor: Executor) -> None:
+        """Has an executor form and publish the partial sums that are missing, if there are any."""
+        if len(self.tasks) == 1:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tasks = executor.chosen(self._merge_tasks(resources))
+        total = sum(task.stop - task.start for task in tasks)
+        with progress.stage(self._stage, total, "tiles", self._tile_bytes, len(tasks)) as advance:
+            for receipt in executor.run(perform_merge, tasks, resources.task_threads):
+                advance(receipt["tiles"])
+        wait_for_files(self._partial(Range(task.start, task.stop)) for task in tasks)
+
+    def _merge_tasks(self, resources: Resources) -> Iterator[MergeTask]:
         basis = self._round.basis
-        tasks = (
-            MergeTask(
-                run=str(self._run.directory.resolve()),
-                round=self._round.number,
-                basis=str(basis.file.path.resolve()) if basis else None,
-                side=self.side.name,
-                start=task.start,
-                stop=task.stop,
-                rechunk=self._rechunk,
-                memory=resources.memory,
-                threads=resources.task_threads,
-                device=resources.device,
-            )
-            for task in missing
-        )
-        for receipt in executor.run(perform_merge, tasks, resources.task_threads):
-            advance(receipt["tiles"])
-        wait_for_files(self._partial(task) for task in missing)
+        for number, task in enumerate(self.tasks, self._before):
+            if not self.has_formed(task):
+                yield MergeTask(
+                    run=str(self._run.directory.resolve()),
+                    round=self._round.number,
+                    basis=str(basis.file.path.resolve()) if basis else None,
+                    side=self.side.name,
+                    start=task.start,
+                    stop=task.stop,
+                    rechunk=self._rechunk,
+                    memory=resources.memory,
+                    threads=resources.task_threads,
+                    device=resources.device,
+                    number=number,
+                )
 
     def has_formed(self, task: Range) -> bool:
         """Whether the sums of a task are published."""
@@ -469,7 +496,7 @@ class _SideMerge:
         # While the sums of a task go to the disk, those of the next are formed.
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as publisher:
             before: tuple[Sums, Future[None]] | None = None
-            for task in self._tasks:
+            for task in self.tasks:
                 sums = self._read_sums(self._partial(task), task)
                 if sums is None:
                     sums, publish = self._sum_of_run(task, in_flight, advance, arithmetic)
@@ -477,7 +504,7 @@ class _SideMerge:
                     publish = _nothing
                 if before:
                     yield _when_published(*before)
-                if len(self._tasks) > 1 and publish is not _nothing:
+                if len(self.tasks) > 1 and publish is not _nothing:
                     publish = partial(self._publish_run, publish, task, sums)
                 before = sums, publisher.submit(publish)
             if before:
@@ -550,7 +577,7 @@ class _SideMerge:
         """Reads from the row shards, if all of them are there; else from the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
         wanted = {
-            self._row_rectangle(role, task) for task in self._tasks for role in self.side.sketches
+            self._row_rectangle(role, task) for task in self.tasks for role in self.side.sketches
         }
         if wanted != set(rows):
             return self._reader

@@ -110,6 +110,34 @@ def recover(
     return path
 
 
+def spread_vectors(
+    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress,
+    executor: Executor | None,
+) -> None:  # fmt: skip
+    """Solves the small problems of a result in pieces, and has an executor make its pieces.
+
+    Args:
+        run: The run, merged.
+        settings: Method, core and rank.
+        name: The folder of the result, inside ``results/``.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+        executor: What makes pieces; ``None`` to make none.
+
+    Raises:
+        UsageError: If the sketch does not serve the method, or memory is too little.
+        IncompleteError: If measurements are missing.
+        CorruptError: If a file is damaged.
+    """
+    path = result_path(run, name)
+    digest = rounds_for(run, settings)[0].sketch.digest
+    if settings.vectors == "stored" and not _is_current(
+        path, _identity(run.plan, digest, settings), run
+    ):
+        writing = _Writing(run, settings, digest, path, resources, progress, executor)
+        writing.spread(pieces=executor is not None)
+
+
 class _Writing:
     """The vectors of a result on their way to the disk."""
 
@@ -130,6 +158,21 @@ class _Writing:
         # Not to be expected: the condition foretells it. A stream more puts it right.
         self._recipe_path.unlink(missing_ok=True)
         self._published(identity, self._solved(correcting=True))
+
+    def spread(self, *, pieces: bool) -> None:
+        """Publishes the solution of a result that is in pieces, and makes these if wanted."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        solution = self._known() or self._solved(correcting=False)
+        pieced = self._pieced(solution)
+        if not pieced:
+            return
+        recipes = solution.publish(self._recipe_path, self._recipe_identity)
+        spread = Spread(self._run, recipes, self._executor, self._resources)
+        for name in pieced if pieces else ():
+            spread.spread(name, gram=False, progress=self._progress, stage=f"vectors {name}")
+
+    def _pieced(self, solution: Solution) -> list[str]:
+        return [name for name, recipe in solution.matrices.items() if in_pieces(self._plan, recipe)]
 
     def _known(self) -> Solution | None:
         """The solution that a process which did not come to an end has published."""
@@ -152,7 +195,7 @@ class _Writing:
         """Whether the vectors turned out orthonormal; if not, and that can be mended, no result."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         plan, matrices = self._plan, solution.matrices
-        pieced = [name for name, recipe in matrices.items() if in_pieces(plan, recipe)]
+        pieced = self._pieced(solution)
         recipes = solution.publish(self._recipe_path, self._recipe_identity) if pieced else None
         layouts = [
             layout_of(plan, name, recipe.rows, recipe.vectors.rank)

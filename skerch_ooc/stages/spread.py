@@ -58,6 +58,7 @@ class VectorTask:
         memory: Peak resident memory of the process, in bytes.
         threads: Threads of the process.
         device: Torch device on which tiles are multiplied.
+        number: Of the task among all of its recipe.
     """
 
     run: str
@@ -70,6 +71,7 @@ class VectorTask:
     memory: int
     threads: int
     device: str
+    number: int
 
     def __str__(self) -> str:
         return f"row tiles {self.start}-{self.stop} of {self.matrix}"
@@ -260,36 +262,47 @@ class Spread:
             UsageError: If memory is too little.
         """
         recipe = self._recipes.matrices[matrix]
-        done = self._all(matrix, gram=False, progress=progress, stage=stage)
+        self.spread(matrix, gram=False, progress=progress, stage=stage)
+        done = list(self._opened(matrix, gram=False))
         layout = layout_of(self._plan, matrix, recipe.rows, recipe.vectors.rank)
         figures = tree_sum((TileFigures(**file.arrays) for _, file in done), TileFigures.add)
         return describe_pieces(layout, done), figures
 
     def gram(self, matrix: str, progress: Progress, stage: str) -> Array:
         """``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write` does."""
-        done = self._all(matrix, gram=True, progress=progress, stage=stage)
+        self.spread(matrix, gram=True, progress=progress, stage=stage)
+        done = list(self._opened(matrix, gram=True))
         total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
         for _, file in done:
             file.path.unlink(missing_ok=True)
         return total
 
-    def _all(
-        self, matrix: str, *, gram: bool, progress: Progress, stage: str
-    ) -> list[tuple[Range, SealedFile]]:
-        recipe = self._recipes.matrices[matrix]
-        runs = runs_of(self._plan, recipe.rows, recipe.vectors.rank)
-        missing = [tiles for tiles in runs if self._published(matrix, gram, tiles) is None]
-        total, pieces = sum(map(len, missing)), len(missing)
-        with progress.stage(
-            stage, total, "tiles", recipe.tile_bytes(self._plan), pieces
-        ) as advance:
-            if missing:
+    def spread(self, matrix: str, *, gram: bool, progress: Progress, stage: str) -> None:
+        """Has the executor do its tasks of a matrix; raises as :meth:`write` does."""
+        tasks = self._executor.chosen(self._missing(matrix, gram))
+        total = sum(task.stop - task.start for task in tasks)
+        tile = self._recipes.matrices[matrix].tile_bytes(self._plan)
+        with progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
+            if tasks:
                 work = self._work(matrix, gram)
-                tasks = (self._task(matrix, gram, tiles) for tiles in missing)
                 for receipt in self._executor.run(work, tasks, self._resources.task_threads):
                     advance(receipt["tiles"])
-                wait_for_files(self._path(matrix, gram, tiles) for tiles in missing)
-        return list(self._opened(matrix, gram, runs))
+        paths = (self._path(matrix, gram, Range(task.start, task.stop)) for task in tasks)
+        wait_for_files(paths)
+
+    def _runs(self, matrix: str) -> list[Range]:
+        recipe = self._recipes.matrices[matrix]
+        return runs_of(self._plan, recipe.rows, recipe.vectors.rank)
+
+    def _missing(self, matrix: str, gram: bool) -> Iterator[VectorTask]:
+        before = 0
+        for other in self._recipes.matrices:
+            if other == matrix:
+                break
+            before += len(self._runs(other))
+        for number, tiles in enumerate(self._runs(matrix), before):
+            if self._published(matrix, gram, tiles) is None:
+                yield self._task(matrix, gram, tiles, number)
 
     def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
         if self._executor.remote:
@@ -302,7 +315,7 @@ class Spread:
 
         return work
 
-    def _task(self, matrix: str, gram: bool, tiles: Range) -> VectorTask:
+    def _task(self, matrix: str, gram: bool, tiles: Range, number: int) -> VectorTask:
         directory = self._run.directory.resolve()
         return VectorTask(
             run=str(directory),
@@ -315,12 +328,11 @@ class Spread:
             memory=self._resources.memory,
             threads=self._resources.task_threads,
             device=self._resources.device,
+            number=number,
         )
 
-    def _opened(
-        self, matrix: str, gram: bool, runs: list[Range]
-    ) -> Iterator[tuple[Range, SealedFile]]:
-        for tiles in runs:
+    def _opened(self, matrix: str, gram: bool) -> Iterator[tuple[Range, SealedFile]]:
+        for tiles in self._runs(matrix):
             file = self._published(matrix, gram, tiles)
             if file is None:
                 path = self._path(matrix, gram, tiles)

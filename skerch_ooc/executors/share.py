@@ -1,0 +1,58 @@
+"""One share of the tasks in this process: what an element of a job array does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.executors.serial import Serial
+
+Task = TypeVar("Task")
+
+
+class Share:
+    """Runs the tasks whose number leaves a remainder, in this process; others are left to others.
+
+    Tasks keep their number when some of them are done, so that no two shares have one in common.
+
+    Args:
+        index: The remainder, from 0.
+        of: How many shares there are.
+
+    Raises:
+        UsageError: If there is no such share.
+    """
+
+    workers = 1
+    remote = False
+    threads: int | None = None
+
+    def __init__(self, index: int, of: int) -> None:
+        if of < 1 or not 0 <= index < of:
+            raise UsageError(f"--index {index} --of {of}: the index must be from 0 to {of - 1}")
+        self._index, self._of = index, of
+        self._serial = Serial()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the share that does what cannot be shared."""
+        return self._index == 0
+
+    def session(self, threads: int) -> AbstractContextManager[None]:
+        """See :class:`skerch_ooc.executors.Executor`."""
+        return self._serial.session(threads)
+
+    def chosen(self, tasks: Iterable[Task]) -> list[Task]:
+        """See :class:`skerch_ooc.executors.Executor`: those of this share."""
+        return [task for task in tasks if self._has(task)]
+
+    def _has(self, task: Any) -> bool:
+        return bool(task.number % self._of == self._index)
+
+    def run(
+        self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
+    ) -> Iterator[Any]:
+        """See :class:`skerch_ooc.executors.Executor`."""
+        return self._serial.run(function, filter(self._has, tasks), threads)

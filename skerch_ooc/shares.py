@@ -1,0 +1,124 @@
+"""Stages done in shares by processes that know nothing of each other: the elements of job arrays.
+
+Each does the tasks whose number leaves its remainder, and what it needs of the stages before is on
+disk. So elements may run in any order, die and be run again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from skerch_ooc.budget import Budget
+from skerch_ooc.errors import IncompleteError, UsageError
+from skerch_ooc.executors.share import Share
+from skerch_ooc.progress import Progress
+from skerch_ooc.resources import Resources
+from skerch_ooc.rounds import Round, known_rounds
+from skerch_ooc.rundir import Run
+from skerch_ooc.stages import measure as measure_stage
+from skerch_ooc.stages import recover as recover_stage
+from skerch_ooc.stages.bases import make_basis, spread_basis
+from skerch_ooc.stages.merge import Merge
+
+STAGES = ("measure", "merge", "solve", "vectors", "assess")
+_NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-1]}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of one round.
+
+    Attributes:
+        name: One of :data:`STAGES`.
+        round: Number of the round; the first by default, for ``assess`` always.
+    """
+
+    name: str
+    round: int = 1
+
+    @classmethod
+    def parse(cls, text: str, rounds: int) -> Stage:
+        """Reads ``"measure"`` or ``"measure.2"``.
+
+        Args:
+            text: The name.
+            rounds: How many rounds the run has.
+
+        Raises:
+            UsageError: If there is no such stage.
+        """
+        found = _NAME.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"stage {text!r}: must be one of {', '.join(STAGES)}; of a later round, such as "
+                "measure.2, all but assess"
+            )
+        name, number = (found[1] or text), int(found[2] or 1)
+        if number > rounds:
+            raise UsageError(f"stage {text!r}: the run has {rounds} round(s)")
+        return cls(name, number)
+
+    def __str__(self) -> str:
+        return self.name if self.round == 1 else f"{self.name}.{self.round}"
+
+
+def perform_share(
+    run: Run, stage: Stage, share: Share, resources: Resources, progress: Progress, *,
+    device: str | None = None, budget: Budget | None = None,
+) -> None:  # fmt: skip
+    """Does a share of a stage, but for what is published already.
+
+    Args:
+        run: The run.
+        stage: The stage; not ``assess``.
+        share: Which of its tasks.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+        device: The operator's torch device, instead of the plan's.
+        budget: When to stop measuring.
+
+    Raises:
+        IncompleteError: If a stage before this one is not complete; says which.
+        CorruptError: If a file is damaged.
+        DriftError: If the operator is not the one of the fingerprint.
+        OperatorError: If the operator is unusable.
+        UsageError: If memory is too little.
+    """
+    if stage.name == "measure" and stage.round > 1:
+        _require_basis(run, stage, resources, progress)
+    rounds = list(known_rounds(run))
+    if stage.round > len(rounds):
+        raise _too_early(run, stage, rounds[-1])
+    if stage.round < len(rounds):
+        # It is complete, as the next round has its basis.
+        return
+    round_ = rounds[-1]
+    if stage.name == "solve" and not share.first:
+        return
+    if stage.name == "measure":
+        measure_stage.measure(run, share, resources, progress, device=device, budget=budget)
+    elif stage.name == "merge":
+        Merge(round_).spread(resources, progress, share)
+    elif round_.number < run.plan.rounds:
+        merged = Merge(round_).result(resources, progress)
+        spread_basis(merged, resources, progress, share if stage.name == "vectors" else None)
+    else:
+        settings = run.plan.recovery
+        executor = share if stage.name == "vectors" else None
+        recover_stage.spread_vectors(run, settings, "default", resources, progress, executor)
+
+
+def _require_basis(run: Run, stage: Stage, resources: Resources, progress: Progress) -> None:
+    """Publishes the basis of the round before, once all of it is there."""
+    *_, last = known_rounds(run)
+    if last.number == stage.round - 1 and not any(last.missing().values()):
+        make_basis(Merge(last).result(resources, progress), resources, progress)
+
+
+def _too_early(run: Run, stage: Stage, last: Round) -> IncompleteError:
+    before = Stage("measure", last.number)
+    return IncompleteError(
+        f"{stage} is too early: round {last.number} is not complete; go on with: skerch-ooc task "
+        f"{run.directory} {before} --index 0 --of 1, or skerch-ooc measure {run.directory}"
+    )
