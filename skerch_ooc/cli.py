@@ -398,11 +398,13 @@ def task(
     wanted = shares.Stage.parse(stage, opened.plan.rounds)
     resources, progress = resources_of(share, memory, threads, device), for_terminal()
     if wanted.name != "assess":
+        budget = _budget(max_seconds)
         with _operators_print_to_stderr():
             shares.perform_share(
-                opened, wanted, share, resources, progress, device=device,
-                budget=_budget(max_seconds),
-            )  # fmt: skip
+                opened, wanted, share, resources, progress, device=device, budget=budget
+            )
+        if wanted.name == "measure" and budget.spent:
+            _say_stopped(progress)
     elif share.first:
         assessment = pipeline.finish(opened, resources, progress)
         _show_result(opened, "default", assessment, as_json=False)
