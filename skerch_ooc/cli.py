@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -16,13 +17,14 @@ from typing import Any, TypeVar, cast
 import click
 
 import skerch_ooc
-from skerch_ooc.errors import CorruptError, OocError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
 from skerch_ooc.progress import Progress, for_terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 OTHER_FAILURE = 1
+_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _SPEC = click.argument("spec", metavar="SPEC", type=click.Path(path_type=Path))
@@ -543,7 +545,17 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except OocError as error:
         click.echo(f"skerch-ooc: {error}", err=True)
         return error.exit_code
-    except (OSError, MemoryError) as error:
+    except OSError as error:
+        if error.errno not in _NO_WRITING:
+            click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
+            return OTHER_FAILURE
+        click.echo(
+            f"skerch-ooc: cannot write {error.filename}: {error.strerror}; what was published "
+            "before is untouched: make room or give permission, then run the same command again",
+            err=True,
+        )
+        return IncompleteError.exit_code
+    except MemoryError as error:
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0

@@ -7,6 +7,7 @@ another matrix is never read as if it were the right one.
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,14 +164,16 @@ class PiecedMatrix:
             file = SealedFile(path)
         except FileNotFoundError as error:
             raise IncompleteError(
-                f"{path} is gone, a piece of {self._file.path}{self._file.advice}"
+                f"{path} is gone, a piece of {self._file.path}; recover, or merge, again makes it"
             ) from error
         if digest(file.identity) != self._described.identities[number]:
             raise CorruptError(
-                f"{path} is not the piece that {self._file.path} was published with"
-                f"{self._file.advice}"
+                f"{path} is not the piece that {self._file.path} was published with. To make it "
+                f"anew: rm {shlex.quote(str(path))}, then recover, or merge, again"
             )
-        file.advice = self._file.advice
+        file.advice = (
+            f". To make it anew: rm {shlex.quote(str(path))}, then recover, or merge, again"
+        )
         return file
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX, read_json
 from skerch_ooc.partition import Range
+from skerch_ooc.pieces import lost_pieces
 from skerch_ooc.rounds import Round, count_products, known_rounds
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
@@ -151,7 +152,7 @@ def _is_stale(run: Run, last: Round) -> bool:
     except CorruptError:
         # The verbs that read it tell more.
         return False
-    return file.identity.get("sketch") != last.sketch.digest
+    return file.identity.get("sketch") != last.sketch.digest or bool(lost_pieces(file))
 
 
 def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:

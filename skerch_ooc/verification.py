@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,9 +33,21 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
             except FileNotFoundError:
                 wrong.append(f"{path} disappeared while it was verified")
             except OocError as error:
-                wrong.append(str(error))
+                wrong.append(_with_advice(run, path, str(error)))
             advance(1)
     return wrong
+
+
+def _with_advice(run: Run, path: Path, text: str) -> str:
+    """What is wrong, with the command that makes a derived file anew if none is said."""
+    if " again" in text or "rm " in text or path.is_relative_to(run.shards):
+        return text
+    directory = shlex.quote(str(run.directory))
+    verb = f"merge {directory}"
+    if path.is_relative_to(run.results):
+        name = path.parent.name
+        verb = f"recover {directory}" + ("" if name == "default" else f" --name {name}, as before")
+    return f"{text}. To make it anew: rm {shlex.quote(str(path))} && skerch-ooc {verb}"
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Callable[[SealedFile], None]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -229,3 +230,18 @@ def fails_once(marker: str, n: int = 200):
             return super().__matmul__(x)
 
     return Weak(dense(n, "decay", "float32"))
+
+
+def leaves(n: int = 200, at_once: bool = False):
+    """A matrix whose blocks end the process, in good order or at once."""
+
+    class Leaving(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            # The probe's blocks are of other widths, or not in a worker.
+            if x.shape[1] == 8 and multiprocessing.parent_process() is not None:
+                if at_once:
+                    os._exit(7)
+                raise SystemExit(7)
+            return super().__matmul__(x)
+
+    return Leaving(dense(n, "decay", "float32"))

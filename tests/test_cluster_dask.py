@@ -233,6 +233,7 @@ def test_workers_started_by_ssh_make_the_same_files(scripts, tmp_path, serial, c
     assert not file.exists()
 
 
+@pytest.mark.soak
 def test_cluster_by_ssh_ends_at_ctrl_c(scripts, tmp_path):
     file = tmp_path / "scheduler.json"
     process = scripts.start("ssh.sh", file, "one", WORKERS=2)

@@ -15,7 +15,6 @@ import skerch_ooc as ooc
 
 WIDE = {
     "eigh": {},
-    "svd": {"kind": "svd"},
     "hmt": {"kind": "svd", "recovery": {"method": "hmt"}},
     "svd in double precision": {
         "kind": "svd", "dtype": "float64", "recovery": {"method": "singlepass"},

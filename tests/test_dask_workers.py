@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -147,11 +148,6 @@ def test_task_that_fails_is_tried_as_often_as_was_said(tmp_path, caplog):
     assert "try 1 of 2 failed" in caplog.text
 
 
-def test_tries_must_be_positive():
-    with pytest.raises(ooc.UsageError, match="tries = 0"):
-        ooc.Dask(workers=1, tries=0)
-
-
 def environment_of_worker(name):
     return os.environ.get(name)
 
@@ -236,6 +232,54 @@ def test_workers_stay_from_stage_to_stage_of_a_session(tmp_path):
             stage(run, executor=executor, threads=1)
             addresses.append(executor._client.scheduler.address)
     assert addresses[0] == addresses[1]
+
+
+def test_another_service_at_the_port_is_told_from_a_scheduler(tmp_path, monkeypatch):
+    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 1.0)
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ooc.UsageError, match=f"no scheduler answers at {address}"):
+            ooc.measure(run, ooc.Dask(address), threads=1)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "{}", "[1]"])
+def test_file_that_is_no_scheduler_file_is_refused(tmp_path, text):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    (tmp_path / "scheduler.json").write_text(text)
+    with pytest.raises(ooc.UsageError, match="is no scheduler file"):
+        ooc.measure(run, ooc.Dask(tmp_path / "scheduler.json"), threads=1)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("name", ["workers", "tries"])
+def test_counts_that_are_none_are_refused(name, value):
+    with pytest.raises(ooc.UsageError, match=f"{name} = "):
+        ooc.Dask(**{name: value})
+
+
+def test_client_that_was_closed_is_refused(tmp_path, cluster):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    cluster.start_scheduler()
+    client = Client(scheduler_file=str(cluster.file), set_as_default=False)
+    client.close()
+    with pytest.raises(ooc.UsageError, match="cannot be used any more"):
+        ooc.measure(run, ooc.Dask(client), threads=1)
+
+
+def test_operator_that_leaves_python_is_named(tmp_path):
+    with pytest.raises(ooc.UsageError, match=r"SystemExit\(7\).*columns \d"):
+        whole_run(spec_of(tmp_path, "leaves"), tmp_path / "run", ooc.Dask(workers=1))
+
+
+@pytest.mark.soak
+def test_operator_that_ends_its_process_is_named_in_the_end(tmp_path, caplog):
+    spec = spec_of(tmp_path, "leaves", at_once=True)
+    with pytest.raises(ooc.IncompleteError, match=r"columns \d.* keeps killing its workers"):
+        whole_run(spec, tmp_path / "run", ooc.Dask(workers=1))
+    assert "has lost its worker several times" in caplog.text
 
 
 def test_client_that_was_given_keeps_its_workers(tmp_path, cluster):

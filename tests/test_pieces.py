@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +221,59 @@ def test_pieces_of_a_sketch_that_has_grown_are_made_anew(copied, tmp_path):
         assert found != {k: v for k, v in before[f"results/default/{name}"].items()
                          if k != "identity"}  # fmt: skip
     assert verify_run(run, Progress()) == []
+
+
+def test_recovery_beside_one_of_the_same_name_with_other_settings_is_refused(copied):
+    run_dir, _ = copied("eigh")
+    # As another process has it when it has solved, and not written yet.
+    (run_dir / "results/default/eigh.h5").unlink()
+    with pytest.raises(ooc.UsageError, match="give another --name"):
+        ooc.recover(ooc.open_run(run_dir), rank=3, name="default")
+
+
+def damaged_piece(run_dir):
+    path = run_dir / "results/default/eigenvectors.t0-32.h5"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_piece_that_was_left_over_is_verified_before_it_is_used(copied):
+    run_dir, contents = copied("eigh")
+    path = damaged_piece(run_dir)
+    (run_dir / "results/default/eigh.h5").unlink()
+    with pytest.raises(ooc.CorruptError, match=f"rm {path}"):
+        ooc.recover(ooc.open_run(run_dir))
+    path.unlink()
+    ooc.recover(ooc.open_run(run_dir), threads=1)
+    assert run_contents(run_dir) == contents
+
+
+def test_advice_of_verify_mends_a_damaged_piece(copied, ooc_command):
+    run_dir, contents = copied("eigh")
+    damaged_piece(run_dir)
+    (wrong,) = verify_run(ooc.open_run(run_dir), Progress())
+    advice = re.search(r"rm (\S+) && skerch-ooc recover (\S+)$", wrong)
+    Path(advice[1]).unlink()
+    assert ooc_command("recover", advice[2], "--threads", 1).returncode == 0
+    assert run_contents(run_dir) == contents
+
+
+def test_status_sends_to_recover_for_a_piece_that_is_gone(copied, ooc_command):
+    run_dir, _ = copied("eigh")
+    (run_dir / "results/default/eigenvectors.t0-32.h5").unlink()
+    state = ooc_command("status", run_dir).stdout
+    assert f"skerch-ooc recover {run_dir}" in state
+
+
+@pytest.mark.parametrize("verb", ["assess", "recover"])
+def test_truncated_piece_is_noticed_by(copied, ooc_command, verb):
+    run_dir, _ = copied("eigh")
+    path = run_dir / "results/default/eigenvectors.t0-32.h5"
+    os.truncate(path, 10_000)
+    done = ooc_command(verb, run_dir)
+    assert (done.returncode, str(path) in done.stderr) == (5, True)
 
 
 def test_recipe_that_was_altered_is_named(copied):

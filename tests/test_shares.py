@@ -37,8 +37,7 @@ def stages_of(rounds):
     yield "assess"
 
 
-@pytest.mark.parametrize("of", [1, 3])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "of"), [("eigh", 1), *((case, 3) for case in CASES)])
 def test_shares_of_all_stages_make_the_files_of_a_serial_run(inside, tmp_path, case, of):
     spec = spec_of(tmp_path, case)
     expected = run_contents(whole_run(spec, tmp_path / "serial"))

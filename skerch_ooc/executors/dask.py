@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import json
 import logging
 import math
 import multiprocessing
@@ -35,7 +36,7 @@ _IN_FLIGHT = 2
 _LARGEST_GROUP = 64
 _GROUP_SECONDS = 0.05
 _WORD_SECONDS = 1e-3
-_MOST_DEATHS = 10
+_MOST_DEATHS = 3
 _ASK_SECONDS = 2.0
 _WAIT_SECONDS = 0.1
 _QUIET_SECONDS = 5.0
@@ -60,6 +61,9 @@ def _perform_one(function: Callable[[Task], Callable[[], Any]], task: Task) -> A
         return function(task)()
     except OocError as error:
         raise type(error)(f"{error} ({task}; {_this_worker()})") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        # These would end the worker, and the next one, and so on.
+        raise UsageError(f"{error!r} was raised by a task ({task}; {_this_worker()})") from error
 
 
 def _this_worker() -> str:
@@ -69,6 +73,47 @@ def _this_worker() -> str:
         return f"worker {get_worker().address} on {socket.gethostname()}"
     except ValueError:
         return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _address_in(path: Path) -> str:
+    """The address in a scheduler file.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        return str(json.loads(path.read_bytes())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no scheduler file ({type(error).__name__}); give the one that `dask "
+            "scheduler --scheduler-file` writes, or an address such as tcp://host:8786"
+        ) from error
+
+
+def _new_client(arguments: dict[str, Any]) -> Any:
+    """A client, in bounded time: Dask waits for ever for the first word of another service.
+
+    Raises:
+        TimeoutError: If nobody answers as a scheduler does.
+    """
+    from distributed import Client
+
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def make() -> None:
+        try:
+            made.put(Client(**arguments, set_as_default=False, timeout=_CONNECT_SECONDS))
+        except Exception as error:  # noqa: BLE001 (raised again by who waits)
+            made.put(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        client = made.get(timeout=2 * _CONNECT_SECONDS)
+    except queue.Empty:
+        raise TimeoutError("what answers there is no scheduler of Dask") from None
+    if isinstance(client, Exception):
+        raise client
+    return client
 
 
 def _threads_of_worker(dask_worker: Any) -> int:
@@ -124,10 +169,12 @@ class Dask:
                 f"workers = {workers}: they are started with the scheduler; give the one or the "
                 "other"
             )
-        if workers is not None and workers < 1:
-            raise UsageError(f"workers = {workers}: must be at least 1")
-        if tries < 1:
-            raise UsageError(f"tries = {tries}: must be at least 1")
+        for name, value in (("workers", workers), ("tries", tries)):
+            known = value is None and name == "workers"
+            if not known and not (isinstance(value, int) and value >= 1):
+                raise UsageError(f"{name} = {value!r}: must be an integer of at least 1")
+        if getattr(scheduler, "asynchronous", False):
+            raise UsageError(f"{scheduler!r} is asynchronous; give one that is not")
         self._tries = tries
         self.workers = 1 if workers is None else workers
         self._scheduler = scheduler
@@ -218,11 +265,11 @@ class Dask:
                     f"there is no scheduler file {place}; give the file that `dask scheduler "
                     "--scheduler-file` writes, or an address such as tcp://host:8786"
                 )
-            arguments = {"scheduler_file": str(place)}
+            arguments = {"address": _address_in(Path(place))}
         try:
-            client = Client(**arguments, set_as_default=False, timeout=_CONNECT_SECONDS)
-        except (OSError, TimeoutError, ValueError, TypeError) as error:
-            # A TypeError is what lacking certificates end in.
+            client = _new_client(arguments)
+        except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+            # A TypeError is what lacking certificates end in, a RuntimeError a closed cluster.
             raise UsageError(
                 f"no scheduler answers at {place} ({error}); start one with `dask scheduler`, or "
                 "leave the scheduler out to use this machine. One with TLS needs the certificates "
@@ -234,11 +281,18 @@ class Dask:
 
     def _wait_for_worker(self, client: Any) -> None:
         watch = _Watch(client, self._patience)
-        while not _count_workers(client):
-            watch.look()
-            time.sleep(_WAIT_SECONDS)
-        # A worker that cannot read a task closes, and says so only in its own log.
-        for answer in _answers(client, exec, "import skerch_ooc"):
+        try:
+            while not _count_workers(client):
+                watch.look()
+                time.sleep(_WAIT_SECONDS)
+            # A worker that cannot read a task closes, and says so only in its own log.
+            answers = _answers(client, exec, "import skerch_ooc")
+        except (_LostError, OSError, RuntimeError, AttributeError) as error:
+            raise UsageError(
+                f"{client!r} cannot be used any more ({type(error).__name__}: {error}); give one "
+                "that is connected"
+            ) from error
+        for answer in answers:
             if isinstance(answer, Exception):
                 _explain(answer)
 
@@ -251,8 +305,6 @@ class Dask:
         _require_main_guard()
         environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
         settings = {
-            # Workers that die are replaced, and their tasks are idempotent: it is no task's fault.
-            "distributed.scheduler.allowed-failures": 100,
             "distributed.worker.daemon": False,
             "distributed.nanny.pre-spawn-environ": environment,
         }
@@ -471,6 +523,7 @@ def _run_on(
                     f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
                     "memory, or plan smaller blocks. What was published is untouched"
                 ) from error
+            log.warning("%s has lost its worker several times; trying it again", group.tasks[0])
             submit(replace(group, deaths=group.deaths + 1))
             return
         _explain(error)
@@ -494,8 +547,8 @@ def _run_on(
         if error in failed:
             raise
         raise IncompleteError(
-            f"the scheduler was lost ({error}); what was published is untouched, the same command "
-            "goes on"
+            f"the scheduler was lost ({error}); what was published is untouched: once there is one "
+            "again, the same command goes on"
         ) from error
     finally:
         with contextlib.suppress(Exception):

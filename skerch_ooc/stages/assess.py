@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
@@ -155,7 +156,7 @@ def assess_result(
         looks: How often the test columns were looked at before measuring stopped.
 
     Raises:
-        IncompleteError: If there is no result.
+        IncompleteError: If there is no result, or a piece of it is gone.
         CorruptError: If it is damaged.
     """
     try:
@@ -171,6 +172,7 @@ def assess_result(
     values = file.arrays.get(names.get(str(file.identity.get("type")), ""))
     if values is None:
         raise CorruptError(f"{path} is not a decomposition")
+    check_pieces(file)
     residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
     tests = file.arrays["test_squares"]
     norm = _root_mean(tests)

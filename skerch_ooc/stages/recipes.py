@@ -76,18 +76,19 @@ def recipe_identity(run: Run, sketch: str, of: Mapping[str, Any]) -> dict[str, A
 
 def publish_recipes(
     path: Path, identity: Mapping[str, Any], matrices: Mapping[str, Recipe],
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Array], *, replace: bool = False,
 ) -> RecipeFile:  # fmt: skip
-    """Publishes recipes, unless the same ones are there.
+    """Publishes recipes, unless some are there.
 
     Args:
         path: The file.
         identity: See :func:`recipe_identity`; may say more.
         matrices: The recipes.
         arrays: What else is to be kept with them.
+        replace: Whether others that are there are replaced.
 
     Returns:
-        The file.
+        The recipes that were given.
 
     Raises:
         IncompleteError: If the file cannot be written.
@@ -104,7 +105,8 @@ def publish_recipes(
     with contextlib.suppress(FileNotFoundError, CorruptError):
         if SealedFile(path).identity == whole:
             return RecipeFile(path, whole, matrices, arrays)
-    path.unlink(missing_ok=True)
+    if replace:
+        path.unlink(missing_ok=True)
     with sealed_writer(path) as writer:
         writer.publish(whole, stored, provenance())
     return RecipeFile(path, whole, matrices, arrays)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.executors import Executor
-from skerch_ooc.pieces import lost_pieces
+from skerch_ooc.pieces import check_pieces, lost_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources
@@ -166,21 +168,41 @@ class _Writing:
         pieced = self._pieced(solution)
         if not pieced:
             return
-        recipes = solution.publish(self._recipe_path, self._recipe_identity)
+        recipes, _ = self._agreed(solution)
         spread = Spread(self._run, recipes, self._executor, self._resources)
         for name in pieced if pieces else ():
             spread.spread(name, gram=False, progress=self._progress, stage=f"vectors {name}")
+
+    def _agreed(self, solution: Solution) -> tuple[RecipeFile, Solution]:
+        """The solution that is published now: this one, unless another process was faster."""
+        solution.publish(self._recipe_path, self._recipe_identity)
+        known = self._known_file()
+        if known is None:
+            raise IncompleteError(f"{self._recipe_path} is gone again; run the same command again")
+        return known, Solution.read(known)
 
     def _pieced(self, solution: Solution) -> list[str]:
         return [name for name, recipe in solution.matrices.items() if in_pieces(self._plan, recipe)]
 
     def _known(self) -> Solution | None:
         """The solution that a process which did not come to an end has published."""
+        file = self._known_file()
+        return Solution.read(file) if file else None
+
+    def _known_file(self) -> RecipeFile | None:
+        with contextlib.suppress(FileNotFoundError, CorruptError):
+            stated = SealedFile(self._recipe_path).identity
+            same = stated.get("sketch") == self._recipe_identity["sketch"]
+            if same and stated.get("settings") != self._recipe_identity["settings"]:
+                raise UsageError(
+                    f"{self._path.parent} is being made with {stated.get('settings')}, or was when "
+                    f"that was killed, not with {self._recipe_identity['settings']}; give another "
+                    f"--name, or remove it: rm -r {shlex.quote(str(self._path.parent))}"
+                )
         if not self._recipe_path.exists():
             return None
         columns = columns_of_result(self._run, self._settings)
-        file = read_recipes(self._recipe_path, self._recipe_identity, columns)
-        return Solution.read(file) if file else None
+        return read_recipes(self._recipe_path, self._recipe_identity, columns)
 
     def _solved(self, *, correcting: bool) -> Solution:
         found = solve(self._run, self._settings, self._resources, self._progress, self._executor)
@@ -196,7 +218,10 @@ class _Writing:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         plan, matrices = self._plan, solution.matrices
         pieced = self._pieced(solution)
-        recipes = solution.publish(self._recipe_path, self._recipe_identity) if pieced else None
+        recipes = None
+        if pieced:
+            recipes, solution = self._agreed(solution)
+            matrices = solution.matrices
         layouts = [
             layout_of(plan, name, recipe.rows, recipe.vectors.rank)
             for name, recipe in matrices.items()
@@ -218,11 +243,14 @@ class _Writing:
             if per_vector > orthogonality_bound(plan) and not solution.corrected:
                 return False
             pieces = {"pieces": described} if described else {}
-            writer.publish(
+            first = writer.publish(
                 {**identity, "core": solution.core, "choosing": solution.choosing, **pieces},
                 _figures(plan, solution, figures[0].residual, figures[0].test, orthogonality),
                 provenance(threads=self._resources.threads),
             )
+        if not first:
+            # By another process, with other settings perhaps.
+            _is_current(self._path, identity, self._run)
         return True
 
     def _spread(
@@ -274,6 +302,7 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     stated = {key: value for key, value in file.identity.items() if key in identity}
     if stated == identity:
         if not lost_pieces(file):
+            check_pieces(file)
             return True
         # It is published again once they are made again.
         path.unlink()

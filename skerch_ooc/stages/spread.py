@@ -8,6 +8,7 @@ in one fixed tree, so who made them changes nothing. A piece that is there is no
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -219,7 +220,7 @@ def gram_of_vectors(
         with progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
             return mirrored(making.gram(making.tiles, advance))
     draft.parent.mkdir(parents=True, exist_ok=True)
-    recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {})
+    recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
     gram = Spread(run, recipes, executor, resources).gram(recipe.name, progress, stage)
     draft.unlink(missing_ok=True)
     return gram
@@ -301,7 +302,11 @@ class Spread:
                 break
             before += len(self._runs(other))
         for number, tiles in enumerate(self._runs(matrix), before):
-            if self._published(matrix, gram, tiles) is None:
+            file = self._published(matrix, gram, tiles)
+            if file is not None:
+                # Of a process that did not come to an end, perhaps with its machine.
+                self._verify(file)
+            else:
                 yield self._task(matrix, gram, tiles, number)
 
     def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
@@ -343,6 +348,16 @@ class Spread:
         path_of = _gram_path if gram else _piece_path
         return path_of(self._recipes, matrix, tiles)
 
+    def _verify(self, file: SealedFile) -> None:
+        try:
+            file.verify_bulk()
+        except CorruptError as error:
+            raise CorruptError(f"{error}. {self._again(file.path)}") from error
+
+    @staticmethod
+    def _again(path: Path) -> str:
+        return f"To make it anew: rm {shlex.quote(str(path))}, then the same command again"
+
     def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
         """What was published for a task; what is of another recipe is removed."""
         path = self._path(matrix, gram, tiles)
@@ -351,9 +366,7 @@ class Spread:
         except FileNotFoundError:
             return None
         except CorruptError as error:
-            raise CorruptError(
-                f"{error}. To make it anew: rm {path}, then the same command again"
-            ) from error
+            raise CorruptError(f"{error}. {self._again(path)}") from error
         expected = _identity(self._plan, self._recipes, "gram" if gram else "piece", matrix, tiles)
         if {key: value for key, value in file.identity.items() if key != "bulk"} == expected:
             return file
