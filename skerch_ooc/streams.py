@@ -25,7 +25,9 @@ SPARE_BYTES = 48 * 1024**2
 """Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""
 
 
-def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int) -> int:
+def tiles_in_flight(
+    stage: str, resources: Resources, fixed: int, per_tile: int, *, tidy: bool = True
+) -> int:
     """How many tiles may be held at once; decides speed, never results.
 
     Args:
@@ -33,6 +35,8 @@ def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int)
         resources: Memory and cores.
         fixed: Bytes that the stage needs besides the tiles.
         per_tile: Bytes that each tile in flight needs.
+        tidy: Whether memory that is no longer used is given back first in any case, and not only
+            where it would be missed: that takes as long as a few tiles.
 
     Raises:
         UsageError: If not even one tile fits.
@@ -40,7 +44,7 @@ def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int)
     per_tile = max(1, per_tile)
     baseline = resident_memory()
     free = resources.memory - baseline - SPARE_BYTES - fixed
-    if free // per_tile < resources.cores:
+    if tidy or free // per_tile < resources.cores:
         release_memory()
         baseline = resident_memory()
         free = resources.memory - baseline - SPARE_BYTES - fixed

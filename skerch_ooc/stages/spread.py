@@ -120,7 +120,8 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     if (_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles).exists():
         return lambda: {"tiles": len(tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
-    making = Making(plan, recipes.matrices[task.matrix], resources)
+    # One task after the other: what the one has freed is what the next takes.
+    making = Making(plan, recipes.matrices[task.matrix], resources, tidy=False)
     return _perform(plan, recipes, task.matrix, making, task.gram, tiles)
 
 

@@ -217,12 +217,16 @@ class Making:
         plan: The plan in force.
         recipe: How it is made.
         resources: Memory and cores of this process.
+        tidy: See :func:`skerch_ooc.streams.tiles_in_flight`.
 
     Attributes:
         recipe: How it is made.
     """
 
-    def __init__(self, plan: Plan, recipe: Recipe, resources: Resources) -> None:
+    def __init__(
+        self, plan: Plan, recipe: Recipe, resources: Resources, *, tidy: bool = True
+    ) -> None:
+        self._tidy = tidy
         self._plan, self.recipe, self._resources = plan, recipe, resources
         self._on = arithmetic_on(resources.device)
         self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
@@ -270,7 +274,7 @@ class Making:
     def _in_flight(self) -> int:
         """How many tiles may be held at once while vectors are written."""
         memory = vectors_bytes(self._plan, self.recipe)
-        return tiles_in_flight("recover", self._resources, *memory)
+        return tiles_in_flight("recover", self._resources, *memory, tidy=self._tidy)
 
     def _figures(self, number: int, u: Array) -> TileFigures:
         recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
@@ -314,6 +318,7 @@ class Making:
             self._resources,
             fixed,
             vectors.bytes_per_tile(self._plan, self.recipe.rows) + sums,
+            tidy=self._tidy,
         )
         grams = Pool(lambda: np.zeros(shape, self._wide))
 
