@@ -40,7 +40,7 @@ STAGES = {
     "eigh": ["measure", "merge", "vectors"],
     "steep hmt": ["measure", "orthogonalise", "basis 2", "measure round 2", "vectors"],
 }
-OFTEN = {("steep hmt", "basis 2"), ("eigh", "vectors")}
+OFTEN = {("steep hmt", "basis 2")}
 stages = pytest.mark.parametrize(
     ("case", "stage"),
     [

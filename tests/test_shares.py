@@ -37,7 +37,16 @@ def stages_of(rounds):
     yield "assess"
 
 
-@pytest.mark.parametrize(("case", "of"), [("eigh", 1), *((case, 3) for case in CASES)])
+@pytest.mark.parametrize(
+    ("case", "of"),
+    [
+        pytest.param("eigh", 1, marks=pytest.mark.soak),
+        ("eigh", 3),
+        pytest.param("svd", 3, marks=pytest.mark.soak),
+        ("svd hmt", 3),
+        pytest.param("double", 3, marks=pytest.mark.soak),
+    ],
+)
 def test_shares_of_all_stages_make_the_files_of_a_serial_run(inside, tmp_path, case, of):
     spec = spec_of(tmp_path, case)
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
