@@ -22,7 +22,7 @@ from skerch_ooc.stages.merge import Merged
 from skerch_ooc.stages.orthogonality import corrected, needs_correction
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.recipes import publish_recipes, read_recipes, recipe_identity
-from skerch_ooc.stages.spread import Spread, gram_of_vectors, in_pieces
+from skerch_ooc.stages.spread import Spread, gram_of_vectors, in_pieces, may_be_in_pieces
 from skerch_ooc.stages.vectors import Making, Recipe, Vectors, deviation, layout_of
 
 RECIPE_FILE = "basis.recipe.h5"
@@ -117,6 +117,8 @@ class _Writing:
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
+        if not may_be_in_pieces(self._plan):
+            return
         recipe = self._recipe()
         if in_pieces(self._plan, recipe):
             spread = self._spread(recipe)

@@ -33,7 +33,7 @@ from skerch_ooc.stages.solutions import (
     needs_correction_of,
     solve,
 )
-from skerch_ooc.stages.spread import Spread, in_pieces
+from skerch_ooc.stages.spread import Spread, in_pieces, may_be_in_pieces
 from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, deviation, layout_of
 
 Array = npt.NDArray[Any]
@@ -163,6 +163,9 @@ class _Writing:
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the solution of a result that is in pieces, and makes these if wanted."""
+        if not may_be_in_pieces(self._plan):
+            # Who publishes the result solves it; each element would solve it once more.
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         solution = self._known() or self._solved(correcting=False)
         pieced = self._pieced(solution)

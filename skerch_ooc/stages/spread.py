@@ -90,6 +90,11 @@ def runs_of(plan: Plan, rows: int, rank: int) -> list[Range]:
     return list(aligned_runs(len(plan.tiles(rows)), exponent))
 
 
+def may_be_in_pieces(plan: Plan) -> bool:
+    """Whether any matrix of the run can be, whatever its rank."""
+    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_PIECE
+
+
 def in_pieces(plan: Plan, recipe: Recipe) -> bool:
     """Whether a matrix is so large that it lies in several files."""
     return len(runs_of(plan, recipe.rows, recipe.vectors.rank)) > 1
