@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Task = TypeVar("Task")
+
+
+WALLTIME_RESERVE = 30.0
+"""Seconds before the end of a Slurm job that are left for the process to end in."""
+
+
+def walltime_left(environment: Mapping[str, str]) -> float | None:
+    """Seconds that a process in a Slurm job may work; ``None`` where Slurm does not say.
+
+    ``SLURM_JOB_END_TIME`` is in seconds since 1970.
+    """
+    end = environment.get("SLURM_JOB_END_TIME", "")
+    return float(end) - WALLTIME_RESERVE - time.time() if end.isdigit() else None
 
 
 class Budget:
@@ -17,6 +30,7 @@ class Budget:
 
     Attributes:
         active: Whether tasks are being handed out, so that stopping would be heard.
+        stopped: Whether a task was kept from starting.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -24,6 +38,7 @@ class Budget:
         self._longest = 0.0
         self._asked = False
         self.active = False
+        self.stopped = False
 
     def stop(self) -> None:
         """Lets no further task start."""
@@ -45,6 +60,7 @@ class Budget:
         try:
             for task in tasks:
                 if self.spent:
+                    self.stopped = True
                     return
                 yield task
         finally:

@@ -7,8 +7,11 @@ import errno
 import functools
 import json
 import logging
+import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +22,22 @@ import click
 import skerch_ooc
 from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
 from skerch_ooc.progress import Progress, for_terminal
+from skerch_ooc.slurm.logs import ending
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 OTHER_FAILURE = 1
+_QUEUE_SECONDS = 5.0
+"""How long status waits for the queue, which is but decoration."""
+
 _NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
 
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _SPEC = click.argument("spec", metavar="SPEC", type=click.Path(path_type=Path))
+_PLANNED_SPEC = click.argument(
+    "spec", metavar="[SPEC]", type=click.Path(path_type=Path), required=False
+)
 _RUN = click.option(
     "--run", "run_dir", required=True, metavar="DIR", type=click.Path(path_type=Path),
     help="The run directory.",
@@ -203,15 +213,15 @@ def plan(
 
 @cli.command()
 @_options(
-    _SPEC, _RUN, _where, _MEMORY, _THREADS, _DEVICE, _SET,
+    _PLANNED_SPEC, _RUN, _where, _MEMORY, _THREADS, _DEVICE, _SET,
     _MAX_SECONDS, _MAX_ERROR, _JSON,
 )  # fmt: skip
 def run(
-    spec: Path, run_dir: Path, where: _Where,
+    spec: Path | None, run_dir: Path, where: _Where,
     memory: str | None, threads: int | None, device: str | None, overrides: Sequence[str],
     max_seconds: float | None, max_relative_error: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Do all stages; the same command resumes.
+    """Do all stages; the same command resumes, also without SPEC.
 
     Example:  skerch-ooc run hessian.toml --run runs/hessian --memory 2GiB
     """
@@ -221,12 +231,20 @@ def run(
     from skerch_ooc.tolerance import require_tolerance
 
     progress = for_terminal()
-    request = Spec.from_toml(spec, overrides)
-    chosen = where.executor(device or request.operator.device)
+    request = None if spec is None else Spec.from_toml(spec, overrides)
+    if request is None:
+        if overrides:
+            raise UsageError("--set changes a spec, and none is given")
+        known = pipeline.open_run(run_dir)
+    chosen = where.executor(device or (request.operator.device if request else known.plan.device))
     resources = resources_of(chosen, memory, threads, device)
     budget = _budget(max_seconds)
     with _operators_print_to_stderr():
-        planned = pipeline.make_plan(request, run_dir, resources, device=device)
+        planned = (
+            pipeline.make_plan(request, run_dir, resources, device=device)
+            if request
+            else pipeline.planned_before(known)
+        )
         if planned.fresh:
             progress.say(tables.plan_line(planned))
         assessment = pipeline.run_all(
@@ -259,7 +277,6 @@ def extend(
     The result equals that of a run that was planned with M from the start.
     """
     from skerch_ooc import pipeline
-    from skerch_ooc.estimate import estimate
     from skerch_ooc.executors import resources_of
     from skerch_ooc.tolerance import require_tolerance
 
@@ -270,7 +287,7 @@ def extend(
     if plan_only:
         click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
         return
-    planned = pipeline.Planned(grown, estimate(grown.plan, None), fresh=False)
+    planned = pipeline.planned_before(grown)
     resources = resources_of(chosen, memory, threads, device)
     with _operators_print_to_stderr():
         assessment = pipeline.run_all(
@@ -382,34 +399,146 @@ def recover(
 @click.argument("stage", metavar="STAGE")
 @click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
 @click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
+@click.option(
+    "--submission",
+    metavar="NUMBER",
+    help="Of which submission this is an element: what is missing of earlier stages is submitted.",
+)
 def task(
     directory: Path, stage: str, index: int, of: int, memory: str | None, threads: int | None,
-    device: str | None, max_seconds: float | None,
+    device: str | None, max_seconds: float | None, submission: str | None,
 ) -> None:  # fmt: skip
     """Do a share of a stage: the tasks t with t mod N = I.
 
     STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. For the
     elements of job arrays: nothing published is done again, and shares do not know of each other.
     """
+    # Before anything else: while libraries are loaded, a signal would end the process.
+    budget = _budget(max_seconds, patient=True)
     from skerch_ooc import pipeline, shares
     from skerch_ooc.executors import resources_of
     from skerch_ooc.executors.share import Share
+    from skerch_ooc.workload import Stage
 
     opened = pipeline.open_run(directory)
-    share = Share(index, of)
-    wanted = shares.Stage.parse(stage, opened.plan.rounds)
+    share = Share(index, of, budget)
+    wanted = Stage.parse(stage, opened.plan.rounds)
     resources, progress = resources_of(share, memory, threads, device), for_terminal()
-    if wanted.name != "assess":
-        budget = _budget(max_seconds)
-        with _operators_print_to_stderr():
-            shares.perform_share(
-                opened, wanted, share, resources, progress, device=device, budget=budget
-            )
-        if wanted.name == "measure" and budget.spent:
-            _say_stopped(progress)
-    elif share.first:
-        assessment = pipeline.finish(opened, resources, progress)
-        _show_result(opened, "default", assessment, as_json=False)
+    with _missing_is_submitted_again(opened, wanted, submission, progress):
+        if wanted.name != "assess":
+            with _operators_print_to_stderr():
+                shares.perform_share(
+                    opened, wanted, share, resources, progress, device=device, budget=budget
+                )
+            if budget.stopped:
+                _say_stopped(progress)
+        elif share.first:
+            assessment = pipeline.finish(opened, resources, progress)
+            _show_result(opened, "default", assessment, as_json=False)
+
+
+@contextlib.contextmanager
+def _missing_is_submitted_again(
+    run: Any, stage: Any, number: str | None, progress: Progress
+) -> Iterator[None]:
+    """Where a submission is at work, looks whether the stages before are done, and mends that."""
+    if number is None:
+        yield
+        return
+    from skerch_ooc import submission
+
+    try:
+        submission.require_earlier_stages(run, stage)
+        yield
+    except IncompleteError as error:
+        progress.say(str(error))
+        submission.follow(run.directory, number, progress.say)
+        raise
+
+
+@cli.command(context_settings={"ignore_unknown_options": False})
+@_options(_DIR)
+@click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
+@click.option("--time", metavar="T", help="Walltime of each element: minutes, or D-HH:MM:SS.")
+@click.option("--partition", metavar="P")
+@click.option("--account", metavar="A")
+@click.option("--gpus", metavar="G", help="GPUs of each element.")
+@click.option("--cpus-per-task", type=int, metavar="C", help="Cores, and threads, of each element.")
+@click.option("--mem", metavar="SIZE", help="Memory of each element, as Slurm writes it.")
+@click.option("--job-name", metavar="NAME", help="By default those of the run and the stage.")
+@click.option(
+    "--for",
+    "of_stage",
+    multiple=True,
+    metavar="STAGE=OPTIONS",
+    help='Options of sbatch for one stage only, such as --for "measure=--gpus=1 --qos=long".',
+)
+@click.option(
+    "--setup",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Shell lines that set up the environment on the nodes (module load ...).",
+)
+@click.option("--elements", type=int, metavar="N", help="The most elements of an array.")
+@click.option(
+    "--max-array-size", type=int, metavar="N", help="The cluster's limit; asked of scontrol."
+)
+@click.option("--throttle", type=int, metavar="N", help="Elements of an array that run at once.")
+@click.option(
+    "--tries",
+    type=int,
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="How often the jobs submit again what is missing, if nothing was done in between.",
+)
+@_options(_MEMORY, _DEVICE)
+@click.option(
+    "--executor",
+    type=click.Choice(["arrays", "dask"]),
+    default="arrays",
+    show_default=True,
+    help="Job arrays, or one job with a Dask scheduler, workers and the command.",
+)
+@click.option("--workers", type=int, metavar="N", help="Workers of --executor dask.")
+@click.option("--again", is_flag=True, help="Even if an earlier submission is still in the queue.")
+@click.option("--dry-run", is_flag=True, help="Print all scripts and commands, submit nothing.")
+def submit(
+    directory: Path, of_stage: Sequence[str], setup: Path | None, again: bool, dry_run: bool,
+    further: Sequence[str], **given: Any,
+) -> None:  # fmt: skip
+    """Submit what is left of a planned run to Slurm, as job arrays that wait for each other.
+
+    No process stays behind; `status DIR` shows how far it is, and `submit DIR` again submits what
+    is missing, with the options of the last time if none are given. What follows -- are further
+    options of sbatch.
+
+    Example:  skerch-ooc submit runs/hessian --time 2:00:00 --cpus-per-task 4 -- --qos=long
+    """
+    from skerch_ooc import rundir, submission, tables
+    from skerch_ooc.slurm.options import JobOptions, options_of_stages
+
+    options = JobOptions(
+        further=tuple(further), of_stage=options_of_stages(of_stage),
+        setup="" if setup is None else _text_of(setup), **given,
+    )  # fmt: skip
+    opened = rundir.open_run(directory)
+    as_before = None if options == JobOptions() else options
+    done = submission.submit(opened, as_before, again=again, dry_run=dry_run)
+    if done is None:
+        click.echo("nothing to submit: all stages are done; see skerch-ooc status "
+                   f"{shlex.quote(str(directory))}")  # fmt: skip
+    elif dry_run:
+        click.echo(tables.dry_run_text(done))
+    else:
+        click.echo(tables.submitted_table(done, directory))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
 
 @cli.command()
@@ -444,16 +573,38 @@ def estimates(
 
 @cli.command()
 @_options(_DIR, _JSON)
-def status(directory: Path, as_json: bool) -> None:
-    """Show what is done and what comes next."""
+@click.option(
+    "--watch",
+    type=float,
+    metavar="S",
+    is_flag=False,
+    flag_value=5.0,
+    callback=_positive,
+    help="Show it again every S seconds, 5 by default, until all is done.",
+)
+def status(directory: Path, as_json: bool, watch: float | None) -> None:
+    """Show what is done, what is in Slurm's queue, and what comes next."""
     from skerch_ooc import rundir, tables
     from skerch_ooc.status import status as status_of
+    from skerch_ooc.submission import QueueQuestion
 
-    state = status_of(rundir.open_run(directory))
-    if as_json:
-        _print_json(state.as_json())
-    else:
-        click.echo(tables.status_table(state))
+    shown = None
+    while True:
+        run = rundir.open_run(directory)
+        question = QueueQuestion(run)
+        state = status_of(run)
+        queue = question.answer(_QUEUE_SECONDS)
+        text = _json_of(state.as_json() | {"slurm": queue and queue.as_json()}) if as_json else (
+            tables.status_table(state, queue)
+        )  # fmt: skip
+        if text != shown:
+            if shown is not None and sys.stdout.isatty() and not as_json:
+                click.clear()
+            click.echo(text)
+        if watch is None or state.next is None:
+            return
+        shown = text
+        time.sleep(watch)
 
 
 @cli.command()
@@ -469,19 +620,20 @@ def verify(directory: Path) -> None:
     click.echo("every byte is as it was published")
 
 
-def _budget(max_seconds: float | None) -> Any:
+def _budget(max_seconds: float | None, *, patient: bool = False) -> Any:
     """A budget that SIGTERM and SIGUSR1 spend too: the running task is finished, the exit is 0.
 
-    Outside of measuring they interrupt, as Ctrl-C does, and the second time they end the process at
-    once: nothing is lost either way.
+    Outside of measuring they interrupt, as Ctrl-C does, unless the command is patient, as all that
+    it does are tasks. The second time they end the process at once: nothing is lost either way.
     """
-    from skerch_ooc.budget import Budget
+    from skerch_ooc.budget import Budget, walltime_left
 
-    budget = Budget(max_seconds)
+    limits = [limit for limit in (max_seconds, walltime_left(os.environ)) if limit is not None]
+    budget = Budget(min(limits, default=None))
 
     def on_signal(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if not budget.active:
+        if not (budget.active or patient):
             raise _Terminated(number)
         budget.stop()
 
@@ -495,7 +647,11 @@ def _number(text: str | None) -> int | str | None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, sort_keys=True))
+    click.echo(_json_of(value))
+
+
+def _json_of(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True)
 
 
 def _say_stopped(progress: Progress) -> None:
@@ -530,6 +686,14 @@ def run_command_line(arguments: Sequence[str]) -> int:
         after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
     """
     _show_messages()
+    code = _exit_code(arguments)
+    if "SLURM_JOB_ID" in os.environ and arguments[:1] == ["task"]:
+        # Who looks for the elements that failed reads but the end of their logs.
+        click.echo(ending(code), err=True)
+    return code
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
     try:
         code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -128,7 +128,7 @@ def make_plan(
     if (run_dir / rundir.PLAN).exists():
         run = rundir.open_run(run_dir)
         _require_same(spec, sha256, run)
-        return Planned(run, estimate(run.plan, None), fresh=False)
+        return planned_before(run)
     product = findings = fingerprint = None
     if spec.operator.shape is None or spec.sketch.block == "auto" or operator is not None:
         device = device or spec.operator.device
@@ -159,6 +159,11 @@ def make_plan(
         run.publish_fingerprint(fingerprint)
         run.record("receipts", provenance(stage="probe", **findings.as_json()))
     return Planned(run, costs, product, findings)
+
+
+def planned_before(run: Run) -> Planned:
+    """A run that was planned earlier, as :func:`make_plan` returns it."""
+    return Planned(run, estimate(run.plan, None), fresh=False)
 
 
 def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None) -> Identity:

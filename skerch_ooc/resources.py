@@ -9,7 +9,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,8 @@ class Resources:
 
         Args:
             memory: Bytes, or text such as ``"2GiB"``; by default 4 GiB, or the worker's share of
-                half the memory that is free now if that is less.
+                half the memory that is free now if that is less; in a Slurm job nine tenths of
+                what each of its tasks was given.
             threads: By default ``SLURM_CPUS_PER_TASK``, else the worker's share of the cores.
             workers: Processes that share this machine.
             device: The torch device of merge and recovery; by default the processor.
@@ -74,7 +75,8 @@ class Resources:
             UsageError: If a value is out of range.
         """
         if memory is None:
-            memory = min(_DEFAULT_MEMORY, _available_memory() // 2 // max(workers, 1))
+            memory = _slurm_memory(os.environ) or min(_DEFAULT_MEMORY, _available_memory() // 2)
+            memory //= max(workers, 1)
         if isinstance(memory, str):
             memory = parse_bytes(memory)
         if threads is None:
@@ -124,6 +126,20 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _slurm_memory(environment: Mapping[str, str]) -> int | None:
+    """Nine tenths of what Slurm gave each task of this job; ``None`` where it does not say."""
+
+    def number(name: str) -> int:
+        found = re.match("[0-9]+", environment.get(f"SLURM_{name}", "")) if in_job else None
+        return int(found[0]) if found else 0
+
+    in_job = "SLURM_JOB_ID" in environment
+    per_core = number("MEM_PER_CPU") * max(number("CPUS_PER_TASK"), 1)
+    # Of a job over several nodes this begins with how many tasks the largest has.
+    per_task = per_core or number("MEM_PER_NODE") // max(number("TASKS_PER_NODE"), 1)
+    return per_task * MIB * 9 // 10 or None
 
 
 def resident_memory() -> int:

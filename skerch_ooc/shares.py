@@ -6,11 +6,8 @@ disk. So elements may run in any order, die and be run again.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from skerch_ooc.budget import Budget
-from skerch_ooc.errors import IncompleteError, UsageError
+from skerch_ooc.errors import IncompleteError
 from skerch_ooc.executors.share import Share
 from skerch_ooc.progress import Progress
 from skerch_ooc.resources import Resources
@@ -18,49 +15,9 @@ from skerch_ooc.rounds import Round, known_rounds
 from skerch_ooc.rundir import Run
 from skerch_ooc.stages import measure as measure_stage
 from skerch_ooc.stages import recover as recover_stage
-from skerch_ooc.stages.bases import make_basis, spread_basis
+from skerch_ooc.stages.bases import basis_left, make_basis, spread_basis
 from skerch_ooc.stages.merge import Merge
-
-STAGES = ("measure", "merge", "solve", "vectors", "assess")
-_NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-1]}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of one round.
-
-    Attributes:
-        name: One of :data:`STAGES`.
-        round: Number of the round; the first by default, for ``assess`` always.
-    """
-
-    name: str
-    round: int = 1
-
-    @classmethod
-    def parse(cls, text: str, rounds: int) -> Stage:
-        """Reads ``"measure"`` or ``"measure.2"``.
-
-        Args:
-            text: The name.
-            rounds: How many rounds the run has.
-
-        Raises:
-            UsageError: If there is no such stage.
-        """
-        found = _NAME.fullmatch(text)
-        if found is None:
-            raise UsageError(
-                f"stage {text!r}: must be one of {', '.join(STAGES)}; of a later round, such as "
-                "measure.2, all but assess"
-            )
-        name, number = (found[1] or text), int(found[2] or 1)
-        if number > rounds:
-            raise UsageError(f"stage {text!r}: the run has {rounds} round(s)")
-        return cls(name, number)
-
-    def __str__(self) -> str:
-        return self.name if self.round == 1 else f"{self.name}.{self.round}"
+from skerch_ooc.workload import Stage
 
 
 def perform_share(
@@ -103,6 +60,10 @@ def perform_share(
     elif round_.number < run.plan.rounds:
         merged = Merge(round_).result(resources, progress)
         spread_basis(merged, resources, progress, share if stage.name == "vectors" else None)
+        pieces = basis_left(merged.sketch)
+        # Who makes the last piece puts them together; without pieces there is nothing to share.
+        if pieces == [] or (pieces is None and stage.name == "solve"):
+            make_basis(merged, resources, progress)
     else:
         settings = run.plan.recovery
         executor = share if stage.name == "vectors" else None

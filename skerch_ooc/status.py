@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ def status(run: Run) -> Status:
         results=results,
         leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
         strangers=strangers(run.shards),
-        next=_next(run, incomplete, merged, _is_stale(run, rounds[-1]) if merged else False),
+        next=_next(run, incomplete, merged, is_stale(run, rounds[-1]) if merged else False),
     )
 
 
@@ -143,7 +144,7 @@ def _results(run: Run) -> dict[str, float | None]:
     return found
 
 
-def _is_stale(run: Run, last: Round) -> bool:
+def is_stale(run: Run, last: Round) -> bool:
     """Whether there is no default result, or one of another sketch than there is now."""
     try:
         file = SealedFile(result_path(run, "default"))
@@ -156,12 +157,13 @@ def _is_stale(run: Run, last: Round) -> bool:
 
 
 def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:
+    directory = shlex.quote(str(run.directory))
     if incomplete:
-        return f"skerch-ooc measure {run.directory}"
+        return f"skerch-ooc measure {directory}"
     if not merged:
-        return f"skerch-ooc merge {run.directory}"
+        return f"skerch-ooc merge {directory}"
     if stale:
-        return f"skerch-ooc recover {run.directory}"
+        return f"skerch-ooc recover {directory}"
     if not (run.results / "default" / ASSESSMENT).exists():
-        return f"skerch-ooc assess {run.directory}"
+        return f"skerch-ooc assess {directory}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,11 @@ from skerch_ooc.stages.assess import overestimate_probability, underestimate_pro
 if TYPE_CHECKING:
     from skerch_ooc.estimate import Estimate
     from skerch_ooc.pipeline import Planned
+    from skerch_ooc.slurm.state import QueueStatus
     from skerch_ooc.stages.assess import Assessment
     from skerch_ooc.stages.estimates import Estimates
     from skerch_ooc.status import Status
+    from skerch_ooc.submission import Submitted
 
 _SHOWN_VALUES = 15
 _FAR = 3.0
@@ -114,8 +117,8 @@ def error_test_line(plan: Plan) -> str:
     )
 
 
-def status_table(state: Status) -> str:
-    """What is done and what comes next."""
+def status_table(state: Status, queue: QueueStatus | None = None) -> str:
+    """What is done, what is submitted, and what comes next."""
     height, width = state.shape
     pairs = [
         ("operator", f"{state.operator or 'a Python object'}, {height} x {width}, {state.dtype}"),
@@ -134,8 +137,60 @@ def status_table(state: Status) -> str:
                                     "killed (harmless)"))  # fmt: skip
     if state.strangers:
         pairs.append(("not shards", ", ".join(state.strangers[:4])))
-    pairs.append(("next", state.next or "nothing: all stages are done"))
+    if queue is not None:
+        pairs += _queue_rows(queue, done=state.next is None)
+    pairs.append(("next", _next_line(state, queue)))
     return f"{state.directory} ({state.run_id[:16]})\n{_rows(pairs)}"
+
+
+def _next_line(state: Status, queue: QueueStatus | None) -> str:
+    if state.next is None:
+        return "nothing: all stages are done"
+    waiting = sum(job.in_queue for job in queue.jobs) if queue else 0
+    if waiting:
+        return f"wait: {waiting} element{'' if waiting == 1 else 's'} in the queue"
+    return f"skerch-ooc submit {shlex.quote(state.directory)}" if queue else state.next
+
+
+def _queue_rows(queue: QueueStatus, *, done: bool) -> list[tuple[str, str]]:
+    """The last submission to Slurm; of one that has done all of it, where its logs are."""
+    rows = [("submission", f"{queue.submission}, {queue.queue}"), ("logs", queue.folder)]
+    if done:
+        return rows
+    for job in queue.jobs:
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in job.counts.items())
+        rows.append((job.stage, f"job {job.job}: {counts}"))
+    if queue.last_failing:
+        rows.append(("last failing", queue.last_failing))
+        rows.append(("", queue.reason or "it said nothing"))
+    return rows
+
+
+def dry_run_text(submitted: Submitted) -> str:
+    """All scripts and commands of a submission that was not made."""
+    parts = []
+    for job, command in zip(submitted.jobs, submitted.commands(), strict=True):
+        parts.append(f"==> {submitted.submission.folder / job.file} <==\n{job.script}")
+        parts.append(f"$ {command}\n")
+    return "\n".join(parts).rstrip("\n")
+
+
+def submitted_table(submitted: Submitted, directory: Path) -> str:
+    """What was submitted, and how to look after it."""
+    pairs = []
+    for job, number in zip(submitted.jobs, submitted.numbers, strict=True):
+        count = len(job.indices)
+        shape = f", {count} element{'' if count == 1 else 's'}" if count else ""
+        if job.longest > 1:
+            shape += f" of at most {job.longest} tasks"
+        pairs.append((job.stage, f"job {number}{shape}"))
+    quoted = shlex.quote(str(directory))
+    pairs += [
+        ("scripts, logs", str(submitted.submission.folder)),
+        ("how far it is", f"skerch-ooc status {quoted}"),
+        ("to stop it", f"scancel {' '.join(submitted.numbers)}"),
+    ]
+    return f"submitted as {submitted.submission.number}\n{_rows(pairs)}"
 
 
 def result_table(path: Path, assessment: Assessment) -> str:

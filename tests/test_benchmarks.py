@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "workflows" / "benchmarks"
 
 
@@ -49,6 +51,7 @@ def test_storage_is_compared_with_the_reference_layer(tmp_path):
     assert "GB/s" in text
 
 
+@pytest.mark.soak
 def test_scale_is_extrapolated(tmp_path):
     text, figures = run(
         tmp_path, "resnet18_scale.py", "--rows", "9000", "--columns", "40", "--goal", "80",
@@ -63,6 +66,7 @@ def test_scale_is_extrapolated(tmp_path):
     assert "647 to 879 minutes" in text
 
 
+@pytest.mark.soak
 def test_dask_is_compared_with_the_serial_executor(tmp_path):
     text, figures = run(
         tmp_path, "dask_overhead.py", "--tasks", "200", "--size", "200", "--rows", "150000",

@@ -284,10 +284,10 @@ def test_quality_gate(ooc_command, spec, limit, code):
 
 def test_time_budget_stops_in_good_order_and_the_same_command_goes_on(ooc_command, call_log):
     spec = write_spec(
-        ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.5}}, sketch={"block": 4}
+        ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.2}}, sketch={"block": 4}
     )
     ooc_command("plan", spec, "--run", "run")
-    first = ooc_command("run", spec, "--run", "run", "--max-seconds", "5")
+    first = ooc_command("run", spec, "--run", "run", "--max-seconds", "3")
     assert (first.returncode, "stopped in good order" in first.stderr) == (0, True)
     done = json.loads(ooc_command("status", "run", "--json").stdout)["products"]["done"]
     assert 0 < done < 70

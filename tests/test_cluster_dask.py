@@ -314,6 +314,7 @@ def test_hosts_with_addresses_of_their_own_make_the_same_files(
 JOB = {"SLURM_JOB_ID": 17, "SLURM_NTASKS": 2, "SLURM_CPUS_PER_TASK": 1}
 
 
+@pytest.mark.soak
 def test_job_that_is_told_of_its_time_limit_stops_in_good_order_and_the_next_goes_on(
     scripts, tmp_path, serial
 ):

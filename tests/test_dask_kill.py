@@ -214,6 +214,7 @@ def survive_kills(ooc_command, cluster, expected, case, seconds, calls) -> int:
     return killer.kills
 
 
+@pytest.mark.soak
 def test_random_deaths_of_workers_repeat_no_product_of_a_published_shard(
     ooc_command, cluster, undisturbed, call_log
 ):

@@ -124,7 +124,8 @@ def test_stage_killed_twenty_times(ooc_command, undisturbed, kind, stage, call_l
     kill_often(ooc_command, undisturbed(kind), stage, 20, call_log)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("eigh", marks=pytest.mark.soak), "svd"])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
 def test_no_product_of_a_published_shard_is_repeated_however_often_measuring_is_killed(
     ooc_command, undisturbed, call_log, kind
 ):

@@ -67,7 +67,7 @@ CASES = [
         ("eigh", "nystrom", 900_000, "recover", "330MiB", 1.4, "", ()),
         ("svd", "nystrom", 370_000, "merge", "136MiB", 3.3, "", ()),
         ("svd", "nystrom", 370_000, "recover", "330MiB", 1.4, "", ()),
-        ("svd", "hmt", 900_000, "merge", "330MiB", 1.4, ", basis", ()),
+        ("svd", "hmt", 900_000, "merge", "330MiB", 1.4, ", basis", pytest.mark.soak),
         ("eigh", "nystrom", 2_500_000, "merge", "124MiB", 9, ", 10 times", pytest.mark.soak),
         ("eigh", "nystrom", 2_500_000, "recover", "330MiB", 3.9, ", 4 times", pytest.mark.soak),
         ("svd", "nystrom", 1_050_000, "recover", "330MiB", 3.9, ", 4 times", pytest.mark.soak),

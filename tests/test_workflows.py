@@ -75,6 +75,7 @@ def test_model_in_training_mode_is_refused_with_the_layer(layer):
         hessian(model, torch.nn.MSELoss(), data)
 
 
+@pytest.mark.soak
 def test_benchmark_prints_ratios(tmp_path):
     done = subprocess.run(
         [sys.executable, WORKFLOWS / "benchmarks/mlp_hessian.py", "--repeats", "1",

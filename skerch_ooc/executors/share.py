@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from skerch_ooc.budget import Budget
 from skerch_ooc.errors import UsageError
 from skerch_ooc.executors.serial import Serial
 
@@ -20,6 +22,7 @@ class Share:
     Args:
         index: The remainder, from 0.
         of: How many shares there are.
+        budget: When to stop; without one, when all is done.
 
     Raises:
         UsageError: If there is no such share.
@@ -29,10 +32,11 @@ class Share:
     remote = False
     threads: int | None = None
 
-    def __init__(self, index: int, of: int) -> None:
+    def __init__(self, index: int, of: int, budget: Budget | None = None) -> None:
         if of < 1 or not 0 <= index < of:
             raise UsageError(f"--index {index} --of {of}: the index must be from 0 to {of - 1}")
         self._index, self._of = index, of
+        self._budget = budget or Budget()
         self._serial = Serial()
 
     @property
@@ -55,4 +59,10 @@ class Share:
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
         """See :class:`skerch_ooc.executors.Executor`."""
-        return self._serial.run(function, filter(self._has, tasks), threads)
+        mine = self._budget.while_unspent(filter(self._has, tasks))
+        last = time.monotonic()
+        for receipt in self._serial.run(function, mine, threads):
+            now = time.monotonic()
+            self._budget.took(now - last)
+            last = now
+            yield receipt

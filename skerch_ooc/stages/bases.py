@@ -14,7 +14,7 @@ from skerch_ooc.provenance import provenance
 from skerch_ooc.recovery.choosing import noise_floor
 from skerch_ooc.recovery.decompose import root_of
 from skerch_ooc.resources import Resources, torch_threads
-from skerch_ooc.rounds import BASIS_FILE, BASIS_MATRIX, basis_identity
+from skerch_ooc.rounds import BASIS_FILE, BASIS_MATRIX, Sketch, basis_identity
 from skerch_ooc.sealed import sealed_writer
 from skerch_ooc.sides import CORANGE, RANGE
 from skerch_ooc.stages.columns import Columns
@@ -22,7 +22,13 @@ from skerch_ooc.stages.merge import Merged
 from skerch_ooc.stages.orthogonality import corrected, needs_correction
 from skerch_ooc.stages.problems import Source
 from skerch_ooc.stages.recipes import publish_recipes, read_recipes, recipe_identity
-from skerch_ooc.stages.spread import Spread, gram_of_vectors, in_pieces, may_be_in_pieces
+from skerch_ooc.stages.spread import (
+    Spread,
+    gram_of_vectors,
+    in_pieces,
+    may_be_in_pieces,
+    pieces_left,
+)
 from skerch_ooc.stages.vectors import Making, Recipe, Vectors, deviation, layout_of
 
 RECIPE_FILE = "basis.recipe.h5"
@@ -73,6 +79,23 @@ def spread_basis(
     """
     if merged.sketch.basis() is None:
         _Writing(merged, resources, progress, executor).spread(pieces=executor is not None)
+
+
+def basis_left(sketch: Sketch) -> list[int] | None:
+    """Numbers of the tasks of a basis that is in pieces which are not done.
+
+    Args:
+        sketch: The sketch that it is made of.
+
+    Returns:
+        The numbers; ``None`` before its recipe is published, or if it is not in pieces.
+
+    Raises:
+        CorruptError: If the recipe is damaged.
+    """
+    round_ = sketch.round
+    expected = recipe_identity(round_.run, sketch.digest, {"round": round_.number})
+    return pieces_left(round_.run.plan, sketch.folder / RECIPE_FILE, expected)
 
 
 class _Writing:

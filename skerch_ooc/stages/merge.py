@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -144,6 +144,15 @@ def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
     return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
 
 
+def merge_tasks(plan: Plan, sides: Iterable[Side]) -> int:
+    """How many merge tasks a round has that can be spread; 0 if each side is one."""
+    counts = [
+        len(list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side))))
+        for side in sides
+    ]
+    return sum(counts) if max(counts) > 1 else 0
+
+
 @dataclass(frozen=True)
 class MergeTask:
     """A run of tiles to be summed: a path and a few numbers, for any process.
@@ -207,6 +216,10 @@ class Merge:
     def side(self, name: str) -> _SideMerge:
         """The merge of one side."""
         return next(merge for merge in self._sides if merge.side.name == name)
+
+    def left(self) -> list[int]:
+        """Numbers of the tasks that can be spread and are not done."""
+        return [number for merge in self._sides for number in merge.left()]
 
     def spread(self, resources: Resources, progress: Progress, executor: Executor) -> None:
         """Has an executor form and publish sums of runs of tiles, where there are several runs.
@@ -407,6 +420,13 @@ class _SideMerge:
     def publish(self, sums: Sums) -> None:
         """Publishes the sums over all tiles."""
         self._publish_sums(self._total, Range(0, len(self._tiles)), sums)
+
+    def left(self) -> list[int]:
+        """Numbers of the tasks that are not done; none if there is nothing to be spread."""
+        if len(self.tasks) == 1 or self._total.exists():
+            return []
+        numbered = enumerate(self.tasks, self._before)
+        return [number for number, task in numbered if not self.has_formed(task)]
 
     def accumulate(
         self, resources: Resources, progress: Progress, executor: Executor | None = None

@@ -33,7 +33,7 @@ from skerch_ooc.stages.solutions import (
     needs_correction_of,
     solve,
 )
-from skerch_ooc.stages.spread import Spread, in_pieces, may_be_in_pieces
+from skerch_ooc.stages.spread import Spread, in_pieces, may_be_in_pieces, pieces_left
 from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, deviation, layout_of
 
 Array = npt.NDArray[Any]
@@ -138,6 +138,26 @@ def spread_vectors(
     ):
         writing = _Writing(run, settings, digest, path, resources, progress, executor)
         writing.spread(pieces=executor is not None)
+
+
+def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> list[int] | None:
+    """Numbers of the tasks of a result in pieces which are not done.
+
+    Args:
+        run: The run.
+        digest: The digest of its first sketch.
+        settings: Method, core and rank.
+        name: The folder of the result.
+
+    Returns:
+        The numbers; ``None`` before the solution is published, or if the result is in one file.
+
+    Raises:
+        CorruptError: If the solution is damaged.
+    """
+    path = result_path(run, name).parent / RECIPE_FILE
+    expected = recipe_identity(run, digest, {"settings": settings.as_json()})
+    return pieces_left(run.plan, path, expected)
 
 
 class _Writing:

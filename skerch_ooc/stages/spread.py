@@ -95,9 +95,48 @@ def may_be_in_pieces(plan: Plan) -> bool:
     return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_PIECE
 
 
+def vector_tasks(plan: Plan) -> int:
+    """The most tasks that vectors of the run can have; 0 if they may have no pieces."""
+    rows, rank = max(plan.identity.shape), plan.reach("right")
+    if len(runs_of(plan, rows, rank)) == 1:
+        return 0
+    sides = 1 if plan.identity.kind == "eigh" else 2
+    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_PIECE))
+
+
 def in_pieces(plan: Plan, recipe: Recipe) -> bool:
     """Whether a matrix is so large that it lies in several files."""
     return len(runs_of(plan, recipe.rows, recipe.vectors.rank)) > 1
+
+
+def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int] | None:
+    """Numbers of the tasks whose pieces are not there, by their names; no piece is opened.
+
+    Args:
+        plan: The plan in force.
+        path: The file of the recipes.
+        expected: What that must say it is, at least.
+
+    Returns:
+        The numbers; ``None`` if there are no recipes, or those of something else.
+
+    Raises:
+        CorruptError: If the file is damaged.
+    """
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        return None
+    if {key: file.identity.get(key) for key in expected} != dict(expected):
+        return None
+    left, before = [], 0
+    for matrix, rows in file.identity["rows"].items():
+        runs = runs_of(plan, int(rows), file.arrays[f"{matrix}.transform"].shape[1])
+        if len(runs) > 1:
+            paths = (piece_path(path.parent, matrix, tiles) for tiles in runs)
+            left += [number for number, piece in enumerate(paths, before) if not piece.exists()]
+        before += len(runs)
+    return left
 
 
 @lru_cache(maxsize=1)
@@ -286,7 +325,9 @@ class Spread:
 
     def spread(self, matrix: str, *, gram: bool, progress: Progress, stage: str) -> None:
         """Has the executor do its tasks of a matrix; raises as :meth:`write` does."""
-        tasks = self._executor.chosen(self._missing(matrix, gram))
+        # What others are to make is theirs to verify.
+        chosen = self._executor.chosen(self._tasks(matrix, gram))
+        tasks = [task for task in chosen if not self._is_done(task)]
         total = sum(task.stop - task.start for task in tasks)
         tile = self._recipes.matrices[matrix].tile_bytes(self._plan)
         with progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
@@ -301,19 +342,21 @@ class Spread:
         recipe = self._recipes.matrices[matrix]
         return runs_of(self._plan, recipe.rows, recipe.vectors.rank)
 
-    def _missing(self, matrix: str, gram: bool) -> Iterator[VectorTask]:
+    def _tasks(self, matrix: str, gram: bool) -> Iterator[VectorTask]:
         before = 0
         for other in self._recipes.matrices:
             if other == matrix:
                 break
             before += len(self._runs(other))
         for number, tiles in enumerate(self._runs(matrix), before):
-            file = self._published(matrix, gram, tiles)
-            if file is not None:
-                # Of a process that did not come to an end, perhaps with its machine.
-                self._verify(file)
-            else:
-                yield self._task(matrix, gram, tiles, number)
+            yield self._task(matrix, gram, tiles, number)
+
+    def _is_done(self, task: VectorTask) -> bool:
+        file = self._published(task.matrix, task.gram, Range(task.start, task.stop))
+        if file is not None:
+            # Of a process that did not come to an end, perhaps with its machine.
+            self._verify(file)
+        return file is not None
 
     def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
         if self._executor.remote:

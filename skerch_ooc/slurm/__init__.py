@@ -1,0 +1,1 @@
+"""Slurm: job arrays that do the tasks of a run, and what is known of them afterwards."""

@@ -1,0 +1,176 @@
+"""The commands of Slurm: the only place that starts them, and reads what they answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from skerch_ooc.errors import UsageError
+
+SUBMIT_SECONDS = 300.0
+"""A busy controller lets sbatch wait for minutes."""
+
+ASK_SECONDS = 60.0
+
+_FORMAT = "%i|%T|%r|%k"
+_LARGEST_ANSWER = 2000
+
+
+class SlurmError(UsageError):
+    """A command of Slurm refused, did not answer, or answered what cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """An element of a job array that is waiting or at work.
+
+    Attributes:
+        job: Number of the job.
+        index: Number of the element; ``None`` of a job that is no array.
+        state: As Slurm calls it, such as ``"RUNNING"``.
+        reason: Why it waits.
+        comment: What the job was marked with.
+    """
+
+    job: str
+    index: int | None
+    state: str
+    reason: str
+    comment: str
+
+
+def available(command: str = "sbatch") -> bool:
+    """Whether there is such a command here."""
+    return shutil.which(command) is not None
+
+
+def submit(arguments: Sequence[str]) -> str:
+    """Submits a job.
+
+    Args:
+        arguments: Of sbatch, script included.
+
+    Returns:
+        Its number.
+
+    Raises:
+        SlurmError: With what sbatch said, if it refused, or answered something else than a number.
+    """
+    answer = _call(["sbatch", "--parsable", *arguments], SUBMIT_SECONDS)
+    lines = answer.strip().splitlines()
+    found = re.fullmatch(r"([0-9]+)(;.*)?", lines[-1].strip()) if lines else None
+    if found is None:
+        raise SlurmError(
+            f"sbatch answered {answer.strip()[:_LARGEST_ANSWER]!r}, which is no job number; see "
+            "with squeue whether the job is there nevertheless, and scancel it before you go on"
+        )
+    return found[1]
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancels jobs that are waiting or at work; others are left out.
+
+    Raises:
+        SlurmError: If scancel refused.
+    """
+    if jobs:
+        _call(["scancel", "--quiet", *jobs], ASK_SECONDS)
+
+
+def max_array_size() -> int:
+    """How many elements an array may have, and its largest index plus one.
+
+    Raises:
+        SlurmError: If Slurm does not say.
+    """
+    answer = _call(["scontrol", "show", "config"], ASK_SECONDS)
+    size = re.search(r"^MaxArraySize\s*=\s*([0-9]+)\s*$", answer, re.M)
+    if size is None or int(size[1]) < 1:
+        raise SlurmError(
+            "scontrol show config says no MaxArraySize that arrays could have; give "
+            f"--max-array-size. It said: {answer.strip()[:_LARGEST_ANSWER]!r}"
+        )
+    fewer = re.search(r"^SchedulerParameters\s*=.*\bmax_array_tasks=([1-9][0-9]*)", answer, re.M)
+    return min(int(size[1]), int(fewer[1])) if fewer else int(size[1])
+
+
+class Question:
+    """What the queue is asked about some jobs; asked at once, answered later.
+
+    Args:
+        jobs: Their numbers.
+    """
+
+    def __init__(self, jobs: Sequence[str]) -> None:
+        # With a second number the one of a job that has ended long ago is no error.
+        numbers = ",".join([*jobs, jobs[0]])
+        arguments = ["squeue", "--noheader", "--array", f"--format={_FORMAT}", f"--jobs={numbers}"]
+        try:
+            self._process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True, errors="replace",
+            )  # fmt: skip
+        except OSError as error:
+            raise SlurmError(f"cannot start squeue: {error.strerror}") from error
+
+    def answer(self, seconds: float) -> list[Queued]:
+        """The elements that are waiting or at work.
+
+        Args:
+            seconds: How long to wait for it.
+
+        Raises:
+            SlurmError: If squeue refused, or did not answer in time.
+        """
+        with self._process as process:
+            try:
+                out, err = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise SlurmError(f"squeue did not answer within {seconds:g} s") from None
+        if process.returncode and "Invalid job id" not in err:
+            raise SlurmError(f"squeue failed: {err.strip()[:_LARGEST_ANSWER]}")
+        return [_queued(line) for line in out.splitlines() if line.count("|") >= 3]
+
+
+def _queued(line: str) -> Queued:
+    number, state, reason, comment = line.split("|", 3)
+    job, _, index = number.partition("_")
+    return Queued(job, int(index) if index.isdigit() else None, state, reason, comment)
+
+
+def _call(command: Sequence[str], seconds: float) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False, timeout=seconds, env=_environment(os.environ),
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SlurmError(
+            f"there is no command {command[0]} here; run this on a node of the cluster from which "
+            "jobs can be submitted"
+        ) from None
+    except OSError as error:
+        raise SlurmError(f"cannot start {command[0]}: {error.strerror}") from error
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{command[0]} did not answer within {seconds:g} s; see with squeue what it has done"
+        ) from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip())[:_LARGEST_ANSWER]
+        raise SlurmError(f"{command[0]} refused ({done.returncode}): {said}")
+    return done.stdout
+
+
+def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment outside of any job: what a job was given is not for those that it submits."""
+    kept = {"SLURM_CONF", "SLURM_CLUSTERS"}
+    return {
+        name: value
+        for name, value in inherited.items()
+        if name in kept or not name.startswith(("SLURM_", "SLURMD_"))
+    }

@@ -1,0 +1,180 @@
+"""What the jobs of a run are given, checked before anything is submitted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.workload import STAGES
+
+WARNING_SECONDS = 120
+"""How long before its end a job is warned, unless its time is short."""
+
+_DEFAULT_TRIES = 3
+_OWN = ("array", "comment", "dependency", "error", "open-mode", "output", "parsable", "test-only",
+        "wait", "wrap")  # fmt: skip
+_OWN_LETTERS = "adeoW"
+_TIME = re.compile(r"(?:(?P<days>\d{1,5})-)?(?P<clock>\d{1,7}(?::\d{1,2}){0,2})")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What the jobs of a run are given.
+
+    Attributes:
+        time: Walltime of a job, as Slurm writes it; ``None`` for the partition's default.
+        partition: Partition.
+        account: Account.
+        gpus: GPUs of each element; as sbatch understands it.
+        cpus_per_task: Cores, and so threads, of each element.
+        mem: Memory of a node.
+        job_name: Name of all jobs; by default the run's and the stage's.
+        further: More options of sbatch, as they are.
+        of_stage: More options of sbatch for the jobs of single stages.
+        setup: Shell lines that set up the environment.
+        elements: The most elements of an array.
+        max_array_size: The cluster's limit; asked of scontrol by default.
+        throttle: Elements of an array that may run at once.
+        tries: How often the chain submits again what is missing if nothing was done in between.
+        memory: ``--memory`` of each process; by default what Slurm gives it.
+        device: ``--device`` of each process.
+        executor: ``"arrays"`` or ``"dask"``.
+        workers: Tasks of the one job of ``"dask"``, each a worker.
+
+    Raises:
+        UsageError: If a value makes no sense, or an option is the command's own.
+    """
+
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    gpus: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    job_name: str | None = None
+    further: tuple[str, ...] = ()
+    of_stage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    setup: str = ""
+    elements: int | None = None
+    max_array_size: int | None = None
+    throttle: int | None = None
+    tries: int = _DEFAULT_TRIES
+    memory: str | None = None
+    device: str | None = None
+    executor: str = "arrays"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cpus_per_task", "elements", "max_array_size", "throttle", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        if self.tries < 0:
+            raise UsageError(f"--tries {self.tries}: must be at least 0")
+        if self.workers is not None and self.executor != "dask":
+            raise UsageError(
+                f"--workers {self.workers} needs --executor dask; else give --elements"
+            )
+        if self.time is not None:
+            walltime_seconds(self.time)
+        for stage, words in self.of_stage.items():
+            if stage not in STAGES:
+                raise UsageError(f"--for {stage}=...: must be one of {', '.join(STAGES)}")
+            _require_free(words)
+        _require_free(self.further)
+
+    def sbatch(self, stage: str) -> list[str]:
+        """The options of sbatch for the jobs of a stage; later ones replace earlier ones."""
+        named = {
+            "time": self.time, "partition": self.partition, "account": self.account,
+            "gpus": self.gpus, "cpus-per-task": self.cpus_per_task, "mem": self.mem,
+        }  # fmt: skip
+        words = [f"--{name}={value}" for name, value in named.items() if value is not None]
+        return [*words, *self.further, *self.of_stage.get(stage, ())]
+
+    def seconds(self) -> int | None:
+        """The walltime of a job; ``None`` if it is the partition's, or none."""
+        return None if self.time is None else walltime_seconds(self.time)
+
+    def warning(self) -> int:
+        """Seconds before the end at which a job is warned."""
+        seconds = self.seconds()
+        return WARNING_SECONDS if seconds is None else min(WARNING_SECONDS, max(1, seconds // 10))
+
+    def as_json(self) -> dict[str, Any]:
+        """All values as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> JobOptions:
+        """The inverse of :meth:`as_json`."""
+        of_stage = {stage: tuple(words) for stage, words in values["of_stage"].items()}
+        return cls(**{**values, "further": tuple(values["further"]), "of_stage": of_stage})
+
+
+def options_of_stages(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Reads ``"measure=--gpus=1 --qos=long"``: options of sbatch for the jobs of single stages.
+
+    Raises:
+        UsageError: If a text is not of this form.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        stage, equals, words = text.partition("=")
+        try:
+            split = shlex.split(words)
+        except ValueError as error:
+            raise UsageError(f"--for {text}: {error}") from error
+        if not equals or not split:
+            raise UsageError(f"--for {text}: must be like measure=--gpus=1")
+        found[stage] = found.get(stage, ()) + tuple(split)
+    return found
+
+
+def walltime_seconds(text: str) -> int | None:
+    """Reads a walltime: minutes, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M`` or ``D-H:M:S``.
+
+    Returns:
+        Seconds; ``None`` for no limit.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise UsageError(
+            f"--time {text}: must be minutes, or like 30:00, 4:00:00, 1-12 or 1-12:30:00"
+        )
+    parts = [int(part) for part in found["clock"].split(":")]
+    # With days the clock begins with hours, alone it is minutes, and pairs are minutes and seconds.
+    if found["days"]:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = {1: (0, *parts, 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
+    total = ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total < 1:
+        raise UsageError(f"--time {text}: must be positive")
+    return total
+
+
+def _require_free(words: tuple[str, ...]) -> None:
+    """Refuses options that jobs of a run are given by this package, or that are none."""
+    if words and not words[0].startswith("-"):
+        raise UsageError(f"{words[0]!r} is no option of sbatch; options begin with -")
+    for word in words:
+        name = word.partition("=")[0]
+        long = name.startswith("--") and name != "--" and any(
+            own == name[2:] or (len(name) > 4 and own.startswith(name[2:])) for own in _OWN
+        )  # fmt: skip
+        short = re.match(rf"-[{_OWN_LETTERS}]", name)
+        if long or short:
+            raise UsageError(
+                f"{name} is given to sbatch by this command; leave it out (arrays: --elements, "
+                "--throttle; logs are in the run directory)"
+            )

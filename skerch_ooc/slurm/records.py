@@ -1,0 +1,142 @@
+"""What was submitted: scripts, jobs and options of each submission, in the run directory.
+
+All of it is decoration: nothing is needed to go on, as the shards are the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.errors import CorruptError, UsageError
+from skerch_ooc.files import append_line, read_json, write_json
+from skerch_ooc.rundir import Run
+from skerch_ooc.slurm.options import JobOptions
+
+FOLDER = "slurm"
+_RECORD = "submission.json"
+_JOBS = "jobs.jsonl"
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job array that sbatch took.
+
+    Attributes:
+        job: Its number.
+        stage: What it does.
+        indices: Its elements; empty of a job that is no array.
+    """
+
+    job: str
+    stage: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission of a run.
+
+    Attributes:
+        folder: Its scripts, records and logs.
+        token: What its jobs are marked with.
+        options: What they are given.
+        left: What was left when it was submitted, hashed.
+        unchanged: How many submissions in a row before this one had just as much left.
+    """
+
+    folder: Path
+    token: str
+    options: JobOptions
+    left: str
+    unchanged: int
+
+    @property
+    def number(self) -> str:
+        """Its name: ``"0001"``."""
+        return self.folder.name
+
+    def jobs(self) -> list[SubmittedJob]:
+        """The jobs that sbatch took, in order; lines that cannot be read are left out."""
+        found = []
+        with contextlib.suppress(OSError):
+            for line in (self.folder / _JOBS).read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    values = json.loads(line)
+                    job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
+                    found.append(job)
+        return found
+
+    def note(self, job: SubmittedJob) -> None:
+        """Notes a job that sbatch took."""
+        values = {"job": job.job, "stage": job.stage, "indices": list(job.indices)}
+        append_line(self.folder / _JOBS, values)
+
+    def publish(self) -> None:
+        """Writes all but the jobs."""
+        write_json(
+            self.folder / _RECORD,
+            {
+                "token": self.token,
+                "options": self.options.as_json(),
+                "left": self.left,
+                "unchanged": self.unchanged,
+            },
+        )
+
+
+def submissions(run: Run) -> list[Submission]:
+    """All submissions of a run, in order; those whose record is gone or damaged are left out."""
+    found = []
+    for folder in sorted((run.logs / FOLDER).glob("[0-9]" * 4 + "*")):
+        with contextlib.suppress(OSError, CorruptError, KeyError, TypeError, UsageError):
+            found.append(_read(folder, read_json(folder / _RECORD)))
+    return found
+
+
+def _read(folder: Path, values: Mapping[str, Any]) -> Submission:
+    return Submission(
+        folder=folder,
+        token=str(values["token"]),
+        options=JobOptions.from_json(values["options"]),
+        left=str(values["left"]),
+        unchanged=int(values["unchanged"]),
+    )
+
+
+def draft(run: Run, options: JobOptions, left: str, unchanged: int) -> Submission:
+    """The next submission of a run, of which nothing is written yet."""
+    numbers = [int(path.name) for path in (run.logs / FOLDER).glob("[0-9]" * 4 + "*")
+               if path.name.isdigit()]  # fmt: skip
+    folder = run.logs.resolve() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
+    return Submission(folder, secrets.token_hex(8), options, left, unchanged)
+
+
+def begun(submission: Submission) -> Submission:
+    """Makes the folder of a submission, and writes its record.
+
+    Returns:
+        The submission; with another number, if another process has taken this one meanwhile.
+
+    Raises:
+        UsageError: If nothing can be written there.
+    """
+    try:
+        submission.folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                submission.folder.mkdir()
+                break
+            except FileExistsError:
+                following = f"{int(submission.number) + 1:04d}"
+                folder = submission.folder.with_name(following)
+                submission = replace(submission, folder=folder)
+        submission.publish()
+    except OSError as error:
+        raise UsageError(f"cannot write {submission.folder}: {error.strerror}") from error
+    return submission

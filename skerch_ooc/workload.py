@@ -1,0 +1,147 @@
+"""What is left of each stage, as numbers of tasks: what job arrays are made of.
+
+Names of files tell, and what shards and small files say they are; no data is read. Of stages whose
+tasks are not known yet, all are left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.rounds import Round, known_rounds
+from skerch_ooc.rundir import Run
+from skerch_ooc.sides import first_round, later_round
+from skerch_ooc.spec import Plan
+from skerch_ooc.stages.bases import basis_left
+from skerch_ooc.stages.measure import missing_tasks
+from skerch_ooc.stages.merge import Merge, merge_tasks
+from skerch_ooc.stages.recover import ASSESSMENT, result_path, vectors_left
+from skerch_ooc.stages.spread import vector_tasks
+from skerch_ooc.status import is_stale
+
+STAGES = ("measure", "merge", "solve", "vectors", "assess")
+"""In the order in which each round has them; ``assess`` ends the last."""
+
+
+_NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-1]}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of one round.
+
+    Attributes:
+        name: One of :data:`STAGES`.
+        round: Number of the round; the first by default, for ``assess`` always.
+    """
+
+    name: str
+    round: int = 1
+
+    @classmethod
+    def parse(cls, text: str, rounds: int) -> Stage:
+        """Reads ``"measure"`` or ``"measure.2"``.
+
+        Args:
+            text: The name.
+            rounds: How many rounds the run has.
+
+        Raises:
+            UsageError: If there is no such stage.
+        """
+        found = _NAME.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                f"stage {text!r}: must be one of {', '.join(STAGES)}; of a later round, such as "
+                "measure.2, all but assess"
+            )
+        name, number = (found[1] or text), int(found[2] or 1)
+        if number > rounds:
+            raise UsageError(f"stage {text!r}: the run has {rounds} round(s)")
+        return cls(name, number)
+
+    def __str__(self) -> str:
+        return self.name if self.round == 1 else f"{self.name}.{self.round}"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a stage.
+
+    Attributes:
+        stage: The stage.
+        tasks: Numbers of the tasks that are not done.
+    """
+
+    stage: Stage
+    tasks: tuple[int, ...]
+
+
+def work_left(run: Run) -> list[Left]:
+    """The stages that are not done, in order, with the tasks that each still has.
+
+    Raises:
+        CorruptError: If a shard, a basis or a solution is damaged.
+        IncompleteError: If the folder of the shards is gone.
+    """
+    return [Left(stage, tuple(tasks)) for stage, tasks in _left(run) if tasks]
+
+
+def _left(run: Run) -> Iterator[tuple[Stage, list[int]]]:
+    plan = run.plan
+    *_, known = known_rounds(run)
+    yield from _left_of_known(known)
+    for number in range(known.number + 1, plan.rounds + 1):
+        yield Stage("measure", number), list(range(len(plan.blocks("right"))))
+        yield from _after_measuring(plan, number)
+    if known.number < plan.rounds or any(known.missing().values()) or not _is_finished(run, known):
+        yield Stage("assess"), [0]
+
+
+def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
+    """What is left of the last round whose test matrix is known."""
+    run, number = known.run, known.number
+    blocks = missing_tasks(known, device="", threads=1)
+    if blocks:
+        yield Stage("measure", number), sorted({task.number for task in blocks})
+        yield from _after_measuring(run.plan, number)
+        return
+    if number == run.plan.rounds and _is_finished(run, known):
+        return
+    yield Stage("merge", number), Merge(known).left()
+    if number < run.plan.rounds:
+        pieces = basis_left(known.sketch)
+    else:
+        pieces = vectors_left(run, known.sketch.digest, run.plan.recovery, "default")
+    if pieces is None:
+        _, *rest = _after_measuring(run.plan, number)
+        yield from rest
+    elif pieces:
+        yield Stage("vectors", number), pieces
+    elif number < run.plan.rounds:
+        # Pieces that nobody has put together yet.
+        yield Stage("solve", number), [0]
+
+
+def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]]]:
+    """The stages of a round after it is measured, if none of their tasks is known to be done."""
+    if number == 1:
+        sides = first_round(plan)
+    else:
+        sides = later_round(plan, number, f"round{number}", plan.reach("right"))
+    yield Stage("merge", number), list(range(merge_tasks(plan, sides)))
+    wanted = plan.recovery.vectors == "stored" or number < plan.rounds
+    pieces = vector_tasks(plan) if wanted else 0
+    # Of a small result who publishes it solves it; a basis must be there before the next round.
+    if pieces or number < plan.rounds:
+        yield Stage("solve", number), [0]
+    yield Stage("vectors", number), list(range(pieces))
+
+
+def _is_finished(run: Run, last: Round) -> bool:
+    """Whether there is a result of this sketch, and its assessment."""
+    assessed = (result_path(run, "default").parent / ASSESSMENT).exists()
+    return assessed and not is_stale(run, last)
