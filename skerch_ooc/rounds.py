@@ -8,7 +8,7 @@ shards of the old one are not taken for shards of the new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from skerch_ooc.shards import (
     Rectangle,
     SketchReader,
     list_shards,
+    listing_of,
     missing_of,
     open_shard,
     used_shards,
@@ -46,6 +47,7 @@ Array = npt.NDArray[Any]
 BASIS_FILE = "basis.h5"
 BASIS_MATRIX = "basis"
 _DIGITS = 16
+_LISTINGS = "listings"
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,18 @@ class Round:
         """
         return Sketch(self)
 
+    def rectangles(self, listed: Iterable[Rectangle]) -> list[Rectangle]:
+        """Those of some shards that may be used for the sketch of this round, in order."""
+        plan = self.run.plan
+        heights = dict(self.heights)
+        for role in {role for side in self.sides for role in side.sketches} - heights.keys():
+            heights[role] = height_of_role(plan, role)
+        return [
+            shard
+            for shard in listed
+            if shard.role in heights and shard.rows == Range(0, heights[shard.role])
+        ]
+
     def following(self) -> Round | None:
         """The round after this one; ``None`` if there is none, or its basis is not made yet.
 
@@ -178,7 +192,10 @@ class Round:
         """
         if self.number >= self.run.plan.rounds:
             return None
-        basis = self.sketch.basis()
+        return self.followed_by(self.sketch.basis())
+
+    def followed_by(self, basis: Basis | None) -> Round | None:
+        """The round whose test matrix is a basis of this one's sketch; ``None`` without one."""
         return Round(self.run, self.number + 1, basis) if basis else None
 
 
@@ -229,7 +246,7 @@ class Sketch:
             files |= reader.files
         self.shard_files = [files[rectangle] for rectangle in sorted(files)]
         self.digest = digest([file.identity for file in self.shard_files])
-        self.folder = run.sketch / self.digest[:_DIGITS]
+        self.folder = sketch_folder(run, self.digest)
 
     def inner(self) -> Array:
         """The measured columns of the inner sketch, ``(s, columns)``; there may be none."""
@@ -247,22 +264,60 @@ class Sketch:
         Raises:
             CorruptError: If it is damaged.
         """
-        path = self.folder / BASIS_FILE
-        try:
-            file = SealedFile(path)
-        except FileNotFoundError:
-            return None
-        except CorruptError as error:
-            raise CorruptError(f"{error}{self._advice(path)}") from error
-        data = ("bulk", "pieces")
-        stated = {key: value for key, value in file.identity.items() if key not in data}
-        if stated != basis_identity(self.round.run.plan, self.digest):
-            raise CorruptError(f"{path} is not of this sketch{self._advice(path)}")
-        file.advice = self._advice(path)
-        return None if lost_pieces(file) else Basis(file)
+        return basis_of(self.round, self.digest)
 
-    def _advice(self, path: Path) -> str:
-        return f". To make it anew: rm {path} && skerch-ooc merge {self.round.run.directory}"
+    def note(self) -> None:
+        """Notes in a log what this is the sketch of: see :func:`noted_digest`."""
+        run = self.round.run
+        listing = listing_of(run.shards, self.round.rectangles(list_shards(run.shards)))
+        run.record(_LISTINGS, {"listing": listing, "digest": self.digest})
+
+
+def sketch_folder(run: Run, sketch_digest: str) -> Path:
+    """Where all that is derived from a sketch lies."""
+    return run.sketch / sketch_digest[:_DIGITS]
+
+
+def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
+    """The digest of a sketch that was merged, by names, sizes and times of its shards alone.
+
+    For who asks how far a run is, not for who works with what is found.
+
+    Args:
+        round_: The round.
+        listed: The shards that there are.
+
+    Returns:
+        The digest; ``None`` if nobody noted it, or a file was touched since.
+    """
+    noted = {record.get("listing"): record.get("digest") for record in round_.run.log(_LISTINGS)}
+    if not noted:
+        return None
+    found = noted.get(listing_of(round_.run.shards, round_.rectangles(listed)))
+    return found if isinstance(found, str) else None
+
+
+def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
+    """The orthonormal basis of a round's sketch, if it has been made and all of it is there.
+
+    Raises:
+        CorruptError: If it is damaged.
+    """
+    run = round_.run
+    path = sketch_folder(run, sketch_digest) / BASIS_FILE
+    advice = f". To make it anew: rm {path} && skerch-ooc merge {run.directory}"
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        return None
+    except CorruptError as error:
+        raise CorruptError(f"{error}{advice}") from error
+    data = ("bulk", "pieces")
+    stated = {key: value for key, value in file.identity.items() if key not in data}
+    if stated != basis_identity(run.plan, sketch_digest):
+        raise CorruptError(f"{path} is not of this sketch{advice}")
+    file.advice = advice
+    return None if lost_pieces(file) else Basis(file)
 
 
 def known_rounds(run: Run) -> Iterator[Round]:
@@ -275,15 +330,22 @@ def known_rounds(run: Run) -> Iterator[Round]:
         current = current.following()
 
 
-def count_products(run: Run) -> dict[str, int]:
+def count_products(
+    run: Run, rounds: Sequence[Round] | None = None, listed: Sequence[Rectangle] | None = None
+) -> dict[str, int]:
     """Products of a run: planned, done (by the shards on disk), and of probe and fingerprints.
 
     Of rounds whose basis is not made yet as many are planned as the round before has.
+
+    Args:
+        run: The run.
+        rounds: Those that are known, if somebody has looked.
+        listed: The shards, if somebody has looked.
     """
     planned = done = last = 0
-    rounds = list(known_rounds(run))
+    rounds = list(known_rounds(run)) if rounds is None else rounds
     for known in rounds:
-        left = sum(len(piece) for pieces in known.missing().values() for piece in pieces)
+        left = sum(len(piece) for pieces in known.missing(listed).values() for piece in pieces)
         planned += known.products
         done += known.products - left
         last = len(known.planned[known.role])

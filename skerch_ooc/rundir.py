@@ -80,9 +80,13 @@ class Run:
         )
 
     def receipts(self) -> Iterator[dict[str, Any]]:
-        """What the log of receipts holds; lines that cannot be read are left out."""
+        """What the log of receipts holds."""
+        return self.log("receipts")
+
+    def log(self, name: str) -> Iterator[dict[str, Any]]:
+        """What a log holds; lines that cannot be read are left out."""
         try:
-            lines = (self.logs / "receipts.jsonl").read_text(errors="replace").splitlines()
+            lines = (self.logs / f"{name}.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return
         for line in lines:

@@ -7,6 +7,7 @@ renamed or swapped is found out when it is read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
-from skerch_ooc.files import LATE_FILES_SECONDS
+from skerch_ooc.files import LATE_FILES_SECONDS, digest
 from skerch_ooc.interleave import Batch, batch_size
 from skerch_ooc.partition import Range, cover, gaps
 from skerch_ooc.rundir import Run
@@ -154,6 +155,16 @@ def list_shards(folder: Path) -> list[Rectangle]:
         return []
     found = (Rectangle.from_name(name) for name in names)
     return sorted(rectangle for rectangle in found if rectangle is not None)
+
+
+def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
+    """A hash of names, sizes and times of shards, by which another set of them is noticed."""
+    stated = []
+    for rectangle in rectangles:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(f"{folder}/{rectangle.name}")
+            stated.append([rectangle.name, status.st_size, status.st_mtime_ns])
+    return digest(stated)
 
 
 def strangers(folder: Path) -> list[str]:

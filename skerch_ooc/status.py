@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX, read_json
 from skerch_ooc.partition import Range
 from skerch_ooc.pieces import lost_pieces
-from skerch_ooc.rounds import Round, count_products, known_rounds
+from skerch_ooc.rounds import Round, basis_of, count_products, noted_digest, sketch_folder
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import Rectangle, list_shards, strangers
@@ -65,7 +65,8 @@ class Status:
 def status(run: Run) -> Status:
     """Looks up the state of a run; reads names, plan and assessments, no data.
 
-    In a run with several rounds it also reads what the shards and bases say they are.
+    What was merged is known by names, sizes and times of the shards; should they have been copied
+    since, each is opened to see what it is.
 
     Raises:
         IncompleteError: If the folder of the shards is gone.
@@ -75,7 +76,7 @@ def status(run: Run) -> Status:
         raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
     plan = run.plan
     shards = list_shards(run.shards)
-    rounds = list(known_rounds(run))
+    rounds, last_digest = _rounds(run, shards)
     missing: dict[str, list[Range]] = {}
     planned: dict[str, int] = {}
     for known in rounds:
@@ -84,14 +85,14 @@ def status(run: Run) -> Status:
     left = {role: sum(map(len, pieces)) for role, pieces in missing.items()}
     results = _results(run)
     incomplete = any(left.values())
-    merged = not incomplete and _is_merged(rounds[-1])
+    merged = not incomplete and _is_merged(rounds[-1], last_digest)
     return Status(
         directory=str(run.directory),
         run_id=plan.run_id,
         operator=plan.identity.factory,
         shape=plan.identity.shape,
         dtype=plan.identity.dtype,
-        products=count_products(run),
+        products=count_products(run, rounds, shards),
         columns={
             role: {"planned": count, "done": count - left[role]} for role, count in planned.items()
         },
@@ -102,7 +103,7 @@ def status(run: Run) -> Status:
         results=results,
         leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
         strangers=strangers(run.shards),
-        next=_next(run, incomplete, merged, is_stale(run, rounds[-1]) if merged else False),
+        next=_next(run, incomplete, merged, merged and is_stale(run, last_digest)),
     )
 
 
@@ -111,13 +112,37 @@ def _shown(round_: Round, role: str) -> str:
     return role.partition("-")[0] if round_.basis else role
 
 
-def _is_merged(round_: Round) -> bool:
-    """Whether the sums of a complete round's sketch are there, and the basis that follows."""
+def _rounds(run: Run, listed: list[Rectangle]) -> tuple[list[Round], str | None]:
+    """The known rounds, and the digest of the last one's sketch if it is merged and not damaged."""
+    merged = any(run.sketch.glob("*/total.h5"))
+    rounds, following = [], cast("Round | None", Round(run))
+    while (current := following) is not None:
+        rounds.append(current)
+        complete = merged and not any(current.missing(listed).values())
+        found = _digest_of(current, listed) if complete else None
+        following = None
+        if found is not None and current.number < run.plan.rounds:
+            following = current.followed_by(basis_of(current, found))
+    return rounds, found
+
+
+def _digest_of(round_: Round, listed: list[Rectangle]) -> str | None:
+    """The digest of a complete round's sketch; ``None`` if a shard of the last round is damaged."""
+    noted = noted_digest(round_, listed)
+    if noted is not None or round_.number < round_.run.plan.rounds:
+        return noted or round_.sketch.digest
     try:
-        folder = round_.sketch.folder
+        return round_.sketch.digest
     except CorruptError:
-        # Of a damaged shard the verbs that read it tell more.
+        # The verbs that read it tell more.
+        return None
+
+
+def _is_merged(round_: Round, sketch_digest: str | None) -> bool:
+    """Whether the sums of a complete round's sketch are there, and the basis that follows."""
+    if sketch_digest is None:
         return any(round_.run.sketch.glob("*/total.h5"))
+    folder = sketch_folder(round_.run, sketch_digest)
     done = all(
         (folder / ("total.h5" if side.name == RANGE else f"{side.name}.total.h5")).exists()
         for side in round_.sides
@@ -127,7 +152,7 @@ def _is_merged(round_: Round) -> bool:
 
 def _size(run: Run, shard: Rectangle) -> int:
     try:
-        return os.lstat(run.shards / shard.name).st_size
+        return os.lstat(f"{run.shards}/{shard.name}").st_size
     except FileNotFoundError:
         return 0
 
@@ -144,8 +169,13 @@ def _results(run: Run) -> dict[str, float | None]:
     return found
 
 
-def is_stale(run: Run, last: Round) -> bool:
-    """Whether there is no default result, or one of another sketch than there is now."""
+def is_stale(run: Run, sketch_digest: str | None) -> bool:
+    """Whether there is no default result, or one of another sketch than there is now.
+
+    Args:
+        run: The run.
+        sketch_digest: The digest of the last round's sketch; ``None`` if a shard is damaged.
+    """
     try:
         file = SealedFile(result_path(run, "default"))
     except FileNotFoundError:
@@ -153,7 +183,7 @@ def is_stale(run: Run, last: Round) -> bool:
     except CorruptError:
         # The verbs that read it tell more.
         return False
-    return file.identity.get("sketch") != last.sketch.digest or bool(lost_pieces(file))
+    return file.identity.get("sketch") != sketch_digest or bool(lost_pieces(file))
 
 
 def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:

@@ -144,4 +144,4 @@ def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]
 def _is_finished(run: Run, last: Round) -> bool:
     """Whether there is a result of this sketch, and its assessment."""
     assessed = (result_path(run, "default").parent / ASSESSMENT).exists()
-    return assessed and not is_stale(run, last)
+    return assessed and not is_stale(run, last.sketch.digest)

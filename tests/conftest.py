@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from slurmd import empty_queue, slurm  # noqa: F401 (fixtures)
 
 # Before any library reads them: products that are compared bit for bit, in this process and in
 # those that tests start, must be made by as many threads.

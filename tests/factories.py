@@ -114,6 +114,18 @@ def dies_once(marker: str, n: int = 200):
     return Mortal(dense(n, "decay", "float32"))
 
 
+def failing(marker: str, n: int = 200):
+    """A matrix whose products fail while the file ``marker`` is there."""
+
+    class Failing(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            if os.path.exists(marker):
+                raise ValueError("the licence server is down")
+            return super().__matmul__(x)
+
+    return Failing(dense(n, "decay", "float32"))
+
+
 def not_hermitian(n: int = 200):
     """A matrix that is not Hermitian."""
     return Matrix(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))

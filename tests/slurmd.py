@@ -10,9 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 PATIENCE = 60.0
@@ -67,7 +70,7 @@ class Slurm:
         environment: What processes need to talk to it.
     """
 
-    def __init__(self, folder: Path, max_array_size: int = 1001) -> None:
+    def __init__(self, folder: Path, max_array_size: int) -> None:
         self.folder = folder
         self.environment = os.environ | {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -154,11 +157,40 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def slurm_in(folder: Path, **settings: int) -> Iterator[Slurm]:
+def slurm_in(folder: Path, max_array_size: int) -> Iterator[Slurm]:
     """A Slurm that runs while it is entered."""
-    slurm = Slurm(folder, **settings)
+    slurm = Slurm(folder, max_array_size)
     try:
         slurm.start()
         yield slurm
     finally:
         slurm.stop()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory, request):
+    """A Slurm of this machine; a module's ``MAX_ARRAY_SIZE`` is its limit."""
+    missing = missing_programs()
+    if missing and os.environ.get("SKERCH_OOC_REQUIRE_SLURM"):
+        pytest.fail(f"Slurm is required here, and there is no {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"Slurm is not installed: there is no {', '.join(missing)}")
+    # Its socket's path must be short.
+    folder = Path(tmp_path_factory.mktemp("s"))
+    with slurm_in(folder, getattr(request.module, "MAX_ARRAY_SIZE", 1001)) as started:
+        bin_ = folder / "bin"
+        bin_.mkdir()
+        command = bin_ / "skerch-ooc"
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m skerch_ooc "$@"\n')
+        command.chmod(0o755)
+        started.environment["PATH"] = f"{bin_}:{started.environment['PATH']}"
+        yield started
+
+
+@pytest.fixture
+def empty_queue(slurm):
+    """The Slurm, with no jobs of an earlier test."""
+    yield slurm
+    slurm.call("scancel", "--user", str(os.getuid()), check=False)
+    slurm.wait()
+    slurm.environment.pop("SKERCH_OOC_TEST_LOG", None)

@@ -101,3 +101,10 @@ def test_too_little_room_is_said_before_anything_is_done(tmp_path):
     assert done.returncode == 1
     assert "that is too little: give another --folder" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_status_is_timed_beside_a_listing(tmp_path):
+    text, figures = run(tmp_path, "status.py", "--shards", "60")
+    assert figures["medians"].keys() == {"complete", "one missing", "a listing"}
+    assert all(each["wall"] > 0 for each in figures["medians"].values())
+    assert "goal <= 1" in text

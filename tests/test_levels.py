@@ -160,6 +160,7 @@ LIGHT = {
     "--help": COMMAND + "assert run(['--help']) == 0; ",
     "plan with a shape": PLAN,
     "status": PLAN + "assert run(['status', 'run']) == 0; ",
+    "submit": PLAN + "assert run(['submit', 'run', '--dry-run', '--max-array-size', '9']) == 0; ",
 }
 
 

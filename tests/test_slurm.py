@@ -1,12 +1,12 @@
-"""Job arrays on a real Slurm: cancelled, requeued, out of time, without their node."""
+"""Runs submitted to a real Slurm: cancelled, requeued, out of time, without their node."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from conftest import write_spec
 from contents import run_contents
-from slurmd import missing_programs, slurm_in
 from test_executors import whole_run
 
 import skerch_ooc as ooc
@@ -23,55 +22,52 @@ from skerch_ooc.partition import Range
 from skerch_ooc.shards import list_shards
 
 pytestmark = pytest.mark.slurm
-SCRIPTS = Path(__file__).resolve().parent.parent / "cluster" / "slurm"
+MAX_ARRAY_SIZE = 5
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 ROWS = 140_000
+"""So many that merge and vectors have two tasks."""
+
 CASES = {"eigh": {}, "hmt": {"recovery": {"method": "hmt"}}}
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A Slurm of this machine."""
-    missing = missing_programs()
-    if missing and os.environ.get("SKERCH_OOC_REQUIRE_SLURM"):
-        pytest.fail(f"Slurm is required here, and there is no {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"Slurm is not installed: there is no {', '.join(missing)}")
-    # Its socket's path must be short.
-    folder = Path(tmp_path_factory.mktemp("s"))
-    with slurm_in(folder) as started:
-        bin_ = folder / "bin"
-        bin_.mkdir()
-        command = bin_ / "skerch-ooc"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m skerch_ooc "$@"\n')
-        command.chmod(0o755)
-        started.environment["PATH"] = f"{bin_}:{started.environment['PATH']}"
-        yield started
-
-
-@pytest.fixture
-def empty_queue(slurm):
-    """The Slurm, with no jobs of an earlier test."""
-    yield slurm
-    slurm.call("scancel", "--user", str(os.getuid()), check=False)
-    slurm.wait()
+TASKS = 23
 
 
 def spec_of(folder, case="eigh", delay=0.0):
+    """A run of 23 tasks in the first round."""
     return write_spec(
-        folder, "synthetic", 24, sketch={"test_measurements": 4, "block": 2},
+        folder, "synthetic", 34, sketch={"test_measurements": 12, "block": 2},
         operator={"args": {"n": ROWS, "rank": 6, "delay": delay}}, **CASES[case],
     )  # fmt: skip
 
 
-def chain(slurm, run, *options, **environment):
-    """Submits all stages; what was printed."""
+def command(slurm, *arguments, code=0):
+    """Runs a command where there is a Slurm; what it printed."""
     done = subprocess.run(
-        ["bash", str(SCRIPTS / "chain.sh"), str(run), "--mem-per-cpu=0", *options],
-        env=slurm.environment | {"ELEMENTS": "3", "ROWS": "2"} | environment,
-        capture_output=True, text=True, check=False,
+        ["skerch-ooc", *map(str, arguments)], env=slurm.environment, capture_output=True,
+        text=True, check=False, cwd=slurm.folder, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def submit(slurm, run, *options, elements=TASKS, code=0):
+    return command(
+        slurm, "submit", run.directory, f"--elements={elements}", *options, "--",
+        "--mem-per-cpu=0", code=code,
+    )  # fmt: skip
+
+
+def status_of(slurm, run):
+    return json.loads(command(slurm, "status", run.directory, "--json"))
+
+
+def is_done(run):
+    return (run.results / "default/assessment.json").exists()
+
+
+def logs_of(run, submission="*"):
+    paths = sorted((run.logs / "slurm").glob(f"{submission}/*.log"))
+    return "\n".join(path.read_text() for path in paths)
 
 
 def elements_at_work(slurm):
@@ -99,26 +95,48 @@ def require_no_product_of_a_published_shard(run, published, calls):
         assert not later & known
 
 
+def require_files_of_a_serial_recovery(run, copy):
+    """Of shards that were measured by several processes the rest follows bit for bit."""
+    shutil.copytree(run.directory, copy)
+    for name in ("sketch", "results"):
+        shutil.rmtree(copy / name)
+        (copy / name).mkdir()
+    ooc.recover(ooc.open_run(copy), threads=1)
+    assert run_contents(run.directory) == run_contents(copy)
+
+
+def test_digits_hessian_is_measured_and_recovered_by_submit_alone(tmp_path, empty_queue):
+    spec = WORKFLOWS / "digits_hessian.toml"
+    expected = run_contents(whole_run(spec, tmp_path / "serial"))
+    run = ooc.plan(spec, tmp_path / "run", threads=1)
+    submit(empty_queue, run, "--cpus-per-task=1", "--time=30")
+    empty_queue.wait()
+    assert run_contents(run.directory) == expected
+    assert status_of(empty_queue, run)["results"]["default"] < 1
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_chain_of_arrays_makes_the_files_of_a_serial_run(tmp_path, empty_queue, case):
+def test_more_tasks_than_an_array_may_have_elements_are_packed(tmp_path, empty_queue, case):
     spec = spec_of(tmp_path, case)
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
     run = ooc.plan(spec, tmp_path / "run", threads=1)
-    chain(empty_queue, run.directory, ROUNDS=str(run.plan.rounds))
+    said = submit(empty_queue, run)
     empty_queue.wait()
     assert run_contents(run.directory) == expected
-    assert (run.results / "default/assessment.json").exists()
+    assert "5 elements of at most 5 tasks" in said
 
 
 def test_names_may_have_spaces_quotes_and_other_alphabets(tmp_path, empty_queue):
-    folder = tmp_path / 'it\'s a "test" äß 行列 $HOME'
+    folder = tmp_path / 'it\'s a "test" äß 行列 $HOME 50% %j\n#SBATCH --hold'
     folder.mkdir()
-    spec = spec_of(folder)
-    run = ooc.plan(spec, folder / "run it", threads=1)
-    chain(empty_queue, run.directory, "--job-name=it's a name")
+    run = ooc.plan(spec_of(folder), folder / "run it", threads=1)
+    setup = folder / "set up"
+    setup.write_text('export SKERCH_OOC_TEST=1 # it\'s "quoted"\n')
+    submit(empty_queue, run, '--job-name=it\'s a "name" äß', "--setup", setup)
     empty_queue.wait()
-    assert (run.results / "default/assessment.json").exists()
-    assert list(run.logs.glob("measure.*_2.log"))
+    assert is_done(run)
+    state = status_of(empty_queue, run)["slurm"]
+    assert {e["state"] for job in state["jobs"] for e in job["elements"]} == {"done"}
 
 
 INTERFERENCE = {
@@ -129,75 +147,137 @@ INTERFERENCE = {
 
 
 @pytest.mark.parametrize("what", INTERFERENCE)
-def test_element_that_is(tmp_path, empty_queue, call_log, what):
+def test_chain_goes_on_after_an_element_that_is(tmp_path, empty_queue, call_log, what):
     empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
     run = ooc.plan(spec_of(tmp_path, delay=0.3), tmp_path / "run", threads=1)
-    (tmp_path / "other").mkdir()
-    expected = tmp_path / "expected"
-    chain(empty_queue, run.directory)
+    submit(empty_queue, run)
     wait_for_shards(run, 3)
-    shards = list_shards(run.shards)
-    published = [(len(call_log()), shards)]
+    published = [(len(call_log()), list_shards(run.shards))]
     INTERFERENCE[what](empty_queue, random.Random(3).choice(elements_at_work(empty_queue)))
     empty_queue.wait()
-    published.append((len(call_log()), list_shards(run.shards)))
-    chain(empty_queue, run.directory)
-    empty_queue.wait()
     require_no_product_of_a_published_shard(run, published, call_log())
-    shutil.copytree(run.directory, expected)
-    for name in ("sketch", "results"):
-        shutil.rmtree(expected / name)
-        (expected / name).mkdir()
-    ooc.recover(ooc.open_run(expected), threads=1)
-    assert run_contents(run.directory) == run_contents(expected)
+    require_files_of_a_serial_recovery(run, tmp_path / "copy")
     singles = [call for call in call_log() if call["width"] == 1]
     # The plan's own, and one to compare with the fingerprint in each process that measured.
     assert len({call["pid"] for call in singles}) >= len(singles) - 2
 
 
-def test_element_that_runs_out_of_time_finishes_its_task_and_the_next_chain_the_rest(
-    tmp_path, empty_queue
-):
-    run = ooc.plan(spec_of(tmp_path, delay=3.0), tmp_path / "run", threads=1)
-    # Slurm counts minutes; a signal 50 s before the end of one.
-    chain(empty_queue, run.directory, "--time=1", "--signal=B:USR1@50", ELEMENTS="1")
+def test_chain_submits_what_is_missing_when_elements_run_out_of_time(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path, delay=3.5), tmp_path / "run", threads=1)
+    submit(empty_queue, run, "--time=1", elements=1)
     empty_queue.wait()
-    measured = len(list_shards(run.shards))
-    assert 0 < measured < 14
-    (log,) = run.logs.glob("measure.*.log")
-    assert "stopped in good order" in log.read_text()
-    assert not (run.results / "default").exists()
-    chain(empty_queue, run.directory, ELEMENTS="2")
-    empty_queue.wait()
-    assert (run.results / "default/assessment.json").exists()
+    assert is_done(run)
+    first = logs_of(run, "0001")
+    assert "stopped in good order" in first
+    assert "submitted again, as 0002" in first
+    assert "CANCELLED" not in first
 
 
-def test_stage_after_one_that_failed_says_what_is_missing(tmp_path, empty_queue):
+def test_end_of_the_job_is_known_where_slurm_says_it(tmp_path, empty_queue):
+    setup = tmp_path / "setup.sh"
+    setup.write_text("export SLURM_JOB_END_TIME=$(($(date +%s) + 33))\n")
+    run = ooc.plan(spec_of(tmp_path, delay=0.3), tmp_path / "run", threads=1)
+    submit(empty_queue, run, "--setup", setup, elements=1)
+    empty_queue.wait()
+    assert is_done(run)
+    assert "submitted again, as 0002" in logs_of(run, "0001")
+
+
+def test_chain_gives_up_when_nothing_is_done_any_more_and_says_why(tmp_path, empty_queue):
+    marker = tmp_path / "down"
+    spec = write_spec(tmp_path, "failing", 20, operator={"args": {"marker": str(marker)}})
+    run = ooc.plan(spec, tmp_path / "run", threads=1)
+    marker.touch()
+    submit(empty_queue, run, "--tries=2")
+    empty_queue.wait()
+    state = status_of(empty_queue, run)["slurm"]
+    assert state["submission"] == "0002"
+    assert "measure" in Path(state["last_failing"]).name
+    assert "the licence server is down" in state["reason"]
+    assert "the last 2 submission(s) have changed nothing" in logs_of(run, "0002")
+    marker.unlink()
+    command(empty_queue, "submit", run.directory)
+    empty_queue.wait()
+    assert is_done(run)
+
+
+def test_only_elements_with_missing_tasks_are_submitted_again(tmp_path, empty_queue, call_log):
+    empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
-    subprocess.run(
-        ["sbatch", "--mem-per-cpu=0", f"--output={run.logs}/merge.log", "--array=0",
-         str(SCRIPTS / "stage.sbatch"), str(run.directory), "merge", "1"],
-        env=empty_queue.environment, check=True, capture_output=True,
-    )  # fmt: skip
+    ooc.measure(run, threads=1)
+    lost = sorted(run.shards.glob("*.h5"))[7]
+    lost.unlink()
+    before = len(call_log())
+    assert "measure        job" in (said := submit(empty_queue, run))
+    assert "1 element\n" in said
     empty_queue.wait()
-    assert "28 of 28 columns are not measured yet" in (run.logs / "merge.log").read_text()
+    assert is_done(run)
+    assert sorted(call["width"] for call in call_log()[before:]) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "text"),
-    [
-        (["nowhere"], {}, "is no planned run"),
-        (["run"], {"ELEMENTS": "none"}, "must be positive integers"),
-        (["run", "--partition=nowhere"], {}, "sbatch refused measure"),
-        (["run", "--mem-per-cpu=0"], {"ELEMENTS": "2000"}, "sbatch refused measure"),
-    ],
-)
-def test_chain_that_cannot_be_submitted_is_refused_with_the_reason(
-    tmp_path, empty_queue, arguments, options, text
-):
-    ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / "chain.sh"), *arguments], cwd=tmp_path,
-        env=empty_queue.environment | options, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, text in done.stderr) == (2, True), done.stderr
+def test_run_that_is_complete_has_nothing_to_submit(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    whole_run(tmp_path / "spec.toml", tmp_path / "run")
+    assert "nothing to submit" in submit(empty_queue, run)
+    assert empty_queue.queue() == []
+
+
+def test_submission_while_another_is_in_the_queue_is_refused_unless_told(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path, delay=1.0), tmp_path / "run", threads=1)
+    submit(empty_queue, run, "--for", "measure=--hold")
+    said = submit(empty_queue, run, code=2)
+    assert "still in the queue (PENDING)" in said
+    assert "scancel" in said
+    state = status_of(empty_queue, run)["slurm"]
+    assert state["queue"] == "squeue answered"
+    assert state["jobs"][0]["elements"][0]["state"] == "PENDING"
+    assert "wait: " in command(empty_queue, "status", run.directory)
+    submit(empty_queue, run, "--again", "--for", "measure=--hold")
+
+
+def test_dry_run_prints_what_would_be_run_and_submits_nothing(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    said = submit(empty_queue, run, "--dry-run", "--throttle=2")
+    assert "sbatch --parsable --array=0-4%2" in said
+    assert not (run.logs / "slurm").exists()
+    assert empty_queue.queue() == []
+
+
+def test_what_sbatch_refuses_is_an_error_with_its_text(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
+    said = submit(empty_queue, run, "--partition=nowhere", code=2)
+    assert "invalid partition specified: nowhere" in said
+
+
+def test_stage_that_is_refused_takes_those_before_it_along(tmp_path, empty_queue):
+    run = ooc.plan(spec_of(tmp_path, delay=1.0), tmp_path / "run", threads=1)
+    said = submit(empty_queue, run, "--for", "assess=--partition=nowhere", code=2)
+    assert "assess was not submitted" in said
+    assert "were cancelled" in said
+    empty_queue.wait()
+    assert not list_shards(run.shards)
+
+
+def test_tolerance_that_is_not_met_yet_is_measured_on_by_the_chain(tmp_path, empty_queue):
+    spec = write_spec(
+        tmp_path, "matrix", 120, tolerance=1e-4, sketch={"test_measurements": 12, "block": 8}
+    )
+    run = ooc.plan(spec, tmp_path / "run", threads=1)
+    submit(empty_queue, run)
+    empty_queue.wait()
+    assert is_done(run)
+    assert len(ooc.open_run(run.directory).plan.amendments) > 2
+
+
+def test_one_job_with_workers_makes_the_files_of_a_serial_run(tmp_path, empty_queue):
+    spec = spec_of(tmp_path, "hmt")
+    expected = run_contents(whole_run(spec, tmp_path / "serial"))
+    run = ooc.plan(spec, tmp_path / "it's a run", threads=1)
+    command(empty_queue, "submit", run.directory, "--executor=dask", "--workers=2", "--time=20",
+            "--", "--mem-per-cpu=0")  # fmt: skip
+    empty_queue.wait()
+    assert run_contents(run.directory) == expected
+    jobs = status_of(empty_queue, run)["slurm"]["jobs"]
+    assert [(job["stage"], job["elements"][0]["state"]) for job in jobs] == [
+        ("dask", "done"), ("assess", "done"),
+    ]  # fmt: skip

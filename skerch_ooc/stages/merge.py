@@ -260,6 +260,8 @@ class Merge:
             require_no_drift(self.round, complete)
         for merge in fresh:
             merge.publish(complete[merge.side.name])
+        if fresh:
+            self.sketch.note()
         return Merged(
             self.sketch,
             {
