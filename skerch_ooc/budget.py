@@ -49,6 +49,11 @@ class Budget:
         self._longest = max(self._longest, seconds)
 
     @property
+    def asked(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._asked
+
+    @property
     def spent(self) -> bool:
         """Whether no further task should start."""
         late = self._deadline is not None and time.monotonic() + self._longest > self._deadline

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ import click
 
 import skerch_ooc
 from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
-from skerch_ooc.progress import Progress, for_terminal
+from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER, Progress, for_terminal
 from skerch_ooc.slurm.logs import ending
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -285,7 +285,9 @@ def extend(
     chosen = where.executor(device or opened.plan.device)
     grown = pipeline.extend(opened, measurements, repeat_rounds=repeat_rounds)
     if plan_only:
-        click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {directory}")
+        quoted = shlex.quote(str(directory))
+        click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {quoted}, or "
+                   f"skerch-ooc submit {quoted}")  # fmt: skip
         return
     planned = pipeline.planned_before(grown)
     resources = resources_of(chosen, memory, threads, device)
@@ -424,12 +426,10 @@ def task(
     share = Share(index, of, budget)
     wanted = Stage.parse(stage, opened.plan.rounds)
     resources, progress = resources_of(share, memory, threads, device), for_terminal()
-    with _missing_is_submitted_again(opened, wanted, submission, progress):
+    with _told_of_submission(opened, wanted, submission, budget, progress):
         if wanted.name != "assess":
             with _operators_print_to_stderr():
-                shares.perform_share(
-                    opened, wanted, share, resources, progress, device=device, budget=budget
-                )
+                shares.perform_share(opened, wanted, share, resources, progress, device=device)
             if budget.stopped:
                 _say_stopped(progress)
         elif share.first:
@@ -438,10 +438,10 @@ def task(
 
 
 @contextlib.contextmanager
-def _missing_is_submitted_again(
-    run: Any, stage: Any, number: str | None, progress: Progress
+def _told_of_submission(
+    run: Any, stage: Any, number: str | None, budget: Any, progress: Progress
 ) -> Iterator[None]:
-    """Where a submission is at work, looks whether the stages before are done, and mends that."""
+    """Where jobs submit what is missing, that is what they say, and not what people should do."""
     if number is None:
         yield
         return
@@ -449,14 +449,19 @@ def _missing_is_submitted_again(
 
     try:
         submission.require_earlier_stages(run, stage)
-        yield
     except IncompleteError as error:
         progress.say(str(error))
-        submission.follow(run.directory, number, progress.say)
-        raise
+        if not submission.follow(run.directory, number, budget, progress.say):
+            progress.say("the first element of this array, or the check at the end, sees to that")
+        raise click.exceptions.Exit(error.exit_code) from error
+    try:
+        yield
+    except IncompleteError as error:
+        progress.say(f"{error} (the check at the end submits what is missing)")
+        raise click.exceptions.Exit(error.exit_code) from error
 
 
-@cli.command(context_settings={"ignore_unknown_options": False})
+@cli.command()
 @_options(_DIR)
 @click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
 @click.option("--time", metavar="T", help="Walltime of each element: minutes, or D-HH:MM:SS.")
@@ -485,27 +490,21 @@ def _missing_is_submitted_again(
 )
 @click.option("--throttle", type=int, metavar="N", help="Elements of an array that run at once.")
 @click.option(
-    "--tries",
-    type=int,
-    metavar="N",
-    default=3,
-    show_default=True,
-    help="How often the jobs submit again what is missing, if nothing was done in between.",
-)
+    "--tries", type=int, metavar="N",
+    help="How often the jobs submit again what is missing, if nothing was done in between; 3.",
+)  # fmt: skip
 @_options(_MEMORY, _DEVICE)
 @click.option(
-    "--executor",
-    type=click.Choice(["arrays", "dask"]),
-    default="arrays",
-    show_default=True,
-    help="Job arrays, or one job with a Dask scheduler, workers and the command.",
-)
+    "--executor", type=click.Choice(["arrays", "dask"]),
+    help="Job arrays, as by default, or one job with a Dask scheduler, workers and the command.",
+)  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Workers of --executor dask.")
 @click.option("--again", is_flag=True, help="Even if an earlier submission is still in the queue.")
 @click.option("--dry-run", is_flag=True, help="Print all scripts and commands, submit nothing.")
+@click.option("--follow", metavar="NUMBER", hidden=True)
 def submit(
     directory: Path, of_stage: Sequence[str], setup: Path | None, again: bool, dry_run: bool,
-    further: Sequence[str], **given: Any,
+    follow: str | None, further: Sequence[str], **given: Any,
 ) -> None:  # fmt: skip
     """Submit what is left of a planned run to Slurm, as job arrays that wait for each other.
 
@@ -518,9 +517,15 @@ def submit(
     from skerch_ooc import rundir, submission, tables
     from skerch_ooc.slurm.options import JobOptions, options_of_stages
 
+    if follow is not None:
+        # The last job of a submission.
+        budget = _budget(None, patient=True)
+        submission.follow(directory, follow, budget, for_terminal().say)
+        return
     options = JobOptions(
         further=tuple(further), of_stage=options_of_stages(of_stage),
-        setup="" if setup is None else _text_of(setup), **given,
+        setup="" if setup is None else _text_of(setup),
+        **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
     opened = rundir.open_run(directory)
     as_before = None if options == JobOptions() else options
@@ -573,16 +578,12 @@ def estimates(
 
 @cli.command()
 @_options(_DIR, _JSON)
+@click.option("--watch", is_flag=True, help="Show it again until all is done or nobody works.")
 @click.option(
-    "--watch",
-    type=float,
-    metavar="S",
-    is_flag=False,
-    flag_value=5.0,
-    callback=_positive,
-    help="Show it again every S seconds, 5 by default, until all is done.",
-)
-def status(directory: Path, as_json: bool, watch: float | None) -> None:
+    "--interval", type=float, default=5.0, show_default=True, metavar="S", callback=_positive,
+    help="Seconds from one look of --watch to the next.",
+)  # fmt: skip
+def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None:
     """Show what is done, what is in Slurm's queue, and what comes next."""
     from skerch_ooc import rundir, tables
     from skerch_ooc.status import status as status_of
@@ -594,17 +595,23 @@ def status(directory: Path, as_json: bool, watch: float | None) -> None:
         question = QueueQuestion(run)
         state = status_of(run)
         queue = question.answer(_QUEUE_SECONDS)
-        text = _json_of(state.as_json() | {"slurm": queue and queue.as_json()}) if as_json else (
-            tables.status_table(state, queue)
-        )  # fmt: skip
+        if queue and state.next:
+            # Who submitted a run goes on with it in the same way.
+            state = replace(state, next=f"skerch-ooc submit {shlex.quote(str(directory))}")
+        if as_json:
+            text = _json_of(state.as_json() | {"slurm": queue and queue.as_json()})
+        else:
+            text = tables.status_table(state, queue)
         if text != shown:
             if shown is not None and sys.stdout.isatty() and not as_json:
                 click.clear()
             click.echo(text)
-        if watch is None or state.next is None:
+        if not watch or state.next is None:
             return
+        if queue and queue.is_over:
+            raise IncompleteError(f"no job is in the queue any more; go on with: {state.next}")
         shown = text
-        time.sleep(watch)
+        time.sleep(interval)
 
 
 @cli.command()
@@ -655,7 +662,7 @@ def _json_of(value: Any) -> str:
 
 
 def _say_stopped(progress: Progress) -> None:
-    progress.say("stopped in good order; the same command goes on where it stopped")
+    progress.say(STOPPED_IN_GOOD_ORDER)
 
 
 class _Messages(logging.Handler):
@@ -686,10 +693,13 @@ def run_command_line(arguments: Sequence[str]) -> int:
         after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
     """
     _show_messages()
-    code = _exit_code(arguments)
-    if "SLURM_JOB_ID" in os.environ and arguments[:1] == ["task"]:
-        # Who looks for the elements that failed reads but the end of their logs.
-        click.echo(ending(code), err=True)
+    code = OTHER_FAILURE
+    try:
+        code = _exit_code(arguments)
+    finally:
+        if "SLURM_JOB_ID" in os.environ and arguments[:1] in (["task"], ["submit"]):
+            # Who looks for the elements that failed reads but the end of their logs.
+            click.echo(ending(code), err=True)
     return code
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 LINE_SECONDS = 30.0
+STOPPED_IN_GOOD_ORDER = "stopped in good order; the same command goes on where it stopped"
 
 Advance = Callable[[int], None]
 

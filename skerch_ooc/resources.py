@@ -75,8 +75,10 @@ class Resources:
             UsageError: If a value is out of range.
         """
         if memory is None:
-            memory = _slurm_memory(os.environ) or min(_DEFAULT_MEMORY, _available_memory() // 2)
-            memory //= max(workers, 1)
+            given, share = _slurm_memory(os.environ), max(workers, 1)
+            memory = min(_DEFAULT_MEMORY, _available_memory() // 2 // share)
+            # Workers that are started here share the one task that starts them.
+            memory = given // share if given else memory
         if isinstance(memory, str):
             memory = parse_bytes(memory)
         if threads is None:

@@ -183,6 +183,11 @@ class Round:
             if shard.role in heights and shard.rows == Range(0, heights[shard.role])
         ]
 
+    def listing(self, listed: Iterable[Rectangle]) -> str:
+        """A hash by which another set of shards, or another plan, is noticed."""
+        shards = listing_of(self.run.shards, self.rectangles(listed))
+        return digest([len(self.run.plan.amendments), shards])
+
     def following(self) -> Round | None:
         """The round after this one; ``None`` if there is none, or its basis is not made yet.
 
@@ -227,6 +232,8 @@ class Sketch:
                 if role not in planned:
                     planned[role] = plan.span(role)
                     heights[role] = height_of_role(plan, role)
+        # Before they are opened: what changes meanwhile must not go by this name.
+        self._listing = round_.listing(list_shards(run.shards))
         rectangles = [
             shard
             for shard in wait_for_columns(run.shards, planned, heights)
@@ -268,9 +275,7 @@ class Sketch:
 
     def note(self) -> None:
         """Notes in a log what this is the sketch of: see :func:`noted_digest`."""
-        run = self.round.run
-        listing = listing_of(run.shards, self.round.rectangles(list_shards(run.shards)))
-        run.record(_LISTINGS, {"listing": listing, "digest": self.digest})
+        self.round.run.record(_LISTINGS, {"listing": self._listing, "digest": self.digest})
 
 
 def sketch_folder(run: Run, sketch_digest: str) -> Path:
@@ -293,7 +298,7 @@ def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
     noted = {record.get("listing"): record.get("digest") for record in round_.run.log(_LISTINGS)}
     if not noted:
         return None
-    found = noted.get(listing_of(round_.run.shards, round_.rectangles(listed)))
+    found = noted.get(round_.listing(listed))
     return found if isinstance(found, str) else None
 
 

@@ -6,7 +6,6 @@ disk. So elements may run in any order, die and be run again.
 
 from __future__ import annotations
 
-from skerch_ooc.budget import Budget
 from skerch_ooc.errors import IncompleteError
 from skerch_ooc.executors.share import Share
 from skerch_ooc.progress import Progress
@@ -22,7 +21,7 @@ from skerch_ooc.workload import Stage
 
 def perform_share(
     run: Run, stage: Stage, share: Share, resources: Resources, progress: Progress, *,
-    device: str | None = None, budget: Budget | None = None,
+    device: str | None = None,
 ) -> None:  # fmt: skip
     """Does a share of a stage, but for what is published already.
 
@@ -33,7 +32,6 @@ def perform_share(
         resources: Memory and cores.
         progress: Shows how far it is.
         device: The operator's torch device, instead of the plan's.
-        budget: When to stop measuring.
 
     Raises:
         IncompleteError: If a stage before this one is not complete; says which.
@@ -54,7 +52,7 @@ def perform_share(
     if stage.name == "solve" and not share.first:
         return
     if stage.name == "measure":
-        measure_stage.measure(run, share, resources, progress, device=device, budget=budget)
+        measure_stage.measure(run, share, resources, progress, device=device)
     elif stage.name == "merge":
         Merge(round_).spread(resources, progress, share)
     elif round_.number < run.plan.rounds:

@@ -1,38 +1,47 @@
 """Submit: a planned run as job arrays on Slurm, and again what is missing.
 
 No process stays behind. Each array starts when the one before it has ended, however that was. The
-first element of an array that finds work of an earlier stage undone cancels what comes after it,
-and submits what is missing, as long as that leads anywhere.
+first element of an array that finds work of an earlier stage undone submits what is missing and
+cancels what comes after it; so does the last job of all. That goes on as long as it leads anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import logging
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skerch_ooc.budget import Budget
 from skerch_ooc.errors import IncompleteError, UsageError
-from skerch_ooc.files import digest
+from skerch_ooc.files import LATE_FILES_SECONDS, digest
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.slurm import commands
 from skerch_ooc.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.slurm.commands import Queued, SlurmError
-from skerch_ooc.slurm.options import JobOptions
-from skerch_ooc.slurm.records import Submission, SubmittedJob, begun, draft, submissions
+from skerch_ooc.slurm.options import DASK, JobOptions
+from skerch_ooc.slurm.records import FOLDER, Submission, SubmittedJob, begun, draft, submissions
 from skerch_ooc.slurm.scripts import Job
-from skerch_ooc.slurm.state import QueueStatus, last_failing, state_of
+from skerch_ooc.slurm.state import QueueStatus, last_failing, reason_of, state_of
 from skerch_ooc.workload import STAGES, Left, Stage, work_left
+
+log = logging.getLogger("skerch_ooc")
 
 _DEFAULT_ARRAY_SIZE = 1001
 """What Slurm has if nobody says otherwise; for a dry run away from any cluster."""
 
-_LOOKED_AT = 3
-"""Submissions whose logs are searched for the last that failed."""
-
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
+
+_LOOKED_AT = 3
+"""Submissions whose logs are searched for the last that failed."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,13 @@ class Submitted:
         submission: Its record.
         jobs: Its jobs.
         numbers: Their numbers, given by Slurm; none in a dry run.
+        options_of: The submission whose options were taken, if none were given.
     """
 
     submission: Submission
     jobs: Sequence[Job]
     numbers: Sequence[str]
+    options_of: str | None = None
 
     def commands(self) -> list[str]:
         """The commands that submit the jobs, in a dry run without the numbers to wait for."""
@@ -80,36 +91,96 @@ def submit(
     left = work_left(run)
     if not left:
         return None
-    if not (again or dry_run):
-        _require_over(run)
-    if options is None:
-        before = submissions(run)
-        options = before[-1].options if before else JobOptions()
-    return _submit(run, options, left, unchanged=0, dry_run=dry_run)
+    before = submissions(run)[-1:] if options is None else []
+    options = options or (before[0].options if before else JobOptions())
+    _require_shell(options.setup)
+    if dry_run:
+        submission = draft(run, options, _digest(run, left), unchanged=0)
+        return Submitted(submission, _jobs(run, submission, left, dry_run=True), [])
+    with _alone(run):
+        if not again:
+            _require_over(run)
+        done = _submit(run, options, left, unchanged=0)
+    return replace(done, options_of=before[0].number if before else None)
 
 
 def _submit(
-    run: Run, options: JobOptions, left: Sequence[Left], *, unchanged: int, dry_run: bool = False
+    run: Run, options: JobOptions, left: Sequence[Left], *, unchanged: int, after: str | None = None
 ) -> Submitted:
-    dask = options.executor == "dask"
-    limit = 1 if dask else _limit(options, dry_run=dry_run)
-    submission = draft(run, options, _digest(run, left), unchanged)
-    if not dry_run:
-        submission = begun(submission)
-    directory, seconds = run.directory.resolve(), task_seconds_of(run)
-    if dask:
-        jobs = dask_jobs(directory, submission, left, seconds)
-    else:
-        jobs = array_jobs(directory, submission, left, limit, seconds)
-    if dry_run:
-        return Submitted(submission, jobs, [])
-    for job in jobs:
-        path = submission.folder / job.file
-        path.write_text(job.script, errors="surrogateescape")
-    return Submitted(submission, jobs, _sent(submission, jobs))
+    _require_name(run)
+    submission = begun(draft(run, options, _digest(run, left), unchanged))
+    try:
+        jobs = _jobs(run, submission, left, dry_run=False)
+        for job in jobs:
+            path = submission.folder / job.file
+            path.write_text(job.script, errors="surrogateescape")
+        return Submitted(submission, jobs, _sent(submission, jobs, after))
+    except BaseException:
+        # What was refused, or interrupted, must not be taken for the submission that is at work.
+        submission.withdraw()
+        raise
 
 
-def _sent(submission: Submission, jobs: Sequence[Job]) -> list[str]:
+def _jobs(
+    run: Run, submission: Submission, left: Sequence[Left], *, dry_run: bool
+) -> Sequence[Job]:
+    directory, seconds = run.directory.absolute(), task_seconds_of(run)
+    walltime = submission.options.seconds("measure")
+    if seconds and walltime and seconds > walltime:
+        log.warning(
+            "a task takes about %.0f s by the probe, and --time is %.0f s: elements may end and "
+            "have done nothing; plan with a smaller sketch.task_seconds, or give more time",
+            seconds, walltime,
+        )  # fmt: skip
+    if submission.options.executor == DASK:
+        return dask_jobs(directory, submission, left, seconds)
+    limit = _limit(submission.options, dry_run=dry_run)
+    return array_jobs(directory, submission, left, limit, seconds)
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keeps others from submitting the same run at the same time, where files can be locked."""
+    folder = run.logs / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"another process is submitting {run.directory} at this moment") from None
+    except OSError:
+        log.debug("%s cannot be locked", folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_shell(setup: str) -> None:
+    bash = shutil.which("bash")
+    if not (setup and bash):
+        return
+    done = subprocess.run(
+        [bash, "-n"], input=setup.encode(errors="surrogateescape"), capture_output=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise UsageError(f"--setup is no shell: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _require_name(run: Run) -> None:
+    if "\\" in str(run.directory.absolute()):
+        raise UsageError(
+            f"{run.directory}: Slurm cannot write logs into a folder with a backslash in its path; "
+            "rename it"
+        )
+
+
+def _sent(submission: Submission, jobs: Sequence[Job], after: str | None) -> list[str]:
     """Submits jobs, all of them or none.
 
     Returns:
@@ -120,24 +191,29 @@ def _sent(submission: Submission, jobs: Sequence[Job]) -> list[str]:
     """
     numbers: list[str] = []
     for job in jobs:
-        before = numbers[-1] if numbers else None
+        before = numbers[-1] if numbers else after
         try:
-            number = commands.submit(job.arguments(submission.folder, before))
-        except SlurmError as error:
-            raise SlurmError(f"{job.stage} was not submitted: {error}{_undone(numbers)}") from error
-        numbers.append(number)
-        submission.note(SubmittedJob(number, job.stage, job.indices))
+            numbers.append(commands.submit(job.arguments(submission.folder, before)))
+            submission.note(SubmittedJob(numbers[-1], job.stage, job.indices))
+        except (SlurmError, OSError) as error:
+            undone = _undone(submission, numbers)
+            raise SlurmError(f"{job.stage} was not submitted: {error}{undone}") from error
+        except KeyboardInterrupt:
+            log.warning("nothing was submitted%s", _undone(submission, numbers))
+            raise
     return numbers
 
 
-def _undone(numbers: Sequence[str]) -> str:
-    if not numbers:
-        return ""
+def _undone(submission: Submission, numbers: Sequence[str]) -> str:
+    """Cancels jobs, also one that sbatch had no time to name; what people are told of that."""
     try:
-        commands.cancel(numbers)
+        unnamed = {queued.job for queued in _ours(commands.own_jobs(), [submission])}
+        jobs = [*numbers, *sorted(unnamed - {*numbers}, key=int)]
+        commands.cancel(jobs)
     except SlurmError as error:
-        return f". The jobs {', '.join(numbers)} before it are still there: {error}"
-    return f". The jobs {', '.join(numbers)} before it were cancelled"
+        left = ", ".join(numbers) or "perhaps one"
+        return f". Jobs that were submitted before are still there ({left}): {error}"
+    return f". The jobs {', '.join(jobs)} before it were cancelled" if jobs else ""
 
 
 def _limit(options: JobOptions, *, dry_run: bool) -> int:
@@ -154,37 +230,33 @@ def _digest(run: Run, left: Sequence[Left]) -> str:
     return digest([len(run.plan.amendments), stages])
 
 
-def in_queue(run: Run) -> list[Queued]:
-    """The elements of earlier submissions that are waiting or at work.
-
-    Raises:
-        SlurmError: If squeue does not answer.
-    """
-    recent = submissions(run)[-_RECENT:]
-    jobs = [job.job for submission in recent for job in submission.jobs()]
-    tokens = {submission.token for submission in recent}
-    if not jobs:
-        return []
-    answer = commands.Question(jobs).answer(commands.ASK_SECONDS)
-    # The same number may be somebody else's job, on another cluster.
-    return [queued for queued in answer if queued.comment in tokens]
+def _ours(answer: Sequence[Queued], known: Sequence[Submission]) -> list[Queued]:
+    """Elements that are of some submissions: the same number may be somebody else's job."""
+    marks = [mark for one in known for mark in (one.token, str(one.folder))]
+    return [queued for queued in answer if any(mark in queued.marks for mark in marks)]
 
 
 def _require_over(run: Run) -> None:
+    recent = submissions(run)[-_RECENT:]
+    jobs = [job.job for submission in recent for job in submission.jobs()]
+    if not jobs:
+        return
     try:
-        queued = in_queue(run)
+        queued = _ours(commands.Question(jobs).answer(commands.ASK_SECONDS), recent)
     except SlurmError as error:
         raise SlurmError(
             f"{error}; so nobody knows whether jobs of an earlier submission are still queued. "
             "--again submits nevertheless"
         ) from error
     if queued:
-        jobs = sorted({element.job for element in queued}, key=int)
+        waiting = sorted({element.job for element in queued}, key=int, reverse=True)
         states = sorted({element.state for element in queued})
+        if states == ["COMPLETING"]:
+            raise UsageError("jobs of an earlier submission are ending; try again in a moment")
         raise UsageError(
-            f"{len(queued)} elements of an earlier submission are still in the queue "
-            f"({', '.join(states)}): wait for them, or stop them with: scancel {' '.join(jobs)}; "
-            "--again submits nevertheless"
+            f"{len(queued)} element(s) of an earlier submission are still in the queue "
+            f"({', '.join(states)}): wait for them, or stop them with: scancel {' '.join(waiting)};"
+            " --again submits nevertheless"
         )
 
 
@@ -196,10 +268,10 @@ class QueueQuestion:
     """
 
     def __init__(self, run: Run) -> None:
-        self._known = submissions(run)[-_LOOKED_AT:]
+        self._known = submissions(run)[-_RECENT:]
         self._question: commands.Question | None = None
-        self._failure = "there is no squeue here"
-        jobs = [job.job for submission in self._known[-1:] for job in submission.jobs()]
+        jobs = [job.job for submission in self._known for job in submission.jobs()]
+        self._failure = "there is no squeue here" if jobs else "it has no jobs"
         if jobs and commands.available("squeue"):
             try:
                 self._question = commands.Question(jobs)
@@ -214,20 +286,26 @@ class QueueQuestion:
         """
         if not self._known:
             return None
-        queued = None
+        *before, last = self._known
+        answer = None
         if self._question is not None:
             try:
-                queued, self._failure = self._question.answer(seconds), "squeue answered"
+                answer, self._failure = self._question.answer(seconds), "squeue answered"
             except SlurmError as error:
                 self._failure = str(error)
-        *before, last = self._known
-        state = state_of(last, queued, self._failure)
+        queued = None if answer is None else _ours(answer, [last])
+        others = {one.number: len(_ours(answer or [], [one])) for one in before}
+        state = replace(
+            state_of(last, queued, self._failure),
+            others={number: count for number, count in others.items() if count},
+        )
         if state.last_failing:
             return state
         # What the chain has submitted again failed in a submission before.
-        for log in (last_failing(submission, None) for submission in reversed(before)):
-            if log is not None and log.exit_code != IncompleteError.exit_code:
-                return replace(state, last_failing=str(log.path), reason=log.last_line)
+        for failing in map(last_failing, reversed(before[-_LOOKED_AT:])):
+            if failing is not None and failing.exit_code != IncompleteError.exit_code:
+                reason = reason_of(failing)
+                return replace(state, last_failing=str(failing.path), reason=reason)
         return state
 
 
@@ -237,12 +315,21 @@ def require_earlier_stages(run: Run, stage: Stage) -> None:
     Raises:
         IncompleteError: Saying what is missing.
     """
-    first, *_ = work_left(run) or [Left(stage, ())]
-    if _order(first.stage) < _order(stage):
-        raise IncompleteError(
-            f"{stage} is too early: of {first.stage} {_shown(first)} not done; go on with: "
-            f"skerch-ooc submit {shlex.quote(str(run.directory))}"
-        )
+    if stage == Stage("measure"):
+        return
+    for pause in (*LATE_FILES_SECONDS, None):
+        first, *_ = work_left(run) or [Left(stage, ())]
+        if _order(first.stage) >= _order(stage):
+            return
+        if pause is None:
+            raise IncompleteError(
+                f"{stage} is too early: of {first.stage} {_shown(first)} not done"
+            )
+        # The stage before has ended on other hosts a moment ago, and folders show files late.
+        time.sleep(pause)
+        for folder in (run.shards, run.sketch, *run.sketch.glob("*/"), *run.results.glob("*/")):
+            with contextlib.suppress(OSError):
+                os.listdir(folder)
 
 
 def _order(stage: Stage) -> tuple[float, int]:
@@ -256,13 +343,17 @@ def _shown(left: Left) -> str:
     return verb.format(numbers)
 
 
-def follow(directory: Path, number: str, say: Callable[[str], None]) -> None:
+def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], None]) -> bool:
     """Submits what is missing, in a job that found out; only one job of a submission does.
 
     Args:
         directory: The run directory.
         number: The submission that the job belongs to.
+        budget: Nothing is submitted if somebody asked to stop.
         say: Tells people.
+
+    Returns:
+        Whether this job saw to it, and not another.
 
     Raises:
         IncompleteError: If nothing was done since the submissions before this one.
@@ -270,27 +361,48 @@ def follow(directory: Path, number: str, say: Callable[[str], None]) -> None:
     """
     run = open_run(directory)
     known = submissions(run)
-    index, lowest = (os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN"))
-    if not known or known[-1].number != number or index != lowest:
-        return
+    own, index, lowest = (
+        os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID", "TASK_MIN")
+    )
+    if not known or own is None or index != lowest or budget.asked:
+        return False
     last, left = known[-1], work_left(run)
+    if last.number != number:
+        say(f"submission {last.number} has taken over")
+        return True
     if not left:
-        return
+        say("nothing is missing: all stages are done")
+        return True
     unchanged = last.unchanged + 1 if last.left == _digest(run, left) else 0
-    own = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if unchanged >= last.options.tries:
-        at_work = [(job.job, i) for job in last.jobs() if job.job == own for i in job.indices]
-        log = last_failing(last, at_work)
-        why = f": {log.last_line} (in {log.path})" if log else ""
+    if unchanged > last.options.tries:
+        failing = last_failing(last)
+        why = f": {failing.last_line} (in {failing.path})" if failing else ""
         raise IncompleteError(
             f"of {left[0].stage} {_shown(left[0])} not done, and the last {unchanged} submission(s)"
             f" have changed nothing about that{why}. When it is mended: skerch-ooc submit "
             f"{shlex.quote(str(directory))}"
         )
     jobs = [job.job for job in last.jobs()]
-    commands.cancel(jobs[jobs.index(own) + 1 :] if own in jobs else [])
-    done = _submit(run, last.options, left, unchanged=unchanged)
+    later = jobs[jobs.index(own) + 1 :] if own in jobs else []
+
+    def again() -> Submitted:
+        # Elements of this array are still in the queue: what they may yet do is theirs.
+        return _submit(run, last.options, left, unchanged=unchanged, after=own)
+
+    with _alone(run):
+        try:
+            done = again()
+        except SlurmError:
+            if not later:
+                raise
+            # Perhaps for want of room in the queue.
+            commands.cancel(later)
+            done = again()
     say(
         f"of {left[0].stage} {_shown(left[0])} not done; submitted again, as "
         f"{done.submission.number}: job {done.numbers[0]} to {done.numbers[-1]}"
     )
+    # Only now: until there was something in their place they would have tried the same.
+    commands.cancel(later)
+    commands.cancel([own], waiting=True)
+    return True

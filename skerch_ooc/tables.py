@@ -146,10 +146,16 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
 def _next_line(state: Status, queue: QueueStatus | None) -> str:
     if state.next is None:
         return "nothing: all stages are done"
-    waiting = sum(job.in_queue for job in queue.jobs) if queue else 0
+    if queue and queue.waiting is None:
+        return f"unknown, as {queue.queue}; if nothing is in the queue: {state.next}"
+    waiting = queue.waiting + sum(queue.others.values()) if queue and queue.waiting else 0
     if waiting:
-        return f"wait: {waiting} element{'' if waiting == 1 else 's'} in the queue"
-    return f"skerch-ooc submit {shlex.quote(state.directory)}" if queue else state.next
+        return f"wait: {_elements(waiting)} in the queue"
+    return state.next
+
+
+def _elements(count: int) -> str:
+    return f"{count} element{'' if count == 1 else 's'}"
 
 
 def _queue_rows(queue: QueueStatus, *, done: bool) -> list[tuple[str, str]]:
@@ -159,10 +165,12 @@ def _queue_rows(queue: QueueStatus, *, done: bool) -> list[tuple[str, str]]:
         return rows
     for job in queue.jobs:
         counts = ", ".join(f"{count} {state.lower()}" for state, count in job.counts.items())
-        rows.append((job.stage, f"job {job.job}: {counts}"))
+        why = f" ({', '.join(job.reasons)})" if job.reasons else ""
+        rows.append((job.stage, f"job {job.job}: {counts}{why}"))
+    for number, count in queue.others.items():
+        rows.append(("also", f"submission {number}: {_elements(count)} in the queue"))
     if queue.last_failing:
-        rows.append(("last failing", queue.last_failing))
-        rows.append(("", queue.reason or "it said nothing"))
+        rows += [("last failing", queue.last_failing), ("", queue.reason or "")]
     return rows
 
 
@@ -180,15 +188,17 @@ def submitted_table(submitted: Submitted, directory: Path) -> str:
     pairs = []
     for job, number in zip(submitted.jobs, submitted.numbers, strict=True):
         count = len(job.indices)
-        shape = f", {count} element{'' if count == 1 else 's'}" if count else ""
+        shape = f", {_elements(count)}" if count else ""
         if job.longest > 1:
             shape += f" of at most {job.longest} tasks"
         pairs.append((job.stage, f"job {number}{shape}"))
     quoted = shlex.quote(str(directory))
+    if submitted.options_of:
+        pairs.append(("options", f"those of submission {submitted.options_of}"))
     pairs += [
         ("scripts, logs", str(submitted.submission.folder)),
         ("how far it is", f"skerch-ooc status {quoted}"),
-        ("to stop it", f"scancel {' '.join(submitted.numbers)}"),
+        ("to stop it all", f"scancel {' '.join(reversed(submitted.numbers))}"),
     ]
     return f"submitted as {submitted.submission.number}\n{_rows(pairs)}"
 

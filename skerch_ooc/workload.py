@@ -93,12 +93,13 @@ def work_left(run: Run) -> list[Left]:
 def _left(run: Run) -> Iterator[tuple[Stage, list[int]]]:
     plan = run.plan
     *_, known = known_rounds(run)
+    if _is_finished(known):
+        return
     yield from _left_of_known(known)
     for number in range(known.number + 1, plan.rounds + 1):
         yield Stage("measure", number), list(range(len(plan.blocks("right"))))
         yield from _after_measuring(plan, number)
-    if known.number < plan.rounds or any(known.missing().values()) or not _is_finished(run, known):
-        yield Stage("assess"), [0]
+    yield Stage("assess"), [0]
 
 
 def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
@@ -109,8 +110,6 @@ def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
         yield Stage("measure", number), sorted({task.number for task in blocks})
         yield from _after_measuring(run.plan, number)
         return
-    if number == run.plan.rounds and _is_finished(run, known):
-        return
     yield Stage("merge", number), Merge(known).left()
     if number < run.plan.rounds:
         pieces = basis_left(known.sketch)
@@ -119,11 +118,9 @@ def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
     if pieces is None:
         _, *rest = _after_measuring(run.plan, number)
         yield from rest
-    elif pieces:
+    else:
+        # What is all there is put together by who needs it.
         yield Stage("vectors", number), pieces
-    elif number < run.plan.rounds:
-        # Pieces that nobody has put together yet.
-        yield Stage("solve", number), [0]
 
 
 def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]]]:
@@ -132,7 +129,7 @@ def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]
         sides = first_round(plan)
     else:
         sides = later_round(plan, number, f"round{number}", plan.reach("right"))
-    yield Stage("merge", number), list(range(merge_tasks(plan, sides)))
+    yield Stage("merge", number), merge_tasks(plan, sides)
     wanted = plan.recovery.vectors == "stored" or number < plan.rounds
     pieces = vector_tasks(plan) if wanted else 0
     # Of a small result who publishes it solves it; a basis must be there before the next round.
@@ -141,7 +138,10 @@ def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]
     yield Stage("vectors", number), list(range(pieces))
 
 
-def _is_finished(run: Run, last: Round) -> bool:
-    """Whether there is a result of this sketch, and its assessment."""
+def _is_finished(known: Round) -> bool:
+    """Whether a round is the last, and there is a result of its sketch, with its assessment."""
+    run = known.run
+    if known.number < run.plan.rounds or any(known.missing().values()):
+        return False
     assessed = (result_path(run, "default").parent / ASSESSMENT).exists()
-    return assessed and not is_stale(run, last.sketch.digest)
+    return assessed and not is_stale(run, known.sketch.digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 import skerch_ooc as ooc
 from skerch_ooc.budget import walltime_left
 from skerch_ooc.errors import UsageError
+from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.resources import Resources
 from skerch_ooc.slurm.elements import Elements, pack
-from skerch_ooc.slurm.logs import ending, read_log
+from skerch_ooc.slurm.logs import BEGINNING, ending, read_log
 from skerch_ooc.slurm.options import JobOptions, options_of_stages, walltime_seconds
 from skerch_ooc.slurm.records import submissions
 from skerch_ooc.workload import work_left
@@ -73,17 +75,20 @@ class TestPacking:
         most=st.integers(1, 100),
     )
     def test_every_task_has_one_element_and_every_element_a_task(self, tasks, most):
-        elements = pack(tasks, most)
+        elements = pack(tasks, most, 2 * most)
         assert set(elements.indices) == {task % elements.of for task in tasks}
-        assert max(elements.indices) < most
+        assert (len(elements.indices) <= most, max(elements.indices) < 2 * most) == (True, True)
 
     @given(count=st.integers(1, 400), most=st.integers(1, 100))
     def test_tasks_that_follow_each_other_are_packed_as_evenly_as_can_be(self, count, most):
-        elements = pack(range(count), most)
+        elements = pack(range(count), most, most)
         assert elements.longest == -(-count // min(count, most))
 
     def test_tasks_of_one_element_that_failed_are_spread_over_several(self):
-        assert pack([3, 8, 13, 18], 5).longest == 1
+        assert pack([3, 8, 13, 18], 4, 5).longest == 1
+
+    def test_few_tasks_that_are_left_of_many_have_an_element_each(self):
+        assert pack([0, 12], 2, 1001).longest == 1
 
     @pytest.mark.parametrize(
         ("indices", "ranges"), [((0,), "0"), ((0, 1, 2, 4), "0-2,4"), ((1, 3), "1,3")]
@@ -96,19 +101,19 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("text", "seconds"),
         [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-12", 129600), ("1-0:30", 88200),
-         ("2-00:00:01", 172801), ("UNLIMITED", None)],
+         ("2-00:00:01", 172801), ("UNLIMITED", None), ("0", None)],
     )  # fmt: skip
     def test_walltime_is_read_as_slurm_does(self, text, seconds):
         assert walltime_seconds(text) == seconds
 
-    @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1", "0", "0:00"])
+    @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-1"])
     def test_walltime_that_is_none_is_refused(self, text):
         with pytest.raises(UsageError, match="--time"):
             walltime_seconds(text)
 
     @pytest.mark.parametrize(
         "word", ["--array=0-3", "--arr=1", "-a", "--dependency=singleton", "-d", "--output=x",
-                 "-ox", "--wrap=x", "--comment=x"],
+                 "-ox", "--wrap=x", "--comment=x", "-Mx"],
     )  # fmt: skip
     def test_option_that_is_the_command_s_own_is_refused(self, word):
         with pytest.raises(UsageError, match="is given to sbatch by this command"):
@@ -130,13 +135,29 @@ class TestOptions:
         [({"elements": 0}, "--elements 0"), ({"cpus_per_task": -1}, "--cpus-per-task -1"),
          ({"tries": -1}, "--tries -1"), ({"workers": 3}, "needs --executor dask"),
          ({"of_stage": {"plan": ("--x",)}}, "must be one of measure"),
-         ({"further": ("script.sh",)}, "is no option of sbatch")],
+         ({"further": ("script.sh",)}, "is no option of sbatch"),
+         ({"further": ("--qos=x", "script.sh")}, "is no option of sbatch"),
+         ({"memory": "12lol"}, "is not an amount of memory"),
+         ({"time": "soon"}, "--time soon"), ({"further": ("-t", "soon")}, "--time soon"),
+         ({"executor": "dask", "throttle": 2}, "--throttle is for job arrays")],
     )  # fmt: skip
     def test_value_without_sense_is_refused(self, values, text):
         with pytest.raises(UsageError, match=text):
             JobOptions(**values)
 
-    @pytest.mark.parametrize("text", ["measure", "measure=", "measure='--x"])
+    @pytest.mark.parametrize(
+        ("values", "seconds"),
+        [({"time": "10"}, 600), ({"time": "10", "further": ("-t5",)}, 300),
+         ({"further": ("--time", "7")}, 420), ({}, None),
+         ({"time": "1", "of_stage": {"measure": ("--time=2:00:00",)}}, 7200)],
+    )  # fmt: skip
+    def test_walltime_of_a_stage_is_the_last_that_is_given(self, values, seconds):
+        assert JobOptions(**values).seconds("measure") == seconds
+
+    def test_each_worker_of_one_job_has_its_gpus(self):
+        assert JobOptions(gpus="2", executor="dask").sbatch("dask") == ["--gpus-per-task=2"]
+
+    @pytest.mark.parametrize("text", ["measure", "measure=", "measure='--x", "measure --x=1"])
     def test_stage_without_options_is_refused(self, text):
         with pytest.raises(UsageError, match="--for"):
             options_of_stages([text])
@@ -152,13 +173,16 @@ class TestOptions:
 class TestSubmit:
     def test_submits_each_stage_after_the_one_before_and_notes_it(self, inside, fake, run):
         done = inside("submit", "run", "--partition", "p", "--gpus", "1", "--", "--qos=x")
-        first, second = calls(run.directory.parent)
+        first, second, third = calls(run.directory.parent)
         assert "--array=0-22" in inside("submit", "run", "--dry-run", "--elements", 99).stdout
         assert "--partition=p --gpus=1 --qos=x" in first
         assert "--dependency=afterany:101" in second
         (known,) = submissions(run)
-        assert [job.job for job in known.jobs()] == ["101", "102"]
-        assert "scancel 101 102" in done.stdout
+        assert "--dependency=afterany:102" in third
+        assert [(job.stage, job.job) for job in known.jobs()] == [
+            ("measure", "101"), ("assess", "102"), ("check", "103"),
+        ]  # fmt: skip
+        assert "scancel 103 102 101" in done.stdout
 
     def test_scripts_are_shell(self, inside, fake, run, tmp_path):
         (tmp_path / "setup.sh").write_text("module load 'a b'\nif true; then echo hello; fi\n")
@@ -166,7 +190,7 @@ class TestSubmit:
         inside("submit", "run", "--again", "--executor", "dask", "--memory", "2 GiB")
         scripts = sorted(run.logs.glob("slurm/*/*.sh"))
         assert [path.name for path in scripts] == [
-            "assess.sh", "measure.sh", "assess.sh", "dask.sh",
+            "assess.sh", "check.sh", "measure.sh", "check.sh", "dask.sh",
         ]  # fmt: skip
         for path in scripts:
             subprocess.run(["bash", "-n", path], check=True)
@@ -183,12 +207,53 @@ class TestSubmit:
         (tmp_path / "setup.sh").write_text("exit 7\n")
         inside("submit", "run", "--setup", "setup.sh")
         done = subprocess.run(["bash", run.logs / "slurm/0001/measure.sh"], capture_output=True)
-        assert done.stdout.decode().strip() == ending(7)
+        assert done.stdout.decode().splitlines()[1:] == [ending(7)]
+
+    def test_interpreter_that_is_not_on_the_node_is_said(self, inside, fake, run, tmp_path):
+        (tmp_path / "setup.sh").write_text("command=(/nowhere/python)\n")
+        inside("submit", "run", "--setup", "setup.sh")
+        done = subprocess.run(["bash", run.logs / "slurm/0001/measure.sh"], capture_output=True)
+        assert b"there is no /nowhere/python on" in done.stderr
+        assert done.stdout.decode().splitlines()[1:] == [ending(127)]
+
+    def test_setup_does_not_lead_jobs_elsewhere(self, inside, fake, run, tmp_path):
+        (tmp_path / "setup.sh").write_text("run=/nowhere\ncommand=(echo)\n")
+        inside("submit", "run", "--setup", "setup.sh")
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": "0"}
+        script = run.logs / "slurm/0001/measure.sh"
+        done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True)
+        assert f"task {run.directory.absolute()} measure" in done.stdout
+
+    def test_setup_that_is_no_shell_is_refused(self, inside, fake, run, tmp_path):
+        (tmp_path / "setup.sh").write_text("if true; then\n")
+        done = inside("submit", "run", "--setup", "setup.sh")
+        assert (done.returncode, "--setup is no shell" in done.stderr) == (2, True)
+
+    def test_time_that_a_task_does_not_fit_into_is_warned_of(self, inside, fake, run):
+        costs = {"estimate": {"seconds": 2300.0, "tasks": 23}}
+        (run.logs / "plan.jsonl").write_text(json.dumps(costs) + "\n")
+        done = inside("submit", "run", "--time", "1")
+        assert "a task takes about 100 s by the probe, and --time is 60 s" in done.stderr
+
+    @pytest.mark.parametrize(("time", "elements"), [("20", 4), ("4", 12), ("9:00:00", 4)])
+    def test_elements_have_ten_minutes_or_half_their_time_to_do(
+        self, inside, fake, run, tmp_path, time, elements
+    ):
+        costs = {"estimate": {"seconds": 2300.0, "tasks": 23}}
+        (run.logs / "plan.jsonl").write_text(json.dumps(costs) + "\n")
+        inside("submit", "run", "--time", time)
+        assert f"in {elements} elements" in (run.logs / "slurm/0001/measure.sh").read_text()
+
+    def test_folder_that_slurm_cannot_write_logs_into_is_refused(self, inside, fake, run):
+        run.directory.rename(run.directory.with_name("back\\slash"))
+        done = inside("submit", "back\\slash")
+        assert (done.returncode, "with a backslash" in done.stderr) == (2, True)
 
     def test_options_of_the_last_time_are_used_if_there_are_none(self, inside, fake, run):
         inside("submit", "run", "--time", "7", "--elements", 2)
-        inside("submit", "run")
+        done = inside("submit", "run")
         assert submissions(run)[1].options == submissions(run)[0].options
+        assert "those of submission 0001" in done.stdout
 
     def test_elements_are_as_many_as_the_cluster_allows(self, inside, fake, run, tmp_path):
         fake(scontrol='echo "MaxArraySize = 9"; echo "SchedulerParameters = max_array_tasks=4,x"')
@@ -233,6 +298,39 @@ class TestSubmit:
         done = inside("submit", "run")
         assert "assess was not submitted: sbatch refused (1): too many" in done.stderr
         assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 5\n"
+        assert submissions(run) == []
+
+    def test_job_that_sbatch_had_no_time_to_name_is_cancelled_too(
+        self, inside, fake, run, tmp_path
+    ):
+        # As the queue shows it: marked with the script, which is the last word of sbatch.
+        fake(
+            sbatch='for word in "$@"; do last=$word; done; echo "$last" >"$FAKE/last"; exit 1',
+            squeue='echo "77|PENDING|None||$(cat "$FAKE/last")"',
+        )
+        inside("submit", "run")
+        assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 77\n"
+
+    def test_second_submit_at_the_same_time_is_refused(self, inside, fake, run, tmp_path):
+        inside("submit", "run")
+        with open(run.logs / "slurm/lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            done = inside("submit", "run")
+        assert (done.returncode, "another process is submitting" in done.stderr) == (2, True)
+
+    def test_what_people_set_for_their_own_eyes_hides_no_job(
+        self, inside, fake, run, monkeypatch, tmp_path
+    ):
+        monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+        inside("submit", "run")
+        fake(squeue=f"env >{shlex.quote(str(tmp_path))}/env")
+        inside("submit", "run")
+        assert "SQUEUE_STATES" not in (tmp_path / "env").read_text()
+
+    def test_jobs_that_are_ending_are_no_reason_to_cancel_them(self, inside, fake, run):
+        inside("submit", "run")
+        fake(squeue=f"echo '101_0|COMPLETING|None|{submissions(run)[0].token}|x'")
+        assert "try again in a moment" in inside("submit", "run").stderr
 
     def test_queue_that_does_not_answer_is_no_reason_to_submit_twice(self, inside, fake, run):
         inside("submit", "run")
@@ -243,7 +341,7 @@ class TestSubmit:
 
     def test_job_of_somebody_else_with_the_same_number_is_none_of_ours(self, inside, fake, run):
         inside("submit", "run")
-        fake(squeue="echo '101_0|RUNNING|None|somebody'")
+        fake(squeue="echo '101_0|RUNNING|None|somebody|/else/measure.sh'")
         assert inside("submit", "run").returncode == 0
 
     def test_job_that_slurm_has_forgotten_is_over(self, inside, fake, run):
@@ -292,14 +390,15 @@ class TestElements:
     def test_it_submits_what_is_missing_and_ends_with_4(self, element, run):
         done = element("0001")
         assert "of measure 23 tasks (0, 1, 2, 3, 4, ...) are not done" in done.stderr
-        assert "submitted again, as 0002: job 103 to 104" in done.stderr
+        assert "submitted again, as 0002: job 104 to 106" in done.stderr
+        assert "skerch-ooc submit" not in done.stderr
         assert (done.returncode, done.stderr.splitlines()[-1]) == (4, ending(4))
 
     def test_it_gives_up_after_as_many_tries_as_were_given(self, element, run):
         codes = [element(f"000{number}").returncode for number in (1, 2, 3, 4)]
         assert codes == [4] * 4
-        assert len(submissions(run)) == 2
-        assert "the last 2 submission(s) have changed nothing" in element("0002").stderr
+        assert len(submissions(run)) == 3
+        assert "the last 3 submission(s) have changed nothing" in element("0003").stderr
 
     def test_progress_counts_the_tries_anew(self, element, run):
         element("0001")
@@ -314,13 +413,66 @@ class TestElements:
 
     def test_one_of_an_older_submission_submits_nothing(self, element, run):
         element("0001")
-        element("0001")
+        assert "submission 0002 has taken over" in element("0001").stderr
         assert len(submissions(run)) == 2
+
+    def test_submission_that_was_refused_does_not_take_over(self, element, inside, fake, run):
+        fake(sbatch="exit 1")
+        inside("submit", "run", "--again")
+        fake()
+        assert "submitted again, as 0003" in element("0001").stderr
+
+    def test_new_jobs_wait_for_the_array_that_submits_them(self, element, run, tmp_path):
+        element("0001")
+        assert "--dependency=afterany:102" in calls(tmp_path)[3]
+
+    def test_jobs_that_are_replaced_are_cancelled_once_there_are_others(
+        self, element, run, tmp_path
+    ):
+        element("0001")
+        assert (tmp_path / "bin/cancelled").read_text().splitlines() == [
+            "cancel --quiet 103", "cancel --quiet --state=PENDING 102",
+        ]  # fmt: skip
+
+    def test_failure_of_its_own_is_left_to_the_check(self, element, inside, run, monkeypatch):
+        def full(*_, **__):
+            raise ooc.IncompleteError("cannot write a shard: the disk is full")
+
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+        monkeypatch.setattr("skerch_ooc.stages.measure.publish_shard", full)
+        done = inside("task", "run", "measure", "--index", 0, "--of", 9, "--submission", "0001")
+        assert (done.returncode, "the disk is full" in done.stderr) == (4, True)
+        assert len(submissions(run)) == 1
+
+    def test_check_submits_what_is_missing(self, element, inside, run, monkeypatch):
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "103")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
+        done = inside("submit", "run", "--follow", "0001")
+        assert (done.returncode, "submitted again, as 0002" in done.stderr) == (0, True)
+
+    def test_check_of_a_finished_run_has_nothing_to_do(self, element, inside, run, monkeypatch):
+        inside("run", "--run", "run", "--threads", 1)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
+        done = inside("submit", "run", "--follow", "0001")
+        assert (done.returncode, "all stages are done" in done.stderr) == (0, True)
+
+    def test_files_that_are_seen_late_are_waited_for(self, element, run, monkeypatch):
+        ooc.measure(run, threads=1)
+        late = next(run.shards.glob("*.h5"))
+        late.rename(run.directory / late.name)
+        monkeypatch.setattr(
+            "skerch_ooc.submission.time.sleep",
+            lambda _: (run.directory / late.name).rename(late),
+        )
+        assert element("0001").returncode == 0
 
     def test_slurm_that_refuses_from_a_node_is_said(self, element, fake, run):
         fake(sbatch="echo not from compute nodes >&2; exit 1")
         done = element("0001")
         assert (done.returncode, "not from compute nodes" in done.stderr) == (2, True)
+        assert [known.number for known in submissions(run)] == ["0001"]
 
     def test_it_passes_on_nothing_of_its_own_job(self, element, fake, run, tmp_path):
         fake(sbatch=f"env >>{shlex.quote(str(tmp_path))}/env; echo 7")
@@ -342,11 +494,12 @@ class TestStatus:
     def test_elements_are_told_by_their_logs_and_the_queue(self, inside, fake, run):
         inside("submit", "run", "--elements", 4)
         token = submissions(run)[0].token
-        fake(squeue=f"echo '101_3|PENDING|Resources|{token}'")
+        fake(squeue=f"echo '101_3|PENDING|Resources|{token}|x'")
         self.write_log(run, "measure.101_0.log", f"x\n{ending(0)}\n")
         self.write_log(run, "measure.101_1.log", f"skerch-ooc: no licence\n{ending(2)}\n")
         self.write_log(run, "measure.101_2.log", "measure: 20 products\nslurmstepd: killed\n")
-        measure, _ = self.state(inside)["jobs"]
+        assert "1 pending (Resources)" in inside("status", "run").stdout
+        measure, *_ = self.state(inside)["jobs"]
         assert [element["state"] for element in measure["elements"]] == [
             "done", "failed", "killed or cancelled", "PENDING",
         ]  # fmt: skip
@@ -380,13 +533,30 @@ class TestStatus:
         assert state["queue"] == "there is no squeue here"
         assert state["jobs"][0]["elements"][0]["state"] == "unknown"
 
+    def test_element_that_stopped_early_is_told_from_one_that_is_done(self, inside, fake, run):
+        inside("submit", "run", "--elements", 1)
+        said = f"12:00:00 {STOPPED_IN_GOOD_ORDER}\n{ending(0)}\nslurmstepd: 3 CPU hours\n"
+        self.write_log(run, "measure.101_0.log", said)
+        assert self.state(inside)["jobs"][0]["elements"][0]["state"] == "stopped early"
+
+    def test_jobs_of_an_earlier_submission_are_shown_too(self, inside, fake, run):
+        inside("submit", "run")
+        inside("submit", "run", "--again")
+        fake(squeue=f"echo '101_0|RUNNING|None|{submissions(run)[0].token}|x'")
+        assert "submission 0001: 1 element in the queue" in inside("status", "run").stdout
+
+    def test_watch_ends_when_nobody_works_any_more(self, inside, fake, run):
+        inside("submit", "run")
+        done = inside("status", "run", "--watch", "--interval", "0.1")
+        assert (done.returncode, "no job is in the queue any more" in done.stderr) == (4, True)
+
     def test_next_step_after_a_submission_is_another(self, inside, fake, run):
         inside("submit", "run")
         assert inside("status", "run").stdout.endswith("skerch-ooc submit run\n")
 
     def test_watch_ends_when_all_is_done(self, inside, run, tmp_path):
         inside("run", "--run", "run", "--threads", 1)
-        done = inside("status", "run", "--watch", "0.1")
+        done = inside("status", "run", "--watch", "--interval", "0.1")
         assert (done.returncode, "all stages are done" in done.stdout) == (0, True)
 
     def test_log_in_whatever_bytes_is_read(self, tmp_path):
@@ -394,6 +564,12 @@ class TestStatus:
         path.write_bytes(b"\xff\xfe" * 9000 + b"\nlast\n" + ending(3).encode() + b"\n\n")
         log = read_log(path)
         assert (log.exit_code, log.last_line) == (3, "last")
+
+    def test_log_of_a_requeued_element_is_that_of_its_last_time(self, tmp_path):
+        path = tmp_path / "x.log"
+        path.write_text(f"one\n{ending(2)}\n{BEGINNING} node7\ntwo\n")
+        log = read_log(path)
+        assert (log.exit_code, log.last_line) == (None, "two")
 
 
 class TestWorkload:
@@ -450,3 +626,12 @@ class TestLimits:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         assert Resources.of().memory == mebibytes * 1024**2
+
+    def test_workers_share_what_an_element_was_given(self, monkeypatch):
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", "2000")
+        assert Resources.of(workers=4).memory == 450 * 1024**2
+
+    def test_workers_have_four_gibibytes_each_where_there_is_room(self, monkeypatch):
+        monkeypatch.setattr("skerch_ooc.resources._available_memory", lambda: 1 << 40)
+        assert Resources.of(workers=8).memory == 4 << 30

@@ -59,10 +59,12 @@ class Share:
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
         """See :class:`skerch_ooc.executors.Executor`."""
+
+        def timed(task: Task) -> Callable[[], Any]:
+            start = time.monotonic()
+            finish = function(task)
+            self._budget.took(time.monotonic() - start)
+            return finish
+
         mine = self._budget.while_unspent(filter(self._has, tasks))
-        last = time.monotonic()
-        for receipt in self._serial.run(function, mine, threads):
-            now = time.monotonic()
-            self._budget.took(now - last)
-            last = now
-            yield receipt
+        return self._serial.run(timed, mine, threads)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from skerch_ooc.rundir import Run
 from skerch_ooc.slurm.elements import pack
 from skerch_ooc.slurm.records import Submission
-from skerch_ooc.slurm.scripts import Job, array_job, dask_job
-from skerch_ooc.workload import Left, Stage
+from skerch_ooc.slurm.scripts import Job, array_job, check_job, dask_job
+from skerch_ooc.workload import Left
 
 _MOST_WORKERS = 8
 """Workers of one job, if nobody says how many."""
 
 ELEMENT_SECONDS = 600.0
 """What an element has to do at least, where that is known: it has to start Python first."""
+
+_WALLTIME_SHARE = 0.5
+"""How much of its walltime an element is given to do: products may be slower than the probe's."""
 
 
 def array_jobs(
@@ -33,10 +37,12 @@ def array_jobs(
     """
     jobs = []
     for stage in left:
-        most = elements_for(stage, submission.options.elements, limit, task_seconds)
-        elements = pack(stage.tasks, most)
+        wanted = submission.options.elements
+        if wanted is None:
+            wanted = elements_for(stage, submission.options.seconds(stage.stage.name), task_seconds)
+        elements = pack(stage.tasks, min(wanted, limit), limit)
         jobs.append(array_job(run, submission, stage.stage, elements, len(stage.tasks)))
-    return jobs
+    return [*jobs, check_job(run, submission)]
 
 
 def dask_jobs(
@@ -52,19 +58,23 @@ def dask_jobs(
     """
     wanted = submission.options.workers
     if wanted is None:
-        wanted = elements_for(left[0], None, _MOST_WORKERS, task_seconds)
-    last = array_job(run, submission, Stage("assess"), pack([0], 1), 1)
-    return [dask_job(run, submission, wanted), last]
+        wanted = min(elements_for(left[0], None, task_seconds), _MOST_WORKERS)
+    return [dask_job(run, submission, wanted), check_job(run, submission)]
 
 
-def elements_for(left: Left, wanted: int | None, limit: int, task_seconds: float | None) -> int:
-    """The most elements that the array of a stage is to have."""
+def elements_for(left: Left, walltime: float | None, task_seconds: float | None) -> int:
+    """How many elements the array of a stage should have.
+
+    Args:
+        left: The stage.
+        walltime: Of an element; ``None`` if that is not known.
+        task_seconds: What a task that measures takes; ``None`` if that is not known.
+    """
     tasks = len(left.tasks)
-    if wanted is None:
-        wanted = tasks
-        if left.stage.name == "measure" and task_seconds is not None:
-            wanted = max(1, int(tasks * task_seconds / ELEMENT_SECONDS))
-    return min(wanted, limit, tasks)
+    if left.stage.name != "measure" or task_seconds is None:
+        return tasks
+    seconds = min(ELEMENT_SECONDS, (walltime or math.inf) * _WALLTIME_SHARE)
+    return min(tasks, max(1, math.ceil(tasks * task_seconds / seconds)))
 
 
 def task_seconds_of(run: Run) -> float | None:

@@ -16,7 +16,7 @@ SUBMIT_SECONDS = 300.0
 
 ASK_SECONDS = 60.0
 
-_FORMAT = "%i|%T|%r|%k"
+_FORMAT = "%i|%T|%r|%k|%o"
 _LARGEST_ANSWER = 2000
 
 
@@ -33,14 +33,14 @@ class Queued:
         index: Number of the element; ``None`` of a job that is no array.
         state: As Slurm calls it, such as ``"RUNNING"``.
         reason: Why it waits.
-        comment: What the job was marked with.
+        marks: What the job was marked with, and its script.
     """
 
     job: str
     index: int | None
     state: str
     reason: str
-    comment: str
+    marks: str
 
 
 def available(command: str = "sbatch") -> bool:
@@ -71,14 +71,19 @@ def submit(arguments: Sequence[str]) -> str:
     return found[1]
 
 
-def cancel(jobs: Sequence[str]) -> None:
+def cancel(jobs: Sequence[str], *, waiting: bool = False) -> None:
     """Cancels jobs that are waiting or at work; others are left out.
+
+    Args:
+        jobs: Their numbers. The last is cancelled first, as it may wait for the one before.
+        waiting: Only those elements that are not at work yet.
 
     Raises:
         SlurmError: If scancel refused.
     """
     if jobs:
-        _call(["scancel", "--quiet", *jobs], ASK_SECONDS)
+        states = ["--state=PENDING"] if waiting else []
+        _call(["scancel", "--quiet", *states, *reversed(jobs)], ASK_SECONDS)
 
 
 def max_array_size() -> int:
@@ -98,6 +103,16 @@ def max_array_size() -> int:
     return min(int(size[1]), int(fewer[1])) if fewer else int(size[1])
 
 
+def own_jobs() -> list[Queued]:
+    """All that this user has in the queue.
+
+    Raises:
+        SlurmError: If squeue refused, or did not answer.
+    """
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--format={_FORMAT}"]
+    return _read(_call(command, ASK_SECONDS))
+
+
 class Question:
     """What the queue is asked about some jobs; asked at once, answered later.
 
@@ -112,7 +127,7 @@ class Question:
         try:
             self._process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True, errors="replace",
+                stderr=subprocess.PIPE, text=True, errors="replace", env=_environment(os.environ),
             )  # fmt: skip
         except OSError as error:
             raise SlurmError(f"cannot start squeue: {error.strerror}") from error
@@ -134,13 +149,17 @@ class Question:
                 raise SlurmError(f"squeue did not answer within {seconds:g} s") from None
         if process.returncode and "Invalid job id" not in err:
             raise SlurmError(f"squeue failed: {err.strip()[:_LARGEST_ANSWER]}")
-        return [_queued(line) for line in out.splitlines() if line.count("|") >= 3]
+        return _read(out)
+
+
+def _read(answer: str) -> list[Queued]:
+    return [_queued(line) for line in answer.splitlines() if line.count("|") >= 3]
 
 
 def _queued(line: str) -> Queued:
-    number, state, reason, comment = line.split("|", 3)
+    number, state, reason, marks = line.split("|", 3)
     job, _, index = number.partition("_")
-    return Queued(job, int(index) if index.isdigit() else None, state, reason, comment)
+    return Queued(job, int(index) if index.isdigit() else None, state, reason, marks)
 
 
 def _call(command: Sequence[str], seconds: float) -> str:
@@ -168,9 +187,11 @@ def _call(command: Sequence[str], seconds: float) -> str:
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment outside of any job: what a job was given is not for those that it submits."""
-    kept = {"SLURM_CONF", "SLURM_CLUSTERS"}
+    kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
+    # What people set for their own eyes would hide jobs from us, or have sbatch wait for them.
+    foreign = ("SLURM_", "SLURMD_", "SQUEUE_", "SBATCH_WAIT")
     return {
         name: value
         for name, value in inherited.items()
-        if name in kept or not name.startswith(("SLURM_", "SLURMD_"))
+        if name in kept or not name.startswith(foreign)
     }

@@ -37,7 +37,7 @@ class Elements:
         return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def pack(tasks: Sequence[int], most: int) -> Elements:
+def pack(tasks: Sequence[int], most: int, limit: int) -> Elements:
     """Packs tasks into elements as evenly as their numbers allow.
 
     Which task is whose follows from its number alone, as an element that starts later must not
@@ -46,11 +46,15 @@ def pack(tasks: Sequence[int], most: int) -> Elements:
 
     Args:
         tasks: Numbers of the tasks that are left, at least one.
-        most: The most elements; all indices are below it too.
+        most: The most elements.
+        limit: What all indices must be below.
     """
     numbers = np.asarray(tasks)
-    candidates = range(1, min(most, int(numbers.max()) + 1, _MOST_TRIED) + 1)
-    loads = {of: np.bincount(numbers % of, minlength=of) for of in {*candidates, most}}
-    of = min(loads, key=lambda of: (loads[of].max(), np.count_nonzero(loads[of]), of))
-    indices = tuple(int(index) for index in np.flatnonzero(loads[of]))
-    return Elements(of, indices, int(loads[of].max()))
+    best = (len(tasks), 1, 1)
+    for of in range(2, min(limit, int(numbers.max()) + 1, _MOST_TRIED) + 1):
+        loads = np.bincount(numbers % of)
+        elements = int(np.count_nonzero(loads))
+        if elements <= most:
+            best = min(best, (int(loads.max()), elements, of))
+    longest, _, of = best
+    return Elements(of, tuple(int(i) for i in np.flatnonzero(np.bincount(numbers % of))), longest)

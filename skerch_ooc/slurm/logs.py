@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+BEGINNING = "begins on"
+"""How the first line of a script's log begins; what follows is the host."""
+
 _TAIL = 4096
-_ENDING = re.compile(r"^ended with exit code ([0-9]+)$")
+_ENDING = re.compile(r"ended with exit code ([0-9]+)")
 
 
 def ending(code: int | str) -> str:
@@ -23,7 +26,7 @@ class Log:
     Attributes:
         path: The log.
         exit_code: How the element ended; ``None`` if it is at work, or was killed.
-        last_line: What it said last, but for that.
+        last_line: What it said last before that.
         modified: When, in seconds since 1970.
     """
 
@@ -42,7 +45,15 @@ def read_log(path: Path) -> Log | None:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return None
-    lines = [line for line in lines if line.strip()]
-    found = _ENDING.match(lines[-1]) if lines else None
-    said = [line for line in lines if not _ENDING.match(line)]
-    return Log(path, int(found[1]) if found else None, said[-1] if said else "", status.st_mtime)
+    code, said = None, ""
+    for line in lines:
+        found = _ENDING.fullmatch(line.strip())
+        if found:
+            code = int(found[1])
+        elif line.startswith(BEGINNING):
+            # Requeued: what it said before is of another time.
+            code, said = None, ""
+        elif code is None and line.strip():
+            # What the cluster adds after the end is not the element's own.
+            said = line
+    return Log(path, code, said, status.st_mtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,15 +10,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from skerch_ooc.errors import UsageError
+from skerch_ooc.resources import parse_bytes
 from skerch_ooc.workload import STAGES
 
+DASK = "dask"
+"""The executor, and the one job, of all stages on Dask workers."""
+
 WARNING_SECONDS = 120
-"""How long before its end a job is warned, unless its time is short."""
+"""How long before its end a job is warned whose time is not known."""
 
 _DEFAULT_TRIES = 3
-_OWN = ("array", "comment", "dependency", "error", "open-mode", "output", "parsable", "test-only",
-        "wait", "wrap")  # fmt: skip
-_OWN_LETTERS = "adeoW"
+_OWN = ("array", "clusters", "comment", "dependency", "error", "open-mode", "output", "parsable",
+        "test-only", "wait", "wrap")  # fmt: skip
+_OWN_LETTERS = "adeoMW"
 _TIME = re.compile(r"(?:(?P<days>\d{1,5})-)?(?P<clock>\d{1,7}(?::\d{1,2}){0,2})")
 
 
@@ -75,35 +80,45 @@ class JobOptions:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
         if self.tries < 0:
             raise UsageError(f"--tries {self.tries}: must be at least 0")
-        if self.workers is not None and self.executor != "dask":
+        if self.workers is not None and self.executor != DASK:
             raise UsageError(
                 f"--workers {self.workers} needs --executor dask; else give --elements"
             )
-        if self.time is not None:
-            walltime_seconds(self.time)
+        arrays = {"for": self.of_stage, "elements": self.elements, "throttle": self.throttle}
+        for name, value in arrays.items():
+            if value and self.executor == DASK:
+                raise UsageError(f"--{name} is for job arrays; --executor dask is one job")
+        if self.memory is not None:
+            parse_bytes(self.memory)
         for stage, words in self.of_stage.items():
             if stage not in STAGES:
                 raise UsageError(f"--for {stage}=...: must be one of {', '.join(STAGES)}")
             _require_free(words)
         _require_free(self.further)
+        for stage in (*STAGES, DASK):
+            self.seconds(stage)
 
     def sbatch(self, stage: str) -> list[str]:
         """The options of sbatch for the jobs of a stage; later ones replace earlier ones."""
+        # Of one job with several tasks each has its GPUs, as each element of an array has.
+        gpus = "gpus-per-task" if stage == DASK else "gpus"
         named = {
             "time": self.time, "partition": self.partition, "account": self.account,
-            "gpus": self.gpus, "cpus-per-task": self.cpus_per_task, "mem": self.mem,
+            gpus: self.gpus, "cpus-per-task": self.cpus_per_task, "mem": self.mem,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in named.items() if value is not None]
         return [*words, *self.further, *self.of_stage.get(stage, ())]
 
-    def seconds(self) -> int | None:
-        """The walltime of a job; ``None`` if it is the partition's, or none."""
-        return None if self.time is None else walltime_seconds(self.time)
-
-    def warning(self) -> int:
-        """Seconds before the end at which a job is warned."""
-        seconds = self.seconds()
-        return WARNING_SECONDS if seconds is None else min(WARNING_SECONDS, max(1, seconds // 10))
+    def seconds(self, stage: str) -> int | None:
+        """The walltime of the jobs of a stage; ``None`` if it is the partition's, or none."""
+        found = None
+        words = self.sbatch(stage)
+        for word, following in itertools.pairwise([*words, ""]):
+            if word in ("--time", "-t"):
+                found = following
+            elif word.startswith("--time=") or re.match("-t[0-9]", word):
+                found = word.removeprefix("--time=").removeprefix("-t")
+        return None if found is None else walltime_seconds(found)
 
     def as_json(self) -> dict[str, Any]:
         """All values as JSON values."""
@@ -129,7 +144,7 @@ def options_of_stages(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
             split = shlex.split(words)
         except ValueError as error:
             raise UsageError(f"--for {text}: {error}") from error
-        if not equals or not split:
+        if not equals or not split or " " in stage:
             raise UsageError(f"--for {text}: must be like measure=--gpus=1")
         found[stage] = found.get(stage, ()) + tuple(split)
     return found
@@ -158,15 +173,17 @@ def walltime_seconds(text: str) -> int | None:
     else:
         hours, minutes, seconds = {1: (0, *parts, 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
     total = ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    if total < 1:
-        raise UsageError(f"--time {text}: must be positive")
-    return total
+    # Slurm takes zero for no limit.
+    return total or None
 
 
 def _require_free(words: tuple[str, ...]) -> None:
     """Refuses options that jobs of a run are given by this package, or that are none."""
-    if words and not words[0].startswith("-"):
-        raise UsageError(f"{words[0]!r} is no option of sbatch; options begin with -")
+    for before, word in zip(("x", *words), words, strict=False):
+        takes_value = before.startswith("-") and "=" not in before
+        if not word.startswith("-") and not takes_value:
+            # As sbatch would take it for the script.
+            raise UsageError(f"{word!r} is no option of sbatch; options begin with -")
     for word in words:
         name = word.partition("=")[0]
         long = name.startswith("--") and name != "--" and any(

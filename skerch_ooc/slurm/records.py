@@ -77,6 +77,10 @@ class Submission:
         values = {"job": job.job, "stage": job.stage, "indices": list(job.indices)}
         append_line(self.folder / _JOBS, values)
 
+    def withdraw(self) -> None:
+        """Makes it one that never was; its scripts stay, for who wants to see what was refused."""
+        (self.folder / _RECORD).unlink(missing_ok=True)
+
     def publish(self) -> None:
         """Writes all but the jobs."""
         write_json(
@@ -113,7 +117,8 @@ def draft(run: Run, options: JobOptions, left: str, unchanged: int) -> Submissio
     """The next submission of a run, of which nothing is written yet."""
     numbers = [int(path.name) for path in (run.logs / FOLDER).glob("[0-9]" * 4 + "*")
                if path.name.isdigit()]  # fmt: skip
-    folder = run.logs.resolve() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
+    # Not resolved: other nodes may see it under the path that was given only.
+    folder = run.logs.absolute() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skerch_ooc.slurm.elements import Elements
-from skerch_ooc.slurm.logs import ending
-from skerch_ooc.slurm.options import JobOptions
+from skerch_ooc.slurm.logs import BEGINNING, ending
+from skerch_ooc.slurm.options import DASK, WARNING_SECONDS
 from skerch_ooc.slurm.records import Submission
 from skerch_ooc.workload import Stage
 
-DASK = "dask"
-"""What the one job of all stages is called."""
+CHECK = "check"
+"""What the last job of a submission is called."""
 
 _DASK_BODY = (Path(__file__).parent / "dask.sbatch").read_text()
 _DASK_MARK = "# --- What follows"
@@ -78,7 +78,7 @@ def array_job(
     throttle = f"%{options.throttle}" if options.throttle else ""
     sbatch = (
         f"--array={elements.ranges}{throttle}",
-        *_common(run, submission, str(stage), f"{stage}.%A_%a.log"),
+        *_common(run, submission, stage.name, str(stage), f"{stage}.%A_%a.log"),
         "--ntasks=1",
         "--requeue",
         *options.sbatch(stage.name),
@@ -93,16 +93,37 @@ def array_job(
         *("--of", str(elements.of), "--threads", '"$cores"', "--submission", submission.number),
         *_quoted("--memory", options.memory),
         *_quoted("--device", options.device),
-        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds() else ()),
+        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds(stage.name) else ()),
     ]
-    body = [
-        *_threads(),
-        *_time_left(options),
+    body = [*_threads(), *_time_left(options.seconds(stage.name)), *_exec(words)]
+    script = _script(title, run, submission, str(stage), sbatch, body)
+    return Job(str(stage), script, sbatch, elements.indices, elements.longest)
+
+
+def check_job(run: Path, submission: Submission) -> Job:
+    """The last job: it looks whether anything is left, and submits that.
+
+    Args:
+        run: The run directory, absolute.
+        submission: What it belongs to.
+    """
+    sbatch = (
+        "--array=0",
+        *_common(run, submission, "assess", CHECK, f"{CHECK}.%A_%a.log"),
+        "--ntasks=1",
+        "--requeue",
+        *submission.options.sbatch("assess"),
+    )
+    body = _exec(["submit", '"$run"', "--follow", submission.number])
+    title = f"{CHECK}: submits what is still missing when all others have ended."
+    return Job(CHECK, _script(title, run, submission, CHECK, sbatch, body), sbatch, (0,), 1)
+
+
+def _exec(words: Sequence[str]) -> list[str]:
+    return [
         "# In place of this shell, so that signals reach it.",
         f'exec "${{command[@]}}" {" ".join(words)}',
     ]
-    script = _script(title, run, submission, str(stage), sbatch, body)
-    return Job(str(stage), script, sbatch, elements.indices, elements.longest)
 
 
 def dask_job(run: Path, submission: Submission, workers: int) -> Job:
@@ -115,17 +136,17 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
     """
     options = submission.options
     sbatch = (
-        *_common(run, submission, DASK, f"{DASK}.%j.log"),
+        *_common(run, submission, DASK, DASK, f"{DASK}.%j.log"),
         f"--ntasks={workers}",
         "--requeue",
         # The workers of other nodes go on if a node is lost.
         "--no-kill",
-        *options.sbatch("measure"),
+        *options.sbatch(DASK),
     )
     words = [
         *_quoted("--memory", options.memory),
         *_quoted("--device", options.device),
-        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds() else ()),
+        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds(DASK) else ()),
     ]
     body = [
         "fail() {",
@@ -134,7 +155,7 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
         "}",
         "# This interpreter's Dask, as it is its workers that must have skerch_ooc.",
         'dask=("${command[0]}" -P -m dask)',
-        *_time_left(options),
+        *_time_left(options.seconds(DASK)),
         f"spec='' options=({' '.join(words)})",
         "",
         _DASK_BODY.partition(_DASK_MARK)[2].partition("\n")[2].rstrip("\n"),
@@ -143,16 +164,17 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
     return Job(DASK, _script(title, run, submission, DASK, sbatch, body), sbatch, (), 0)
 
 
-def _common(run: Path, submission: Submission, stage: str, log: str) -> tuple[str, ...]:
+def _common(run: Path, submission: Submission, stage: str, shown: str, log: str) -> tuple[str, ...]:
     options = submission.options
     # In the names of logs, %% is a percent sign.
     folder = str(submission.folder).replace("%", "%%")
     return (
-        f"--job-name={options.job_name or f'{run.name} {stage}'}",
+        f"--job-name={options.job_name or f'{run.name} {shown}'}",
         f"--comment={submission.token}",
         f"--output={folder}/{log}",
         "--open-mode=append",
-        f"--signal=B:USR1@{options.warning()}",
+        # Where it is known, --max-seconds says when to stop, and Slurm warns far too early.
+        *(() if options.seconds(stage) else (f"--signal=B:USR1@{WARNING_SECONDS}",)),
     )
 
 
@@ -163,8 +185,7 @@ def _threads() -> list[str]:
     ]
 
 
-def _time_left(options: JobOptions) -> list[str]:
-    seconds = options.seconds()
+def _time_left(seconds: int | None) -> list[str]:
     if seconds is None:
         return []
     reserve = min(_MOST_RESERVE, max(1, seconds // _RESERVE_SHARE))
@@ -187,15 +208,20 @@ def _script(
         # A name may have lines, which must stay comments.
         "#   " + again.replace("\n", "\n#"),
         "",
-        "# Until Python listens, the warning of the end would end it; --max-seconds tells it, too.",
+        f'echo "{BEGINNING} $(hostname)"',
+        "# The last word on how it ended; exec leaves it to Python.",
+        f"trap 'echo \"{ending('$?')}\"' EXIT",
+        "# Until Python listens, the warning of the end would end it.",
         "trap '' USR1",
-        f"run={shlex.quote(str(run))}",
         f"command=({shlex.join([sys.executable, '-P', '-m', 'skerch_ooc'])})",
         "",
-        "# Should the set-up end it; exec leaves the last word to Python.",
-        f"trap 'echo \"{ending('$?')}\"' EXIT",
         *([setup, ""] if setup else []),
+        f"run={shlex.quote(str(run))}",
         "set -euo pipefail",
+        'if ! command -v "${command[0]}" >/dev/null; then',
+        '    echo "there is no ${command[0]} on $(hostname)" >&2',
+        "    exit 127",
+        "fi",
         *body,
     ]
     return "\n".join(lines) + "\n"

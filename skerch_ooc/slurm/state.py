@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from skerch_ooc.errors import IncompleteError
+from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.slurm.commands import Queued
 from skerch_ooc.slurm.logs import Log, read_log
 from skerch_ooc.slurm.records import Submission, SubmittedJob
@@ -16,8 +17,8 @@ from skerch_ooc.slurm.records import Submission, SubmittedJob
 DONE = "done"
 FAILED = "failed"
 GONE = "killed or cancelled"
+STOPPED = "stopped early"
 UNKNOWN = "unknown"
-_OVER = (DONE, FAILED, GONE, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class ElementState:
 
     Attributes:
         element: Its number.
-        state: ``"done"``, ``"failed"``, ``"killed or cancelled"``, as Slurm calls it while it is in
-            the queue, or ``"unknown"`` if the queue did not answer.
+        state: ``"done"``, ``"stopped early"``, ``"failed"``, ``"killed or cancelled"``, as Slurm
+            calls it while it is in the queue, or ``"unknown"`` if the queue did not answer.
+        reason: Why it waits, as Slurm calls it.
         exit_code: How it ended.
         log: Its log; ``None`` if there is none yet.
     """
 
     element: int
     state: str
+    reason: str | None
     exit_code: int | None
     log: str | None
 
@@ -53,9 +56,10 @@ class JobState:
     elements: list[ElementState]
 
     @property
-    def in_queue(self) -> int:
-        """How many elements are waiting or at work."""
-        return sum(element.state not in _OVER for element in self.elements)
+    def reasons(self) -> list[str]:
+        """Why elements wait, other than for the job before."""
+        found = {element.reason for element in self.elements}
+        return sorted(reason for reason in found if reason and reason != "Dependency")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -72,6 +76,8 @@ class QueueStatus:
         folder: Its scripts and logs.
         queue: Whether squeue answered, or why not.
         jobs: Its jobs, in order.
+        waiting: How many of its elements are in the queue; ``None`` if nobody knows.
+        others: Elements in the queue of submissions before it, by their numbers.
         last_failing: The log of the element that failed last.
         reason: What that log says.
     """
@@ -80,8 +86,15 @@ class QueueStatus:
     folder: str
     queue: str
     jobs: list[JobState]
+    waiting: int | None
+    others: dict[str, int]
     last_failing: str | None
     reason: str | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether none of its jobs, nor of those before, is in the queue, as far as is known."""
+        return self.waiting == 0 and not self.others
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
@@ -96,28 +109,60 @@ def state_of(submission: Submission, queued: Sequence[Queued] | None, queue: str
         queued: Its elements that are in the queue; ``None`` if nobody knows.
         queue: Whether squeue answered, or why not.
     """
-    waiting = {(one.job, one.index): one.state for one in queued or () if _is_of(one, submission)}
-    jobs = []
-    for job in submission.jobs():
+    waiting = {(one.job, one.index): one for one in queued or ()}
+    jobs, failed = [], []
+    for position, job in enumerate(submission.jobs()):
         elements = []
         for index in _indices(job):
             log = read_log(log_path(submission, job, index))
-            state = waiting.get((job.job, index if job.indices else None))
-            elements.append(_element(index, log, state, known=queued is not None))
+            one = waiting.get((job.job, index if job.indices else None))
+            element = _element(index, log, one, known=queued is not None)
+            elements.append(element)
+            if log is not None and element.state in (FAILED, GONE):
+                failed.append((position, log))
         jobs.append(JobState(job.stage, job.job, elements))
-    failing = last_failing(submission, None if queued is None else list(waiting))
+    failing = _cause(failed)
     return QueueStatus(
         submission=submission.number,
         folder=str(submission.folder),
         queue=queue,
         jobs=jobs,
+        waiting=None if queued is None else len(queued),
+        others={},
         last_failing=str(failing.path) if failing else None,
-        reason=failing.last_line if failing else None,
+        reason=reason_of(failing) if failing else None,
     )
 
 
-def _is_of(one: Queued, submission: Submission) -> bool:
-    return one.comment == submission.token
+def reason_of(log: Log) -> str:
+    """Why an element failed, as far as its log says."""
+    code = "" if log.exit_code is None else f" and ended with {log.exit_code}"
+    return log.last_line or f"it said nothing{code}"
+
+
+def last_failing(submission: Submission) -> Log | None:
+    """The log of the element that failed last, as far as logs tell.
+
+    Of several stages it is the first that counts, as what failed there is why later ones do; and
+    elements that only found something missing come after all others.
+    """
+    logs = (
+        (position, read_log(log_path(submission, job, index)))
+        for position, job in enumerate(submission.jobs())
+        for index in _indices(job)
+    )
+    return _cause([(position, log) for position, log in logs if log and log.exit_code])
+
+
+def _cause(failed: Sequence[tuple[int, Log]]) -> Log | None:
+    """Of logs of elements that failed, with the positions of their jobs, the one to look at."""
+    following = IncompleteError.exit_code
+    _, found = max(
+        failed,
+        key=lambda one: (one[1].exit_code != following, -one[0], one[1].modified),
+        default=(0, None),
+    )
+    return found
 
 
 def _indices(job: SubmittedJob) -> Sequence[int]:
@@ -130,46 +175,15 @@ def log_path(submission: Submission, job: SubmittedJob, index: int) -> Path:
     return submission.folder / f"{job.stage}.{job.job}{suffix}.log"
 
 
-def _element(index: int, log: Log | None, state: str | None, *, known: bool) -> ElementState:
-    code = log.exit_code if log and state is None else None
-    if state is None:
-        ended = FAILED if code else DONE
-        state = (GONE if known else UNKNOWN) if code is None else ended
-    return ElementState(index, state, code, str(log.path) if log else None)
-
-
-def last_failing(
-    submission: Submission, queued: Sequence[tuple[str, int | None]] | None
-) -> Log | None:
-    """The log of the element that failed last, or was killed.
-
-    Of several stages it is the first that counts, as what failed there is why later ones do; and
-    elements that only found something missing come after all others.
-
-    Args:
-        submission: The submission.
-        queued: Jobs and elements that are in the queue still, and so have not failed; ``None`` if
-            nobody knows which these are.
-    """
-    failed = list(_failed(submission, queued))
-    following = IncompleteError.exit_code
-    _, found = max(
-        failed,
-        key=lambda one: (one[1].exit_code != following, -one[0], one[1].modified),
-        default=(0, None),
-    )
-    return found
-
-
-def _failed(
-    submission: Submission, queued: Sequence[tuple[str, int | None]] | None
-) -> Iterator[tuple[int, Log]]:
-    """The logs of elements that failed, with the position of their job."""
-    waiting = set(queued or ())
-    for position, job in enumerate(submission.jobs()):
-        for index in _indices(job):
-            log = read_log(log_path(submission, job, index))
-            if log is None or (job.job, index if job.indices else None) in waiting:
-                continue
-            if log.exit_code or (log.exit_code is None and queued is not None):
-                yield position, log
+def _element(index: int, log: Log | None, queued: Queued | None, *, known: bool) -> ElementState:
+    code = log.exit_code if log and queued is None else None
+    if queued is not None:
+        state = queued.state
+    elif code is None:
+        state = GONE if known else UNKNOWN
+    elif code:
+        state = FAILED
+    else:
+        state = STOPPED if log and log.last_line.endswith(STOPPED_IN_GOOD_ORDER) else DONE
+    reason = queued.reason if queued and queued.reason != "None" else None
+    return ElementState(index, state, reason, code, str(log.path) if log else None)

@@ -144,13 +144,15 @@ def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
     return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
 
 
-def merge_tasks(plan: Plan, sides: Iterable[Side]) -> int:
-    """How many merge tasks a round has that can be spread; 0 if each side is one."""
-    counts = [
-        len(list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side))))
-        for side in sides
-    ]
-    return sum(counts) if max(counts) > 1 else 0
+def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
+    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
+    numbers: list[int] = []
+    before = 0
+    for side in sides:
+        runs = list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
+        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
+        before += len(runs)
+    return numbers
 
 
 @dataclass(frozen=True)

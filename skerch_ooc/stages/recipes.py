@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"
 
-_CONTENT = "content"
+CONTENT = "content"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RecipeFile:
     @property
     def content(self) -> str:
         """Hash of all that the file holds."""
-        return str(self.identity[_CONTENT])
+        return str(self.identity[CONTENT])
 
 
 def recipe_identity(run: Run, sketch: str, of: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def publish_recipes(
         if recipe.weights is not None:
             stored[f"{name}.weights"] = recipe.weights
     whole = dict(identity) | {"rows": {name: recipe.rows for name, recipe in matrices.items()}}
-    whole[_CONTENT] = _hash_of(whole, stored)
+    whole[CONTENT] = _hash_of(whole, stored)
     with contextlib.suppress(FileNotFoundError, CorruptError):
         if SealedFile(path).identity == whole:
             return RecipeFile(path, whole, matrices, arrays)
@@ -163,7 +163,7 @@ def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
         file = SealedFile(path)
     except FileNotFoundError as error:
         raise IncompleteError(f"{path} is gone; run the same command again") from error
-    if file.identity.get(_CONTENT) != content:
+    if file.identity.get(CONTENT) != content:
         raise IncompleteError(f"{path} was replaced meanwhile; run the same command again")
     if "round" in file.identity:
         number = file.identity["round"]

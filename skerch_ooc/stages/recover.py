@@ -145,7 +145,7 @@ def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> li
 
     Args:
         run: The run.
-        digest: The digest of its first sketch.
+        digest: The digest of the last round's sketch.
         settings: Method, core and rank.
         name: The folder of the result.
 

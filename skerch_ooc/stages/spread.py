@@ -33,7 +33,7 @@ from skerch_ooc.sealed import SealedFile, sealed_writer
 from skerch_ooc.spec import FORMAT_VERSION, Plan
 from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.measure import forget_operator
-from skerch_ooc.stages.recipes import RecipeFile, open_recipes, publish_recipes
+from skerch_ooc.stages.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
 from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, layout_of
 
 Array = npt.NDArray[Any]
@@ -95,8 +95,15 @@ def may_be_in_pieces(plan: Plan) -> bool:
     return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_PIECE
 
 
+def _is_of(piece: Path, content: str) -> bool:
+    """Whether a piece is one of the recipes with this hash; a damaged one is for who makes it."""
+    with contextlib.suppress(FileNotFoundError, CorruptError):
+        return SealedFile(piece).identity.get("recipe") == content
+    return False
+
+
 def vector_tasks(plan: Plan) -> int:
-    """The most tasks that vectors of the run can have; 0 if they may have no pieces."""
+    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
     rows, rank = max(plan.identity.shape), plan.reach("right")
     if len(runs_of(plan, rows, rank)) == 1:
         return 0
@@ -110,7 +117,7 @@ def in_pieces(plan: Plan, recipe: Recipe) -> bool:
 
 
 def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int] | None:
-    """Numbers of the tasks whose pieces are not there, by their names; no piece is opened.
+    """Numbers of the tasks whose pieces are not there, or are of other recipes.
 
     Args:
         plan: The plan in force.
@@ -133,8 +140,12 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
     for matrix, rows in file.identity["rows"].items():
         runs = runs_of(plan, int(rows), file.arrays[f"{matrix}.transform"].shape[1])
         if len(runs) > 1:
-            paths = (piece_path(path.parent, matrix, tiles) for tiles in runs)
-            left += [number for number, piece in enumerate(paths, before) if not piece.exists()]
+            pieces = (piece_path(path.parent, matrix, tiles) for tiles in runs)
+            left += [
+                number
+                for number, piece in enumerate(pieces, before)
+                if not _is_of(piece, file.identity[CONTENT])
+            ]
         before += len(runs)
     return left
 
