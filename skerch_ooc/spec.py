@@ -112,9 +112,11 @@ def _factory(key: str, value: Any) -> str | None:
     if value is None:
         return None
     module, colon, name = _text(key, value).rpartition(":")
-    if not (colon and module and name.isidentifier()):
+    registered = not colon and all(part.isidentifier() for part in name.split("-"))
+    if not registered and not (colon and module and name.isidentifier()):
         raise UsageError(
-            f"{key} = {value!r}: must be 'package.module:function' or 'file.py:function'"
+            f"{key} = {value!r}: must be 'package.module:function', 'file.py:function' or a name "
+            "that a package has registered"
         )
     return str(value)
 
@@ -176,8 +178,9 @@ class OperatorSpec(_Checked):
     """The table ``[operator]`` of a spec.
 
     Attributes:
-        factory: ``"package.module:function"`` or ``"file.py:function"`` (relative to the spec
-            file); ``None`` for an operator that is handed over as a Python object.
+        factory: ``"package.module:function"``, ``"file.py:function"`` (relative to the spec file),
+            or the name of an entry point in the group ``skerch_ooc.operators``; ``None`` for an
+            operator that is handed over as a Python object.
         args: Keyword arguments of the factory; JSON values.
         device: The torch device on which the operator runs.
         shape: ``(height, width)``, if it is to be planned without loading the operator.

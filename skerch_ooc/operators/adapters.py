@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ class Product:
     """Applies an operator to blocks of columns and checks what comes back.
 
     Args:
-        operator: Anything with ``.shape`` of two integers and ``operator @ X``, and for the adjoint
-            one of those that :func:`adjoint_product` knows. Arrays and
-            operators of numpy and SciPy are given numpy arrays, all others torch tensors (torch is
-            imported for these only).
+        operator: Anything with ``.shape`` of two integers and ``operator @ X``, ``matmat(X)`` or
+            ``matvec(x)``, and for the adjoint one of those that :func:`adjoint_product` knows.
+            Arrays and operators of numpy and SciPy are given numpy arrays, all others torch tensors
+            (torch is imported for these only).
         dtype: Name of the plan's dtype; the operator must return the same.
         device: The torch device on which ``X`` is handed over.
 
@@ -60,7 +61,7 @@ class Product:
         """
         x = columns if self._numpy else _to_torch(columns, self.device)
         try:
-            y = adjoint_product(self._operator, x) if adjoint else self._operator @ x
+            y = adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
         except (MemoryError, OperatorError):
             raise
         except Exception as error:
@@ -91,11 +92,33 @@ class Product:
         return np.ascontiguousarray(array)
 
 
+def _product(operator: Any, x: Any) -> Any:
+    """``A X``, by whatever means the operator offers."""
+    if callable(getattr(operator, "__matmul__", None)):
+        return operator @ x
+    if callable(getattr(operator, "matmat", None)):
+        return operator.matmat(x)
+    if callable(getattr(operator, "matvec", None)):
+        return _columnwise(operator.matvec, x)
+    # Its own words say that there is no such product.
+    return operator @ x
+
+
+def _columnwise(function: Callable[[Any], Any], x: Any) -> Any:
+    """Applies a function of vectors to one column after the other."""
+    columns = [function(x[:, i]) for i in range(x.shape[1])]
+    if isinstance(x, np.ndarray):
+        return np.stack([np.ravel(column) for column in columns], axis=1)
+    import torch
+
+    return torch.stack([column.reshape(-1) for column in columns], dim=1)
+
+
 def adjoint_product(operator: Any, x: Any) -> Any:
     """``A^H X``, by whatever means the operator offers.
 
     In this order: matrices of numpy, torch and SciPy are transposed; then ``adjoint()``, ``.H``,
-    ``rmatmat(X)``, and ``X^H @ A``.
+    ``rmatmat(X)``, ``X^H @ A``, and ``rmatvec(x)`` for one column after the other.
 
     Raises:
         OperatorError: If it offers none of them.
@@ -114,10 +137,12 @@ def adjoint_product(operator: Any, x: Any) -> Any:
         # Called by name: a tensor on the left would try, and fail, to do it by itself.
         y = operator.__rmatmul__(x.conj().T if isinstance(x, np.ndarray) else x.mH)
         return y.conj().T if isinstance(y, np.ndarray) else y.mH
+    if callable(getattr(operator, "rmatvec", None)):
+        return _columnwise(operator.rmatvec, x)
     raise OperatorError(
         f"the operator ({type(operator).__module__}.{type(operator).__qualname__}) has no adjoint, "
-        'which kind = "svd" needs: give it one of adjoint(), .H, rmatmat(X), or __rmatmul__ '
-        "(for X @ A)"
+        'which kind = "svd" needs: give it one of adjoint(), .H, rmatmat(X), rmatvec(x), or '
+        "__rmatmul__ (for X @ A)"
     )
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,26 @@ from skerch_ooc.rundir import Run
 log = logging.getLogger("skerch_ooc")
 
 PLACES = "places.json"
+ENTRY_POINTS = "skerch_ooc.operators"
+"""The group in which packages register factories by a short name."""
+
+
+def resolved(factory: str) -> str:
+    """The ``"package.module:function"`` of a registered name; other factories as they are.
+
+    Raises:
+        OperatorError: If no installed package has registered it.
+    """
+    if ":" in factory:
+        return factory
+    known = entry_points(group=ENTRY_POINTS)
+    if factory not in known.names:
+        names = ", ".join(sorted(known.names)) or "none"
+        raise OperatorError(
+            f"operator.factory = {factory!r}: no installed package has registered this name; those "
+            f"that are registered: {names}. A factory of your own is 'file.py:function'"
+        )
+    return known[factory].value
 
 
 def factory_file(factory: str, folder: Path) -> Path | None:
@@ -52,10 +73,11 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     """Imports a factory and calls it.
 
     Args:
-        factory: ``"package.module:function"`` or ``"file.py:function"``.
+        factory: ``"package.module:function"``, ``"file.py:function"``, or a registered name.
         args: Its keyword arguments.
         device: Handed over as ``device`` if the factory has a parameter of that name.
-        folder: What a file is relative to; also first on the import path.
+        folder: What a file is relative to; also first on the import path, and handed over as
+            ``folder`` if the factory has a parameter of that name.
 
     Returns:
         The operator.
@@ -63,7 +85,7 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     Raises:
         OperatorError: If the factory cannot be imported, found or called.
     """
-    module_name, _, name = factory.rpartition(":")
+    module_name, _, name = resolved(factory).rpartition(":")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     path = factory_file(factory, folder)
@@ -79,8 +101,9 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         raise OperatorError(f"operator.factory = {factory!r}: {module_name} has no function {name}")
     keywords = dict(args)
     with contextlib.suppress(TypeError, ValueError):
-        if "device" in inspect.signature(function).parameters:
-            keywords.setdefault("device", device)
+        parameters = inspect.signature(function).parameters
+        given = {"device": device, "folder": str(folder)}
+        keywords = {key: given[key] for key in given if key in parameters} | keywords
     try:
         return function(**keywords)
     except Exception as error:

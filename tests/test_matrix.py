@@ -1,0 +1,259 @@
+"""Matrices on disk: read in slabs, by names that need no Python from the user."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+import skerch_ooc as ooc
+from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.loading import build, resolved
+from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
+from skerch_ooc.operators.sources import open_source
+from skerch_ooc.partition import Range
+
+SHAPE = (700, 40)
+
+
+def entries(dtype="float32", shape=SHAPE):
+    generator = np.random.default_rng(5)
+    values = generator.standard_normal(shape)
+    if np.dtype(dtype).kind == "c":
+        values = values + 1j * generator.standard_normal(shape)
+    return (10 * (abs(values) if np.dtype(dtype).kind == "u" else values)).astype(dtype)
+
+
+def hdf5(folder, a, name="a.h5", **options):
+    with h5py.File(folder / name, "w") as file:
+        file.create_dataset("group/matrix", data=a, **options)
+    return name
+
+
+def npy(folder, a, name="a.npy"):
+    np.save(folder / name, a)
+    return name
+
+
+def several(folder, a):
+    """A folder of both kinds, whose names tell the order."""
+    (folder / "parts").mkdir()
+    for number, (start, stop) in enumerate([(0, 300), (300, 301), (301, 700)]):
+        write = hdf5 if number == 1 else npy
+        write(folder / "parts", a[start:stop], f"{number}.{'h5' if number == 1 else 'npy'}")
+    (folder / "parts/notes.txt").write_text("no matrix")
+    return "parts"
+
+
+STORES = {
+    "HDF5": hdf5,
+    "HDF5 in chunks": lambda folder, a: hdf5(folder, a, chunks=(64, 16), compression="gzip"),
+    "HDF5 in big endian": lambda folder, a: hdf5(folder, a.astype(a.dtype.newbyteorder(">"))),
+    "npy": npy,
+    "npy in columns": lambda folder, a: npy(folder, np.asfortranarray(a)),
+    "npy in big endian": lambda folder, a: npy(folder, a.astype(a.dtype.newbyteorder(">"))),
+    "folder": several,
+}
+
+
+@pytest.fixture
+def slabs_of_100_rows(monkeypatch):
+    monkeypatch.setattr("skerch_ooc.operators.matrix.SLAB_BYTES", 100 * 40 * 4)
+
+
+@pytest.mark.parametrize("adjoint", [False, True], ids=["A X", "A^H X"])
+@pytest.mark.parametrize("subtract", [None, "column-mean"])
+@pytest.mark.parametrize("store", STORES)
+def test_product_is_that_of_the_matrix_in_memory(
+    tmp_path, slabs_of_100_rows, store, subtract, adjoint
+):
+    a = entries()
+    matrix = stored(STORES[store](tmp_path, a), subtract=subtract, folder=str(tmp_path))
+    wide = torch.from_numpy(a).double()
+    if subtract:
+        wide -= wide.mean(dim=0)
+    x = torch.from_numpy(entries(shape=(SHAPE[0 if adjoint else 1], 6)))
+    found = Product(matrix, "float32", "cpu")(x.numpy(), adjoint=adjoint)
+    expected = ((wide.mH if adjoint else wide) @ x.double()).float()
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "int8", "uint16", "int64", "bool"])
+@pytest.mark.parametrize("adjoint", [False, True], ids=["A X", "A^H X"])
+def test_entries_of_other_types_are_read_too(tmp_path, slabs_of_100_rows, dtype, adjoint):
+    a = entries(dtype)
+    matrix = stored(npy(tmp_path, a), subtract="column-mean", folder=str(tmp_path))
+    wide = torch.from_numpy(a.astype(np.complex128))
+    wide -= wide.mean(dim=0)
+    x = entries(matrix.dtype, (SHAPE[0 if adjoint else 1], 3))
+    found = Product(matrix, matrix.dtype, "cpu")(x, adjoint=adjoint)
+    expected = (wide.mH if adjoint else wide) @ torch.from_numpy(x).to(torch.complex128)
+    torch.testing.assert_close(
+        torch.from_numpy(found).to(torch.complex128), expected, rtol=1e-5, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("rows", [Range(0, 700), Range(299, 302), Range(300, 301), Range(650, 700)])
+def test_rows_of_a_stack_are_those_of_its_files(tmp_path, rows):
+    a = entries()
+    source = open_source([tmp_path / several(tmp_path, a)])
+    np.testing.assert_array_equal(source.read(rows), a[rows.slice])
+
+
+@pytest.mark.parametrize("where", [(0, 0), (123, 7), (699, 39)])
+@pytest.mark.parametrize("adjoint", [False, True], ids=["A X", "A^H X"])
+def test_missing_entry_is_named_by_its_row(tmp_path, slabs_of_100_rows, where, adjoint):
+    a = entries()
+    a[where] = np.nan
+    product = Product(stored(npy(tmp_path, a), folder=str(tmp_path)), "float32", "cpu")
+    x = np.ones((SHAPE[0 if adjoint else 1], 2), np.float32)
+    with pytest.raises(OperatorError, match=f"row {where[0]} .* nan in column {where[1]}"):
+        product(x, adjoint=adjoint)
+
+
+def test_product_that_overflows_is_told_from_a_missing_entry(tmp_path):
+    a = np.full((5, 5), 3e38, np.float32)
+    product = Product(stored(npy(tmp_path, a), folder=str(tmp_path)), "float32", "cpu")
+    with pytest.raises(OperatorError, match="use a wider dtype"):
+        product(np.ones((5, 1), np.float32))
+
+
+def write_virtual(folder):
+    hdf5(folder, entries())
+    layout = h5py.VirtualLayout(SHAPE, "f4")
+    layout[:] = h5py.VirtualSource(folder / "a.h5", "group/matrix", SHAPE)
+    with h5py.File(folder / "v.h5", "w") as file:
+        file.create_virtual_dataset("matrix", layout)
+
+
+def write_two(folder):
+    with h5py.File(folder / "v.h5", "w") as file:
+        file["one"] = file["two"] = entries()
+        file["three"] = entries()
+
+
+WRONG = {
+    "not there": (lambda folder: None, "v.h5 is not there"),
+    "no HDF5": (lambda folder: (folder / "v.h5").write_text("hello"), "as an HDF5 file"),
+    "virtual": (write_virtual, "lie in other files"),
+    "several matrices": (write_two, "holds 3 matrices"),
+    "a vector": (lambda folder: hdf5(folder, np.ones(3), "v.h5"), "holds 0 matrices"),
+    "text": (lambda folder: hdf5(folder, np.full((2, 2), b"x"), "v.h5"), "no numbers"),
+    "no entries": (lambda folder: hdf5(folder, np.ones((0, 3)), "v.h5"), "no matrix with entries"),
+    "empty folder": (lambda folder: (folder / "v.h5").mkdir(), "holds no file ending in"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_matrix_is_refused_by_name(tmp_path, wrong):
+    write, text = WRONG[wrong]
+    write(tmp_path)
+    with pytest.raises(OperatorError, match=text):
+        stored("v.h5", folder=str(tmp_path))
+
+
+def test_dataset_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    hdf5(tmp_path, entries(), "v.h5")
+    with pytest.raises(OperatorError, match="no dataset 'matrix'; it has: group/matrix"):
+        stored("v.h5", dataset="matrix", folder=str(tmp_path))
+
+
+def test_files_of_other_widths_are_not_stacked(tmp_path):
+    paths = [npy(tmp_path, entries(), "a.npy"), npy(tmp_path, entries(shape=(3, 9)), "b.npy")]
+    with pytest.raises(OperatorError, match=r"b\.npy has 9"):
+        stored(paths, folder=str(tmp_path))
+
+
+def test_npy_of_objects_is_not_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[{}]]), allow_pickle=True)
+    with pytest.raises(OperatorError, match=r"as a \.npy file"):
+        stored("a.npy", folder=str(tmp_path))
+
+
+def test_other_centring_is_refused(tmp_path):
+    with pytest.raises(OperatorError, match="column-mean"):
+        stored(npy(tmp_path, entries()), subtract="row-mean", folder=str(tmp_path))
+
+
+def test_bits_do_not_depend_on_who_asks_for_how_many_columns(tmp_path):
+    matrix = stored(npy(tmp_path, entries("int8")), folder=str(tmp_path))
+    x = np.sign(entries(shape=(40, 8)))
+    product = Product(matrix, "float32", "cpu")
+    np.testing.assert_array_equal(product(x)[:, :3], product(np.ascontiguousarray(x[:, :3])))
+
+
+class TestSparse:
+    def matrix(self, folder, **options):
+        a = scipy.sparse.random_array(
+            (60, 30), density=0.1, rng=np.random.default_rng(1), **options
+        )
+        scipy.sparse.save_npz(folder / "a.npz", a.tocsr())
+        return a.toarray()
+
+    def test_it_is_applied_as_it_is(self, tmp_path):
+        a = self.matrix(tmp_path)
+        product = Product(sparse("a.npz", folder=str(tmp_path)), "float64", "cpu")
+        x = entries("float64", (30, 4))
+        np.testing.assert_allclose(product(x), a @ x)
+
+    def test_missing_entry_is_named_by_its_row(self, tmp_path):
+        a = scipy.sparse.csr_array(([1.0, np.nan], ([3, 41], [0, 2])), shape=(60, 30))
+        scipy.sparse.save_npz(tmp_path / "a.npz", a)
+        with pytest.raises(OperatorError, match="row 41"):
+            sparse("a.npz", folder=str(tmp_path))
+
+    @pytest.mark.parametrize("content", [None, b"hello"])
+    def test_what_is_no_sparse_matrix_is_refused(self, tmp_path, content):
+        if content:
+            (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(OperatorError, match=r"as a sparse \.npz file"):
+            sparse("a.npz", folder=str(tmp_path))
+
+
+class TestNames:
+    def test_registered_name_is_that_of_a_function(self):
+        assert resolved("stored") == "skerch_ooc.operators.matrix:stored"
+
+    def test_name_that_nobody_registered_is_refused_with_those_that_are(self, tmp_path):
+        with pytest.raises(OperatorError, match="registered: decaying, sparse, stored"):
+            build("nobody", {}, "cpu", tmp_path)
+
+    @pytest.mark.parametrize("name", ["", "a b", "x.y", ":f", "file.py:"])
+    def test_name_that_cannot_be_one_is_refused(self, name):
+        with pytest.raises(UsageError, match="factory"):
+            ooc.OperatorSpec(factory=name)
+
+    def test_paths_are_relative_to_the_spec(self, tmp_path):
+        npy(tmp_path, entries())
+        operator = build("stored", {"path": "a.npy"}, "cpu", tmp_path)
+        assert isinstance(operator, StoredMatrix)
+
+
+SPEC = """
+kind = "svd"
+measurements = 60
+dtype = "float64"
+[operator]
+factory = "stored"
+[operator.args]
+path = "digits.npy"
+subtract = "column-mean"
+"""
+
+
+def test_principal_components_of_the_digits_are_those_of_scikit_learn(tmp_path, inside):
+    digits = load_digits().data
+    np.save(tmp_path / "digits.npy", digits)
+    (tmp_path / "pca.toml").write_text(SPEC)
+    done = inside("run", "pca.toml", "--run", "run", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    usv = ooc.open_result(tmp_path / "run/results/default/svd.h5")
+    pca = PCA(n_components=10, svd_solver="full").fit(digits)
+    np.testing.assert_allclose(usv.S[:10].numpy(), pca.singular_values_, rtol=1e-5)
+    overlap = np.abs(np.sum(usv.V[:, :10].numpy() * pca.components_.T, axis=0))
+    np.testing.assert_allclose(overlap, 1, rtol=1e-5)
