@@ -17,6 +17,7 @@ from skerch_ooc.operators.loading import build, resolved
 from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
 from skerch_ooc.operators.sources import open_source
 from skerch_ooc.partition import Range
+from skerch_ooc.results import open_result
 
 SHAPE = (700, 40)
 
@@ -223,6 +224,11 @@ class TestNames:
         with pytest.raises(OperatorError, match="registered: decaying, sparse, stored"):
             build("nobody", {}, "cpu", tmp_path)
 
+    def test_name_that_nobody_registered_is_refused_when_it_is_planned(self, tmp_path):
+        spec = {"measurements": 9, "operator": {"factory": "nobody", "shape": [99, 99]}}
+        with pytest.raises(OperatorError, match="no installed package has registered"):
+            ooc.plan(spec, tmp_path / "run")
+
     @pytest.mark.parametrize("name", ["", "a b", "x.y", ":f", "file.py:"])
     def test_name_that_cannot_be_one_is_refused(self, name):
         with pytest.raises(UsageError, match="factory"):
@@ -236,7 +242,7 @@ class TestNames:
 
 SPEC = """
 kind = "svd"
-measurements = 60
+measurements = 64
 dtype = "float64"
 [operator]
 factory = "stored"
@@ -252,7 +258,7 @@ def test_principal_components_of_the_digits_are_those_of_scikit_learn(tmp_path, 
     (tmp_path / "pca.toml").write_text(SPEC)
     done = inside("run", "pca.toml", "--run", "run", "--threads", 1)
     assert done.returncode == 0, done.stderr
-    usv = ooc.open_result(tmp_path / "run/results/default/svd.h5")
+    usv = open_result(tmp_path / "run/results/default/svd.h5")
     pca = PCA(n_components=10, svd_solver="full").fit(digits)
     np.testing.assert_allclose(usv.S[:10].numpy(), pca.singular_values_, rtol=1e-5)
     overlap = np.abs(np.sum(usv.V[:, :10].numpy() * pca.components_.T, axis=0))

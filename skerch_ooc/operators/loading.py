@@ -57,8 +57,9 @@ def factory_sha256(factory: str, folder: Path) -> str | None:
 
     Raises:
         UsageError: If the file cannot be read.
+        OperatorError: If it is a name that no installed package has registered.
     """
-    path = factory_file(factory, folder)
+    path = factory_file(resolved(factory), folder)
     if path is None:
         return None
     try:
