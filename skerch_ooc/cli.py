@@ -212,6 +212,29 @@ def plan(
 
 
 @cli.command()
+@_options(_SPEC, _MEMORY, _THREADS, _DEVICE, _SET, _JSON)
+def probe(
+    spec: Path, memory: str | None, threads: int | None, device: str | None,
+    overrides: Sequence[str], as_json: bool,
+) -> None:  # fmt: skip
+    """Examine the operator, and say what a run would cost; writes nothing.
+
+    Is it Hermitian, finite, the same at each call? What do products take, by the width of blocks?
+    """
+    from skerch_ooc import pipeline, tables
+    from skerch_ooc.spec import Spec
+
+    with _operators_print_to_stderr():
+        probed = pipeline.probe_spec(
+            Spec.from_toml(spec, overrides), memory=memory, threads=threads, device=device
+        )
+    if as_json:
+        _print_json(probed.as_json())
+    else:
+        click.echo(tables.probe_table(probed))
+
+
+@cli.command()
 @_options(
     _PLANNED_SPEC, _RUN, _where, _MEMORY, _THREADS, _DEVICE, _SET,
     _MAX_SECONDS, _MAX_ERROR, _JSON,

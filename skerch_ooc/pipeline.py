@@ -18,7 +18,7 @@ from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
 from skerch_ooc.operators.loading import PLACES, build, factory_sha256
-from skerch_ooc.operators.probe import Probe, probe
+from skerch_ooc.operators.probe import Probe, Timing, probe, timings
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from skerch_ooc.stages.estimates import Estimates
 
 log = logging.getLogger("skerch_ooc")
+
+_LONGEST_CALL = 20.0
+"""Seconds that a call of ``probe_spec`` may take, as far as that can be foretold."""
 
 TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
@@ -118,11 +121,8 @@ def make_plan(
     device: str | None = None,
 ) -> Planned:
     """As :func:`plan`; also returns what it found out on the way."""
-    if spec.operator.factory is None and operator is None and spec.operator.shape is None:
-        raise UsageError(
-            'the key operator.factory is missing: give "package.module:function" or '
-            '"file.py:function" of a function that returns the operator'
-        )
+    if spec.operator.shape is None:
+        _require_operator(spec, operator)
     require_sense(spec)
     sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
     if (run_dir / rundir.PLAN).exists():
@@ -131,34 +131,128 @@ def make_plan(
         return planned_before(run)
     product = findings = fingerprint = None
     if spec.operator.shape is None or spec.sketch.block == "auto" or operator is not None:
-        device = device or spec.operator.device
-        if operator is None:
-            assert spec.operator.factory is not None
-            operator = build(spec.operator.factory, spec.operator.args, device, spec.folder)
-        shape = spec.operator.shape or shape_of(operator)
-        sizes = sizes_of(spec, shape)
-        product = Product(operator, spec.dtype, device)
-        if product.shape != shape:
-            raise UsageError(
-                f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}"
-            )
+        product = _product(spec, operator, device or spec.operator.device)
         with operator_threads(resources.threads):
             findings, fingerprint = probe(product, spec.seed, hermitian=spec.kind == "eigh")
+        shape = product.shape
     else:
         shape = spec.operator.shape
-        sizes = sizes_of(spec, shape)
-    identity = _identity(spec, shape, sha256)
-    block = choose_block(spec, shape, findings, resources)
-    amendment = _amendment(spec, identity, sizes, block, run_dir)
-    costs = estimate(Plan(identity, (amendment,)), findings)
+    plan = _planned(spec, shape, sha256, findings, resources, run_dir)
+    costs = estimate(plan, findings)
     require_memory(costs, resources)
-    run = rundir.create_run(run_dir, identity, amendment)
+    run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=costs.as_json()))
     if findings and fingerprint:
         run.publish_fingerprint(fingerprint)
         run.record("receipts", provenance(stage="probe", **findings.as_json()))
     return Planned(run, costs, product, findings)
+
+
+def _product(spec: Spec, operator: Any, device: str) -> Product:
+    """The operator of a spec, which is built if it is not at hand."""
+    if operator is None:
+        assert spec.operator.factory is not None
+        operator = build(spec.operator.factory, spec.operator.args, device, spec.folder)
+    shape = spec.operator.shape or shape_of(operator)
+    # Before anything is applied: what makes no sense for this shape takes no product.
+    sizes_of(spec, shape)
+    product = Product(operator, spec.dtype, device)
+    if product.shape != shape:
+        raise UsageError(
+            f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}"
+        )
+    return product
+
+
+def _planned(
+    spec: Spec, shape: tuple[int, int], sha256: str | None, findings: Probe | None,
+    resources: Resources, run_dir: Path,
+) -> Plan:  # fmt: skip
+    """The plan of a spec."""
+    identity = _identity(spec, shape, sha256)
+    block = choose_block(spec, shape, findings, resources)
+    return Plan(identity, (_amendment(spec, identity, sizes_of(spec, shape), block, run_dir),))
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What :func:`probe_spec` found out.
+
+    Attributes:
+        factory: The operator's; ``None`` for a Python object.
+        shape: Of the operator.
+        dtype: Of its products.
+        findings: Whether it can be trusted.
+        timings: What calls of ever wider blocks took.
+        costs: What a run of the spec would cost.
+        block: Columns that a task should apply at once, by time and memory.
+    """
+
+    factory: str | None
+    shape: tuple[int, int]
+    dtype: str
+    findings: Probe
+    timings: list[Timing]
+    costs: Estimate
+    block: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def probe_spec(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    *,
+    operator: Any = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Probed:
+    """Examines an operator and says what a run would cost; nothing is written.
+
+    Takes the products of a plan's probe, and those of blocks of 1, 4, 16, ... columns, as far as
+    one call takes at most 20 seconds and fits into the memory.
+
+    Args:
+        spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
+        operator: The operator, if the spec names no factory.
+        memory: Peak resident memory of one process, in bytes or as text.
+        threads: Threads of one process.
+        device: The operator's torch device, instead of the spec's.
+
+    Raises:
+        OperatorError: If the operator is unusable.
+        UsageError: If the spec is not allowed.
+    """
+    spec, resources = as_spec(spec), Resources.of(memory, threads)
+    require_sense(spec)
+    _require_operator(spec, operator)
+    product = _product(spec, operator, device or spec.operator.device)
+    with operator_threads(resources.threads):
+        findings, _ = probe(product, spec.seed, hermitian=spec.kind == "eigh")
+        taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
+    # The block that is best, whatever the spec says.
+    free = dataclasses.replace(spec, sketch=dataclasses.replace(spec.sketch, block="auto"))
+    plan = _planned(spec, product.shape, None, findings, resources, spec.folder)
+    return Probed(
+        factory=spec.operator.factory,
+        shape=product.shape,
+        dtype=spec.dtype,
+        findings=findings,
+        timings=taken,
+        costs=estimate(plan, findings),
+        block=choose_block(free, product.shape, findings, resources),
+    )
+
+
+def _require_operator(spec: Spec, operator: Any) -> None:
+    if spec.operator.factory is None and operator is None:
+        raise UsageError(
+            'the key operator.factory is missing: give "package.module:function" or '
+            '"file.py:function" of a function that returns the operator'
+        )
 
 
 def planned_before(run: Run) -> Planned:

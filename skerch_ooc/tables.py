@@ -15,7 +15,7 @@ from skerch_ooc.stages.assess import overestimate_probability, underestimate_pro
 
 if TYPE_CHECKING:
     from skerch_ooc.estimate import Estimate
-    from skerch_ooc.pipeline import Planned
+    from skerch_ooc.pipeline import Planned, Probed
     from skerch_ooc.slurm.state import QueueStatus
     from skerch_ooc.stages.assess import Assessment
     from skerch_ooc.stages.estimates import Estimates
@@ -82,6 +82,34 @@ def plan_table(planned: Planned) -> str:
         )  # fmt: skip
     head = "planned" if planned.fresh else "already planned"
     return f"{head}: {planned.run.directory} ({plan.run_id[:16]})\n{_rows(pairs)}"
+
+
+def probe_table(probed: Probed) -> str:
+    """What an operator is like, and what a run would cost."""
+    findings, costs = probed.findings, probed.costs
+    height, width = probed.shape
+    products = findings.products + sum(timing.columns for timing in probed.timings)
+    pairs = [
+        ("shape", f"{height} x {width}, {probed.dtype}"),
+        ("probe", f"{products} products: asymmetry {findings.asymmetry:.1e}, "
+                  f"repetition {findings.repetition:.1e}, norm {findings.norm:.3g}"),
+        ("products", f"{costs.products}, in {costs.tasks} tasks"),
+        ("time", f"{format_seconds(costs.seconds or 0.0)} of products in one process"),
+        *_on_workers(costs),
+        ("on disk", f"{format_bytes(costs.shard_bytes)} of shards, "
+                    f"{format_bytes(costs.result_bytes)} of results"),
+        ("memory", ", ".join(f"{k} {format_bytes(v)}" for k, v in costs.peak_bytes.items())),
+        ("recommended", f"sketch.block = {probed.block}, --workers {costs.useful_workers or 1} at "
+                        f'most, storage = "{format_bytes(costs.shard_bytes)}" for as many '
+                        "measurements"),
+    ]  # fmt: skip
+    head = f"{'columns':>10} {'s':>10} {'s/column':>10} {'memory':>10}"
+    lines = [
+        f"{one.columns:>10} {one.seconds:>10.3g} {one.seconds / one.columns:>10.3g} "
+        f"{format_bytes(one.bytes):>10}"
+        for one in probed.timings
+    ]
+    return "\n".join([probed.factory or "a Python object", _rows(pairs), head, *lines])
 
 
 def _on_workers(costs: Estimate) -> list[tuple[str, str]]:

@@ -10,12 +10,15 @@ import torch
 
 from skerch_ooc.errors import OperatorError
 
+Data = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Parameters = Iterable[torch.nn.Parameter] | Iterable[str]
+
 
 def hessian(
     model: torch.nn.Module,
     loss: torch.nn.Module,
-    data: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    parameters: Iterable[torch.nn.Parameter] | None = None,
+    data: Data,
+    parameters: Parameters | None = None,
 ) -> Any:
     """The Hessian of the loss of a model, summed or averaged over all data.
 
@@ -23,7 +26,8 @@ def hessian(
         model: The network; in evaluation mode, or without layers whose output is random.
         loss: A module with ``reduction`` ``"mean"`` or ``"sum"``.
         data: Batches ``(inputs, targets)``, the same ones in the same order at each pass.
-        parameters: With respect to which; by default all that require a gradient.
+        parameters: With respect to which; by default all that require a gradient. Names of layers
+            or parameters stand for all that are below them, such as ``["fc1", "fc2.bias"]``.
 
     Returns:
         An operator ``(p, p)``, ``p`` being the number of parameters in the order given, that is
@@ -32,23 +36,121 @@ def hessian(
 
     Raises:
         OperatorError: If curvlinops is not installed, or the model is in training mode with
-            layers that make it random.
+            layers that make it random, or the data are shuffled, or a name is that of nothing.
     """
+    return _operator("HessianLinearOperator", model, loss, data, parameters)
+
+
+def ggn(
+    model: torch.nn.Module, loss: torch.nn.Module, data: Data, parameters: Parameters | None = None
+) -> Any:
+    """The generalised Gauss-Newton matrix: positive semidefinite, where the loss is convex.
+
+    Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
+    Arguments, result and errors are those of :func:`hessian`.
+    """
+    return _operator("GGNLinearOperator", model, loss, data, parameters)
+
+
+def fisher(
+    model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None = None, samples: int | None = 1, seed: int = 0,
+) -> Any:  # fmt: skip
+    """The Fisher information matrix, by sampled targets, or the empirical one.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss: As for :func:`hessian`; one that stands for a likelihood (mean square, cross entropy).
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        samples: Targets that are drawn for each input; ``None`` for the empirical Fisher matrix,
+            of the gradients at the targets of the data (Kunstner et al. 2019, arXiv 1905.12558).
+        seed: Of the targets: each product draws the same.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`, also for errors.
+    """
+    if samples is None:
+        return _operator("EFLinearOperator", model, loss, data, parameters)
+    return _operator(
+        "FisherMCLinearOperator", model, loss, data, parameters, mc_samples=samples, seed=seed
+    )
+
+
+def kfac(
+    model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None = None, samples: int = 1, seed: int = 0,
+) -> Any:  # fmt: skip
+    """The Kronecker-factored approximation of the Fisher matrix of linear layers and convolutions.
+
+    Martens and Grosse 2015, arXiv 1503.05671. Its factors are computed at the first product, in
+    each process.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss: As for :func:`fisher`.
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        samples: Targets that are drawn for each input.
+        seed: Of the targets.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`, also for errors.
+    """
+    return _operator(
+        "KFACLinearOperator", model, loss, data, parameters, mc_samples=samples, seed=seed
+    )
+
+
+def _operator(
+    name: str, model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None, **more: Any,
+) -> Any:  # fmt: skip
     try:
-        from curvlinops import HessianLinearOperator
+        import curvlinops
     except ImportError as error:
         raise OperatorError(
             "curvature operators need curvlinops; install it with: "
             "pip install 'skerch_ooc[curvature]'"
         ) from error
+    constructor = getattr(curvlinops, name)
     _require_deterministic(model)
-    chosen = list(model.parameters() if parameters is None else parameters)
-    chosen = [parameter for parameter in chosen if parameter.requires_grad]
+    _require_order(data)
+    chosen = _chosen(model, parameters)
+    return constructor(model, loss, chosen, list(data), **more, **_unchecked(constructor))
+
+
+def _chosen(model: torch.nn.Module, parameters: Parameters | None) -> list[torch.nn.Parameter]:
+    """The parameters that are meant, of those that require a gradient."""
+    named = dict(model.named_parameters())
+    wanted: list[Any] = list(named.values() if parameters is None else parameters)
+    chosen: list[torch.nn.Parameter] = []
+    for one in wanted:
+        if isinstance(one, str):
+            below = [p for name, p in named.items() if name == one or name.startswith(f"{one}.")]
+            if not below:
+                raise OperatorError(
+                    f"the model has no layer or parameter {one!r}; its parameters are: "
+                    f"{', '.join(named)}"
+                )
+            chosen += below
+        else:
+            chosen.append(one)
+    chosen = [parameter for parameter in dict.fromkeys(chosen) if parameter.requires_grad]
     if not chosen:
         raise OperatorError("the model has no parameters that require a gradient")
-    return HessianLinearOperator(
-        model, loss, chosen, list(data), **_unchecked(HessianLinearOperator)
-    )
+    return chosen
+
+
+def _require_order(data: Data) -> None:
+    """Refuses loaders that would give each process other batches."""
+    sampler = getattr(data, "sampler", None)
+    shuffles = isinstance(sampler, torch.utils.data.RandomSampler)
+    if shuffles and getattr(sampler, "generator", None) is None:
+        raise OperatorError(
+            "the data loader shuffles, so that products would differ from process to process; make "
+            "it with shuffle=False, or with a generator that is seeded where it is made"
+        )
 
 
 def _require_deterministic(model: torch.nn.Module) -> None:

@@ -32,6 +32,7 @@ from skerch_ooc.resources import peak_memory, resident_memory
 Array = npt.NDArray[Any]
 
 WIDTH = 16
+_WIDER = 4
 _VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
 _ROWS_AT_ONCE = 4096
@@ -132,6 +133,41 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
         baseline_bytes=resident_memory(),
     )
     return findings, fingerprint_of(product, seed, first)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a call took.
+
+    Attributes:
+        columns: Width of the block.
+        seconds: Of the call.
+        bytes: Memory beyond the peak that the process had before; 0 if it stayed below that.
+    """
+
+    columns: int
+    seconds: float
+    bytes: int
+
+
+def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list[Timing]:
+    """Applies an operator to ever wider blocks, each four times as wide as the one before.
+
+    Args:
+        product: The operator, applied before, so that it has all that it needs.
+        seed: The run's seed.
+        seconds: No call is begun that is expected to take longer.
+        memory: Nor one that is expected to take more of it, in bytes.
+    """
+    found: list[Timing] = []
+    before, columns = peak_memory(), 1
+    while columns <= min(product.shape):
+        _, took, peak = _timed(product, _vectors(product, seed, Range(0, columns)))
+        found.append(Timing(columns, took, max(0, peak - before)))
+        columns *= _WIDER
+        if _WIDER * took > seconds or before + _WIDER * found[-1].bytes > memory:
+            break
+    return found
 
 
 def _require_scale(products: Array) -> None:
