@@ -522,7 +522,7 @@ def _told_of_submission(
     help="Job arrays, as by default, or one job with a Dask scheduler, workers and the command.",
 )  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Workers of --executor dask.")
-@click.option("--again", is_flag=True, help="Even if an earlier submission is still in the queue.")
+@click.option("--again", is_flag=True, help="Even if jobs of the run are in the queue.")
 @click.option("--dry-run", is_flag=True, help="Print all scripts and commands, submit nothing.")
 @click.option("--follow", metavar="NUMBER", hidden=True)
 def submit(

@@ -159,9 +159,12 @@ def require_regular(path: Path) -> os.stat_result:
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends one JSON line to a log, in a single write, so that processes do not mix."""
-    line = json.dumps(record, sort_keys=True) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    line = json.dumps(record, sort_keys=True).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, line.encode())
+        size = os.fstat(descriptor).st_size
+        # After a line that was cut short, by a full disk or a quota.
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" + line if torn else line)
     finally:
         os.close(descriptor)

@@ -13,7 +13,9 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +41,8 @@ _DEFAULT_ARRAY_SIZE = 1001
 
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
+
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _LOOKED_AT = 3
 """Submissions whose logs are searched for the last that failed."""
@@ -190,24 +194,50 @@ def _sent(submission: Submission, jobs: Sequence[Job], after: str | None) -> lis
         SlurmError: If one was refused; those before it are cancelled.
     """
     numbers: list[str] = []
-    for job in jobs:
-        before = numbers[-1] if numbers else after
-        try:
-            numbers.append(commands.submit(job.arguments(submission.folder, before)))
-            submission.note(SubmittedJob(numbers[-1], job.stage, job.indices))
-        except (SlurmError, OSError) as error:
-            undone = _undone(submission, numbers)
-            raise SlurmError(f"{job.stage} was not submitted: {error}{undone}") from error
-        except KeyboardInterrupt:
-            log.warning("nothing was submitted%s", _undone(submission, numbers))
-            raise
+    with _heard_later() as heard:
+        for job in jobs:
+            before = numbers[-1] if numbers else after
+            try:
+                numbers.append(commands.submit(job.arguments(submission.folder, before)))
+                submission.note(SubmittedJob(numbers[-1], job.stage, job.indices))
+                if heard:
+                    raise KeyboardInterrupt
+            except (SlurmError, OSError) as error:
+                undone = _undone(submission, numbers)
+                raise SlurmError(f"{job.stage} was not submitted: {error}{undone}") from error
+            except KeyboardInterrupt:
+                log.warning("nothing was submitted%s", _undone(submission, numbers))
+                raise
     return numbers
+
+
+@contextlib.contextmanager
+def _heard_later() -> Iterator[list[int]]:
+    """Keeps signals that ask to end until sbatch has said what it did; the second one is heard."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+
+    def note(number: int, _: object) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+        log.warning("ending as soon as sbatch has answered")
+
+    before = {number: signal.signal(number, note) for number in _ENDING_SIGNALS}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _undone(submission: Submission, numbers: Sequence[str]) -> str:
     """Cancels jobs, also one that sbatch had no time to name; what people are told of that."""
     try:
-        unnamed = {queued.job for queued in _ours(commands.own_jobs(), [submission])}
+        own = commands.Question().answer(commands.ASK_SECONDS)
+        unnamed = {queued.job for queued in _ours(own, [submission])}
         jobs = [*numbers, *sorted(unnamed - {*numbers}, key=int)]
         commands.cancel(jobs)
     except SlurmError as error:
@@ -219,9 +249,13 @@ def _undone(submission: Submission, numbers: Sequence[str]) -> str:
 def _limit(options: JobOptions, *, dry_run: bool) -> int:
     if options.max_array_size is not None:
         return options.max_array_size
-    if dry_run and not commands.available("scontrol"):
+    try:
+        return commands.max_array_size()
+    except SlurmError as error:
+        if not dry_run:
+            raise
+        log.warning("%s; MaxArraySize is taken to be %d", error, _DEFAULT_ARRAY_SIZE)
         return _DEFAULT_ARRAY_SIZE
-    return commands.max_array_size()
 
 
 def _digest(run: Run, left: Sequence[Left]) -> str:
@@ -238,11 +272,17 @@ def _ours(answer: Sequence[Queued], known: Sequence[Submission]) -> list[Queued]
 
 def _require_over(run: Run) -> None:
     recent = submissions(run)[-_RECENT:]
-    jobs = [job.job for submission in recent for job in submission.jobs()]
-    if not jobs:
+    if not any((run.logs / FOLDER).glob("[0-9]*")):
         return
+    jobs = [job.job for submission in recent for job in submission.jobs()]
+    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
+    marks = [submission.token for submission in recent] + [f"{run.logs.absolute() / FOLDER}/"]
     try:
-        queued = _ours(commands.Question(jobs).answer(commands.ASK_SECONDS), recent)
+        answers = commands.Question().answer(commands.ASK_SECONDS)
+        if jobs:
+            # Also those of other users who submitted this run.
+            answers += commands.Question(jobs).answer(commands.ASK_SECONDS)
+        queued = {one for one in answers if any(mark in one.marks for mark in marks)}
     except SlurmError as error:
         raise SlurmError(
             f"{error}; so nobody knows whether jobs of an earlier submission are still queued. "
@@ -271,8 +311,8 @@ class QueueQuestion:
         self._known = submissions(run)[-_RECENT:]
         self._question: commands.Question | None = None
         jobs = [job.job for submission in self._known for job in submission.jobs()]
-        self._failure = "there is no squeue here" if jobs else "it has no jobs"
-        if jobs and commands.available("squeue"):
+        self._failure = "there is no squeue here"
+        if self._known and commands.available("squeue"):
             try:
                 self._question = commands.Question(jobs)
             except SlurmError as error:
@@ -375,8 +415,9 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         return True
     unchanged = last.unchanged + 1 if last.left == _digest(run, left) else 0
     if unchanged > last.options.tries:
-        failing = last_failing(last)
-        why = f": {failing.last_line} (in {failing.path})" if failing else ""
+        jobs = [job.job for job in last.jobs()]
+        failing = last_failing(last, over=jobs[: jobs.index(own)] if own in jobs else ())
+        why = f": {reason_of(failing)} (in {failing.path})" if failing else ""
         raise IncompleteError(
             f"of {left[0].stage} {_shown(left[0])} not done, and the last {unchanged} submission(s)"
             f" have changed nothing about that{why}. When it is mended: skerch-ooc submit "

@@ -100,7 +100,7 @@ def probe_table(probed: Probed) -> str:
                     f"{format_bytes(costs.result_bytes)} of results"),
         ("memory", ", ".join(f"{k} {format_bytes(v)}" for k, v in costs.peak_bytes.items())),
         ("recommended", f"sketch.block = {probed.block}, --workers {costs.useful_workers or 1} at "
-                        f'most, storage = "{format_bytes(costs.shard_bytes)}" for as many '
+                        f'most, storage = "{format_bytes(1.01 * costs.shard_bytes)}" for as many '
                         "measurements"),
     ]  # fmt: skip
     head = f"{'columns':>10} {'s':>10} {'s/column':>10} {'memory':>10}"

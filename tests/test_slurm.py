@@ -96,6 +96,12 @@ def require_no_product_of_a_published_shard(run, published, calls):
         assert not later & known
 
 
+def require_each_block_once(calls):
+    """Of the blocks of two columns, which no probe has."""
+    blocks = [call["crc"] for call in calls if call["width"] == 2]
+    assert len(blocks) == len(set(blocks)) == TASKS
+
+
 def require_files_of_a_serial_recovery(run, copy):
     """Of shards that were measured by several processes the rest follows bit for bit."""
     shutil.copytree(run.directory, copy)
@@ -163,7 +169,10 @@ def test_chain_goes_on_after_an_element_that_is(tmp_path, empty_queue, call_log,
     assert len({call["pid"] for call in singles}) >= len(singles) - 2
 
 
-def test_chain_submits_what_is_missing_when_elements_run_out_of_time(tmp_path, empty_queue):
+def test_chain_submits_what_is_missing_when_elements_run_out_of_time(
+    tmp_path, empty_queue, call_log
+):
+    empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
     run = ooc.plan(spec_of(tmp_path, delay=3.5), tmp_path / "run", threads=1)
     submit(empty_queue, run, "--time=1", elements=1)
     empty_queue.wait()
@@ -172,9 +181,11 @@ def test_chain_submits_what_is_missing_when_elements_run_out_of_time(tmp_path, e
     assert "stopped in good order" in first
     assert "submitted again, as 0002" in first
     assert "CANCELLED" not in first
+    require_each_block_once(call_log())
 
 
-def test_end_of_the_job_is_known_where_slurm_says_it(tmp_path, empty_queue):
+def test_end_of_the_job_is_known_where_slurm_says_it(tmp_path, empty_queue, call_log):
+    empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
     setup = tmp_path / "setup.sh"
     setup.write_text("export SLURM_JOB_END_TIME=$(($(date +%s) + 34))\n")
     run = ooc.plan(spec_of(tmp_path, delay=0.3), tmp_path / "run", threads=1)
@@ -182,6 +193,7 @@ def test_end_of_the_job_is_known_where_slurm_says_it(tmp_path, empty_queue):
     empty_queue.wait()
     assert is_done(run)
     assert "submitted again, as 0002" in logs_of(run, "0001")
+    require_each_block_once(call_log())
 
 
 def test_chain_gives_up_when_nothing_is_done_any_more_and_says_why(tmp_path, empty_queue):

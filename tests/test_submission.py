@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import subprocess
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import skerch_ooc as ooc
 from skerch_ooc.budget import walltime_left
 from skerch_ooc.errors import UsageError
+from skerch_ooc.files import append_line
 from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.resources import Resources
 from skerch_ooc.slurm.elements import Elements, pack
@@ -260,6 +262,11 @@ class TestSubmit:
         inside("submit", "run", "--elements", "23")
         assert "--array=0-3 " in calls(tmp_path)[0]
 
+    def test_dry_run_with_a_slurm_that_does_not_answer_guesses(self, inside, fake, run):
+        fake(scontrol="echo down >&2; exit 1")
+        done = inside("submit", "run", "--dry-run")
+        assert (done.returncode, "taken to be 1001" in done.stderr) == (0, True)
+
     def test_dry_run_needs_no_slurm(self, inside, run, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
         done = inside("submit", "run", "--dry-run")
@@ -310,6 +317,27 @@ class TestSubmit:
         )
         inside("submit", "run")
         assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 77\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_signal_during_sbatch_leaves_nothing_in_the_queue(
+        self, inside, fake, run, tmp_path, number
+    ):
+        fake(sbatch=f"kill -{int(number)} $PPID; sleep 0.3; echo 78")
+        done = inside("submit", "run")
+        assert done.returncode == 130
+        assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 78\n"
+        assert submissions(run) == []
+
+    def test_jobs_of_who_was_killed_while_submitting_are_found_by_their_scripts(
+        self, inside, fake, run
+    ):
+        inside("submit", "run")
+        (run.logs / "slurm/0001/jobs.jsonl").unlink()
+        script = run.logs.absolute() / "slurm/0001/measure.sh"
+        fake(squeue=f"echo '101_0|RUNNING|None||{script}'")
+        done = inside("submit", "run")
+        assert (done.returncode, "still in the queue" in done.stderr) == (2, True)
+        assert "wait: 1 element in the queue" in inside("status", "run").stdout
 
     def test_second_submit_at_the_same_time_is_refused(self, inside, fake, run, tmp_path):
         inside("submit", "run")
@@ -559,6 +587,19 @@ class TestStatus:
         done = inside("status", "run", "--watch", "--interval", "0.1")
         assert (done.returncode, "all stages are done" in done.stdout) == (0, True)
 
+    def test_element_that_was_killed_is_the_reason_for_giving_up(
+        self, inside, fake, run, monkeypatch
+    ):
+        inside("submit", "run", "--tries", 0)
+        self.write_log(run, "measure.101_0.log", "begins on x\nmeasure: 20 products\n")
+        for name, value in (("JOB_ID", "103"), ("TASK_ID", "0"), ("TASK_MIN", "0")):
+            monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+        done = inside("submit", "run", "--follow", "0001")
+        assert (done.returncode, "killed or cancelled; it said: measure: 20" in done.stderr) == (
+            4,
+            True,
+        )
+
     def test_log_in_whatever_bytes_is_read(self, tmp_path):
         path = tmp_path / "x.log"
         path.write_bytes(b"\xff\xfe" * 9000 + b"\nlast\n" + ending(3).encode() + b"\n\n")
@@ -635,3 +676,11 @@ class TestLimits:
     def test_workers_have_four_gibibytes_each_where_there_is_room(self, monkeypatch):
         monkeypatch.setattr("skerch_ooc.resources._available_memory", lambda: 1 << 40)
         assert Resources.of(workers=8).memory == 4 << 30
+
+
+def test_line_after_one_that_was_cut_short_is_a_line_of_its_own(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_line(path, {"a": 1})
+    path.write_bytes(path.read_bytes() + b'{"torn')
+    append_line(path, {"b": 2})
+    assert path.read_text().splitlines() == ['{"a": 1}', '{"torn', '{"b": 2}']

@@ -43,7 +43,7 @@ class Queued:
     marks: str
 
 
-def available(command: str = "sbatch") -> bool:
+def available(command: str) -> bool:
     """Whether there is such a command here."""
     return shutil.which(command) is not None
 
@@ -60,7 +60,8 @@ def submit(arguments: Sequence[str]) -> str:
     Raises:
         SlurmError: With what sbatch said, if it refused, or answered something else than a number.
     """
-    answer = _call(["sbatch", "--parsable", *arguments], SUBMIT_SECONDS)
+    # Ctrl-C in this terminal must not end it while nobody knows what it has done.
+    answer = _call(["sbatch", "--parsable", *arguments], SUBMIT_SECONDS, apart=True)
     lines = answer.strip().splitlines()
     found = re.fullmatch(r"([0-9]+)(;.*)?", lines[-1].strip()) if lines else None
     if found is None:
@@ -103,27 +104,17 @@ def max_array_size() -> int:
     return min(int(size[1]), int(fewer[1])) if fewer else int(size[1])
 
 
-def own_jobs() -> list[Queued]:
-    """All that this user has in the queue.
-
-    Raises:
-        SlurmError: If squeue refused, or did not answer.
-    """
-    command = ["squeue", "--noheader", f"--user={os.getuid()}", f"--format={_FORMAT}"]
-    return _read(_call(command, ASK_SECONDS))
-
-
 class Question:
-    """What the queue is asked about some jobs; asked at once, answered later.
+    """What the queue is asked; asked at once, answered later.
 
     Args:
-        jobs: Their numbers.
+        jobs: Numbers of the jobs that are asked about; none for all of this user's.
     """
 
-    def __init__(self, jobs: Sequence[str]) -> None:
+    def __init__(self, jobs: Sequence[str] = ()) -> None:
         # With a second number the one of a job that has ended long ago is no error.
-        numbers = ",".join([*jobs, jobs[0]])
-        arguments = ["squeue", "--noheader", "--array", f"--format={_FORMAT}", f"--jobs={numbers}"]
+        which = f"--jobs={','.join([*jobs, jobs[0]])}" if jobs else f"--user={os.getuid()}"
+        arguments = ["squeue", "--noheader", "--array", f"--format={_FORMAT}", which]
         try:
             self._process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -149,11 +140,7 @@ class Question:
                 raise SlurmError(f"squeue did not answer within {seconds:g} s") from None
         if process.returncode and "Invalid job id" not in err:
             raise SlurmError(f"squeue failed: {err.strip()[:_LARGEST_ANSWER]}")
-        return _read(out)
-
-
-def _read(answer: str) -> list[Queued]:
-    return [_queued(line) for line in answer.splitlines() if line.count("|") >= 3]
+        return [_queued(line) for line in out.splitlines() if line.count("|") >= 3]
 
 
 def _queued(line: str) -> Queued:
@@ -162,11 +149,11 @@ def _queued(line: str) -> Queued:
     return Queued(job, int(index) if index.isdigit() else None, state, reason, marks)
 
 
-def _call(command: Sequence[str], seconds: float) -> str:
+def _call(command: Sequence[str], seconds: float, *, apart: bool = False) -> str:
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            check=False, timeout=seconds, env=_environment(os.environ),
+            check=False, timeout=seconds, env=_environment(os.environ), start_new_session=apart,
         )  # fmt: skip
     except FileNotFoundError:
         raise SlurmError(

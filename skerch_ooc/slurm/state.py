@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,22 +136,29 @@ def state_of(submission: Submission, queued: Sequence[Queued] | None, queue: str
 
 def reason_of(log: Log) -> str:
     """Why an element failed, as far as its log says."""
-    code = "" if log.exit_code is None else f" and ended with {log.exit_code}"
-    return log.last_line or f"it said nothing{code}"
+    if log.exit_code is None:
+        said = f"it said: {log.last_line}" if log.last_line else "it said nothing"
+        return f"killed or cancelled; {said}"
+    return log.last_line or f"it said nothing, and ended with {log.exit_code}"
 
 
-def last_failing(submission: Submission) -> Log | None:
+def last_failing(submission: Submission, over: Collection[str] = ()) -> Log | None:
     """The log of the element that failed last, as far as logs tell.
 
     Of several stages it is the first that counts, as what failed there is why later ones do; and
     elements that only found something missing come after all others.
+
+    Args:
+        submission: The submission.
+        over: Jobs that have ended, so that elements which did not say how were killed.
     """
-    logs = (
-        (position, read_log(log_path(submission, job, index)))
-        for position, job in enumerate(submission.jobs())
-        for index in _indices(job)
-    )
-    return _cause([(position, log) for position, log in logs if log and log.exit_code])
+    failed = []
+    for position, job in enumerate(submission.jobs()):
+        for index in _indices(job):
+            log = read_log(log_path(submission, job, index))
+            if log and (log.exit_code or (log.exit_code is None and job.job in over)):
+                failed.append((position, log))
+    return _cause(failed)
 
 
 def _cause(failed: Sequence[tuple[int, Log]]) -> Log | None:
