@@ -234,11 +234,7 @@ class Sketch:
                     heights[role] = height_of_role(plan, role)
         # Before they are opened: what changes meanwhile must not go by this name.
         self._listing = round_.listing(list_shards(run.shards))
-        rectangles = [
-            shard
-            for shard in wait_for_columns(run.shards, planned, heights)
-            if shard.rows == Range(0, heights[shard.role])
-        ]
+        rectangles = round_.rectangles(wait_for_columns(run.shards, planned, heights))
         self.readers = {
             side.name: SketchReader(run, run.shards, rectangles, side) for side in round_.sides
         }

@@ -176,7 +176,7 @@ def _next_line(state: Status, queue: QueueStatus | None) -> str:
         return "nothing: all stages are done"
     if queue and queue.waiting is None:
         return f"unknown, as {queue.queue}; if nothing is in the queue: {state.next}"
-    waiting = queue.waiting + sum(queue.others.values()) if queue and queue.waiting else 0
+    waiting = (queue.waiting or 0) + sum(queue.others.values()) if queue else 0
     if waiting:
         return f"wait: {_elements(waiting)} in the queue"
     return state.next

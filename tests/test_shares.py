@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 from conftest import write_spec
 from contents import run_contents
@@ -9,6 +12,7 @@ from test_executors import whole_run
 
 import skerch_ooc as ooc
 from skerch_ooc.executors.share import Share
+from skerch_ooc.shards import list_shards
 
 ROWS = 140_000
 """So many that merge and vectors have two tasks."""
@@ -139,3 +143,22 @@ def test_shares_have_no_task_in_common():
     tasks = [Numbered(number) for number in range(17)]
     chosen = [task.number for index in range(5) for task in Share(index, 5).chosen(tasks)]
     assert sorted(chosen) == list(range(17))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_share_that_is_told_to_stop_finishes_its_task_and_ends_with_0(
+    ooc_command, tmp_path, number
+):
+    spec = write_spec(
+        tmp_path, "matrix", 40, operator={"args": {"delay": 0.3}}, sketch={"block": 2}
+    )
+    run = ooc.plan(spec, tmp_path / "run", threads=1)
+    process = ooc_command.start("task", "run", "measure", "--index", 0, "--of", 1)
+    end = time.monotonic() + 60
+    while not list_shards(run.shards):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "stopped in good order" in err) == (0, True)
+    assert 0 < len(list_shards(run.shards)) < 35

@@ -184,6 +184,22 @@ def test_chain_submits_what_is_missing_when_elements_run_out_of_time(
     require_each_block_once(call_log())
 
 
+def test_element_that_slurm_warns_stops_in_good_order_and_the_chain_goes_on(
+    tmp_path, empty_queue, call_log
+):
+    empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
+    run = ooc.plan(spec_of(tmp_path, delay=0.3), tmp_path / "run", threads=1)
+    submit(empty_queue, run, elements=1)
+    wait_for_shards(run, 3)
+    # As Slurm does before the end of a job; whether it was heard is told by the log.
+    (element,) = elements_at_work(empty_queue)
+    empty_queue.call("scancel", "--batch", "--signal=USR1", element, check=False)
+    empty_queue.wait()
+    assert is_done(run)
+    assert "stopped in good order" in logs_of(run, "0001")
+    require_each_block_once(call_log())
+
+
 def test_end_of_the_job_is_known_where_slurm_says_it(tmp_path, empty_queue, call_log):
     empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
     setup = tmp_path / "setup.sh"

@@ -571,7 +571,9 @@ class TestStatus:
         inside("submit", "run")
         inside("submit", "run", "--again")
         fake(squeue=f"echo '101_0|RUNNING|None|{submissions(run)[0].token}|x'")
-        assert "submission 0001: 1 element in the queue" in inside("status", "run").stdout
+        said = inside("status", "run").stdout
+        assert "submission 0001: 1 element in the queue" in said
+        assert said.endswith("wait: 1 element in the queue\n")
 
     def test_watch_ends_when_nobody_works_any_more(self, inside, fake, run):
         inside("submit", "run")
