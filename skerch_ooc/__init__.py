@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from skerch_ooc.executors.dask import Dask
     from skerch_ooc.executors.serial import Serial
+    from skerch_ooc.operators.terms import Stack, Sum
     from skerch_ooc.pipeline import (
         assess,
         eigh,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         plan,
         recover,
         svd,
+        update,
     )
     from skerch_ooc.results import Eigh, Svd
     from skerch_ooc.rundir import Run
@@ -53,6 +55,7 @@ _HOMES = {
     ),
     "skerch_ooc.executors.dask": ("Dask",),
     "skerch_ooc.executors.serial": ("Serial",),
+    "skerch_ooc.operators.terms": ("Stack", "Sum"),
     "skerch_ooc.pipeline": (
         "assess",
         "eigh",
@@ -64,6 +67,7 @@ _HOMES = {
         "plan",
         "recover",
         "svd",
+        "update",
     ),
     "skerch_ooc.results": ("Eigh", "Svd"),
     "skerch_ooc.rundir": ("Run",),
@@ -92,6 +96,8 @@ __all__ = [
     "SketchSpec",
     "Spec",
     "SpectralNorm",
+    "Stack",
+    "Sum",
     "Svd",
     "UsageError",
     "assess",
@@ -104,6 +110,7 @@ __all__ = [
     "plan",
     "recover",
     "svd",
+    "update",
 ]
 
 

@@ -326,6 +326,65 @@ def extend(
     pipeline.require_quality(assessment, max_relative_error)
 
 
+@cli.command()
+@_options(
+    _DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR, _JSON,
+)  # fmt: skip
+@click.option(
+    "--factory", required=True, metavar="NAME",
+    help="What makes B: 'file.py:function' (relative to this folder), 'package.module:function', "
+    "or a registered name.",
+)  # fmt: skip
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="A keyword argument of it."
+)
+@click.option("--scale", type=float, default=1.0, show_default=True, metavar="a")
+@click.option("--forget", type=float, default=1.0, show_default=True, metavar="b")
+@click.option("--parts", type=int, metavar="N", help="In how many parts B is measured, at most.")
+@click.option("--again", is_flag=True, help="Add what the last update added once more.")
+@click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
+def update(
+    directory: Path, where: _Where,
+    memory: str | None, threads: int | None, device: str | None,
+    max_seconds: float | None, max_relative_error: float | None, as_json: bool,
+    factory: str, arguments: Sequence[str], scale: float, forget: float, parts: int | None,
+    again: bool, plan_only: bool,
+) -> None:  # fmt: skip
+    """Add a summand to a finished run: A <- b A + a B; only B is measured.
+
+    Example:  skerch-ooc update runs/hessian --factory hessian.py:make --arg batches='[8, 11]'
+    """
+    from skerch_ooc import pipeline
+    from skerch_ooc.executors import resources_of
+    from skerch_ooc.spec import OperatorSpec, parse_arguments
+    from skerch_ooc.updating import Update, update_run
+
+    progress = for_terminal()
+    opened = pipeline.open_run(directory)
+    chosen = where.executor(device or opened.plan.device)
+    resources = resources_of(chosen, memory, threads, device)
+    budget = _budget(max_seconds)
+    wanted = OperatorSpec(factory, parse_arguments(arguments), parts=parts or "auto")
+    asked = Update(wanted, scale, forget, None, Path.cwd(), again)
+    with _operators_print_to_stderr():
+        grown, operands = update_run(opened, asked, resources)
+        if plan_only:
+            quoted = shlex.quote(str(directory))
+            click.echo(f"planned; next: skerch-ooc run --run {quoted}, or "
+                       f"skerch-ooc submit {quoted}")  # fmt: skip
+            return
+        planned = pipeline.planned_before(grown)
+        planned.operands = None if chosen.remote else operands
+        assessment = pipeline.run_all(
+            planned, chosen, resources, progress, device=device, budget=budget
+        )
+    if assessment is None:
+        _say_stopped(progress)
+        return
+    _show_result(planned.run, "default", assessment, as_json)
+    pipeline.require_quality(assessment, max_relative_error)
+
+
 @contextlib.contextmanager
 def _operators_print_to_stderr() -> Iterator[None]:
     """Keeps standard output for results: what an operator prints would spoil the JSON."""

@@ -9,12 +9,14 @@ import numpy as np
 
 from skerch_ooc.errors import UsageError
 from skerch_ooc.operators.probe import Probe
+from skerch_ooc.operators.rows import SLAB_BYTES
 from skerch_ooc.resources import Resources, ask_for, format_bytes
 from skerch_ooc.scaling import WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.shards import Rectangle, shard_dtype, strip_of
 from skerch_ooc.sides import CORANGE, Side, first_round, height_of_role, later_round
 from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
 from skerch_ooc.stages.accumulate import sums_bytes
-from skerch_ooc.stages.measure import block_bytes
+from skerch_ooc.stages.measure import block_bytes, rows_bytes
 from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
 from skerch_ooc.stages.solutions import solve_bytes
 from skerch_ooc.streams import SPARE_BYTES
@@ -66,31 +68,29 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
     blocks = [block for role in ROLES for block in plan.blocks(role)]
     right = plan.reach("right")
     later = plan.rounds - 1
-    tasks = len(blocks) + later * len(plan.blocks("right"))
+    tasks = measure_tasks(plan) + later * len(plan.parts) * len(plan.blocks("right"))
     widest = max(len(block) for block in blocks)
     operator_bytes = probe.column_bytes if probe else 0
     rank = right if plan.recovery.rank == "all" else min(right, int(plan.recovery.rank))
-    entries = sum(height_of_role(plan, role) * plan.reach(role) for role in ROLES)
-    entries += sum(_later_entries(plan, number) for number in range(2, plan.rounds + 1))
+    shard_bytes = _shard_bytes(plan)
     sides = _all_sides(plan)
     vectors = height if plan.identity.kind == "eigh" else height + width
     if plan.recovery.vectors == "implicit":
         vectors = 0
     bases = later * right * max(height, width)
-    rechunked = entries * itemsize if tasks > RECHUNK_ABOVE else 0
+    rechunked = shard_bytes if tasks > RECHUNK_ABOVE else 0
     seconds_with = _seconds_with(plan, probe) if probe else None
     return Estimate(
         products=plan.products,
         probe_products=probe.products if probe else 1,
         tasks=tasks,
-        shard_bytes=entries * itemsize,
+        shard_bytes=shard_bytes,
         result_bytes=rechunked
         + sum(sums_bytes(plan, side) for side in sides)
         + (vectors * rank + bases) * itemsize,
         files=tasks + 8,
         peak_bytes={
-            "measure": baseline
-            + widest * max(block_bytes(plan.identity.shape, itemsize), operator_bytes),
+            "measure": baseline + max(_measure_bytes(plan, widest), widest * operator_bytes),
             "merge": baseline + max(sum(merge_bytes(plan, side)) for side in sides),
             "recover": baseline
             + max(solve_bytes(plan), max(_vectors_bytes(plan, side, rank) for side in sides)),
@@ -101,10 +101,55 @@ def estimate(plan: Plan, probe: Probe | None) -> Estimate:
     )
 
 
+def measure_tasks(plan: Plan) -> int:
+    """How many tasks the first round has."""
+    counts = [len(plan.blocks(role)) for role in ROLES]
+    return sum(max(counts) if part.together else sum(counts) for part in plan.parts)
+
+
+def _measure_bytes(plan: Plan, widest: int) -> int:
+    """Memory that measuring takes, besides the operator's own."""
+    identity = plan.identity
+    needed = widest * block_bytes(identity.shape, np.dtype(identity.dtype).itemsize)
+    rows = [
+        identity.shape[0] if part.rows is None else len(part.rows)
+        for part in plan.parts
+        if part.together
+    ]
+    if rows:
+        columns = {role: max(map(len, blocks)) for role in ROLES if (blocks := plan.blocks(role))}
+        whole = rows_bytes(identity.shape, identity.dtype, max(rows), columns, 2 * SLAB_BYTES)
+        # The others, if there are any, are measured by themselves.
+        needed = whole if len(rows) == len(plan.parts) else max(whole, needed)
+    return needed
+
+
+def _shard_bytes(plan: Plan) -> int:
+    """Bytes of all column shards."""
+    total = 0
+    for part in plan.parts:
+        for role in ROLES:
+            strip = strip_of(plan, part, role, plan.span(role), height_of_role(plan, role))
+            rectangle = Rectangle(role, part.number, strip.columns, strip.rows)
+            itemsize = np.dtype(shard_dtype(plan, rectangle)).itemsize
+            total += len(strip.rows) * len(strip.columns) * itemsize
+    itemsize = np.dtype(plan.identity.dtype).itemsize
+    later = sum(_later_entries(plan, number) for number in range(2, plan.rounds + 1))
+    return total + later * itemsize * len(plan.parts)
+
+
 def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
     """Seconds of the tasks of each round, which begins when the one before it is done."""
-    first = [probe.seconds(len(block)) for role in ROLES for block in plan.blocks(role)]
-    later = [probe.seconds(len(block)) for block in plan.blocks("right")]
+    weights = [part.weight for part in plan.parts]
+    first = [
+        weight * probe.seconds(len(block))
+        for weight in weights
+        for role in ROLES
+        for block in plan.blocks(role)
+    ]
+    later = [
+        weight * probe.seconds(len(block)) for weight in weights for block in plan.blocks("right")
+    ]
     return [first] + (plan.rounds - 1) * [later]
 
 
@@ -190,8 +235,18 @@ def choose_block(
             block = min(block, max(1, int(time_left / probe.column_seconds)))
     fitting = (resources.memory - baseline) // column
     if fitting < 1:
+        require_fitting(shape, baseline + column, resources)
+    return int(min(block, fitting))
+
+
+def require_fitting(shape: tuple[int, int], needed: int, resources: Resources) -> None:
+    """Refuses a memory into which not even one column fits.
+
+    Raises:
+        UsageError: With both amounts.
+    """
+    if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: one column of "
-            f"{shape[1]} x {shape[0]} needs {format_bytes(baseline + column)}"
+            f"{shape[1]} x {shape[0]} needs {format_bytes(needed)}"
         )
-    return int(min(block, fitting))

@@ -11,6 +11,10 @@ roles, seeds and distributions share no words.
 * ``sparse-sign``: a group is 128 columns, a row block is four rows; word ``row % 4`` belongs to the
   row, and its byte ``column % 128 // 16`` (from the least significant) to 16 columns. Its low four
   bits say which of them is not zero: that one is 4, or -4 where the bit of value 16 is set.
+* ``sparse-sign-64``, ``sparse-sign-256``: the same with sparser rows. A byte belongs to 64 columns
+  (a group is 512 columns): its low six bits are the place, that of value 64 the sign of 8. Two
+  bytes belong to 256 columns (a group is 1024 columns): their low eight bits are the place, that
+  of value 256 the sign of 16.
 * ``gaussian``: a group is four columns, a row block is one row; words 0, 1 give columns 0, 1 and
   words 2, 3 give columns 2, 3, by Box and Muller (1958). The logarithm, sine and cosine are
   series in + - * / and sqrt alone, one numpy operation at a time: IEEE 754 fixes their every bit,
@@ -25,7 +29,7 @@ roles, seeds and distributions share no words.
   of a column are those of numpy's transforms: equal on one machine with one numpy, elsewhere to
   rounding.
 
-Complex ``rademacher`` and ``sparse-sign`` entries are real. A complex Gaussian column ``j`` has the
+Complex ``rademacher`` and sparse entries are real. A complex Gaussian column ``j`` has the
 real Gaussian columns ``2j`` and ``2j + 1`` over ``sqrt(2)`` as real and imaginary part, so that
 ``E |g|^2 = 1``. Single precision is double precision, rounded.
 """
@@ -34,6 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,14 +60,25 @@ WHOLE_COLUMNS = ("ssrft",)
 COMPLEX_ONLY = ("phase",)
 """Test matrices that have no real entries."""
 
-SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4}
+SPARSE = {"sparse-sign": 16, "sparse-sign-64": 64, "sparse-sign-256": 256}
+"""Test matrices with one entry in so many columns of a row."""
+
+SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4, "sparse-sign-64": 8, "sparse-sign-256": 16}
 """Test matrices whose entries are zero or plus or minus this; they have int8 entries, too."""
 
 _WORDS = 4
 _STRIP = 4
 _ROWS_OF_BYTES_AT_ONCE = 256
 _ROWS_OF_STRIPS_AT_ONCE = 2048
-_DISTRIBUTION_NUMBERS = {"rademacher": 1, "gaussian": 2, "phase": 3, "sparse-sign": 4, "ssrft": 5}
+_DISTRIBUTION_NUMBERS = {
+    "rademacher": 1,
+    "gaussian": 2,
+    "phase": 3,
+    "sparse-sign": 4,
+    "ssrft": 5,
+    "sparse-sign-64": 6,
+    "sparse-sign-256": 7,
+}
 _SCRAMBLES_KEPT = 2
 
 
@@ -86,7 +102,8 @@ def draw(
     """Draws a slice of a test matrix.
 
     Args:
-        noise: ``"rademacher"``, ``"sparse-sign"``, ``"gaussian"``, ``"phase"`` or ``"ssrft"``.
+        noise: ``"rademacher"``, ``"sparse-sign"`` (or a sparser one), ``"gaussian"``, ``"phase"``
+            or ``"ssrft"``.
         seed: From 0 to 2**64 - 1.
         role: A key of ``ROLE_NUMBERS``.
         rows: The rows of the slice; for one of ``WHOLE_COLUMNS`` all rows of the matrix, whose
@@ -117,6 +134,66 @@ def draw(
     if out.size:
         _FILL[noise](out, _Stream(noise, seed, role), rows, columns)
     return out
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a sparse slice that are not zero.
+
+    Attributes:
+        rows: Of each entry, counted from the first of the slice; in ascending order.
+        columns: Of each entry, counted from the first of the slice.
+        values: The entries, int8.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    values: npt.NDArray[np.int8]
+
+
+def draw_entries(noise: str, seed: int, role: str, rows: Range, columns: Range) -> Entries:
+    """Draws a slice of a test matrix that is sparse.
+
+    Args:
+        noise: A key of ``SPARSE``.
+        seed: As for :func:`draw`.
+        role: As for :func:`draw`.
+        rows: The rows of the slice.
+        columns: The columns of the slice.
+    """
+    unit, scale = SPARSE[noise], SIGN_SCALE[noise]
+    pieces = _pieces(_Stream(noise, seed, role), rows, columns)
+    first = columns.start // unit
+    place = (pieces & (unit - 1)).astype(np.int64)
+    place += unit * np.arange(first, first + pieces.shape[1])
+    place -= columns.start
+    row, piece = np.nonzero((place >= 0) & (place < len(columns)))
+    signs = np.where(pieces[row, piece] & unit, -scale, scale).astype(np.int8)
+    return Entries(row, place[row, piece], signs)
+
+
+def _pieces(stream: _Stream, rows: Range, columns: Range) -> npt.NDArray[Any]:
+    """The bytes, or pairs of bytes, of the units that hold these columns, one row for each row."""
+    unit = SPARSE[stream.noise]
+    piece = "u1" if unit < 128 else "<u2"
+    width = unit * (8 // np.dtype(piece).itemsize)
+    blocks = Range(rows.start // _WORDS, -(-rows.stop // _WORDS))
+    groups = Range(columns.start // width, -(-columns.stop // width))
+    words = np.empty((len(rows), len(groups)), "<u8")
+    inside = rows.shifted(-blocks.start * _WORDS).slice
+    for position in range(len(groups)):
+        words[:, position] = _words(stream, blocks.start, len(blocks), groups.start + position)[
+            inside
+        ]
+    units = Range(columns.start // unit, -(-columns.stop // unit))
+    window = units.shifted(-groups.start * (width // unit)).slice
+    return words.view(piece)[:, window]
+
+
+def _fill_entries(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
+    entries = draw_entries(stream.noise, stream.seed, stream.role, rows, columns)
+    out[...] = 0
+    out[entries.rows, entries.columns] = entries.values
 
 
 def _words(stream: _Stream, first: int, count: int, group: int) -> Words:
@@ -205,6 +282,8 @@ def _scramble(stream: _Stream, height: int, is_complex: bool) -> Scramble:
 _FILL: dict[str, Callable[[Array, _Stream, Range, Range], None]] = {
     "rademacher": _fill_bytes,
     "sparse-sign": _fill_bytes,
+    "sparse-sign-64": _fill_entries,
+    "sparse-sign-256": _fill_entries,
     "gaussian": _fill_normals,
     "phase": _fill_phases,
     "ssrft": _fill_transforms,

@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from skerch_ooc import files, rundir
+from skerch_ooc import files, planning, rundir
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import IncompleteError, QualityError, UsageError
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
-from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
+from skerch_ooc.operators.adapters import Product, dtype_of, product_of, shape_of
 from skerch_ooc.operators.loading import PLACES, build, factory_sha256
-from skerch_ooc.operators.probe import Probe, Timing, probe, timings
+from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads
 from skerch_ooc.rounds import count_products, known_rounds
 from skerch_ooc.rundir import Run
-from skerch_ooc.sizing import Sizes, require_recoverable, require_sense, sizes_of
-from skerch_ooc.spec import (
-    TEST_MATRICES,
-    Amendment,
-    Cut,
-    Identity,
-    Plan,
-    RecoverySpec,
-    Spec,
-)
+from skerch_ooc.sizing import require_recoverable, require_sense, sizes_of
+from skerch_ooc.spec import OperatorSpec, RecoverySpec, Spec
 from skerch_ooc.stages import assess as assess_stage
 from skerch_ooc.stages import measure as measure_stage
 from skerch_ooc.stages import recover as recover_stage
 from skerch_ooc.stages.assess import Assessment
 from skerch_ooc.stages.bases import make_basis
 from skerch_ooc.stages.merge import Merge
-from skerch_ooc.tolerance import first_look, grown_sizes, next_look, reached, require_tolerance
+from skerch_ooc.stages.operands import Operands
+from skerch_ooc.tolerance import grown_sizes, next_look, reached, require_tolerance
+from skerch_ooc.updating import Update, update_run
 
 if TYPE_CHECKING:
     from skerch_ooc.results import Eigh, Svd
@@ -51,9 +44,6 @@ log = logging.getLogger("skerch_ooc")
 _LONGEST_CALL = 20.0
 """Seconds that a call of ``probe_spec`` may take, as far as that can be foretold."""
 
-TEST_NOISE = "gaussian"
-"""The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
-
 
 @dataclass
 class Planned:
@@ -62,7 +52,7 @@ class Planned:
     Attributes:
         run: The run.
         costs: What it will cost.
-        product: The operator, probed; ``None`` if planning did not load it, or it was measured
+        operands: The operator, probed; ``None`` if planning did not load it, or it was measured
             with and let go of.
         findings: Of the probe; ``None`` if there was none.
         fresh: Whether the plan was made now, and not found.
@@ -70,7 +60,7 @@ class Planned:
 
     run: Run
     costs: Estimate
-    product: Product | None = None
+    operands: Operands | None = None
     findings: Probe | None = None
     fresh: bool = True
 
@@ -133,20 +123,24 @@ def make_plan(
     if spec.operator.shape is None or spec.sketch.block == "auto" or operator is not None:
         product = _product(spec, operator, device or spec.operator.device)
         with operator_threads(resources.threads):
-            findings, fingerprint = probe(product, spec.seed, hermitian=spec.kind == "eigh")
+            findings, fingerprint = examine(product, spec.seed, spec.kind)
         shape = product.shape
     else:
         shape = spec.operator.shape
-    plan = _planned(spec, shape, sha256, findings, resources, run_dir)
+    plan = planning.planned(spec, shape, sha256, product, findings, resources, run_dir)
     costs = estimate(plan, findings)
     require_memory(costs, resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=costs.as_json()))
-    if findings and fingerprint:
+    if fingerprint and not plan.parts[0].is_piece:
         run.publish_fingerprint(fingerprint)
+    if findings:
         run.record("receipts", provenance(stage="probe", **findings.as_json()))
-    return Planned(run, costs, product, findings)
+    made = Planned(run, costs, findings=findings)
+    if product is not None:
+        made.operands = Operands(run, product.device, resources.threads, product=product)
+    return made
 
 
 def _product(spec: Spec, operator: Any, device: str) -> Product:
@@ -157,22 +151,12 @@ def _product(spec: Spec, operator: Any, device: str) -> Product:
     shape = spec.operator.shape or shape_of(operator)
     # Before anything is applied: what makes no sense for this shape takes no product.
     sizes_of(spec, shape)
-    product = Product(operator, spec.dtype, device)
+    product = product_of(operator, spec.dtype, device)
     if product.shape != shape:
         raise UsageError(
             f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}"
         )
     return product
-
-
-def _planned(
-    spec: Spec, shape: tuple[int, int], sha256: str | None, findings: Probe | None,
-    resources: Resources, run_dir: Path,
-) -> Plan:  # fmt: skip
-    """The plan of a spec."""
-    identity = _identity(spec, shape, sha256)
-    block = choose_block(spec, shape, findings, resources)
-    return Plan(identity, (_amendment(spec, identity, sizes_of(spec, shape), block, run_dir),))
 
 
 @dataclass(frozen=True)
@@ -235,7 +219,7 @@ def probe_spec(
         taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
     # The block that is best, whatever the spec says.
     free = dataclasses.replace(spec, sketch=dataclasses.replace(spec.sketch, block="auto"))
-    plan = _planned(spec, product.shape, None, findings, resources, spec.folder)
+    plan = planning.planned(spec, product.shape, None, product, findings, resources, spec.folder)
     return Probed(
         factory=spec.operator.factory,
         shape=product.shape,
@@ -260,63 +244,12 @@ def planned_before(run: Run) -> Planned:
     return Planned(run, estimate(run.plan, None), fresh=False)
 
 
-def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None) -> Identity:
-    names: tuple[str, ...] = TEST_MATRICES
-    if spec.kind == "eigh":
-        inner = spec.recovery.method == "oversampled"
-        names = ("right", "test", "inner-left") if inner else ("right", "test")
-    return Identity(
-        kind=spec.kind,
-        factory=spec.operator.factory,
-        args=spec.operator.args,
-        factory_sha256=sha256,
-        shape=shape,
-        dtype=spec.dtype,
-        seed=spec.seed,
-        noise={name: TEST_NOISE if name == "test" else spec.sketch.noise for name in names},
-    )
-
-
-def _amendment(
-    spec: Spec, identity: Identity, sizes: Sizes, block: int, run_dir: Path
-) -> Amendment:
-    folder = os.path.relpath(spec.folder.resolve(), run_dir.resolve())
-    now = sizes
-    if spec.tolerance is not None:
-        now = first_look(spec.recovery.method, spec.kind, sizes)
-    return Amendment(
-        run_id=identity.run_id,
-        number=1,
-        blocks=_cuts(spec.kind, None, now, block),
-        recovery=spec.recovery,
-        device=spec.operator.device,
-        folder=folder,
-        tolerance=spec.tolerance,
-        most=None if spec.tolerance is None else sizes.right,
-    )
-
-
-def _cuts(kind: str, before: Plan | None, sizes: Sizes, block: int) -> dict[str, Cut]:
-    """The columns of each role that are added to a plan, and how they are cut."""
-    # The first columns of a Hermitian operator's inner sketch follow from the right one.
-    start = {"inner": sizes.right if kind == "eigh" and sizes.inner else 0}
-    stops = {
-        "right": sizes.right, "test": sizes.test, "left": sizes.left, "inner": sizes.inner,
-    }  # fmt: skip
-    cuts = {}
-    for role, stop in stops.items():
-        first = before.span(role).stop if before and before.reach(role) else start.get(role, 0)
-        if stop > first:
-            cuts[role] = Cut(first, stop, min(block, stop - first) if before is None else block)
-    return cuts
-
-
 def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     """Refuses a spec that is not the one of the planned run, and shows the difference."""
     known, amendments = run.plan.identity, run.plan.amendments
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
-    wanted = _identity(spec, spec.operator.shape or known.shape, known.factory_sha256)
+    wanted = planning.identity_like(spec, known)
     if sha256 != known.factory_sha256:
         log.warning(
             "%s has changed since the run was planned; its products are still checked against "
@@ -337,7 +270,9 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
         ("sketch.inner_measurements", run.plan.inner, sizes.inner),
         ("recovery", run.plan.recovery, spec.recovery),
     ]
-    if spec.tolerance is None:
+    if spec.tolerance is None and not (
+        run.plan.parts[0].together and spec.sketch.left_measurements == "auto"
+    ):
         pairs.append(("sketch.left_measurements", run.plan.reach("left"), sizes.left))
     if spec.sketch.block != "auto":
         block = min(int(spec.sketch.block), run.plan.amendments[0].blocks["right"].stop)
@@ -626,9 +561,9 @@ def run_all(
                 merge_stage(run, resources, progress, executor=executor)
             if reached(run, resources, progress):
                 break
-            planned.run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
+            planned.run = rundir.amend_run(run, planning.grown(run.plan, next_look(run.plan)))
         # The memory of the operator is for the stages that follow.
-        planned.product = None
+        planned.operands = None
         settings = run.plan.recovery
         recover_stage.recover(run, settings, "default", resources, progress, executor)
     return assess(run)
@@ -648,7 +583,7 @@ def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
         CorruptError: If a file is damaged.
     """
     if not reached(run, resources, progress):
-        run = rundir.amend_run(run, _grown(run, next_look(run.plan)))
+        run = rundir.amend_run(run, planning.grown(run.plan, next_look(run.plan)))
         raise IncompleteError(
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
             f"measurements; go on with: skerch-ooc measure {run.directory}"
@@ -663,12 +598,10 @@ def _measure_all(
 ) -> bool:  # fmt: skip
     """Measures all rounds of the plan in force; whether that was completed."""
     while True:
-        if planned.product is None and not (
-            executor.remote or measure_stage.is_complete(planned.run)
-        ):
+        if planned.operands is None and not executor.remote:
             # Once for all rounds: it may take long to build.
-            planned.product = measure_stage.checked_product(
-                planned.run, operator, device or planned.run.plan.device, resources.threads
+            planned.operands = measure_stage.operands_of(
+                planned.run, device or planned.run.plan.device, resources.threads, operator
             )
         complete = measure_stage.measure(
             planned.run,
@@ -676,7 +609,7 @@ def _measure_all(
             resources,
             progress,
             operator=operator,
-            checked=planned.product,
+            operands=planned.operands,
             device=device,
             budget=budget,
         )
@@ -685,13 +618,6 @@ def _measure_all(
         if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
             return True
         merge_stage(planned.run, resources, progress, executor=executor)
-
-
-def _grown(run: Run, sizes: Sizes) -> Amendment:
-    """The amendment by which a plan reaches the given sizes."""
-    last = run.plan.amendments[-1]
-    cuts = _cuts(run.plan.identity.kind, run.plan, sizes, run.plan.block_width)
-    return dataclasses.replace(last, number=last.number + 1, blocks=cuts)
 
 
 def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
@@ -739,10 +665,63 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             f"measurements = {measurements}: the operator is {plan.identity.shape[0]} x "
             f"{plan.identity.shape[1]}, so that at most {min(plan.identity.shape)} make sense"
         )
-    amendment = _grown(run, sizes)
+    amendment = planning.grown(plan, sizes)
     if amendment.tolerance is not None:
         amendment = dataclasses.replace(amendment, most=measurements)
     return rundir.amend_run(run, amendment)
+
+
+def update(
+    run: Run,
+    operator: OperatorSpec | Any,
+    *,
+    scale: float = 1.0,
+    forget: float = 1.0,
+    again: bool = False,
+    executor: Executor | None = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Adds a summand ``B`` to the operator of a finished run: ``A <- forget A + scale B``.
+
+    Only ``B`` is measured, test sketch included; :func:`recover` and :func:`assess` then give what
+    a run of the sum would have given, to rounding.
+
+    Args:
+        run: The run; complete.
+        operator: ``B``, or the :class:`OperatorSpec` of a factory that makes it (a file is relative
+            to the current folder).
+        scale: What ``B`` is multiplied by.
+        forget: What ``A`` is multiplied by.
+        again: Whether a factory may be added again with the same arguments.
+        executor: :class:`Serial` (the default) or :class:`Dask`, which needs a factory.
+        memory: Peak resident memory of each process, in bytes or as text.
+        threads: Threads of each process.
+        device: Torch device, instead of the plan's.
+        progress: Shows how far it is.
+
+    Returns:
+        The run with the plan now in force; the same call resumes one that was interrupted.
+
+    Raises:
+        IncompleteError: If something else of the run is not measured yet.
+        OperatorError: If ``B`` is unusable.
+        UsageError: If the method's sketch is not linear in the operator (``hmt``), shapes differ,
+            or it was added before.
+    """
+    executor = executor or Serial()
+    named = isinstance(operator, OperatorSpec)
+    spec = operator if isinstance(operator, OperatorSpec) else OperatorSpec()
+    asked = Update(spec, scale, forget, None if named else operator, Path.cwd(), again)
+    resources = resources_of(executor, memory, threads, device)
+    run, operands = update_run(run, asked, resources)
+    measure_stage.measure(
+        run, executor, resources, progress or Progress(), operator=asked.at_hand,
+        operands=None if executor.remote else operands, device=device,
+    )  # fmt: skip
+    return run
 
 
 def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
@@ -874,8 +853,8 @@ def decompose(
     planned = make_plan(spec, Path(run_dir), resources, operator=A)
     if not planned.fresh:
         # Another object under the name of an old run must never be given the old answer.
-        planned.product = measure_stage.open_product(planned.run, A, device)
-        measure_stage.check_or_publish_fingerprint(planned.run, planned.product, resources.threads)
+        planned.operands = Operands(planned.run, device, resources.threads, operator=A)
+        planned.operands.check_all()
     assessment = run_all(planned, Serial(), resources, progress or Progress(), operator=A)
     assert assessment is not None
     require_tolerance(planned.run.plan, assessment)

@@ -8,6 +8,7 @@ shards of the old one are not taken for shards of the new.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +26,14 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import (
     Rectangle,
+    RoleReader,
     SketchReader,
+    Strip,
+    by_role,
     list_shards,
     listing_of,
     missing_of,
-    open_shard,
-    used_shards,
+    strip_of,
     wait_for_columns,
 )
 from skerch_ooc.sides import (
@@ -148,7 +151,7 @@ class Round:
     @property
     def products(self) -> int:
         """Products that the round takes."""
-        return sum(map(len, self.planned.values()))
+        return sum(map(len, self.planned.values())) * self.run.plan.summands
 
     def blocks(self, role: str) -> list[Range]:
         """The column ranges of a role that are tasks of their own."""
@@ -156,10 +159,44 @@ class Round:
             return self.run.plan.blocks(role)
         return cut(self.planned[role], self.run.plan.block_width)
 
-    def missing(self, shards: Iterable[Rectangle] | None = None) -> dict[str, list[Range]]:
-        """The columns of each role that no shard holds."""
+    @cached_property
+    def strips(self) -> list[Strip]:
+        """What is measured in this round, by role and part."""
+        plan = self.run.plan
+        return [
+            strip_of(plan, part, role, columns, self.heights[role])
+            for role, columns in self.planned.items()
+            for part in plan.parts
+        ]
+
+    @cached_property
+    def merged_strips(self) -> list[Strip]:
+        """What is merged: also the roles that a later round takes from the first."""
+        plan = self.run.plan
+        earlier = {role for side in self.sides for role in side.sketches} - self.planned.keys()
+        return self.strips + [
+            strip_of(plan, part, role, plan.span(role), height_of_role(plan, role))
+            for role in sorted(earlier)
+            for part in plan.parts
+        ]
+
+    def missing_strips(self, shards: Iterable[Rectangle] | None = None) -> dict[Strip, list[Range]]:
+        """The columns of each role and part that no shard holds."""
         listed = list_shards(self.run.shards) if shards is None else shards
-        return missing_of(self.planned, self.heights, listed)
+        return missing_of(self.strips, listed)
+
+    def missing(self, shards: Iterable[Rectangle] | None = None) -> dict[str, list[Range]]:
+        """The columns of each role that no shard holds, or not those of all parts."""
+        return by_role(self.missing_strips(shards))
+
+    def products_left(self, shards: Iterable[Rectangle] | None = None) -> int:
+        """Products that are still to be made; those of a summand's parts are one product."""
+        parts = self.run.plan.parts
+        left = sum(
+            sum(map(len, ranges)) * parts[strip.part].weight
+            for strip, ranges in self.missing_strips(shards).items()
+        )
+        return math.ceil(left - 1e-6)
 
     @cached_property
     def sketch(self) -> Sketch:
@@ -173,15 +210,8 @@ class Round:
 
     def rectangles(self, listed: Iterable[Rectangle]) -> list[Rectangle]:
         """Those of some shards that may be used for the sketch of this round, in order."""
-        plan = self.run.plan
-        heights = dict(self.heights)
-        for role in {role for side in self.sides for role in side.sketches} - heights.keys():
-            heights[role] = height_of_role(plan, role)
-        return [
-            shard
-            for shard in listed
-            if shard.role in heights and shard.rows == Range(0, heights[shard.role])
-        ]
+        wanted = {(strip.role, strip.part, strip.rows) for strip in self.merged_strips}
+        return [shard for shard in listed if (shard.role, shard.part, shard.rows) in wanted]
 
     def listing(self, listed: Iterable[Rectangle]) -> str:
         """A hash by which another set of shards, or another plan, is noticed."""
@@ -225,40 +255,37 @@ class Sketch:
 
     def __init__(self, round_: Round) -> None:
         self.round = round_
-        run, plan = round_.run, round_.run.plan
-        planned, heights = dict(round_.planned), dict(round_.heights)
-        for side in round_.sides:
-            for role in side.sketches:
-                if role not in planned:
-                    planned[role] = plan.span(role)
-                    heights[role] = height_of_role(plan, role)
+        run = round_.run
         # Before they are opened: what changes meanwhile must not go by this name.
         self._listing = round_.listing(list_shards(run.shards))
-        rectangles = round_.rectangles(wait_for_columns(run.shards, planned, heights))
+        strips = round_.merged_strips
+        rectangles = wait_for_columns(run.shards, strips)
         self.readers = {
-            side.name: SketchReader(run, run.shards, rectangles, side) for side in round_.sides
+            side.name: SketchReader(run, run.shards, rectangles, side, strips)
+            for side in round_.sides
         }
-        self._inner: list[tuple[Range, Rectangle, SealedFile]] = []
-        if "inner" in planned:
-            for _, parts in used_shards({"inner": planned["inner"]}, rectangles)["inner"]:
-                for part, rectangle in parts:
-                    file = open_shard(run, run.shards, rectangle)
-                    self._inner.append((part, rectangle, file))
-        files = {rectangle: file for _, rectangle, file in self._inner}
+        self._inner: RoleReader | None = None
+        files: dict[Rectangle, SealedFile] = {}
+        if "inner" in round_.planned:
+            of_inner = [strip for strip in strips if strip.role == "inner"]
+            self._inner = RoleReader(run, run.shards, rectangles, of_inner, run.plan.inner)
+            files |= self._inner.files
         for reader in self.readers.values():
             files |= reader.files
         self.shard_files = [files[rectangle] for rectangle in sorted(files)]
-        self.digest = digest([file.identity for file in self.shard_files])
+        stated: list[Any] = [file.identity for file in self.shard_files]
+        if run.plan.summands > 1:
+            stated.append([part.scale for part in run.plan.parts])
+        self.digest = digest(stated)
         self.folder = sketch_folder(run, self.digest)
 
     def inner(self) -> Array:
         """The measured columns of the inner sketch, ``(s, columns)``; there may be none."""
         plan = self.round.run.plan
-        span, rows = plan.span("inner"), Range(0, plan.inner)
-        out = np.empty((len(rows), len(span)), plan.identity.dtype)
-        for part, rectangle, file in self._inner:
-            inside = part.shifted(-rectangle.columns.start)
-            out[:, part.shifted(-span.start).slice] = file.read(rows, inside)
+        out = np.empty((plan.inner, len(plan.span("inner"))), plan.identity.dtype)
+        if self._inner is not None:
+            for number, rows in enumerate(plan.tiles(plan.inner)):
+                self._inner.read_tile(number, out[rows.slice])
         return out
 
     def basis(self) -> Basis | None:
@@ -346,10 +373,9 @@ def count_products(
     planned = done = last = 0
     rounds = list(known_rounds(run)) if rounds is None else rounds
     for known in rounds:
-        left = sum(len(piece) for pieces in known.missing(listed).values() for piece in pieces)
         planned += known.products
-        done += known.products - left
-        last = len(known.planned[known.role])
+        done += known.products - known.products_left(listed)
+        last = len(known.planned[known.role]) * run.plan.summands
     planned += (run.plan.rounds - len(rounds)) * last
     checks = 0
     for record in run.receipts():

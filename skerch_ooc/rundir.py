@@ -53,13 +53,16 @@ class Run:
         """Receipts and logs; nothing here is ever needed to go on."""
         return self.directory / "logs"
 
-    def fingerprint(self) -> dict[str, Any] | None:
-        """The operator's published fingerprint, or ``None`` if nobody has measured it yet.
+    def _fingerprint_path(self, part: int) -> Path:
+        return self.directory / (FINGERPRINT if part == 0 else f"fingerprint.p{part}.json")
+
+    def fingerprint(self, part: int = 0) -> dict[str, Any] | None:
+        """The published fingerprint of a part, or ``None`` if nobody has measured it yet.
 
         Raises:
             CorruptError: If the file is damaged, or of another run.
         """
-        path = self.directory / FINGERPRINT
+        path = self._fingerprint_path(part)
         try:
             value = files.read_json(path)
         except FileNotFoundError:
@@ -71,12 +74,12 @@ class Run:
             raise CorruptError(f"{path} belongs to another run ({str(value.get('run'))[:16]}...)")
         return dict(value)
 
-    def publish_fingerprint(self, value: dict[str, Any]) -> None:
-        """Publishes the operator's fingerprint, unless another process already has."""
+    def publish_fingerprint(self, value: dict[str, Any], part: int = 0) -> None:
+        """Publishes the fingerprint of a part, unless another process already has."""
         value = value | {"run": self.plan.run_id}
         files.publish_bytes(
             files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n",
-            self.directory / FINGERPRINT,
+            self._fingerprint_path(part),
         )
 
     def receipts(self) -> Iterator[dict[str, Any]]:

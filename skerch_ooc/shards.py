@@ -22,11 +22,12 @@ import numpy.typing as npt
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.files import LATE_FILES_SECONDS, digest
 from skerch_ooc.interleave import Batch, batch_size
-from skerch_ooc.partition import Range, cover, gaps
+from skerch_ooc.partition import Range, cover, gaps, tree_sum
+from skerch_ooc.parts import Part
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
-from skerch_ooc.sides import Side, height_of_role
-from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+from skerch_ooc.sides import Side, gathers
+from skerch_ooc.spec import FORMAT_VERSION, Plan
 
 Array = npt.NDArray[Any]
 
@@ -107,20 +108,28 @@ def publish_shard(
         IncompleteError: If it cannot be written.
     """
     require_finite(array, rectangle)
-    layout = shard_layout(plan, rectangle)
+    layout = shard_layout(plan, rectangle, shard_dtype(plan, rectangle))
     with sealed_writer(folder / rectangle.name, layout) as writer:
         for number in range(layout.grid[0]):
             writer.write_rows(number, array[layout.rows(number).slice])
         return writer.publish(rectangle.identity(plan.run_id), provenance=provenance)
 
 
-def shard_layout(plan: Plan, rectangle: Rectangle) -> Layout:
+def shard_dtype(plan: Plan, rectangle: Rectangle) -> str:
+    """The dtype of a shard: the plan's, or in double precision where others are added to it."""
+    part = plan.parts[rectangle.part] if rectangle.part < len(plan.parts) else Part()
+    if part.is_partial(adjoint=gathers(plan, rectangle.role)):
+        return str(np.result_type(plan.identity.dtype, np.float64))
+    return plan.identity.dtype
+
+
+def shard_layout(plan: Plan, rectangle: Rectangle, dtype: str) -> Layout:
     """How a shard keeps its data: contiguous, with a checksum for each row tile."""
     width = len(rectangle.columns)
     return Layout(
         name=rectangle.role,
         shape=(len(rectangle.rows), width),
-        dtype=plan.identity.dtype,
+        dtype=dtype,
         tile=(plan.identity.tile[0], width),
     )
 
@@ -176,53 +185,92 @@ def strangers(folder: Path) -> list[str]:
     )
 
 
-def missing_columns(plan: Plan, shards: Iterable[Rectangle]) -> dict[str, list[Range]]:
-    """The column ranges of each role of the first round that the plan wants and no shard holds."""
-    planned = {role: plan.span(role) for role in ROLES if plan.reach(role)}
-    heights = {role: height_of_role(plan, role) for role in planned}
-    return missing_of(planned, heights, shards)
+@dataclass(frozen=True)
+class Strip:
+    """Columns of a role that are planned for one part of the operator.
+
+    Attributes:
+        role: The role.
+        part: Number of the part.
+        columns: The columns.
+        rows: The rows of the sketch that the part makes, or adds to.
+    """
+
+    role: str
+    part: int
+    columns: Range
+    rows: Range
+
+    def holds(self, shard: Rectangle) -> bool:
+        """Whether a shard has columns of this role and part, and all rows of them."""
+        return (shard.role, shard.part, shard.rows) == (self.role, self.part, self.rows)
 
 
-def missing_of(
-    planned: Mapping[str, Range], heights: Mapping[str, int], shards: Iterable[Rectangle]
-) -> dict[str, list[Range]]:
-    """The column ranges of each role that are planned, and that no shard of full height holds."""
-    present: dict[str, list[Range]] = {role: [] for role in planned}
+def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Strip:
+    """What is planned of a role for a part, where the sketch of the role has so many rows."""
+    rows = Range(0, height) if part.rows is None or gathers(plan, role) else part.rows
+    return Strip(role, part.number, columns, rows)
+
+
+def missing_of(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Range]]:
+    """The column ranges of each strip that no shard holds."""
+    present: dict[tuple[str, int, Range], list[Range]] = {}
     for shard in shards:
-        if shard.role in present and shard.rows == Range(0, heights[shard.role]):
-            present[shard.role].append(shard.columns)
-    return {role: gaps(span, present[role]) for role, span in planned.items()}
+        present.setdefault((shard.role, shard.part, shard.rows), []).append(shard.columns)
+    return {
+        strip: gaps(strip.columns, present.get((strip.role, strip.part, strip.rows), []))
+        for strip in strips
+    }
 
 
-def wait_for_columns(
-    folder: Path, planned: Mapping[str, Range], heights: Mapping[str, int]
-) -> list[Rectangle]:
+def by_role(missing: Mapping[Strip, Sequence[Range]]) -> dict[str, list[Range]]:
+    """The columns of each role that some part lacks, in order and as few ranges as can be."""
+    lacking: dict[str, list[Range]] = {strip.role: [] for strip in missing}
+    for strip, ranges in missing.items():
+        lacking[strip.role] += ranges
+    return {role: _joined(ranges) for role, ranges in lacking.items()}
+
+
+def _joined(ranges: Iterable[Range]) -> list[Range]:
+    joined: list[Range] = []
+    for piece in sorted(ranges):
+        if joined and piece.start < joined[-1].stop:
+            piece = Range(joined[-1].start, max(joined[-1].stop, piece.stop))
+            joined.pop()
+        joined.append(piece)
+    return joined
+
+
+def wait_for_columns(folder: Path, strips: Sequence[Strip]) -> list[Rectangle]:
     """The column shards that make up a sketch, once all are there.
 
     Args:
         folder: Where they are.
-        planned: The columns of each role.
-        heights: The rows of each role's sketch.
+        strips: What is planned of each role and part.
 
     Raises:
         IncompleteError: If columns are missing, even after a pause for late files.
     """
     for pause in (*LATE_FILES_SECONDS, None):
         shards = list_shards(folder)
-        missing = missing_of(planned, heights, shards)
+        missing = missing_of(strips, shards)
         if not any(missing.values()):
-            return [shard for shard in shards if shard.role in planned]
+            wanted = {(strip.role, strip.part, strip.rows) for strip in strips}
+            return [shard for shard in shards if (shard.role, shard.part, shard.rows) in wanted]
         if pause is not None:
             time.sleep(pause)
+    several = len({strip.part for strip in strips}) > 1
     lacking = [
-        f"{role} {', '.join(map(str, ranges[:4]))}{', ...' if len(ranges) > 4 else ''}"
-        for role, ranges in missing.items()
+        (f"part {strip.part}: " if several else "")
+        + f"{strip.role} {', '.join(map(str, ranges[:4]))}{', ...' if len(ranges) > 4 else ''}"
+        for strip, ranges in missing.items()
         if ranges
     ]
     count = sum(len(piece) for ranges in missing.values() for piece in ranges)
-    total = sum(map(len, planned.values()))
+    total = sum(len(strip.columns) for strip in strips)
+    shown = "; ".join(lacking[:8]) + ("; ..." if len(lacking) > 8 else "")
     raise IncompleteError(
-        f"{count} of {total} columns are not measured yet ({'; '.join(lacking)}); "
+        f"{count} of {total} columns are not measured yet ({shown}); "
         f"measure them with: skerch-ooc measure {folder.parent}"
     )
 
@@ -239,7 +287,7 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     advice = f". To make it anew: rm {path} && {again}"
     try:
         file = SealedFile(path)
-        check_identity(file, rectangle, run.plan)
+        check_identity(file, rectangle, run.plan, merged=folder != run.shards)
     except FileNotFoundError:
         raise IncompleteError(f"{path} is gone; make it again with: {again}") from None
     except CorruptError as error:
@@ -248,8 +296,16 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     return file
 
 
-def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
+def check_identity(
+    file: SealedFile, rectangle: Rectangle, plan: Plan, *, merged: bool = False
+) -> None:
     """Checks that an opened shard is the wanted rectangle of this run.
+
+    Args:
+        file: The shard.
+        rectangle: What it should be.
+        plan: The plan in force.
+        merged: Whether it is a row shard of a merged sketch, of all parts.
 
     Raises:
         CorruptError: Naming the file and both values.
@@ -268,37 +324,68 @@ def check_identity(file: SealedFile, rectangle: Rectangle, plan: Plan) -> None:
             + ", ".join(f"{key} {stated.get(key)} instead of {wanted[key]}" for key in different)
             + " (it may have been renamed or swapped)"
         )
-    if file.layout != shard_layout(plan, rectangle):
+    dtype = plan.identity.dtype if merged else shard_dtype(plan, rectangle)
+    if file.layout != shard_layout(plan, rectangle, dtype):
         raise CorruptError(f"{file.path} is not laid out as this plan's shards are")
 
 
-def used_shards(
-    planned: Mapping[str, Range], rectangles: Iterable[Rectangle]
-) -> dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]]:
-    """For each role its row bands, and for each band which columns to take from which shard.
+def used_shards(strip: Strip, rectangles: Iterable[Rectangle]) -> list[tuple[Range, Rectangle]]:
+    """Which columns of a strip to take from which shard.
 
     Raises:
-        ValueError: If the shards of a band do not hold all columns.
+        ValueError: If the shards do not hold all columns.
     """
-    bands: dict[str, list[tuple[Range, list[tuple[Range, Rectangle]]]]] = {}
-    listed = list(rectangles)
-    for role, span in planned.items():
-        bands[role] = []
-        for rows in sorted({r.rows for r in listed if r.role == role}):
-            members = [r for r in listed if r.role == role and r.rows == rows]
-            parts = cover(span, [r.columns for r in members])
-            bands[role].append((rows, [(part, members[index]) for part, index in parts]))
-    return bands
+    members = [rectangle for rectangle in rectangles if strip.holds(rectangle)]
+    parts = cover(strip.columns, [rectangle.columns for rectangle in members])
+    return [(part.shifted(-strip.columns.start), members[index]) for part, index in parts]
 
 
-class SketchReader:
-    """Reads row tiles of all columns of a side's sketches, whatever shards they are cut into.
+@dataclass(frozen=True)
+class _Band:
+    """The shards of a strip.
+
+    Attributes:
+        strip: The strip.
+        shards: Which columns to take from which of them, counted from the first of the strip.
+    """
+
+    strip: Strip
+    shards: list[tuple[Range, Rectangle]]
+
+    @property
+    def rows(self) -> Range:
+        """The rows of the sketch that they hold."""
+        return self.strip.rows
+
+    def inside(self, columns: Range, rectangle: Rectangle) -> Range:
+        """Columns of the strip, counted from the first of a shard."""
+        return columns.shifted(self.strip.columns.start - rectangle.columns.start)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The bands of one summand.
+
+    Attributes:
+        scale: What it is multiplied by.
+        bands: Its bands, in the order of its parts.
+        added: Whether they lie over each other; else they lie below each other.
+    """
+
+    scale: float
+    bands: list[_Band]
+    added: bool
+
+
+class RoleReader:
+    """Reads row tiles of the sketch of one role, whatever shards and parts it is cut into.
 
     Args:
         run: The run.
-        folder: Where the shards are.
-        rectangles: The shards; those of equal rows must hold all columns of their role.
-        side: Which roles, and where their columns are to stand.
+        folder: Where the shards are: those of the run, or row shards of a merged sketch.
+        rectangles: The shards.
+        strips: What of them makes up the sketch, in the order of the parts.
+        height: Rows of the sketch.
 
     Attributes:
         files: The opened shards that are read from.
@@ -308,39 +395,51 @@ class SketchReader:
         IncompleteError: If one is gone.
     """
 
-    def __init__(self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side) -> None:
-        self.side = side
-        self._tiles = run.plan.tiles(side.rows)
+    def __init__(
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Strip],
+        height: int,
+    ) -> None:  # fmt: skip
+        self._tiles = run.plan.tiles(height)
         self._tile_rows = run.plan.identity.tile[0]
-        planned = {role: Range(0, len(place)) for role, place in side.sketches.items()}
-        self._bands = used_shards(planned, rectangles)
+        self._dtype = np.dtype(run.plan.identity.dtype)
+        self._wide = np.result_type(self._dtype, np.float64)
+        self._layers: list[_Layer] = []
+        if folder == run.shards:
+            parts = run.plan.parts
+            for summand in range(parts[-1].summand + 1):
+                mine = [strip for strip in strips if parts[strip.part].summand == summand]
+                added = len(mine) > 1 and mine[0].rows == mine[1].rows
+                self._add(parts[mine[0].part].scale, mine, rectangles, added=added)
+        else:
+            self._add(1.0, strips, rectangles, added=False)
+        self._plain = (
+            len(self._layers) == 1 and self._layers[0].scale == 1 and not self._layers[0].added
+        )
         self.files = {
             rectangle: open_shard(run, folder, rectangle)
-            for bands in self._bands.values()
-            for _, parts in bands
-            for _, rectangle in parts
+            for layer in self._layers
+            for band in layer.bands
+            for _, rectangle in band.shards
         }
 
-    def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
-        """For each shard of the first row band, where its columns stand in ``Z``.
+    def _add(
+        self, scale: float, strips: Sequence[Strip], rectangles: Sequence[Rectangle], *, added: bool
+    ) -> None:
+        bands = [_Band(strip, used_shards(strip, rectangles)) for strip in strips]
+        self._layers.append(_Layer(scale, bands, added))
 
-        Args:
-            roles: Only these, and where they stand in a ``Z`` of these alone; all by default.
-        """
-        kept = [role for role in self.side.sketches if roles is None or role in roles]
-        start = self.side.sketches[kept[0]].start if kept else 0
-        return [
-            (part.shifted(self.side.sketches[role].start - start), self.files[rectangle].path)
-            for role in kept
-            for part, rectangle in self._bands[role][0][1]
-        ]
+    @property
+    def placed(self) -> list[tuple[Range, Path]]:
+        """For each shard of the first part, or row band, where its columns stand."""
+        first = self._layers[0].bands[0]
+        return [(part, self.files[rectangle].path) for part, rectangle in first.shards]
 
     def read_tile(self, number: int, out: Array) -> Array:
-        """Reads one row tile of all roles.
+        """Reads one row tile.
 
         Args:
-            number: Number of the row tile.
-            out: Buffer of at least a tile's rows, and as many columns as all roles have.
+            number: Its number.
+            out: Buffer of at least a tile's rows, and as many columns as the role has.
 
         Returns:
             The filled part of ``out``, converted to its dtype.
@@ -348,26 +447,58 @@ class SketchReader:
         Raises:
             CorruptError: If a checksum is wrong.
         """
-        out = out[: len(self._tiles[number])]
-        for role, place in self.side.sketches.items():
-            self.read_role(number, role, out[:, place.slice])
-        return out
-
-    def read_role(self, number: int, role: str, out: Array) -> Array:
-        """Reads one row tile of one role; otherwise as :meth:`read_tile`."""
         rows = self._tiles[number]
         out = out[: len(rows)]
-        band_rows, parts = next(b for b in self._bands[role] if rows.within(b[0]))
-        tile = (rows.start - band_rows.start) // self._tile_rows
-        for together in self._batches(parts, len(rows)):
+        if self._plain:
+            return self._read_layer(self._layers[0], rows, out)
+        total = np.zeros(out.shape, self._wide)
+        space = np.empty(out.shape, self._wide)
+        for layer in self._layers:
+            part = self._read_layer(layer, rows, space)
+            part *= layer.scale
+            total += part
+        # As if it had been measured in one: what was merged must not be finer than what is read.
+        out[:] = total.astype(self._dtype)
+        return out
+
+    def _read_layer(self, layer: _Layer, rows: Range, out: Array) -> Array:
+        bands = [band for band in layer.bands if len(band.rows.common(rows))]
+        if not layer.added:
+            for band in bands:
+                inside = band.rows.common(rows)
+                self._read_band(band, inside, out[inside.shifted(-rows.start).slice])
+            return out
+
+        def wide(band: _Band) -> Array:
+            return self._read_band(band, rows, np.empty(out.shape, self._wide))
+
+        def add(total: Array, other: Array) -> Array:
+            total += other
+            return total
+
+        out[:] = tree_sum(map(wide, bands), add).astype(self._dtype)
+        return out
+
+    def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:
+        """Reads rows of one band."""
+        offset = rows.start - band.rows.start
+        last = rows.stop == band.rows.stop
+        if offset % self._tile_rows or not (last or len(rows) == self._tile_rows):
+            # The tiles of a part that begins elsewhere are not those of the whole.
+            for part, rectangle in band.shards:
+                out[:, part.slice] = self.files[rectangle].read(
+                    rows.shifted(-band.rows.start), band.inside(part, rectangle)
+                )
+            return out
+        tile = offset // self._tile_rows
+        for together in self._batches(band.shards, len(rows)):
             place = Range(together[0][0].start, together[-1][0].stop)
             if len(together) > 1:
                 self._read_batch([file for _, file in together], tile, out[:, place.slice])
                 continue
             ((part, rectangle),) = together
             data = self.files[rectangle].read_tile(tile)
-            inside = part.shifted(-rectangle.columns.start)
-            out[:, part.slice] = data[:, inside.slice]
+            out[:, part.slice] = data[:, band.inside(part, rectangle).slice]
         return out
 
     def _batches(
@@ -401,3 +532,74 @@ class SketchReader:
         layout = self.files[rectangle].layout
         assert layout is not None
         return layout
+
+
+class SketchReader:
+    """Reads row tiles of all columns of a side's sketches.
+
+    Args:
+        run: The run.
+        folder: Where the shards are: those of the run, or row shards of a merged sketch.
+        rectangles: The shards.
+        side: Which roles, and where their columns are to stand.
+        strips: What of the shards makes up the sketches, in the order of the parts.
+
+    Attributes:
+        files: The opened shards that are read from.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign or swapped.
+        IncompleteError: If one is gone.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side,
+        strips: Sequence[Strip],
+    ) -> None:  # fmt: skip
+        self.side = side
+        self._tiles = run.plan.tiles(side.rows)
+        self._roles = {
+            role: RoleReader(
+                run, folder, rectangles, [s for s in strips if s.role == role], side.rows
+            )
+            for role in side.sketches
+        }
+        self.files: dict[Rectangle, SealedFile] = {}
+        for reader in self._roles.values():
+            self.files |= reader.files
+
+    def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
+        """For each shard of the first part, or row band, where its columns stand in ``Z``.
+
+        Args:
+            roles: Only these, and where they stand in a ``Z`` of these alone; all by default.
+        """
+        kept = [role for role in self.side.sketches if roles is None or role in roles]
+        start = self.side.sketches[kept[0]].start if kept else 0
+        return [
+            (part.shifted(self.side.sketches[role].start - start), path)
+            for role in kept
+            for part, path in self._roles[role].placed
+        ]
+
+    def read_tile(self, number: int, out: Array) -> Array:
+        """Reads one row tile of all roles.
+
+        Args:
+            number: Number of the row tile.
+            out: Buffer of at least a tile's rows, and as many columns as all roles have.
+
+        Returns:
+            The filled part of ``out``, converted to its dtype.
+
+        Raises:
+            CorruptError: If a checksum is wrong.
+        """
+        out = out[: len(self._tiles[number])]
+        for role, place in self.side.sketches.items():
+            self._roles[role].read_tile(number, out[:, place.slice])
+        return out
+
+    def read_role(self, number: int, role: str, out: Array) -> Array:
+        """Reads one row tile of one role; otherwise as :meth:`read_tile`."""
+        return self._roles[role].read_tile(number, out)

@@ -105,6 +105,14 @@ def is_adjoint(plan: Plan, number: int) -> bool:
     return plan.identity.kind == "svd" and number % 2 == 0
 
 
+def gathers(plan: Plan, role: str) -> bool:
+    """Whether all rows of the operator contribute to each entry of a role's sketch."""
+    if role.startswith("round"):
+        number = role.removeprefix("round").partition("-")[0]
+        return is_adjoint(plan, int(number))
+    return role in ("left", "inner")
+
+
 def test_matrix_of(plan: Plan, role: str) -> str:
     """The test matrix that a role of the first round multiplies the operator with."""
     if role != "inner":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,12 @@ class Sizes:
     left: int
     inner: int
     test: int
+
+    roles: ClassVar[tuple[str, ...]] = ("right", "test", "left", "inner")
+
+    def as_dict(self) -> dict[str, int]:
+        """The columns of each role, in the order in which they are measured."""
+        return {role: getattr(self, role) for role in self.roles}
 
 
 def require_sense(spec: Spec) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from skerch_ooc.errors import CorruptError, UsageError
 from skerch_ooc.files import canonical_json, digest
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.parts import Part, require_numbered
 
 FORMAT_VERSION = 1
 NOISE_VERSION = 1
@@ -28,6 +29,9 @@ NOISE_VERSION = 1
 KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
+SPARSER = ("sparse-sign-64", "sparse-sign-256")
+"""Of test matrices that are wide and applied to rows at hand; planned, never asked for."""
+
 METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
 NESTING_METHODS = ("nystrom", "singlepass")
 """Methods to whose sketch columns can be added."""
@@ -184,6 +188,8 @@ class OperatorSpec(_Checked):
         args: Keyword arguments of the factory; JSON values.
         device: The torch device on which the operator runs.
         shape: ``(height, width)``, if it is to be planned without loading the operator.
+        parts: In how many parts an operator that has terms (:class:`skerch_ooc.Sum`,
+            :class:`skerch_ooc.Stack`, a matrix on disk) is measured, at most; or ``"auto"``.
     """
 
     section = "operator"
@@ -193,6 +199,7 @@ class OperatorSpec(_Checked):
     )
     device: str = _key(_text, "cpu")
     shape: tuple[int, int] | None = _key(_shape, None)
+    parts: int | str = _key(_integer_or("auto", 1), "auto")
 
 
 @dataclass(frozen=True)
@@ -356,24 +363,36 @@ def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
     return kind(**values)
 
 
-def _override(table: dict[str, Any], text: str) -> None:
+def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of a factory from ``"key=value"`` texts.
+
+    Raises:
+        UsageError: If one has another form.
+    """
+    table: dict[str, Any] = {}
+    for text in texts:
+        _override(table, text, option="--arg")
+    return table
+
+
+def _override(table: dict[str, Any], text: str, option: str = "--set") -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set {text}: must have the form key=value or section.key=value")
+        raise UsageError(f"{option} {text}: must have the form key=value or section.key=value")
     parsed: Any = value.strip()
     try:
         lines = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         lines = {}
     except RecursionError:
-        raise UsageError(f"--set {key}: the value is nested too deeply") from None
+        raise UsageError(f"{option} {key}: the value is nested too deeply") from None
     if lines.keys() == {"value"}:
         parsed = lines["value"]
     *sections, last = (part.strip() for part in key.split("."))
     for name in sections:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {text}: {name} is not a table")
+            raise UsageError(f"{option} {text}: {name} is not a table")
         table = inner
     table[last] = parsed
 
@@ -457,7 +476,9 @@ class Identity:
                 dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
                 seed=_integer(0, MAX_SEED)("seed", value["seed"]),
                 noise={
-                    _one_of(*TEST_MATRICES)("noise", role): _one_of(*NOISES)("noise", noise)
+                    _one_of(*TEST_MATRICES)("noise", role): _one_of(*NOISES, *SPARSER)(
+                        "noise", noise
+                    )
                     for role, noise in value["noise"].items()
                 },
                 tile=(TILE_ROWS, TILE_COLUMNS),
@@ -491,6 +512,7 @@ class Amendment:
         folder: The factory's folder, relative to the run directory.
         tolerance: Relative error at which measuring may stop, if there is one.
         most: With a tolerance: columns of the right sketch that are measured at most.
+        parts: The parts of the operator, and their scales, in force from here on.
     """
 
     run_id: str
@@ -501,6 +523,7 @@ class Amendment:
     folder: str
     tolerance: float | None = None
     most: int | None = None
+    parts: tuple[Part, ...] = (Part(),)
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file, with its own SHA-256."""
@@ -509,7 +532,7 @@ class Amendment:
             "run": self.run_id,
             "number": self.number,
             "blocks": {role: dataclasses.asdict(piece) for role, piece in self.blocks.items()},
-            "parts": [{"number": 0, "scale": 1.0}],
+            "parts": [part.as_json() for part in self.parts],
             "recovery": self.recovery.as_json() | {"vectors": self.recovery.vectors},
             "device": self.device,
             "folder": self.folder,
@@ -543,7 +566,9 @@ class Amendment:
                 folder=_text("folder", value["folder"]),
                 tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
                 most=_optional(_integer(1))("most", value.get("most")),
+                parts=tuple(Part.from_json(part) for part in value["parts"]),
             )
+            require_numbered(amendment.parts)
             for role, piece in blocks.items():
                 if piece.start >= piece.stop:
                     raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
@@ -577,6 +602,16 @@ class Plan:
     def device(self) -> str:
         """The device in force."""
         return self.amendments[-1].device
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the operator, with the scales in force."""
+        return self.amendments[-1].parts
+
+    @property
+    def summands(self) -> int:
+        """How many operators are added up."""
+        return self.parts[-1].summand + 1
 
     @property
     def rounds(self) -> int:
@@ -614,20 +649,27 @@ class Plan:
             for block in cut(Range(piece.start, piece.stop), piece.width)
         ]
 
+    def width(self, role: str) -> int:
+        """The width of the blocks in which further columns of a role are measured."""
+        cuts = [a.blocks[role] for a in self.amendments if role in a.blocks]
+        return cuts[-1].width if cuts else self.block_width
+
     @property
     def block_width(self) -> int:
         """The width of the blocks of the right sketch, and of later rounds."""
-        return self.amendments[-1].blocks["right"].width
+        return self.width("right")
 
     @property
     def products(self) -> int:
         """Planned products of the measurements, the probe's and fingerprints' not counted.
 
+        Those with the parts of a summand are one product; each summand has its own.
+
         Later rounds take one for each column of the right sketch, or fewer where its numerical
         rank is below that.
         """
         later = (self.rounds - 1) * self.reach("right")
-        return sum(self.reach(role) for role in ROLES) + later
+        return (sum(self.reach(role) for role in ROLES) + later) * self.summands
 
     def tiles(self, height: int | None = None) -> list[Range]:
         """The row tiles of sketches of the operator's height, or of another."""

@@ -51,8 +51,8 @@ def _with_advice(run: Run, path: Path, text: str) -> str:
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Callable[[SealedFile], None]]]:
-    def of_rectangle(rectangle: Rectangle) -> Callable[[SealedFile], None]:
-        return lambda file: check_identity(file, rectangle, run.plan)
+    def of_rectangle(rectangle: Rectangle, *, merged: bool = False) -> Callable[[SealedFile], None]:
+        return lambda file: check_identity(file, rectangle, run.plan, merged=merged)
 
     def of_run(file: SealedFile) -> None:
         if file.identity.get("run") != run.plan.run_id:
@@ -64,7 +64,7 @@ def _checks(run: Run) -> Iterator[tuple[Path, Callable[[SealedFile], None]]]:
     for folder in sorted(path for path in run.sketch.iterdir() if path.is_dir()):
         rows = list_shards(folder)
         for rectangle in rows:
-            yield folder / rectangle.name, of_rectangle(rectangle)
+            yield folder / rectangle.name, of_rectangle(rectangle, merged=True)
         for path in sorted(folder.glob("*.h5")):
             if Rectangle.from_name(path.name) is None and not path.name.startswith("."):
                 yield path, of_run

@@ -97,7 +97,8 @@ def _left(run: Run) -> Iterator[tuple[Stage, list[int]]]:
         return
     yield from _left_of_known(known)
     for number in range(known.number + 1, plan.rounds + 1):
-        yield Stage("measure", number), list(range(len(plan.blocks("right"))))
+        count = len(plan.parts) * len(plan.blocks("right"))
+        yield Stage("measure", number), list(range(count))
         yield from _after_measuring(plan, number)
     yield Stage("assess"), [0]
 

@@ -257,3 +257,17 @@ def leaves(n: int = 200, at_once: bool = False):
             return super().__matmul__(x)
 
     return Leaving(dense(n, "decay", "float32"))
+
+
+def sum_of_terms(terms: int, n: int, first: int = 0) -> object:
+    """A sum of Hermitian matrices, made when they are needed."""
+    from skerch_ooc import Sum
+
+    def term(seed: int) -> Matrix:
+        generator = torch.Generator().manual_seed(seed)
+        factor = torch.randn(n, 12, generator=generator)
+        factor *= 0.6 ** torch.arange(12)
+        return Matrix(factor @ factor.T)
+
+    makers = [lambda seed=seed: term(seed) for seed in range(first, first + terms)]
+    return Sum(makers, shape=(n, n), dtype="float32")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import OperatorError
+from skerch_ooc.partition import Range
 
 Array = npt.NDArray[Any]
 
@@ -45,12 +46,38 @@ class Product:
         if not self._numpy:
             _require_device(device)
 
-    def __call__(self, columns: Array, *, adjoint: bool = False) -> Array:
+    together = False
+    """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
+
+    @property
+    def terms(self) -> int:
+        """How many terms the operator is made of: see :mod:`skerch_ooc.operators.terms`."""
+        return 1
+
+    def rows(self, terms: Range) -> Range | None:  # noqa: ARG002 (there is only one)
+        """The rows that some terms make up; ``None`` if they make all of them."""
+        return None
+
+    def part(self, terms: Range) -> Product:
+        """The operator with some of its terms only.
+
+        Raises:
+            OperatorError: If it has no such terms.
+        """
+        raise OperatorError(f"the operator has no terms {terms} any more: it is in one piece")
+
+    @property
+    def sampled(self) -> Product:
+        """What stands for the operator where it is compared with itself: here the operator."""
+        return self
+
+    def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:  # noqa: ARG002
         """Applies the operator, or its adjoint.
 
         Args:
             columns: ``(w, b)``, or ``(h, b)`` for the adjoint; C-contiguous, of the plan's dtype.
             adjoint: Whether ``A^H`` is to be applied instead of ``A``.
+            wide: Whether a sum of terms is to be left in double precision; here there are none.
 
         Returns:
             The products, ``(h, b)`` or ``(w, b)``, C-contiguous, of the plan's dtype, in main
@@ -90,6 +117,19 @@ class Product:
             )
         array = y if self._numpy else y.detach().resolve_conj().resolve_neg().cpu().numpy()
         return np.ascontiguousarray(array)
+
+
+def product_of(operator: Any, dtype: str, device: str) -> Product:
+    """What applies an operator: a :class:`Product`, or its own kind if it knows one.
+
+    Raises:
+        OperatorError: If the operator cannot be used.
+    """
+    make = getattr(operator, "as_product", None)
+    if make is None:
+        return Product(operator, dtype, device)
+    made: Product = make(dtype, device)
+    return made
 
 
 def _product(operator: Any, x: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 from skerch_ooc.errors import OperatorError, UsageError
 from skerch_ooc.files import read_json
+from skerch_ooc.parts import Part, Source
 from skerch_ooc.rundir import Run
 
 log = logging.getLogger("skerch_ooc")
@@ -138,7 +139,7 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
 
-def build_for_run(run: Run, device: str | None = None) -> Any:
+def build_for_run(run: Run, device: str | None = None, part: Part | None = None) -> Any:
     """Builds the operator of a planned run, wherever run and factory have been moved to.
 
     The factory's file is looked for where the plan's relative path leads, where it was when the
@@ -147,51 +148,59 @@ def build_for_run(run: Run, device: str | None = None) -> Any:
     Args:
         run: The run.
         device: Instead of the plan's.
+        part: A part of the summand that is meant; the first by default.
 
     Raises:
-        OperatorError: If the run's operator has no factory, or it cannot be found or built.
+        OperatorError: If the operator has no factory, or it cannot be found or built.
     """
-    identity = run.plan.identity
-    if identity.factory is None:
+    source = source_of(run, part or Part())
+    if source.factory is None:
         raise OperatorError(
             f"the operator of {run.directory} was handed over as a Python object; go on with the "
             "same call in Python, with run_dir at this directory"
         )
-    folder = find_folder(run)
-    return build(identity.factory, identity.args, device or run.plan.device, folder)
+    return build(source.factory, source.args, device or run.plan.device, find_folder(run, source))
 
 
-def find_folder(run: Run) -> Path:
-    """The folder of a run's factory; see :func:`build_for_run`.
+def source_of(run: Run, part: Part) -> Source:
+    """Where the operator of a part comes from."""
+    if part.source is not None:
+        return part.source
+    identity = run.plan.identity
+    folder = run.plan.amendments[-1].folder
+    return Source(identity.factory, identity.args, identity.factory_sha256, folder)
+
+
+def find_folder(run: Run, source: Source) -> Path:
+    """The folder of a factory; see :func:`build_for_run`.
 
     Raises:
         OperatorError: If no candidate holds the factory's file.
     """
-    identity = run.plan.identity
-    assert identity.factory is not None
-    candidates = [(run.directory / run.plan.amendments[-1].folder).resolve()]
+    assert source.factory is not None
+    candidates = [(run.directory / source.folder).resolve()]
     try:
         candidates.append(Path(read_json(run.logs / PLACES)["folder"]))
     except (OSError, KeyError, TypeError):
         log.debug("%s has no note of where the factory was", run.directory)
     candidates.append(Path.cwd())
-    if identity.factory_sha256 is None:
+    if source.sha256 is None:
         return next((folder for folder in candidates if folder.is_dir()), Path.cwd())
     present = []
     for folder in dict.fromkeys(candidates):
-        path = factory_file(identity.factory, folder)
+        path = factory_file(source.factory, folder)
         if path is not None and path.is_file() and os.access(path, os.R_OK):
-            if factory_sha256(identity.factory, folder) == identity.factory_sha256:
+            if factory_sha256(source.factory, folder) == source.sha256:
                 return folder
             present.append(folder)
     if not present:
         raise OperatorError(
-            f"the factory {identity.factory!r} is in none of: {', '.join(map(str, candidates))}; "
+            f"the factory {source.factory!r} is in none of: {', '.join(map(str, candidates))}; "
             "run the command from its folder, or put it back"
         )
     log.warning(
         "%s has changed since the run was planned; its products are still checked against the "
         "fingerprint",
-        factory_file(identity.factory, present[0]),
+        factory_file(source.factory, present[0]),
     )
     return present[0]

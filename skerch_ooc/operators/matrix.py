@@ -1,13 +1,17 @@
 """Matrices on disk as operators: read in slabs of rows, and never held whole.
 
-Slabs are cut by the shape of the matrix alone, so that sums over them do not depend on memory.
-While one is multiplied the next is read.
+While a slab is in memory all sketches are taken of it, of both sides: one reading of the matrix
+makes them all. While one is at work the next is read.
+
+Slabs and terms are cut by the shape of the matrix alone, so that sums over them do not depend on
+memory, nor on the parts in which the matrix is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +20,21 @@ import numpy.typing as npt
 import torch
 
 from skerch_ooc.errors import OperatorError
+from skerch_ooc.noise import Entries
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Inner, Request
 from skerch_ooc.operators.sources import Source, open_source
-from skerch_ooc.partition import Range, cut
+from skerch_ooc.partition import Range, cut, tree_sum
+from skerch_ooc.spec import TILE_ROWS
 
 Array = npt.NDArray[Any]
 
-SLAB_BYTES = 1 << 25
-"""A slab has about this size, and at least one chunk of rows."""
+TERM_BYTES = 1 << 29
+"""The rows that are measured together have at least this size, or are all there are."""
 
 COLUMN_MEAN = "column-mean"
+_SAMPLED_ROWS = 64
+_BUFFERS = 2
 
 
 class StoredMatrix:
@@ -47,95 +57,343 @@ class StoredMatrix:
     def __init__(self, source: Source, subtract: str | None = None, device: str = "cpu") -> None:
         if subtract not in (None, COLUMN_MEAN):
             raise OperatorError(f'subtract = {subtract!r}: must be "{COLUMN_MEAN}", or left out')
-        self._source, self._subtract, self._device = source, subtract, device
+        self._source, self._subtract, self.device = source, subtract, device
         self.shape = source.shape
         self.dtype = _floating(source.dtype)
         row = source.shape[1] * np.dtype(self.dtype).itemsize
-        chunks = max(1, SLAB_BYTES // (row * source.chunk))
-        self._slabs = list(cut(Range(0, source.shape[0]), chunks * source.chunk))
-        self._means: torch.Tensor | None = None
+        # Powers of two, so that terms are whole slabs, and whole tiles of the sketches.
+        self.term_rows = TILE_ROWS * _power_of_two(-(-TERM_BYTES // (row * TILE_ROWS)))
+        self._slab_rows = min(self.term_rows, _power_of_two(max(1, SLAB_BYTES // row), down=True))
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of a slab."""
+        return min(self._slab_rows, self.shape[0]) * self.shape[1] * np.dtype(self.dtype).itemsize
+
+    def as_product(self, dtype: str, device: str) -> RowsProduct:
+        """What applies the matrix, and sketches it in one reading."""
+        return RowsProduct(self, dtype, device)
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         """``A X``, ``(h, b)``."""
-        y = torch.empty((self.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
-        for rows, slab in self._read(x.dtype):
-            torch.matmul(slab, x, out=y[rows.slice])
-            self._require_finite(rows, slab, y[rows.slice])
-        if self._subtract:
-            y -= (self._mean().to(x.dtype) @ x)[None, :]
-        return y
+        return self._applied(x, adjoint=False)
 
-    def adjoint(self) -> _Adjoint:
-        """``A^H``, which is applied by adding up over the slabs."""
-        return _Adjoint(self)
+    def rmatmat(self, x: torch.Tensor) -> torch.Tensor:
+        """``A^H X``, ``(w, b)``."""
+        return self._applied(x, adjoint=True)
 
-    def applied_adjoint(self, x: torch.Tensor) -> torch.Tensor:
-        """``A^H X``, ``(w, b)``; summed over the slabs in double precision."""
-        wide = torch.promote_types(x.dtype, torch.float64)
-        total = torch.zeros((self.shape[1], x.shape[1]), dtype=wide, device=x.device)
-        for rows, slab in self._read(x.dtype):
-            part = slab.mH @ x[rows.slice]
-            self._require_finite(rows, slab, part)
-            total += part
-        if self._subtract:
-            total -= self._mean().conj()[:, None] * x.to(wide).sum(dim=0)[None, :]
-        return total.to(x.dtype)
+    def _applied(self, x: torch.Tensor, *, adjoint: bool) -> torch.Tensor:
+        columns = x.detach().cpu().numpy()
+        product = RowsProduct(self, str(columns.dtype), self.device)
+        return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
 
-    def _mean(self) -> torch.Tensor:
-        """The mean of each column, ``(w,)``, in double precision."""
-        if self._means is None:
-            wide = getattr(torch, "complex128" if self.dtype.startswith("complex") else "float64")
-            total = torch.zeros(self.shape[1], dtype=wide, device=self._device)
-            for _, slab in self._read(wide):
-                total += slab.sum(dim=0)
-            self._means = total / self.shape[0]
-        return self._means
+    def read(
+        self, rows: Range, dtype: torch.dtype, *, centred: bool = True
+    ) -> Iterator[tuple[Range, torch.Tensor]]:
+        """The slabs of some rows, each read while the one before it is at work.
 
-    def _read(self, dtype: torch.dtype) -> Iterator[tuple[Range, torch.Tensor]]:
-        """The slabs, each read while the one before it is at work."""
+        Args:
+            rows: Which; from the first row of a term.
+            dtype: Of the slabs.
+            centred: Whether means are subtracted, if that is wanted at all.
 
-        def read(rows: Range) -> torch.Tensor:
-            stored = self._source.read(rows)
-            if stored.dtype.byteorder not in "=|":
-                stored = stored.astype(stored.dtype.newbyteorder("="))
-            if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
-                stored = stored.astype(self.dtype)
-            return torch.from_numpy(stored).to(self._device, dtype)
+        Returns:
+            Rows and the entries in them, which are overwritten when the next is asked
+            for.
+        """
+        slabs = cut(rows, self._slab_rows)
+        means = self._means.to(dtype) if centred and self._subtract else None
+        shape = (len(slabs[0]), self.shape[1])
+        buffers = [np.empty(shape, self._source.dtype) for _ in slabs[:_BUFFERS]]
+
+        def read(number: int) -> torch.Tensor:
+            out = buffers[number % _BUFFERS][: len(slabs[number])]
+            return self._as_tensor(self._source.read(slabs[number], out), dtype)
 
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            following: Future[torch.Tensor] = reader.submit(read, self._slabs[0])
-            for number, rows in enumerate(self._slabs):
+            following: Future[torch.Tensor] = reader.submit(read, 0)
+            for number, inside in enumerate(slabs):
                 slab = following.result()
-                if number + 1 < len(self._slabs):
-                    following = reader.submit(read, self._slabs[number + 1])
-                yield rows, slab
+                if number + 1 < len(slabs):
+                    following = reader.submit(read, number + 1)
+                if means is not None:
+                    _require_entries(inside, slab)
+                    slab -= means
+                yield inside, slab
 
-    def _require_finite(self, rows: Range, slab: torch.Tensor, product: torch.Tensor) -> None:
-        if bool(torch.isfinite(product).all()):
-            return
-        bad = (~torch.isfinite(slab)).any(dim=1).nonzero()
-        if not len(bad):
-            raise OperatorError(
-                f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
-            )
-        row = int(bad[0, 0])
-        column = int((~torch.isfinite(slab[row])).nonzero()[0, 0])
-        raise OperatorError(
-            f"row {rows.start + row} of the matrix holds {slab[row, column].item()} in column "
-            f"{column}; replace what is missing before the matrix is decomposed"
-        )
+    def _as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
+        if stored.dtype.byteorder not in "=|":
+            stored = stored.astype(stored.dtype.newbyteorder("="))
+        if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
+            stored = stored.astype(self.dtype)
+        return torch.from_numpy(stored).to(self.device, dtype)
+
+    @cached_property
+    def _means(self) -> torch.Tensor:
+        """The mean of each column, ``(w,)``, in double precision."""
+        wide = getattr(torch, "complex128" if self.dtype.startswith("complex") else "float64")
+        total = torch.zeros(self.shape[1], dtype=wide, device=self.device)
+        for _, slab in self.read(Range(0, self.shape[0]), wide, centred=False):
+            total += slab.sum(dim=0)
+        return total / self.shape[0]
+
+    def sample(self, rows: Range, dtype: str) -> Array:
+        """A few rows, spread over a range, without means subtracted."""
+        step = max(1, len(rows) // _SAMPLED_ROWS)
+        chosen = range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
+        kind = getattr(torch, dtype)
+        parts = [
+            self._as_tensor(self._source.read(Range(row, row + 1)), kind).cpu() for row in chosen
+        ]
+        return np.asarray(torch.cat(parts).numpy())
 
 
-class _Adjoint:
-    """The adjoint of a stored matrix."""
+class RowsProduct(Product):
+    """Applies some rows of a matrix on disk.
 
-    def __init__(self, matrix: StoredMatrix) -> None:
+    Args:
+        matrix: The matrix.
+        dtype: Name of the plan's dtype.
+        device: The torch device that the plan names; the matrix has its own.
+        chosen: Which terms; all by default.
+    """
+
+    together = True
+
+    def __init__(
+        self, matrix: StoredMatrix, dtype: str, device: str, chosen: Range | None = None
+    ) -> None:
         self._matrix = matrix
-        height, width = matrix.shape
-        self.shape = (width, height)
+        self._chosen = Range(0, self._count(matrix)) if chosen is None else chosen
+        self._rows = self.rows(self._chosen)
+        self.shape = (len(self._rows), matrix.shape[1])
+        self.dtype, self.device = dtype, device
 
-    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._matrix.applied_adjoint(x)
+    @staticmethod
+    def _count(matrix: StoredMatrix) -> int:
+        return -(-matrix.shape[0] // matrix.term_rows)
+
+    @property
+    def terms(self) -> int:
+        """How many terms the whole matrix has."""
+        return self._count(self._matrix)
+
+    @property
+    def slab_bytes(self) -> int:
+        """Memory that reading takes."""
+        return _BUFFERS * self._matrix.slab_bytes
+
+    @property
+    def term_rows(self) -> int:
+        """Rows of a term."""
+        return self._matrix.term_rows
+
+    def rows(self, terms: Range) -> Range:
+        """See :meth:`skerch_ooc.operators.adapters.Product.rows`."""
+        unit, height = self._matrix.term_rows, self._matrix.shape[0]
+        return Range(terms.start * unit, min(terms.stop * unit, height))
+
+    def part(self, terms: Range) -> RowsProduct:
+        """See :meth:`skerch_ooc.operators.adapters.Product.part`."""
+        return RowsProduct(self._matrix, self.dtype, self.device, terms)
+
+    @property
+    def sampled(self) -> Product:
+        """A few of its rows, in memory: what is compared with the fingerprint.
+
+        Raises:
+            OperatorError: If one of them holds NaN or infinity.
+        """
+        rows = self._matrix.sample(self._rows, self.dtype)
+        return Product(rows, self.dtype, "cpu")
+
+    def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
+        """See :class:`Product`: reads the rows once."""
+        start = self._rows.start
+
+        def vectors(rows: Range) -> Array:
+            return columns[rows.shifted(-start).slice]
+
+        request = Backward(vectors, columns.shape[1]) if adjoint else Forward(columns)
+        (found,) = self.sketch([request], wide=wide)
+        return found
+
+    def sketch(self, requests: Sequence[Request], *, wide: bool = False) -> list[Array]:
+        """Takes any number of sketches in one reading of the rows.
+
+        Args:
+            requests: What is wanted.
+            wide: Whether sums over rows are to be left in double precision.
+
+        Returns:
+            What was wanted, in this order.
+
+        Raises:
+            OperatorError: If a row holds NaN or infinity, or a product overflows; names the row.
+        """
+        dtype = getattr(torch, self.dtype)
+        takers = [_TAKERS[type(request)](request, self, dtype) for request in requests]
+
+        def of_term(number: int) -> list[torch.Tensor]:
+            rows = self.rows(Range(number, number + 1))
+            for inside, slab in self._matrix.read(rows, dtype):
+                for taker in takers:
+                    _require_finite(inside, slab, taker.take(inside, slab))
+            return [taker.total() for taker in takers]
+
+        def add(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
+            for total, more in zip(one, other, strict=True):
+                total += more
+            return one
+
+        totals = tree_sum(map(of_term, range(self._chosen.start, self._chosen.stop)), add)
+        return [taker.result(total, wide=wide) for taker, total in zip(takers, totals, strict=True)]
+
+
+class _Taker:
+    """Takes one sketch, slab by slab."""
+
+    def __init__(self, product: RowsProduct, dtype: torch.dtype) -> None:
+        self.dtype, self.name = dtype, product.dtype
+        self.first = product._rows.start
+        self.height, self.width = product.shape
+        self.device = product._matrix.device
+        self.wide = torch.promote_types(dtype, torch.float64)
+
+    def tensor(self, array: Array) -> torch.Tensor:
+        """An array on the device of the slabs."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+
+
+class _TakeForward(_Taker):
+    """Rows of ``A X``."""
+
+    def __init__(self, request: Forward, product: RowsProduct, dtype: torch.dtype) -> None:
+        super().__init__(product, dtype)
+        self._x = self.tensor(request.columns)
+        self._y = np.empty((self.height, self._x.shape[1]), product.dtype)
+
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
+        """Takes a slab; returns what it made of it."""
+        y = slab @ self._x
+        self._y[rows.shifted(-self.first).slice] = y.cpu().numpy()
+        return y
+
+    def total(self) -> torch.Tensor:
+        """What there is to be added over terms: nothing."""
+        return torch.zeros(0)
+
+    def result(self, total: torch.Tensor, *, wide: bool) -> Array:  # noqa: ARG002
+        """The sketch."""
+        return self._y
+
+
+class _TakeBackward(_Taker):
+    """``A^H X``, summed over slabs in double precision; kept as ``X^T conj(A)``."""
+
+    def __init__(self, request: Backward, product: RowsProduct, dtype: torch.dtype) -> None:
+        super().__init__(product, dtype)
+        self._vectors, self._columns = request.vectors, request.columns
+        self._sum: torch.Tensor | None = None
+
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
+        """See :class:`_TakeForward`."""
+        part = _adjoint_times(self._vectors(rows), self._columns, slab, self.tensor)
+        if self._sum is None:
+            self._sum = part.to(self.wide)
+        else:
+            self._sum += part
+        return part
+
+    def total(self) -> torch.Tensor:
+        """The sum over the slabs since the last call."""
+        assert self._sum is not None
+        total, self._sum = self._sum, None
+        return total
+
+    def result(self, total: torch.Tensor, *, wide: bool) -> Array:
+        """See :class:`_TakeForward`."""
+        kept = total if wide else total.to(self.dtype)
+        return np.ascontiguousarray(kept.mH.resolve_conj().cpu().numpy())
+
+
+class _TakeInner(_TakeBackward):
+    """``Phi^H (A X)``, summed over slabs in double precision."""
+
+    def __init__(self, request: Inner, product: RowsProduct, dtype: torch.dtype) -> None:
+        super().__init__(Backward(request.vectors, request.rows), product, dtype)
+        self._x = self.tensor(request.columns)
+
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
+        """See :class:`_TakeForward`."""
+        return super().take(rows, slab @ self._x)
+
+    def result(self, total: torch.Tensor, *, wide: bool) -> Array:
+        """See :class:`_TakeForward`."""
+        kept = total if wide else total.to(self.dtype)
+        return np.ascontiguousarray(kept.cpu().numpy())
+
+
+_TAKERS: dict[type, Callable[..., Any]] = {
+    Forward: _TakeForward,
+    Backward: _TakeBackward,
+    Inner: _TakeInner,
+}
+
+
+def _adjoint_times(
+    vectors: Array | Entries, columns: int, slab: torch.Tensor,
+    tensor: Callable[[Array], torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """``N^H A`` for rows of a test matrix ``N`` and of ``A``, ``(columns, w)``."""
+    if not isinstance(vectors, Entries):
+        return tensor(vectors).mH @ slab
+    # Compressed rows of the transpose: what is in one column of N stands together.
+    order = np.argsort(vectors.columns, kind="stable")
+    starts = np.searchsorted(vectors.columns[order], np.arange(columns + 1))
+    transposed = torch.sparse_csr_tensor(
+        torch.from_numpy(starts),
+        torch.from_numpy(vectors.rows[order]),
+        torch.from_numpy(vectors.values[order].astype(np.float64)).to(slab.dtype),
+        (columns, len(slab)),
+        device=slab.device,
+        check_invariants=False,
+    )
+    return transposed @ slab
+
+
+def _require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor) -> None:
+    if bool(torch.isfinite(product).all()):
+        return
+    _require_entries(rows, slab)
+    raise OperatorError(
+        f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
+    )
+
+
+def _require_entries(rows: Range, slab: torch.Tensor) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        OperatorError: Naming the row.
+    """
+    if bool(torch.isfinite(slab.sum())):
+        return
+    bad = (~torch.isfinite(slab)).any(dim=1).nonzero()
+    if not len(bad):
+        return
+    row = int(bad[0, 0])
+    column = int((~torch.isfinite(slab[row])).nonzero()[0, 0])
+    raise OperatorError(
+        f"row {rows.start + row} of the matrix holds {slab[row, column].item()} in column "
+        f"{column}; replace what is missing before the matrix is decomposed"
+    )
+
+
+def _power_of_two(number: int, *, down: bool = False) -> int:
+    """The power of two that is at least a number, or at most."""
+    up = 1 << (max(1, number) - 1).bit_length()
+    return up // 2 if down and up > number else up
 
 
 def stored(

@@ -135,6 +135,28 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
     return findings, fingerprint_of(product, seed, first)
 
 
+def examine(product: Product, seed: int, kind: str) -> tuple[Probe | None, dict[str, Any]]:
+    """The probe's findings, if it needs to be probed, and the fingerprint of the whole operator.
+
+    Of a matrix whose rows are at hand a few rows are looked at: that its product repeats itself,
+    and that its adjoint is its adjoint, need not be found out, and would take readings of it all.
+
+    Args:
+        product: The operator.
+        seed: The run's seed.
+        kind: ``"eigh"``, if it must be Hermitian, or ``"svd"``.
+
+    Raises:
+        OperatorError: As of :func:`probe`.
+    """
+    if product.together and kind == "svd":
+        return None, fingerprint_of(product.sampled, seed)
+    findings, fingerprint = probe(product, seed, hermitian=kind == "eigh")
+    if product.together:
+        fingerprint = fingerprint_of(product.sampled, seed)
+    return findings, fingerprint
+
+
 @dataclass(frozen=True)
 class Timing:
     """What a call took.

@@ -26,15 +26,18 @@ class Source(Protocol):
     Attributes:
         shape: ``(height, width)``.
         dtype: Of the entries as they are stored.
-        chunk: Rows that are stored together, so that reading some of them reads all.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    chunk: int
 
-    def read(self, rows: Range) -> Array:
-        """The rows, ``(len(rows), width)``."""
+    def read(self, rows: Range, out: Array | None = None) -> Array:
+        """The rows, ``(len(rows), width)``.
+
+        Args:
+            rows: Which.
+            out: Where to, of this shape and of the stored dtype; a new array by default.
+        """
         ...
 
 
@@ -66,13 +69,30 @@ class Hdf5Source:
             )
         self._dataset = found
         self.shape, self.dtype = _checked(f"{path}: {name}", found.shape, found.dtype)
-        self.chunk = int(found.chunks[0]) if found.chunks else 1
+        if found.chunks:
+            self._dataset = self._with_cache(found)
 
-    def read(self, rows: Range) -> Array:
+    def _with_cache(self, dataset: h5py.Dataset) -> h5py.Dataset:
+        """The dataset, with a cache that holds the chunks on which a slab of rows ends.
+
+        Else the next slab, which begins on them, would read and decompress them once more.
+        """
+        bytes_of_chunk = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+        across = -(-dataset.shape[1] // dataset.chunks[1])
+        access = dataset.id.get_access_plist()
+        access.set_chunk_cache(_slots(across), across * bytes_of_chunk, 1.0)
+        return h5py.Dataset(h5py.h5d.open(self._file.id, dataset.name.encode(), access))
+
+    def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
         self._dataset.read_direct(out, np.s_[rows.start : rows.stop])
         return out
+
+
+def _slots(chunks: int) -> int:
+    """The size of the hash table of a chunk cache: an odd number well above that of the chunks."""
+    return 100 * chunks + 1
 
 
 class NpySource:
@@ -88,11 +108,12 @@ class NpySource:
         except (OSError, ValueError) as error:
             raise OperatorError(f"cannot open {path} as a .npy file: {error}") from error
         self.shape, self.dtype = _checked(str(path), self._array.shape, self._array.dtype)
-        self.chunk = 1
 
-    def read(self, rows: Range) -> Array:
+    def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        return np.array(self._array[rows.slice], order="C")
+        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
+        out[:] = self._array[rows.slice]
+        return out
 
 
 class Stack:
@@ -118,11 +139,10 @@ class Stack:
         self._starts = [0, *itertools.accumulate(source.shape[0] for source in sources)]
         self.shape = (self._starts[-1], widths[0])
         self.dtype = np.result_type(*(source.dtype for source in sources))
-        self.chunk = max(source.chunk for source in sources)
 
-    def read(self, rows: Range) -> Array:
+    def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
         first = bisect.bisect_right(self._starts, rows.start) - 1
         for number in range(first, len(self._sources)):
             start = self._starts[number]

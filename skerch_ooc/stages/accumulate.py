@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.noise import SIGN_SCALE
+from skerch_ooc.noise import SIGN_SCALE, SPARSE
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.sides import Side
 from skerch_ooc.spec import Plan
@@ -182,6 +182,9 @@ def accumulate_tile(
         multiply = _Digits(real, units) if digits else _Doubles(real, units, on)
         for name in exact:
             place = side.noise[name]
+            if matrices.noise(name) in SPARSE and "torch" in sys.modules and on.device == "cpu":
+                multiply.entries(matrices, name, rows, Range(0, len(place)), target[place.slice])
+                continue
             for piece in cut(place, width):
                 columns = piece.shifted(-place.start)
                 multiply.signs(matrices, name, rows, columns, space.noise, target[piece.slice])
@@ -235,6 +238,24 @@ class _Doubles:
         signs = matrices.tile(name, rows, columns, np.float64, noise.view(np.float64))
         self._on.adjoint_times(self._on.load(signs), self._z, out)
         out *= self._units
+
+    def entries(
+        self, matrices: NoiseReader, name: str, rows: Range, columns: Range, out: Array
+    ) -> None:
+        """As :meth:`signs`, by the few entries of a sparse ``N``: exact too, so equal."""
+        import torch
+
+        found = matrices.entries(name, rows, columns)
+        order = np.argsort(found.columns, kind="stable")
+        starts = np.searchsorted(found.columns[order], np.arange(len(columns) + 1))
+        transposed = torch.sparse_csr_tensor(
+            torch.from_numpy(starts),
+            torch.from_numpy(found.rows[order]),
+            torch.from_numpy(found.values[order].astype(np.float64)),
+            (len(columns), len(self._z)),
+            check_invariants=False,
+        )
+        np.multiply((transposed @ torch.from_numpy(self._z)).numpy(), self._units, out=out)
 
 
 class _Digits(_Doubles):

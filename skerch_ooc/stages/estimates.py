@@ -37,7 +37,7 @@ from skerch_ooc.progress import Progress
 from skerch_ooc.resources import Resources
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import SketchReader, wait_for_columns
+from skerch_ooc.shards import SketchReader, strip_of, wait_for_columns
 from skerch_ooc.sides import RANGE, side_of
 from skerch_ooc.stages.recipes import LEFT_VECTORS, RIGHT_VECTORS
 from skerch_ooc.stages.recover import VALUES, result_path
@@ -237,11 +237,10 @@ class _Sketched:
         self.columns = len(self._unused)
         self._wide = np.result_type(identity.dtype, np.float64)
         if self.columns:
-            heights = {"test": height}
-            listed = wait_for_columns(run.shards, {"test": planned}, heights)
-            whole = [shard for shard in listed if shard.rows == Range(0, height)]
+            strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]
+            listed = wait_for_columns(run.shards, strips)
             side = side_of(RANGE, height, {"test": len(planned)}, {})
-            self._test = SketchReader(run, run.shards, whole, side)
+            self._test = SketchReader(run, run.shards, listed, side, strips)
 
     def trace(self) -> Figure:
         sums = self._sums

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,22 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.budget import Budget
-from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.errors import UsageError
 from skerch_ooc.executors import Executor
-from skerch_ooc.noise import WHOLE_COLUMNS, draw
+from skerch_ooc.noise import SPARSE, WHOLE_COLUMNS, draw, draw_entries
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.loading import build_for_run
-from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
+from skerch_ooc.operators.loading import source_of
+from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.parts import Part
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
 from skerch_ooc.rounds import Basis, Round, known_rounds
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import Rectangle, publish_shard
+from skerch_ooc.shards import Rectangle, publish_shard, strip_of
 from skerch_ooc.sides import height_of_noise, test_matrix_of
 from skerch_ooc.spec import Plan
+from skerch_ooc.stages.operands import Operands
 from skerch_ooc.stages.testmatrices import COLUMNS_AT_ONCE
 from skerch_ooc.streams import SPARE_BYTES
 
@@ -37,15 +40,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class MeasureTask:
-    """A block of columns to be measured: a path and a few numbers, for any process.
+    """Columns to be measured with a part of the operator: a path and a few numbers.
 
     Attributes:
         run: The run directory.
         round: Number of the round.
         basis: The file of its test matrix, if that is a basis.
-        role: Role of the columns.
-        start: First column.
-        stop: First column after the block.
+        part: Number of the part.
+        blocks: Role, first column, and first column after it of each block; several only where the
+            part takes them together.
         device: The torch device.
         threads: Threads of the operator.
         number: Of the block among all that are planned for the round.
@@ -54,15 +57,20 @@ class MeasureTask:
     run: str
     round: int
     basis: str | None
-    role: str
-    start: int
-    stop: int
+    part: int
+    blocks: tuple[tuple[str, int, int], ...]
     device: str
     threads: int
     number: int
 
+    @property
+    def columns(self) -> int:
+        """How many columns it has."""
+        return sum(stop - start for _, start, stop in self.blocks)
+
     def __str__(self) -> str:
-        return f"columns {self.start}-{self.stop} of {self.role}"
+        blocks = ", ".join(f"columns {start}-{stop} of {role}" for role, start, stop in self.blocks)
+        return blocks + (f" (part {self.part})" if self.part else "")
 
 
 def current_round(run: Run) -> Round:
@@ -82,77 +90,72 @@ def is_complete(run: Run) -> bool:
 
 def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]:
     """The blocks of a round of which something is not published yet, in order."""
-    missing = round_.missing()
     directory = str(round_.run.directory.resolve())
     basis = str(round_.basis.file.path.resolve()) if round_.basis else None
-    blocks = [(role, block) for role in round_.planned for block in round_.blocks(role)]
+    missing = {
+        (strip.part, strip.role): ranges for strip, ranges in round_.missing_strips().items()
+    }
+
+    def pieces(part: Part, blocks: list[tuple[str, Range]]) -> list[tuple[str, int, int]]:
+        return [
+            (role, piece.start, piece.stop)
+            for role, block in blocks
+            for gap in missing[part.number, role]
+            if len(piece := gap.common(block))
+        ]
+
     return [
-        MeasureTask(
-            directory, round_.number, basis, role, piece.start, piece.stop, device, threads, number
-        )
-        for number, (role, block) in enumerate(blocks)
-        for gap in missing[role]
-        if len(piece := gap.common(block))
+        MeasureTask(directory, round_.number, basis, part.number, together, device, threads, number)
+        for number, (part, blocks) in enumerate(planned_blocks(round_))
+        for together in _bundled(part, pieces(part, blocks))
     ]
 
 
-def open_product(run: Run, operator: Any, device: str) -> Product:
-    """Adapts an operator and checks that its shape is the plan's.
-
-    Raises:
-        OperatorError: If it is not, or the operator is unusable.
-    """
-    product = Product(operator, run.plan.identity.dtype, device)
-    if product.shape != run.plan.identity.shape:
-        raise OperatorError(
-            f"the operator has shape {product.shape}, the run was planned for "
-            f"{run.plan.identity.shape}"
-        )
-    return product
+def _bundled(
+    part: Part, pieces: list[tuple[str, int, int]]
+) -> list[tuple[tuple[str, int, int], ...]]:
+    """Which blocks make a task: all of them, or each for itself."""
+    if part.together:
+        return [tuple(pieces)] if pieces else []
+    return [(piece,) for piece in pieces]
 
 
-def check_or_publish_fingerprint(run: Run, product: Product, threads: int) -> None:
-    """Compares the operator with the run's fingerprint; the first process publishes it.
-
-    Takes one product.
-
-    Raises:
-        DriftError: If the operator is another.
-    """
-    seed = run.plan.identity.seed
-    stored = run.fingerprint()
-    run.record("receipts", provenance(stage="fingerprint", products=1))
-    with operator_threads(threads):
-        if stored is None:
-            run.publish_fingerprint(fingerprint_of(product, seed))
+def planned_blocks(round_: Round) -> Iterator[tuple[Part, list[tuple[str, Range]]]]:
+    """What each task of a round is about: a part, and blocks of columns with their roles."""
+    for part in round_.run.plan.parts:
+        if part.together:
+            # The blocks of equal number; roles have as many of them, or none any more.
+            numbered = itertools.zip_longest(*map(round_.blocks, round_.planned))
+            for blocks in numbered:
+                pairs = zip(round_.planned, blocks, strict=True)
+                yield part, [(role, block) for role, block in pairs if block is not None]
         else:
-            check_fingerprint(product, seed, stored)
-
-
-def checked_product(run: Run, operator: Any, device: str, threads: int) -> Product:
-    """The operator, or what the run's factory builds, compared with the fingerprint.
-
-    Raises:
-        OperatorError: If it is unusable.
-        DriftError: If it is another.
-    """
-    built = build_for_run(run, device) if operator is None else operator
-    product = open_product(run, built, device)
-    check_or_publish_fingerprint(run, product, threads)
-    return product
+            for role in round_.planned:
+                for block in round_.blocks(role):
+                    yield part, [(role, block)]
 
 
 @lru_cache(maxsize=1)
-def _product_of_process(directory: str, run_id: str, device: str, threads: int) -> Product:
+def _operands_of_process(
+    directory: str, run_id: str, amendments: int, device: str, threads: int
+) -> Operands:
     """The operator of this process: built once, compared with the fingerprint once."""
     run = open_run(directory)
     assert run.plan.run_id == run_id
-    return checked_product(run, None, device, threads)
+    assert len(run.plan.amendments) >= amendments
+    return Operands(run, device, threads)
+
+
+def operands_of(run: Run, device: str, threads: int, operator: Any) -> Operands:
+    """The operator of this process; one that is at hand is that of which something is missing."""
+    missing = Round(run).missing_strips()
+    lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
+    return Operands(run, device, threads, operator=operator, summand=min(lacking, default=0))
 
 
 def forget_operator() -> None:
     """Lets go of the operator of this process, whose memory is for the stages that follow."""
-    _product_of_process.cache_clear()
+    _operands_of_process.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -181,51 +184,63 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     round_ = _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis)
     if (known := _published_before(round_, task)) is not None:
         return lambda: known
-    product = _product_of_process(task.run, plan.run_id, task.device, task.threads)
-    return perform_with(round_, product, task)
+    operands = _operands_of_process(task.run, plan.run_id, amendments, task.device, task.threads)
+    return perform_with(round_, operands, task)
 
 
 def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None:
     """The receipt of a task that somebody has done who did not live to tell; else ``None``."""
-    columns = Range(task.start, task.stop)
-    rectangle = Rectangle(task.role, 0, columns, Range(0, round_.heights[task.role]))
-    if not (round_.run.shards / rectangle.name).exists():
+    wanted = _rectangles(round_, task)
+    if not all((round_.run.shards / rectangle.name).exists() for rectangle in wanted):
         return None
-    return provenance(
-        stage="measure", round=task.round, role=task.role, columns=[task.start, task.stop],
-        products=0, published=False, task_seconds=0.0,
-    )  # fmt: skip
+    return _receipt(task, products=0, published=False, task_seconds=0.0)
+
+
+def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
+    """The shards that a task publishes."""
+    plan = round_.run.plan
+    part = plan.parts[task.part]
+    return [
+        Rectangle(
+            role, task.part, columns, strip_of(plan, part, role, columns, round_.heights[role]).rows
+        )
+        for role, start, stop in task.blocks
+        if (columns := Range(start, stop))
+    ]
+
+
+def _receipt(task: MeasureTask, **more: Any) -> dict[str, Any]:
+    """What is noted of a task."""
+    blocks = [{"role": role, "columns": [start, stop]} for role, start, stop in task.blocks]
+    what = blocks[0] if len(blocks) == 1 else {"blocks": blocks}
+    part = {"part": task.part} if task.part else {}
+    return provenance(stage="measure", round=task.round, **part, **what, **more)
 
 
 def perform_with(
-    round_: Round, product: Product, task: MeasureTask
+    round_: Round, operands: Operands, task: MeasureTask
 ) -> Callable[[], dict[str, Any]]:
-    """Computes a task's block with an operator at hand.
+    """Computes a task's blocks with an operator at hand.
 
     Returns:
-        A function that publishes the block and returns the receipt.
+        A function that publishes the blocks and returns the receipt.
 
     Raises:
         OperatorError: If the operator fails; the returned function, if its product is not finite.
-        IncompleteError: The returned function, if the shard cannot be written.
+        IncompleteError: The returned function, if a shard cannot be written.
     """
     run, plan = round_.run, round_.run.plan
-    columns = Range(task.start, task.stop)
-    adjoint = round_.adjoint if round_.basis else task.role == "left"
+    part = plan.parts[task.part]
+    product = operands.of(part)
     start = time.perf_counter()
-    block = _test_vectors(round_, task.role, columns)
-    drawn = time.perf_counter()
+    rectangles = _rectangles(round_, task)
     with operator_threads(task.threads):
-        measured = product(block, adjoint=adjoint)
-        if task.role == "inner":
-            measured = _inner_product(plan, measured)
+        take = _taken_together if part.together else _taken_alone
+        measured, drawn = take(round_, part, product, rectangles)
     applied = time.perf_counter()
-    receipt = provenance(
-        stage="measure",
-        round=task.round,
-        role=task.role,
-        columns=[task.start, task.stop],
-        products=len(columns),
+    receipt = _receipt(
+        task,
+        products=task.columns,
         device=product.device,
         threads=task.threads,
         draw_seconds=round(drawn - start, 6),
@@ -234,8 +249,9 @@ def perform_with(
 
     def publish() -> dict[str, Any]:
         begin = time.perf_counter()
-        rectangle = Rectangle(task.role, 0, columns, Range(0, len(measured)))
-        published = publish_shard(run.shards, plan, rectangle, measured, receipt)
+        published = False
+        for rectangle, block in zip(rectangles, measured, strict=True):
+            published |= publish_shard(run.shards, plan, rectangle, block, receipt)
         return receipt | {
             "published": published,
             "write_seconds": round(time.perf_counter() - begin, 6),
@@ -245,35 +261,110 @@ def perform_with(
     return publish
 
 
-def _test_vectors(round_: Round, role: str, columns: Range) -> Array:
-    """The columns of the test matrix that a task applies the operator to."""
+def _taken_alone(
+    round_: Round, part: Part, product: Product, rectangles: list[Rectangle]
+) -> tuple[list[Array], float]:
+    """The only block of a task, and when its test vectors were drawn."""
+    ((role, columns),) = ((rectangle.role, rectangle.columns) for rectangle in rectangles)
+    plan, adjoint = round_.run.plan, _is_adjoint(round_, role)
+    vectors = _test_vectors(round_, role, _rows_given(round_, part, role), columns)
+    drawn = time.perf_counter()
+    partial = part.is_partial(adjoint=adjoint or role == "inner")
+    measured = product(vectors, adjoint=adjoint, wide=partial)
+    if role == "inner":
+        rows = part.rows or Range(0, plan.identity.shape[0])
+        measured = _inner_product(plan, rows, measured)
+        measured = measured if partial else measured.astype(plan.identity.dtype)
+    return [measured], drawn
+
+
+def _taken_together(
+    round_: Round, part: Part, product: Product, rectangles: list[Rectangle]
+) -> tuple[list[Array], float]:
+    """All blocks of a task, in one reading of the rows, and when their vectors were drawn."""
+    requests = [_request(round_, rectangle) for rectangle in rectangles]
+    drawn = time.perf_counter()
+    rows: Any = product
+    return rows.sketch(requests, wide=part.is_piece), drawn
+
+
+def _request(round_: Round, rectangle: Rectangle) -> Request:
+    """What is asked of an operator whose rows are at hand."""
+    plan, role, columns = round_.run.plan, rectangle.role, rectangle.columns
+    identity = plan.identity
+    if role == "inner":
+        phi, count = partial(_phi, plan, dtype=identity.dtype), plan.inner
+        return Inner(phi, count, _test_vectors(round_, role, _whole(round_, role), columns))
+    if not _is_adjoint(round_, role):
+        return Forward(_test_vectors(round_, role, _whole(round_, role), columns))
+    noise = identity.noise.get(test_matrix_of(plan, role)) if round_.basis is None else None
+    if noise in SPARSE:
+        assert noise is not None
+        return Backward(
+            lambda rows: draw_entries(noise, identity.seed, role, rows, columns), len(columns)
+        )
+    if noise in WHOLE_COLUMNS:
+        drawn = _test_vectors(round_, role, _whole(round_, role), columns)
+        return Backward(lambda rows: drawn[rows.slice], len(columns))
+    return Backward(lambda rows: _test_vectors(round_, role, rows, columns), len(columns))
+
+
+def _is_adjoint(round_: Round, role: str) -> bool:
+    """Whether the adjoint of the operator makes the sketch of a role."""
+    return round_.adjoint if round_.basis else role == "left"
+
+
+def _whole(round_: Round, role: str) -> Range:
+    """All rows of a role's test matrix."""
+    height, width = round_.run.plan.identity.shape
+    return Range(0, height if _is_adjoint(round_, role) else width)
+
+
+def _rows_given(round_: Round, part: Part, role: str) -> Range:
+    """The rows of a role's test matrix that a part is applied to."""
+    if _is_adjoint(round_, role) and part.rows is not None:
+        return part.rows
+    return _whole(round_, role)
+
+
+def _test_vectors(round_: Round, role: str, rows: Range, columns: Range) -> Array:
+    """The part of the test matrix that a task applies the operator to."""
     identity = round_.run.plan.identity
     if round_.basis is not None:
-        height, width = identity.shape
-        return round_.basis.read(Range(0, height if round_.adjoint else width), columns)
+        return round_.basis.read(rows, columns)
     name = test_matrix_of(round_.run.plan, role)
-    rows = Range(0, height_of_noise(round_.run.plan, name))
-    return draw(identity.noise[name], identity.seed, name, rows, columns, identity.dtype)
+    return _drawn(round_.run.plan, name, rows, columns, identity.dtype)
 
 
-def _inner_product(plan: Plan, measured: Array) -> Array:
-    """``Phi^H M`` for a block ``M`` of products: columns of the inner sketch, ``(s, b)``."""
-    identity = plan.identity
-    name = "inner-left"
+def _drawn(plan: Plan, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike) -> Array:
+    """A part of a test matrix, whether it has slices of rows or not."""
+    noise, seed = plan.identity.noise[name], plan.identity.seed
+    if noise in WHOLE_COLUMNS:
+        whole = Range(0, height_of_noise(plan, name))
+        return draw(noise, seed, name, whole, columns, dtype)[rows.slice]
+    return draw(noise, seed, name, rows, columns, dtype)
+
+
+def _phi(plan: Plan, rows: Range, *, dtype: npt.DTypeLike) -> Array:
+    """Rows of the test matrix on the left of the inner sketch."""
+    return _drawn(plan, "inner-left", rows, Range(0, plan.inner), dtype)
+
+
+def _inner_product(plan: Plan, rows: Range, measured: Array) -> Array:
+    """``Phi^H M`` for some rows of a block ``M`` of products: columns of the inner sketch."""
     count = Range(0, plan.inner)
-    wide = np.result_type(identity.dtype, np.float64)
+    wide = np.result_type(plan.identity.dtype, np.float64)
     total = np.zeros((len(count), measured.shape[1]), wide)
-    whole = identity.noise[name] in WHOLE_COLUMNS
-    if whole:
+    if plan.identity.noise["inner-left"] in WHOLE_COLUMNS:
         for piece in cut(count, COLUMNS_AT_ONCE):
-            rows = Range(0, len(measured))
-            phi = draw(identity.noise[name], identity.seed, name, rows, piece, wide)
+            phi = _drawn(plan, "inner-left", rows, piece, wide)
             total[piece.slice] = phi.conj().T @ measured.astype(wide)
     else:
-        for rows in plan.tiles(len(measured)):
-            phi = draw(identity.noise[name], identity.seed, name, rows, count, wide)
-            total += phi.conj().T @ measured[rows.slice].astype(wide)
-    return total.astype(identity.dtype)
+        for inside in cut(rows, plan.identity.tile[0]):
+            phi = _phi(plan, inside, dtype=wide)
+            block = measured[inside.shifted(-rows.start).slice]
+            total += phi.conj().T @ block.astype(wide)
+    return total
 
 
 def measure(
@@ -283,7 +374,7 @@ def measure(
     progress: Progress,
     *,
     operator: Any = None,
-    checked: Product | None = None,
+    operands: Operands | None = None,
     device: str | None = None,
     budget: Budget | None = None,
 ) -> bool:
@@ -295,7 +386,7 @@ def measure(
         resources: Memory and threads of each measuring process.
         progress: Shows how far it is.
         operator: The operator, if it is at hand; else it is built from its factory.
-        checked: The operator, already compared with the fingerprint in this process.
+        operands: The operator, if it was built or compared in this process already.
         device: Instead of the plan's.
         budget: When to stop.
 
@@ -315,28 +406,34 @@ def measure(
         return is_complete(run)
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
-        if operator is not None or run.plan.identity.factory is None:
+        if operator is not None or not _has_factories(run, tasks):
             raise UsageError(
                 "other processes can only build an operator that a factory names: "
                 'give operator.factory = "file.py:function" in the spec, or measure serially'
             )
     else:
-        if checked is None:
-            checked = checked_product(run, operator, device, resources.threads)
-        _require_memory(run, tasks, resources)
-        work = partial(perform_with, round_, checked)
-    total = sum(task.stop - task.start for task in tasks)
+        if operands is None:
+            operands = operands_of(run, device, resources.threads, operator)
+        # Built before memory is looked at: what it holds is part of it.
+        product = operands.of(run.plan.parts[tasks[0].part])
+        _require_memory(round_, tasks, product, resources)
+        work = partial(perform_with, round_, operands)
+    total = sum(task.columns for task in tasks)
     stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
     itemsize = np.dtype(run.plan.identity.dtype).itemsize
-    entries = sum((task.stop - task.start) * round_.heights[task.role] for task in tasks)
+    entries = sum(
+        len(rectangle.rows) * len(rectangle.columns)
+        for task in tasks
+        for rectangle in _rectangles(round_, task)
+    )
     with progress.stage(
         stage, total, "products", entries * itemsize / total, len(tasks)
     ) as advance:
         for receipt in executor.run(work, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)
-            start, stop = receipt["columns"]
-            advance(stop - start)
+            blocks = receipt.get("blocks", [receipt])
+            advance(sum(stop - start for start, stop in (block["columns"] for block in blocks)))
     return not missing_tasks(round_, device, resources.task_threads)
 
 
@@ -350,14 +447,54 @@ def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
     return itemsize * max(width + 3 * height, height + 3 * width)
 
 
-def _require_memory(run: Run, tasks: list[MeasureTask], resources: Resources) -> None:
-    widest = max(task.stop - task.start for task in tasks)
-    itemsize = np.dtype(run.plan.identity.dtype).itemsize
-    needed = widest * block_bytes(run.plan.identity.shape, itemsize)
+def rows_bytes(
+    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int
+) -> int:
+    """Bytes that measuring roles together needs, while rows are in memory.
+
+    Args:
+        shape: Of the operator.
+        dtype: Of its products.
+        rows: Of the part.
+        columns: Of the block of each role; those of an adjoint are called ``"left"``.
+        slab_bytes: Memory that reading takes.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    wide = np.result_type(dtype, np.float64).itemsize
+    left = columns.get("left", 0)
+    forward = sum(columns.values()) - left
+    # The vectors, as they are drawn and as they are applied; the products, those of the task
+    # before on their way to the disk, and those of a slab; sums over slabs and over terms.
+    needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
+    needed += (3 * wide + itemsize) * shape[1] * left
+    return needed + 2 * slab_bytes
+
+
+def _has_factories(run: Run, tasks: list[MeasureTask]) -> bool:
+    """Whether other processes can build what the tasks apply."""
+    parts = {task.part for task in tasks}
+    return all(source_of(run, run.plan.parts[number]).factory is not None for number in parts)
+
+
+def _require_memory(
+    round_: Round, tasks: list[MeasureTask], product: Product, resources: Resources
+) -> None:
+    identity = round_.run.plan.identity
+    widest = max(tasks, key=lambda task: task.columns)
+    itemsize = np.dtype(identity.dtype).itemsize
+    if product.together:
+        columns = {
+            "left" if _is_adjoint(round_, role) else role: stop - start
+            for role, start, stop in widest.blocks
+        }
+        slabs = getattr(product, "slab_bytes", 0)
+        needed = rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)
+    else:
+        needed = widest.columns * block_bytes(identity.shape, itemsize)
     needed += resident_memory() + SPARE_BYTES
     if needed > resources.memory:
         raise UsageError(
-            f"memory = {format_bytes(resources.memory)} is too little: a block of {widest} columns "
-            f"needs {format_bytes(needed)} besides what the operator needs for itself; give at "
-            f"least --memory {ask_for(needed)}, or plan a new run with a smaller block"
+            f"memory = {format_bytes(resources.memory)} is too little: a block of {widest.columns} "
+            f"columns needs {format_bytes(needed)} besides what the operator needs for itself; "
+            f"give at least --memory {ask_for(needed)}, or plan a new run with a smaller block"
         )

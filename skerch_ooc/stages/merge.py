@@ -42,7 +42,7 @@ from skerch_ooc.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.rounds import Basis, Round, Sketch
 from skerch_ooc.rundir import open_run
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
-from skerch_ooc.shards import Rectangle, SketchReader, list_shards, shard_layout
+from skerch_ooc.shards import Rectangle, SketchReader, Strip, list_shards, shard_layout
 from skerch_ooc.sides import BASIS, CORANGE, RANGE, Side
 from skerch_ooc.spec import FORMAT_VERSION, Plan
 from skerch_ooc.stages.accumulate import (
@@ -591,7 +591,7 @@ class _SideMerge:
         writers = {}
         for role in self.side.sketches:
             rectangle = self._row_rectangle(role, task)
-            layout = shard_layout(self.plan, rectangle)
+            layout = shard_layout(self.plan, rectangle, self.plan.identity.dtype)
             writers[role] = stack.enter_context(
                 sealed_writer(self._folder / rectangle.name, layout)
             )
@@ -600,12 +600,13 @@ class _SideMerge:
     def best_reader(self) -> SketchReader:
         """Reads from the row shards, if all of them are there; else from the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
-        wanted = {
-            self._row_rectangle(role, task) for task in self.tasks for role in self.side.sketches
-        }
-        if wanted != set(rows):
+        wanted = [
+            self._row_rectangle(role, task) for role in self.side.sketches for task in self.tasks
+        ]
+        if set(wanted) != set(rows):
             return self._reader
-        return SketchReader(self._run, self._folder, rows, self.side)
+        strips = [Strip(shard.role, 0, shard.columns, shard.rows) for shard in wanted]
+        return SketchReader(self._run, self._folder, rows, self.side, strips)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
         identity = {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
-from skerch_ooc.noise import WHOLE_COLUMNS, draw
+from skerch_ooc.noise import WHOLE_COLUMNS, Entries, draw, draw_entries
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.provenance import provenance
 from skerch_ooc.rounds import Basis, Sketch
@@ -44,6 +44,10 @@ class NoiseReader:
     def noise(self, name: str) -> str:
         """The distribution of a test matrix; ``"basis"`` for one that is none."""
         return BASIS if name == BASIS else self._identity.noise[name]
+
+    def entries(self, name: str, rows: Range, columns: Range) -> Entries:
+        """Some rows and columns of a sparse test matrix: what is not zero."""
+        return draw_entries(self._identity.noise[name], self._identity.seed, name, rows, columns)
 
     def tile(
         self, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike, out: Array | None

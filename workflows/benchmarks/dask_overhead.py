@@ -124,7 +124,7 @@ def scaling(options: Any, folder: Path) -> dict[str, dict[str, float]]:
 
 def task_bytes() -> int:
     """Bytes of a pickled task, with a long path."""
-    task = MeasureTask("/" + "a" * 200, 1, None, "right", 0, 64, "cpu", 1, 0)
+    task = MeasureTask("/" + "a" * 200, 1, None, 0, (("right", 0, 64),), "cpu", 1, 0)
     return len(pickle.dumps(task))
 
 

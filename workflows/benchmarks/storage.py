@@ -122,7 +122,8 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
             for role, place in side.sketches.items():
                 rectangle = Rectangle(role, 0, Range(0, len(place)), rows)
                 path = run.sketch / rectangle.name
-                writer = stack.enter_context(sealed_writer(path, shard_layout(plan, rectangle)))
+                layout = shard_layout(plan, rectangle, plan.identity.dtype)
+                writer = stack.enter_context(sealed_writer(path, layout))
                 writers.append((rectangle, place, writer))
 
             def copy(number: int) -> None:

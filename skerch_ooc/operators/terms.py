@@ -1,0 +1,241 @@
+"""Operators that are made of terms: sums, and stacks of row ranges.
+
+A run measures them term by term, in as many parts as it pays, and the result does not depend on
+the cut (see :mod:`skerch_ooc.parts`). Terms may be functions that return an operator: then a
+process builds those that it measures, and holds one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.errors import OperatorError
+from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
+from skerch_ooc.partition import Range, tree_sum
+
+Array = npt.NDArray[Any]
+Term = Any
+"""An operator, or a function without arguments that returns one."""
+
+
+class Terms(ABC):
+    """What :class:`Sum` and :class:`Stack` share.
+
+    Attributes:
+        shape: ``(height, width)``.
+        dtype: Of the products, as a name.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        if not terms:
+            raise OperatorError(f"a {type(self).__name__} needs at least one term")
+        self._terms = list(terms)
+
+    def __len__(self) -> int:
+        """How many terms there are."""
+        return len(self._terms)
+
+    def term(self, number: int) -> Any:
+        """The operator of one term."""
+        term = self._terms[number]
+        # An operator may be callable itself, as a torch module is.
+        return term if hasattr(term, "shape") else term()
+
+    @abstractmethod
+    def scale(self, number: int) -> float:
+        """What a term is multiplied by."""
+
+    @abstractmethod
+    def rows(self, terms: Range) -> Range | None:
+        """The rows that some terms make up; ``None`` if each makes all of them."""
+
+    def as_product(self, dtype: str, device: str) -> TermsProduct:
+        """What applies the terms."""
+        return TermsProduct(self, dtype, device)
+
+    def __matmul__(self, x: Any) -> Any:
+        """``A X`` for a numpy array or torch tensor, of the same kind."""
+        return self._applied(x, adjoint=False)
+
+    def rmatmat(self, x: Any) -> Any:
+        """``A^H X`` for a numpy array or torch tensor, of the same kind."""
+        return self._applied(x, adjoint=True)
+
+    def _applied(self, x: Any, *, adjoint: bool) -> Any:
+        if isinstance(x, np.ndarray):
+            return TermsProduct(self, str(x.dtype), "cpu")(np.atleast_2d(x), adjoint=adjoint)
+        import torch
+
+        columns = x.detach().cpu().numpy()
+        product = TermsProduct(self, str(columns.dtype), str(x.device))
+        return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
+
+
+class Sum(Terms):
+    """A sum of operators of equal shape: ``A = sum_i scales[i] terms[i]``.
+
+    Args:
+        terms: The operators, or functions that return them.
+        scales: What each is multiplied by; 1 by default.
+        shape: Their shape; may be left out if the first is no function.
+        dtype: Of their products; by default that of the first, if it is no function.
+
+    Raises:
+        OperatorError: If there are none, or not as many scales.
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], scales: Sequence[float] | None = None, *,
+        shape: tuple[int, int] | None = None, dtype: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(terms)
+        if scales is not None and len(scales) != len(terms):
+            raise OperatorError(f"a sum of {len(terms)} terms has {len(scales)} scales")
+        self._scales = [1.0] * len(terms) if scales is None else [float(s) for s in scales]
+        first = self.term(0) if shape is None or dtype is None else None
+        self.shape = shape_of(first) if shape is None else shape
+        self.dtype = dtype_of(first) if dtype is None else dtype
+
+    def scale(self, number: int) -> float:
+        """See :class:`Terms`."""
+        return self._scales[number]
+
+    def rows(self, terms: Range) -> None:  # noqa: ARG002 (whichever they are)
+        """See :class:`Terms`: each makes all rows."""
+        return
+
+
+class Stack(Terms):
+    """Operators of equal width, one below the other.
+
+    Args:
+        terms: The operators, from top to bottom, or functions that return them.
+        heights: The rows of each; may be left out if none is a function.
+        width: Their columns; may be left out if the first is no function.
+        dtype: Of their products; by default that of the first, if it is no function.
+
+    Raises:
+        OperatorError: If there are none, or their widths differ.
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], *, heights: Sequence[int] | None = None,
+        width: int | None = None, dtype: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(terms)
+        known = heights is not None and width is not None
+        shapes = [] if known else [shape_of(self.term(i)) for i in range(len(terms))]
+        found = [height for height, _ in shapes] if heights is None else list(heights)
+        if len(found) != len(terms):
+            raise OperatorError(f"a stack of {len(terms)} terms has {len(found)} heights")
+        widths = {wide for _, wide in shapes} | ({width} if width is not None else set())
+        if len(widths) != 1:
+            raise OperatorError(f"operators of widths {sorted(widths)} cannot be stacked")
+        self._starts = [0, *itertools.accumulate(found)]
+        self.shape = (self._starts[-1], widths.pop())
+        self.dtype = dtype_of(self.term(0)) if dtype is None else dtype
+
+    def scale(self, number: int) -> float:  # noqa: ARG002 (all are equal)
+        """See :class:`Terms`: 1."""
+        return 1.0
+
+    def rows(self, terms: Range) -> Range:
+        """See :class:`Terms`."""
+        return Range(self._starts[terms.start], self._starts[terms.stop])
+
+
+class TermsProduct(Product):
+    """Applies some terms of an operator.
+
+    Args:
+        operator: The operator.
+        dtype: Name of the plan's dtype.
+        device: The torch device of the terms.
+        chosen: Which terms; all by default.
+
+    Raises:
+        OperatorError: If a term cannot be used.
+    """
+
+    def __init__(
+        self, operator: Terms, dtype: str, device: str, chosen: Range | None = None
+    ) -> None:
+        self.terms_of = operator
+        self.chosen = Range(0, len(operator)) if chosen is None else chosen
+        rows = operator.rows(self.chosen)
+        height, width = operator.shape
+        self.shape = (height if rows is None else len(rows), width)
+        self.dtype, self.device = dtype, device
+        self._opened: dict[int, Product] = {}
+
+    def part(self, terms: Range) -> TermsProduct:
+        """The same operator with some of its terms only."""
+        return TermsProduct(self.terms_of, self.dtype, self.device, terms)
+
+    def rows(self, terms: Range) -> Range | None:
+        """See :meth:`Terms.rows`."""
+        return self.terms_of.rows(terms)
+
+    @property
+    def terms(self) -> int:
+        """How many terms the operator has."""
+        return len(self.terms_of)
+
+    def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
+        """Applies the terms, or their adjoints, and adds in double precision.
+
+        Args:
+            columns: As for :class:`Product`.
+            adjoint: Whether ``A^H`` is to be applied.
+            wide: Whether a sum of terms is to be left in double precision.
+
+        Returns:
+            The product.
+
+        Raises:
+            OperatorError: If a term fails.
+        """
+        numbers = range(self.chosen.start, self.chosen.stop)
+        if self.terms_of.rows(self.chosen) is not None and not adjoint:
+            return np.concatenate([self._term(number)(columns) for number in numbers])
+
+        def scaled(number: int) -> Array:
+            product = self._term(number)(self._rows_for(number, columns, adjoint), adjoint=adjoint)
+            total = product.astype(np.result_type(product, np.float64))
+            if self.terms_of.scale(number) != 1:
+                total *= self.terms_of.scale(number)
+            return total
+
+        total = tree_sum(map(scaled, numbers), np.add)
+        return total if wide else total.astype(self.dtype)
+
+    def _rows_for(self, number: int, columns: Array, adjoint: bool) -> Array:
+        """What of a block of columns one term is applied to."""
+        whole, rows = self.terms_of.rows(self.chosen), self.terms_of.rows(Range(number, number + 1))
+        if not adjoint or whole is None or rows is None:
+            return columns
+        return columns[rows.shifted(-whole.start).slice]
+
+    def _term(self, number: int) -> Product:
+        if number in self._opened:
+            return self._opened[number]
+        product = Product(self.terms_of.term(number), self.dtype, self.device)
+        rows = self.terms_of.rows(Range(number, number + 1))
+        shape = (self.terms_of.shape[0] if rows is None else len(rows), self.terms_of.shape[1])
+        if product.shape != shape:
+            raise OperatorError(
+                f"term {number} of the operator has shape {product.shape}, the others call for "
+                f"{shape}"
+            )
+        # One at a time, unless they are at hand anyway: each may need all the memory.
+        self._opened = {number: product}
+        return product

@@ -1,0 +1,218 @@
+"""From a spec and an operator to a plan: sizes, parts, and how columns are cut into blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from skerch_ooc.estimate import ASSUMED_BASELINE, choose_block, require_fitting
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.probe import Probe
+from skerch_ooc.operators.rows import SLAB_BYTES
+from skerch_ooc.parts import Part, Source, runs_of
+from skerch_ooc.resources import Resources, resident_memory
+from skerch_ooc.sizing import Sizes, sizes_of
+from skerch_ooc.spec import TEST_MATRICES, Amendment, Cut, Identity, Plan, Spec
+from skerch_ooc.stages.measure import rows_bytes
+from skerch_ooc.streams import SPARE_BYTES
+from skerch_ooc.tolerance import first_look
+
+TEST_NOISE = "gaussian"
+"""The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
+
+LEFT_FACTOR = 10
+"""Left columns for each right one, where a sparse test matrix makes them cheap."""
+
+_ROWS_FOR_SPARSE = 4
+"""A matrix must have so many times more rows than left columns for these to be sparse."""
+
+_MOST_PARTS_OF_ROWS = 64
+
+
+def planned(
+    spec: Spec, shape: tuple[int, int], sha256: str | None, product: Product | None,
+    findings: Probe | None, resources: Resources, run_dir: Path,
+) -> Plan:  # fmt: skip
+    """The plan of a spec.
+
+    Args:
+        spec: The spec.
+        shape: Of the operator.
+        sha256: Hash of the factory's file, if it is one.
+        product: The operator, if it was loaded.
+        findings: Of the probe, if there was one.
+        resources: Memory and cores of a process.
+        run_dir: The run directory.
+
+    Raises:
+        UsageError: If sizes do not fit the operator, or not even one column fits into memory.
+    """
+    together = product is not None and product.together
+    sizes, left_noise = sizes_of(spec, shape), spec.sketch.noise
+    if together:
+        sizes, left_noise = _sizes_for_rows(spec, shape, sizes)
+    parts: tuple[Part, ...] = (Part(),)
+    if product is not None:
+        wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
+        parts = parts_of(product, wanted, task_seconds, findings, Part())
+    identity = _identity(spec, shape, sha256, left_noise)
+    now = sizes
+    if spec.tolerance is not None:
+        now = first_look(spec.recovery.method, spec.kind, sizes)
+    if together:
+        widths = _widths_for_rows(spec, shape, now, parts, resources)
+    else:
+        widths = dict.fromkeys(Sizes.roles, choose_block(spec, shape, findings, resources))
+    amendment = Amendment(
+        run_id=identity.run_id,
+        number=1,
+        blocks=cuts(spec.kind, None, now, widths),
+        recovery=spec.recovery,
+        device=spec.operator.device,
+        folder=relative_folder(spec.folder, run_dir),
+        tolerance=spec.tolerance,
+        most=None if spec.tolerance is None else sizes.right,
+        parts=parts,
+    )
+    return Plan(identity, (amendment,))
+
+
+def relative_folder(folder: Path, run_dir: Path) -> str:
+    """A folder as an amendment states it."""
+    return os.path.relpath(folder.resolve(), run_dir.resolve())
+
+
+def parts_of(
+    product: Product, wanted: int | str, task_seconds: float, findings: Probe | None, first: Part
+) -> tuple[Part, ...]:
+    """The parts in which a summand is measured.
+
+    Cutting columns costs nothing, cutting terms multiplies the sketches on disk: so it is done only
+    where it is asked for, where a single product would take longer than a task may, or where all
+    columns are taken together.
+
+    Args:
+        product: The operator.
+        wanted: How many parts at most, or ``"auto"``.
+        task_seconds: How long a task may take.
+        findings: Of the probe, if there was one.
+        first: What all parts have in common, and the number of the first.
+    """
+    terms = product.terms
+    if isinstance(wanted, int):
+        most = wanted
+    elif product.together:
+        most = _MOST_PARTS_OF_ROWS
+    else:
+        seconds = findings.seconds(1) if findings else 0.0
+        most = max(1, math.ceil(seconds / task_seconds))
+    first = dataclasses.replace(first, together=product.together)
+    return tuple(
+        dataclasses.replace(
+            first,
+            number=first.number + number,
+            terms=run,
+            of=1 if run is None else terms,
+            rows=None if run is None else product.rows(run),
+        )
+        for number, run in enumerate(runs_of(terms, most))
+    )
+
+
+def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise: str) -> Identity:
+    names: tuple[str, ...] = TEST_MATRICES
+    if spec.kind == "eigh":
+        inner = spec.recovery.method == "oversampled"
+        names = ("right", "test", "inner-left") if inner else ("right", "test")
+    others = {"test": TEST_NOISE, "left": left_noise}
+    return Identity(
+        kind=spec.kind,
+        factory=spec.operator.factory,
+        args=spec.operator.args,
+        factory_sha256=sha256,
+        shape=shape,
+        dtype=spec.dtype,
+        seed=spec.seed,
+        noise={name: others.get(name, spec.sketch.noise) for name in names},
+    )
+
+
+def identity_like(spec: Spec, known: Identity) -> Identity:
+    """The identity of a spec, with what it leaves to the operator as in one that is known."""
+    shape = spec.operator.shape or known.shape
+    left = known.noise.get("left", spec.sketch.noise)
+    return _identity(spec, shape, known.factory_sha256, left)
+
+
+def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[Sizes, str]:
+    """Sizes, and the noise of the left sketch, where rows are at hand.
+
+    There a sparse test matrix makes many left columns cheap, which all but removes their part of
+    the error: ``sqrt(1 + m / (l - m - 1))`` (Nakatsukasa 2020, arXiv 2009.11392, section 2).
+    """
+    wide = LEFT_FACTOR * sizes.right
+    asked = spec.sketch.left_measurements != "auto" or spec.storage is not None
+    if spec.recovery.method != "nystrom" or spec.kind != "svd" or asked:
+        return sizes, spec.sketch.noise
+    if shape[0] < _ROWS_FOR_SPARSE * wide:
+        return sizes, spec.sketch.noise
+    # At least four entries in each row, however few columns there are.
+    noise = next((f"sparse-sign-{unit}" for unit in (256, 64) if wide >= 4 * unit), "sparse-sign")
+    return dataclasses.replace(sizes, left=wide), noise
+
+
+def _widths_for_rows(
+    spec: Spec, shape: tuple[int, int], sizes: Sizes, parts: tuple[Part, ...], resources: Resources
+) -> dict[str, int]:
+    """The widths of blocks of which each task takes one of every role, as wide as memory allows."""
+    counts = sizes.as_dict()
+    baseline = max(ASSUMED_BASELINE, resident_memory()) + SPARE_BYTES
+    rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)
+    number = 1
+    while True:
+        widths = {role: max(1, -(-count // number)) for role, count in counts.items()}
+        if isinstance(spec.sketch.block, int):
+            return dict.fromkeys(widths, spec.sketch.block)
+        held = {role: widths[role] for role, count in counts.items() if count}
+        needed = baseline + rows_bytes(shape, spec.dtype, rows, held, 2 * SLAB_BYTES)
+        if needed <= resources.memory:
+            return widths
+        if number >= max(counts.values()):
+            require_fitting(shape, needed, resources)
+        number *= 2
+
+
+def cuts(kind: str, before: Plan | None, sizes: Sizes, widths: Mapping[str, int]) -> dict[str, Cut]:
+    """The columns of each role that are added to a plan, and how they are cut."""
+    # The first columns of a Hermitian operator's inner sketch follow from the right one.
+    start = {"inner": sizes.right if kind == "eigh" and sizes.inner else 0}
+    found = {}
+    for role, stop in sizes.as_dict().items():
+        first = before.span(role).stop if before and before.reach(role) else start.get(role, 0)
+        if stop > first:
+            width = widths[role]
+            found[role] = Cut(first, stop, min(width, stop - first) if before is None else width)
+    return found
+
+
+def grown(plan: Plan, sizes: Sizes) -> Amendment:
+    """The amendment by which a plan reaches the given sizes."""
+    last = plan.amendments[-1]
+    widths = {role: plan.width(role) for role in Sizes.roles}
+    added = cuts(plan.identity.kind, plan, sizes, widths)
+    return dataclasses.replace(last, number=last.number + 1, blocks=added)
+
+
+def updated(plan: Plan, parts: tuple[Part, ...], forget: float) -> Amendment:
+    """The amendment by which the operator becomes ``forget`` times itself, plus further parts."""
+    last = plan.amendments[-1]
+    scaled = tuple(dataclasses.replace(p, scale=p.scale * forget) for p in plan.parts)
+    return dataclasses.replace(last, number=last.number + 1, blocks={}, parts=scaled + parts)
+
+
+def next_part(plan: Plan, source: Source, scale: float) -> Part:
+    """What the parts of a further summand have in common, and the number of the first."""
+    return Part(len(plan.parts), scale, plan.summands, source=source)

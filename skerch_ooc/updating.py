@@ -1,0 +1,147 @@
+"""Updates: a further summand for a run, of which alone the sketch is then measured.
+
+Sketches are linear: with equal test matrices, that of ``b A + a B`` is ``b`` times that of ``A``
+plus ``a`` times that of ``B``. So the run becomes one of ``b A + a B``, its test sketch and error
+figures included, and nothing that was measured of ``A`` is measured again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc import planning, rundir
+from skerch_ooc.errors import IncompleteError, UsageError
+from skerch_ooc.operators.adapters import Product, product_of
+from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.probe import examine
+from skerch_ooc.parts import Source, require_factor
+from skerch_ooc.provenance import provenance
+from skerch_ooc.resources import Resources, operator_threads
+from skerch_ooc.rounds import Round
+from skerch_ooc.rundir import Run
+from skerch_ooc.spec import OperatorSpec, SketchSpec
+from skerch_ooc.stages.operands import Operands
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is to become of a run's operator: ``A <- forget A + scale B``.
+
+    Attributes:
+        operator: Where ``B`` comes from; its ``shape`` and ``device`` are those of the run.
+        scale: What ``B`` is multiplied by.
+        forget: What ``A`` is multiplied by.
+        at_hand: ``B`` itself, if no factory names it.
+        folder: What a factory's file is relative to.
+        again: Whether what was added before may be added once more.
+    """
+
+    operator: OperatorSpec
+    scale: float = 1.0
+    forget: float = 1.0
+    at_hand: Any = None
+    folder: Path = Path()
+    again: bool = False
+
+
+def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Operands | None]:
+    """Plans a further summand, after a probe; one that was planned and not measured is kept.
+
+    Args:
+        run: The run; complete, unless it is this very update that was interrupted.
+        update: What is added.
+        resources: Memory and cores.
+
+    Returns:
+        The run with the plan now in force; and the operator, if it was built.
+
+    Raises:
+        IncompleteError: If something else is not measured yet.
+        OperatorError: If ``B`` cannot be used, or has another shape.
+        UsageError: If the method's sketch is not linear, or this was added before.
+    """
+    scale = require_factor("--scale", update.scale)
+    forget = require_factor("--forget", update.forget)
+    plan = run.plan
+    if plan.recovery.method == "hmt":
+        raise UsageError(
+            'a run with method = "hmt" cannot be updated: the basis of its later rounds is made of '
+            "the operator, so that its sketch is not linear in it. Plan a new run, with nystrom, "
+            "singlepass or oversampled"
+        )
+    if (update.operator.factory is None) == (update.at_hand is None):
+        raise UsageError("give the operator that is to be added, or the factory that makes it")
+    source = _source(run, update)
+    missing = any(Round(run).missing().values())
+    if _is_last(run, source, scale, forget):
+        if missing:
+            return run, None
+        if source.factory is not None and not update.again:
+            raise UsageError(
+                f"{source.factory} with these arguments was added to {run.directory} by its last "
+                "update; if it is to be added once more, say --again"
+            )
+    elif missing:
+        raise IncompleteError(
+            f"{run.directory} is not measured to its end, and only then can be updated; go on "
+            f"with: skerch-ooc measure {run.directory}"
+        )
+    product = _product(run, update)
+    with operator_threads(resources.threads):
+        findings, fingerprint = examine(product, plan.identity.seed, plan.identity.kind)
+    parts = planning.parts_of(
+        product,
+        update.operator.parts,
+        SketchSpec().task_seconds,
+        findings,
+        planning.next_part(plan, source, scale),
+    )
+    grown = rundir.amend_run(run, planning.updated(plan, parts, forget))
+    if not parts[0].is_piece:
+        grown.publish_fingerprint(fingerprint, parts[0].number)
+    if findings:
+        grown.record("receipts", provenance(stage="probe", **findings.as_json()))
+    operands = Operands(
+        grown, product.device, resources.threads, product=product, summand=parts[0].summand
+    )
+    return grown, operands
+
+
+def _source(run: Run, update: Update) -> Source:
+    factory, folder = update.operator.factory, update.folder.resolve()
+    sha256 = factory_sha256(factory, folder) if factory else None
+    relative = os.path.relpath(folder, run.directory.resolve())
+    return Source(factory, update.operator.args, sha256, relative)
+
+
+def _product(run: Run, update: Update) -> Product:
+    """``B``, of the shape of the run's operator."""
+    identity, operator = run.plan.identity, update.at_hand
+    if operator is None:
+        assert update.operator.factory is not None
+        operator = build(
+            update.operator.factory, update.operator.args, run.plan.device, update.folder
+        )
+    product = product_of(operator, identity.dtype, run.plan.device)
+    if product.shape != identity.shape:
+        raise UsageError(
+            f"what is to be added has shape {product.shape}, the operator of {run.directory} has "
+            f"{identity.shape}"
+        )
+    return product
+
+
+def _is_last(run: Run, source: Source, scale: float, forget: float) -> bool:
+    """Whether the last amendment is this update."""
+    if len(run.plan.amendments) < 2:
+        return False
+    before, last = run.plan.amendments[-2:]
+    added = last.parts[len(before.parts) :]
+    return (
+        bool(added)
+        and (added[0].source, added[0].scale) == (source, scale)
+        and last.parts[0].scale == before.parts[0].scale * forget
+    )
