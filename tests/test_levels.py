@@ -29,7 +29,7 @@ LEVELS = (
         "interleave",
         "scaling",
     ),
-    ("spec", "resources", "noise", "provenance", "executors", "indexing"),
+    ("spec", "resources", "noise", "provenance", "executors", "indexing", "sparse"),
     ("sealed", "rundir", "streams", "sides", "operators", "recovery"),
     ("shards", "sizing", "pieces"),
     ("rounds",),

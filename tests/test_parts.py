@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import skerch_ooc as ooc
 from skerch_ooc.errors import DriftError, IncompleteError, OperatorError, UsageError
 from skerch_ooc.operators.adapters import product_of
-from skerch_ooc.parts import Part, Source, require_factor, require_numbered, runs_of
 from skerch_ooc.partition import Range
+from skerch_ooc.parts import Part, Source, require_factor, require_numbered, runs_of
 from skerch_ooc.pipeline import make_plan, run_all
 from skerch_ooc.progress import Progress
 from skerch_ooc.resources import Resources

@@ -25,6 +25,7 @@ from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Inner, Request
 from skerch_ooc.operators.sources import Source, open_source
 from skerch_ooc.partition import Range, cut, tree_sum
+from skerch_ooc.sparse import transposed_times
 from skerch_ooc.spec import TILE_ROWS
 
 Array = npt.NDArray[Any]
@@ -348,18 +349,7 @@ def _adjoint_times(
     """``N^H A`` for rows of a test matrix ``N`` and of ``A``, ``(columns, w)``."""
     if not isinstance(vectors, Entries):
         return tensor(vectors).mH @ slab
-    # Compressed rows of the transpose: what is in one column of N stands together.
-    order = np.argsort(vectors.columns, kind="stable")
-    starts = np.searchsorted(vectors.columns[order], np.arange(columns + 1))
-    transposed = torch.sparse_csr_tensor(
-        torch.from_numpy(starts),
-        torch.from_numpy(vectors.rows[order]),
-        torch.from_numpy(vectors.values[order].astype(np.float64)).to(slab.dtype),
-        (columns, len(slab)),
-        device=slab.device,
-        check_invariants=False,
-    )
-    return transposed @ slab
+    return transposed_times(vectors, columns, slab)
 
 
 def _require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor) -> None:

@@ -32,6 +32,7 @@ from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.noise import SIGN_SCALE, SPARSE
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.sides import Side
+from skerch_ooc.sparse import transposed_times
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.arithmetic import Arithmetic, Host
 from skerch_ooc.stages.testmatrices import NoiseReader
@@ -246,16 +247,8 @@ class _Doubles:
         import torch
 
         found = matrices.entries(name, rows, columns)
-        order = np.argsort(found.columns, kind="stable")
-        starts = np.searchsorted(found.columns[order], np.arange(len(columns) + 1))
-        transposed = torch.sparse_csr_tensor(
-            torch.from_numpy(starts),
-            torch.from_numpy(found.rows[order]),
-            torch.from_numpy(found.values[order].astype(np.float64)),
-            (len(columns), len(self._z)),
-            check_invariants=False,
-        )
-        np.multiply((transposed @ torch.from_numpy(self._z)).numpy(), self._units, out=out)
+        product = transposed_times(found, len(columns), torch.from_numpy(self._z))
+        np.multiply(product.numpy(), self._units, out=out)
 
 
 class _Digits(_Doubles):
