@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from skerch_ooc.estimate import ASSUMED_BASELINE, choose_block, require_fitting
+from skerch_ooc.estimate import choose_block, require_fitting
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.operators.rows import SLAB_BYTES
@@ -30,6 +30,8 @@ _ROWS_FOR_SPARSE = 4
 """A matrix must have so many times more rows than left columns for these to be sparse."""
 
 _MOST_PARTS_OF_ROWS = 64
+_ROWS_FOR_LEFT = 128
+"""Rows that a part has at least for each left column."""
 
 
 def planned(
@@ -57,7 +59,10 @@ def planned(
     parts: tuple[Part, ...] = (Part(),)
     if product is not None:
         wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
-        parts = parts_of(product, wanted, task_seconds, findings, Part())
+        least = _parts_that_fit(spec, shape, sizes, resources) if together else 1
+        parts = parts_of(
+            product, wanted, task_seconds, findings, Part(), left=sizes.left, least=least
+        )
     identity = _identity(spec, shape, sha256, left_noise)
     now = sizes
     if spec.tolerance is not None:
@@ -86,7 +91,14 @@ def relative_folder(folder: Path, run_dir: Path) -> str:
 
 
 def parts_of(
-    product: Product, wanted: int | str, task_seconds: float, findings: Probe | None, first: Part
+    product: Product,
+    wanted: int | str,
+    task_seconds: float,
+    findings: Probe | None,
+    first: Part,
+    *,
+    left: int,
+    least: int = 1,
 ) -> tuple[Part, ...]:
     """The parts in which a summand is measured.
 
@@ -100,12 +112,16 @@ def parts_of(
         task_seconds: How long a task may take.
         findings: Of the probe, if there was one.
         first: What all parts have in common, and the number of the first.
+        left: Columns of the left sketch.
+        least: How many parts there must be, if there are as many terms.
     """
     terms = product.terms
     if isinstance(wanted, int):
         most = wanted
     elif product.together:
-        most = _MOST_PARTS_OF_ROWS
+        # What a part adds to the disk, a left sketch of its own, is little beside what it reads.
+        fitting = product.shape[0] // max(1, _ROWS_FOR_LEFT * left)
+        most = max(least, min(_MOST_PARTS_OF_ROWS, fitting))
     else:
         seconds = findings.seconds(1) if findings else 0.0
         most = max(1, math.ceil(seconds / task_seconds))
@@ -164,12 +180,21 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
     return dataclasses.replace(sizes, left=wide), noise
 
 
+def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:
+    """How many parts of equal height there must be, for all columns of one to fit into memory."""
+    counts = sizes.as_dict()
+    fixed = rows_bytes(shape, spec.dtype, 0, counts, 2 * SLAB_BYTES)
+    row = rows_bytes(shape, spec.dtype, 1, counts, 2 * SLAB_BYTES) - fixed
+    free = resources.memory - resident_memory() - SPARE_BYTES - fixed
+    return max(1, math.ceil(shape[0] * row / max(row, free)))
+
+
 def _widths_for_rows(
     spec: Spec, shape: tuple[int, int], sizes: Sizes, parts: tuple[Part, ...], resources: Resources
 ) -> dict[str, int]:
     """The widths of blocks of which each task takes one of every role, as wide as memory allows."""
     counts = sizes.as_dict()
-    baseline = max(ASSUMED_BASELINE, resident_memory()) + SPARE_BYTES
+    baseline = resident_memory() + SPARE_BYTES
     rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)
     number = 1
     while True:

@@ -98,6 +98,7 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         SketchSpec().task_seconds,
         findings,
         planning.next_part(plan, source, scale),
+        left=plan.reach("left"),
     )
     grown = rundir.amend_run(run, planning.updated(plan, parts, forget))
     if not parts[0].is_piece:

@@ -9,7 +9,8 @@ memory, nor on the parts in which the matrix is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import OperatorError
 from skerch_ooc.noise import Entries
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Inner, Request
 from skerch_ooc.operators.sources import Source, open_source
 from skerch_ooc.partition import Range, cut, tree_sum
-from skerch_ooc.sparse import transposed_times
+from skerch_ooc.sparse import add_transposed_times
 from skerch_ooc.spec import TILE_ROWS
 
 Array = npt.NDArray[Any]
@@ -36,6 +38,9 @@ TERM_BYTES = 1 << 29
 COLUMN_MEAN = "column-mean"
 _SAMPLED_ROWS = 64
 _BUFFERS = 2
+_SLABS_ADDED = 4
+_WAITING = 0.3
+"""Share of its time that a reading must have waited for the next to be begun early."""
 
 
 class StoredMatrix:
@@ -104,18 +109,25 @@ class StoredMatrix:
         """
         slabs = cut(rows, self._slab_rows)
         means = self._means.to(dtype) if centred and self._subtract else None
-        shape = (len(slabs[0]), self.shape[1])
-        buffers = [np.empty(shape, self._source.dtype) for _ in slabs[:_BUFFERS]]
+        buffers = self._buffers
 
-        def read(number: int) -> torch.Tensor:
+        def read(number: int) -> tuple[torch.Tensor, bool]:
+            begin, working = time.perf_counter(), time.thread_time()
             out = buffers[number % _BUFFERS][: len(slabs[number])]
-            return self._as_tensor(self._source.read(slabs[number], out), dtype)
+            tensor = self._as_tensor(self._source.read(slabs[number], out), dtype)
+            wall, working = time.perf_counter() - begin, time.thread_time() - working
+            return tensor, wall - working > _WAITING * wall
 
+        # What is in the page cache already takes a core to read, which arithmetic wants too. Only
+        # where the disk is waited for, the next slab is read meanwhile.
+        waits = False
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            following: Future[torch.Tensor] = reader.submit(read, 0)
+            following: Future[tuple[torch.Tensor, bool]] | None = None
             for number, inside in enumerate(slabs):
-                slab = following.result()
-                if number + 1 < len(slabs):
+                slab, waited = following.result() if following else read(number)
+                waits |= waited
+                following = None
+                if waits and number + 1 < len(slabs):
                     following = reader.submit(read, number + 1)
                 if means is not None:
                     _require_entries(inside, slab)
@@ -128,6 +140,12 @@ class StoredMatrix:
         if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
             stored = stored.astype(self.dtype)
         return torch.from_numpy(stored).to(self.device, dtype)
+
+    @cached_property
+    def _buffers(self) -> list[Array]:
+        """Where slabs are read to, one after the other: fresh memory is slow memory."""
+        shape = (min(self._slab_rows, self.shape[0]), self.shape[1])
+        return [empty_aligned(shape, self._source.dtype) for _ in range(_BUFFERS)]
 
     @cached_property
     def _means(self) -> torch.Tensor:
@@ -185,9 +203,18 @@ class RowsProduct(Product):
         return _BUFFERS * self._matrix.slab_bytes
 
     @property
-    def term_rows(self) -> int:
-        """Rows of a term."""
-        return self._matrix.term_rows
+    def slab_device(self) -> str:
+        """The torch device on which slabs are multiplied."""
+        return self._matrix.device
+
+    @property
+    def first_row(self) -> int:
+        """The first of its rows."""
+        return self._rows.start
+
+    def tensor(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
+        """An array on the device of the slabs."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.slab_device, dtype)
 
     def rows(self, terms: Range) -> Range:
         """See :meth:`skerch_ooc.operators.adapters.Product.rows`."""
@@ -233,129 +260,147 @@ class RowsProduct(Product):
             OperatorError: If a row holds NaN or infinity, or a product overflows; names the row.
         """
         dtype = getattr(torch, self.dtype)
-        takers = [_TAKERS[type(request)](request, self, dtype) for request in requests]
+        forward = _Forward(self, dtype, [r.columns for r in requests if isinstance(r, Forward)])
+        sums = [_Sum(self, dtype, r) for r in requests if not isinstance(r, Forward)]
 
         def of_term(number: int) -> list[torch.Tensor]:
-            rows = self.rows(Range(number, number + 1))
-            for inside, slab in self._matrix.read(rows, dtype):
-                for taker in takers:
-                    _require_finite(inside, slab, taker.take(inside, slab))
-            return [taker.total() for taker in takers]
+            for inside, slab in self._matrix.read(self.rows(Range(number, number + 1)), dtype):
+                product = forward.take(inside, slab)
+                for one in sums:
+                    total = one.take(inside, slab)
+                    product = total if product is None else product
+                _require_finite(inside, slab, product)
+            return [one.total() for one in sums]
+
+        numbers = range(self._chosen.start, self._chosen.stop)
 
         def add(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
-            for total, more in zip(one, other, strict=True):
+            for each, total, more in zip(sums, one, other, strict=True):
                 total += more
+                each.give_back(more)
             return one
 
-        totals = tree_sum(map(of_term, range(self._chosen.start, self._chosen.stop)), add)
-        return [taker.result(total, wide=wide) for taker, total in zip(takers, totals, strict=True)]
+        added_up: list[torch.Tensor] = tree_sum(map(of_term, numbers), add)
+        totals = iter(added_up)
+        found, added = iter(forward.results()), iter(sums)
+        return [
+            next(found)
+            if isinstance(request, Forward)
+            else next(added).result(next(totals), wide=wide)
+            for request in requests
+        ]
 
 
-class _Taker:
-    """Takes one sketch, slab by slab."""
+class _Forward:
+    """Rows of ``A [X_1 X_2 ...]``: one product, as narrow ones are slow.
 
-    def __init__(self, product: RowsProduct, dtype: torch.dtype) -> None:
-        self.dtype, self.name = dtype, product.dtype
-        self.first = product._rows.start
-        self.height, self.width = product.shape
-        self.device = product._matrix.device
-        self.wide = torch.promote_types(dtype, torch.float64)
+    Args:
+        product: The rows.
+        dtype: Of the slabs.
+        columns: The blocks ``X_i``; there may be none.
+    """
 
-    def tensor(self, array: Array) -> torch.Tensor:
-        """An array on the device of the slabs."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+    def __init__(self, product: RowsProduct, dtype: torch.dtype, columns: Sequence[Array]) -> None:
+        self._first, height = product.first_row, product.shape[0]
+        self._found = [np.empty((height, x.shape[1]), product.dtype) for x in columns]
+        self._x: torch.Tensor | None = None
+        if columns:
+            self._x = product.tensor(np.concatenate(columns, axis=1), dtype)
 
-
-class _TakeForward(_Taker):
-    """Rows of ``A X``."""
-
-    def __init__(self, request: Forward, product: RowsProduct, dtype: torch.dtype) -> None:
-        super().__init__(product, dtype)
-        self._x = self.tensor(request.columns)
-        self._y = np.empty((self.height, self._x.shape[1]), product.dtype)
-
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor | None:
         """Takes a slab; returns what it made of it."""
-        y = slab @ self._x
-        self._y[rows.shifted(-self.first).slice] = y.cpu().numpy()
-        return y
+        if self._x is None:
+            return None
+        product = slab @ self._x
+        start, y = 0, product.cpu().numpy()
+        for found in self._found:
+            stop = start + found.shape[1]
+            found[rows.shifted(-self._first).slice] = y[:, start:stop]
+            start = stop
+        return product
 
-    def total(self) -> torch.Tensor:
-        """What there is to be added over terms: nothing."""
-        return torch.zeros(0)
-
-    def result(self, total: torch.Tensor, *, wide: bool) -> Array:  # noqa: ARG002
-        """The sketch."""
-        return self._y
+    def results(self) -> list[Array]:
+        """The sketches."""
+        return self._found
 
 
-class _TakeBackward(_Taker):
-    """``A^H X``, summed over slabs in double precision; kept as ``X^T conj(A)``."""
+class _Sum:
+    """``A^H N``, or ``Phi^H A X``: summed over slabs, and kept as ``N^H A``.
 
-    def __init__(self, request: Backward, product: RowsProduct, dtype: torch.dtype) -> None:
-        super().__init__(product, dtype)
-        self._vectors, self._columns = request.vectors, request.columns
+    A few slabs are added in the precision of the matrix, as one product of them all would be; their
+    sums in double precision.
+
+    Args:
+        product: The rows.
+        dtype: Of the slabs.
+        request: What is wanted.
+    """
+
+    def __init__(self, product: RowsProduct, dtype: torch.dtype, request: Backward | Inner) -> None:
+        self._product, self._dtype, self._vectors = product, dtype, request.vectors
+        self._x: torch.Tensor | None = None
+        if isinstance(request, Inner):
+            self._x = product.tensor(request.columns, dtype)
+            shape = (request.rows, request.columns.shape[1])
+        else:
+            shape = (request.columns, product.shape[1])
+        self._few = torch.zeros(shape, dtype=dtype, device=product.slab_device)
+        self._slabs = 0
         self._sum: torch.Tensor | None = None
+        self._free: list[torch.Tensor] = []
 
     def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
-        """See :class:`_TakeForward`."""
-        part = _adjoint_times(self._vectors(rows), self._columns, slab, self.tensor)
-        if self._sum is None:
-            self._sum = part.to(self.wide)
+        """Takes a slab; returns the sum so far."""
+        right = slab if self._x is None else slab @ self._x
+        vectors = self._vectors(rows)
+        if isinstance(vectors, Entries):
+            add_transposed_times(vectors, right, self._few)
         else:
-            self._sum += part
-        return part
+            left = self._product.tensor(vectors, self._dtype).mH
+            torch.addmm(self._few, left, right, out=self._few)
+        self._slabs += 1
+        if self._slabs % _SLABS_ADDED == 0:
+            self._flush()
+        return self._few
+
+    def _flush(self) -> None:
+        if self._sum is None:
+            wide = torch.promote_types(self._dtype, torch.float64)
+            self._sum = (
+                self._free.pop() if self._free else self._few.new_empty(self._few.shape, dtype=wide)
+            )
+            self._sum.copy_(self._few)
+        else:
+            self._sum += self._few
+        self._few.zero_()
 
     def total(self) -> torch.Tensor:
         """The sum over the slabs since the last call."""
-        assert self._sum is not None
-        total, self._sum = self._sum, None
+        if self._slabs % _SLABS_ADDED or self._sum is None:
+            self._flush()
+        total, self._sum, self._slabs = self._sum, None, 0
+        assert total is not None
         return total
 
-    def result(self, total: torch.Tensor, *, wide: bool) -> Array:
-        """See :class:`_TakeForward`."""
-        kept = total if wide else total.to(self.dtype)
-        return np.ascontiguousarray(kept.mH.resolve_conj().cpu().numpy())
-
-
-class _TakeInner(_TakeBackward):
-    """``Phi^H (A X)``, summed over slabs in double precision."""
-
-    def __init__(self, request: Inner, product: RowsProduct, dtype: torch.dtype) -> None:
-        super().__init__(Backward(request.vectors, request.rows), product, dtype)
-        self._x = self.tensor(request.columns)
-
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
-        """See :class:`_TakeForward`."""
-        return super().take(rows, slab @ self._x)
+    def give_back(self, total: torch.Tensor) -> None:
+        """Takes a sum whose numbers are no longer needed, to be used again."""
+        self._free.append(total)
 
     def result(self, total: torch.Tensor, *, wide: bool) -> Array:
-        """See :class:`_TakeForward`."""
-        kept = total if wide else total.to(self.dtype)
+        """The sketch of a sum over all terms."""
+        kept = total if wide else total.to(self._dtype)
+        if self._x is None:
+            kept = kept.mH.resolve_conj()
         return np.ascontiguousarray(kept.cpu().numpy())
 
 
-_TAKERS: dict[type, Callable[..., Any]] = {
-    Forward: _TakeForward,
-    Backward: _TakeBackward,
-    Inner: _TakeInner,
-}
-
-
-def _adjoint_times(
-    vectors: Array | Entries, columns: int, slab: torch.Tensor,
-    tensor: Callable[[Array], torch.Tensor],
-) -> torch.Tensor:  # fmt: skip
-    """``N^H A`` for rows of a test matrix ``N`` and of ``A``, ``(columns, w)``."""
-    if not isinstance(vectors, Entries):
-        return tensor(vectors).mH @ slab
-    return transposed_times(vectors, columns, slab)
-
-
-def _require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor) -> None:
-    if bool(torch.isfinite(product).all()):
+def _require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor | None) -> None:
+    # A sum is finite only if all summands are, and quickly made.
+    if product is None or bool(torch.isfinite(product.sum())):
         return
     _require_entries(rows, slab)
+    if bool(torch.isfinite(product).all()):
+        return
     raise OperatorError(
         f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
     )

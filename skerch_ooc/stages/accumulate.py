@@ -32,7 +32,7 @@ from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.noise import SIGN_SCALE, SPARSE
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.sides import Side
-from skerch_ooc.sparse import transposed_times
+from skerch_ooc.sparse import add_transposed_times
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.arithmetic import Arithmetic, Host
 from skerch_ooc.stages.testmatrices import NoiseReader
@@ -247,8 +247,9 @@ class _Doubles:
         import torch
 
         found = matrices.entries(name, rows, columns)
-        product = transposed_times(found, len(columns), torch.from_numpy(self._z))
-        np.multiply(product.numpy(), self._units, out=out)
+        product = np.zeros(out.shape)
+        add_transposed_times(found, torch.from_numpy(self._z), torch.from_numpy(product))
+        np.multiply(product, self._units, out=out)
 
 
 class _Digits(_Doubles):

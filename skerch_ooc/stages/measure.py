@@ -467,7 +467,8 @@ def rows_bytes(
     # before on their way to the disk, and those of a slab; sums over slabs and over terms.
     needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
     needed += (3 * wide + itemsize) * shape[1] * left
-    return needed + 2 * slab_bytes
+    # Entries of another type are converted slab by slab.
+    return needed + 3 * slab_bytes // 2
 
 
 def _has_factories(run: Run, tasks: list[MeasureTask]) -> bool:
