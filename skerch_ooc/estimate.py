@@ -60,11 +60,17 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(plan: Plan, probe: Probe | None) -> Estimate:
-    """Predicts what a plan will cost."""
+def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estimate:
+    """Predicts what a plan will cost.
+
+    Args:
+        plan: The plan.
+        probe: What the probe of its operator found, if there was one.
+        held: Resident memory of a process that has the operator, if that is known.
+    """
     height, width = plan.identity.shape
     itemsize = np.dtype(plan.identity.dtype).itemsize
-    baseline = (probe.baseline_bytes if probe else ASSUMED_BASELINE) + SPARE_BYTES
+    baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
     blocks = [block for role in ROLES for block in plan.blocks(role)]
     right = plan.reach("right")
     later = plan.rounds - 1

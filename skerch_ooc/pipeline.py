@@ -20,7 +20,7 @@ from skerch_ooc.operators.loading import PLACES, build, factory_sha256
 from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources, operator_threads
+from skerch_ooc.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.rounds import count_products, known_rounds
 from skerch_ooc.rundir import Run
 from skerch_ooc.sizing import require_recoverable, require_sense, sizes_of
@@ -128,7 +128,7 @@ def make_plan(
     else:
         shape = spec.operator.shape
     plan = planning.planned(spec, shape, sha256, product, findings, resources, run_dir)
-    costs = estimate(plan, findings)
+    costs = estimate(plan, findings, resident_memory() if product else None)
     require_memory(costs, resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})

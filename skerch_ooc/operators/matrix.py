@@ -39,6 +39,7 @@ COLUMN_MEAN = "column-mean"
 _SAMPLED_ROWS = 64
 _BUFFERS = 2
 _SLABS_ADDED = 4
+_ROWS_ADDED = 64
 _WAITING = 0.3
 """Share of its time that a reading must have waited for the next to be begun early."""
 
@@ -135,7 +136,7 @@ class StoredMatrix:
                 yield inside, slab
 
     def _as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
-        if stored.dtype.byteorder not in "=|":
+        if not stored.dtype.isnative:
             stored = stored.astype(stored.dtype.newbyteorder("="))
         if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
             stored = stored.astype(self.dtype)
@@ -371,7 +372,9 @@ class _Sum:
             )
             self._sum.copy_(self._few)
         else:
-            self._sum += self._few
+            for rows in cut(Range(0, len(self._few)), _ROWS_ADDED):
+                # Of two types torch makes one first: a whole copy would be fresh memory each time.
+                self._sum[rows.slice] += self._few[rows.slice]
         self._few.zero_()
 
     def total(self) -> torch.Tensor:
