@@ -271,3 +271,17 @@ def sum_of_terms(terms: int, n: int, first: int = 0) -> object:
 
     makers = [lambda seed=seed: term(seed) for seed in range(first, first + terms)]
     return Sum(makers, shape=(n, n), dtype="float32")
+
+
+def batches_hessian(first: int, count: int, per_batch: bool) -> object:
+    """The Hessian of a small network over some of its batches, which are of equal size."""
+    from skerch_ooc.operators.curvature import hessian
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(9, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    generator = torch.Generator().manual_seed(1)
+    data = [
+        (torch.randn(6, 9, generator=generator), torch.randn(6, 4, generator=generator))
+        for _ in range(first + count)
+    ]
+    return hessian(model, torch.nn.MSELoss(), data[first:], per_batch=per_batch)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from conftest import FACTORIES, write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.errors import DriftError, OperatorError
 from skerch_ooc.operators.curvature import fisher, ggn, hessian, kfac
+from skerch_ooc.pipeline import make_plan, run_all
+from skerch_ooc.progress import Progress
+from skerch_ooc.resources import Resources
+from skerch_ooc.spec import Spec
 
 SIZES = (5, 4, 3)
 
@@ -145,3 +152,109 @@ def test_curvature_is_decomposed(model, tmp_path):
     eig = ooc.eigh(operator, measurements=39, run_dir=tmp_path / "run", noise="gaussian")
     expected = torch.linalg.eigvalsh(operator @ torch.eye(39)).flip(0)
     torch.testing.assert_close(eig.eigenvalues[:5].float(), expected[:5], rtol=1e-3, atol=1e-5)
+
+
+class TestBatches:
+    """A sum with a term for each batch."""
+
+    @pytest.fixture
+    def data(self):
+        torch.manual_seed(3)
+        return [(torch.randn(n, SIZES[0]), torch.randn(n, SIZES[2])) for n in (4, 7, 1, 5)]
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize(
+        "make",
+        [hessian, ggn, partial(fisher, samples=None)],
+        ids=["hessian", "ggn", "empirical fisher"],
+    )
+    def test_sum_over_batches_is_the_operator_of_all(self, model, data, make, reduction):
+        loss = torch.nn.MSELoss(reduction=reduction)
+        whole, terms = make(model, loss, data), make(model, loss, data, per_batch=True)
+        assert len(terms) == len(data)
+        x = torch.randn(whole.shape[0], 3)
+        torch.testing.assert_close(terms @ x, whole @ x, rtol=1e-4, atol=1e-6)
+
+    def test_sampled_targets_differ_from_batch_to_batch(self, model):
+        torch.manual_seed(3)
+        batch = (torch.randn(4, SIZES[0]), torch.randn(4, SIZES[2]))
+        terms = fisher(model, torch.nn.MSELoss(), [batch, batch], per_batch=True)
+        x = torch.randn(terms.shape[0], 1)
+        assert not torch.equal(terms.term(0) @ x, terms.term(1) @ x)
+
+
+class TestContent:
+    """Weights and data are fingerprinted, so that what has changed can be named."""
+
+    def measured(self, run_dir, model, data):
+        return ooc.plan(
+            {"measurements": 8, "sketch": {"block": 4}}, run_dir,
+            operator=hessian(model, torch.nn.MSELoss(), data),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("what", ["weights", "data"])
+    def test_what_has_changed_is_named(self, tmp_path, model, what):
+        data = batches(torch.nn.MSELoss())
+        run = self.measured(tmp_path / "run", model, data)
+        if what == "weights":
+            with torch.no_grad():
+                model[0].weight[0, 0] += 1
+        else:
+            data[0][0][0, 0] += 1
+        with pytest.raises(DriftError, match=f"What has changed: its {what}"):
+            ooc.measure(run, operator=hessian(model, torch.nn.MSELoss(), data))
+
+    def test_change_within_rounding_is_told_and_accepted(self, tmp_path, model, caplog):
+        data = batches(torch.nn.MSELoss())
+        run = self.measured(tmp_path / "run", model, data)
+        with torch.no_grad():
+            model[0].weight[0, 0] *= 1 + 2e-7
+        assert ooc.measure(run, operator=hessian(model, torch.nn.MSELoss(), data))
+        assert "the weights of the operator are others" in caplog.text
+
+
+SPEC = {"sketch": {"block": 16, "test_measurements": 16}}
+
+
+class TestDataParallel:
+    """Eight batches in parts on two workers; three more come later."""
+
+    @staticmethod
+    def spec(folder, factory, name, *, first=0, count=11, per_batch=True):
+        args = {"first": first, "count": count, "per_batch": per_batch}
+        return write_spec(folder, factory, 40, name=f"{name}.toml", operator={"args": args}, **SPEC)
+
+    @staticmethod
+    def run(spec, run_dir, executor, *overrides):
+        resources = Resources.of("2GiB", 1, executor.workers)
+        planned = make_plan(Spec.from_toml(spec, overrides), run_dir, resources)
+        run_all(planned, executor, resources, Progress())
+        return planned.run
+
+    @staticmethod
+    def values(run):
+        return ooc.recover(run).eigenvalues
+
+    def test_batches_in_parts_give_the_whole_and_batches_added_later_the_sum(self, tmp_path):
+        spec = self.spec(tmp_path, "batches_hessian", "eight", count=8)
+        run = self.run(spec, tmp_path / "eight", ooc.Dask(workers=2), "operator.parts=8")
+        assert len(run.plan.parts) == 8
+        # 40 right columns and 16 of the test, in four blocks for each part.
+        assert len(list(run.shards.iterdir())) == 8 * 4
+        whole = self.run(
+            self.spec(tmp_path, "batches_hessian", "whole", count=8, per_batch=False),
+            tmp_path / "whole", ooc.Serial(),
+        )  # fmt: skip
+        torch.testing.assert_close(self.values(run), self.values(whole), rtol=1e-4, atol=1e-6)
+
+        later = ooc.OperatorSpec(
+            f"{FACTORIES}:batches_hessian", {"first": 8, "count": 3, "per_batch": True}
+        )
+        run = ooc.update(run, later, scale=3 / 11, forget=8 / 11)
+        all_at_once = self.run(
+            self.spec(tmp_path, "batches_hessian", "all"), tmp_path / "all", ooc.Serial()
+        )
+        torch.testing.assert_close(self.values(run), self.values(all_at_once), rtol=1e-4, atol=1e-6)
+        found, expected = ooc.assess(run), ooc.assess(all_at_once)
+        assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-2)
+        assert found.norm == pytest.approx(expected.norm, rel=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ class Product:
 
     together = False
     """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
+
+    @property
+    def content(self) -> Mapping[str, str]:
+        """Hashes of what the operator is made of, by their names, if it says so."""
+        found: Mapping[str, str] = getattr(self._operator, "content", None) or {}
+        return found
 
     @property
     def terms(self) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 
 from skerch_ooc.errors import OperatorError
+from skerch_ooc.operators.terms import Sum
 
 Data = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Parameters = Iterable[torch.nn.Parameter] | Iterable[str]
@@ -19,6 +22,8 @@ def hessian(
     loss: torch.nn.Module,
     data: Data,
     parameters: Parameters | None = None,
+    *,
+    per_batch: bool = False,
 ) -> Any:
     """The Hessian of the loss of a model, summed or averaged over all data.
 
@@ -28,6 +33,9 @@ def hessian(
         data: Batches ``(inputs, targets)``, the same ones in the same order at each pass.
         parameters: With respect to which; by default all that require a gradient. Names of layers
             or parameters stand for all that are below them, such as ``["fc1", "fc2.bias"]``.
+        per_batch: Whether the operator is to be a :class:`skerch_ooc.Sum` with a term for each
+            batch, which can be measured in parts (``operator.parts``). Where the loss is a mean, a
+            term has the weight of its share of the inputs.
 
     Returns:
         An operator ``(p, p)``, ``p`` being the number of parameters in the order given, that is
@@ -38,23 +46,25 @@ def hessian(
         OperatorError: If curvlinops is not installed, or the model is in training mode with
             layers that make it random, or the data are shuffled, or a name is that of nothing.
     """
-    return _operator("HessianLinearOperator", model, loss, data, parameters)
+    return _operator("HessianLinearOperator", model, loss, data, parameters, per_batch)
 
 
 def ggn(
-    model: torch.nn.Module, loss: torch.nn.Module, data: Data, parameters: Parameters | None = None
-) -> Any:
+    model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None = None, *, per_batch: bool = False,
+) -> Any:  # fmt: skip
     """The generalised Gauss-Newton matrix: positive semidefinite, where the loss is convex.
 
     Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
     Arguments, result and errors are those of :func:`hessian`.
     """
-    return _operator("GGNLinearOperator", model, loss, data, parameters)
+    return _operator("GGNLinearOperator", model, loss, data, parameters, per_batch)
 
 
 def fisher(
     model: torch.nn.Module, loss: torch.nn.Module, data: Data,
-    parameters: Parameters | None = None, samples: int | None = 1, seed: int = 0,
+    parameters: Parameters | None = None, samples: int | None = 1, seed: int = 0, *,
+    per_batch: bool = False,
 ) -> Any:  # fmt: skip
     """The Fisher information matrix, by sampled targets, or the empirical one.
 
@@ -65,16 +75,19 @@ def fisher(
         parameters: As for :func:`hessian`.
         samples: Targets that are drawn for each input; ``None`` for the empirical Fisher matrix,
             of the gradients at the targets of the data (Kunstner et al. 2019, arXiv 1905.12558).
-        seed: Of the targets: each product draws the same.
+        seed: Of the targets: each product draws the same. The terms of a sum count on from it, so
+            that their targets are others than those of the whole.
+        per_batch: As for :func:`hessian`.
 
     Returns:
         An operator ``(p, p)``; see :func:`hessian`, also for errors.
     """
     if samples is None:
-        return _operator("EFLinearOperator", model, loss, data, parameters)
+        return _operator("EFLinearOperator", model, loss, data, parameters, per_batch)
     return _operator(
-        "FisherMCLinearOperator", model, loss, data, parameters, mc_samples=samples, seed=seed
-    )
+        "FisherMCLinearOperator", model, loss, data, parameters, per_batch,
+        mc_samples=samples, seed=seed,
+    )  # fmt: skip
 
 
 def kfac(
@@ -104,7 +117,7 @@ def kfac(
 
 def _operator(
     name: str, model: torch.nn.Module, loss: torch.nn.Module, data: Data,
-    parameters: Parameters | None, **more: Any,
+    parameters: Parameters | None, per_batch: bool = False, **more: Any,
 ) -> Any:  # fmt: skip
     try:
         import curvlinops
@@ -116,8 +129,53 @@ def _operator(
     constructor = getattr(curvlinops, name)
     _require_deterministic(model)
     _require_order(data)
-    chosen = _chosen(model, parameters)
-    return constructor(model, loss, chosen, list(data), **more, **_unchecked(constructor))
+    chosen, batches = _chosen(model, parameters), list(data)
+    more |= _unchecked(constructor)
+    if not per_batch:
+        operator = constructor(model, loss, chosen, batches, **more)
+    else:
+        operator = Sum(
+            [
+                partial(_term, constructor, model, loss, chosen, batch, number, more)
+                for number, batch in enumerate(batches)
+            ],
+            _weights(loss, batches),
+            shape=2 * (sum(parameter.numel() for parameter in chosen),),
+            dtype=str(chosen[0].dtype).removeprefix("torch."),
+        )
+    operator.content = {
+        "weights": _sha256(model.state_dict().values()),
+        "data": _sha256(tensor for batch in batches for tensor in batch),
+    }
+    return operator
+
+
+def _term(
+    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module,
+    chosen: list[torch.nn.Parameter], batch: Any, number: int, more: dict[str, Any],
+) -> Any:  # fmt: skip
+    """The operator of one batch."""
+    seed = {"seed": more["seed"] + number} if "seed" in more else {}
+    return constructor(model, loss, chosen, [batch], **(more | seed))
+
+
+def _weights(loss: torch.nn.Module, batches: list[Any]) -> list[float]:
+    """What the terms of the batches are multiplied by."""
+    if getattr(loss, "reduction", "mean") == "sum":
+        return [1.0] * len(batches)
+    counts = [len(targets) for _, targets in batches]
+    return [count / sum(counts) for count in counts]
+
+
+def _sha256(values: Iterable[Any]) -> str:
+    """A hash of the entries of all tensors among some values."""
+    found = hashlib.sha256()
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.update(repr((value.dtype, tuple(value.shape))).encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _chosen(model: torch.nn.Module, parameters: Parameters | None) -> list[torch.nn.Parameter]:

@@ -194,6 +194,11 @@ class RowsProduct(Product):
         return -(-matrix.shape[0] // matrix.term_rows)
 
     @property
+    def content(self) -> dict[str, str]:
+        """See :class:`Product`: files are not hashed."""
+        return {}
+
+    @property
     def terms(self) -> int:
         """How many terms the whole matrix has."""
         return self._count(self._matrix)

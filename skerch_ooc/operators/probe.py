@@ -13,6 +13,7 @@ which may be large.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from skerch_ooc.partition import Range, cut
 from skerch_ooc.resources import peak_memory, resident_memory
 
 Array = npt.NDArray[Any]
+
+log = logging.getLogger("skerch_ooc")
 
 WIDTH = 16
 _WIDER = 4
@@ -302,10 +305,13 @@ def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[
     for rows in cut(Range(0, len(y)), _ROWS_AT_ONCE):
         signs = draw("rademacher", seed, "probe", rows, _FUNCTIONALS, wide)
         functionals += signs.T @ y[rows.slice, 0].astype(wide)
-    return {
+    found: dict[str, Any] = {
         "functionals": [[float(value.real), float(value.imag)] for value in functionals],
         "norm": norm(y),
     }
+    if product.content:
+        found["content"] = dict(product.content)
+    return found
 
 
 def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> None:
@@ -320,9 +326,20 @@ def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> No
         math.sqrt(float((difference**2).sum()) / WIDTH), max(float(stored["norm"]), mine["norm"])
     )
     limit = tolerance(product.dtype)
+    before, now = stored.get("content") or {}, mine.get("content") or {}
+    changed = [name for name in before if name in now and before[name] != now[name]]
     if not change <= limit:
+        cause = f"{_CAUSES}; or other weights, data or arguments"
+        if changed:
+            cause = f"What has changed: its {' and its '.join(changed)}"
         raise DriftError(
             f"the operator is not the one that the run started with: its product with the probe "
-            f"vector differs by {change:.1e} (allowed: {limit:.1e}). {_CAUSES}; or other weights, "
-            "data or arguments. Restore them, or plan a new run"
+            f"vector differs by {change:.1e} (allowed: {limit:.1e}). {cause}. Restore them, or "
+            "plan a new run"
+        )
+    if changed:
+        log.warning(
+            "the %s of the operator are others than when the run started; its product with the "
+            "probe vector is the same to rounding, so it goes on",
+            " and the ".join(changed),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,18 @@ class Terms(ABC):
     Attributes:
         shape: ``(height, width)``.
         dtype: Of the products, as a name.
+        content: Hashes of what the terms are made of, by their names; may be left empty.
     """
 
     shape: tuple[int, int]
     dtype: str
+    content: Mapping[str, str]
 
     def __init__(self, terms: Sequence[Term]) -> None:
         if not terms:
             raise OperatorError(f"a {type(self).__name__} needs at least one term")
         self._terms = list(terms)
+        self.content = {}
 
     def __len__(self) -> int:
         """How many terms there are."""
@@ -184,6 +187,11 @@ class TermsProduct(Product):
     def rows(self, terms: Range) -> Range | None:
         """See :meth:`Terms.rows`."""
         return self.terms_of.rows(terms)
+
+    @property
+    def content(self) -> Mapping[str, str]:
+        """See :class:`Product`; that of all terms."""
+        return self.terms_of.content
 
     @property
     def terms(self) -> int:
