@@ -22,12 +22,17 @@ import torch
 
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.errors import OperatorError
-from skerch_ooc.noise import Entries
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Inner, Request
+from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Request
 from skerch_ooc.operators.sources import Source, open_source
+from skerch_ooc.operators.takers import (
+    ForwardTaker,
+    MeanTaker,
+    SumTaker,
+    require_entries,
+    require_finite,
+)
 from skerch_ooc.partition import Range, cut, tree_sum
-from skerch_ooc.sparse import add_transposed_times
 from skerch_ooc.spec import TILE_ROWS
 
 Array = npt.NDArray[Any]
@@ -38,8 +43,6 @@ TERM_BYTES = 1 << 29
 COLUMN_MEAN = "column-mean"
 _SAMPLED_ROWS = 64
 _BUFFERS = 2
-_SLABS_ADDED = 4
-_ROWS_ADDED = 64
 _WAITING = 0.3
 """Share of its time that a reading must have waited for the next to be begun early."""
 
@@ -50,12 +53,13 @@ class StoredMatrix:
     Args:
         source: Where the rows come from.
         subtract: ``"column-mean"`` to subtract from each column its mean, as principal component
-            analysis does; the means are found by one more reading of the rows.
+            analysis does.
         device: The torch device on which slabs are multiplied.
 
     Attributes:
         shape: ``(height, width)``.
         dtype: A floating-point dtype that holds what is stored, as a name.
+        known_means: The mean of each column, once it is known.
 
     Raises:
         OperatorError: If ``subtract`` is something else.
@@ -65,6 +69,7 @@ class StoredMatrix:
         if subtract not in (None, COLUMN_MEAN):
             raise OperatorError(f'subtract = {subtract!r}: must be "{COLUMN_MEAN}", or left out')
         self._source, self._subtract, self.device = source, subtract, device
+        self.known_means: torch.Tensor | None = None
         self.shape = source.shape
         self.dtype = _floating(source.dtype)
         row = source.shape[1] * np.dtype(self.dtype).itemsize
@@ -95,21 +100,20 @@ class StoredMatrix:
         return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
 
     def read(
-        self, rows: Range, dtype: torch.dtype, *, centred: bool = True
+        self, rows: Range, dtype: torch.dtype, shift: torch.Tensor | None = None
     ) -> Iterator[tuple[Range, torch.Tensor]]:
         """The slabs of some rows, each read while the one before it is at work.
 
         Args:
             rows: Which; from the first row of a term.
             dtype: Of the slabs.
-            centred: Whether means are subtracted, if that is wanted at all.
+            shift: What is subtracted from each row.
 
         Returns:
-            Rows and the entries in them, which are overwritten when the next is asked
-            for.
+            Rows and the entries in them, which are overwritten when the next is asked for.
         """
         slabs = cut(rows, self._slab_rows)
-        means = self._means.to(dtype) if centred and self._subtract else None
+        shift = None if shift is None else shift.to(dtype)
         buffers = self._buffers
 
         def read(number: int) -> tuple[torch.Tensor, bool]:
@@ -130,9 +134,9 @@ class StoredMatrix:
                 following = None
                 if waits and number + 1 < len(slabs):
                     following = reader.submit(read, number + 1)
-                if means is not None:
-                    _require_entries(inside, slab)
-                    slab -= means
+                if shift is not None:
+                    require_entries(inside, slab)
+                    slab -= shift
                 yield inside, slab
 
     def _as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
@@ -148,24 +152,46 @@ class StoredMatrix:
         shape = (min(self._slab_rows, self.shape[0]), self.shape[1])
         return [empty_aligned(shape, self._source.dtype) for _ in range(_BUFFERS)]
 
-    @cached_property
-    def _means(self) -> torch.Tensor:
-        """The mean of each column, ``(w,)``, in double precision."""
-        wide = getattr(torch, "complex128" if self.dtype.startswith("complex") else "float64")
-        total = torch.zeros(self.shape[1], dtype=wide, device=self.device)
-        for _, slab in self.read(Range(0, self.shape[0]), wide, centred=False):
-            total += slab.sum(dim=0)
-        return total / self.shape[0]
+    @property
+    def is_centred(self) -> bool:
+        """Whether column means are subtracted."""
+        return self._subtract is not None
+
+    def means(self) -> torch.Tensor:
+        """The mean of each column, ``(w,)``, in double precision; read for it if not known yet."""
+        if self.known_means is None:
+            total = torch.zeros(self.shape[1], dtype=self._wide, device=self.device)
+            for _, slab in self.read(Range(0, self.shape[0]), self._wide):
+                total += slab.sum(dim=0)
+            self.known_means = total / self.shape[0]
+        return self.known_means
+
+    def roughly(self) -> torch.Tensor:
+        """The mean of each column over a few rows, ``(w,)``."""
+        rows = self.sample(Range(0, self.shape[0]), self.dtype)
+        return torch.from_numpy(rows).to(self.device, self._wide).mean(dim=0)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """float64, or complex128."""
+        found: torch.dtype = getattr(torch, str(np.result_type(self.dtype, np.float64)))
+        return found
 
     def sample(self, rows: Range, dtype: str) -> Array:
-        """A few rows, spread over a range, without means subtracted."""
+        """A few rows, spread over a range, without means subtracted.
+
+        Raises:
+            OperatorError: If one of them holds NaN or infinity.
+        """
         step = max(1, len(rows) // _SAMPLED_ROWS)
         chosen = range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
         kind = getattr(torch, dtype)
-        parts = [
-            self._as_tensor(self._source.read(Range(row, row + 1)), kind).cpu() for row in chosen
-        ]
-        return np.asarray(torch.cat(parts).numpy())
+        found = []
+        for row in chosen:
+            entries = self._as_tensor(self._source.read(Range(row, row + 1)), kind)
+            require_entries(Range(row, row + 1), entries)
+            found.append(entries.cpu())
+        return np.asarray(torch.cat(found).numpy())
 
 
 class RowsProduct(Product):
@@ -265,20 +291,24 @@ class RowsProduct(Product):
         Raises:
             OperatorError: If a row holds NaN or infinity, or a product overflows; names the row.
         """
-        dtype = getattr(torch, self.dtype)
-        forward = _Forward(self, dtype, [r.columns for r in requests if isinstance(r, Forward)])
-        sums = [_Sum(self, dtype, r) for r in requests if not isinstance(r, Forward)]
+        dtype, matrix = getattr(torch, self.dtype), self._matrix
+        forward = ForwardTaker(self, dtype, [r.columns for r in requests if isinstance(r, Forward)])
+        sums = [SumTaker(self, dtype, r) for r in requests if not isinstance(r, Forward)]
+        means = MeanTaker(self) if self._finds_means else None
+        shift = None
+        if matrix.is_centred:
+            shift = matrix.roughly() if means else matrix.means()
 
         def of_term(number: int) -> list[torch.Tensor]:
-            for inside, slab in self._matrix.read(self.rows(Range(number, number + 1)), dtype):
+            for inside, slab in matrix.read(self.rows(Range(number, number + 1)), dtype, shift):
                 product = forward.take(inside, slab)
                 for one in sums:
                     total = one.take(inside, slab)
                     product = total if product is None else product
-                _require_finite(inside, slab, product)
+                require_finite(inside, slab, product)
+                if means:
+                    means.take(slab)
             return [one.total() for one in sums]
-
-        numbers = range(self._chosen.start, self._chosen.stop)
 
         def add(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
             for each, total, more in zip(sums, one, other, strict=True):
@@ -286,151 +316,27 @@ class RowsProduct(Product):
                 each.give_back(more)
             return one
 
-        added_up: list[torch.Tensor] = tree_sum(map(of_term, numbers), add)
-        totals = iter(added_up)
-        found, added = iter(forward.results()), iter(sums)
-        return [
-            next(found)
-            if isinstance(request, Forward)
-            else next(added).result(next(totals), wide=wide)
-            for request in requests
-        ]
+        numbers = range(self._chosen.start, self._chosen.stop)
+        totals: list[torch.Tensor] = tree_sum(map(of_term, numbers), add)
+        if means and shift is not None:
+            rest = means.result()
+            forward.subtract(rest)
+            for one, total in zip(sums, totals, strict=True):
+                one.subtract(total, rest)
+            matrix.known_means = shift + rest
+        found = iter(forward.results())
+        added = iter(one.result(total, wide=wide) for one, total in zip(sums, totals, strict=True))
+        return [next(found if isinstance(request, Forward) else added) for request in requests]
 
+    @property
+    def _finds_means(self) -> bool:
+        """Whether the means are found by the reading that makes the sketches.
 
-class _Forward:
-    """Rows of ``A [X_1 X_2 ...]``: one product, as narrow ones are slow.
-
-    Args:
-        product: The rows.
-        dtype: Of the slabs.
-        columns: The blocks ``X_i``; there may be none.
-    """
-
-    def __init__(self, product: RowsProduct, dtype: torch.dtype, columns: Sequence[Array]) -> None:
-        self._first, height = product.first_row, product.shape[0]
-        self._found = [np.empty((height, x.shape[1]), product.dtype) for x in columns]
-        self._x: torch.Tensor | None = None
-        if columns:
-            self._x = product.tensor(np.concatenate(columns, axis=1), dtype)
-
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor | None:
-        """Takes a slab; returns what it made of it."""
-        if self._x is None:
-            return None
-        product = slab @ self._x
-        start, y = 0, product.cpu().numpy()
-        for found in self._found:
-            stop = start + found.shape[1]
-            found[rows.shifted(-self._first).slice] = y[:, start:stop]
-            start = stop
-        return product
-
-    def results(self) -> list[Array]:
-        """The sketches."""
-        return self._found
-
-
-class _Sum:
-    """``A^H N``, or ``Phi^H A X``: summed over slabs, and kept as ``N^H A``.
-
-    A few slabs are added in the precision of the matrix, as one product of them all would be; their
-    sums in double precision.
-
-    Args:
-        product: The rows.
-        dtype: Of the slabs.
-        request: What is wanted.
-    """
-
-    def __init__(self, product: RowsProduct, dtype: torch.dtype, request: Backward | Inner) -> None:
-        self._product, self._dtype, self._vectors = product, dtype, request.vectors
-        self._x: torch.Tensor | None = None
-        if isinstance(request, Inner):
-            self._x = product.tensor(request.columns, dtype)
-            shape = (request.rows, request.columns.shape[1])
-        else:
-            shape = (request.columns, product.shape[1])
-        self._few = torch.zeros(shape, dtype=dtype, device=product.slab_device)
-        self._slabs = 0
-        self._sum: torch.Tensor | None = None
-        self._free: list[torch.Tensor] = []
-
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
-        """Takes a slab; returns the sum so far."""
-        right = slab if self._x is None else slab @ self._x
-        vectors = self._vectors(rows)
-        if isinstance(vectors, Entries):
-            add_transposed_times(vectors, right, self._few)
-        else:
-            left = self._product.tensor(vectors, self._dtype).mH
-            torch.addmm(self._few, left, right, out=self._few)
-        self._slabs += 1
-        if self._slabs % _SLABS_ADDED == 0:
-            self._flush()
-        return self._few
-
-    def _flush(self) -> None:
-        if self._sum is None:
-            wide = torch.promote_types(self._dtype, torch.float64)
-            self._sum = (
-                self._free.pop() if self._free else self._few.new_empty(self._few.shape, dtype=wide)
-            )
-            self._sum.copy_(self._few)
-        else:
-            for rows in cut(Range(0, len(self._few)), _ROWS_ADDED):
-                # Of two types torch makes one first: a whole copy would be fresh memory each time.
-                self._sum[rows.slice] += self._few[rows.slice]
-        self._few.zero_()
-
-    def total(self) -> torch.Tensor:
-        """The sum over the slabs since the last call."""
-        if self._slabs % _SLABS_ADDED or self._sum is None:
-            self._flush()
-        total, self._sum, self._slabs = self._sum, None, 0
-        assert total is not None
-        return total
-
-    def give_back(self, total: torch.Tensor) -> None:
-        """Takes a sum whose numbers are no longer needed, to be used again."""
-        self._free.append(total)
-
-    def result(self, total: torch.Tensor, *, wide: bool) -> Array:
-        """The sketch of a sum over all terms."""
-        kept = total if wide else total.to(self._dtype)
-        if self._x is None:
-            kept = kept.mH.resolve_conj()
-        return np.ascontiguousarray(kept.cpu().numpy())
-
-
-def _require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor | None) -> None:
-    # A sum is finite only if all summands are, and quickly made.
-    if product is None or bool(torch.isfinite(product.sum())):
-        return
-    _require_entries(rows, slab)
-    if bool(torch.isfinite(product).all()):
-        return
-    raise OperatorError(
-        f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
-    )
-
-
-def _require_entries(rows: Range, slab: torch.Tensor) -> None:
-    """Refuses NaN and infinity.
-
-    Raises:
-        OperatorError: Naming the row.
-    """
-    if bool(torch.isfinite(slab.sum())):
-        return
-    bad = (~torch.isfinite(slab)).any(dim=1).nonzero()
-    if not len(bad):
-        return
-    row = int(bad[0, 0])
-    column = int((~torch.isfinite(slab[row])).nonzero()[0, 0])
-    raise OperatorError(
-        f"row {rows.start + row} of the matrix holds {slab[row, column].item()} in column "
-        f"{column}; replace what is missing before the matrix is decomposed"
-    )
+        Rows are then centred by the means of a few of them, so that nothing is lost by cancellation
+        where means are large, and what is left of the means is taken off the sketches.
+        """
+        matrix = self._matrix
+        return matrix.is_centred and matrix.known_means is None and self.shape == matrix.shape
 
 
 def _power_of_two(number: int, *, down: bool = False) -> int:

@@ -1,0 +1,233 @@
+"""What takes sketches of a matrix, slab of rows by slab of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skerch_ooc.errors import OperatorError
+from skerch_ooc.noise import Entries
+from skerch_ooc.operators.rows import Backward, Inner
+from skerch_ooc.partition import Range, cut
+from skerch_ooc.sparse import add_transposed_times
+
+Array = npt.NDArray[Any]
+
+_SLABS_ADDED = 4
+_ROWS_ADDED = 64
+
+
+class Slabs(Protocol):
+    """The rows that sketches are taken of.
+
+    Attributes:
+        shape: ``(rows, w)``.
+        dtype: Name of the dtype of the sketches.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+
+    @property
+    def slab_device(self) -> str:
+        """The torch device of the slabs."""
+        ...
+
+    @property
+    def first_row(self) -> int:
+        """The first of the rows, in the whole matrix."""
+        ...
+
+    def tensor(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
+        """An array on the device of the slabs."""
+        ...
+
+
+class ForwardTaker:
+    """Rows of ``A [X_1 X_2 ...]``: one product, as narrow ones are slow.
+
+    Args:
+        product: The rows.
+        dtype: Of the slabs.
+        columns: The blocks ``X_i``; there may be none.
+    """
+
+    def __init__(self, product: Slabs, dtype: torch.dtype, columns: Sequence[Array]) -> None:
+        self._first, height = product.first_row, product.shape[0]
+        self._found = [np.empty((height, x.shape[1]), product.dtype) for x in columns]
+        self._x: torch.Tensor | None = None
+        if columns:
+            self._x = product.tensor(np.concatenate(columns, axis=1), dtype)
+
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor | None:
+        """Takes a slab; returns what it made of it."""
+        if self._x is None:
+            return None
+        product = slab @ self._x
+        start, y = 0, product.cpu().numpy()
+        for found in self._found:
+            stop = start + found.shape[1]
+            found[rows.shifted(-self._first).slice] = y[:, start:stop]
+            start = stop
+        return product
+
+    def subtract(self, means: torch.Tensor) -> None:
+        """Takes a row off all rows of ``A``: its product off all rows of the sketches."""
+        if self._x is not None:
+            product, start = (means @ self._x.to(means.dtype)).cpu().numpy(), 0
+            for found in self._found:
+                stop = start + found.shape[1]
+                found -= product[start:stop].astype(found.dtype)
+                start = stop
+
+    def results(self) -> list[Array]:
+        """The sketches."""
+        return self._found
+
+
+class MeanTaker:
+    """The mean of each column.
+
+    Args:
+        product: The rows.
+    """
+
+    def __init__(self, product: Slabs) -> None:
+        self._rows = product.shape[0]
+        self._sum: torch.Tensor | None = None
+
+    def take(self, slab: torch.Tensor) -> None:
+        """Takes a slab."""
+        wide = torch.promote_types(slab.dtype, torch.float64)
+        # One product, where a sum in double precision would first copy the slab.
+        total = (torch.ones_like(slab[:, 0]) @ slab).to(wide)
+        self._sum = total if self._sum is None else self._sum + total
+
+    def result(self) -> torch.Tensor:
+        """The means, ``(w,)``, in double precision."""
+        assert self._sum is not None
+        return self._sum / self._rows
+
+
+class SumTaker:
+    """``A^H N``, or ``Phi^H A X``: summed over slabs, and kept as ``N^H A``.
+
+    A few slabs are added in the precision of the matrix, as one product of them all would be; their
+    sums in double precision.
+
+    Args:
+        product: The rows.
+        dtype: Of the slabs.
+        request: What is wanted.
+    """
+
+    def __init__(self, product: Slabs, dtype: torch.dtype, request: Backward | Inner) -> None:
+        self._product, self._dtype, self._vectors = product, dtype, request.vectors
+        self._x: torch.Tensor | None = None
+        if isinstance(request, Inner):
+            self._x = product.tensor(request.columns, dtype)
+            shape = (request.rows, request.columns.shape[1])
+        else:
+            shape = (request.columns, product.shape[1])
+        self._few = torch.zeros(shape, dtype=dtype, device=product.slab_device)
+        self._slabs = 0
+        self._sum: torch.Tensor | None = None
+        self._free: list[torch.Tensor] = []
+        self._ones = torch.zeros(shape[0], dtype=self._wide, device=product.slab_device)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self._dtype, torch.float64)
+
+    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
+        """Takes a slab; returns the sum so far."""
+        right = slab if self._x is None else slab @ self._x
+        vectors = self._vectors(rows)
+        if isinstance(vectors, Entries):
+            add_transposed_times(vectors, right, self._few)
+            counts = np.bincount(vectors.columns, vectors.values, len(self._few))
+            self._ones += torch.from_numpy(counts).to(self._ones)
+        else:
+            left = self._product.tensor(vectors, self._dtype).mH
+            torch.addmm(self._few, left, right, out=self._few)
+            self._ones += left.sum(dim=1).to(self._ones)
+        self._slabs += 1
+        if self._slabs % _SLABS_ADDED == 0:
+            self._flush()
+        return self._few
+
+    def _flush(self) -> None:
+        if self._sum is None:
+            shape = self._few.shape
+            free = self._free.pop() if self._free else None
+            self._sum = self._few.new_empty(shape, dtype=self._wide) if free is None else free
+            self._sum.copy_(self._few)
+        else:
+            for rows in cut(Range(0, len(self._few)), _ROWS_ADDED):
+                # Of two types torch makes one first: a whole copy would be fresh memory each time.
+                self._sum[rows.slice] += self._few[rows.slice]
+        self._few.zero_()
+
+    def total(self) -> torch.Tensor:
+        """The sum over the slabs since the last call."""
+        if self._slabs % _SLABS_ADDED or self._sum is None:
+            self._flush()
+        total, self._sum, self._slabs = self._sum, None, 0
+        assert total is not None
+        return total
+
+    def give_back(self, total: torch.Tensor) -> None:
+        """Takes a sum whose numbers are no longer needed, to be used again."""
+        self._free.append(total)
+
+    def subtract(self, total: torch.Tensor, means: torch.Tensor) -> None:
+        """Takes a row off all rows of ``A``: ``N^H 1`` times it off the sum over all rows."""
+        row = means if self._x is None else means @ self._x.to(means.dtype)
+        total -= self._ones[:, None] * row[None, :]
+
+    def result(self, total: torch.Tensor, *, wide: bool) -> Array:
+        """The sketch of a sum over all terms."""
+        kept = total if wide else total.to(self._dtype)
+        if self._x is None:
+            kept = kept.mH.resolve_conj()
+        return np.ascontiguousarray(kept.cpu().numpy())
+
+
+def require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor | None) -> None:
+    """Refuses products that are not finite, and looks for the reason in the slab.
+
+    Raises:
+        OperatorError: Naming the row, or the overflow.
+    """
+    # A sum is finite only if all summands are, and quickly made.
+    if product is None or bool(torch.isfinite(product.sum())):
+        return
+    require_entries(rows, slab)
+    if bool(torch.isfinite(product).all()):
+        return
+    raise OperatorError(
+        f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
+    )
+
+
+def require_entries(rows: Range, slab: torch.Tensor) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        OperatorError: Naming the row.
+    """
+    if bool(torch.isfinite(slab.sum())):
+        return
+    bad = (~torch.isfinite(slab)).any(dim=1).nonzero()
+    if not len(bad):
+        return
+    row = int(bad[0, 0])
+    column = int((~torch.isfinite(slab[row])).nonzero()[0, 0])
+    raise OperatorError(
+        f"row {rows.start + row} of the matrix holds {slab[row, column].item()} in column "
+        f"{column}; replace what is missing before the matrix is decomposed"
+    )
