@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -80,6 +81,18 @@ _WHERE = (
         "--tries", type=int, metavar="N", help="How often --executor dask tries a task that fails."
     ),
 )  # fmt: skip
+
+
+def _factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """A number, or a fraction of two."""
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is no number, and no fraction such as 3/11", ctx, param
+        ) from None
+
+
 _MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=_positive,
     help="Stop in good order within this time from now; the same command goes on later.",
@@ -338,8 +351,18 @@ def extend(
 @click.option(
     "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="A keyword argument of it."
 )
-@click.option("--scale", type=float, default=1.0, show_default=True, metavar="a")
-@click.option("--forget", type=float, default=1.0, show_default=True, metavar="b")
+@click.option(
+    "--scale", callback=_factor, default="1", show_default=True, metavar="a",
+    help="What B is multiplied by; may be a fraction, such as 3/11.",
+)  # fmt: skip
+@click.option(
+    "--forget",
+    type=_Factor(),
+    default=1.0,
+    show_default=True,
+    metavar="b",
+    help="What A is multiplied by.",
+)
 @click.option("--parts", type=int, metavar="N", help="In how many parts B is measured, at most.")
 @click.option("--again", is_flag=True, help="Add what the last update added once more.")
 @click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
