@@ -357,8 +357,8 @@ def extend(
 )  # fmt: skip
 @click.option(
     "--forget",
-    type=_Factor(),
-    default=1.0,
+    callback=_factor,
+    default="1",
     show_default=True,
     metavar="b",
     help="What A is multiplied by.",
