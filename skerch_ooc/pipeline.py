@@ -227,7 +227,10 @@ def probe_spec(
         findings=findings,
         timings=taken,
         costs=estimate(plan, findings),
-        block=choose_block(free, product.shape, findings, resources),
+        # Where rows are at hand blocks are as wide as memory allows.
+        block=plan.block_width
+        if product.together
+        else choose_block(free, product.shape, findings, resources),
     )
 
 

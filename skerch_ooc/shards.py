@@ -22,7 +22,7 @@ import numpy.typing as npt
 from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.files import LATE_FILES_SECONDS, digest
 from skerch_ooc.interleave import Batch, batch_size
-from skerch_ooc.partition import Range, cover, gaps, tree_sum
+from skerch_ooc.partition import Range, cover, gaps, levels, tree_sum
 from skerch_ooc.parts import Part
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
@@ -375,6 +375,21 @@ class _Layer:
     scale: float
     bands: list[_Band]
     added: bool
+
+
+def adding_bytes(plan: Plan, rows: int, columns: int) -> int:
+    """Memory that reading a tile takes where sketches of several parts are added up.
+
+    Args:
+        plan: The plan in force.
+        rows: Of the tile.
+        columns: Of the widest role.
+    """
+    parts = [part for part in plan.parts if part.is_piece]
+    if plan.summands == 1 and not parts:
+        return 0
+    arrays = 2 + (levels(len(parts)) + 1 if parts else 0)
+    return arrays * rows * columns * np.result_type(plan.identity.dtype, np.float64).itemsize
 
 
 class RoleReader:

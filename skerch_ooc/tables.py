@@ -62,7 +62,7 @@ def plan_table(planned: Planned) -> str:
         ("operator", plan.identity.factory or "a Python object"),
         ("shape", f"{height} x {width}, {plan.identity.dtype}"),
         ("measurements", _measurements(plan)),
-        ("products", f"{costs.products}, in {costs.tasks} tasks"),
+        ("products", f"{costs.products}, in {costs.tasks} tasks{_in_parts(plan)}"),
         ("on disk", f"{format_bytes(costs.shard_bytes)} of shards, "
                     f"{format_bytes(costs.result_bytes)} of results, {costs.files} files"),
         ("memory", ", ".join(f"{k} {format_bytes(v)}" for k, v in costs.peak_bytes.items())),
@@ -82,6 +82,12 @@ def plan_table(planned: Planned) -> str:
         )  # fmt: skip
     head = "planned" if planned.fresh else "already planned"
     return f"{head}: {planned.run.directory} ({plan.run_id[:16]})\n{_rows(pairs)}"
+
+
+def _in_parts(plan: Plan) -> str:
+    count = len(plan.parts)
+    together = ", each of which reads its rows once" if plan.parts[0].together else ""
+    return (f" with {count} parts of the operator" if count > 1 else "") + together
 
 
 def probe_table(probed: Probed) -> str:

@@ -340,3 +340,51 @@ def test_parts_are_measured_by_workers_too(tmp_path, workers):
         run_all(planned, executor, resources, Progress())
     assert len(planned.run.plan.parts) == 3
     assert answer(tmp_path / "dask") == answer(tmp_path / "serial")
+
+
+class TestWhatFollows:
+    """Stages that read the sketches of parts, and of several summands."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        run, _ = run_in_parts("stack", 4, tmp_path / "run")
+        more = low_rank(run.plan.identity.shape[0], "float32", 70).astype("float32")
+        return ooc.update(run, more, scale=0.5)
+
+    @pytest.fixture
+    def whole(self):
+        a = dense("stack", "svd", "float32")
+        return torch.from_numpy(a + 0.5 * low_rank(len(a), "float32", 70))
+
+    def test_implicit_vectors_are_those_that_are_stored(self, run):
+        stored = ooc.recover(run)
+        implicit = ooc.recover(run, vectors="implicit")
+        torch.testing.assert_close(implicit.U[:], stored.U[:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(implicit.Vh[:], stored.Vh[:], rtol=1e-4, atol=1e-5)
+
+    def test_norm_is_estimated_for_the_sum(self, run, whole):
+        ooc.recover(run)
+        assert ooc.assess(run).norm == pytest.approx(float(torch.linalg.norm(whole)), rel=0.3)
+
+    def test_row_shards_hold_the_sum(self, run):
+        from skerch_ooc.stages.merge import Merge
+
+        column_shards = Merge(Round(run)).readers()["range"]
+        ooc.merge(run, rechunk=True)
+        row_shards = Merge(Round(run)).readers()["range"]
+        assert row_shards is not column_shards
+        for number in range(len(run.plan.tiles())):
+            space = np.empty((2, 4096, row_shards.side.columns))
+            np.testing.assert_array_equal(
+                row_shards.read_tile(number, space[0]), column_shards.read_tile(number, space[1])
+            )
+
+    def test_every_byte_is_verified(self, run):
+        from skerch_ooc.verification import verify_run
+
+        assert verify_run(run, Progress()) == []
+        path = next(run.shards.glob("left.p3.*"))
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+        assert len(verify_run(run, Progress())) == 1

@@ -399,3 +399,16 @@ class TestUpdateCommand:
         done = inside(*self.UPDATE, *options)
         assert done.returncode == 2
         assert reason in done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hermitian_matrix_on_disk_is_decomposed(tmp_path, method):
+    low = entries("complex128", height=600)
+    a = (low @ low.conj().T) / 1e3
+    run, eig, _ = decomposed(
+        on_disk(tmp_path, a), tmp_path / "run", dtype="complex128", kind="eigh",
+        recovery={"method": method},
+    )  # fmt: skip
+    assert run.plan.parts[0].together
+    expected = torch.linalg.eigvalsh(torch.from_numpy(a)).flip(0)
+    torch.testing.assert_close(eig.eigenvalues[:8], expected[:8], rtol=1e-4, atol=0)

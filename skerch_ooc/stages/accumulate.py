@@ -31,6 +31,7 @@ import numpy.typing as npt
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.noise import SIGN_SCALE, SPARSE
 from skerch_ooc.partition import Range, cut
+from skerch_ooc.shards import adding_bytes
 from skerch_ooc.sides import Side
 from skerch_ooc.sparse import add_transposed_times
 from skerch_ooc.spec import Plan
@@ -138,7 +139,9 @@ def tile_bytes(plan: Plan, side: Side) -> int:
     # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
     # makes; a temporary of one block.
     copies = 2 * wide if is_double(plan) else narrow
-    return rows * columns * (wide + copies) + 2 * rows * width * wide + sums_bytes(plan, side)
+    adding = adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
+    own = rows * columns * (wide + copies) + 2 * rows * width * wide
+    return own + adding + sums_bytes(plan, side)
 
 
 def accumulate_tile(

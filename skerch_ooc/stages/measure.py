@@ -426,9 +426,8 @@ def measure(
         for task in tasks
         for rectangle in _rectangles(round_, task)
     )
-    with progress.stage(
-        stage, total, "products", entries * itemsize / total, len(tasks)
-    ) as advance:
+    noun = "products of parts" if any(part.is_piece for part in run.plan.parts) else "products"
+    with progress.stage(stage, total, noun, entries * itemsize / total, len(tasks)) as advance:
         for receipt in executor.run(work, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)

@@ -22,7 +22,7 @@ from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Advance
 from skerch_ooc.resources import Resources
 from skerch_ooc.sealed import BulkWriter, Layout
-from skerch_ooc.shards import SketchReader
+from skerch_ooc.shards import SketchReader, adding_bytes
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
@@ -177,7 +177,8 @@ def vectors_bytes(plan: Plan, recipe: Recipe) -> tuple[int, int]:
     figures = vectors.rank * (PROBES + test) * wide
     fixed = vectors.transform.nbytes + (levels(len(plan.tiles(rows))) + 2) * figures
     height = min(plan.identity.tile[0], rows)
-    return fixed, vectors.bytes_per_tile(plan, rows) + figures + 2 * height * test * wide
+    adding = adding_bytes(plan, height, max(test, vectors.source.columns))
+    return fixed, vectors.bytes_per_tile(plan, rows) + figures + 2 * height * test * wide + adding
 
 
 @dataclass(frozen=True)
