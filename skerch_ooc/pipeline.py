@@ -120,12 +120,13 @@ def make_plan(
         _require_same(spec, sha256, run)
         return planned_before(run)
     product = findings = fingerprint = None
-    if spec.operator.shape is None or spec.sketch.block == "auto" or operator is not None:
+    if operator is not None or _needs_operator(spec):
         product = _product(spec, operator, device or spec.operator.device)
         with operator_threads(resources.threads):
             findings, fingerprint = examine(product, spec.seed, spec.kind)
         shape = product.shape
     else:
+        assert spec.operator.shape is not None
         shape = spec.operator.shape
     plan = planning.planned(spec, shape, sha256, product, findings, resources, run_dir)
     costs = estimate(plan, findings, resident_memory() if product else None)
@@ -141,6 +142,12 @@ def make_plan(
     if product is not None:
         made.operands = Operands(run, product.device, resources.threads, product=product)
     return made
+
+
+def _needs_operator(spec: Spec) -> bool:
+    """Whether a plan depends on more of the operator than the spec says."""
+    known = spec.operator.shape is not None and spec.sketch.block != "auto"
+    return not known or spec.operator.parts != "auto"
 
 
 def _product(spec: Spec, operator: Any, device: str) -> Product:

@@ -291,6 +291,11 @@ class TestPlanning:
         run = ooc.plan(hasty, tmp_path / "b", operator=operator("sum", "eigh", "float32"))
         assert len(run.plan.parts) > 1
 
+    def test_operator_is_looked_at_where_parts_are_asked_for(self, tmp_path):
+        args = {"args": {"terms": 6, "n": 400}, "shape": [400, 400], "parts": 3}
+        spec = write_spec(tmp_path, "sum_of_terms", 24, sketch={"block": 12}, operator=args)
+        assert len(ooc.plan(spec, tmp_path / "run").plan.parts) == 3
+
     @pytest.mark.parametrize(
         "part",
         [
@@ -322,6 +327,18 @@ class TestPlanning:
     def test_parts_out_of_order_are_refused(self, parts):
         with pytest.raises(UsageError, match="not numbered in order"):
             require_numbered(parts)
+
+
+def test_shares_of_parts_make_the_same_run(tmp_path, inside):
+    spec = write_spec(tmp_path, "sum_of_terms", 24, sketch={"block": 12}, **SUM)
+    assert inside("run", spec, "--run", "whole", "--threads", 1).returncode == 0
+    parts = ("--set", "operator.parts=3")
+    assert inside("plan", spec, "--run", "run", *parts).returncode == 0
+    for index in (1, 0):
+        done = inside("task", "run", "measure", "--index", index, "--of", 2, "--threads", 1)
+        assert done.returncode == 0, done.stderr
+    assert inside("run", "--run", "run", "--threads", 1).returncode == 0
+    assert answer(tmp_path / "run") == answer(tmp_path / "whole")
 
 
 SUM = {"operator": {"args": {"terms": 6, "n": 400}}}
