@@ -39,6 +39,21 @@ def test_recovery_is_compared_with_dask(tmp_path):
     assert "goal <= 0.2" in text
 
 
+@pytest.mark.soak
+def test_matrix_on_disk_is_compared_with_dask_and_scikit_learn(tmp_path):
+    text, figures = run(
+        tmp_path, "matrix_svd.py", "--rows", "9000", "--columns", "300", "--chunk-rows", "5000",
+        "--threads", "1",
+    )  # fmt: skip
+    assert figures["medians"].keys() == {
+        "ours", "dask", "scikit-learn, n_iter=0", "scikit-learn",
+    }  # fmt: skip
+    # Once, and a few rows that are looked at when it is planned.
+    assert 1 <= figures["read"] / (4 * 9000 * 300) < 1.02
+    assert all(0 < found["error"] < 0.2 for found in figures["medians"].values())
+    assert "goal <= 0.75" in text
+
+
 def test_storage_is_compared_with_the_reference_layer(tmp_path):
     text, figures = run(
         tmp_path, "storage.py", "--rows", "9000", "--columns", "40", "--threads", "1"

@@ -242,7 +242,7 @@ def main() -> None:
     needed = 4 * options.rows * options.columns + 4 * 10**9
     with common.scratch(options.folder, needed) as folder:
         figures = compare(options, folder)
-    print(figures["text"])
+    print(figures.pop("text"))
     common.write_json(options.json, figures)
 
 
