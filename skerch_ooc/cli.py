@@ -363,7 +363,12 @@ def extend(
     metavar="b",
     help="What A is multiplied by.",
 )
-@click.option("--parts", type=int, metavar="N", help="In how many parts B is measured, at most.")
+@click.option(
+    "--parts",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="In how many parts B is measured, at most.",
+)
 @click.option("--again", is_flag=True, help="Add what the last update added once more.")
 @click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
 def update(

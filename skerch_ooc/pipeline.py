@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skerch_ooc import files, planning, rundir
 from skerch_ooc.budget import Budget
-from skerch_ooc.errors import IncompleteError, QualityError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, QualityError, UsageError
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
 from skerch_ooc.operators.adapters import Product, dtype_of, product_of, shape_of
-from skerch_ooc.operators.loading import PLACES, build, factory_sha256
+from skerch_ooc.operators.loading import PLACES, build, described, factory_sha256, source_of
 from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads, resident_memory
-from skerch_ooc.rounds import count_products, known_rounds
+from skerch_ooc.rounds import Round, count_products, known_rounds, noted_digest
 from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.shards import list_shards
 from skerch_ooc.sizing import require_recoverable, require_sense, sizes_of
 from skerch_ooc.spec import OperatorSpec, RecoverySpec, Spec
 from skerch_ooc.stages import assess as assess_stage
@@ -290,6 +292,12 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     different = [
         f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
     ]
+    if run.plan.summands > 1:
+        raise UsageError(
+            f"{run.directory} has been updated since it was planned: its operator is now "
+            f"{described(run)}. Go on with: skerch-ooc run --run {run.directory} (in Python: "
+            "open_run), or give a new run directory"
+        )
     if different:
         grown = len(amendments) > 1 and measured != sizes.right
         raise UsageError(
@@ -484,6 +492,7 @@ def assess(run: Run, name: str = "default") -> Assessment:
         CorruptError: If it is damaged.
     """
     path = recover_stage.result_path(run, name)
+    _warn_of_amendments(run, path)
     assessment = assess_stage.assess_result(
         path,
         count_products(run),
@@ -495,6 +504,29 @@ def assess(run: Run, name: str = "default") -> Assessment:
     if not written.exists() or files.read_json(written) != figures:
         files.write_json(written, figures)
     return assessment
+
+
+def _warn_of_amendments(run: Run, path: Path) -> None:
+    """Says so if a result was recovered before the plan grew."""
+    round_ = Round(run)
+    if len(run.plan.amendments) == 1 or run.plan.rounds > 1:
+        return
+    try:
+        before = SealedFile(path).identity.get("sketch")
+    except (FileNotFoundError, CorruptError):
+        # Who reads it tells more.
+        return
+    listed = list_shards(run.shards)
+    now = None
+    if not any(round_.missing(listed).values()):
+        now = noted_digest(round_, listed) or round_.sketch.digest
+    if before != now:
+        log.warning(
+            "%s was recovered before the run was extended or updated: its figures are those of "
+            "then. For new ones: skerch-ooc run --run %s",
+            path,
+            run.directory,
+        )
 
 
 def estimates(
@@ -658,6 +690,11 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             f"measurements = {measurements}: the run has {has} already, and none is ever thrown "
             "away; for fewer values, recover with a smaller --rank"
         )
+    if plan.summands > 1 and any(source_of(run, part).factory is None for part in plan.parts):
+        raise UsageError(
+            f"{run.directory} is of several operators, some of which were handed over as Python "
+            "objects, so that further columns cannot be measured of all; plan a new run"
+        )
     if method == "oversampled":
         raise UsageError(
             'a run with method = "oversampled" cannot be extended: its sizes are fixed by the '
@@ -705,7 +742,8 @@ def update(
             to the current folder).
         scale: What ``B`` is multiplied by.
         forget: What ``A`` is multiplied by.
-        again: Whether a factory may be added again with the same arguments.
+        again: Whether what was added before (the same factory with the same arguments, or an
+            object with the same fingerprint) is to be added once more.
         executor: :class:`Serial` (the default) or :class:`Dask`, which needs a factory.
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
@@ -722,6 +760,10 @@ def update(
             or it was added before.
     """
     executor = executor or Serial()
+    if isinstance(operator, str):
+        raise UsageError(
+            f"operator = {operator!r}: for a factory give OperatorSpec(factory={operator!r})"
+        )
     named = isinstance(operator, OperatorSpec)
     spec = operator if isinstance(operator, OperatorSpec) else OperatorSpec()
     asked = Update(spec, scale, forget, None if named else operator, Path.cwd(), again)

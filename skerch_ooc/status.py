@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX, read_json
+from skerch_ooc.operators.loading import described
 from skerch_ooc.partition import Range
 from skerch_ooc.pieces import lost_pieces
 from skerch_ooc.rounds import Round, basis_of, count_products, noted_digest, sketch_folder
@@ -27,6 +28,7 @@ class Status:
         directory: Where it is.
         run_id: SHA-256 of its plan.
         operator: The factory, or ``None`` for a Python object.
+        summands: What the operator is, by its summands, if it was updated; else ``None``.
         shape: Of the operator.
         dtype: Of the products.
         products: Counts ``planned``, ``done`` and ``probe``.
@@ -44,6 +46,7 @@ class Status:
     directory: str
     run_id: str
     operator: str | None
+    summands: str | None
     shape: tuple[int, int]
     dtype: str
     products: dict[str, int]
@@ -90,6 +93,7 @@ def status(run: Run) -> Status:
         directory=str(run.directory),
         run_id=plan.run_id,
         operator=plan.identity.factory,
+        summands=described(run) if plan.summands > 1 else None,
         shape=plan.identity.shape,
         dtype=plan.identity.dtype,
         products=count_products(run, rounds, shards),

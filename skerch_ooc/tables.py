@@ -155,7 +155,11 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     """What is done, what is submitted, and what comes next."""
     height, width = state.shape
     pairs = [
-        ("operator", f"{state.operator or 'a Python object'}, {height} x {width}, {state.dtype}"),
+        (
+            "operator",
+            f"{state.summands or state.operator or 'a Python object'}, "
+            f"{height} x {width}, {state.dtype}",
+        ),
         *(
             (role, f"{count['done']} of {count['planned']} columns measured")
             for role, count in state.columns.items()

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc import planning, rundir
-from skerch_ooc.errors import IncompleteError, UsageError
+from skerch_ooc.errors import DriftError, IncompleteError, UsageError
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
-from skerch_ooc.operators.probe import examine
-from skerch_ooc.parts import Source, require_factor
+from skerch_ooc.operators.probe import check_fingerprint, examine
+from skerch_ooc.parts import Part, Source, require_factor
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads
 from skerch_ooc.rounds import Round
 from skerch_ooc.rundir import Run
 from skerch_ooc.spec import OperatorSpec, SketchSpec
 from skerch_ooc.stages.operands import Operands
+from skerch_ooc.status import is_stale
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Update:
 
 
 def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Operands | None]:
-    """Plans a further summand, after a probe; one that was planned and not measured is kept.
+    """Plans a further summand, after a probe; one that was planned and not finished is kept.
 
     Args:
         run: The run; complete, unless it is this very update that was interrupted.
@@ -63,8 +64,8 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         OperatorError: If ``B`` cannot be used, or has another shape.
         UsageError: If the method's sketch is not linear, or this was added before.
     """
-    scale = require_factor("--scale", update.scale)
-    forget = require_factor("--forget", update.forget)
+    scale = require_factor("scale", update.scale)
+    forget = require_factor("forget", update.forget)
     plan = run.plan
     if plan.recovery.method == "hmt":
         raise UsageError(
@@ -76,22 +77,28 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         raise UsageError("give the operator that is to be added, or the factory that makes it")
     source = _source(run, update)
     missing = any(Round(run).missing().values())
-    if _is_last(run, source, scale, forget):
-        if missing:
+    product, examined = None, None
+    if source.factory is None:
+        product = _product(run, update)
+        with operator_threads(resources.threads):
+            examined = examine(product, plan.identity.seed, plan.identity.kind)
+    added = _added_before(run, source, product)
+    if missing:
+        if added != plan.summands - 1:
+            raise _unfinished(run)
+        return run, None
+    if added is not None and not update.again:
+        if not _is_recovered(run):
             return run, None
-        if source.factory is not None and not update.again:
-            raise UsageError(
-                f"{source.factory} with these arguments was added to {run.directory} by its last "
-                "update; if it is to be added once more, say --again"
-            )
-    elif missing:
-        raise IncompleteError(
-            f"{run.directory} is not measured to its end, and only then can be updated; go on "
-            f"with: skerch-ooc measure {run.directory}"
+        raise UsageError(
+            f"this was added to {run.directory} before, as summand {added}; if it is to be added "
+            "once more, say --again (in Python: again=True)"
         )
-    product = _product(run, update)
-    with operator_threads(resources.threads):
-        findings, fingerprint = examine(product, plan.identity.seed, plan.identity.kind)
+    if product is None or examined is None:
+        product = _product(run, update)
+        with operator_threads(resources.threads):
+            examined = examine(product, plan.identity.seed, plan.identity.kind)
+    findings, fingerprint = examined
     parts = planning.parts_of(
         product,
         update.operator.parts,
@@ -109,6 +116,50 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         grown, product.device, resources.threads, product=product, summand=parts[0].summand
     )
     return grown, operands
+
+
+def _added_before(run: Run, source: Source, product: Product | None) -> int | None:
+    """The last summand that is the same operator, by its factory or else by its fingerprint."""
+    found = None
+    for part in run.plan.parts:
+        known = part.source
+        if known is None or found == part.summand:
+            continue
+        if source.factory is not None:
+            same = (known.factory, known.args) == (source.factory, source.args)
+        else:
+            assert product is not None
+            same = known.factory is None and _is_same(run, part, product)
+        found = part.summand if same else found
+    return found
+
+
+def _is_same(run: Run, part: Part, product: Product) -> bool:
+    """Whether a part has the fingerprint of an operator that is at hand."""
+    stored = run.fingerprint(part.number)
+    if stored is None or (part.terms is not None and product.terms != part.of):
+        return False
+    mine = product if part.terms is None else product.part(part.terms)
+    try:
+        check_fingerprint(mine.sampled, run.plan.identity.seed, stored)
+    except DriftError:
+        return False
+    return True
+
+
+def _unfinished(run: Run) -> IncompleteError:
+    if run.plan.summands == 1:
+        what = f"{run.directory} is not measured to its end, and only then can be updated"
+    else:
+        source = run.plan.parts[-1].source
+        name = source.factory if source and source.factory else "a Python object"
+        what = f"{run.directory} has an update by {name} that is not finished; finish that first"
+    return IncompleteError(f"{what}; go on with: skerch-ooc measure {run.directory}")
+
+
+def _is_recovered(run: Run) -> bool:
+    """Whether the result of a complete run is that of what is measured now."""
+    return not is_stale(run, Round(run).sketch.digest)
 
 
 def _source(run: Run, update: Update) -> Source:
@@ -133,16 +184,3 @@ def _product(run: Run, update: Update) -> Product:
             f"{identity.shape}"
         )
     return product
-
-
-def _is_last(run: Run, source: Source, scale: float, forget: float) -> bool:
-    """Whether the last amendment is this update."""
-    if len(run.plan.amendments) < 2:
-        return False
-    before, last = run.plan.amendments[-2:]
-    added = last.parts[len(before.parts) :]
-    return (
-        bool(added)
-        and (added[0].source, added[0].scale) == (source, scale)
-        and last.parts[0].scale == before.parts[0].scale * forget
-    )

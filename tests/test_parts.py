@@ -256,15 +256,34 @@ class TestTerms:
         ("make", "reason"),
         [
             (lambda: ooc.Sum([]), "at least one term"),
+            (lambda: ooc.Sum(np.eye(3)), "is made of a list of operators, not"),
+            (lambda: ooc.Sum([np.eye(3), "x"]), "term 1 of a Sum must be an operator"),
             (lambda: ooc.Sum([np.eye(3)], scales=[1, 2]), "1 terms has 2 scales"),
+            (lambda: ooc.Sum([np.eye(3)], scales=[1j]), "finite real number, not 1j"),
+            (lambda: ooc.Sum([np.eye(3)], scales=[float("nan")]), "finite real number, not nan"),
+            (lambda: ooc.Sum([np.eye(3)], dtype="float99"), "dtype = 'float99': must be one of"),
             (lambda: ooc.Stack([np.eye(3), np.eye(4)]), r"widths \[3, 4\]"),
             (lambda: ooc.Stack([np.eye(3)], heights=[3, 4], width=3), "1 terms has 2 heights"),
         ],
-        ids=["none", "scales", "widths", "heights"],
+        ids=[
+            "none",
+            "no list",
+            "no operator",
+            "scales",
+            "complex scale",
+            "NaN as a scale",
+            "dtype",
+            "widths",
+            "heights",
+        ],
     )
     def test_what_makes_no_operator_is_refused(self, make, reason):
         with pytest.raises(OperatorError, match=reason):
             make()
+
+    def test_dtype_holds_the_products_of_all_terms(self):
+        a = ooc.Sum(iter([np.eye(3, dtype="float32"), np.eye(3), 1j * np.eye(3)]))
+        assert a.dtype == "complex128"
 
     def test_term_of_another_shape_is_named(self):
         a = ooc.Sum([np.eye(3), np.eye(4)])

@@ -108,6 +108,9 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         keywords = {key: given[key] for key in given if key in parameters} | keywords
     try:
         return function(**keywords)
+    except OperatorError:
+        # It says itself what is wrong.
+        raise
     except Exception as error:
         # And so does calling it.
         raise OperatorError(
@@ -169,6 +172,23 @@ def source_of(run: Run, part: Part) -> Source:
     identity = run.plan.identity
     folder = run.plan.amendments[-1].folder
     return Source(identity.factory, identity.args, identity.factory_sha256, folder)
+
+
+def described(run: Run) -> str:
+    """The operator of a run, for people: its summands with their scales."""
+    terms = {}
+    for part in run.plan.parts:
+        terms[part.summand] = f"{part.scale:g} x {_described(source_of(run, part))}"
+    if len(terms) == 1:
+        return _described(source_of(run, run.plan.parts[0]))
+    return " + ".join(terms.values())
+
+
+def _described(source: Source) -> str:
+    if source.factory is None:
+        return "a Python object"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in source.args.items())
+    return f"{source.factory}({arguments})" if arguments else source.factory
 
 
 def find_folder(run: Run, source: Source) -> Path:

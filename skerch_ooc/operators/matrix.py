@@ -384,7 +384,7 @@ def sparse(path: str, folder: str = ".") -> Any:
     file = Path(folder, path)
     try:
         matrix = scipy.sparse.load_npz(file).tocsr()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise OperatorError(f"cannot open {file} as a sparse .npz file: {error}") from error
     bad = np.flatnonzero(~np.isfinite(matrix.data))
     if len(bad):

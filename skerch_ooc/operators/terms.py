@@ -8,8 +8,10 @@ process builds those that it measures, and holds one at a time.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from skerch_ooc.errors import OperatorError
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
 from skerch_ooc.partition import Range, tree_sum
+from skerch_ooc.spec import DTYPES
 
 Array = npt.NDArray[Any]
 Term = Any
@@ -37,10 +40,19 @@ class Terms(ABC):
     dtype: str
     content: Mapping[str, str]
 
-    def __init__(self, terms: Sequence[Term]) -> None:
-        if not terms:
-            raise OperatorError(f"a {type(self).__name__} needs at least one term")
+    def __init__(self, terms: Iterable[Term]) -> None:
+        name = type(self).__name__
+        if isinstance(terms, str) or hasattr(terms, "shape") or not isinstance(terms, Iterable):
+            raise OperatorError(f"a {name} is made of a list of operators, not {type(terms)}")
         self._terms = list(terms)
+        if not self._terms:
+            raise OperatorError(f"a {name} needs at least one term")
+        for number, term in enumerate(self._terms):
+            if not hasattr(term, "shape") and not callable(term):
+                raise OperatorError(
+                    f"term {number} of a {name} must be an operator, or a function that returns "
+                    f"one, not {type(term)}"
+                )
         self.content = {}
 
     def __len__(self) -> int:
@@ -52,6 +64,15 @@ class Terms(ABC):
         term = self._terms[number]
         # An operator may be callable itself, as a torch module is.
         return term if hasattr(term, "shape") else term()
+
+    def _common_dtype(self, wanted: str | None) -> str:
+        """What is wanted, or what holds the products of all terms that are at hand."""
+        if wanted is not None:
+            if wanted not in DTYPES:
+                raise OperatorError(f"dtype = {wanted!r}: must be one of {', '.join(DTYPES)}")
+            return wanted
+        at_hand = [term for term in self._terms if hasattr(term, "shape")] or [self.term(0)]
+        return str(np.result_type(*(dtype_of(term) for term in at_hand)))
 
     @abstractmethod
     def scale(self, number: int) -> float:
@@ -83,6 +104,12 @@ class Terms(ABC):
         return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
 
 
+def _scale(value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise OperatorError(f"a scale of a sum must be a finite real number, not {value!r}")
+    return float(value)
+
+
 class Sum(Terms):
     """A sum of operators of equal shape: ``A = sum_i scales[i] terms[i]``.
 
@@ -97,16 +124,15 @@ class Sum(Terms):
     """
 
     def __init__(
-        self, terms: Sequence[Term], scales: Sequence[float] | None = None, *,
+        self, terms: Iterable[Term], scales: Sequence[float] | None = None, *,
         shape: tuple[int, int] | None = None, dtype: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(terms)
-        if scales is not None and len(scales) != len(terms):
-            raise OperatorError(f"a sum of {len(terms)} terms has {len(scales)} scales")
-        self._scales = [1.0] * len(terms) if scales is None else [float(s) for s in scales]
-        first = self.term(0) if shape is None or dtype is None else None
-        self.shape = shape_of(first) if shape is None else shape
-        self.dtype = dtype_of(first) if dtype is None else dtype
+        if scales is not None and len(scales) != len(self):
+            raise OperatorError(f"a sum of {len(self)} terms has {len(scales)} scales")
+        self._scales = [_scale(1.0 if scales is None else scales[i]) for i in range(len(self))]
+        self.shape = shape_of(self.term(0)) if shape is None else shape
+        self.dtype = self._common_dtype(dtype)
 
     def scale(self, number: int) -> float:
         """See :class:`Terms`."""
@@ -131,21 +157,21 @@ class Stack(Terms):
     """
 
     def __init__(
-        self, terms: Sequence[Term], *, heights: Sequence[int] | None = None,
+        self, terms: Iterable[Term], *, heights: Sequence[int] | None = None,
         width: int | None = None, dtype: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(terms)
         known = heights is not None and width is not None
-        shapes = [] if known else [shape_of(self.term(i)) for i in range(len(terms))]
+        shapes = [] if known else [shape_of(self.term(i)) for i in range(len(self))]
         found = [height for height, _ in shapes] if heights is None else list(heights)
-        if len(found) != len(terms):
-            raise OperatorError(f"a stack of {len(terms)} terms has {len(found)} heights")
+        if len(found) != len(self):
+            raise OperatorError(f"a stack of {len(self)} terms has {len(found)} heights")
         widths = {wide for _, wide in shapes} | ({width} if width is not None else set())
         if len(widths) != 1:
             raise OperatorError(f"operators of widths {sorted(widths)} cannot be stacked")
         self._starts = [0, *itertools.accumulate(found)]
         self.shape = (self._starts[-1], widths.pop())
-        self.dtype = dtype_of(self.term(0)) if dtype is None else dtype
+        self.dtype = self._common_dtype(dtype)
 
     def scale(self, number: int) -> float:  # noqa: ARG002 (all are equal)
         """See :class:`Terms`: 1."""
@@ -241,8 +267,8 @@ class TermsProduct(Product):
         shape = (self.terms_of.shape[0] if rows is None else len(rows), self.terms_of.shape[1])
         if product.shape != shape:
             raise OperatorError(
-                f"term {number} of the operator has shape {product.shape}, the others call for "
-                f"{shape}"
+                f"term {number} of the operator has shape {product.shape}, its own shape, or that "
+                f"of the others, calls for {shape}"
             )
         # One at a time, unless they are at hand anyway: each may need all the memory.
         self._opened = {number: product}
