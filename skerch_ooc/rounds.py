@@ -22,12 +22,11 @@ from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.pieces import TallMatrix, lost_pieces, open_matrix
+from skerch_ooc.readers import RoleReader, SketchReader
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import (
     Rectangle,
-    RoleReader,
-    SketchReader,
     Strip,
     by_role,
     list_shards,

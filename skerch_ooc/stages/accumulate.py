@@ -31,7 +31,7 @@ import numpy.typing as npt
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.noise import SIGN_SCALE, SPARSE
 from skerch_ooc.partition import Range, cut
-from skerch_ooc.shards import adding_bytes
+from skerch_ooc.readers import adding_bytes
 from skerch_ooc.sides import Side
 from skerch_ooc.sparse import add_transposed_times
 from skerch_ooc.spec import Plan

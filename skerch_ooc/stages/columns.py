@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skerch_ooc.errors import IncompleteError
+from skerch_ooc.readers import SketchReader
 from skerch_ooc.rounds import Round, known_rounds
 from skerch_ooc.rundir import Run
-from skerch_ooc.shards import SketchReader
 from skerch_ooc.sides import CORANGE, RANGE
 from skerch_ooc.spec import RecoverySpec
 from skerch_ooc.stages.merge import Merge

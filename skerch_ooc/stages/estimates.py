@@ -34,10 +34,11 @@ from skerch_ooc.errors import IncompleteError, UsageError
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Progress
+from skerch_ooc.readers import SketchReader
 from skerch_ooc.resources import Resources
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import SketchReader, strip_of, wait_for_columns
+from skerch_ooc.shards import strip_of, wait_for_columns
 from skerch_ooc.sides import RANGE, side_of
 from skerch_ooc.stages.recipes import LEFT_VECTORS, RIGHT_VECTORS
 from skerch_ooc.stages.recover import VALUES, result_path

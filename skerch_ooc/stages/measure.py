@@ -16,11 +16,9 @@ import numpy.typing as npt
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import UsageError
 from skerch_ooc.executors import Executor
-from skerch_ooc.noise import SPARSE, WHOLE_COLUMNS, draw, draw_entries
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import source_of
-from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
-from skerch_ooc.partition import Range, cut
+from skerch_ooc.partition import Range
 from skerch_ooc.parts import Part
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
@@ -29,10 +27,14 @@ from skerch_ooc.rounds import Basis, Round, known_rounds
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import Rectangle, publish_shard, strip_of
-from skerch_ooc.sides import height_of_noise, test_matrix_of
-from skerch_ooc.spec import Plan
 from skerch_ooc.stages.operands import Operands
-from skerch_ooc.stages.testmatrices import COLUMNS_AT_ONCE
+from skerch_ooc.stages.requests import (
+    inner_product,
+    is_adjoint_role,
+    request_for,
+    rows_given,
+    test_vectors,
+)
 from skerch_ooc.streams import SPARE_BYTES
 
 Array = npt.NDArray[Any]
@@ -266,14 +268,14 @@ def _taken_alone(
 ) -> tuple[list[Array], float]:
     """The only block of a task, and when its test vectors were drawn."""
     ((role, columns),) = ((rectangle.role, rectangle.columns) for rectangle in rectangles)
-    plan, adjoint = round_.run.plan, _is_adjoint(round_, role)
-    vectors = _test_vectors(round_, role, _rows_given(round_, part, role), columns)
+    plan, adjoint = round_.run.plan, is_adjoint_role(round_, role)
+    vectors = test_vectors(round_, role, rows_given(round_, part, role), columns)
     drawn = time.perf_counter()
     partial = part.is_partial(adjoint=adjoint or role == "inner")
     measured = product(vectors, adjoint=adjoint, wide=partial)
     if role == "inner":
         rows = part.rows or Range(0, plan.identity.shape[0])
-        measured = _inner_product(plan, rows, measured)
+        measured = inner_product(plan, rows, measured)
         measured = measured if partial else measured.astype(plan.identity.dtype)
     return [measured], drawn
 
@@ -282,89 +284,10 @@ def _taken_together(
     round_: Round, part: Part, product: Product, rectangles: list[Rectangle]
 ) -> tuple[list[Array], float]:
     """All blocks of a task, in one reading of the rows, and when their vectors were drawn."""
-    requests = [_request(round_, rectangle) for rectangle in rectangles]
+    requests = [request_for(round_, rectangle) for rectangle in rectangles]
     drawn = time.perf_counter()
     rows: Any = product
     return rows.sketch(requests, wide=part.is_piece), drawn
-
-
-def _request(round_: Round, rectangle: Rectangle) -> Request:
-    """What is asked of an operator whose rows are at hand."""
-    plan, role, columns = round_.run.plan, rectangle.role, rectangle.columns
-    identity = plan.identity
-    if role == "inner":
-        phi, count = partial(_phi, plan, dtype=identity.dtype), plan.inner
-        return Inner(phi, count, _test_vectors(round_, role, _whole(round_, role), columns))
-    if not _is_adjoint(round_, role):
-        return Forward(_test_vectors(round_, role, _whole(round_, role), columns))
-    noise = identity.noise.get(test_matrix_of(plan, role)) if round_.basis is None else None
-    if noise in SPARSE:
-        assert noise is not None
-        return Backward(
-            lambda rows: draw_entries(noise, identity.seed, role, rows, columns), len(columns)
-        )
-    if noise in WHOLE_COLUMNS:
-        drawn = _test_vectors(round_, role, _whole(round_, role), columns)
-        return Backward(lambda rows: drawn[rows.slice], len(columns))
-    return Backward(lambda rows: _test_vectors(round_, role, rows, columns), len(columns))
-
-
-def _is_adjoint(round_: Round, role: str) -> bool:
-    """Whether the adjoint of the operator makes the sketch of a role."""
-    return round_.adjoint if round_.basis else role == "left"
-
-
-def _whole(round_: Round, role: str) -> Range:
-    """All rows of a role's test matrix."""
-    height, width = round_.run.plan.identity.shape
-    return Range(0, height if _is_adjoint(round_, role) else width)
-
-
-def _rows_given(round_: Round, part: Part, role: str) -> Range:
-    """The rows of a role's test matrix that a part is applied to."""
-    if _is_adjoint(round_, role) and part.rows is not None:
-        return part.rows
-    return _whole(round_, role)
-
-
-def _test_vectors(round_: Round, role: str, rows: Range, columns: Range) -> Array:
-    """The part of the test matrix that a task applies the operator to."""
-    identity = round_.run.plan.identity
-    if round_.basis is not None:
-        return round_.basis.read(rows, columns)
-    name = test_matrix_of(round_.run.plan, role)
-    return _drawn(round_.run.plan, name, rows, columns, identity.dtype)
-
-
-def _drawn(plan: Plan, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike) -> Array:
-    """A part of a test matrix, whether it has slices of rows or not."""
-    noise, seed = plan.identity.noise[name], plan.identity.seed
-    if noise in WHOLE_COLUMNS:
-        whole = Range(0, height_of_noise(plan, name))
-        return draw(noise, seed, name, whole, columns, dtype)[rows.slice]
-    return draw(noise, seed, name, rows, columns, dtype)
-
-
-def _phi(plan: Plan, rows: Range, *, dtype: npt.DTypeLike) -> Array:
-    """Rows of the test matrix on the left of the inner sketch."""
-    return _drawn(plan, "inner-left", rows, Range(0, plan.inner), dtype)
-
-
-def _inner_product(plan: Plan, rows: Range, measured: Array) -> Array:
-    """``Phi^H M`` for some rows of a block ``M`` of products: columns of the inner sketch."""
-    count = Range(0, plan.inner)
-    wide = np.result_type(plan.identity.dtype, np.float64)
-    total = np.zeros((len(count), measured.shape[1]), wide)
-    if plan.identity.noise["inner-left"] in WHOLE_COLUMNS:
-        for piece in cut(count, COLUMNS_AT_ONCE):
-            phi = _drawn(plan, "inner-left", rows, piece, wide)
-            total[piece.slice] = phi.conj().T @ measured.astype(wide)
-    else:
-        for inside in cut(rows, plan.identity.tile[0]):
-            phi = _phi(plan, inside, dtype=wide)
-            block = measured[inside.shifted(-rows.start).slice]
-            total += phi.conj().T @ block.astype(wide)
-    return total
 
 
 def measure(
@@ -484,7 +407,7 @@ def _require_memory(
     itemsize = np.dtype(identity.dtype).itemsize
     if product.together:
         columns = {
-            "left" if _is_adjoint(round_, role) else role: stop - start
+            "left" if is_adjoint_role(round_, role) else role: stop - start
             for role, start, stop in widest.blocks
         }
         slabs = getattr(product, "slab_bytes", 0)

@@ -38,11 +38,12 @@ from skerch_ooc.linalg import gram_root, mirrored
 from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
 from skerch_ooc.progress import Advance, Progress
 from skerch_ooc.provenance import provenance, warn_of_versions
+from skerch_ooc.readers import SketchReader
 from skerch_ooc.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.rounds import Basis, Round, Sketch
 from skerch_ooc.rundir import open_run
 from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
-from skerch_ooc.shards import Rectangle, SketchReader, Strip, list_shards, shard_layout
+from skerch_ooc.shards import Rectangle, Strip, list_shards, shard_layout
 from skerch_ooc.sides import BASIS, CORANGE, RANGE, Side
 from skerch_ooc.spec import FORMAT_VERSION, Plan
 from skerch_ooc.stages.accumulate import (

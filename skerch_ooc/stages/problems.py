@@ -14,9 +14,9 @@ import numpy.typing as npt
 from skerch_ooc.errors import UsageError
 from skerch_ooc.linalg import svd
 from skerch_ooc.pieces import stored_columns
+from skerch_ooc.readers import SketchReader
 from skerch_ooc.recovery import Problem
 from skerch_ooc.rounds import Basis
-from skerch_ooc.shards import SketchReader
 from skerch_ooc.sides import BASIS, CORANGE, RANGE
 from skerch_ooc.spec import Plan, RecoverySpec
 from skerch_ooc.stages.merge import Merged, column_squares

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from skerch_ooc.arrays import empty_aligned
 from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Advance
+from skerch_ooc.readers import SketchReader, adding_bytes
 from skerch_ooc.resources import Resources
 from skerch_ooc.sealed import BulkWriter, Layout
-from skerch_ooc.shards import SketchReader, adding_bytes
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.accumulate import wide_dtype
 from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on

@@ -1,0 +1,312 @@
+"""Reading a sketch by row tiles, whatever shards, parts and summands it is cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.interleave import Batch, batch_size
+from skerch_ooc.partition import Range, cover, levels, tree_sum
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import Layout, SealedFile
+from skerch_ooc.shards import Rectangle, Strip, open_shard
+from skerch_ooc.sides import Side
+from skerch_ooc.spec import Plan
+
+Array = npt.NDArray[Any]
+
+
+def used_shards(strip: Strip, rectangles: Iterable[Rectangle]) -> list[tuple[Range, Rectangle]]:
+    """Which columns of a strip to take from which shard.
+
+    Raises:
+        ValueError: If the shards do not hold all columns.
+    """
+    members = [rectangle for rectangle in rectangles if strip.holds(rectangle)]
+    parts = cover(strip.columns, [rectangle.columns for rectangle in members])
+    return [(part.shifted(-strip.columns.start), members[index]) for part, index in parts]
+
+
+@dataclass(frozen=True)
+class _Band:
+    """The shards of a strip.
+
+    Attributes:
+        strip: The strip.
+        shards: Which columns to take from which of them, counted from the first of the strip.
+    """
+
+    strip: Strip
+    shards: list[tuple[Range, Rectangle]]
+
+    @property
+    def rows(self) -> Range:
+        """The rows of the sketch that they hold."""
+        return self.strip.rows
+
+    def inside(self, columns: Range, rectangle: Rectangle) -> Range:
+        """Columns of the strip, counted from the first of a shard."""
+        return columns.shifted(self.strip.columns.start - rectangle.columns.start)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The bands of one summand.
+
+    Attributes:
+        scale: What it is multiplied by.
+        bands: Its bands, in the order of its parts.
+        added: Whether they lie over each other; else they lie below each other.
+    """
+
+    scale: float
+    bands: list[_Band]
+    added: bool
+
+
+def adding_bytes(plan: Plan, rows: int, columns: int) -> int:
+    """Memory that reading a tile takes where sketches of several parts are added up.
+
+    Args:
+        plan: The plan in force.
+        rows: Of the tile.
+        columns: Of the widest role.
+    """
+    parts = [part for part in plan.parts if part.is_piece]
+    if plan.summands == 1 and not parts:
+        return 0
+    arrays = 2 + (levels(len(parts)) + 1 if parts else 0)
+    return arrays * rows * columns * np.result_type(plan.identity.dtype, np.float64).itemsize
+
+
+class RoleReader:
+    """Reads row tiles of the sketch of one role, whatever shards and parts it is cut into.
+
+    Args:
+        run: The run.
+        folder: Where the shards are: those of the run, or row shards of a merged sketch.
+        rectangles: The shards.
+        strips: What of them makes up the sketch, in the order of the parts.
+        height: Rows of the sketch.
+
+    Attributes:
+        files: The opened shards that are read from.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign or swapped.
+        IncompleteError: If one is gone.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Strip],
+        height: int,
+    ) -> None:  # fmt: skip
+        self._tiles = run.plan.tiles(height)
+        self._tile_rows = run.plan.identity.tile[0]
+        self._dtype = np.dtype(run.plan.identity.dtype)
+        self._wide = np.result_type(self._dtype, np.float64)
+        self._layers: list[_Layer] = []
+        if folder == run.shards:
+            parts = run.plan.parts
+            for summand in range(parts[-1].summand + 1):
+                mine = [strip for strip in strips if parts[strip.part].summand == summand]
+                added = len(mine) > 1 and mine[0].rows == mine[1].rows
+                self._add(parts[mine[0].part].scale, mine, rectangles, added=added)
+        else:
+            self._add(1.0, strips, rectangles, added=False)
+        self._plain = (
+            len(self._layers) == 1 and self._layers[0].scale == 1 and not self._layers[0].added
+        )
+        self.files = {
+            rectangle: open_shard(run, folder, rectangle)
+            for layer in self._layers
+            for band in layer.bands
+            for _, rectangle in band.shards
+        }
+
+    def _add(
+        self, scale: float, strips: Sequence[Strip], rectangles: Sequence[Rectangle], *, added: bool
+    ) -> None:
+        bands = [_Band(strip, used_shards(strip, rectangles)) for strip in strips]
+        self._layers.append(_Layer(scale, bands, added))
+
+    @property
+    def placed(self) -> list[tuple[Range, Path]]:
+        """For each shard of the first part, or row band, where its columns stand."""
+        first = self._layers[0].bands[0]
+        return [(part, self.files[rectangle].path) for part, rectangle in first.shards]
+
+    def read_tile(self, number: int, out: Array) -> Array:
+        """Reads one row tile.
+
+        Args:
+            number: Its number.
+            out: Buffer of at least a tile's rows, and as many columns as the role has.
+
+        Returns:
+            The filled part of ``out``, converted to its dtype.
+
+        Raises:
+            CorruptError: If a checksum is wrong.
+        """
+        rows = self._tiles[number]
+        out = out[: len(rows)]
+        if self._plain:
+            return self._read_layer(self._layers[0], rows, out)
+        total = np.zeros(out.shape, self._wide)
+        space = np.empty(out.shape, self._wide)
+        for layer in self._layers:
+            part = self._read_layer(layer, rows, space)
+            part *= layer.scale
+            total += part
+        # As if it had been measured in one: what was merged must not be finer than what is read.
+        out[:] = total.astype(self._dtype)
+        return out
+
+    def _read_layer(self, layer: _Layer, rows: Range, out: Array) -> Array:
+        bands = [band for band in layer.bands if len(band.rows.common(rows))]
+        if not layer.added:
+            for band in bands:
+                inside = band.rows.common(rows)
+                self._read_band(band, inside, out[inside.shifted(-rows.start).slice])
+            return out
+
+        def wide(band: _Band) -> Array:
+            return self._read_band(band, rows, np.empty(out.shape, self._wide))
+
+        def add(total: Array, other: Array) -> Array:
+            total += other
+            return total
+
+        out[:] = tree_sum(map(wide, bands), add).astype(self._dtype)
+        return out
+
+    def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:
+        """Reads rows of one band."""
+        offset = rows.start - band.rows.start
+        last = rows.stop == band.rows.stop
+        if offset % self._tile_rows or not (last or len(rows) == self._tile_rows):
+            # The tiles of a part that begins elsewhere are not those of the whole.
+            for part, rectangle in band.shards:
+                out[:, part.slice] = self.files[rectangle].read(
+                    rows.shifted(-band.rows.start), band.inside(part, rectangle)
+                )
+            return out
+        tile = offset // self._tile_rows
+        for together in self._batches(band.shards, len(rows)):
+            place = Range(together[0][0].start, together[-1][0].stop)
+            if len(together) > 1:
+                self._read_batch([file for _, file in together], tile, out[:, place.slice])
+                continue
+            ((part, rectangle),) = together
+            data = self.files[rectangle].read_tile(tile)
+            out[:, part.slice] = data[:, band.inside(part, rectangle).slice]
+        return out
+
+    def _batches(
+        self, parts: Sequence[tuple[Range, Rectangle]], rows: int
+    ) -> Iterator[list[tuple[Range, Rectangle]]]:
+        """Runs of shards that are read together: narrow ones of equal width; others alone."""
+        together: list[tuple[Range, Rectangle]] = []
+        for part, rectangle in parts:
+            layout = self._layout(rectangle)
+            whole = len(part) == layout.shape[1] and not layout.chunked
+            most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
+            alike = together and len(together[0][0]) == len(part) and len(together) < most
+            if together and not alike:
+                yield together
+                together = []
+            together.append((part, rectangle))
+            if most == 1:
+                yield together
+                together = []
+        if together:
+            yield together
+
+    def _read_batch(self, rectangles: Sequence[Rectangle], tile: int, out: Array) -> None:
+        layout = self._layout(rectangles[0])
+        batch = Batch(len(rectangles), len(out), layout.shape[1], layout.stored_dtype)
+        for number, rectangle in enumerate(rectangles):
+            self.files[rectangle].read_tile(tile, out=batch[number])
+        batch.turn_into(out)
+
+    def _layout(self, rectangle: Rectangle) -> Layout:
+        layout = self.files[rectangle].layout
+        assert layout is not None
+        return layout
+
+
+class SketchReader:
+    """Reads row tiles of all columns of a side's sketches.
+
+    Args:
+        run: The run.
+        folder: Where the shards are: those of the run, or row shards of a merged sketch.
+        rectangles: The shards.
+        side: Which roles, and where their columns are to stand.
+        strips: What of the shards makes up the sketches, in the order of the parts.
+
+    Attributes:
+        files: The opened shards that are read from.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign or swapped.
+        IncompleteError: If one is gone.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side,
+        strips: Sequence[Strip],
+    ) -> None:  # fmt: skip
+        self.side = side
+        self._tiles = run.plan.tiles(side.rows)
+        self._roles = {
+            role: RoleReader(
+                run, folder, rectangles, [s for s in strips if s.role == role], side.rows
+            )
+            for role in side.sketches
+        }
+        self.files: dict[Rectangle, SealedFile] = {}
+        for reader in self._roles.values():
+            self.files |= reader.files
+
+    def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
+        """For each shard of the first part, or row band, where its columns stand in ``Z``.
+
+        Args:
+            roles: Only these, and where they stand in a ``Z`` of these alone; all by default.
+        """
+        kept = [role for role in self.side.sketches if roles is None or role in roles]
+        start = self.side.sketches[kept[0]].start if kept else 0
+        return [
+            (part.shifted(self.side.sketches[role].start - start), path)
+            for role in kept
+            for part, path in self._roles[role].placed
+        ]
+
+    def read_tile(self, number: int, out: Array) -> Array:
+        """Reads one row tile of all roles.
+
+        Args:
+            number: Number of the row tile.
+            out: Buffer of at least a tile's rows, and as many columns as all roles have.
+
+        Returns:
+            The filled part of ``out``, converted to its dtype.
+
+        Raises:
+            CorruptError: If a checksum is wrong.
+        """
+        out = out[: len(self._tiles[number])]
+        for role, place in self.side.sketches.items():
+            self._roles[role].read_tile(number, out[:, place.slice])
+        return out
+
+    def read_role(self, number: int, role: str, out: Array) -> Array:
+        """Reads one row tile of one role; otherwise as :meth:`read_tile`."""
+        return self._roles[role].read_tile(number, out)
