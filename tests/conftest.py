@@ -116,6 +116,15 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield calls
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _memory_of_other_tests() -> Iterator[None]:
+    """Gives back what a module's tests leave behind: promises of memory count the whole process."""
+    from skerch_ooc.resources import release_memory
+
+    yield
+    release_memory()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_collections() -> Iterator[None]:
     """Leaves what is there before the first test out of collections, which stages ask for."""

@@ -235,9 +235,14 @@ class TestDataParallel:
     def values(run):
         return ooc.recover(run).eigenvalues
 
-    def test_batches_in_parts_give_the_whole_and_batches_added_later_the_sum(self, tmp_path):
+    def test_batches_in_parts_give_the_whole_and_batches_added_later_the_sum(
+        self, tmp_path, inside
+    ):
         spec = self.spec(tmp_path, "batches_hessian", "eight", count=8)
-        run = self.run(spec, tmp_path / "eight", ooc.Dask(workers=2), "operator.parts=8")
+        workers = ("--executor", "dask", "--workers", 2, "--threads", 1)
+        done = inside("run", spec, "--run", "eight", *workers, "--set", "operator.parts=8")
+        assert done.returncode == 0, done.stderr
+        run = ooc.open_run(tmp_path / "eight")
         assert len(run.plan.parts) == 8
         # 40 right columns and 16 of the test, in four blocks for each part.
         assert len(list(run.shards.iterdir())) == 8 * 4

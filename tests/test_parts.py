@@ -363,18 +363,13 @@ def test_shares_of_parts_make_the_same_run(tmp_path, inside):
 SUM = {"operator": {"args": {"terms": 6, "n": 400}}}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_parts_are_measured_by_workers_too(tmp_path, workers):
+def test_parts_are_measured_by_workers_too(tmp_path, inside):
     spec = write_spec(tmp_path, "sum_of_terms", 24, sketch={"block": 12}, **SUM)
-    with_parts = Spec.from_toml(spec, ["operator.parts=3"])
-    for name, asked, executor in (
-        ("serial", Spec.from_toml(spec), ooc.Serial()),
-        ("dask", with_parts, ooc.Dask(workers=workers)),
-    ):
-        resources = Resources.of("2GiB", 1, executor.workers)
-        planned = make_plan(asked, tmp_path / name, resources)
-        run_all(planned, executor, resources, Progress())
-    assert len(planned.run.plan.parts) == 3
+    assert inside("run", spec, "--run", "serial", "--threads", 1).returncode == 0
+    workers = ("--executor", "dask", "--workers", 2, "--threads", 1)
+    done = inside("run", spec, "--run", "dask", *workers, "--set", "operator.parts=3")
+    assert done.returncode == 0, done.stderr
+    assert len(ooc.open_run(tmp_path / "dask").plan.parts) == 3
     assert answer(tmp_path / "dask") == answer(tmp_path / "serial")
 
 
