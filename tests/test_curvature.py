@@ -226,7 +226,7 @@ class TestDataParallel:
 
     @staticmethod
     def run(spec, run_dir, executor, *overrides):
-        resources = Resources.of("2GiB", 1, executor.workers)
+        resources = Resources.of("4GiB", 1, executor.workers)
         planned = make_plan(Spec.from_toml(spec, overrides), run_dir, resources)
         run_all(planned, executor, resources, Progress())
         return planned.run

@@ -108,7 +108,7 @@ def test_row_shards_are_written_by_workers_too(tmp_path):
     )  # fmt: skip
     contents = []
     for name, executor in (("serial", ooc.Serial()), ("dask", ooc.Dask(workers=2))):
-        run = ooc.plan(spec, tmp_path / name, memory="2GiB", threads=1)
+        run = ooc.plan(spec, tmp_path / name, memory="4GiB", threads=1)
         ooc.measure(run, threads=1)
         ooc.merge(run, executor=executor, threads=1, rechunk=True)
         contents.append(run_contents(tmp_path / name))

@@ -23,7 +23,7 @@ EXECUTORS = {
 }
 
 
-def whole_run(spec, run_dir, executor=None, memory="2GiB", threads=1, overrides=()):
+def whole_run(spec, run_dir, executor=None, memory="4GiB", threads=1, overrides=()):
     executor = executor or ooc.Serial()
     resources = Resources.of(memory, threads, executor.workers)
     planned = make_plan(Spec.from_toml(spec, overrides), run_dir, resources)
@@ -85,7 +85,7 @@ def test_tiles_in_flight_do_not_change_a_bit_of_the_sums(tmp_path, reference, ca
     expected = answer(run_dir)
     for path in run_dir.glob("sketch/*/*.h5"):
         path.unlink()
-    ooc.merge(ooc.open_run(run_dir), memory="2GiB", threads=4)
+    ooc.merge(ooc.open_run(run_dir), memory="4GiB", threads=4)
     assert answer(run_dir) == expected
 
 
@@ -114,7 +114,7 @@ def test_blocks_do_not_change_a_bit_where_products_do_not_depend_on_them(
 def test_row_shards_do_not_change_a_bit_of_the_answer(tmp_path, reference, case):
     spec, _ = reference(case)
     direct = whole_run(spec, tmp_path / "direct")
-    run = ooc.plan(spec, tmp_path / "rechunked", memory="2GiB", threads=1)
+    run = ooc.plan(spec, tmp_path / "rechunked", memory="4GiB", threads=1)
     ooc.measure(run, threads=1)
     ooc.merge(run, threads=1, rechunk=True)
     ooc.recover(run, threads=1)
@@ -131,7 +131,7 @@ def test_row_shards_do_not_change_a_bit_of_the_answer(tmp_path, reference, case)
 )  # fmt: skip
 def test_row_shards_are_of_all_columns_of_each_role(tmp_path, reference, case, names):
     spec, _ = reference(case)
-    run = ooc.plan(spec, tmp_path / "run", memory="2GiB", threads=1)
+    run = ooc.plan(spec, tmp_path / "run", memory="4GiB", threads=1)
     ooc.measure(run, threads=1)
     ooc.merge(run, threads=1, rechunk=True)
     assert sorted(path.name for path in run.sketch.glob("*/*.p0.*")) == names
@@ -140,7 +140,7 @@ def test_row_shards_are_of_all_columns_of_each_role(tmp_path, reference, case, n
 @pytest.mark.parametrize(("case", "role"), [("eigh", "right"), ("svd", "right"), ("svd", "left")])
 def test_recovery_reads_row_shards_where_there_are_any(tmp_path, reference, case, role):
     spec, _ = reference(case)
-    run = ooc.plan(spec, tmp_path / "run", memory="2GiB", threads=1)
+    run = ooc.plan(spec, tmp_path / "run", memory="4GiB", threads=1)
     ooc.measure(run, threads=1)
     ooc.merge(run, threads=1, rechunk=True)
     row_shard = next((tmp_path / "run").glob(f"sketch/*/{role}.p0*"))

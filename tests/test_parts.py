@@ -91,7 +91,7 @@ def run_in_parts(case, parts, run_dir, **more):
         | more
     )  # fmt: skip
     a = operator(form, kind, dtype)
-    resources = Resources.of("2GiB", 1)
+    resources = Resources.of("4GiB", 1)
     planned = make_plan(spec, run_dir, resources, operator=a)
     return planned.run, run_all(planned, ooc.Serial(), resources, Progress(), operator=a)
 

@@ -69,7 +69,7 @@ def spec(dtype="float32", kind="svd", parts="auto", measurements=16, **tables):
 
 
 def decomposed(matrix, run_dir, **more):
-    asked, resources = Spec.from_table(spec(**more)), Resources.of("2GiB", 1)
+    asked, resources = Spec.from_table(spec(**more)), Resources.of("4GiB", 1)
     planned = make_plan(asked, run_dir, resources, operator=matrix)
     assessment = run_all(planned, ooc.Serial(), resources, Progress(), operator=matrix)
     return planned.run, ooc.recover(planned.run), assessment
