@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import itertools
 import json
@@ -106,6 +107,7 @@ def _new_client(arguments: dict[str, Any]) -> Any:
         except Exception as error:  # noqa: BLE001 (raised again by who waits)
             made.put(error)
 
+    _forget_lost_clients()
     threading.Thread(target=make, daemon=True).start()
     try:
         client = made.get(timeout=2 * _CONNECT_SECONDS)
@@ -114,6 +116,15 @@ def _new_client(arguments: dict[str, Any]) -> Any:
     if isinstance(client, Exception):
         raise client
     return client
+
+
+def _forget_lost_clients() -> None:
+    """Lets clients that nobody refers to any more come to their end now.
+
+    When it is reached they take a lock that a new client holds while it starts. Should the garbage
+    collector find them just then, in the same thread, that thread would wait for itself for ever.
+    """
+    gc.collect()
 
 
 def _threads_of_worker(dask_worker: Any) -> int:
@@ -312,6 +323,7 @@ class Dask:
             stack.enter_context(dask.config.set(settings))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="skerch-ooc-"))
             scheduler, workers = _specifications(self.workers, scratch)
+            _forget_lost_clients()
             try:
                 cluster = stack.enter_context(
                     SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
