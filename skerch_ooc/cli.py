@@ -264,7 +264,6 @@ def run(
     from skerch_ooc import pipeline, tables
     from skerch_ooc.executors import resources_of
     from skerch_ooc.spec import Spec
-    from skerch_ooc.tolerance import require_tolerance
 
     progress = for_terminal()
     request = None if spec is None else Spec.from_toml(spec, overrides)
@@ -286,12 +285,7 @@ def run(
         assessment = pipeline.run_all(
             planned, chosen, resources, progress, device=device, budget=budget
         )
-    if assessment is None:
-        _say_stopped(progress)
-        return
-    _show_result(planned.run, "default", assessment, as_json)
-    require_tolerance(planned.run.plan, assessment)
-    pipeline.require_quality(assessment, max_relative_error)
+    _conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
 @cli.command()
@@ -314,7 +308,6 @@ def extend(
     """
     from skerch_ooc import pipeline
     from skerch_ooc.executors import resources_of
-    from skerch_ooc.tolerance import require_tolerance
 
     progress = for_terminal()
     opened = pipeline.open_run(directory)
@@ -331,12 +324,7 @@ def extend(
         assessment = pipeline.run_all(
             planned, chosen, resources, progress, device=device, budget=_budget(max_seconds)
         )
-    if assessment is None:
-        _say_stopped(progress)
-        return
-    _show_result(planned.run, "default", assessment, as_json)
-    require_tolerance(planned.run.plan, assessment)
-    pipeline.require_quality(assessment, max_relative_error)
+    _conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
 @cli.command()
@@ -406,11 +394,7 @@ def update(
         assessment = pipeline.run_all(
             planned, chosen, resources, progress, device=device, budget=budget
         )
-    if assessment is None:
-        _say_stopped(progress)
-        return
-    _show_result(planned.run, "default", assessment, as_json)
-    pipeline.require_quality(assessment, max_relative_error)
+    _conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
 @contextlib.contextmanager
@@ -418,6 +402,21 @@ def _operators_print_to_stderr() -> Iterator[None]:
     """Keeps standard output for results: what an operator prints would spoil the JSON."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def _conclude(
+    run: Any, assessment: Any, progress: Any, max_relative_error: float | None, as_json: bool
+) -> None:
+    """Shows what all stages led to, and holds it against what was asked for."""
+    from skerch_ooc import pipeline
+    from skerch_ooc.tolerance import require_tolerance
+
+    if assessment is None:
+        _say_stopped(progress)
+        return
+    _show_result(run, "default", assessment, as_json)
+    require_tolerance(run.plan, assessment)
+    pipeline.require_quality(assessment, max_relative_error)
 
 
 def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
