@@ -1,0 +1,53 @@
+"""What the attacks share."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults import tally as tallies
+from faults.tally import Tally
+from faults.zygote import Zygote
+
+_TALLY = Tally()
+
+
+@pytest.fixture
+def tally() -> Tally:
+    """Counts the faults that are tried."""
+    return _TALLY
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks a process for each command."""
+    with Zygote() as forks:
+        yield forks
+
+
+class _Session:
+    """Writes what was counted when the session ends."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._tests = self._failed = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._tests += report.when == "call"
+        self._failed += report.failed
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        _TALLY.save()
+        if not hasattr(session.config, "workerinput"):
+            tallies.end_session(time.monotonic() - self._start, self._tests, self._failed)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        tallies.begin_session(Path(tempfile.mkdtemp(prefix="reliability-")))
+    config.pluginmanager.register(_Session(), "reliability")

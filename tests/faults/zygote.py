@@ -1,0 +1,194 @@
+"""The command line in processes that are forked from one with all libraries loaded.
+
+Hundreds of kills need hundreds of processes, which else would spend their time importing torch.
+Each is a process of its own all the same: it is killed, limited and denied like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from faults import calls, tracing
+from faults.tracing import Fault
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: The exit code; minus the number of the signal that killed it.
+        out: Standard output.
+        err: Standard error.
+        calls: The calls that concerned files, if it was traced.
+        struck: Whether the fault happened.
+    """
+
+    code: int
+    out: str
+    err: str
+    calls: list[str]
+    struck: bool
+
+
+class Zygote:
+    """Forks a process for each command; use it as a context."""
+
+    def __init__(self) -> None:
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+        )
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(TESTS), environment.get("PYTHONPATH", "")])
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faults.zygote"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def start(
+        self, folder: Path, *arguments: object, fault: Fault | None = None,
+        limits: Mapping[str, int] | None = None, denied: Mapping[str, int] | None = None,
+        environment: Mapping[str, str] | None = None, user: int | None = None,
+        kill_after: float | None = None,
+    ) -> None:  # fmt: skip
+        """Starts a command; :meth:`wait` tells how it ended.
+
+        Args:
+            folder: Where it runs.
+            *arguments: Of the command line.
+            fault: What happens to it at a call that concerns a file.
+            limits: Resource limits by name, such as ``{"RLIMIT_NOFILE": 64}``.
+            denied: System calls that fail, each with its error number.
+            environment: Further variables.
+            user: The user that it runs as, where the tests run as root.
+            kill_after: Seconds after which it is killed.
+        """
+        request = {
+            "folder": str(folder), "arguments": [str(argument) for argument in arguments],
+            "fault": asdict(fault) if fault else None, "limits": dict(limits or {}),
+            "denied": dict(denied or {}), "environment": dict(environment or {}), "user": user,
+            "kill_after": kill_after,
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> Ended:
+        """Waits for the command that was started."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the zygote died"
+        return Ended(**json.loads(line))
+
+    def __call__(self, folder: Path, *arguments: object, **faults: Any) -> Ended:
+        """Runs a command; see :meth:`start`. No end may show a traceback."""
+        self.start(folder, *arguments, **faults)
+        ended = self.wait()
+        assert "Traceback" not in ended.err, ended.err
+        return ended
+
+
+def _serve() -> None:
+    """The zygote's own loop: a line for each command, a line for each end."""
+    _load()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    replies = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        replies.write(json.dumps(asdict(_run(request))) + "\n")
+        replies.flush()
+
+
+def _load() -> None:
+    import factories  # noqa: F401
+    import h5py  # noqa: F401
+    import torch  # noqa: F401
+
+    import skerch_ooc
+    from skerch_ooc import cli, pipeline, shares, status, submission, tables, verification  # noqa: F401
+    from skerch_ooc.stages import estimates  # noqa: F401
+
+    assert skerch_ooc.eigh
+
+
+def _run(request: Mapping[str, Any]) -> Ended:
+    memories = [os.memfd_create(name) for name in ("out", "err")]
+    pid = os.fork()
+    if pid == 0:
+        _be_command(request, memories)
+    struck, seen = False, []
+    if request["fault"]:
+        traced = tracing.trace(pid, Fault(**request["fault"]))
+        status, seen, struck = traced.status, traced.calls, traced.struck
+    else:
+        if request["kill_after"] is not None:
+            time.sleep(request["kill_after"])
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        struck = os.WIFSIGNALED(status)
+    texts = [_text_of(memory) for memory in memories]
+    return Ended(os.waitstatus_to_exitcode(status), *texts, seen, struck)
+
+
+def _text_of(memory: int) -> str:
+    with os.fdopen(memory, "rb") as file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
+    """What the forked process does; never returns."""
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        for memory, descriptor in zip(memories, (1, 2), strict=True):
+            os.dup2(memory, descriptor)
+        os.chdir(request["folder"])
+        os.environ.update(request["environment"])
+        for name, value in request["limits"].items():
+            resource.setrlimit(getattr(resource, name), (value, value))
+        if request["user"] is not None:
+            os.setgroups([])
+            os.setgid(request["user"])
+            os.setuid(request["user"])
+        for name, error in request["denied"].items():
+            calls.deny([name], error)
+        if request["fault"]:
+            tracing.let_be_traced()
+            calls.stop_at_writing()
+        from skerch_ooc.cli import run_command_line
+
+        code = run_command_line(request["arguments"])
+    except BaseException:  # noqa: BLE001 (shown, whatever it is)
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
