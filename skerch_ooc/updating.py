@@ -24,6 +24,7 @@ from skerch_ooc.rounds import Round
 from skerch_ooc.rundir import Run
 from skerch_ooc.spec import OperatorSpec, SketchSpec
 from skerch_ooc.stages.operands import Operands
+from skerch_ooc.stages.recover import ASSESSMENT
 from skerch_ooc.status import is_stale
 
 
@@ -88,7 +89,7 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
             raise _unfinished(run)
         return run, None
     if added is not None and not update.again:
-        if not _is_recovered(run):
+        if not _is_finished(run):
             return run, None
         raise UsageError(
             f"this was added to {run.directory} before, as summand {added}; if it is to be added "
@@ -157,9 +158,10 @@ def _unfinished(run: Run) -> IncompleteError:
     return IncompleteError(f"{what}; go on with: skerch-ooc measure {run.directory}")
 
 
-def _is_recovered(run: Run) -> bool:
-    """Whether the result of a complete run is that of what is measured now."""
-    return not is_stale(run, Round(run).sketch.digest)
+def _is_finished(run: Run) -> bool:
+    """Whether the result of a complete run is that of what is measured now, and is assessed."""
+    assessed = (run.results / "default" / ASSESSMENT).exists()
+    return assessed and not is_stale(run, Round(run).sketch.digest)
 
 
 def _source(run: Run, update: Update) -> Source:

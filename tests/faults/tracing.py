@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import struct
+import time
 from dataclasses import dataclass
 
 from faults.calls import NAMES, touches_files
@@ -20,6 +21,9 @@ _GET_SYSCALL_INFO = 0x420E
 _GETREGS, _SETREGS = 12, 13
 _OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000
 """Mark stops at calls; follow fork, vfork, clone and exec; stop at filters; die with the tracer."""
+
+PATIENCE = 30.0
+"""Seconds that processes may outlive the one that started them."""
 
 _EVENT_SECCOMP = 7
 _WAIT_ALL = 0x40000000
@@ -100,16 +104,25 @@ class _Tracer:
         self._kind = ""
 
     def follow(self) -> Traced:
+        ended = None
         while True:
             try:
-                who, status = os.waitpid(-1, _WAIT_ALL)
+                who, status = os.waitpid(-1, _WAIT_ALL | (os.WNOHANG if ended else 0))
             except ChildProcessError:
                 return Traced(self._status, self._calls, self._struck)
-            if not os.WIFSTOPPED(status):
-                if who == self._pid:
-                    self._status = status
-                continue
-            self._go_on(who, status)
+            if who == 0:
+                self._wait_for_orphans(ended)
+            elif os.WIFSTOPPED(status):
+                self._go_on(who, status)
+            elif who == self._pid:
+                self._status, ended = status, time.monotonic()
+
+    def _wait_for_orphans(self, since: float | None) -> None:
+        """Gives what the process has started some time to notice that it is gone."""
+        time.sleep(0.01)
+        if since is not None and time.monotonic() - since > PATIENCE:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
 
     def _go_on(self, who: int, status: int) -> None:
         number, event = os.WSTOPSIG(status), status >> 16
