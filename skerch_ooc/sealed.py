@@ -29,6 +29,7 @@ import numpy.typing as npt
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import canonical_json, private_file, publish, require_regular, sync_file
 from skerch_ooc.partition import Range, cut, tile, tiles_of
+from skerch_ooc.rawfile import RawFile
 
 try:
     # The same numbers as zlib's, seven times as fast: else they would cost as much as the disk.
@@ -225,7 +226,7 @@ class BulkWriter:
 def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
     """Makes a file with empty datasets and returns the offsets of their bytes."""
     offsets = []
-    with _writable(path, "x", userblock_size=SEAL_BYTES) as file:
+    with _writable(path, new=True) as file:
         for layout in layouts:
             settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -250,15 +251,17 @@ def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
 
 
 @contextlib.contextmanager
-def _writable(path: Path, mode: str, userblock_size: int | None) -> Iterator[h5py.File]:
+def _writable(path: Path, *, new: bool) -> Iterator[h5py.File]:
     """Opens an HDF5 file for writing; failures to write are OSError, on closing too."""
+    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else 0), 0o666)
+    raw = RawFile(descriptor)
     try:
-        with h5py.File(
-            path, mode, libver=LIBVER, userblock_size=userblock_size, locking=False
-        ) as file:
+        mode, user_block = ("w", SEAL_BYTES) if new else ("r+", None)
+        with h5py.File(raw, mode, libver=LIBVER, userblock_size=user_block) as file:
             yield file
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+        raw.check()
+    finally:
+        os.close(descriptor)
 
 
 def _extent(dataset: h5py.Dataset) -> Extent | None:
@@ -349,7 +352,7 @@ class SealedWriter:
         described = [bulk.as_json() for bulk in self.bulks]
         if described:
             identity["bulk"] = described[0] if len(described) == 1 else described
-        with _writable(self.private, "a", None if self.bulks else SEAL_BYTES) as file:
+        with _writable(self.private, new=not self.bulks) as file:
             for name, array in (arrays or {}).items():
                 file.create_dataset(name, data=np.asarray(array))
             file.create_dataset("identity", data=np.bytes_(canonical_json(identity)))
@@ -375,6 +378,20 @@ def _hash(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of a plain file; failures to read it name it."""
+    require_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def read_seal(path: Path) -> Seal:
     """Reads the seal and checks it against all bytes but the bulk.
 
@@ -382,20 +399,20 @@ def read_seal(path: Path) -> Seal:
         CorruptError: If the file is a link, torn, altered, or no sealed file at all.
         FileNotFoundError: If there is none.
     """
-    status = require_regular(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        head = os.pread(descriptor, SEAL_BYTES, 0)
-        seal = _parse_seal(head)
-        if seal is None:
-            raise CorruptError(f"{path}: the seal in its first {SEAL_BYTES} bytes is damaged")
-        if seal.length != status.st_size:
-            raise CorruptError(
-                f"{path} has {status.st_size} bytes, but was published with {seal.length}"
-            )
-        found = _hash(descriptor, seal.length, seal.bulks)
-    finally:
-        os.close(descriptor)
+    with _opened(path) as descriptor:
+        return _checked_seal(descriptor, path)
+
+
+def _checked_seal(descriptor: int, path: Path) -> Seal:
+    """Reads the seal and checks it against all bytes but the bulk."""
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, SEAL_BYTES, 0)
+    seal = _parse_seal(head)
+    if seal is None:
+        raise CorruptError(f"{path}: the seal in its first {SEAL_BYTES} bytes is damaged")
+    if seal.length != size:
+        raise CorruptError(f"{path} has {size} bytes, but was published with {seal.length}")
+    found = _hash(descriptor, seal.length, seal.bulks)
     if found != seal.sha256:
         raise CorruptError(
             f"{path} was altered: the SHA-256 of its metadata is {found[:16]}..., "
@@ -436,6 +453,10 @@ class _Bulk:
 class SealedFile:
     """A sealed file, opened for reading after its seal was verified.
 
+    Raises:
+        CorruptError: If the file is a link, torn, altered, or no sealed file at all.
+        FileNotFoundError: If there is none.
+
     The HDF5 file itself is closed again at once: small arrays are read in, tiles are read with
     plain reads. So a process may hold thousands of these without a file descriptor.
 
@@ -451,14 +472,19 @@ class SealedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.advice = ""
-        seal = read_seal(path)
         self._bulks: dict[str, _Bulk] = {}
         self.arrays: dict[str, Array] = {}
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                self._read(file, seal)
-        except OSError as error:
-            raise CorruptError(f"{path} cannot be read as HDF5: {error}") from error
+        with _opened(path) as descriptor:
+            # What libhdf5 is given is the very file that was verified, whatever its name is by now.
+            seal = _checked_seal(descriptor, path)
+            raw = RawFile(descriptor)
+            try:
+                with h5py.File(raw, "r") as file:
+                    self._read(file, seal)
+            except OSError as error:
+                raw.check()
+                raise CorruptError(f"{path} cannot be read as HDF5: {error}") from error
+            raw.check()
 
     def _read(self, file: h5py.File, seal: Seal) -> None:
         _refuse_links(file, self.path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from faults import tally as tallies
+from faults.attacks import Quiet
 from faults.tally import Tally
 from faults.zygote import Zygote
 
@@ -27,6 +28,12 @@ def zygote() -> Iterator[Zygote]:
     """Forks a process for each command."""
     with Zygote() as forks:
         yield forks
+
+
+@pytest.fixture(scope="session")
+def quiet(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
+    """The runs as they are when nobody interferes."""
+    return Quiet(zygote, tmp_path_factory.mktemp("quiet"))
 
 
 class _Session:
