@@ -22,6 +22,7 @@ import click
 
 import skerch_ooc
 from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
+from skerch_ooc.files import NO_ROOM, cannot_write
 from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER, Progress, for_terminal
 from skerch_ooc.slurm.logs import ending
 
@@ -32,7 +33,7 @@ OTHER_FAILURE = 1
 _QUEUE_SECONDS = 5.0
 """How long status waits for the queue, which is but decoration."""
 
-_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM} | NO_ROOM
 
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 _SPEC = click.argument("spec", metavar="SPEC", type=click.Path(path_type=Path))
@@ -832,11 +833,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
         if error.errno not in _NO_WRITING:
             click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
             return OTHER_FAILURE
-        click.echo(
-            f"skerch-ooc: cannot write {error.filename}: {error.strerror}; what was published "
-            "before is untouched: make room or give permission, then run the same command again",
-            err=True,
-        )
+        click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
         return IncompleteError.exit_code
     except MemoryError as error:
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)

@@ -15,11 +15,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.errors import CorruptError, IncompleteError
 
 PRIVATE_PREFIX = ".tmp-"
 LATE_FILES_SECONDS = (0.2, 1.0)
 """Pauses before a listing is believed that lacks something: network folders show files late."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Failures that pass, or are the disk's: nothing is wrong with what was asked for."""
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -38,6 +41,14 @@ def private_name(folder: Path) -> Path:
     """A name in ``folder`` that no other process uses; listings of published files leave it out."""
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return folder / f"{PRIVATE_PREFIX}{token}"
+
+
+def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
+    """What to say of a file that could not be written, or not be made sure of."""
+    return IncompleteError(
+        f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
+        "untouched: make room or give permission, then run the same command again"
+    )
 
 
 def sync_file(path: Path) -> None:

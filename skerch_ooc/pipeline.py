@@ -499,10 +499,7 @@ def assess(run: Run, name: str = "default") -> Assessment:
         is_complex=run.plan.identity.dtype.startswith("complex"),
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
     )
-    written, figures = path.parent / recover_stage.ASSESSMENT, assessment.as_json()
-    # A finished run may lie where nobody can write.
-    if not written.exists() or files.read_json(written) != figures:
-        files.write_json(written, figures)
+    assess_stage.write_assessment(path, assessment)
     return assessment
 
 

@@ -53,7 +53,8 @@ class Run:
         """Receipts and logs; nothing here is ever needed to go on."""
         return self.directory / "logs"
 
-    def _fingerprint_path(self, part: int) -> Path:
+    def fingerprint_path(self, part: int) -> Path:
+        """The file of the fingerprint of a part."""
         return self.directory / (FINGERPRINT if part == 0 else f"fingerprint.p{part}.json")
 
     def fingerprint(self, part: int = 0) -> dict[str, Any] | None:
@@ -62,7 +63,7 @@ class Run:
         Raises:
             CorruptError: If the file is damaged, or of another run.
         """
-        path = self._fingerprint_path(part)
+        path = self.fingerprint_path(part)
         try:
             value = files.read_json(path)
         except FileNotFoundError:
@@ -79,7 +80,7 @@ class Run:
         value = value | {"run": self.plan.run_id}
         files.publish_bytes(
             files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n",
-            self._fingerprint_path(part),
+            self.fingerprint_path(part),
         )
 
     def receipts(self) -> Iterator[dict[str, Any]]:
@@ -111,6 +112,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
 
     Raises:
         UsageError: If the directory holds something else, or cannot be made.
+        IncompleteError: If there is no room for it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,8 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
         )
         files.publish_bytes(identity.as_bytes(), directory / PLAN)
     except OSError as error:
+        if error.errno in files.NO_ROOM:
+            raise files.cannot_write(directory, error) from error
         raise UsageError(f"cannot make the run directory {directory}: {error.strerror}") from error
     return open_run(directory)
 
@@ -145,6 +149,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
 
     Raises:
         UsageError: If another process has amended the plan meanwhile, or it cannot be written.
+        IncompleteError: If there is no room for it.
     """
     path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
     content = files.canonical_json(amendment.as_json()) + b"\n"
@@ -152,6 +157,8 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         files.publish_bytes(content, path)
         found = path.read_bytes()
     except OSError as error:
+        if error.errno in files.NO_ROOM:
+            raise files.cannot_write(path, error) from error
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")

@@ -26,8 +26,15 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError
-from skerch_ooc.files import canonical_json, private_file, publish, require_regular, sync_file
+from skerch_ooc.errors import CorruptError
+from skerch_ooc.files import (
+    cannot_write,
+    canonical_json,
+    private_file,
+    publish,
+    require_regular,
+    sync_file,
+)
 from skerch_ooc.partition import Range, cut, tile, tiles_of
 from skerch_ooc.rawfile import RawFile
 
@@ -304,10 +311,7 @@ def sealed_writer(final: Path, *layouts: Layout) -> Iterator[SealedWriter]:
                 if layouts:
                     os.close(descriptor)
     except OSError as error:
-        raise IncompleteError(
-            f"cannot write {final}: {error.strerror or error}; what was published before is "
-            "untouched: make room or give permission, then run the same command again"
-        ) from error
+        raise cannot_write(final, error) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from skerch_ooc.errors import CorruptError, IncompleteError
-from skerch_ooc.files import PRIVATE_PREFIX, read_json
+from skerch_ooc.files import PRIVATE_PREFIX
 from skerch_ooc.operators.loading import described
 from skerch_ooc.partition import Range
 from skerch_ooc.pieces import lost_pieces
@@ -17,6 +17,7 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import Rectangle, list_shards, strangers
 from skerch_ooc.sides import RANGE
+from skerch_ooc.stages.assess import read_assessment
 from skerch_ooc.stages.recover import ASSESSMENT, result_path
 
 
@@ -166,8 +167,9 @@ def _results(run: Run) -> dict[str, float | None]:
     for path in sorted([*run.results.glob("*/eigh.h5"), *run.results.glob("*/svd.h5")]):
         error = None
         try:
-            error = read_json(path.parent / ASSESSMENT).get("relative_error")
-        except (FileNotFoundError, CorruptError, AttributeError):
+            error = read_assessment(path).get("relative_error")
+        except (FileNotFoundError, CorruptError):
+            # The verbs that read it tell more.
             error = None
         found[path.parent.name] = error
     return found

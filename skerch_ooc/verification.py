@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from skerch_ooc.errors import CorruptError, OocError
@@ -12,10 +14,14 @@ from skerch_ooc.progress import Progress
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, verify
 from skerch_ooc.shards import Rectangle, check_identity, list_shards, strangers
+from skerch_ooc.stages.assess import read_assessment
+from skerch_ooc.stages.recover import ASSESSMENT
+
+Check = Callable[[], object]
 
 
 def verify_run(run: Run, progress: Progress) -> list[str]:
-    """Reads every byte of shards, sums and results.
+    """Reads every byte of fingerprints, shards, sums, results and assessments.
 
     Args:
         run: The run; its plan was verified when it was opened.
@@ -29,7 +35,7 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
     with progress.stage("verify", len(checks), "files") as advance:
         for path, check in checks:
             try:
-                check(verify(path))
+                check()
             except FileNotFoundError:
                 wrong.append(f"{path} disappeared while it was verified")
             except OocError as error:
@@ -40,7 +46,8 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
 
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
-    if " again" in text or "rm " in text or path.is_relative_to(run.shards):
+    derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
+    if " again" in text or "rm " in text or "anew" in text or not derived:
         return text
     directory = shlex.quote(str(run.directory))
     verb = f"merge {directory}"
@@ -50,24 +57,41 @@ def _with_advice(run: Run, path: Path, text: str) -> str:
     return f"{text}. To make it anew: rm {shlex.quote(str(path))} && skerch-ooc {verb}"
 
 
-def _checks(run: Run) -> Iterator[tuple[Path, Callable[[SealedFile], None]]]:
-    def of_rectangle(rectangle: Rectangle, *, merged: bool = False) -> Callable[[SealedFile], None]:
-        return lambda file: check_identity(file, rectangle, run.plan, merged=merged)
-
-    def of_run(file: SealedFile) -> None:
-        if file.identity.get("run") != run.plan.run_id:
-            raise CorruptError(f"{file.path} belongs to another run")
-        check_pieces(file)
-
+def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
+    for part in run.plan.parts:
+        yield run.fingerprint_path(part.number), partial(run.fingerprint, part.number)
     for rectangle in list_shards(run.shards):
-        yield run.shards / rectangle.name, of_rectangle(rectangle)
+        yield _of_rectangle(run, run.shards, rectangle)
     for folder in sorted(path for path in run.sketch.iterdir() if path.is_dir()):
-        rows = list_shards(folder)
-        for rectangle in rows:
-            yield folder / rectangle.name, of_rectangle(rectangle, merged=True)
-        for path in sorted(folder.glob("*.h5")):
+        for rectangle in list_shards(folder):
+            yield _of_rectangle(run, folder, rectangle)
+        for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
             if Rectangle.from_name(path.name) is None and not path.name.startswith("."):
-                yield path, of_run
-    for path in sorted(run.results.glob("*/*.h5")):
+                yield path, partial(_check_of_run, run, path)
+    # Listed, not globbed: a folder that may not be read is not an empty one.
+    for folder in sorted(path for path in run.results.iterdir() if path.is_dir()):
+        yield from _of_result(run, folder)
+
+
+def _of_result(run: Run, folder: Path) -> Iterator[tuple[Path, Check]]:
+    for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
         if not path.name.startswith("."):
-            yield path, of_run
+            yield path, partial(_check_of_run, run, path)
+        if os.path.lexists(path.parent / ASSESSMENT) and path.stem == run.plan.identity.kind:
+            yield path.parent / ASSESSMENT, partial(read_assessment, path)
+
+
+def _of_rectangle(run: Run, folder: Path, rectangle: Rectangle) -> tuple[Path, Check]:
+    path, merged = folder / rectangle.name, folder != run.shards
+
+    def check() -> None:
+        check_identity(verify(path), rectangle, run.plan, merged=merged)
+
+    return path, check
+
+
+def _check_of_run(run: Run, path: Path) -> None:
+    file: SealedFile = verify(path)
+    if file.identity.get("run") != run.plan.run_id:
+        raise CorruptError(f"{file.path} belongs to another run")
+    check_pieces(file)

@@ -22,6 +22,7 @@ LEVELS = (
         "partition",
         "parts",
         "files",
+        "rawfile",
         "budget",
         "progress",
         "linalg",

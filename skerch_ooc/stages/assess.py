@@ -7,7 +7,9 @@ section 6.4. Test columns that chose the core are left out of it.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.files import digest, read_json, require_regular, write_json
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
+from skerch_ooc.stages.recover import ASSESSMENT, VALUES
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
@@ -168,30 +172,75 @@ def assess_result(
             f"there is no result {path}; make it with: {again}"
             + ("" if name == "default" else f" --name {name}")
         ) from None
-    names = {"eigh": "eigenvalues", "svd": "S"}
-    values = file.arrays.get(names.get(str(file.identity.get("type")), ""))
-    if values is None:
-        raise CorruptError(f"{path} is not a decomposition")
+    try:
+        values = file.arrays[VALUES[file.identity["type"]]]
+        residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
+        tests = file.arrays["test_squares"]
+        leave_one_out = float(file.arrays["leave_one_out"])
+        orthogonality = float(file.arrays["orthogonality"])
+        core = int(file.identity["core"])
+    except (KeyError, TypeError, ValueError, IndexError) as problem:
+        raise CorruptError(f"{path} is not a decomposition: {problem}") from problem
     check_pieces(file)
-    residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
-    tests = file.arrays["test_squares"]
     norm = _root_mean(tests)
     error = _root_mean(residual)
-    leave_one_out = float(file.arrays["leave_one_out"])
     return Assessment(
         relative_error=None if error is None or not norm else error / norm,
         error=error,
         norm=norm,
         test_measurements=len(residual),
         leave_one_out=None if math.isnan(leave_one_out) else leave_one_out,
-        orthogonality=float(file.arrays["orthogonality"]),
+        orthogonality=orthogonality,
         rank=len(values),
-        core=int(file.identity["core"]),
+        core=core,
         is_complex=is_complex,
         scree=() if error is None or not norm else scree(values, error, norm),
         products=products,
         looks=looks,
     )
+
+
+def write_assessment(path: Path, assessment: Assessment) -> None:
+    """Writes the figures of a result beside it, unless they are there.
+
+    Args:
+        path: The file of the result.
+        assessment: Its figures.
+
+    Raises:
+        CorruptError: If something else than a plain file stands in their place.
+    """
+    written = path.parent / ASSESSMENT
+    stated = assessment.as_json() | {"result": digest(SealedFile(path).identity)}
+    content = stated | {"sha256": digest(stated)}
+    if os.path.lexists(written):
+        require_regular(written)
+        with contextlib.suppress(CorruptError):
+            # A finished run may lie where nobody can write.
+            if read_json(written) == content:
+                return
+    write_json(written, content)
+
+
+def read_assessment(path: Path) -> dict[str, Any]:
+    """The figures that were written beside a result.
+
+    Args:
+        path: The file of the result.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        CorruptError: If they were altered, or are not of this result.
+    """
+    written = path.parent / ASSESSMENT
+    content = read_json(written)
+    stated = content.pop("sha256", None) if isinstance(content, dict) else None
+    again = f"skerch-ooc assess {path.parent.parent.parent} --name {path.parent.name}"
+    if stated != digest(content):
+        raise CorruptError(f"{written} was altered; write it anew with: {again}")
+    if content.pop("result", None) != digest(SealedFile(path).identity):
+        raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")
+    return dict(content)
 
 
 def _root_mean(squares: npt.NDArray[Any]) -> float | None:

@@ -123,7 +123,7 @@ def state_of(run: Path) -> dict[str, Any]:
         found[str(path.relative_to(run))] = sha(path.read_bytes())
     for path in sorted(run.glob("results/*/assessment.json")):
         stated = json.loads(path.read_text())
-        stated["products"].pop("probe")
+        del stated["products"]["probe"], stated["sha256"]
         found[str(path.relative_to(run))] = stated
     return found
 

@@ -7,6 +7,7 @@ Each is a process of its own all the same: it is killed, limited and denied like
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -70,7 +71,7 @@ class Zygote:
         self, folder: Path, *arguments: object, fault: Fault | None = None,
         limits: Mapping[str, int] | None = None, denied: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None, user: int | None = None,
-        kill_after: float | None = None,
+        kill_after: float | None = None, clock_step: float = 0.0,
     ) -> None:  # fmt: skip
         """Starts a command; :meth:`wait` tells how it ended.
 
@@ -83,12 +84,13 @@ class Zygote:
             environment: Further variables.
             user: The user that it runs as, where the tests run as root.
             kill_after: Seconds after which it is killed.
+            clock_step: Seconds by which the clock jumps each time that it is looked at.
         """
         request = {
             "folder": str(folder), "arguments": [str(argument) for argument in arguments],
             "fault": asdict(fault) if fault else None, "limits": dict(limits or {}),
             "denied": dict(denied or {}), "environment": dict(environment or {}), "user": user,
-            "kill_after": kill_after,
+            "kill_after": kill_after, "clock_step": clock_step,
         }  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -175,6 +177,8 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
             os.setuid(request["user"])
         for name, error in request["denied"].items():
             calls.deny([name], error)
+        if request["clock_step"]:
+            _let_clock_jump(request["clock_step"])
         if request["fault"]:
             tracing.let_be_traced()
             calls.stop_at_writing()
@@ -188,6 +192,13 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _let_clock_jump(step: float) -> None:
+    """Has the time of day, not the steady clock, jump at each look."""
+    true, looks = time.time, itertools.count(1)
+    time.time = lambda: true() + step * next(looks)
+    time.time_ns = lambda: int(time.time() * 1e9)
 
 
 if __name__ == "__main__":
