@@ -117,7 +117,7 @@ def make_plan(
         _require_operator(spec, operator)
     require_sense(spec)
     sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
-    if (run_dir / rundir.PLAN).exists():
+    if rundir.is_planned(run_dir):
         run = rundir.open_run(run_dir)
         _require_same(spec, sha256, run)
         return planned_before(run)
@@ -134,6 +134,10 @@ def make_plan(
     costs = estimate(plan, findings, resident_memory() if product else None)
     require_memory(costs, resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
+    if run.plan.amendments[0] != plan.amendments[0]:
+        # Another process has planned it meanwhile.
+        _require_same(spec, sha256, run)
+        return planned_before(run)
     files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=costs.as_json()))
     if fingerprint and not plan.parts[0].is_piece:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,12 @@ class Run:
 def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run:
     """Makes a run directory, or completes one whose making was interrupted.
 
+    Returns:
+        The run; its plan is that of another process if that was faster.
+
     Raises:
-        UsageError: If the directory holds something else, or cannot be made.
+        UsageError: If the directory holds something else, a run of another identity too, or cannot
+            be made.
         IncompleteError: If there is no room for it.
     """
     try:
@@ -128,17 +133,29 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
                 )
         for name in (AMENDMENTS, "shards", "sketch", "results", "logs"):
             (directory / name).mkdir(exist_ok=True)
-        # The amendment first: plan.json is what makes the directory a run, so it comes last.
+        # The identity first: where several plan at once, the first to publish it decides which run
+        # this is, and no amendment of another can come to it.
+        files.publish_bytes(identity.as_bytes(), directory / PLAN)
+        if (directory / PLAN).read_bytes() != identity.as_bytes():
+            raise UsageError(
+                f"{directory} is being planned by another process with another spec, or was when "
+                "that was killed; give a new directory, or remove this one if nobody works there: "
+                f"rm -r {shlex.quote(str(directory))}"
+            )
         files.publish_bytes(
             files.canonical_json(amendment.as_json()) + b"\n",
             directory / AMENDMENTS / f"{amendment.number:04d}.json",
         )
-        files.publish_bytes(identity.as_bytes(), directory / PLAN)
     except OSError as error:
         if error.errno in files.NO_ROOM:
             raise files.cannot_write(directory, error) from error
         raise UsageError(f"cannot make the run directory {directory}: {error.strerror}") from error
     return open_run(directory)
+
+
+def is_planned(directory: Path) -> bool:
+    """Whether a directory holds a run, with a plan that is complete."""
+    return (directory / PLAN).exists() and (directory / AMENDMENTS / "0001.json").exists()
 
 
 def amend_run(run: Run, amendment: Amendment) -> Run:

@@ -1,4 +1,4 @@
-"""No room, no permission, few descriptors, no locks, no hard links, late files, a clock gone wrong."""
+"""No room, no permission, few descriptors, no locks, no hard links, late files, odd clocks."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Zygote:
         self, folder: Path, *arguments: object, fault: Fault | None = None,
         limits: Mapping[str, int] | None = None, denied: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None, user: int | None = None,
-        kill_after: float | None = None, clock_step: float = 0.0,
+        kill_after: float | None = None, clock_step: float = 0.0, start_after: float = 0.0,
     ) -> None:  # fmt: skip
         """Starts a command; :meth:`wait` tells how it ended.
 
@@ -84,13 +84,14 @@ class Zygote:
             environment: Further variables.
             user: The user that it runs as, where the tests run as root.
             kill_after: Seconds after which it is killed.
+            start_after: Seconds after which it starts.
             clock_step: Seconds by which the clock jumps each time that it is looked at.
         """
         request = {
             "folder": str(folder), "arguments": [str(argument) for argument in arguments],
             "fault": asdict(fault) if fault else None, "limits": dict(limits or {}),
             "denied": dict(denied or {}), "environment": dict(environment or {}), "user": user,
-            "kill_after": kill_after, "clock_step": clock_step,
+            "kill_after": kill_after, "clock_step": clock_step, "start_after": start_after,
         }  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -177,6 +178,7 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
             os.setuid(request["user"])
         for name, error in request["denied"].items():
             calls.deny([name], error)
+        time.sleep(request["start_after"])
         if request["clock_step"]:
             _let_clock_jump(request["clock_step"])
         if request["fault"]:
