@@ -382,7 +382,7 @@ def update(
     resources = resources_of(chosen, memory, threads, device)
     budget = _budget(max_seconds)
     wanted = OperatorSpec(factory, parse_arguments(arguments), parts=parts or "auto")
-    asked = Update(wanted, scale, forget, None, Path.cwd(), again)
+    asked = Update(wanted, scale, forget, None, Path.cwd(), again, assessed=True)
     with _operators_print_to_stderr():
         grown, operands = update_run(opened, asked, resources)
         if plan_only:

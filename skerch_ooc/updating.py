@@ -39,6 +39,7 @@ class Update:
         at_hand: ``B`` itself, if no factory names it.
         folder: What a factory's file is relative to.
         again: Whether what was added before may be added once more.
+        assessed: Whether it leads to a result that is assessed, or to one that is recovered.
     """
 
     operator: OperatorSpec
@@ -47,6 +48,7 @@ class Update:
     at_hand: Any = None
     folder: Path = Path()
     again: bool = False
+    assessed: bool = False
 
 
 def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Operands | None]:
@@ -89,7 +91,7 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
             raise _unfinished(run)
         return run, None
     if added is not None and not update.again:
-        if not _is_finished(run):
+        if not _is_finished(run, update):
             return run, None
         raise UsageError(
             f"this was added to {run.directory} before, as summand {added}; if it is to be added "
@@ -158,10 +160,11 @@ def _unfinished(run: Run) -> IncompleteError:
     return IncompleteError(f"{what}; go on with: skerch-ooc measure {run.directory}")
 
 
-def _is_finished(run: Run) -> bool:
-    """Whether the result of a complete run is that of what is measured now, and is assessed."""
-    assessed = (run.results / "default" / ASSESSMENT).exists()
-    return assessed and not is_stale(run, Round(run).sketch.digest)
+def _is_finished(run: Run, update: Update) -> bool:
+    """Whether all that an update is to lead to is there, of what is measured now."""
+    if update.assessed and not (run.results / "default" / ASSESSMENT).exists():
+        return False
+    return not is_stale(run, Round(run).sketch.digest)
 
 
 def _source(run: Run, update: Update) -> Source:

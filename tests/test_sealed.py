@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skerch_ooc import sealed
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.partition import Range
 from skerch_ooc.sealed import Layout, SealedFile, read_seal, sealed_writer, verify
@@ -355,3 +356,17 @@ def test_seal_with_impossible_bulks_is_damage(tmp_path, text):
     (tmp_path / "a.h5").write_bytes((b"\n".join(lines) + b"\n").ljust(512, b"\0") + raw[512:])
     with pytest.raises(CorruptError, match="the seal in its first 512 bytes is damaged"):
         read_seal(tmp_path / "a.h5")
+
+
+def test_what_is_read_is_the_file_that_was_verified(tmp_path, monkeypatch):
+    for name, more in (("a.h5", np.zeros(3)), ("b.h5", np.ones(3))):
+        write(tmp_path / name, layout(), numbers(), {"more": more})
+    checked = sealed._checked_seal
+
+    def exchanged(descriptor, path):
+        seal = checked(descriptor, path)
+        os.replace(tmp_path / "b.h5", path)
+        return seal
+
+    monkeypatch.setattr(sealed, "_checked_seal", exchanged)
+    assert (SealedFile(tmp_path / "a.h5").arrays["more"] == 0).all()

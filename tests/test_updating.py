@@ -172,3 +172,13 @@ def test_assessing_a_result_from_before_an_update_says_so(tmp_path, caplog):
     ooc.recover(run)
     ooc.assess(run)
     assert caplog.text == ""
+
+
+def test_update_that_was_killed_before_its_assessment_goes_on(inside, files):
+    run_of(files)
+    command = ("update", "run", "--factory", "stored", "--arg", "path=1.npy")
+    assert inside(*command).returncode == 0
+    (files / "run/results/default/assessment.json").unlink()
+    assert inside(*command).returncode == 0
+    assert (files / "run/results/default/assessment.json").exists()
+    assert inside(*command).returncode == 2

@@ -24,6 +24,9 @@ from typing import Any
 from faults import calls, tracing
 from faults.tracing import Fault
 
+PATIENCE = 240
+"""Seconds after which a command that has not ended is killed, by SIGALRM."""
+
 TESTS = Path(__file__).resolve().parent.parent
 
 
@@ -166,6 +169,8 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
     code = 70
     try:
         os.setpgid(0, 0)
+        # Nothing may wait forever.
+        signal.alarm(PATIENCE)
         for memory, descriptor in zip(memories, (1, 2), strict=True):
             os.dup2(memory, descriptor)
         os.chdir(request["folder"])
