@@ -1,4 +1,4 @@
-"""SIGKILL at system calls of whatever process of a Dask run makes them: command, nanny or worker."""
+"""SIGKILL at system calls of any process of a Dask run: command, nanny or worker."""
 
 from __future__ import annotations
 

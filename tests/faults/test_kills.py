@@ -11,13 +11,13 @@ from faults.cases import CASES, LARGE
 from faults.tracing import Fault
 
 KILLS = "SIGKILL at a system call"
-SLICES = 8
+SLICES = 4
 """Into how many tests the kills of a case are divided."""
 
 SAMPLED = 3
 """Kills of each case by default."""
 
-SOAKED = 40
+SOAKED = 16
 """Kills of each case in the soak, besides those at every call of some."""
 
 EXHAUSTED = ("eigh nystrom", "svd hmt")
