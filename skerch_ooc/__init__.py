@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from skerch_ooc.cleaning import Cleaning, clean
     from skerch_ooc.errors import (
         CorruptError,
         DriftError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from skerch_ooc.stages.estimates import Diagonal, Estimates, Figure, SpectralNorm
 
 _HOMES = {
+    "skerch_ooc.cleaning": ("Cleaning", "clean"),
     "skerch_ooc.stages.assess": ("Assessment",),
     "skerch_ooc.errors": (
         "CorruptError",
@@ -78,6 +80,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Assessment",
+    "Cleaning",
     "CorruptError",
     "Dask",
     "Diagonal",
@@ -101,6 +104,7 @@ __all__ = [
     "Svd",
     "UsageError",
     "assess",
+    "clean",
     "eigh",
     "estimates",
     "extend",

@@ -705,7 +705,7 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
         question = QueueQuestion(run)
         state = status_of(run)
         queue = question.answer(_QUEUE_SECONDS)
-        if queue and state.next:
+        if queue and state.next and state.cleaned is None:
             # Who submitted a run goes on with it in the same way.
             state = replace(state, next=f"skerch-ooc submit {shlex.quote(str(directory))}")
         if as_json:
@@ -735,6 +735,36 @@ def verify(directory: Path) -> None:
     if wrong:
         raise CorruptError("\n".join(wrong))
     click.echo("every byte is as it was published")
+
+
+@cli.command()
+@_options(_DIR, _JSON)
+@click.option("--sketch", is_flag=True, help="Also what merge made, and can make again.")
+@click.option(
+    "--shards", is_flag=True, help="Also the shards, of a finished run: only the results stay."
+)
+@click.option(
+    "--older-than", default="1d", show_default=True, metavar="T",
+    help="After which time a file that another host was writing is one of a dead process.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List what would go, and remove nothing.")
+def clean(
+    directory: Path, as_json: bool, sketch: bool, shards: bool, older_than: str, dry_run: bool
+) -> None:
+    """Free disk space; refuses while anything still needs the files.
+
+    Without options go leftovers of processes that have ended, and files that nothing uses any more.
+    """
+    from skerch_ooc import cleaning, rundir, tables
+
+    done = cleaning.clean(
+        rundir.open_run(directory), sketch=sketch, shards=shards, older_than=older_than,
+        dry_run=dry_run, progress=for_terminal() if shards else None,
+    )  # fmt: skip
+    if as_json:
+        _print_json(done.as_json())
+    else:
+        click.echo(tables.cleaning_table(done))
 
 
 def _budget(max_seconds: float | None, *, patient: bool = False) -> Any:

@@ -34,6 +34,7 @@ from skerch_ooc.stages.assess import Assessment
 from skerch_ooc.stages.bases import make_basis
 from skerch_ooc.stages.merge import Merge
 from skerch_ooc.stages.operands import Operands
+from skerch_ooc.status import is_stale
 from skerch_ooc.tolerance import grown_sizes, next_look, reached, require_tolerance
 from skerch_ooc.updating import Update, update_run
 
@@ -519,7 +520,9 @@ def _warn_of_amendments(run: Run, path: Path) -> None:
         return
     listed = list_shards(run.shards)
     now = None
-    if not any(round_.missing(listed).values()):
+    if (mark := run.cleaned()) is not None:
+        now = mark.sketch
+    elif not any(round_.missing(listed).values()):
         now = noted_digest(round_, listed) or round_.sketch.digest
     if before != now:
         log.warning(
@@ -595,12 +598,14 @@ def run_all(
     Returns:
         The assessment; ``None`` if measuring was stopped by the budget.
     """
+    if planned.run.cleaned() is not None:
+        return _finished_before(planned.run, resources, progress)
     with executor.session(resources.threads):
         while True:
             run = planned.run
             if not _measure_all(planned, executor, resources, progress, operator, device, budget):
                 return None
-            if executor.remote:
+            if executor.remote and not _is_recovered(run):
                 merge_stage(run, resources, progress, executor=executor)
             if reached(run, resources, progress):
                 break
@@ -609,6 +614,27 @@ def run_all(
         planned.operands = None
         settings = run.plan.recovery
         recover_stage.recover(run, settings, "default", resources, progress, executor)
+    return assess(run)
+
+
+def _is_recovered(run: Run) -> bool:
+    """Whether the result of a measured run is there, so that sums are of no use to it."""
+    if not recover_stage.result_path(run, "default").exists():
+        return False
+    *_, last = known_rounds(run)
+    return not is_stale(run, last.sketch.digest)
+
+
+def _finished_before(run: Run, resources: Resources, progress: Progress) -> Assessment:
+    """The result of a run whose shards were removed, as it was finished by then.
+
+    Raises:
+        IncompleteError: If it has grown since, or the result is gone.
+    """
+    mark = run.cleaned()
+    if mark is None or mark.amendments != len(run.plan.amendments):
+        run.require_shards()
+    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
     return assess(run)
 
 
@@ -625,6 +651,8 @@ def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
             has grown by then.
         CorruptError: If a file is damaged.
     """
+    if run.cleaned() is not None:
+        return _finished_before(run, resources, progress)
     if not reached(run, resources, progress):
         run = rundir.amend_run(run, planning.grown(run.plan, next_look(run.plan)))
         raise IncompleteError(

@@ -180,7 +180,12 @@ class Round:
         ]
 
     def missing_strips(self, shards: Iterable[Rectangle] | None = None) -> dict[Strip, list[Range]]:
-        """The columns of each role and part that no shard holds."""
+        """The columns of each role and part that no shard holds.
+
+        Raises:
+            IncompleteError: If all shards were removed on purpose: none of them is to be made anew.
+        """
+        self.run.require_shards()
         listed = list_shards(self.run.shards) if shards is None else shards
         return missing_of(self.strips, listed)
 
@@ -255,6 +260,7 @@ class Sketch:
     def __init__(self, round_: Round) -> None:
         self.round = round_
         run = round_.run
+        run.require_shards()
         # Before they are opened: what changes meanwhile must not go by this name.
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
@@ -370,12 +376,16 @@ def count_products(
         listed: The shards, if somebody has looked.
     """
     planned = done = last = 0
-    rounds = list(known_rounds(run)) if rounds is None else rounds
-    for known in rounds:
-        planned += known.products
-        done += known.products - known.products_left(listed)
-        last = len(known.planned[known.role]) * run.plan.summands
-    planned += (run.plan.rounds - len(rounds)) * last
+    mark = run.cleaned()
+    if mark is not None:
+        planned, done = mark.products["planned"], mark.products["done"]
+    else:
+        rounds = list(known_rounds(run)) if rounds is None else rounds
+        for known in rounds:
+            planned += known.products
+            done += known.products - known.products_left(listed)
+            last = len(known.planned[known.role]) * run.plan.summands
+        planned += (run.plan.rounds - len(rounds)) * last
     checks = 0
     for record in run.receipts():
         count = record.get("products")

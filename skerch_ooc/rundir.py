@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc import files
+from skerch_ooc.cleaned import CLEANED, Cleaned, read_cleaned
 from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.spec import Amendment, Identity, Plan
 
@@ -83,6 +84,31 @@ class Run:
             files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n",
             self.fingerprint_path(part),
         )
+
+    def cleaned(self) -> Cleaned | None:
+        """What was noted when the shards of this run were removed; ``None`` if they never were.
+
+        Raises:
+            CorruptError: If the note is damaged, or of another run.
+        """
+        return read_cleaned(self.directory, self.plan.run_id)
+
+    def require_shards(self) -> None:
+        """Refuses what needs the shards, after they were removed; shards may be missing otherwise.
+
+        Raises:
+            IncompleteError: Saying what happened, and what is there.
+            CorruptError: If the note of that is damaged.
+        """
+        mark = self.cleaned()
+        if mark is not None:
+            raise IncompleteError(
+                f"the column shards of {self.directory} were removed by clean --shards on "
+                f"{mark.when}, so that nothing can be measured, merged or recovered any more; its "
+                f"results are there: {', '.join(sorted(mark.results))}. For others plan a new run. "
+                "If there is a copy of the shards: put all of them back, then "
+                f"rm {shlex.quote(str(self.directory / CLEANED))}"
+            )
 
     def receipts(self) -> Iterator[dict[str, Any]]:
         """What the log of receipts holds."""
@@ -166,8 +192,9 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
 
     Raises:
         UsageError: If another process has amended the plan meanwhile, or it cannot be written.
-        IncompleteError: If there is no room for it.
+        IncompleteError: If there is no room for it, or the shards of the run were removed.
     """
+    run.require_shards()
     path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
     content = files.canonical_json(amendment.as_json()) + b"\n"
     try:
@@ -179,6 +206,8 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")
+    # Also those that are being removed at this moment: who removes them looks at the plan last.
+    run.require_shards()
     return open_run(run.directory)
 
 

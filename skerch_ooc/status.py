@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from skerch_ooc.cleaned import Cleaned
 from skerch_ooc.errors import CorruptError, IncompleteError
 from skerch_ooc.files import PRIVATE_PREFIX
 from skerch_ooc.operators.loading import described
@@ -42,6 +43,7 @@ class Status:
         leftovers: Private files of processes that were killed, or are still working.
         strangers: Files among the shards that are none.
         next: The command that comes next; ``None`` when all is done.
+        cleaned: What was noted when the shards were removed, if they were.
     """
 
     directory: str
@@ -60,6 +62,7 @@ class Status:
     leftovers: int
     strangers: list[str]
     next: str | None
+    cleaned: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
@@ -78,6 +81,9 @@ def status(run: Run) -> Status:
     """
     if not run.shards.is_dir():
         raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+    mark = run.cleaned()
+    if mark is not None:
+        return _cleaned(run, mark)
     plan = run.plan
     shards = list_shards(run.shards)
     rounds, last_digest = _rounds(run, shards)
@@ -87,16 +93,13 @@ def status(run: Run) -> Status:
         missing |= {_shown(known, role): gaps for role, gaps in known.missing(shards).items()}
         planned |= {_shown(known, role): len(span) for role, span in known.planned.items()}
     left = {role: sum(map(len, pieces)) for role, pieces in missing.items()}
-    results = _results(run)
     incomplete = any(left.values())
     merged = not incomplete and _is_merged(rounds[-1], last_digest)
+    # Sums that were removed are not missing where nobody needs them any more.
+    measured = not incomplete and rounds[-1].number == plan.rounds
+    stale = not measured or is_stale(run, last_digest)
     return Status(
-        directory=str(run.directory),
-        run_id=plan.run_id,
-        operator=plan.identity.factory,
-        summands=described(run) if plan.summands > 1 else None,
-        shape=plan.identity.shape,
-        dtype=plan.identity.dtype,
+        **_plan_of(run),
         products=count_products(run, rounds, shards),
         columns={
             role: {"planned": count, "done": count - left[role]} for role, count in planned.items()
@@ -105,10 +108,46 @@ def status(run: Run) -> Status:
         shards=len(shards),
         shard_bytes=sum(_size(run, shard) for shard in shards),
         merged=merged,
-        results=results,
-        leftovers=sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX)),
+        results=_results(run),
+        leftovers=_leftovers(run),
         strangers=strangers(run.shards),
-        next=_next(run, incomplete, merged, merged and is_stale(run, last_digest)),
+        next=_next(run, incomplete, merged, stale),
+    )
+
+
+def _plan_of(run: Run) -> dict[str, Any]:
+    """What the plan says of a run."""
+    return {
+        "directory": str(run.directory),
+        "run_id": run.plan.run_id,
+        "operator": run.plan.identity.factory,
+        "summands": described(run) if run.plan.summands > 1 else None,
+        "shape": run.plan.identity.shape,
+        "dtype": run.plan.identity.dtype,
+    }
+
+
+def _leftovers(run: Run) -> int:
+    return sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX))
+
+
+def _cleaned(run: Run, mark: Cleaned) -> Status:
+    """The state of a run whose shards were removed, or are being."""
+    shards = list_shards(run.shards)
+    again = f"skerch-ooc clean {shlex.quote(str(run.directory))} --shards"
+    return Status(
+        **_plan_of(run),
+        products=count_products(run),
+        columns={role: {"planned": n, "done": n} for role, n in mark.columns.items()},
+        missing={role: [] for role in mark.columns},
+        shards=len(shards),
+        shard_bytes=sum(_size(run, shard) for shard in shards),
+        merged=False,
+        results=_results(run),
+        leftovers=_leftovers(run),
+        strangers=strangers(run.shards),
+        next=again if shards else None,
+        cleaned=asdict(mark),
     )
 
 
@@ -119,11 +158,13 @@ def _shown(round_: Round, role: str) -> str:
 
 def _rounds(run: Run, listed: list[Rectangle]) -> tuple[list[Round], str | None]:
     """The known rounds, and the digest of the last one's sketch if it is merged and not damaged."""
-    merged = any(run.sketch.glob("*/total.h5"))
+    # Else there is nothing to compare with, and shards need not be opened.
+    patterns = ("sketch/*/total.h5", "sketch/*/basis.h5", "results/*/*.h5")
+    derived = any(any(run.directory.glob(pattern)) for pattern in patterns)
     rounds, following = [], cast("Round | None", Round(run))
     while (current := following) is not None:
         rounds.append(current)
-        complete = merged and not any(current.missing(listed).values())
+        complete = derived and not any(current.missing(listed).values())
         found = _digest_of(current, listed) if complete else None
         following = None
         if found is not None and current.number < run.plan.rounds:
@@ -196,10 +237,8 @@ def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:
     directory = shlex.quote(str(run.directory))
     if incomplete:
         return f"skerch-ooc measure {directory}"
-    if not merged:
-        return f"skerch-ooc merge {directory}"
     if stale:
-        return f"skerch-ooc recover {directory}"
+        return f"skerch-ooc {'recover' if merged else 'merge'} {directory}"
     if not (run.results / "default" / ASSESSMENT).exists():
         return f"skerch-ooc assess {directory}"
     return None

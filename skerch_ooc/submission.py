@@ -271,23 +271,10 @@ def _ours(answer: Sequence[Queued], known: Sequence[Submission]) -> list[Queued]
 
 
 def _require_over(run: Run) -> None:
-    recent = submissions(run)[-_RECENT:]
-    if not any((run.logs / FOLDER).glob("[0-9]*")):
-        return
-    jobs = [job.job for submission in recent for job in submission.jobs()]
-    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
-    marks = [submission.token for submission in recent] + [f"{run.logs.absolute() / FOLDER}/"]
     try:
-        answers = commands.Question().answer(commands.ASK_SECONDS)
-        if jobs:
-            # Also those of other users who submitted this run.
-            answers += commands.Question(jobs).answer(commands.ASK_SECONDS)
-        queued = {one for one in answers if any(mark in one.marks for mark in marks)}
+        queued = elements_in_queue(run)
     except SlurmError as error:
-        raise SlurmError(
-            f"{error}; so nobody knows whether jobs of an earlier submission are still queued. "
-            "--again submits nevertheless"
-        ) from error
+        raise SlurmError(f"{error}. --again submits nevertheless") from error
     if queued:
         waiting = sorted({element.job for element in queued}, key=int, reverse=True)
         states = sorted({element.state for element in queued})
@@ -298,6 +285,30 @@ def _require_over(run: Run) -> None:
             f"({', '.join(states)}): wait for them, or stop them with: scancel {' '.join(waiting)};"
             " --again submits nevertheless"
         )
+
+
+def elements_in_queue(run: Run) -> set[Queued]:
+    """The elements of jobs of a run, of its last submissions, that are waiting or at work.
+
+    Raises:
+        SlurmError: If the queue does not tell.
+    """
+    recent = submissions(run)[-_RECENT:]
+    if not any((run.logs / FOLDER).glob("[0-9]*")):
+        return set()
+    jobs = [job.job for submission in recent for job in submission.jobs()]
+    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
+    marks = [submission.token for submission in recent] + [f"{run.logs.absolute() / FOLDER}/"]
+    try:
+        answers = commands.Question().answer(commands.ASK_SECONDS)
+        if jobs:
+            # Also those of other users who submitted this run.
+            answers += commands.Question(jobs).answer(commands.ASK_SECONDS)
+    except SlurmError as error:
+        raise SlurmError(
+            f"{error}; so nobody knows whether jobs of an earlier submission are still queued"
+        ) from error
+    return {one for one in answers if any(mark in one.marks for mark in marks)}
 
 
 class QueueQuestion:

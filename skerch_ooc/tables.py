@@ -14,6 +14,7 @@ from skerch_ooc.spec import NESTING_METHODS, Plan
 from skerch_ooc.stages.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
+    from skerch_ooc.cleaning import Cleaning
     from skerch_ooc.estimate import Estimate
     from skerch_ooc.pipeline import Planned, Probed
     from skerch_ooc.slurm.state import QueueStatus
@@ -167,12 +168,18 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         ("shards", f"{state.shards}, {format_bytes(state.shard_bytes)}"),
         ("merged", "yes" if state.merged else "no"),
     ]
+    if state.cleaned is not None:
+        count, size = state.cleaned["shards"], format_bytes(state.cleaned["shard_bytes"])
+        pairs[-2:] = [
+            ("cleaned", f"{state.cleaned['when']}: of {count} shards, {size}, {state.shards} left"),
+            ("", "what is not among the results can be had of a new run only"),
+        ]
     for name, error in state.results.items():
         shown = "not assessed" if error is None else f"relative error {error:.3e}"
         pairs.append((f"result {name}", shown))
     if state.leftovers:
         pairs.append(("unfinished", f"{state.leftovers} private files of tasks still at work, or "
-                                    "killed (harmless)"))  # fmt: skip
+                                    "killed (harmless; clean takes those)"))  # fmt: skip
     if state.strangers:
         pairs.append(("not shards", ", ".join(state.strangers[:4])))
     if queue is not None:
@@ -210,6 +217,42 @@ def _queue_rows(queue: QueueStatus, *, done: bool) -> list[tuple[str, str]]:
     if queue.last_failing:
         rows += [("last failing", queue.last_failing), ("", queue.reason or "")]
     return rows
+
+
+_KINDS = {
+    "leftovers": "unfinished files of processes that have ended",
+    "superseded": "derived files that nothing uses any more",
+    "duplicates": "shards whose columns others hold",
+    "sketch": "what the merge stage made",
+    "shards": "shards and all that is derived, but the results",
+}
+_LARGER = {
+    "--sketch": "merge makes it again from the shards",
+    "--shards": "the results stay, and nothing else can be had of this run",
+}
+
+
+def cleaning_table(cleaning: Cleaning) -> str:
+    """What was removed or would be, what was kept, and what further options would free."""
+    counts = cleaning.counts()
+    pairs = [
+        (kind, f"{files} file{'' if files == 1 else 's'}, {format_bytes(size)}: {_KINDS[kind]}")
+        for kind, (files, size) in counts.items()
+    ]
+    pairs += [("kept", reason) for reason in cleaning.kept]
+    if cleaning.strangers:
+        pairs.append(("not ours", ", ".join(cleaning.strangers[:4])))
+    for option, size in cleaning.larger.items():
+        pairs.append((option, f"would free {format_bytes(size)} more; {_LARGER[option]}"))
+    total = format_bytes(sum(one.bytes for one in cleaning.freed))
+    verb = "would free" if cleaning.dry_run else "freed"
+    head = (
+        f"{cleaning.directory}: {verb} {total}"
+        if counts
+        else (f"{cleaning.directory}: nothing to remove")
+    )
+    listed = [f"  {one.path}  {one.bytes}" for one in cleaning.freed if cleaning.dry_run]
+    return "\n".join([head, *listed, *([_rows(pairs)] if pairs else [])])
 
 
 def dry_run_text(submitted: Submitted) -> str:

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from skerch_ooc.errors import CorruptError, OocError
+from skerch_ooc.files import digest
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, verify
 from skerch_ooc.shards import Rectangle, check_identity, list_shards, strangers
 from skerch_ooc.stages.assess import read_assessment
-from skerch_ooc.stages.recover import ASSESSMENT
+from skerch_ooc.stages.recover import ASSESSMENT, result_path
 
 Check = Callable[[], object]
 
@@ -32,6 +33,7 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
     """
     checks = list(_checks(run))
     wrong = [f"{run.shards / name} is no shard" for name in strangers(run.shards)]
+    wrong += _lost_results(run)
     with progress.stage("verify", len(checks), "files") as advance:
         for path, check in checks:
             try:
@@ -44,8 +46,29 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
     return wrong
 
 
+def _lost_results(run: Run) -> list[str]:
+    """Results that are gone, or others by now, of a run of which nothing else was kept."""
+    mark = run.cleaned()
+    if mark is None:
+        return []
+    wrong = []
+    for name, identity in mark.results.items():
+        path = result_path(run, name)
+        try:
+            if digest(SealedFile(path).identity) != identity:
+                wrong.append(f"{path} is not the result that was there when shards were removed")
+        except FileNotFoundError:
+            wrong.append(f"{path} is gone, and so are its shards: restore it from a copy")
+        except CorruptError:
+            # Told of by the check of the file.
+            continue
+    return wrong
+
+
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
+    if run.cleaned() is not None and path.is_relative_to(run.results):
+        return f"{text}. Restore it from a copy: the shards it was made of were removed"
     derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
     if " again" in text or "rm " in text or "anew" in text or not derived:
         return text

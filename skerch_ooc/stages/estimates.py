@@ -238,6 +238,7 @@ class _Sketched:
         self.columns = len(self._unused)
         self._wide = np.result_type(identity.dtype, np.float64)
         if self.columns:
+            run.require_shards()
             strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]
             listed = wait_for_columns(run.shards, strips)
             side = side_of(RANGE, height, {"test": len(planned)}, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import re
 import shlex
@@ -35,6 +36,8 @@ from skerch_ooc.stages.solutions import (
 )
 from skerch_ooc.stages.spread import Spread, in_pieces, may_be_in_pieces, pieces_left
 from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, deviation, layout_of
+
+log = logging.getLogger("skerch_ooc")
 
 Array = npt.NDArray[Any]
 
@@ -89,12 +92,16 @@ def recover(
     Raises:
         UsageError: If the sketch does not serve the method, the name is taken by a result of other
             settings, memory is too little, or the operator is zero.
-        IncompleteError: If measurements are missing.
+        IncompleteError: If measurements are missing, or there is no such result and the shards were
+            removed.
         CorruptError: If a shard, or a result of this name, is damaged.
     """
     path = result_path(run, name)
+    if (mark := run.cleaned()) is not None:
+        _require_kept(path, result_identity(run.plan, mark.sketch, settings), run)
+        return path
     digest = rounds_for(run, settings)[0].sketch.digest
-    identity = _identity(run.plan, digest, settings)
+    identity = result_identity(run.plan, digest, settings)
     if _is_current(path, identity, run):
         return path
     # Of a result that is gone or replaced.
@@ -134,7 +141,7 @@ def spread_vectors(
     path = result_path(run, name)
     digest = rounds_for(run, settings)[0].sketch.digest
     if settings.vectors == "stored" and not _is_current(
-        path, _identity(run.plan, digest, settings), run
+        path, result_identity(run.plan, digest, settings), run
     ):
         writing = _Writing(run, settings, digest, path, resources, progress, executor)
         writing.spread(pieces=executor is not None)
@@ -289,7 +296,14 @@ class _Writing:
             return making.write(making.tiles, bulk, advance)
 
 
-def _identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
+def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
+    """What a result says it is, but for its data.
+
+    Args:
+        plan: The plan in force.
+        digest: The digest of the sketch it is made of.
+        settings: Method, core, rank and kind of vectors.
+    """
     implicit = {"vectors": "implicit"} if settings.vectors == "implicit" else {}
     return {
         "format": FORMAT_VERSION,
@@ -298,6 +312,21 @@ def _identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]
         "sketch": digest,
         "settings": settings.as_json() | implicit,
     }
+
+
+def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
+    """Refuses anything but a result that is there, of a run whose shards were removed."""
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        run.require_shards()
+        raise
+    except CorruptError as error:
+        raise CorruptError(f"{error}; restore it from a copy: its shards were removed") from error
+    if {key: file.identity.get(key) for key in identity} != dict(identity):
+        log.warning("%s is a result of other settings, or of another sketch", path)
+        run.require_shards()
+    check_pieces(file)
 
 
 def _command(run: Run, name: str, settings: Mapping[str, Any]) -> str:

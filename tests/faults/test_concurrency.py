@@ -149,6 +149,29 @@ def test_two_results_of_one_name_are_one_of_them(zygotes, tally, tmp_path, numbe
         attempt.ended("refused")
 
 
+@pytest.mark.parametrize("number", attempts(1, 12))
+@pytest.mark.parametrize("options", [(), ("--sketch",), ("--shards",)], ids=lambda o: " ".join(o))
+def test_clean_during_a_run_takes_nothing_that_is_needed(
+    zygotes, tally, quiet, tmp_path, options, number
+):
+    name = "eigh in pieces"
+    CASES[name].write(tmp_path)
+    for command in (PLAN, MEASURE):
+        assert zygotes[0](tmp_path, *command).code == 0
+    with tally.fault(AT_ONCE, " ".join(("clean", *options, "during merge"))) as attempt:
+        chance = seeded("clean", options, number)
+        cleaning = ("clean", "run", *options)
+        ended = together(zygotes, tmp_path, RUN, cleaning, cleaning, chance=chance, longest=1.0)
+        # A run that finds its input gone says so; clean refuses while something needs the files.
+        assert {one.code for one in ended} <= {0, 2, 4}, ended
+        if not (tmp_path / "run/cleaned.json").exists():
+            assert zygotes[0](tmp_path, *RUN).code == 0
+        state, expected = state_of(tmp_path / "run"), quiet.of(name)[0]
+        assert state == {key: value for key, value in expected.items() if key in state}
+        assert "results/default/eigh.h5" in state
+        attempt.ended("same")
+
+
 @pytest.mark.parametrize("number", attempts(1, 6))
 def test_shards_that_go_while_they_are_merged_are_missed_by_name(
     zygotes, tally, quiet, tmp_path, number

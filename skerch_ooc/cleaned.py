@@ -1,0 +1,91 @@
+"""The mark of a run whose column shards were removed, as all that was wanted of them is there.
+
+Without it such a run would look as if nothing of it had been measured, and be measured anew. It is
+published before the first shard is removed, so that a process that is killed meanwhile leaves a run
+that says what happened to it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc import files
+from skerch_ooc.errors import CorruptError
+
+CLEANED = "cleaned.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What a run was when its shards were removed.
+
+    Attributes:
+        when: The time, UTC.
+        amendments: How many the plan had.
+        sketch: The hash of the last round's sketch.
+        products: Counts ``planned``, ``done`` and ``probe``.
+        columns: How many columns of each role were measured; all that were planned.
+        results: The hash of the identity, and so of all checksums, of each result, by its name.
+        shards: How many column shards there were.
+        shard_bytes: Their bytes.
+    """
+
+    when: str
+    amendments: int
+    sketch: str
+    products: Mapping[str, int]
+    columns: Mapping[str, int]
+    results: Mapping[str, str]
+    shards: int
+    shard_bytes: int
+
+    def publish(self, directory: Path, run_id: str) -> bool:
+        """Publishes the mark, unless there is one; whether this call did."""
+        value = {"format": _FORMAT, "type": "cleaned", "run": run_id} | asdict(self)
+        content = files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n"
+        return files.publish_bytes(content, directory / CLEANED)
+
+
+def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
+    """The mark of a run; ``None`` if its shards were never removed.
+
+    Raises:
+        CorruptError: If the mark is damaged, or of another run.
+    """
+    path = directory / CLEANED
+    try:
+        value = files.read_json(path)
+    except FileNotFoundError:
+        return None
+    advice = (
+        f"; restore it from a copy. If all shards are there, it can be removed: "
+        f"rm {shlex.quote(str(path))}"
+    )
+    stated = value.pop("sha256", None) if isinstance(value, dict) else None
+    if stated != files.digest(value):
+        raise CorruptError(f"{path} was altered{advice}")
+    if value.pop("run", None) != run_id:
+        raise CorruptError(f"{path} belongs to another run{advice}")
+    if (value.pop("format", None), value.pop("type", None)) != (_FORMAT, "cleaned"):
+        raise CorruptError(f"{path} is of another format{advice}")
+    return _checked(value, path)
+
+
+def _checked(value: dict[str, Any], path: Path) -> Cleaned:
+    try:
+        mark = Cleaned(**value)
+        numbers = [mark.amendments, mark.shards, mark.shard_bytes]
+        numbers += [*mark.products.values(), *mark.columns.values()]
+        texts = [mark.when, mark.sketch, *mark.results.values()]
+        good = all(isinstance(number, int) for number in numbers)
+        good = good and all(isinstance(text, str) for text in texts)
+    except (TypeError, AttributeError) as error:
+        raise CorruptError(f"{path} says something else than a mark does: {error}") from error
+    if not good:
+        raise CorruptError(f"{path} says something else than a mark does")
+    return mark

@@ -1,0 +1,279 @@
+"""Clean: frees disk space, of files that nothing needs any more, and says what it kept and why.
+
+Three steps, each a wish of its own. Without options go leftovers of dead processes, and derived
+files that were superseded. With ``sketch`` goes what the merge stage has made and can make again.
+With ``shards`` go the column shards too, for which products were paid: only of a finished run whose
+results were verified, and not before that was published (:mod:`skerch_ooc.cleaned`).
+
+Nothing of the run is imported, and only plain files with names of this package are removed, in
+real folders of the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from skerch_ooc.cleaned import Cleaned
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.files import PRIVATE_PREFIX
+from skerch_ooc.keeping import mark_of, publish_mark, require_finished, verify_kept
+from skerch_ooc.leftovers import DAY, Owner, may_be_at_work, seconds_of
+from skerch_ooc.needs import is_basis, is_of_making, is_of_sketch, is_shard, needs_of
+from skerch_ooc.progress import Progress
+from skerch_ooc.removal import Entry, Inventory, remove, take_inventory
+from skerch_ooc.rundir import Run
+from skerch_ooc.slurm import commands
+from skerch_ooc.submission import elements_in_queue
+
+LEFTOVERS, SUPERSEDED, DUPLICATES, SKETCH, SHARDS = KINDS = (
+    "leftovers", "superseded", "duplicates", "sketch", "shards",
+)  # fmt: skip
+"""Why a file goes; in the order in which files go."""
+
+
+@dataclass(frozen=True)
+class Freed:
+    """A file that was removed, or would be.
+
+    Attributes:
+        path: Its path within the run.
+        kind: One of :data:`KINDS`.
+        bytes: Its size.
+    """
+
+    path: str
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What was removed, or would be.
+
+    Attributes:
+        directory: The run directory.
+        dry_run: Whether nothing was removed.
+        freed: The files.
+        kept: Why other files were kept, where that may be a surprise.
+        strangers: Paths among the files of the run that are none of this package's.
+        larger: Bytes that further options would free, by the option.
+    """
+
+    directory: str
+    dry_run: bool
+    freed: list[Freed]
+    kept: list[str]
+    strangers: list[str]
+    larger: dict[str, int]
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Files and bytes of each kind of which there are any, in order."""
+        count = Counter(one.kind for one in self.freed)
+        size: Counter[str] = Counter()
+        for one in self.freed:
+            size[one.kind] += one.bytes
+        return {kind: (count[kind], size[kind]) for kind in KINDS if count[kind]}
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return {
+            "directory": self.directory,
+            "dry_run": self.dry_run,
+            "freed": {
+                kind: {"files": files, "bytes": size}
+                for kind, (files, size) in self.counts().items()
+            },
+            "bytes": sum(one.bytes for one in self.freed),
+            "files": [{"path": one.path, "kind": one.kind, "bytes": one.bytes}
+                      for one in self.freed],
+            "kept": self.kept,
+            "strangers": self.strangers,
+            "larger": self.larger,
+        }  # fmt: skip
+
+
+@dataclass
+class _Sorted:
+    """The files of a run by why they would go, each once."""
+
+    kinds: dict[str, list[Entry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    taken: set[str] = field(default_factory=set)
+
+    def add(self, kind: str, entries: Sequence[Entry]) -> None:
+        fresh = [entry for entry in entries if entry.path not in self.taken]
+        self.taken |= {entry.path for entry in fresh}
+        self.kinds[kind] += fresh
+
+    def size(self, *kinds: str) -> int:
+        return sum(entry.size for kind in kinds for entry in self.kinds[kind])
+
+
+def clean(
+    run: Run,
+    *,
+    sketch: bool = False,
+    shards: bool = False,
+    older_than: float | str = DAY,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Cleaning:
+    """Removes files of a run that are not needed any more.
+
+    Args:
+        run: The run.
+        sketch: Also what the merge stage made, of a finished run: `merge` makes it again from the
+            shards. Bases of ``hmt`` stay, as shards depend on their bits.
+        shards: Also the column shards, and all else but the results, of a finished run. Nothing can
+            be measured, merged or recovered afterwards.
+        older_than: Seconds, or a text such as ``"12h"``, after which a private file of another host
+            is of a dead process if nobody has written it.
+        dry_run: Say what would go, and remove nothing.
+        progress: Shows how far it is.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        IncompleteError: If something may still need the files; says what, and what to do.
+        UsageError: If jobs of the run are in the queue of Slurm, or folders of it are links.
+        CorruptError: If a file that is to stay, or must be read first, is damaged.
+    """
+    inventory = take_inventory(run.directory)
+    seconds = seconds_of(older_than)
+    working = _at_work(inventory, seconds)
+    going, kept = _Sorted(), [_told(working)] if working else []
+    going.add(LEFTOVERS, [entry for entry in _private(inventory) if entry not in working])
+    mark, finished = run.cleaned(), False
+    if sketch or shards:
+        _require_rest(run, seconds, queue=shards)
+    try:
+        _sort(run, mark, inventory, going, unused=not working)
+        finished = True
+    except (IncompleteError, CorruptError) as error:
+        if sketch or shards:
+            raise
+        kept.append(f"all but leftovers: {error}")
+    steps = [LEFTOVERS, SUPERSEDED, DUPLICATES]
+    steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
+    if shards:
+        shown = [entry.size for entry in inventory.entries if is_shard(entry)]
+        mark = mark or mark_of(run, len(shown), sum(shown))
+        verify_kept(run, mark, progress or Progress())
+        # That may have taken a while.
+        _require_rest(run, seconds, queue=False)
+        if not dry_run:
+            publish_mark(run, mark)
+    entries = [(kind, entry) for kind in steps for entry in going.kinds[kind]]
+    if not dry_run:
+        gone = {e.path for e in remove(run.directory, [entry for _, entry in entries])}
+        entries = [(kind, entry) for kind, entry in entries if entry.path in gone]
+    return Cleaning(
+        directory=str(run.directory),
+        dry_run=dry_run,
+        freed=[Freed(entry.path, kind, entry.size) for kind, entry in entries],
+        kept=kept,
+        strangers=_strangers(inventory),
+        larger=_larger(going, sketch, shards) if finished else {},
+    )
+
+
+def _private(inventory: Inventory) -> list[Entry]:
+    return [entry for entry in inventory.entries if entry.name.startswith(PRIVATE_PREFIX)]
+
+
+def _at_work(inventory: Inventory, older_than: float) -> list[Entry]:
+    """The private files of processes that may be at work."""
+    private = _private(inventory)
+    return [one for one in private if may_be_at_work(one.name, one.written, older_than)]
+
+
+def _told(working: Sequence[Entry]) -> str:
+    """Whose the private files are that are kept."""
+    newest = max(working, key=lambda entry: entry.written)
+    owner = Owner.of(newest.name) or "some process"
+    age = max(0.0, time.time() - newest.written)
+    return (
+        f"{len(working)} private file(s) of processes that may be at work: {newest.path} of "
+        f"{owner}, written {age:.0f} s ago"
+    )
+
+
+def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
+    """Refuses to remove what somebody may be about to read."""
+    inventory = take_inventory(run.directory)
+    working = _at_work(inventory, older_than)
+    if working:
+        raise IncompleteError(
+            f"{run.directory} has {_told(working)}; wait until it has ended. If it has, and this "
+            "host cannot know: --older-than 0"
+        )
+    links = [path for path in inventory.others if path in ("shards", "sketch", "results")]
+    if links:
+        raise UsageError(
+            f"{run.directory / links[0]} is a link: nothing behind a link is removed; put the "
+            "folder itself in its place"
+        )
+    if not queue or not commands.available("squeue"):
+        # Nobody here knows; but jobs of a finished run have nothing to do.
+        return
+    queued = elements_in_queue(run)
+    if queued:
+        jobs = sorted({element.job for element in queued}, key=int, reverse=True)
+        raise UsageError(
+            f"{len(queued)} element(s) of jobs of {run.directory} are in the queue: wait for them, "
+            f"or stop them with: scancel {' '.join(jobs)}"
+        )
+
+
+def _sort(
+    run: Run, mark: Cleaned | None, inventory: Inventory, going: _Sorted, *, unused: bool
+) -> None:
+    """Sorts the files of a finished run; of one whose shards were removed nothing else is needed.
+
+    Raises:
+        IncompleteError: If it is not finished: what is there may still be needed.
+        CorruptError: If a file is damaged.
+    """
+    entries = inventory.entries
+    if mark is None:
+        require_finished(run)
+        needs = needs_of(run)
+        if unused:
+            # Both are known before either goes: of a run that is damaged nothing is taken away.
+            superseded, duplicates = needs.superseded(inventory), needs.duplicates(inventory)
+            going.add(SUPERSEDED, _heads_first(superseded))
+            going.add(DUPLICATES, duplicates)
+        going.add(SKETCH, [e for e in entries if is_of_sketch(e) and not is_basis(e)])
+    # Without shards a basis serves nobody.
+    going.add(SKETCH if mark else SHARDS, [entry for entry in entries if is_of_sketch(entry)])
+    going.add(SHARDS, [entry for entry in entries if is_shard(entry) or is_of_making(entry)])
+
+
+def _heads_first(entries: Sequence[Entry]) -> list[Entry]:
+    """By folders; files that name others before those that they name."""
+    return sorted(entries, key=lambda entry: (entry.folder, ".t" in entry.name, entry.name))
+
+
+def _larger(going: _Sorted, sketch: bool, shards: bool) -> dict[str, int]:
+    """What further options would free."""
+    found = {}
+    if not (sketch or shards):
+        found["--sketch"] = going.size(SKETCH)
+    if not shards:
+        found["--shards"] = going.size(SHARDS) + found.get("--sketch", 0)
+    return {option: size for option, size in found.items() if size}
+
+
+def _strangers(inventory: Inventory) -> list[str]:
+    """What lies among the shards and sketches, or is a link, and is none of this package's."""
+    found = list(inventory.others)
+    for entry in inventory.entries:
+        among = entry.folder[:1] in (("shards",), ("sketch",))
+        known = is_shard(entry) or is_of_sketch(entry) or entry.name.startswith(PRIVATE_PREFIX)
+        if among and not known:
+            found.append(entry.path)
+    return sorted(found)

@@ -1,0 +1,104 @@
+"""Private files: whose they are, and whether that process may still be at work.
+
+Such a file is named after the host and the number of the process that writes it. On this host the
+number tells whether it lives, with two doubts: containers may share a name and not their processes,
+so a file that was written a moment ago is kept; and a number may be that of another process by now,
+which then began long after the file was written. Of other hosts only the age of the file tells.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.files import PRIVATE_PREFIX
+
+DAY = 86400.0
+MOMENT = 60.0
+"""Seconds for which a file whose process is not to be seen here may be one of a container's."""
+
+_CLOCKS = 3600.0
+"""Seconds by which the clock of a file server may be wrong."""
+
+_NAME = re.compile(
+    rf"{re.escape(PRIVATE_PREFIX)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,8}})-[0-9a-f]{{8}}"
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
+
+
+def seconds_of(duration: float | str) -> float:
+    """A duration in seconds, of a number or of a text such as ``"90s"``, ``"12h"``, ``"1d"``.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    found = _DURATION.fullmatch(str(duration).strip())
+    if found is None:
+        raise UsageError(f"{duration!r} is no time such as 90s, 30m, 12h or 1d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a private file is named after.
+
+    Attributes:
+        host: Its host.
+        pid: Its number there.
+    """
+
+    host: str
+    pid: int
+
+    @classmethod
+    def of(cls, name: str) -> Owner | None:
+        """The owner of a private file; ``None`` if its name does not tell."""
+        found = _NAME.fullmatch(name)
+        return cls(found["host"], int(found["pid"])) if found else None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of {self.host}"
+
+
+def may_be_at_work(name: str, written: float, older_than: float) -> bool:
+    """Whether the process that writes a private file may still live.
+
+    Args:
+        name: The name of the file.
+        written: When it was last written, in seconds since the epoch.
+        older_than: Seconds after which nobody is believed to write a file of another host.
+    """
+    owner, age = Owner.of(name), time.time() - written
+    if owner is None or owner.host != socket.gethostname():
+        return age < older_than
+    if not _lives(owner.pid):
+        return age < min(MOMENT, older_than)
+    began = _began(owner.pid)
+    return began is None or began < written + _CLOCKS
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _began(pid: int) -> float | None:
+    """When a process began, in seconds since the epoch; ``None`` where the system does not tell."""
+    try:
+        # After the name, which may hold anything, the third field comes first.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        (booted,) = re.findall(rb"^btime (\d+)$", Path("/proc/stat").read_bytes(), re.M)
+        return int(booted) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,187 @@
+"""The files of a run as `clean` sees and removes them: plain files in real folders, nothing else.
+
+A run directory may come from a stranger. Folders are opened one inside the other, and a link in
+their place is not followed; a name is only ever taken away from the folder in which it was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from skerch_ooc.errors import IncompleteError
+from skerch_ooc.rundir import AMENDMENTS
+
+Folder = tuple[str, ...]
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_FOLDER = (FileNotFoundError, NotADirectoryError)
+_PLACES: tuple[Folder, ...] = ((AMENDMENTS,), ("shards",), ("sketch",), ("results",), ("logs",))
+_WITH_FOLDERS: tuple[Folder, ...] = (("sketch",), ("results",), ("logs", "slurm"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plain file of a run.
+
+    Attributes:
+        folder: The folders that lead to it, from the run directory.
+        name: Its name.
+        size: Its bytes.
+        written: When it was last written, in seconds since the epoch.
+        mark: By which another file of this name is noticed.
+    """
+
+    folder: Folder
+    name: str
+    size: int
+    written: float
+    mark: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """Its path within the run."""
+        return "/".join((*self.folder, self.name))
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What lies in the folders of a run.
+
+    Attributes:
+        entries: The plain files.
+        others: Paths of what is neither plain file nor folder: links, devices.
+        folders: The folders that were looked into.
+    """
+
+    entries: list[Entry]
+    others: list[str]
+    folders: list[Folder]
+
+    def inside(self, folder: Folder) -> list[Entry]:
+        """The plain files of one folder."""
+        return [entry for entry in self.entries if entry.folder == folder]
+
+    def below(self, folder: Folder) -> list[Folder]:
+        """The folders right below one."""
+        return [one for one in self.folders if one[:-1] == folder]
+
+
+def take_inventory(directory: Path) -> Inventory:
+    """Lists the files of a run, in the folders in which it has any."""
+    inventory = Inventory([], [], [])
+    _scan(directory, (), inventory)
+    for place in _PLACES:
+        _scan(directory, place, inventory)
+    _scan(directory, ("logs", "slurm"), inventory)
+    for place in _WITH_FOLDERS:
+        for name in _folders_in(directory, place):
+            _scan(directory, (*place, name), inventory)
+    return inventory
+
+
+@contextlib.contextmanager
+def _opened(directory: Path, folder: Folder) -> Iterator[int]:
+    """A descriptor of a folder that is reached through no link inside the run."""
+    descriptor = os.open(directory, _FLAGS)
+    try:
+        for name in folder:
+            inner = _inner(descriptor, name)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _inner(descriptor: int, name: str) -> int:
+    try:
+        return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=descriptor)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotADirectoryError(error.errno, error.strerror, name) from error
+        raise
+
+
+def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result]]:
+    found = []
+    # A link in the place of a folder is told of where the folder above is listed.
+    with contextlib.suppress(*_NO_FOLDER), _opened(directory, folder) as descriptor:
+        for name in sorted(os.listdir(descriptor)):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, os.stat(name, dir_fd=descriptor, follow_symlinks=False)))
+    return found
+
+
+def _scan(directory: Path, folder: Folder, inventory: Inventory) -> None:
+    inventory.folders.append(folder)
+    for name, status in _statuses(directory, folder):
+        if stat.S_ISREG(status.st_mode):
+            inventory.entries.append(_entry(folder, name, status))
+        elif not stat.S_ISDIR(status.st_mode):
+            inventory.others.append("/".join((*folder, name)))
+
+
+def _folders_in(directory: Path, folder: Folder) -> list[str]:
+    return [name for name, status in _statuses(directory, folder) if stat.S_ISDIR(status.st_mode)]
+
+
+def _entry(folder: Folder, name: str, status: os.stat_result) -> Entry:
+    return Entry(folder, name, status.st_size, status.st_mtime, _mark(status))
+
+
+def _mark(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def remove(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """Removes files, in the order given, and folders of sketches that are empty then.
+
+    Args:
+        directory: The run directory.
+        entries: The files; one that was replaced meanwhile is left alone.
+
+    Returns:
+        Those that were removed.
+
+    Raises:
+        IncompleteError: If one cannot be removed.
+    """
+    removed: list[Entry] = []
+    for folder, group in groupby(entries, key=lambda entry: entry.folder):
+        try:
+            with _opened(directory, folder) as descriptor:
+                removed += [entry for entry in group if _removed(directory, descriptor, entry)]
+        except _NO_FOLDER:
+            continue
+    for folder in {entry.folder for entry in removed}:
+        if len(folder) == 2 and folder[0] == "sketch":
+            _remove_empty(directory, folder)
+    return removed
+
+
+def _removed(directory: Path, descriptor: int, entry: Entry) -> bool:
+    try:
+        status = os.stat(entry.name, dir_fd=descriptor, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode) or _mark(status) != entry.mark:
+            return False
+        os.unlink(entry.name, dir_fd=descriptor)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise IncompleteError(
+            f"cannot remove {directory / entry.path}: {error.strerror}; what comes before it is "
+            "removed: give permission, then run the same command again"
+        ) from error
+    return True
+
+
+def _remove_empty(directory: Path, folder: Folder) -> None:
+    with contextlib.suppress(OSError), _opened(directory, folder[:-1]) as descriptor:
+        os.rmdir(folder[-1], dir_fd=descriptor)
