@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import functools
 import json
 import logging
+import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -33,15 +36,29 @@ OTHER_FAILURE = 1
 _QUEUE_SECONDS = 5.0
 """How long status waits for the queue, which is but decoration."""
 
+_ANY_NAME = "skerch_ooc-any-name"
+_LONGEST_INTERVAL = 86400.0
+
 _NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM} | NO_ROOM
 
-_DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-_SPEC = click.argument("spec", metavar="SPEC", type=click.Path(path_type=Path))
-_PLANNED_SPEC = click.argument(
-    "spec", metavar="[SPEC]", type=click.Path(path_type=Path), required=False
-)
+
+class _NamedPath(click.Path):
+    """A path that names something: what is empty would be the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """See :class:`click.ParamType`."""
+        if not str(value) or "\0" in str(value):
+            self.fail(f"{str(value)!r} is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _NamedPath(path_type=Path)
+
+_DIR = click.argument("directory", metavar="DIR", type=_PATH)
+_SPEC = click.argument("spec", metavar="SPEC", type=_PATH)
+_PLANNED_SPEC = click.argument("spec", metavar="[SPEC]", type=_PATH, required=False)
 _RUN = click.option(
-    "--run", "run_dir", required=True, metavar="DIR", type=click.Path(path_type=Path),
+    "--run", "run_dir", required=True, metavar="DIR", type=_PATH,
     help="The run directory.",
 )  # fmt: skip
 
@@ -75,8 +92,8 @@ _WHERE = (
     ),
     click.option(
         "--scheduler", "--scheduler-file", "scheduler", metavar="ADDRESS|FILE",
-        help="A running Dask scheduler for --executor dask: tcp://host:port, or its scheduler "
-        "file.",
+        help="A running Dask scheduler for --executor dask: tcp://host:port, tls://host:port, or "
+        "its scheduler file.",
     ),
     click.option(
         "--tries", type=int, metavar="N", help="How often --executor dask tries a task that fails."
@@ -86,8 +103,13 @@ _WHERE = (
 
 def _factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """A number, or a fraction of two."""
+    above, slash, below = value.partition("/")
     try:
-        return float(Fraction(value))
+        # Of a number with an exponent Fraction would write out all digits.
+        found = float(Fraction(int(above), int(below))) if slash else float(value)
+        if math.isfinite(found):
+            return found
+        raise ValueError(value)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise click.BadParameter(
             f"{value!r} is no number, and no fraction such as 3/11", ctx, param
@@ -590,7 +612,7 @@ def _told_of_submission(
 )
 @click.option(
     "--setup",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE",
     help="Shell lines that set up the environment on the nodes (module load ...).",
 )
@@ -721,7 +743,7 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
         if queue and queue.is_over:
             raise IncompleteError(f"no job is in the queue any more; go on with: {state.next}")
         shown = text
-        time.sleep(interval)
+        time.sleep(min(interval, _LONGEST_INTERVAL))
 
 
 @cli.command()
@@ -790,7 +812,9 @@ def _budget(max_seconds: float | None, *, patient: bool = False) -> Any:
 
 
 def _number(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+    if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
+        return text
+    return int(text)
 
 
 def _print_json(value: Any) -> None:
@@ -822,6 +846,25 @@ def _show_messages() -> None:
     logger.propagate = False
 
 
+def _speak_of_any_name() -> None:
+    """Lets standard output take names that are no text: bytes as they are, else as escapes."""
+    codecs.register_error(_ANY_NAME, _as_bytes_or_escapes)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and sys.stdout.errors == "strict":
+        reconfigure(errors=_ANY_NAME)
+
+
+def _as_bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    try:
+        # A name in a folder may be any bytes.
+        return wrong.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
 def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command.
 
@@ -833,6 +876,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
     """
     _show_messages()
+    _speak_of_any_name()
     code = OTHER_FAILURE
     try:
         code = _exit_code(arguments)

@@ -1,5 +1,17 @@
 """The few exceptions of the package, each with the exit code of the command line."""
 
+_LONGEST_VALUE = 200
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: as Python writes it, but never longer than a few lines."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no integers of more than 4300 digits.
+        return f"(a value of type {type(value).__name__} that is too large to be shown)"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
 
 class OocError(Exception):
     """A condition that the user can act on; its text says cause, values and next step."""

@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from skerch_ooc.errors import CorruptError, IncompleteError
 
@@ -152,6 +152,37 @@ def read_json(path: Path) -> Any:
         raise CorruptError(f"{path} is not valid JSON ({error}); restore it from a copy") from error
 
 
+def read_log(path: Path) -> bytes:
+    """Reads a file that others may write to, or may have put anything in the place of.
+
+    Raises:
+        OSError: If it is not there, or no plain file: a pipe would keep its reader for ever.
+    """
+    with _plain(path, os.O_RDONLY) as file:
+        return file.read()
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The values in a log of JSON lines; what cannot be read is left out."""
+    try:
+        lines = read_log(path).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(line.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _plain(path: Path, flags: int) -> Iterator[BinaryIO]:
+    """Opens a plain file; never waits for the other end of a pipe, and follows no link."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    with os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+        yield file
+
+
 def require_regular(path: Path) -> os.stat_result:
     """The status of a file that must be a plain file, not a link, folder or device.
 
@@ -171,11 +202,8 @@ def require_regular(path: Path) -> os.stat_result:
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Appends one JSON line to a log, in a single write, so that processes do not mix."""
     line = json.dumps(record, sort_keys=True).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
+    with _plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+        size = os.fstat(file.fileno()).st_size
         # After a line that was cut short, by a full disk or a quota.
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, b"\n" + line if torn else line)
-    finally:
-        os.close(descriptor)
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        os.write(file.fileno(), b"\n" + line if torn else line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, overload
 
 Value = TypeVar("Value")
 
@@ -59,6 +59,37 @@ def cut(whole: Range, width: int) -> list[Range]:
         Range(start, min(start + width, whole.stop))
         for start in range(whole.start, whole.stop, width)
     ]
+
+
+@dataclass(frozen=True)
+class Tiles(Sequence[Range]):
+    """The pieces of :func:`cut`, each made when it is asked for, however many there are.
+
+    Attributes:
+        whole: What is cut.
+        size: The length of a piece.
+    """
+
+    whole: Range
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.whole) // self.size)
+
+    @overload
+    def __getitem__(self, number: int) -> Range: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Range]: ...
+
+    def __getitem__(self, number: int | slice) -> Range | list[Range]:
+        places = range(self.whole.start, self.whole.stop, self.size)
+        if isinstance(number, slice):
+            return [self._from(start) for start in places[number]]
+        return self._from(places[number])
+
+    def _from(self, start: int) -> Range:
+        return Range(start, min(start + self.size, self.whole.stop))
 
 
 def tile(whole: Range, size: int, number: int) -> Range:

@@ -12,13 +12,16 @@ rounded once.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.errors import UsageError, shown
 from skerch_ooc.partition import Range, aligned_runs
+
+_LARGEST = 2**48
+_LARGEST_FACTOR = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,17 @@ class Part:
         """
         return self.is_piece and (adjoint or self.rows is None)
 
+    def _is_sound(self) -> bool:
+        numbers = [self.number, self.summand, self.of]
+        numbers += [end for run in (self.terms, self.rows) if run for end in (run.start, run.stop)]
+        plain = all(type(number) is int and 0 <= number <= _LARGEST for number in numbers)
+        return (
+            plain
+            and type(self.together) is bool
+            and (self.terms is None or (len(self.terms) > 0 and self.terms.stop <= self.of))
+            and (self.rows is None or len(self.rows) > 0)
+        )
+
     def as_json(self) -> dict[str, Any]:
         """As it stands in an amendment: what is not said is as for an operator of one part."""
         content: dict[str, Any] = {"number": self.number, "scale": self.scale}
@@ -113,7 +127,7 @@ class Part:
         """
         try:
             source = value.get("operator")
-            return cls(
+            part = cls(
                 number=value["number"],
                 scale=require_factor("scale", value["scale"]),
                 summand=value.get("summand", 0),
@@ -123,8 +137,11 @@ class Part:
                 together=value.get("together", False),
                 source=None if source is None else Source(**source),
             )
+            if not part._is_sound():
+                raise UsageError(f"{shown(value)} is no part")
+            return part
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{value!r} is no part") from error
+            raise UsageError(f"{shown(value)} is no part") from error
 
 
 def _range(value: Any) -> Range | None:
@@ -138,8 +155,8 @@ def require_factor(name: str, value: Any) -> float:
         UsageError: If it is zero, or no finite number.
     """
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value == 0:
-        raise UsageError(f"{name} = {value!r}: must be a finite number, and not 0")
+    if not good or not 0 < abs(value) <= _LARGEST_FACTOR:
+        raise UsageError(f"{name} = {shown(value)}: must be a finite number, and not 0")
     return float(value)
 
 

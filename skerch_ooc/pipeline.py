@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -485,17 +487,18 @@ def recovery_settings(
     return settings
 
 
-def assess(run: Run, name: str = "default") -> Assessment:
+def assess(run: Run | str | Path, name: str = "default") -> Assessment:
     """Estimates the error of a result, and writes ``assessment.json`` beside it.
 
     Args:
-        run: The run.
+        run: The run, or its directory.
         name: Folder of the result.
 
     Raises:
         IncompleteError: If there is no such result.
         CorruptError: If it is damaged.
     """
+    run = run if isinstance(run, Run) else open_run(run)
     path = recover_stage.result_path(run, name)
     _warn_of_amendments(run, path)
     assessment = assess_stage.assess_result(
@@ -824,6 +827,7 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
         OperatorError: If the operator is unusable.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
+    _require_known(options)
     result: Any = decompose("eigh", A, measurements, run_dir, **options)
     return cast("Eigh", result)
 
@@ -847,8 +851,24 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
         OperatorError: If the operator is unusable.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
+    _require_known(options)
     result: Any = decompose("svd", A, measurements, run_dir, **options)
     return cast("Svd", result)
+
+
+def _require_known(options: Mapping[str, Any]) -> None:
+    """Refuses options that :func:`decompose` has not.
+
+    Raises:
+        UsageError: Naming the option, and one like it.
+    """
+    known = [name for name, parameter in inspect.signature(decompose).parameters.items()
+             if parameter.kind is parameter.KEYWORD_ONLY]  # fmt: skip
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown option {name}; allowed here: {', '.join(known)}{hint}")
 
 
 def decompose(

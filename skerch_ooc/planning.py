@@ -15,7 +15,7 @@ from skerch_ooc.operators.rows import SLAB_BYTES
 from skerch_ooc.parts import Part, Source, runs_of
 from skerch_ooc.resources import Resources, resident_memory
 from skerch_ooc.sizing import Sizes, sizes_of
-from skerch_ooc.spec import TEST_MATRICES, Amendment, Cut, Identity, Plan, Spec
+from skerch_ooc.spec import TEST_MATRICES, Amendment, Cut, Identity, Plan, Spec, require_sound
 from skerch_ooc.stages.measure import rows_bytes
 from skerch_ooc.streams import SPARE_BYTES
 from skerch_ooc.tolerance import first_look
@@ -82,7 +82,9 @@ def planned(
         most=None if spec.tolerance is None else sizes.right,
         parts=parts,
     )
-    return Plan(identity, (amendment,))
+    plan = Plan(identity, (amendment,))
+    require_sound(plan)
+    return plan
 
 
 def relative_folder(folder: Path, run_dir: Path) -> str:

@@ -9,6 +9,7 @@ shards of the old one are not taken for shards of the new.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +43,7 @@ from skerch_ooc.sides import (
     is_adjoint,
     later_round,
 )
-from skerch_ooc.spec import FORMAT_VERSION, ROLES, Plan
+from skerch_ooc.spec import FORMAT_VERSION, MAX_SIZE, ROLES, Plan
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +51,7 @@ BASIS_FILE = "basis.h5"
 BASIS_MATRIX = "basis"
 _DIGITS = 16
 _LISTINGS = "listings"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -323,11 +325,13 @@ def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
     Returns:
         The digest; ``None`` if nobody noted it, or a file was touched since.
     """
-    noted = {record.get("listing"): record.get("digest") for record in round_.run.log(_LISTINGS)}
-    if not noted:
-        return None
-    found = noted.get(round_.listing(listed))
-    return found if isinstance(found, str) else None
+    noted = {}
+    for record in round_.run.log(_LISTINGS):
+        stated = record.get("listing"), record.get("digest")
+        # Of the digest a path is made.
+        if all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in stated):
+            noted[stated[0]] = stated[1]
+    return noted.get(round_.listing(listed)) if noted else None
 
 
 def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
@@ -389,6 +393,8 @@ def count_products(
     checks = 0
     for record in run.receipts():
         count = record.get("products")
-        if record.get("stage") in ("probe", "fingerprint") and isinstance(count, int):
+        if record.get("stage") not in ("probe", "fingerprint") or not isinstance(count, int):
+            continue
+        if 0 <= count <= MAX_SIZE:
             checks += count
     return {"planned": planned, "done": done, "probe": checks}

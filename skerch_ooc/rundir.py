@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from typing import Any
 from skerch_ooc import files
 from skerch_ooc.cleaned import CLEANED, Cleaned, read_cleaned
 from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
-from skerch_ooc.spec import Amendment, Identity, Plan
+from skerch_ooc.spec import Amendment, Identity, Plan, require_sound
 
 log = logging.getLogger("skerch_ooc")
 
 PLAN = "plan.json"
 AMENDMENTS = "plan.d"
 FINGERPRINT = "fingerprint.json"
+_FOLDERS = ("shards", "sketch", "results", "logs")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Run:
         except FileNotFoundError:
             return None
         stated = value.pop("sha256", None) if isinstance(value, dict) else None
-        if stated != files.digest(value):
+        if stated != _digest_of(value):
             raise CorruptError(f"{path} was altered; restore it from a copy")
         if value.get("run") != self.plan.run_id:
             raise CorruptError(f"{path} belongs to another run ({str(value.get('run'))[:16]}...)")
@@ -116,15 +117,9 @@ class Run:
 
     def log(self, name: str) -> Iterator[dict[str, Any]]:
         """What a log holds; lines that cannot be read are left out."""
-        try:
-            lines = (self.logs / f"{name}.jsonl").read_text(errors="replace").splitlines()
-        except OSError:
-            return
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    yield record
+        for record in files.read_json_lines(self.logs / f"{name}.jsonl"):
+            if isinstance(record, dict):
+                yield record
 
     def record(self, log_name: str, record: dict[str, Any]) -> None:
         """Appends a line to a log; a log that cannot be written is no reason to stop."""
@@ -132,6 +127,14 @@ class Run:
             files.append_line(self.logs / f"{log_name}.jsonl", record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
+
+
+def _digest_of(value: Any) -> str | None:
+    """The hash of a value; ``None`` if it is one that is never written, such as NaN."""
+    try:
+        return files.digest(value)
+    except (ValueError, RecursionError):
+        return None
 
 
 def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run:
@@ -151,13 +154,13 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             strangers = sorted(
                 entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
             )
-            known = {AMENDMENTS, "shards", "sketch", "results", "logs"}
+            known = {AMENDMENTS, *_FOLDERS}
             if not known.issuperset(strangers):
                 raise UsageError(
                     f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
                     "give a new directory"
                 )
-        for name in (AMENDMENTS, "shards", "sketch", "results", "logs"):
+        for name in (AMENDMENTS, *_FOLDERS):
             (directory / name).mkdir(exist_ok=True)
         # The identity first: where several plan at once, the first to publish it decides which run
         # this is, and no amendment of another can come to it.
@@ -195,6 +198,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         IncompleteError: If there is no room for it, or the shards of the run were removed.
     """
     run.require_shards()
+    require_sound(Plan(run.plan.identity, (*run.plan.amendments, amendment)))
     path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
     content = files.canonical_json(amendment.as_json()) + b"\n"
     try:
@@ -232,6 +236,7 @@ def open_run(directory: str | Path) -> Run:
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    _require_own_folders(directory)
     identity = Identity.from_json(content, str(path))
     if path.read_bytes() != identity.as_bytes():
         raise CorruptError(f"{path} was altered: it is not spelt as it was written")
@@ -248,4 +253,35 @@ def open_run(directory: str | Path) -> Run:
         amendments.append(amendment)
     if not amendments:
         raise IncompleteError(f"{directory} has no amendment in {AMENDMENTS}; plan the run again")
-    return Run(directory, Plan(identity, tuple(amendments)))
+    plan = Plan(identity, tuple(amendments))
+    try:
+        require_sound(plan)
+    except UsageError as error:
+        raise CorruptError(f"{directory}: its plan makes no sense: {error}") from error
+    return Run(directory, plan)
+
+
+def _require_own_folders(directory: Path) -> None:
+    """Refuses a run directory of which a folder lies elsewhere: what is made would land there.
+
+    Raises:
+        CorruptError: Naming the link.
+    """
+    own = [directory / name for name in (AMENDMENTS, *_FOLDERS)]
+    strange = next((path for path in own if path.exists() and not path.is_dir()), None)
+    if strange is not None:
+        raise CorruptError(f"{strange} is no folder; put the folder itself there")
+    inner = [directory / name for name in ("sketch", "results", "logs")]
+    for folder in inner:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            own += [folder / entry.name for entry in entries if entry.is_symlink()]
+    linked = next((path for path in own if path.is_symlink() and _may_be_folder(path)), None)
+    if linked is not None:
+        raise CorruptError(
+            f"{linked} is a link to another folder; put the folder itself there, or move the whole "
+            "run directory and link that"
+        )
+
+
+def _may_be_folder(path: Path) -> bool:
+    return path.is_dir() or not path.exists()

@@ -12,15 +12,16 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import CorruptError, UsageError
+from skerch_ooc.errors import CorruptError, UsageError, shown
 from skerch_ooc.files import canonical_json, digest
-from skerch_ooc.partition import Range, cut
+from skerch_ooc.partition import Range, Tiles, cut
 from skerch_ooc.parts import Part, require_numbered
 
 FORMAT_VERSION = 1
@@ -51,13 +52,21 @@ MAX_SEED = 2**64 - 1
 MAX_SIZE = 2**48
 """No dimension or number of measurements may exceed this (offsets stay within 64 bits)."""
 
+MOST_TASKS = 2**20
+"""No stage may have more: there are lists of them, and most leave a file each in one folder."""
+
+FEWEST_TILES = 32
+"""Row tiles of a task that works on rows, where there are so many."""
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
 Check = Callable[[str, Any], Any]
 
 
 def _integer(low: int, high: int = MAX_SIZE) -> Check:
     def check(key: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UsageError(f"{key} = {value!r}: must be an integer from {low} to {high}")
+            raise UsageError(f"{key} = {shown(value)}: must be an integer from {low} to {high}")
         return value
 
     return check
@@ -69,7 +78,7 @@ def _integer_or(word: str, low: int) -> Check:
             return word
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_SIZE:
             raise UsageError(
-                f'{key} = {value!r}: must be "{word}" or an integer from {low} to {MAX_SIZE}'
+                f'{key} = {shown(value)}: must be "{word}" or an integer from {low} to {MAX_SIZE}'
             )
         return value
 
@@ -79,7 +88,7 @@ def _integer_or(word: str, low: int) -> Check:
 def _one_of(*words: str) -> Check:
     def check(key: str, value: Any) -> str:
         if not isinstance(value, str) or value not in words:
-            raise UsageError(f"{key} = {value!r}: must be one of {', '.join(words)}")
+            raise UsageError(f"{key} = {shown(value)}: must be one of {', '.join(words)}")
         return value
 
     return check
@@ -88,7 +97,7 @@ def _one_of(*words: str) -> Check:
 def _positive_seconds(key: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not 0 < value <= MAX_SIZE:
-        raise UsageError(f"{key} = {value!r}: must be a positive number of seconds")
+        raise UsageError(f"{key} = {shown(value)}: must be a positive number of seconds")
     return float(value)
 
 
@@ -102,13 +111,13 @@ def _optional(check: Check) -> Check:
 def _tolerance(key: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not 0 < value < 1:
-        raise UsageError(f"{key} = {value!r}: must be a relative error between 0 and 1")
+        raise UsageError(f"{key} = {shown(value)}: must be a relative error between 0 and 1")
     return float(value)
 
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise UsageError(f"{key} = {value!r}: must be a non-empty string")
+        raise UsageError(f"{key} = {shown(value)}: must be a non-empty string")
     return value
 
 
@@ -119,15 +128,21 @@ def _factory(key: str, value: Any) -> str | None:
     registered = not colon and all(part.isidentifier() for part in name.split("-"))
     if not registered and not (colon and module and name.isidentifier()):
         raise UsageError(
-            f"{key} = {value!r}: must be 'package.module:function', 'file.py:function' or a name "
-            "that a package has registered"
+            f"{key} = {shown(value)}: must be 'package.module:function', 'file.py:function' or a "
+            "name that a package has registered"
         )
     return str(value)
 
 
+def _sha256(key: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
+        raise UsageError(f"{key} = {shown(value)}: must be a SHA-256, or nothing")
+    return value
+
+
 def _arguments(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise UsageError(f"{key} must be a table of keyword arguments, not {value!r}")
+        raise UsageError(f"{key} must be a table of keyword arguments, not {shown(value)}")
     try:
         _require_text_keys(key, value)
         # The round trip also makes a private, plain copy of what the caller may still change.
@@ -144,7 +159,9 @@ def _require_text_keys(key: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if not isinstance(name, str):
-                raise UsageError(f"{key}: {name!r}: the keys of a factory's arguments must be text")
+                raise UsageError(
+                    f"{key}: {shown(name)}: the keys of a factory's arguments must be text"
+                )
             _require_text_keys(key, inner)
     elif isinstance(value, list | tuple):
         for inner in value:
@@ -155,7 +172,7 @@ def _shape(key: str, value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise UsageError(f"{key} = {value!r}: must be [height, width]")
+        raise UsageError(f"{key} = {shown(value)}: must be [height, width]")
     check = _integer(1)
     return check(key, value[0]), check(key, value[1])
 
@@ -257,7 +274,7 @@ def _section(kind: type) -> Check:
         if isinstance(value, kind):
             return value
         if not isinstance(value, Mapping):
-            raise UsageError(f"{key} must be a table, not {value!r}")
+            raise UsageError(f"{key} must be a table, not {shown(value)}")
         return _from_table(kind, value, key)
 
     return check
@@ -335,7 +352,8 @@ class Spec(_Checked):
             table = tomllib.loads(path.read_bytes().decode())
         except OSError as error:
             raise UsageError(f"cannot read the spec file {path}: {error.strerror}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # No TOMLDecodeError alone: of an integer of 4300 digits Python itself says so.
             raise UsageError(f"{path} is not a TOML file: {error}") from error
         for text in overrides:
             _override(table, text)
@@ -349,7 +367,7 @@ def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
     allowed = {item.name: item for item in dataclasses.fields(kind) if item.metadata.get("check")}
     for key in table:
         if key not in allowed:
-            name = f"{prefix}.{key}" if prefix else str(key)
+            name = shown(f"{prefix}.{key}" if prefix else str(key)).strip("'\"")
             near = difflib.get_close_matches(str(key), allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown key {name}; allowed here: {', '.join(allowed)}{hint}")
@@ -382,7 +400,7 @@ def _override(table: dict[str, Any], text: str, option: str = "--set") -> None:
     parsed: Any = value.strip()
     try:
         lines = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         lines = {}
     except RecursionError:
         raise UsageError(f"{option} {key}: the value is nested too deeply") from None
@@ -471,7 +489,7 @@ class Identity:
                 kind=_one_of(*KINDS)("kind", value["kind"]),
                 factory=_factory("factory", operator["factory"]),
                 args=_arguments("args", operator["args"]),
-                factory_sha256=operator["sha256"],
+                factory_sha256=_sha256("sha256", operator["sha256"]),
                 shape=_shape("shape", operator["shape"]) or (0, 0),
                 dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
                 seed=_integer(0, MAX_SEED)("seed", value["seed"]),
@@ -566,7 +584,7 @@ class Amendment:
                 folder=_text("folder", value["folder"]),
                 tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
                 most=_optional(_integer(1))("most", value.get("most")),
-                parts=tuple(Part.from_json(part) for part in value["parts"]),
+                parts=tuple(_part(part) for part in value["parts"]),
             )
             require_numbered(amendment.parts)
             for role, piece in blocks.items():
@@ -574,11 +592,23 @@ class Amendment:
                     raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
             if (amendment.tolerance is None) != (amendment.most is None):
                 raise UsageError("tolerance and most belong together")
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            same = amendment.as_json() == value
+        except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
             raise CorruptError(f"{source} is not an amendment: {error}") from error
-        if amendment.as_json() != value:
+        if not same:
             raise CorruptError(f"{source} is not an amendment: it has unknown or altered entries")
         return amendment
+
+
+def _part(value: Any) -> Part:
+    """Reads a part, and looks at what it says of its operator as at that of a spec."""
+    part = Part.from_json(value)
+    if part.source is not None:
+        _factory("factory", part.source.factory)
+        _arguments("args", part.source.args)
+        _sha256("sha256", part.source.sha256)
+        _text("folder", part.source.folder)
+    return part
 
 
 @dataclass(frozen=True)
@@ -649,6 +679,12 @@ class Plan:
             for block in cut(Range(piece.start, piece.stop), piece.width)
         ]
 
+    @property
+    def block_count(self) -> int:
+        """How many blocks :meth:`blocks` has, of all roles of the first round together."""
+        pieces = [piece for amendment in self.amendments for piece in amendment.blocks.values()]
+        return sum(-(-(piece.stop - piece.start) // piece.width) for piece in pieces)
+
     def width(self, role: str) -> int:
         """The width of the blocks in which further columns of a role are measured."""
         cuts = [a.blocks[role] for a in self.amendments if role in a.blocks]
@@ -671,7 +707,69 @@ class Plan:
         later = (self.rounds - 1) * self.reach("right")
         return (sum(self.reach(role) for role in ROLES) + later) * self.summands
 
-    def tiles(self, height: int | None = None) -> list[Range]:
+    def tiles(self, height: int | None = None) -> Sequence[Range]:
         """The row tiles of sketches of the operator's height, or of another."""
         rows = self.identity.shape[0] if height is None else height
-        return cut(Range(0, rows), self.identity.tile[0])
+        return Tiles(Range(0, rows), self.identity.tile[0])
+
+
+def require_sound(plan: Plan) -> None:
+    """Refuses a plan that fits no operator, or has more tasks than files can be told apart.
+
+    What this package plans is sound; what is found in a run directory may be anything.
+
+    Raises:
+        UsageError: Saying what does not fit.
+    """
+    identity, recovery = plan.identity, plan.recovery
+    height, width = identity.shape
+    _require_noise(identity, inner=recovery.method == "oversampled")
+    if identity.kind == "eigh" and (height != width or plan.reach("left")):
+        left = plan.reach("left")
+        raise UsageError(f"kind = 'eigh' with shape {identity.shape} and {left} left columns")
+    most = {"right": min(height, width), "left": height, "inner": min(height, width)}
+    for role in ROLES:
+        _require_joined(plan, role)
+        if plan.span(role).stop > most.get(role, MAX_SIZE):
+            raise UsageError(f"{role} has {plan.span(role)} columns, shape {identity.shape}")
+    if not plan.reach("right"):
+        raise UsageError("there are no columns of the right sketch")
+    for part in plan.parts:
+        if part.rows is not None and part.rows.stop > height:
+            raise UsageError(f"part {part.number} has the rows {part.rows} of {height}")
+    _require_few_tasks(plan)
+
+
+def _require_noise(identity: Identity, *, inner: bool) -> None:
+    names = {"right", "test", "inner-left"} if inner else {"right", "test"}
+    names = names if identity.kind == "eigh" else set(TEST_MATRICES)
+    if not names <= identity.noise.keys():
+        raise UsageError(f"the test matrices are {sorted(identity.noise)}, not {sorted(names)}")
+
+
+def _require_joined(plan: Plan, role: str) -> None:
+    """Refuses cuts of a role that do not follow each other."""
+    hermitian = plan.identity.kind == "eigh"
+    position = plan.reach("right") if role == "inner" and hermitian else 0
+    for amendment in plan.amendments:
+        piece = amendment.blocks.get(role)
+        if piece is None:
+            continue
+        if piece.start != position:
+            raise UsageError(f"{role} goes on with column {piece.start} after {position}")
+        position = piece.stop
+
+
+def _require_few_tasks(plan: Plan) -> None:
+    tasks = plan.block_count * len(plan.parts)
+    if tasks > MOST_TASKS:
+        raise UsageError(
+            f"there are {tasks} tasks, each of which makes a file; at most {MOST_TASKS} can be "
+            f"kept in one run: give a larger sketch.block (the one of right is {plan.block_width})"
+        )
+    rows = max(plan.identity.shape)
+    if rows > MOST_TASKS * FEWEST_TILES * plan.identity.tile[0]:
+        raise UsageError(
+            f"the operator has {rows} rows or columns; at most "
+            f"{MOST_TASKS * FEWEST_TILES * plan.identity.tile[0]} can be worked on"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from dataclasses import asdict, dataclass
@@ -207,12 +208,10 @@ def _results(run: Run) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for path in sorted([*run.results.glob("*/eigh.h5"), *run.results.glob("*/svd.h5")]):
         error = None
-        try:
+        with contextlib.suppress(OSError, CorruptError):
             error = read_assessment(path).get("relative_error")
-        except (FileNotFoundError, CorruptError):
-            # The verbs that read it tell more.
-            error = None
-        found[path.parent.name] = error
+        # Whatever a file holds that people may edit: only a number can be shown as one.
+        found[path.parent.name] = error if isinstance(error, float) else None
     return found
 
 

@@ -148,7 +148,7 @@ def _alone(run: Run) -> Iterator[None]:
     folder = run.logs / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
     try:

@@ -152,6 +152,11 @@ def error_test_line(plan: Plan) -> str:
     )
 
 
+def _plain(name: str) -> str:
+    """A name that a stranger chose, without what a terminal would obey."""
+    return name if name.isprintable() else ascii(name)
+
+
 def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     """What is done, what is submitted, and what comes next."""
     height, width = state.shape
@@ -181,7 +186,7 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         pairs.append(("unfinished", f"{state.leftovers} private files of tasks still at work, or "
                                     "killed (harmless; clean takes those)"))  # fmt: skip
     if state.strangers:
-        pairs.append(("not shards", ", ".join(state.strangers[:4])))
+        pairs.append(("not shards", ", ".join(map(_plain, state.strangers[:4]))))
     if queue is not None:
         pairs += _queue_rows(queue, done=state.next is None)
     pairs.append(("next", _next_line(state, queue)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from skerch_ooc.errors import CorruptError, OocError
+from skerch_ooc.errors import CorruptError, IncompleteError, OocError
 from skerch_ooc.files import digest
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.progress import Progress
@@ -30,7 +30,12 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
 
     Returns:
         What is wrong, one text for each file; empty if all is well.
+
+    Raises:
+        IncompleteError: If the folder of the shards is gone.
     """
+    if not run.shards.is_dir():
+        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
     checks = list(_checks(run))
     wrong = [f"{run.shards / name} is no shard" for name in strangers(run.shards)]
     wrong += _lost_results(run)
@@ -85,15 +90,22 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
         yield run.fingerprint_path(part.number), partial(run.fingerprint, part.number)
     for rectangle in list_shards(run.shards):
         yield _of_rectangle(run, run.shards, rectangle)
-    for folder in sorted(path for path in run.sketch.iterdir() if path.is_dir()):
+    for folder in _folders(run.sketch):
         for rectangle in list_shards(folder):
             yield _of_rectangle(run, folder, rectangle)
         for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
             if Rectangle.from_name(path.name) is None and not path.name.startswith("."):
                 yield path, partial(_check_of_run, run, path)
-    # Listed, not globbed: a folder that may not be read is not an empty one.
-    for folder in sorted(path for path in run.results.iterdir() if path.is_dir()):
+    for folder in _folders(run.results):
         yield from _of_result(run, folder)
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in a folder; listed, not globbed: one that may not be read is not empty."""
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _of_result(run: Run, folder: Path) -> Iterator[tuple[Path, Check]]:

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import queue
+import re
 import socket
 import tempfile
 import threading
@@ -42,6 +43,7 @@ _ASK_SECONDS = 2.0
 _WAIT_SECONDS = 0.1
 _QUIET_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}")
 _MAIN_GUARD = 'inside `if __name__ == "__main__":`'
 _one_at_a_time = threading.Lock()
 
@@ -157,7 +159,8 @@ class Dask:
     Workers that are started here see one GPU each, where there are any.
 
     Args:
-        scheduler: The address of a scheduler (``"tcp://host:8786"``), its scheduler file, a
+        scheduler: The address of a scheduler (``"tcp://host:8786"``, ``"tls://..."``, or
+            ``"host:8786"`` for ``tcp``), its scheduler file, a
             ``distributed.Client``, or a cluster object (also those of ``dask_jobqueue`` and
             ``dask_kubernetes``). By default worker processes are started on this machine.
         workers: How many worker processes to start here; by default one.
@@ -269,6 +272,8 @@ class Dask:
             yield self._scheduler
             return
         place = self._scheduler
+        if isinstance(place, str) and _HOST_AND_PORT.fullmatch(place) and not Path(place).exists():
+            place = f"tcp://{place}"
         arguments: dict[str, Any] = {"address": place}
         if isinstance(place, os.PathLike) or (isinstance(place, str) and "://" not in place):
             if not Path(place).is_file():

@@ -45,6 +45,9 @@ class Product:
         self.device = device
         if not self._numpy:
             _require_device(device)
+        elif device != "cpu":
+            # It goes nowhere else than to the processor; a name that is none was misspelt.
+            _require_device_name(device)
 
     together = False
     """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
@@ -210,6 +213,16 @@ def _require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise OperatorError(f"device = {device!r} cannot be used here: {reason}") from error
+
+
+def _require_device_name(device: str) -> None:
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise OperatorError(f"device = {device!r} is no device: {reason}") from error
 
 
 def _to_torch(array: Array, device: str) -> Any:

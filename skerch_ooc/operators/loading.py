@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.errors import CorruptError, OperatorError, UsageError
 from skerch_ooc.files import read_json
 from skerch_ooc.parts import Part, Source
 from skerch_ooc.rundir import Run
@@ -200,8 +200,10 @@ def find_folder(run: Run, source: Source) -> Path:
     assert source.factory is not None
     candidates = [(run.directory / source.folder).resolve()]
     try:
-        candidates.append(Path(read_json(run.logs / PLACES)["folder"]))
-    except (OSError, KeyError, TypeError):
+        noted = read_json(run.logs / PLACES)["folder"]
+        if "\0" not in noted:
+            candidates.append(Path(noted))
+    except (OSError, CorruptError, KeyError, TypeError):
         log.debug("%s has no note of where the factory was", run.directory)
     candidates.append(Path.cwd())
     if source.sha256 is None:

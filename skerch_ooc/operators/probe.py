@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import DriftError, OperatorError
+from skerch_ooc.errors import CorruptError, DriftError, OperatorError
 from skerch_ooc.noise import draw
 from skerch_ooc.operators.adapters import Product, norm, tolerance
 from skerch_ooc.partition import Range, cut
@@ -314,6 +314,29 @@ def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[
     return found
 
 
+def _content_of(stored: dict[str, Any]) -> dict[str, str]:
+    """What a stored fingerprint says of the operator's content, after a look at all that it says.
+
+    Raises:
+        CorruptError: If it is not what :func:`fingerprint_of` makes.
+    """
+    try:
+        numbers = [float(part) for pair in stored["functionals"] for part in pair]
+        numbers.append(float(stored["norm"]))
+        content = dict(stored.get("content") or {})
+        good = len(numbers) == 2 * WIDTH + 1 and all(map(math.isfinite, numbers))
+        good = good and all(len(pair) == 2 for pair in stored["functionals"])
+        good = good and all(isinstance(text, str) for text in content.values())
+    except (KeyError, TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        raise CorruptError(
+            "the stored fingerprint of the operator (fingerprint*.json) is not one; restore it "
+            "from a copy"
+        )
+    return content
+
+
 def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> None:
     """Compares the operator of this process with the stored fingerprint; takes one product.
 
@@ -321,12 +344,12 @@ def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> No
         DriftError: If they differ by more than rounding can explain.
     """
     mine = fingerprint_of(product, seed)
+    before, now = _content_of(stored), mine.get("content") or {}
     difference = np.array(mine["functionals"]) - np.array(stored["functionals"])
     change = _relative(
         math.sqrt(float((difference**2).sum()) / WIDTH), max(float(stored["norm"]), mine["norm"])
     )
     limit = tolerance(product.dtype)
-    before, now = stored.get("content") or {}, mine.get("content") or {}
     changed = [name for name in before if name in now and before[name] != now[name]]
     if not change <= limit:
         cause = f"{_CAUSES}; or other weights, data or arguments"

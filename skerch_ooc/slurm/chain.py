@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,9 @@ _MOST_WORKERS = 8
 
 ELEMENT_SECONDS = 600.0
 """What an element has to do at least, where that is known: it has to start Python first."""
+
+_LONGEST = 1e15
+"""Seconds; more are none that a probe has found."""
 
 _WALLTIME_SHARE = 0.5
 """How much of its walltime an element is given to do: products may be slower than the probe's."""
@@ -80,10 +82,10 @@ def elements_for(left: Left, walltime: float | None, task_seconds: float | None)
 def task_seconds_of(run: Run) -> float | None:
     """What a task that measures takes, by the probe of the plan; ``None`` without one."""
     try:
-        lines = (run.logs / "plan.jsonl").read_text(errors="replace").splitlines()
-        costs = json.loads(lines[-1])["estimate"]
+        *_, last = run.log("plan")
+        costs = last["estimate"]
         seconds, tasks = float(costs["seconds"]), int(costs["tasks"])
-    except (OSError, IndexError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         # A log: nothing depends on it.
         return None
-    return seconds / tasks if tasks > 0 and seconds > 0 else None
+    return seconds / tasks if tasks > 0 and 0 < seconds < _LONGEST else None

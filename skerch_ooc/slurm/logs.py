@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from skerch_ooc.errors import CorruptError
+from skerch_ooc.files import require_regular
 
 BEGINNING = "begins on"
 """How the first line of a script's log begins; what follows is the host."""
@@ -39,11 +41,11 @@ class Log:
 def read_log(path: Path) -> Log | None:
     """Reads the end of a log; ``None`` if there is none."""
     try:
+        status = require_regular(path)
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - _TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+            lines = file.read(_TAIL).decode(errors="replace").splitlines()
+    except (OSError, CorruptError):
         return None
     code, said = None, ""
     for line in lines:

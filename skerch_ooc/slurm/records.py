@@ -6,7 +6,7 @@ All of it is decoration: nothing is needed to go on, as the shards are the state
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.files import append_line, read_json, write_json
+from skerch_ooc.files import append_line, read_json, read_json_lines, write_json
 from skerch_ooc.rundir import Run
 from skerch_ooc.slurm.options import JobOptions
 
 FOLDER = "slurm"
 _RECORD = "submission.json"
 _JOBS = "jobs.jsonl"
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_STAGE = re.compile(r"[a-z]{1,20}(\.[0-9]{1,4})?")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class SubmittedJob:
     job: str
     stage: str
     indices: tuple[int, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is what :meth:`Submission.note` writes: paths and commands are made of it."""
+        numbers = all(type(index) is int and 0 <= index < 10**9 for index in self.indices)
+        texts = isinstance(self.job, str) and isinstance(self.stage, str)
+        return bool(
+            numbers and texts and _NUMBER.fullmatch(self.job) and _STAGE.fullmatch(self.stage)
+        )
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,10 @@ class Submission:
     def jobs(self) -> list[SubmittedJob]:
         """The jobs that sbatch took, in order; lines that cannot be read are left out."""
         found = []
-        with contextlib.suppress(OSError):
-            for line in (self.folder / _JOBS).read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    values = json.loads(line)
-                    job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
+        for values in read_json_lines(self.folder / _JOBS):
+            with contextlib.suppress(KeyError, TypeError):
+                job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
+                if job.is_sound:
                     found.append(job)
         return found
 
@@ -98,7 +108,9 @@ def submissions(run: Run) -> list[Submission]:
     """All submissions of a run, in order; those whose record is gone or damaged are left out."""
     found = []
     for folder in sorted((run.logs / FOLDER).glob("[0-9]" * 4 + "*")):
-        with contextlib.suppress(OSError, CorruptError, KeyError, TypeError, UsageError):
+        # Of any damage; it is no part of the state.
+        with contextlib.suppress(OSError, CorruptError, UsageError, LookupError, TypeError,
+                                 ValueError, AttributeError, ArithmeticError):  # fmt: skip
             found.append(_read(folder, read_json(folder / _RECORD)))
     return found
 
@@ -116,7 +128,7 @@ def _read(folder: Path, values: Mapping[str, Any]) -> Submission:
 def draft(run: Run, options: JobOptions, left: str, unchanged: int) -> Submission:
     """The next submission of a run, of which nothing is written yet."""
     numbers = [int(path.name) for path in (run.logs / FOLDER).glob("[0-9]" * 4 + "*")
-               if path.name.isdigit()]  # fmt: skip
+               if path.name.isascii() and path.name.isdigit()]  # fmt: skip
     # Not resolved: other nodes may see it under the path that was given only.
     folder = run.logs.absolute() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
