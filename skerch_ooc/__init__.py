@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         svd,
         update,
     )
+    from skerch_ooc.reporting import report
     from skerch_ooc.results import Eigh, Svd
     from skerch_ooc.rundir import Run
     from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
@@ -71,6 +72,7 @@ _HOMES = {
         "svd",
         "update",
     ),
+    "skerch_ooc.reporting": ("report",),
     "skerch_ooc.results": ("Eigh", "Svd"),
     "skerch_ooc.rundir": ("Run",),
     "skerch_ooc.stages.estimates": ("Diagonal", "Estimates", "Figure", "SpectralNorm"),
@@ -113,6 +115,7 @@ __all__ = [
     "open_run",
     "plan",
     "recover",
+    "report",
     "svd",
     "update",
 ]

@@ -709,6 +709,26 @@ def estimates(
 
 
 @cli.command()
+@_options(_DIR, _RESULT)
+@click.option(
+    "--output", metavar="FILE", type=click.Path(path_type=Path),
+    help="Where the page is written, without files of its figures; by default to the result.",
+)  # fmt: skip
+def report(directory: Path, name: str, output: Path | None) -> None:
+    """Write a page about a result: spectrum, error, vectors, and what it took.
+
+    One HTML file that needs nothing else; its figures are written as files, too.
+    """
+    from skerch_ooc import rundir
+    from skerch_ooc.reporting import report as write_report
+
+    path = write_report(rundir.open_run(directory), name, output=output)
+    click.echo(path)
+    if output is None:
+        click.echo(path.parent / "figures")
+
+
+@cli.command()
 @_options(_DIR, _JSON)
 @click.option("--watch", is_flag=True, help="Show it again until all is done or nobody works.")
 @click.option(

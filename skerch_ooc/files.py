@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -23,6 +24,9 @@ LATE_FILES_SECONDS = (0.2, 1.0)
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Failures that pass, or are the disk's: nothing is wrong with what was asked for."""
+
+_LONGEST_LINE = 1024**2
+"""Bytes of a line of a log; what is longer no process of ours has written."""
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -131,8 +135,13 @@ def publish_bytes(data: bytes, final: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file that people may read, in place of an older one."""
     content = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    replace_bytes(path, content.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that people may read, in place of an older one: all of it, or nothing."""
     with private_file(path.parent) as private:
-        with open(private, "x") as file:
+        with open(private, "xb") as file:
             file.write(content)
         sync_file(private)
         os.replace(private, path)
@@ -147,7 +156,7 @@ def read_json(path: Path) -> Any:
     """
     require_regular(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON ({error}); restore it from a copy") from error
 
@@ -163,24 +172,39 @@ def read_log(path: Path) -> bytes:
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """The values in a log of JSON lines; what cannot be read is left out."""
-    try:
-        lines = read_log(path).splitlines()
-    except OSError:
-        return
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(line.decode(errors="replace"))
+    """The values in a log of JSON lines, one by one; what cannot be read is left out."""
+    with (
+        contextlib.suppress(OSError),
+        _plain(path, os.O_RDONLY) as raw,
+        io.BufferedReader(raw) as file,
+    ):
+        for line in _lines(file):
+            # Brackets within brackets, thousands deep, are no ValueError.
+            with contextlib.suppress(ValueError, RecursionError):
+                yield json.loads(line.decode(errors="replace"))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, but those that are longer than any that was meant."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) <= _LONGEST_LINE:
+            yield line
+        while line and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST_LINE)
 
 
 @contextlib.contextmanager
-def _plain(path: Path, flags: int) -> Iterator[BinaryIO]:
+def _plain(path: Path, flags: int) -> Iterator[io.FileIO]:
     """Opens a plain file; never waits for the other end of a pipe, and follows no link."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     with os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "r+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a plain file", str(path))
         yield file
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def require_regular(path: Path) -> os.stat_result:

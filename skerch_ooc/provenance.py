@@ -41,7 +41,7 @@ def _versions() -> dict[str, str]:
 def provenance(**more: Any) -> dict[str, Any]:
     """A record of this moment: time, host, process, versions, and whatever is added."""
     return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "host": socket.gethostname(),
         "processor": platform.machine(),
         "pid": os.getpid(),

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from skerch_ooc import files
 from skerch_ooc.cleaned import CLEANED, Cleaned, read_cleaned
 from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.provenance import provenance
+from skerch_ooc.resources import peak_memory
 from skerch_ooc.spec import Amendment, Identity, Plan, require_sound
 
 log = logging.getLogger("skerch_ooc")
@@ -120,6 +123,14 @@ class Run:
         for record in files.read_json_lines(self.logs / f"{name}.jsonl"):
             if isinstance(record, dict):
                 yield record
+
+    @contextlib.contextmanager
+    def receipt_of(self, stage: str, **more: Any) -> Iterator[None]:
+        """Notes, once it is left without an error, what a stage took of time and memory."""
+        start = time.perf_counter()
+        yield
+        taken = {"seconds": round(time.perf_counter() - start, 6), "peak_bytes": peak_memory()}
+        self.record("receipts", provenance(stage=stage, **taken, **more))
 
     def record(self, log_name: str, record: dict[str, Any]) -> None:
         """Appends a line to a log; a log that cannot be written is no reason to stop."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from skerch_ooc.status import Status
     from skerch_ooc.submission import Submitted
 
+NO_BETTER_THAN_ZERO = "no better than zero: give more measurements, or another method"
+
 _SHOWN_VALUES = 15
 _FAR = 3.0
 _VALUES_IN_A_ROW = 5
@@ -62,7 +64,7 @@ def plan_table(planned: Planned) -> str:
     pairs = [
         ("operator", plan.identity.factory or "a Python object"),
         ("shape", f"{height} x {width}, {plan.identity.dtype}"),
-        ("measurements", _measurements(plan)),
+        ("measurements", measurements_text(plan)),
         ("products", f"{costs.products}, in {costs.tasks} tasks{_in_parts(plan)}"),
         ("on disk", f"{format_bytes(costs.shard_bytes)} of shards, "
                     f"{format_bytes(costs.result_bytes)} of results, {costs.files} files"),
@@ -128,7 +130,8 @@ def _on_workers(costs: Estimate) -> list[tuple[str, str]]:
     return [("" if i else "on workers", line.replace(_KEPT, " ")) for i, line in enumerate(lines)]
 
 
-def _measurements(plan: Plan) -> str:
+def measurements_text(plan: Plan) -> str:
+    """How many columns are planned, by what they are for."""
     roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
     parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
     if plan.rounds > 1:
@@ -190,6 +193,8 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     if queue is not None:
         pairs += _queue_rows(queue, done=state.next is None)
     pairs.append(("next", _next_line(state, queue)))
+    if state.next is None:
+        pairs.append(("", f"for a page of it: skerch-ooc report {shlex.quote(state.directory)}"))
     return f"{state.directory} ({state.run_id[:16]})\n{_rows(pairs)}"
 
 
@@ -305,25 +310,49 @@ def result_table(path: Path, assessment: Assessment) -> str:
             ("relative error", f"{assessment.relative_error:.3e}"),
             ("error, norm", f"{assessment.error:.4e}, {assessment.norm or 0.0:.4e} (Frobenius), "
                             f"from {assessment.test_measurements} test vectors"),
-            ("that is", f"the true error is below 1.5 times this with probability "
-                        f"{assessment.bounds(1.5):.2f},"),
-            ("", f"below 2 times this with probability {assessment.bounds(2.0):.4f}"),
+            ("that is", f"the true error is {bound_text(assessment, 1.5, 2)},"),
+            ("", bound_text(assessment, 2.0)),
         ]  # fmt: skip
         if assessment.relative_error >= 1:
-            pairs.append(("", "no better than zero: give more measurements, or another method"))
+            pairs.append(("", NO_BETTER_THAN_ZERO))
     if assessment.leave_one_out is not None:
-        remark = "error estimated without the test"
-        if not _agree(assessment.leave_one_out, assessment.error):
-            remark += "; far from it, so not to be trusted here"
+        remark = leave_one_out_remark(assessment)
         pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
     pairs += [
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
-        ("core", f"{assessment.core} {'eigenpairs' if named == 'eigenvalues' else 'directions'}"
-                 " kept"),
-        ("products", f"{assessment.products['done']} and {assessment.products['probe']} of probes"),
+        ("core", core_text(assessment, "eigh" if named == "eigenvalues" else "svd")),
+        ("products", products_text(assessment)),
         ("result", str(path)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)
+
+
+def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:
+    """How probable it is that the true error is below a multiple of the estimate."""
+    probability = assessment.bounds(factor)
+    shown = f"{probability:.{digits}f}"
+    if float(shown) == 1 and probability < 1:
+        # A bound is not to be rounded up to certainty.
+        shown = "0." + digits * "9"
+    return f"below {factor:g} times this with probability {shown}"
+
+
+def leave_one_out_remark(assessment: Assessment) -> str:
+    """What the leave-one-out estimate is, and whether it agrees with that of the test vectors."""
+    remark = "error estimated without the test"
+    if assessment.leave_one_out is None or _agree(assessment.leave_one_out, assessment.error):
+        return remark
+    return f"{remark}; far from it, so not to be trusted here"
+
+
+def core_text(assessment: Assessment, kind: str) -> str:
+    """How much of the core was kept."""
+    return f"{assessment.core} {'eigenpairs' if kind == 'eigh' else 'directions'} kept"
+
+
+def products_text(assessment: Assessment) -> str:
+    """How many products were made."""
+    return f"{assessment.products['done']} and {assessment.products['probe']} of probes"
 
 
 def _agree(estimate: float, tested: float | None) -> bool:

@@ -54,6 +54,7 @@ LEVELS = (
     ("pipeline", "shares", "submission"),
     ("cleaning",),
     ("tables",),
+    ("reporting",),
     ("cli",),
     ("__main__",),
 )

@@ -59,7 +59,9 @@ def make_basis(
     path = merged.sketch.folder / BASIS_FILE
     # One that has lost pieces is published again once they are made again.
     path.unlink(missing_ok=True)
-    _Writing(merged, resources, progress, executor).write(path)
+    round_ = merged.sketch.round
+    with round_.run.receipt_of("basis", round=round_.number):
+        _Writing(merged, resources, progress, executor).write(path)
 
 
 def spread_basis(

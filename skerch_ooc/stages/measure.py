@@ -22,7 +22,14 @@ from skerch_ooc.partition import Range
 from skerch_ooc.parts import Part
 from skerch_ooc.progress import Progress
 from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources, ask_for, format_bytes, operator_threads, resident_memory
+from skerch_ooc.resources import (
+    Resources,
+    ask_for,
+    format_bytes,
+    operator_threads,
+    peak_memory,
+    resident_memory,
+)
 from skerch_ooc.rounds import Basis, Round, known_rounds
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
@@ -258,6 +265,7 @@ def perform_with(
             "published": published,
             "write_seconds": round(time.perf_counter() - begin, 6),
             "task_seconds": round(time.perf_counter() - begin + applied - start, 6),
+            "peak_bytes": peak_memory(),
         }
 
     return publish

@@ -255,8 +255,10 @@ class Merge:
         """
         sums = {merge.side.name: merge.published() for merge in self._sides}
         fresh = [merge for merge in self._sides if sums[merge.side.name] is None]
-        for merge in fresh:
-            sums[merge.side.name] = merge.accumulate(resources, progress, executor)
+        noting = self.round.run.receipt_of("merge", round=self.round.number)
+        with noting if fresh else contextlib.nullcontext():
+            for merge in fresh:
+                sums[merge.side.name] = merge.accumulate(resources, progress, executor)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
             warn_of_versions([shard.provenance for shard in self.sketch.shard_files])

@@ -44,6 +44,16 @@ Array = npt.NDArray[Any]
 RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
 RECIPE_FILE = "recipe.h5"
 ASSESSMENT = "assessment.json"
+REPORT = "report.html"
+FIGURES = {
+    name: f"figures/{name}.svg"
+    for name in (
+        "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors",
+        "timeline",
+    )
+}  # fmt: skip
+"""Figures of a report, and their files beside the result."""
+
 VALUES = {"eigh": "eigenvalues", "svd": "S"}
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
@@ -105,7 +115,18 @@ def recover(
     if _is_current(path, identity, run):
         return path
     # Of a result that is gone or replaced.
-    (path.parent / ASSESSMENT).unlink(missing_ok=True)
+    for made in (ASSESSMENT, REPORT, *FIGURES.values()):
+        (path.parent / made).unlink(missing_ok=True)
+    with run.receipt_of("recover", name=name):
+        _write(run, settings, digest, path, identity, resources, progress, executor)
+    return path
+
+
+def _write(
+    run: Run, settings: RecoverySpec, digest: str, path: Path, identity: dict[str, Any],
+    resources: Resources, progress: Progress, executor: Executor | None,
+) -> None:  # fmt: skip
+    """Recovers a decomposition that is not there, and writes it."""
     if settings.vectors == "implicit":
         found = solve(run, settings, resources, progress, executor)
         if needs_correction_of(run.plan, found):
@@ -116,7 +137,6 @@ def recover(
         _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
     else:
         _Writing(run, settings, digest, path, resources, progress, executor).write(identity)
-    return path
 
 
 def spread_vectors(
@@ -329,8 +349,14 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     check_pieces(file)
 
 
-def _command(run: Run, name: str, settings: Mapping[str, Any]) -> str:
-    """What makes a result on the command line."""
+def command_of(run: Run, name: str, settings: Mapping[str, Any]) -> str:
+    """What makes a result on the command line.
+
+    Args:
+        run: The run.
+        name: Folder of the result.
+        settings: Method, core, rank and vectors.
+    """
     planned = run.plan.recovery.as_json()
     options = {} if name == "default" else {"name": name}
     options |= {
@@ -344,7 +370,7 @@ def _command(run: Run, name: str, settings: Mapping[str, Any]) -> str:
 
 def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     """Whether a result is there and of this very sketch; a stale one is removed."""
-    again = f"rm -r {path.parent} && {_command(run, path.parent.name, identity['settings'])}"
+    again = f"rm -r {path.parent} && {command_of(run, path.parent.name, identity['settings'])}"
     try:
         file = SealedFile(path)
     except FileNotFoundError:

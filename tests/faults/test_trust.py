@@ -49,7 +49,7 @@ update, task."""
 _WATCHED = """
 import os, sys
 
-import skerch_ooc.cli, skerch_ooc.pipeline, skerch_ooc.tables
+import skerch_ooc.cli, skerch_ooc.pipeline, skerch_ooc.results, skerch_ooc.tables
 
 libraries = {libraries!r}
 seen = []

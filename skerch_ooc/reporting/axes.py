@@ -1,0 +1,129 @@
+"""Axes: from values to places in a figure, and the numbers that are written beside it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skerch_ooc.reporting import numbers
+from skerch_ooc.reporting.markup import Markup, element, joined
+
+WIDTH = 440.0
+"""Of all figures: on a telephone about as many points, so that their text can be read there."""
+
+_LARGEST = sys.float_info.max
+
+MOST_DECADES = 18.0
+"""A logarithmic axis shows no more than what double precision can tell apart, and some."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A mapping of values to places.
+
+    Attributes:
+        low: The value at ``start``.
+        high: The value at ``stop``; above ``low``.
+        start: A place.
+        stop: A place.
+        log: Whether equal distances are equal quotients.
+        whole: Whether only whole numbers are marked.
+    """
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+    whole: bool = False
+
+    def at(self, value: float) -> float:
+        """The place of a value; of one outside the axis the end of it."""
+        low, high, value = self.low, self.high, min(max(value, self.low), self.high)
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        # Halved, as the difference of two large numbers may be no number any more.
+        part = (value / 2 - low / 2) / (high / 2 - low / 2)
+        return self.start + part * (self.stop - self.start)
+
+    def ticks(self, most: int = 6) -> list[tuple[float, str]]:
+        """Values to be marked, with what is written there."""
+        return _decades(self, most) if self.log else _round_steps(self, most)
+
+
+def _decades(axis: Axis, most: int) -> list[tuple[float, str]]:
+    first, last = math.ceil(math.log10(axis.low) - 1e-9), math.floor(math.log10(axis.high) + 1e-9)
+    step = max(1, -(-(last - first + 1) // most))
+    exponents = [e for e in range(first, last + 1) if e % step == 0]
+    if len(exponents) >= 2:
+        return [(10.0**e, numbers.power(e)) for e in exponents]
+    return [
+        (value, numbers.value(value, 1))
+        for e in range(first - 1, last + 1)
+        for digit in (1.0, 2.0, 5.0)
+        if axis.low <= (value := digit * 10.0**e) <= axis.high
+    ] or [(axis.low, numbers.value(axis.low, 5)), (axis.high, numbers.value(axis.high, 5))]
+
+
+def _round_steps(axis: Axis, most: int) -> list[tuple[float, str]]:
+    rough = max((axis.high / 2 - axis.low / 2) / most * 2, sys.float_info.min)
+    exponent = math.floor(math.log10(rough))
+    unit = 10.0**exponent
+    step = next((m * unit for m in (1, 2, 5, 10) if m * unit >= rough * (1 - 1e-9)), 10 * unit)
+    step = max(step, 1.0) if axis.whole else step
+    first, last = math.ceil(axis.low / step - 1e-6), math.floor(axis.high / step + 1e-6)
+    return [(n * step, numbers.tick(n * step, step)) for n in range(first, last + 1)]
+
+
+def linear(low: float, high: float, start: float, stop: float, *, whole: bool = False) -> Axis:
+    """A linear axis that holds two values, with some room beyond those that are not 0."""
+    if not high > low:
+        room = abs(low) / 10 or 1.0
+        low, high = low - room, high + room
+    room = 0.04 * (high / 2 - low / 2) * 2
+    low, high = low - room if low != 0 else low, high + room if high != 0 else high
+    return Axis(max(low, -_LARGEST), min(high, _LARGEST), start, stop, whole=whole)
+
+
+def logarithmic(values: Sequence[float], start: float, stop: float) -> Axis | None:
+    """A logarithmic axis of the positive ones of some values; ``None`` if there are none."""
+    positive = [value for value in values if 0 < value < math.inf]
+    if not positive:
+        return None
+    high = max(positive)
+    low = max(min(positive), high * 10**-MOST_DECADES, 1e-300)
+    high = max(high, low)
+    room = max((high / low) ** 0.05, 1.3)
+    return Axis(max(low / room, 1e-305), min(high * room, 1e308), start, stop, log=True)
+
+
+def whole_numbers(last: int, start: float, stop: float) -> Axis:
+    """An axis of the numbers 1 to ``last``, with some room on both sides."""
+    return Axis(0.4, last + max(0.6, 0.02 * last), start, stop, whole=True)
+
+
+def across(axis: Axis, bottom: float, said: str, most: int = 6) -> Markup:
+    """An axis below a figure: its line, its numbers, and what they are."""
+    parts = [element("line", x1=axis.start, x2=axis.stop, y1=bottom, y2=bottom, class_="axis")]
+    for value, text in axis.ticks(most):
+        x = axis.at(value)
+        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
+        parts.append(element("text", text, x=x, y=bottom + 17, class_="middle"))
+    parts.append(element("text", said, x=axis.stop, y=bottom + 35, class_="end"))
+    return joined(parts)
+
+
+def up(
+    axis: Axis, left: float, right: float, said: str, most: int = 6, *, signed: bool = True
+) -> Markup:
+    """An axis beside a figure: its numbers, lines across, and what they are, on top."""
+    parts = []
+    for value, tick in axis.ticks(most):
+        text = tick if signed else tick.removeprefix("−")
+        y = axis.at(value)
+        parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
+        parts.append(element("text", text, x=left - 7, y=y + 4, class_="end"))
+    parts.append(element("text", said, x=10.0, y=18.0))
+    return joined(parts)

@@ -1,0 +1,192 @@
+"""What a report is made of: read from verified files; logs only add to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.files import digest, read_json
+from skerch_ooc.reporting.leading import Leading, read_leading
+from skerch_ooc.reporting.logs import Logged, read_logs
+from skerch_ooc.reporting.spectrum import Values
+from skerch_ooc.results import LazyMatrix, Svd, open_result
+from skerch_ooc.rounds import count_products, noted_digest
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.shards import list_shards
+from skerch_ooc.spec import RecoverySpec
+from skerch_ooc.stages.assess import Assessment, assess_result
+from skerch_ooc.stages.columns import rounds_for
+from skerch_ooc.stages.recover import ASSESSMENT, VALUES, command_of, result_path
+
+_AS_WRITTEN = 1e-9
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report says.
+
+    Attributes:
+        run: The run.
+        name: Of the result.
+        values: Its values, and the error.
+        assessment: Its quality.
+        settings: How it was recovered.
+        sketch: The digest of its sketch.
+        made: When, where and with what it was written.
+        fingerprint: The digest of the operator's fingerprint; ``None`` if there is none.
+        logged: What the logs tell.
+        vectors: The leading vectors: name of the figure, what they are called, what was read.
+        shards: Number of shards.
+        shard_bytes: Bytes of them.
+        result_bytes: Bytes of the sums and of this result.
+    """
+
+    run: Run
+    name: str
+    values: Values
+    assessment: Assessment
+    settings: RecoverySpec
+    sketch: str
+    made: Mapping[str, Any]
+    fingerprint: str | None
+    logged: Logged
+    vectors: tuple[tuple[str, str, Leading], ...]
+    shards: int
+    shard_bytes: int
+    result_bytes: int
+
+    @property
+    def title(self) -> str:
+        """What the run is called: the name of its folder."""
+        return self.run.directory.resolve().name or "run"
+
+
+def gather(run: Run, name: str) -> Facts:
+    """Reads what a report says.
+
+    Args:
+        run: The run.
+        name: Folder of the result.
+
+    Raises:
+        IncompleteError: If there is no such result, it is not assessed, or either is of what the
+            run was before it grew.
+        CorruptError: If a file is damaged.
+    """
+    path = result_path(run, name)
+    assessment, file, settings = _assessed(run, path)
+    _require_current(run, path, file, settings)
+    _require_assessment(run, path, assessment)
+    values = np.asarray(file.arrays[VALUES[run.plan.identity.kind]], np.float64)
+    fingerprint = run.fingerprint()
+    listed = list_shards(run.shards)
+    logged = read_logs(run, name)
+    logged.note_versions(file.provenance)
+    return Facts(
+        run=run,
+        name=name,
+        values=Values(values, run.plan.identity.kind, assessment.error),
+        assessment=assessment,
+        settings=settings,
+        sketch=str(file.identity["sketch"]),
+        made=file.provenance,
+        fingerprint=None if fingerprint is None else digest(fingerprint),
+        logged=logged,
+        vectors=tuple(_vectors(path)),
+        shards=len(listed),
+        shard_bytes=sum(_size(run.shards / shard.name) for shard in listed),
+        result_bytes=sum(map(_size, [*run.sketch.glob("*/*.h5"), *path.parent.glob("*.h5")])),
+    )
+
+
+def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpec]:
+    """The figures of a result as they follow from its file, which is checked for sense."""
+    try:
+        assessment = assess_result(
+            path,
+            count_products(run),
+            is_complex=run.plan.identity.dtype.startswith("complex"),
+            looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
+        )
+        file = SealedFile(path)
+        if file.identity.get("run") != run.plan.run_id:
+            raise CorruptError(f"{path} is a result of another run")
+        settings = RecoverySpec(**file.identity["settings"])
+        values = file.arrays[VALUES[run.plan.identity.kind]]
+        sensible = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
+        figures = (assessment.error, assessment.norm, assessment.orthogonality)
+        sensible = sensible and all(f is None or math.isfinite(f) for f in figures)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise CorruptError(f"{path} is not a result as this version writes it: {error}") from error
+    if not sensible:
+        raise CorruptError(f"{path} holds values that are no numbers; recover it again")
+    return assessment, file, settings
+
+
+def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoverySpec) -> None:
+    """Refuses a result that was recovered before the run grew, or is still growing."""
+    round_ = rounds_for(run, settings)[0]
+    listed = list_shards(run.shards)
+    now = None
+    if not any(round_.missing(listed).values()):
+        now = noted_digest(round_, listed)
+    # Says what is missing, if anything is.
+    now = now or round_.sketch.digest
+    if file.identity.get("sketch") != now:
+        command = command_of(run, path.parent.name, settings.as_json())
+        raise IncompleteError(
+            f"{path} was recovered before the run was extended or updated; make it anew with: "
+            f"{command}"
+        )
+
+
+def _require_assessment(run: Run, path: Path, assessment: Assessment) -> None:
+    """Refuses a result that nobody has assessed since it was recovered."""
+    name = path.parent.name
+    command = f"skerch-ooc assess {run.directory}" + (f" --name {name}" * (name != "default"))
+    written = path.parent / ASSESSMENT
+    try:
+        found = read_json(written)
+    except FileNotFoundError:
+        raise IncompleteError(f"{path} is not assessed yet; do that with: {command}") from None
+    figures = assessment.as_json()
+    if not isinstance(found, dict) or not all(
+        _same(found.get(key), figures[key])
+        for key in ("error", "norm", "relative_error", "test_measurements", "rank", "core")
+    ):
+        raise IncompleteError(
+            f"{written} is not of {path.name} beside it; renew it with: {command}"
+        )
+
+
+def _same(written: Any, figure: float | None) -> bool:
+    """Whether two figures agree: to rounding, as sums may be formed otherwise elsewhere."""
+    if figure is None or isinstance(written, bool) or not isinstance(written, (int, float)):
+        return written is None and figure is None
+    return abs(written - figure) <= _AS_WRITTEN * abs(figure)
+
+
+def _vectors(path: Path) -> Iterator[tuple[str, str, Leading]]:
+    found: Any = open_result(path)
+    matrices: list[tuple[str, str, LazyMatrix]]
+    if isinstance(found, Svd):
+        matrices = [("vectors", "left singular vectors", found.U),
+                    ("right-vectors", "right singular vectors", found.V)]  # fmt: skip
+    else:
+        matrices = [("vectors", "eigenvectors", found.eigenvectors)]
+    for name, noun, matrix in matrices:
+        yield name, noun, read_leading(matrix)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0

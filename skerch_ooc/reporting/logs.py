@@ -1,0 +1,273 @@
+"""What the logs of a run tell of its work: nothing in them is needed, and nothing is believed.
+
+A log may have been written by anybody. What is not as this package writes it is left out; what is
+kept is bounded, however long the log is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from skerch_ooc.rundir import Run
+
+MOST_KEPT = 20_000
+"""Pieces of work that are kept; of those that follow only the sums."""
+
+_MOST_NAMES = 64
+_LONGEST_TEXT = 120
+_MOST_SECONDS = 1e9
+_LATEST = 4.1e9
+"""Nothing was noted after the year 2099, nor before 1970."""
+
+_MOST_BYTES = 1e18
+_OTHER_STAGES = ("merge", "basis", "recover")
+_ROLES = ("right", "left", "inner", "test")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work that a process did.
+
+    Attributes:
+        stage: ``"measure"``, ``"merge"``, ``"basis"`` or ``"recover"``.
+        round: Number of the round.
+        role: What was measured; of another stage its name.
+        what: The same in full.
+        worker: Host and process.
+        start: When it began, in seconds since 1970.
+        end: When it was done.
+    """
+
+    stage: str
+    round: int
+    role: str
+    what: str
+    worker: tuple[str, int]
+    start: float
+    end: float
+
+
+@dataclass
+class Cost:
+    """What a stage took.
+
+    Attributes:
+        tasks: Pieces of work.
+        seconds: Of all of them, one after the other.
+        peak_bytes: Largest memory of a process that did one, until then; ``None`` if unknown.
+    """
+
+    tasks: int = 0
+    seconds: float = 0.0
+    peak_bytes: float | None = None
+
+
+@dataclass
+class Logged:
+    """What the logs tell.
+
+    Attributes:
+        work: Pieces of work, by their beginning; at most :data:`MOST_KEPT`.
+        more: How many more there are.
+        costs: Of each stage.
+        estimate: What planning foretold, by its names: numbers, and ``peak_bytes`` of stages as
+            ``"peak_bytes.measure"``; empty if that is not known.
+        versions: Of each library, those that it had.
+        hosts: Where it was measured.
+        devices: On what.
+    """
+
+    work: list[Work] = field(default_factory=list)
+    more: int = 0
+    costs: dict[str, Cost] = field(default_factory=dict)
+    estimate: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, set[str]] = field(default_factory=dict)
+    hosts: set[str] = field(default_factory=set)
+    devices: set[str] = field(default_factory=set)
+
+    def note_versions(self, record: Mapping[str, Any]) -> None:
+        """Takes the versions out of what :func:`skerch_ooc.provenance.provenance` made."""
+        versions = record.get("versions")
+        for name, version in versions.items() if isinstance(versions, Mapping) else ():
+            known, text = _text(name), _text(version)
+            if known and text and (known in self.versions or len(self.versions) < _MOST_NAMES):
+                _note(self.versions.setdefault(known, set()), text)
+
+    def by_the_clock(self, stage: str) -> float:
+        """Seconds at which some process was at work on a stage."""
+        return sum(end - start for start, end in merged_spans(self.work, stage))
+
+
+def read_logs(run: Run, name: str) -> Logged:
+    """Reads what the logs of a run tell.
+
+    Args:
+        run: The run.
+        name: Of the result; how others were recovered is left out.
+    """
+    found = Logged()
+    for record in run.log("plan"):
+        if not found.estimate:
+            found.estimate = _estimate(record.get("estimate"))
+        found.note_versions(record)
+    for record in run.receipts():
+        if record.get("stage") == "recover" and record.get("name") != name:
+            continue
+        _take(found, record)
+    found.work.sort(key=lambda work: (work.start, work.end, work.worker, work.what))
+    _tell_apart(found)
+    return found
+
+
+def merged_spans(work: list[Work], stage: str | None = None) -> list[tuple[float, float]]:
+    """When any process was at work.
+
+    Args:
+        work: By its beginning.
+        stage: Only on this stage.
+    """
+    spans: list[tuple[float, float]] = []
+    for piece in work:
+        if stage is not None and stage_name(piece) != stage:
+            continue
+        if spans and piece.start <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(spans[-1][1], piece.end)
+        else:
+            spans.append((piece.start, piece.end))
+    return spans
+
+
+def stage_name(work: Work) -> str:
+    """The stage of a piece of work, with its round if that is a later one."""
+    return work.stage if work.round == 1 else f"{work.stage}, round {work.round}"
+
+
+def _take(found: Logged, record: Mapping[str, Any]) -> None:
+    work = _work(record)
+    if work is None:
+        return
+    cost = found.costs.setdefault(stage_name(work), Cost()) if _room(found, work) else Cost()
+    cost.tasks += 1
+    cost.seconds += work.end - work.start
+    peak = _number(record.get("peak_bytes"), _MOST_BYTES)
+    if peak is not None:
+        cost.peak_bytes = max(peak, cost.peak_bytes or 0.0)
+    _note(found.hosts, work.worker[0])
+    device = _text(record.get("device"))
+    if device:
+        _note(found.devices, device)
+    found.note_versions(record)
+    if len(found.work) < MOST_KEPT:
+        found.work.append(work)
+    else:
+        found.more += 1
+
+
+def _room(found: Logged, work: Work) -> bool:
+    return stage_name(work) in found.costs or len(found.costs) < _MOST_NAMES
+
+
+def _tell_apart(found: Logged) -> None:
+    """Takes out of the time of recovery what it spent on a merge that it found was not done."""
+    if "recover" not in found.costs:
+        return
+    inner = [work for work in found.work if work.stage in ("merge", "basis")][:_MOST_NAMES]
+    outer = [work for work in found.work if work.stage == "recover"][:_MOST_NAMES]
+    for merge, recovery in itertools.product(inner, outer):
+        if merge.worker == recovery.worker:
+            common = min(merge.end, recovery.end) - max(merge.start, recovery.start)
+            found.costs["recover"].seconds -= max(0.0, common)
+    found.costs["recover"].seconds = max(0.0, found.costs["recover"].seconds)
+
+
+def _work(record: Mapping[str, Any]) -> Work | None:
+    """A piece of work, if that is what a record tells of, in full."""
+    stage, noted = record.get("stage"), _time(record.get("time"))
+    host, pid = _text(record.get("host")), _whole(record.get("pid"))
+    number = _whole(record.get("round", 1))
+    if noted is None or not host or pid is None or not number:
+        return None
+    if stage == "measure":
+        blocks = list(_blocks(record))
+        seconds = _number(record.get("task_seconds"), _MOST_SECONDS)
+        # It is noted once the product is there, and before it is written.
+        writing = _number(record.get("write_seconds"), _MOST_SECONDS)
+        if not blocks or not seconds or writing is None or record.get("products") == 0:
+            return None
+        what = ", ".join(f"columns {start} to {stop} of {role}" for role, start, stop in blocks)
+        part = _whole(record.get("part", 0))
+        what += f", part {part}" if part else ""
+        end = noted + writing
+        role = blocks[0][0]
+    elif stage in _OTHER_STAGES:
+        seconds, what, role, end = (
+            _number(record.get("seconds"), _MOST_SECONDS),
+            stage,
+            stage,
+            noted,
+        )
+        if seconds is None:
+            return None
+    else:
+        return None
+    return Work(stage, number, role, what, (host, pid), end - seconds, end)
+
+
+def _blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+    blocks = record.get("blocks", [record])
+    for block in blocks[:_MOST_NAMES] if isinstance(blocks, list) else ():
+        if not isinstance(block, Mapping):
+            continue
+        role, columns = _text(block.get("role")), block.get("columns")
+        if role and isinstance(columns, list) and len(columns) == 2:
+            start, stop = map(_whole, columns)
+            role = role.partition("-")[0]
+            known = role in _ROLES or (role.startswith("round") and role[5:].isdigit())
+            if known and start is not None and stop is not None and start < stop:
+                yield role, start, stop
+
+
+def _estimate(stated: Any) -> dict[str, float]:
+    if not isinstance(stated, Mapping):
+        return {}
+    peaks: Any = stated.get("peak_bytes")
+    named = {key: stated.get(key) for key in
+             ("products", "tasks", "shard_bytes", "result_bytes", "seconds")}  # fmt: skip
+    for stage in ("measure", "merge", "recover") if isinstance(peaks, Mapping) else ():
+        named[f"peak_bytes.{stage}"] = peaks.get(stage)
+    numbers = {key: _number(entry, _MOST_BYTES) for key, entry in named.items()}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _note(names: set[str], name: str) -> None:
+    if len(names) < _MOST_NAMES:
+        names.add(name)
+
+
+def _number(stated: Any, most: float) -> float | None:
+    if isinstance(stated, bool) or not isinstance(stated, (int, float)):
+        return None
+    return float(stated) if 0 <= stated <= most else None
+
+
+def _whole(stated: Any) -> int | None:
+    return stated if type(stated) is int and 0 <= stated <= 2**53 else None
+
+
+def _text(stated: Any) -> str | None:
+    return stated[:_LONGEST_TEXT] if isinstance(stated, str) else None
+
+
+def _time(stated: Any) -> float | None:
+    if not isinstance(stated, str) or len(stated) > _LONGEST_TEXT:
+        return None
+    try:
+        parsed = datetime.fromisoformat(stated)
+        noted = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return noted if 0 <= noted < _LATEST else None

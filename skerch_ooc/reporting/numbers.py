@@ -1,0 +1,68 @@
+"""Numbers for people: few digits, true minus signs, powers of ten that can be read."""
+
+from __future__ import annotations
+
+import math
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_THIN = "\u202f"
+
+
+def count(number: int) -> str:
+    """A whole number, its thousands apart."""
+    text = f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
+    return text.replace("-", "−")
+
+
+def power(exponent: int) -> str:
+    """A power of ten; those near one are written out."""
+    if -2 <= exponent <= 3:
+        return f"{10.0**exponent:g}"
+    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def value(number: float, digits: int = 4) -> str:
+    """A measured number, to so many digits."""
+    if not math.isfinite(number):
+        return "unknown"
+    if number == 0:
+        return "0"
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    if -4 <= int(exponent) < max(5, digits):
+        places = max(0, digits - 1 - int(exponent))
+        return f"{float(f'{number:.{digits - 1}e}'):.{places}f}".replace("-", "−")
+    superscript = str(int(exponent)).translate(_SUPERSCRIPTS)
+    return f"{mantissa.replace('-', '−')} × 10{superscript}"
+
+
+def tick(number: float, step: float) -> str:
+    """A number at an axis whose numbers are so far apart."""
+    if number == 0:
+        return "0"
+    if max(abs(number), step) >= 1e5 or step < 1e-4:
+        mantissa, exponent = f"{number:.3g}", 0
+        if "e" in f"{number:.2e}":
+            mantissa, text = f"{number:.2e}".split("e")
+            exponent = int(text)
+        mantissa = mantissa.rstrip("0").rstrip(".").replace("-", "−")
+        return f"{mantissa}·10{str(exponent).translate(_SUPERSCRIPTS)}"
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    text = f"{number:,.{places}f}" if abs(number) >= 10_000 else f"{number:.{places}f}"
+    return text.replace(",", _THIN).replace("-", "−")
+
+
+def share(number: float) -> str:
+    """A share of a whole: in per cent, unless it is too small for that."""
+    if not math.isfinite(number):
+        return "unknown"
+    if 1e-4 <= abs(number) < 10:
+        text = value(100 * number, 3 if abs(number) >= 0.1 else 2)
+        return f"{text.removesuffix('.0')} %"
+    return value(number, 2)
+
+
+def probability(number: float) -> str:
+    """A lower bound of a probability, never rounded up to certainty."""
+    if number >= 0.99995:
+        return "> 0.9999"
+    return f"{number:.{2 if number < 0.99 else 4}f}"

@@ -1,0 +1,114 @@
+"""What the tests of reports share: runs of each kind, and the page as a parser sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import torch
+from operators import dense
+
+import skerch_ooc as ooc
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+@dataclass
+class Node:
+    """An element with its attributes and the text that is in it."""
+
+    name: str
+    attributes: dict[str, str | None]
+    text: str = ""
+
+
+@dataclass
+class Page(HTMLParser):
+    """All elements of a page, and whatever is wrong with its nesting."""
+
+    nodes: list[Node] = field(default_factory=list)
+    open_nodes: list[Node] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__init__(convert_charrefs=True)
+
+    def handle_starttag(self, tag, attrs):
+        self.nodes.append(Node(tag, dict(attrs)))
+        if len(dict(attrs)) != len(attrs):
+            self.wrong.append(f"<{tag}> has an attribute twice")
+        if tag not in VOID:
+            self.open_nodes.append(self.nodes[-1])
+
+    def handle_endtag(self, tag):
+        if not self.open_nodes or self.open_nodes.pop().name != tag:
+            self.wrong.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data):
+        for node in self.open_nodes:
+            node.text += data
+
+    def all(self, name: str) -> list[Node]:
+        return [node for node in self.nodes if node.name == name]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.all("body")[0].text.split())
+
+
+def parsed(content: Path | bytes) -> Page:
+    page = Page()
+    page.feed((content if isinstance(content, bytes) else content.read_bytes()).decode())
+    page.close()
+    page.wrong += [f"<{node.name}> is not closed" for node in page.open_nodes]
+    return page
+
+
+def updated(folder: Path) -> None:
+    a = dense((90, 90))
+    ooc.eigh(a, measurements=40, run_dir=folder)
+    run = ooc.update(ooc.open_run(folder), a @ a)
+    ooc.recover(run)
+    ooc.assess(run)
+
+
+def extended(folder: Path) -> None:
+    a = dense((90, 90), "decay")
+    ooc.eigh(a, measurements=20, run_dir=folder)
+    run = ooc.extend(ooc.open_run(folder), 30)
+    ooc.measure(run, operator=a)
+    ooc.recover(run)
+    ooc.assess(run)
+
+
+def eigh_of(a: torch.Tensor, measurements: int = 30, **options):
+    return lambda folder: ooc.eigh(a, measurements=measurements, run_dir=folder, **options)
+
+
+def svd_of(a: torch.Tensor, measurements: int = 20, **options):
+    return lambda folder: ooc.svd(a, measurements=measurements, run_dir=folder, **options)
+
+
+SQUARE, TALL = (90, 90), (110, 70)
+KINDS = {
+    "eigh": eigh_of(dense(SQUARE, "decay")),
+    "svd": svd_of(dense(TALL, "decay", hermitian=False)),
+    "complex eigh": eigh_of(dense(SQUARE, "decay", "complex64")),
+    "complex svd": svd_of(dense(TALL[::-1], "decay", "complex128", hermitian=False)),
+    "single precision": eigh_of(dense(SQUARE, "slow", "float32")),
+    "rounds": svd_of(dense(TALL, "decay", hermitian=False), method="hmt", power_iterations=1),
+    "inner sketch": svd_of(dense(TALL, "decay", hermitian=False), 8, method="oversampled"),
+    "tolerance": eigh_of(dense(SQUARE, "decay"), 60, tolerance=0.4),
+    "implicit": eigh_of(dense(SQUARE, "decay"), vectors="implicit"),
+    "implicit svd": svd_of(dense(TALL, "decay", hermitian=False), vectors="implicit"),
+    "no error test": eigh_of(dense(SQUARE, "decay"), test_measurements=0),
+    "one test": eigh_of(dense(SQUARE, "decay"), test_measurements=1),
+    "limited rank": eigh_of(dense(SQUARE, "decay"), rank=1),
+    "rank 1": eigh_of(dense(SQUARE, "rank 1")),
+    "one entry": eigh_of(torch.full((1, 1), -3.0, dtype=torch.float64), 1),
+    "flat": eigh_of(dense(SQUARE, "flat", definite=True)),
+    "tiles": svd_of(dense((9000, 40), "decay", "float32", hermitian=False)),
+    "updated": updated,
+    "extended": extended,
+}

@@ -1,0 +1,102 @@
+"""Reports as a real browser shows them: on telephones and screens, in light and dark."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from browser import browser  # noqa: F401 (a fixture)
+from reports import KINDS
+
+import skerch_ooc as ooc
+
+pytestmark = pytest.mark.browser
+
+HOST = "gpu-node-000123.cluster.example.org"
+WIDTHS = (320, 390, 768, 1200)
+SIZES = """[...document.querySelectorAll('figure svg')].map(svg => {
+  const box = svg.getBoundingClientRect(); return Math.min(box.width, box.height) })"""
+OUTSIDE = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1 ||
+           box.top < frame.top - 1 || box.bottom > frame.bottom + 1
+  }).map(text => svg.querySelector('title').textContent + ': ' + text.textContent) })"""
+COLOUR = "getComputedStyle(document.{0}).{1}"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Reports of the kinds whose figures differ most."""
+    made = {}
+    for kind in ("eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat"):
+        folder = tmp_path_factory.mktemp("runs") / ("a run of a rather long name " * 4).strip()
+        KINDS[kind](folder)
+        receipts = folder / "logs/receipts.jsonl"
+        host = f'"host": "{HOST}"'
+        receipts.write_text(re.sub(r'"host": "[^"]*"', host, receipts.read_text()))
+        made[kind] = ooc.report(ooc.open_run(folder))
+    return made
+
+
+KINDS_SHOWN = ("eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS_SHOWN)
+def test_page_is_no_wider_than_its_window(browser, pages, kind, width):  # noqa: F811
+    browser.open(pages[kind], width=width)
+    sizes = "(d => [d.scrollWidth, d.clientWidth, innerWidth])(document.documentElement)"
+    content, room, window = browser.evaluate(sizes)
+    # Of a window with a scroll bar a little is left.
+    assert (content <= room, width - 20 <= room <= window == width) == (True, True)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS_SHOWN)
+def test_nothing_is_asked_for_and_nothing_complained_of(browser, pages, kind, dark):  # noqa: F811
+    browser.complaints.clear()
+    browser.open(pages[kind], width=1200, dark=dark)
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_figures_are_seen(browser, pages, width, dark):  # noqa: F811
+    browser.open(pages["eigh"], width=width, dark=dark)
+    sizes = browser.evaluate(SIZES)
+    assert len(sizes) == 7
+    assert min(sizes) > 60
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS_SHOWN)
+def test_texts_of_figures_are_within_them(browser, pages, kind, width):  # noqa: F811
+    browser.open(pages[kind], width=width)
+    assert browser.evaluate(OUTSIDE) == []
+
+
+def test_light_and_dark_are_the_readers_choice(browser, pages):  # noqa: F811
+    seen = []
+    for dark in (False, True):
+        browser.open(pages["eigh"], width=390, dark=dark)
+        wanted = [("body", "backgroundColor"), ("querySelector('figure svg .fill-blue')", "fill")]
+        seen.append([browser.evaluate(COLOUR.format(*what)) for what in wanted])
+    assert [a != b for a, b in zip(*seen, strict=True)] == [True, True]
+
+
+def test_what_is_printed_is_light(browser, pages):  # noqa: F811
+    browser.open(pages["eigh"], width=1000, dark=True)
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[scheme])
+    assert browser.evaluate(COLOUR.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_figure_files_are_shown_alone(browser, pages, dark):  # noqa: F811
+    browser.complaints.clear()
+    path = pages["eigh"].parent / "figures/spectrum.svg"
+    browser.open(path, width=600, dark=dark)
+    ground = browser.evaluate(COLOUR.format("documentElement", "backgroundColor"))
+    assert (ground, browser.complaints) == ("rgb(26, 29, 34)" if dark else "rgb(255, 255, 255)", [])
