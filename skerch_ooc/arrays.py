@@ -1,4 +1,4 @@
-"""Arrays whose place in memory cannot change a result."""
+"""Arrays whose place in memory cannot change a result, and conversions that say nothing."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[A
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def converted(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array in another type; what is too large for it becomes infinite without a warning.
+
+    For arrays that are looked at afterwards, and refused with a reason.
+    """
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)

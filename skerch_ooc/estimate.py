@@ -71,11 +71,10 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
     height, width = plan.identity.shape
     itemsize = np.dtype(plan.identity.dtype).itemsize
     baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
-    blocks = [block for role in ROLES for block in plan.blocks(role)]
     right = plan.reach("right")
     later = plan.rounds - 1
-    tasks = measure_tasks(plan) + later * len(plan.parts) * len(plan.blocks("right"))
-    widest = max(len(block) for block in blocks)
+    tasks = measure_tasks(plan) + later * len(plan.parts) * block_count(plan, "right")
+    widest = max(piece.widest for role in ROLES for piece in plan.cuts(role))
     operator_bytes = probe.column_bytes if probe else 0
     rank = right if plan.recovery.rank == "all" else min(right, int(plan.recovery.rank))
     shard_bytes = _shard_bytes(plan)
@@ -109,8 +108,13 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
 
 def measure_tasks(plan: Plan) -> int:
     """How many tasks the first round has."""
-    counts = [len(plan.blocks(role)) for role in ROLES]
+    counts = [block_count(plan, role) for role in ROLES]
     return sum(max(counts) if part.together else sum(counts) for part in plan.parts)
+
+
+def block_count(plan: Plan, role: str) -> int:
+    """How many blocks of a role the first round has; there may be millions."""
+    return sum(piece.count for piece in plan.cuts(role))
 
 
 def _measure_bytes(plan: Plan, widest: int) -> int:
@@ -123,7 +127,9 @@ def _measure_bytes(plan: Plan, widest: int) -> int:
         if part.together
     ]
     if rows:
-        columns = {role: max(map(len, blocks)) for role in ROLES if (blocks := plan.blocks(role))}
+        columns = {
+            role: max(piece.widest for piece in cuts) for role in ROLES if (cuts := plan.cuts(role))
+        }
         whole = rows_bytes(identity.shape, identity.dtype, max(rows), columns, 2 * SLAB_BYTES)
         # The others, if there are any, are measured by themselves.
         needed = whole if len(rows) == len(plan.parts) else max(whole, needed)

@@ -6,6 +6,7 @@ their bits do not depend on where an array happens to lie. torch is loaded when 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -111,15 +112,19 @@ def _tensor(matrix: Array) -> Any:
 def spectral_norm(matrix: Array) -> float:
     """The largest singular value, by a few steps of the power method: low by some per cent.
 
-    A fixed start keeps results reproducible.
+    A fixed start keeps results reproducible. Fourth powers of entries come up: the matrix is scaled
+    by a power of two, which changes no bit of the result, so that they do not overflow.
     """
-    if matrix.size == 0:
+    largest = float(np.abs(matrix).max(initial=0.0))
+    if largest == 0:
         return 0.0
+    exponent = math.frexp(largest)[1]
+    matrix = matrix * math.ldexp(1.0, -exponent)
     vectors = np.random.default_rng(0).standard_normal((matrix.shape[1], _POWER_VECTORS))
     for _ in range(_POWER_STEPS):
         size = np.linalg.norm(vectors, axis=0)
         vectors = matrix.conj().T @ (matrix @ (vectors / np.where(size > 0, size, 1)))
-    return float(np.sqrt(np.linalg.norm(vectors, axis=0).max()))
+    return math.ldexp(float(np.sqrt(np.linalg.norm(vectors, axis=0).max())), exponent)
 
 
 def sandwich(left: Array, middle: Array, right: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import converted
+from skerch_ooc.errors import OperatorError
 from skerch_ooc.interleave import Batch, batch_size
 from skerch_ooc.partition import Range, cover, levels, tree_sum
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import Layout, SealedFile
-from skerch_ooc.shards import Rectangle, Strip, open_shard
+from skerch_ooc.shards import Rectangle, Strip, by_strip, open_shard
 from skerch_ooc.sides import Side
 from skerch_ooc.spec import Plan
 
 Array = npt.NDArray[Any]
 
 
-def used_shards(strip: Strip, rectangles: Iterable[Rectangle]) -> list[tuple[Range, Rectangle]]:
-    """Which columns of a strip to take from which shard.
+def used_shards(strip: Strip, members: Sequence[Rectangle]) -> list[tuple[Range, Rectangle]]:
+    """Which columns of a strip to take from which of its shards.
 
     Raises:
         ValueError: If the shards do not hold all columns.
     """
-    members = [rectangle for rectangle in rectangles if strip.holds(rectangle)]
     parts = cover(strip.columns, [rectangle.columns for rectangle in members])
     return [(part.shifted(-strip.columns.start), members[index]) for part, index in parts]
 
@@ -111,14 +112,16 @@ class RoleReader:
         self._dtype = np.dtype(run.plan.identity.dtype)
         self._wide = np.result_type(self._dtype, np.float64)
         self._layers: list[_Layer] = []
+        # Once for all strips: each of many parts must not look at the shards of all others.
+        members = by_strip(strips, rectangles)
         if folder == run.shards:
             parts = run.plan.parts
             for summand in range(parts[-1].summand + 1):
                 mine = [strip for strip in strips if parts[strip.part].summand == summand]
                 added = len(mine) > 1 and mine[0].rows == mine[1].rows
-                self._add(parts[mine[0].part].scale, mine, rectangles, added=added)
+                self._add(parts[mine[0].part].scale, mine, members, added=added)
         else:
-            self._add(1.0, strips, rectangles, added=False)
+            self._add(1.0, strips, members, added=False)
         self._plain = (
             len(self._layers) == 1 and self._layers[0].scale == 1 and not self._layers[0].added
         )
@@ -130,9 +133,10 @@ class RoleReader:
         }
 
     def _add(
-        self, scale: float, strips: Sequence[Strip], rectangles: Sequence[Rectangle], *, added: bool
-    ) -> None:
-        bands = [_Band(strip, used_shards(strip, rectangles)) for strip in strips]
+        self, scale: float, strips: Sequence[Strip],
+        members: Mapping[Strip, Sequence[Rectangle]], *, added: bool,
+    ) -> None:  # fmt: skip
+        bands = [_Band(strip, used_shards(strip, members[strip])) for strip in strips]
         self._layers.append(_Layer(scale, bands, added))
 
     @property
@@ -153,6 +157,7 @@ class RoleReader:
 
         Raises:
             CorruptError: If a checksum is wrong.
+            OperatorError: If a sum of parts is too large for the dtype.
         """
         rows = self._tiles[number]
         out = out[: len(rows)]
@@ -160,12 +165,18 @@ class RoleReader:
             return self._read_layer(self._layers[0], rows, out)
         total = np.zeros(out.shape, self._wide)
         space = np.empty(out.shape, self._wide)
-        for layer in self._layers:
-            part = self._read_layer(layer, rows, space)
-            part *= layer.scale
-            total += part
+        with np.errstate(over="ignore", invalid="ignore"):
+            for layer in self._layers:
+                part = self._read_layer(layer, rows, space)
+                part *= layer.scale
+                total += part
         # As if it had been measured in one: what was merged must not be finer than what is read.
-        out[:] = total.astype(self._dtype)
+        out[:] = converted(total, self._dtype)
+        if not np.isfinite(out).all():
+            raise OperatorError(
+                f"the sum of the operators exceeds {self._dtype} in rows {rows} of its sketch; "
+                "scale its terms, or plan a run with a wider dtype"
+            )
         return out
 
     def _read_layer(self, layer: _Layer, rows: Range, out: Array) -> Array:
@@ -183,7 +194,7 @@ class RoleReader:
             total += other
             return total
 
-        out[:] = tree_sum(map(wide, bands), add).astype(self._dtype)
+        out[:] = converted(tree_sum(map(wide, bands), add), self._dtype)
         return out
 
     def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest
-from skerch_ooc.partition import Range, cut
+from skerch_ooc.partition import Range
 from skerch_ooc.pieces import TallMatrix, lost_pieces, open_matrix
 from skerch_ooc.readers import RoleReader, SketchReader
 from skerch_ooc.rundir import Run
@@ -43,7 +43,7 @@ from skerch_ooc.sides import (
     is_adjoint,
     later_round,
 )
-from skerch_ooc.spec import FORMAT_VERSION, MAX_SIZE, ROLES, Plan
+from skerch_ooc.spec import FORMAT_VERSION, MAX_SIZE, ROLES, Cut, Plan
 
 Array = npt.NDArray[Any]
 
@@ -154,11 +154,12 @@ class Round:
         """Products that the round takes."""
         return sum(map(len, self.planned.values())) * self.run.plan.summands
 
-    def blocks(self, role: str) -> list[Range]:
-        """The column ranges of a role that are tasks of their own."""
+    def cuts(self, role: str) -> list[Cut]:
+        """The columns of a role, and how they are cut into the blocks that are tasks."""
         if self.basis is None:
-            return self.run.plan.blocks(role)
-        return cut(self.planned[role], self.run.plan.block_width)
+            return self.run.plan.cuts(role)
+        columns = self.planned[role]
+        return [Cut(columns.start, columns.stop, self.run.plan.block_width)]
 
     @cached_property
     def strips(self) -> list[Strip]:

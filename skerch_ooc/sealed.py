@@ -467,7 +467,6 @@ class SealedFile:
     Attributes:
         path: Where it is.
         identity: What the file says it is.
-        provenance: When, where and with what it was made.
         arrays: Its small datasets.
         layout: Its bulk, or the first of them; ``None`` if it has none.
         advice: What to do if a tile turns out to be altered; ends the error message.
@@ -491,20 +490,29 @@ class SealedFile:
             raw.check()
 
     def _read(self, file: h5py.File, seal: Seal) -> None:
-        _refuse_links(file, self.path)
-        self.identity = _json(file, "identity", self.path)
-        self.provenance = _json(file, "provenance", self.path)
+        # Each opened once: of thousands of files that is what takes the time.
+        datasets = _plain_datasets(file, self.path)
+        self.identity = _json(datasets, "identity", self.path)
+        _json(datasets, "provenance", self.path)
+        # As text, which takes a fifth of the memory: of thousands of files few are asked for it.
+        self._provenance = bytes(datasets["provenance"][()])
         described = self.identity.get("bulk", [])
         extents = []
         for value in described if isinstance(described, list) else [described]:
             layout, crc32 = Layout.from_json(value, self.path)
-            extents.append(_checked_extent(file, layout, self.path))
+            extents.append(_checked_extent(datasets, layout, self.path))
             self._bulks[layout.name] = _Bulk(layout, crc32, extents[-1].offset)
         if tuple(sorted(extents, key=lambda extent: extent.offset)) != seal.bulks:
             raise CorruptError(f"{self.path}: its data do not lie where the seal says")
-        for name in file:
+        for name, dataset in datasets.items():
             if name not in ("identity", "provenance", *self._bulks):
-                self.arrays[name] = np.asarray(file[name][()])
+                self.arrays[name] = np.asarray(dataset[()])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """When, where and with what it was made."""
+        found: dict[str, Any] = json.loads(self._provenance)
+        return found
 
     @property
     def layout(self) -> Layout | None:
@@ -629,10 +637,10 @@ def verify(path: Path) -> SealedFile:
     return file
 
 
-def _checked_extent(file: h5py.File, layout: Layout, path: Path) -> Extent:
+def _checked_extent(datasets: Mapping[str, h5py.Dataset], layout: Layout, path: Path) -> Extent:
     """Where a bulk lies, after it was compared with its description."""
-    dataset = file.get(layout.name)
-    if not isinstance(dataset, h5py.Dataset):
+    dataset = datasets.get(layout.name)
+    if dataset is None:
         raise CorruptError(f"{path} has no dataset {layout.name}")
     if dataset.shape != layout.shape or dataset.dtype != layout.stored_dtype:
         raise CorruptError(
@@ -647,9 +655,9 @@ def _checked_extent(file: h5py.File, layout: Layout, path: Path) -> Extent:
     return extent
 
 
-def _json(file: h5py.File, name: str, path: Path) -> dict[str, Any]:
+def _json(datasets: Mapping[str, h5py.Dataset], name: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file[name][()])
+        value = json.loads(datasets[name][()])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{path} has no readable {name}: {error}") from error
     if not isinstance(value, dict):
@@ -657,18 +665,22 @@ def _json(file: h5py.File, name: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_links(file: h5py.File, path: Path) -> None:
-    """Only plain datasets in this very file: links, external or virtual data can be anything."""
+def _plain_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """All that a file holds; links, external or virtual data can be anything, and are refused."""
+    found, hard = {}, h5py.h5l.TYPE_HARD
     for name in file:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        if file.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != hard:
             raise CorruptError(f"{path}: {name} is a link to elsewhere, not data")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset):
             raise CorruptError(f"{path}: {name} is not a dataset")
-        if dataset.is_virtual or dataset.external:
+        made = dataset.id.get_create_plist()
+        if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
             raise CorruptError(f"{path}: {name} keeps its data in other files")
-        if dataset.id.get_create_plist().get_nfilters():
+        if made.get_nfilters():
             raise CorruptError(f"{path}: {name} is filtered; sealed files are not")
+        found[name] = dataset
+    return found
 
 
 def _open(path: Path) -> int:

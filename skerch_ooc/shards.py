@@ -200,10 +200,6 @@ class Strip:
     columns: Range
     rows: Range
 
-    def holds(self, shard: Rectangle) -> bool:
-        """Whether a shard has columns of this role and part, and all rows of them."""
-        return (shard.role, shard.part, shard.rows) == (self.role, self.part, self.rows)
-
 
 def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Strip:
     """What is planned of a role for a part, where the sketch of the role has so many rows."""
@@ -213,13 +209,18 @@ def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> 
 
 def missing_of(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Range]]:
     """The column ranges of each strip that no shard holds."""
-    present: dict[tuple[str, int, Range], list[Range]] = {}
-    for shard in shards:
-        present.setdefault((shard.role, shard.part, shard.rows), []).append(shard.columns)
     return {
-        strip: gaps(strip.columns, present.get((strip.role, strip.part, strip.rows), []))
-        for strip in strips
+        strip: gaps(strip.columns, [shard.columns for shard in members])
+        for strip, members in by_strip(strips, shards).items()
     }
+
+
+def by_strip(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Rectangle]]:
+    """The shards that hold columns of each strip, and all rows of them."""
+    present: dict[tuple[str, int, Range], list[Rectangle]] = {}
+    for shard in shards:
+        present.setdefault((shard.role, shard.part, shard.rows), []).append(shard)
+    return {strip: present.get((strip.role, strip.part, strip.rows), []) for strip in strips}
 
 
 def by_role(missing: Mapping[Strip, Sequence[Range]]) -> dict[str, list[Range]]:

@@ -516,6 +516,21 @@ class Cut:
     stop: int
     width: int
 
+    @property
+    def columns(self) -> Range:
+        """All of them."""
+        return Range(self.start, self.stop)
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return -(-(self.stop - self.start) // self.width)
+
+    @property
+    def widest(self) -> int:
+        """The width of the widest block."""
+        return min(self.width, self.stop - self.start)
+
 
 @dataclass(frozen=True)
 class Amendment:
@@ -653,7 +668,7 @@ class Plan:
 
     def span(self, role: str) -> Range:
         """The planned columns of a role of the first round."""
-        cuts = [a.blocks[role] for a in self.amendments if role in a.blocks]
+        cuts = self.cuts(role)
         return Range(cuts[0].start, cuts[-1].stop) if cuts else Range(0, 0)
 
     def reach(self, role: str) -> int:
@@ -672,12 +687,11 @@ class Plan:
 
     def blocks(self, role: str) -> list[Range]:
         """The column ranges of a role that are tasks of their own."""
-        return [
-            block
-            for amendment in self.amendments
-            if (piece := amendment.blocks.get(role)) is not None
-            for block in cut(Range(piece.start, piece.stop), piece.width)
-        ]
+        return [block for piece in self.cuts(role) for block in cut(piece.columns, piece.width)]
+
+    def cuts(self, role: str) -> list[Cut]:
+        """The columns of a role of the first round, and how they are cut into blocks, in order."""
+        return [a.blocks[role] for a in self.amendments if role in a.blocks]
 
     @property
     def block_count(self) -> int:
@@ -687,7 +701,7 @@ class Plan:
 
     def width(self, role: str) -> int:
         """The width of the blocks in which further columns of a role are measured."""
-        cuts = [a.blocks[role] for a in self.amendments if role in a.blocks]
+        cuts = self.cuts(role)
         return cuts[-1].width if cuts else self.block_width
 
     @property

@@ -16,7 +16,7 @@ from skerch_ooc import planning, rundir
 from skerch_ooc.errors import DriftError, IncompleteError, UsageError
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
-from skerch_ooc.operators.probe import check_fingerprint, examine
+from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
 from skerch_ooc.parts import Part, Source, require_factor
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import Resources, operator_threads
@@ -65,7 +65,8 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
     Raises:
         IncompleteError: If something else is not measured yet.
         OperatorError: If ``B`` cannot be used, or has another shape.
-        UsageError: If the method's sketch is not linear, or this was added before.
+        UsageError: If the method's sketch is not linear, this was added before, or the factors lead
+            out of the range of the dtype.
     """
     scale = require_factor("scale", update.scale)
     forget = require_factor("forget", update.forget)
@@ -102,6 +103,7 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         with operator_threads(resources.threads):
             examined = examine(product, plan.identity.seed, plan.identity.kind)
     findings, fingerprint = examined
+    _require_range(run, forget, scale * float(fingerprint["norm"]))
     parts = planning.parts_of(
         product,
         update.operator.parts,
@@ -119,6 +121,30 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         grown, product.device, resources.threads, product=product, summand=parts[0].summand
     )
     return grown, operands
+
+
+def _require_range(run: Run, forget: float, added: float) -> None:
+    """Refuses factors by which the sum of the operators leaves the range of the run's numbers.
+
+    Args:
+        run: The run.
+        forget: What its operator is multiplied by.
+        added: Norm of a product of what is added.
+
+    Raises:
+        UsageError: With the size that the products would have.
+    """
+    stored = [(part.scale, run.fingerprint(part.number)) for part in run.plan.parts]
+    norms = [abs(scale * forget) * float(found["norm"]) for scale, found in stored if found]
+    norms.append(abs(added))
+    dtype = run.plan.identity.dtype
+    smallest, largest = sizes_allowed(dtype)
+    if not (smallest < max(norms) and sum(norms) < largest):
+        raise UsageError(
+            f"scale and forget: products of the sum would be about {sum(norms):.1e}, which is out "
+            f"of the range of {dtype}; take factors that leave them between {smallest:.0e} and "
+            f"{largest:.0e}"
+        )
 
 
 def _added_before(run: Run, source: Source, product: Product | None) -> int | None:

@@ -7,7 +7,7 @@ tasks are not known yet, all are left.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from skerch_ooc.errors import UsageError
@@ -16,8 +16,8 @@ from skerch_ooc.rundir import Run
 from skerch_ooc.sides import first_round, later_round
 from skerch_ooc.spec import Plan
 from skerch_ooc.stages.bases import basis_left
-from skerch_ooc.stages.measure import missing_tasks
 from skerch_ooc.stages.merge import Merge, merge_tasks
+from skerch_ooc.stages.missing import missing_numbers
 from skerch_ooc.stages.recover import ASSESSMENT, result_path, vectors_left
 from skerch_ooc.stages.spread import vector_tasks
 from skerch_ooc.status import is_stale
@@ -77,7 +77,7 @@ class Left:
     """
 
     stage: Stage
-    tasks: tuple[int, ...]
+    tasks: Sequence[int]
 
 
 def work_left(run: Run) -> list[Left]:
@@ -87,28 +87,28 @@ def work_left(run: Run) -> list[Left]:
         CorruptError: If a shard, a basis or a solution is damaged.
         IncompleteError: If the folder of the shards is gone.
     """
-    return [Left(stage, tuple(tasks)) for stage, tasks in _left(run) if tasks]
+    return [Left(stage, tasks) for stage, tasks in _left(run) if tasks]
 
 
-def _left(run: Run) -> Iterator[tuple[Stage, list[int]]]:
+def _left(run: Run) -> Iterator[tuple[Stage, Sequence[int]]]:
     plan = run.plan
     *_, known = known_rounds(run)
     if _is_finished(known):
         return
     yield from _left_of_known(known)
     for number in range(known.number + 1, plan.rounds + 1):
-        count = len(plan.parts) * len(plan.blocks("right"))
-        yield Stage("measure", number), list(range(count))
+        count = len(plan.parts) * sum(piece.count for piece in plan.cuts("right"))
+        yield Stage("measure", number), range(count)
         yield from _after_measuring(plan, number)
     yield Stage("assess"), [0]
 
 
-def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
+def _left_of_known(known: Round) -> Iterator[tuple[Stage, Sequence[int]]]:
     """What is left of the last round whose test matrix is known."""
     run, number = known.run, known.number
-    blocks = missing_tasks(known, device="", threads=1)
-    if blocks:
-        yield Stage("measure", number), sorted({task.number for task in blocks})
+    numbers = missing_numbers(known)
+    if numbers:
+        yield Stage("measure", number), numbers
         yield from _after_measuring(run.plan, number)
         return
     yield Stage("merge", number), Merge(known).left()
@@ -124,7 +124,7 @@ def _left_of_known(known: Round) -> Iterator[tuple[Stage, list[int]]]:
         yield Stage("vectors", number), pieces
 
 
-def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, list[int]]]:
+def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, Sequence[int]]]:
     """The stages of a round after it is measured, if none of their tasks is known to be done."""
     if number == 1:
         sides = first_round(plan)

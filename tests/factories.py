@@ -45,7 +45,8 @@ class Matrix:
     def applied(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         log_call(x)
         self.calls += 1
-        time.sleep(self.delay)
+        if self.delay:
+            time.sleep(self.delay)
         y = matrix @ x
         if self.calls > self.faults.get("drift_after", 10**9):
             y = y * (1 + 1e-4)
@@ -285,3 +286,19 @@ def batches_hessian(first: int, count: int, per_batch: bool) -> object:
         for _ in range(first + count)
     ]
     return hessian(model, torch.nn.MSELoss(), data[first:], per_batch=per_batch)
+
+
+def scaled(n: int = 2 * 10**6, delay: float = 0.0):
+    """Twice the identity, of any size."""
+
+    class Scaled:
+        shape = (n, n)
+
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(delay)
+            return 2 * x
+
+        def adjoint(self):
+            return self
+
+    return Scaled()

@@ -206,7 +206,7 @@ def test_task_whose_shard_is_there_is_not_measured_again(tmp_path, call_log):
     from skerch_ooc.stages.measure import missing_tasks, perform
 
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
-    task = missing_tasks(Round(run), "cpu", 1)[0]
+    task = next(iter(missing_tasks(Round(run), "cpu", 1)))
     receipts = [perform(task)() for _ in range(2)]
     before = len(call_log())
     receipts.append(perform(task)())

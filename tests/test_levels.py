@@ -36,7 +36,7 @@ LEVELS = (
     ("shards", "sizing", "pieces"),
     ("readers",),
     ("rounds",),
-    ("stages.testmatrices", "stages.arithmetic", "stages.drift"),
+    ("stages.testmatrices", "stages.arithmetic", "stages.drift", "stages.missing"),
     ("stages.operands", "stages.requests"),
     ("stages.accumulate", "stages.measure"),
     ("stages.merge",),

@@ -144,7 +144,7 @@ def test_answer_is_that_of_the_dense_matrix(tmp_path, case):
 def test_tasks_are_parts_times_columns(tmp_path):
     spec = {"kind": "svd", "measurements": 24, "operator": {"parts": 4}, "sketch": {"block": 10}}
     run = ooc.plan(spec, tmp_path / "run", operator=operator("stack", "svd", "float32"))
-    tasks = missing_tasks(Round(run), "cpu", 1)
+    tasks = list(missing_tasks(Round(run), "cpu", 1))
     assert {task.part for task in tasks} == {0, 1, 2, 3}
     blocks = [task.blocks for task in tasks if task.part == 2]
     # 24 right columns, 36 left ones and 30 of the test.

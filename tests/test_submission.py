@@ -617,7 +617,9 @@ class TestStatus:
 
 class TestWorkload:
     def stages(self, run):
-        return {str(left.stage): left.tasks for left in work_left(ooc.open_run(run.directory))}
+        return {
+            str(left.stage): tuple(left.tasks) for left in work_left(ooc.open_run(run.directory))
+        }
 
     def test_small_run_has_two_stages(self, run):
         assert list(self.stages(run)) == ["measure", "assess"]

@@ -36,6 +36,11 @@ class Executor(Protocol):
         """See above."""
         ...
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """It runs the tasks whose number leaves the first, divided by the second."""
+        ...
+
     def session(self, threads: int) -> AbstractContextManager[None]:
         """Keeps the workers from one :meth:`run` to the next while it is entered."""
         ...

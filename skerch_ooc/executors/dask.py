@@ -35,6 +35,17 @@ PATIENCE = 120.0
 
 _CONNECT_SECONDS = 15.0
 _IN_FLIGHT = 2
+_NO_HISTORY = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.log-length": 1000,
+    "distributed.admin.low-level-log-length": 100,
+    "distributed.admin.system-monitor.log-length": 600,
+    "distributed.diagnostics.computations.max-history": 0,
+}
+"""Nobody looks at the history of processes that end with us, and some of it has no bounds. Profiles
+alone, of which two are kept for each second, take 100 MB of a worker's memory in a quarter of an
+hour; a computation keeps a record of each group of tasks, and is one while work goes on."""
+
 _LARGEST_GROUP = 64
 _GROUP_SECONDS = 0.05
 _WORD_SECONDS = 1e-3
@@ -174,6 +185,7 @@ class Dask:
     """
 
     remote = True
+    share = (0, 1)
 
     def __init__(
         self, scheduler: Any = None, *, workers: int | None = None, tries: int = 1
@@ -323,7 +335,7 @@ class Dask:
         settings = {
             "distributed.worker.daemon": False,
             "distributed.nanny.pre-spawn-environ": environment,
-        }
+        } | _NO_HISTORY
         with contextlib.ExitStack() as stack:
             stack.enter_context(dask.config.set(settings))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="skerch-ooc-"))

@@ -19,6 +19,7 @@ class Serial:
     workers = 1
     remote = False
     threads: int | None = None
+    share = (0, 1)
 
     def session(self, threads: int) -> AbstractContextManager[None]:  # noqa: ARG002
         """See :class:`skerch_ooc.executors.Executor`: there is nothing to keep."""

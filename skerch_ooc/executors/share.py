@@ -40,6 +40,11 @@ class Share:
         self._serial = Serial()
 
     @property
+    def share(self) -> tuple[int, int]:
+        """See :class:`skerch_ooc.executors.Executor`."""
+        return self._index, self._of
+
+    @property
     def first(self) -> bool:
         """Whether this is the share that does what cannot be shared."""
         return self._index == 0

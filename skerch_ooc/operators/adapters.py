@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import traceback
@@ -97,13 +98,20 @@ class Product:
         """
         x = columns if self._numpy else _to_torch(columns, self.device)
         try:
-            y = adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
+            with self._warnings():
+                y = adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
         except (MemoryError, OperatorError):
             raise
         except Exception as error:
             # Whatever a user's own code raises is theirs: told in their words, with its line.
             raise OperatorError(_describe(error, columns, adjoint)) from error
         return self._checked(y, columns.shape, adjoint)
+
+    def _warnings(self) -> contextlib.AbstractContextManager[Any]:
+        """Of overflow in a plain array's product nothing is said: it is looked for, and refused."""
+        if isinstance(self._operator, np.ndarray):
+            return np.errstate(over="ignore", invalid="ignore")
+        return contextlib.nullcontext()
 
     def _checked(self, y: Any, given: tuple[int, ...], adjoint: bool) -> Array:
         call = "the adjoint's product with X" if adjoint else "operator @ X"

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skerch_ooc.arrays import empty_aligned
+from skerch_ooc.arrays import converted, empty_aligned
 from skerch_ooc.errors import OperatorError
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Request
@@ -143,7 +143,7 @@ class StoredMatrix:
         if not stored.dtype.isnative:
             stored = stored.astype(stored.dtype.newbyteorder("="))
         if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
-            stored = stored.astype(self.dtype)
+            stored = converted(stored, self.dtype)
         return torch.from_numpy(stored).to(self.device, dtype)
 
     @cached_property

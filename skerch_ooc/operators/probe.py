@@ -40,6 +40,8 @@ _VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
 _ROWS_AT_ONCE = 4096
 _LARGEST = 1e100
+_DIGITS_ROOM = 16
+"""Products with a basis may be smaller than those with random vectors."""
 
 _CAUSES = (
     "Likely causes: dropout or batch normalisation in training mode (call model.eval()), a data "
@@ -196,7 +198,7 @@ def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list
 
 
 def _require_scale(products: Array) -> None:
-    """Refuses operators whose squares leave the range of double precision, and zero.
+    """Refuses zero, and operators whose numbers or squares leave the range of their type.
 
     Raises:
         OperatorError: If the products are all zero, too small or too large.
@@ -205,7 +207,8 @@ def _require_scale(products: Array) -> None:
         size = norm(products)
     if not products.any():
         raise OperatorError(
-            "there is nothing to decompose: the operator's products with random vectors are zero"
+            "there is nothing to decompose: the operator's products with random vectors are zero; "
+            "check its data, and whether they are too small for its dtype"
         )
     if not 1 / _LARGEST < size < _LARGEST:
         raise OperatorError(
@@ -213,6 +216,24 @@ def _require_scale(products: Array) -> None:
             f"of double precision; scale the operator to between {1 / _LARGEST:.0e} and "
             f"{_LARGEST:.0e}"
         )
+    # Of the entries that are not zero: those of sparse operators may be few.
+    entries, smallest = np.count_nonzero(products), _DIGITS_ROOM * np.finfo(products.dtype).tiny
+    typical = size / math.sqrt(entries)
+    if typical < smallest:
+        raise OperatorError(
+            f"the operator's products are about {typical:.1e} in size, where {products.dtype} has "
+            f"fewer digits than elsewhere; multiply the operator so that they are above "
+            f"{smallest:.0e}, or use a wider dtype"
+        )
+
+
+def sizes_allowed(dtype: str) -> tuple[float, float]:
+    """Between which norms products can be added without loss, with room for later ones."""
+    finfo = np.finfo(dtype)
+    return (
+        max(1 / _LARGEST, _DIGITS_ROOM * float(finfo.tiny)),
+        min(_LARGEST, float(finfo.max) / _DIGITS_ROOM),
+    )
 
 
 def _vectors(product: Product, seed: int, columns: Range) -> Array:

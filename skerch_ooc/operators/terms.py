@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import converted
 from skerch_ooc.errors import OperatorError
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
 from skerch_ooc.partition import Range, tree_sum
@@ -250,7 +251,7 @@ class TermsProduct(Product):
             return total
 
         total = tree_sum(map(scaled, numbers), np.add)
-        return total if wide else total.astype(self.dtype)
+        return total if wide else converted(total, self.dtype)
 
     def _rows_for(self, number: int, columns: Array, adjoint: bool) -> Array:
         """What of a block of columns one term is applied to."""

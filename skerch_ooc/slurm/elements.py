@@ -50,11 +50,16 @@ def pack(tasks: Sequence[int], most: int, limit: int) -> Elements:
         limit: What all indices must be below.
     """
     numbers = np.asarray(tasks)
-    best = (len(tasks), 1, 1)
+    best, total = (len(tasks), 1, 1), len(tasks)
+    # As when nothing is done yet: of millions of tasks nothing needs to be counted.
+    contiguous = int(numbers.max()) - int(numbers.min()) == total - 1
     for of in range(2, min(limit, int(numbers.max()) + 1, _MOST_TRIED) + 1):
-        loads = np.bincount(numbers % of)
-        elements = int(np.count_nonzero(loads))
+        if contiguous:
+            longest, elements = -(-total // of), min(of, total)
+        else:
+            loads = np.bincount(numbers % of)
+            longest, elements = int(loads.max()), int(np.count_nonzero(loads))
         if elements <= most:
-            best = min(best, (int(loads.max()), elements, of))
+            best = min(best, (longest, elements, of))
     longest, _, of = best
     return Elements(of, tuple(int(i) for i in np.flatnonzero(np.bincount(numbers % of))), longest)

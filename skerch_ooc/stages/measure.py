@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.arrays import converted
 from skerch_ooc.budget import Budget
 from skerch_ooc.errors import UsageError
 from skerch_ooc.executors import Executor
@@ -34,6 +33,7 @@ from skerch_ooc.rounds import Basis, Round, known_rounds
 from skerch_ooc.rundir import Run, open_run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import Rectangle, publish_shard, strip_of
+from skerch_ooc.stages.missing import MeasureTask, MissingTasks, missing_tasks
 from skerch_ooc.stages.operands import Operands
 from skerch_ooc.stages.requests import (
     inner_product,
@@ -45,41 +45,6 @@ from skerch_ooc.stages.requests import (
 from skerch_ooc.streams import SPARE_BYTES
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class MeasureTask:
-    """Columns to be measured with a part of the operator: a path and a few numbers.
-
-    Attributes:
-        run: The run directory.
-        round: Number of the round.
-        basis: The file of its test matrix, if that is a basis.
-        part: Number of the part.
-        blocks: Role, first column, and first column after it of each block; several only where the
-            part takes them together.
-        device: The torch device.
-        threads: Threads of the operator.
-        number: Of the block among all that are planned for the round.
-    """
-
-    run: str
-    round: int
-    basis: str | None
-    part: int
-    blocks: tuple[tuple[str, int, int], ...]
-    device: str
-    threads: int
-    number: int
-
-    @property
-    def columns(self) -> int:
-        """How many columns it has."""
-        return sum(stop - start for _, start, stop in self.blocks)
-
-    def __str__(self) -> str:
-        blocks = ", ".join(f"columns {start}-{stop} of {role}" for role, start, stop in self.blocks)
-        return blocks + (f" (part {self.part})" if self.part else "")
 
 
 def current_round(run: Run) -> Round:
@@ -95,53 +60,6 @@ def current_round(run: Run) -> Round:
 def is_complete(run: Run) -> bool:
     """Whether all columns that are known by now are measured."""
     return not any(current_round(run).missing().values())
-
-
-def missing_tasks(round_: Round, device: str, threads: int) -> list[MeasureTask]:
-    """The blocks of a round of which something is not published yet, in order."""
-    directory = str(round_.run.directory.resolve())
-    basis = str(round_.basis.file.path.resolve()) if round_.basis else None
-    missing = {
-        (strip.part, strip.role): ranges for strip, ranges in round_.missing_strips().items()
-    }
-
-    def pieces(part: Part, blocks: list[tuple[str, Range]]) -> list[tuple[str, int, int]]:
-        return [
-            (role, piece.start, piece.stop)
-            for role, block in blocks
-            for gap in missing[part.number, role]
-            if len(piece := gap.common(block))
-        ]
-
-    return [
-        MeasureTask(directory, round_.number, basis, part.number, together, device, threads, number)
-        for number, (part, blocks) in enumerate(planned_blocks(round_))
-        for together in _bundled(part, pieces(part, blocks))
-    ]
-
-
-def _bundled(
-    part: Part, pieces: list[tuple[str, int, int]]
-) -> list[tuple[tuple[str, int, int], ...]]:
-    """Which blocks make a task: all of them, or each for itself."""
-    if part.together:
-        return [tuple(pieces)] if pieces else []
-    return [(piece,) for piece in pieces]
-
-
-def planned_blocks(round_: Round) -> Iterator[tuple[Part, list[tuple[str, Range]]]]:
-    """What each task of a round is about: a part, and blocks of columns with their roles."""
-    for part in round_.run.plan.parts:
-        if part.together:
-            # The blocks of equal number; roles have as many of them, or none any more.
-            numbered = itertools.zip_longest(*map(round_.blocks, round_.planned))
-            for blocks in numbered:
-                pairs = zip(round_.planned, blocks, strict=True)
-                yield part, [(role, block) for role, block in pairs if block is not None]
-        else:
-            for role in round_.planned:
-                for block in round_.blocks(role):
-                    yield part, [(role, block)]
 
 
 @lru_cache(maxsize=1)
@@ -284,7 +202,7 @@ def _taken_alone(
     if role == "inner":
         rows = part.rows or Range(0, plan.identity.shape[0])
         measured = inner_product(plan, rows, measured)
-        measured = measured if partial else measured.astype(plan.identity.dtype)
+        measured = measured if partial else converted(measured, plan.identity.dtype)
     return [measured], drawn
 
 
@@ -332,7 +250,7 @@ def measure(
     device = device or run.plan.device
     budget = budget or Budget()
     round_ = current_round(run)
-    tasks = executor.chosen(missing_tasks(round_, device, resources.task_threads))
+    tasks = missing_tasks(round_, device, resources.task_threads, executor.share)
     if not tasks:
         return is_complete(run)
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
@@ -346,17 +264,14 @@ def measure(
         if operands is None:
             operands = operands_of(run, device, resources.threads, operator)
         # Built before memory is looked at: what it holds is part of it.
-        product = operands.of(run.plan.parts[tasks[0].part])
+        product = operands.of(run.plan.parts[tasks.stretches[0].part])
         _require_memory(round_, tasks, product, resources)
         work = partial(perform_with, round_, operands)
-    total = sum(task.columns for task in tasks)
+    total = sum(tasks.columns.values())
     stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
     itemsize = np.dtype(run.plan.identity.dtype).itemsize
-    entries = sum(
-        len(rectangle.rows) * len(rectangle.columns)
-        for task in tasks
-        for rectangle in _rectangles(round_, task)
-    )
+    heights = {(strip.part, strip.role): len(strip.rows) for strip in round_.strips}
+    entries = sum(heights[place] * count for place, count in tasks.columns.items())
     noun = "products of parts" if any(part.is_piece for part in run.plan.parts) else "products"
     with progress.stage(stage, total, noun, entries * itemsize / total, len(tasks)) as advance:
         for receipt in executor.run(work, budget.while_unspent(tasks), resources.task_threads):
@@ -401,17 +316,17 @@ def rows_bytes(
     return needed + 3 * slab_bytes // 2
 
 
-def _has_factories(run: Run, tasks: list[MeasureTask]) -> bool:
+def _has_factories(run: Run, tasks: MissingTasks) -> bool:
     """Whether other processes can build what the tasks apply."""
-    parts = {task.part for task in tasks}
+    parts = {stretch.part for stretch in tasks.stretches}
     return all(source_of(run, run.plan.parts[number]).factory is not None for number in parts)
 
 
 def _require_memory(
-    round_: Round, tasks: list[MeasureTask], product: Product, resources: Resources
+    round_: Round, tasks: MissingTasks, product: Product, resources: Resources
 ) -> None:
     identity = round_.run.plan.identity
-    widest = max(tasks, key=lambda task: task.columns)
+    widest = tasks.widest
     itemsize = np.dtype(identity.dtype).itemsize
     if product.together:
         columns = {

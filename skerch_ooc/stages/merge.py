@@ -261,7 +261,7 @@ class Merge:
                 sums[merge.side.name] = merge.accumulate(resources, progress, executor)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
-            warn_of_versions([shard.provenance for shard in self.sketch.shard_files])
+            warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
             require_no_drift(self.round, complete)
         for merge in fresh:
             merge.publish(complete[merge.side.name])
