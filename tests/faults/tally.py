@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = "SKERCH_OOC_RELIABILITY"
-_COUNTS = "SKERCH_OOC_RELIABILITY_COUNTS"
+COUNTS = "SKERCH_OOC_RELIABILITY_COUNTS"
 
 OUTCOMES = ("same", "named", "refused", "harmless")
 """The same contents in the end; an error that names the file; one valid result, or a clear refusal;
@@ -69,7 +69,7 @@ class Tally:
 
     def save(self) -> None:
         """Hands the counts to the session that writes the page."""
-        path = os.environ.get(_COUNTS)
+        path = os.environ.get(COUNTS)
         if path and self.counts:
             lines = [json.dumps([*key, count]) for key, count in self.counts.items()]
             with open(path, "a") as file:
@@ -79,12 +79,12 @@ class Tally:
 def begin_session(folder: Path) -> None:
     """Names the file in which processes leave their counts, if a page is wanted."""
     if os.environ.get(PAGE):
-        os.environ[_COUNTS] = str(folder / "counts.jsonl")
+        os.environ[COUNTS] = str(folder / "counts.jsonl")
 
 
 def end_session(seconds: float, tests: int, failed: int) -> None:
     """Writes the table into the page, if one is wanted."""
-    page, counts = os.environ.get(PAGE), os.environ.pop(_COUNTS, None)
+    page, counts = os.environ.get(PAGE), os.environ.pop(COUNTS, None)
     if not page or not counts or not Path(counts).exists():
         return
     total: Counter[tuple[str, str, str]] = Counter()

@@ -54,7 +54,7 @@ def sum_of(folder: Path, parts: int, columns: int) -> Path:
 )
 def test_many_shards_in_one_folder(parts, columns, zygote, tmp_path, tally):
     """Each in a file of its own, and no process may have more than 64 of them open."""
-    with tally.fault("load", "shards in one folder", parts * columns) as attempt:
+    with tally.fault("load", f"{parts * columns:,} shards in one folder") as attempt:
         spec, run = sum_of(tmp_path, parts, columns), tmp_path / "run"
 
         def command(*arguments):
