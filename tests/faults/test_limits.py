@@ -92,6 +92,32 @@ def test_finished_run_of_somebody_else_can_be_looked_at(zygote, tally, open_fold
 
 
 @as_root
+def test_report_of_a_run_of_somebody_else_is_written_elsewhere(zygote, tally, open_folder):
+    assert zygote(open_folder, *RUN).code == 0
+    mine = open_folder / "mine"
+    mine.mkdir()
+    mine.chmod(0o777)
+    with tally.fault(ENVIRONMENT, "report of a run that may not be written") as attempt:
+        refused = zygote(open_folder, "report", "run", user=NOBODY)
+        assert (refused.code, "--output" in refused.err) == (4, True), refused
+        ended = zygote(open_folder, "report", "run", "--output", mine / "a.html", user=NOBODY)
+        assert ended.code == 0, ended.err
+        assert (mine / "a.html").read_text().startswith("<!DOCTYPE html>")
+        attempt.ended("same")
+
+
+@as_root
+def test_clean_of_a_run_of_somebody_else_removes_nothing(zygote, tally, open_folder):
+    assert zygote(open_folder, *RUN).code == 0
+    before = sorted(open_folder.glob("**/*"))
+    with tally.fault(ENVIRONMENT, "clean of a run that may not be written") as attempt:
+        ended = zygote(open_folder, "clean", "run", "--sketch", user=NOBODY)
+        assert (ended.code, "Permission denied" in ended.err) == (4, True), ended
+        assert sorted(open_folder.glob("**/*")) == before
+        attempt.ended("named")
+
+
+@as_root
 @pytest.mark.parametrize(
     "command",
     [("measure", "run"), ("merge", "run"), ("recover", "run", "--rank", 3), RUN,

@@ -7,9 +7,11 @@ Each is a process of its own all the same: it is killed, limited and denied like
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -127,14 +129,14 @@ def _serve() -> None:
 
 
 def _load() -> None:
-    import factories  # noqa: F401
-    import h5py  # noqa: F401
-    import torch  # noqa: F401
-
+    """Imports all that a command may want later: another user may have no access to it."""
+    for name in ("factories", "h5py", "torch", "skerch_ooc.stages.estimates"):
+        importlib.import_module(name)
     import skerch_ooc
-    from skerch_ooc import cli, pipeline, shares, status, submission, tables, verification  # noqa: F401
-    from skerch_ooc.stages import estimates  # noqa: F401
 
+    for module in pkgutil.iter_modules(skerch_ooc.__path__, "skerch_ooc."):
+        if module.name != "skerch_ooc.__main__":
+            importlib.import_module(module.name)
     assert skerch_ooc.eigh
 
 
