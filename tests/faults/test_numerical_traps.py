@@ -453,7 +453,9 @@ class Tall:
         self.shape = (1, len(column)) if adjoint else (len(column), 1)
 
     def __matmul__(self, x):
-        return self.column.mH @ x if self.shape[0] == 1 else self.column @ x
+        # A sum of ten million numbers in single precision would be off by 1e-4.
+        a = self.column.mH if self.shape[0] == 1 else self.column
+        return (a.double() @ x.double()).float()
 
     def adjoint(self):
         return Tall(self.column, adjoint=self.shape[0] > 1)
