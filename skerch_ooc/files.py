@@ -41,6 +41,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def digest_of_any(value: Any) -> str | None:
+    """The digest of what was found in a file; ``None`` of what is never written, such as 1e999."""
+    try:
+        return digest(value)
+    except (ValueError, RecursionError):
+        return None
+
+
 def private_name(folder: Path) -> Path:
     """A name in ``folder`` that no other process uses; listings of published files leave it out."""
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -75,7 +75,7 @@ class Run:
         except FileNotFoundError:
             return None
         stated = value.pop("sha256", None) if isinstance(value, dict) else None
-        if stated != _digest_of(value):
+        if stated != files.digest_of_any(value):
             raise CorruptError(f"{path} was altered; restore it from a copy")
         if value.get("run") != self.plan.run_id:
             raise CorruptError(f"{path} belongs to another run ({str(value.get('run'))[:16]}...)")
@@ -115,7 +115,7 @@ class Run:
             )
 
     def receipts(self) -> Iterator[dict[str, Any]]:
-        """What the log of receipts holds."""
+        """What the log of receipts holds: for each task what it took, and where it was done."""
         return self.log("receipts")
 
     def log(self, name: str) -> Iterator[dict[str, Any]]:
@@ -138,14 +138,6 @@ class Run:
             files.append_line(self.logs / f"{log_name}.jsonl", record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
-
-
-def _digest_of(value: Any) -> str | None:
-    """The hash of a value; ``None`` if it is one that is never written, such as NaN."""
-    try:
-        return files.digest(value)
-    except (ValueError, RecursionError):
-        return None
 
 
 def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run:

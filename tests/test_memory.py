@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from functools import cache
-from pathlib import Path
 
 import pytest
 from conftest import CommandLine, write_spec
+from peaks import run_with_peak
 
 from skerch_ooc.resources import parse_bytes
 
 
-def peak_of(cwd, *arguments) -> int:
-    """Runs a command and returns the peak resident memory of its process in bytes.
-
-    (Not ``ru_maxrss``, which a process inherits from the one that started it.)
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "skerch_ooc", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    peak = 0
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        for line in status.splitlines():
-            if line.startswith("VmHWM:"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-        time.sleep(0.01)
-    assert process.returncode == 0
+def peak_of(folder, *arguments) -> int:
+    """The peak resident memory of a command that succeeds, in bytes."""
+    done, peak = run_with_peak(folder, *arguments)
+    assert done.returncode == 0, done.stderr
     return peak
 
 

@@ -136,7 +136,7 @@ class TestUsefulWorkers:
 def a_plan(method="nystrom", block=10, columns=400):
     identity = Identity(
         kind="eigh", factory="file.py:make", args={}, factory_sha256="ab" * 32,
-        shape=(5000, 5000), dtype="float32", seed=1,
+        shape=(100_000, 100_000), dtype="float32", seed=1,
         noise={"right": "rademacher", "test": "gaussian"},
     )  # fmt: skip
     amendment = Amendment(

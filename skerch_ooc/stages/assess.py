@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError, IncompleteError
-from skerch_ooc.files import digest, read_json, require_regular, write_json
+from skerch_ooc.files import digest, digest_of_any, read_json, require_regular, write_json
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.stages.recover import ASSESSMENT, VALUES
@@ -33,7 +34,9 @@ _LARGEST_FACTOR = 1e6
 
 @dataclass(frozen=True)
 class Assessment:
-    """The quality of a decomposition.
+    """The quality of a decomposition (arXiv 1902.08651, section 6).
+
+    Norms are Frobenius norms, in the units of the operator.
 
     Attributes:
         relative_error: ``error / norm``; ``None`` without test columns.
@@ -69,6 +72,8 @@ class Assessment:
 
     def bounds(self, factor: float) -> float:
         """The probability that the true error is at most ``factor`` times the estimate.
+
+        Holds for any operator (arXiv 1902.08651, section 6.4).
 
         Args:
             factor: At least 1.
@@ -235,8 +240,9 @@ def read_assessment(path: Path) -> dict[str, Any]:
     written = path.parent / ASSESSMENT
     content = read_json(written)
     stated = content.pop("sha256", None) if isinstance(content, dict) else None
-    again = f"skerch-ooc assess {path.parent.parent.parent} --name {path.parent.name}"
-    if stated != digest(content):
+    run = shlex.quote(str(path.parent.parent.parent))
+    again = f"skerch-ooc assess {run} --name {shlex.quote(path.parent.name)}"
+    if stated is None or stated != digest_of_any(content):
         raise CorruptError(f"{written} was altered; write it anew with: {again}")
     if content.pop("result", None) != digest(SealedFile(path).identity):
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")

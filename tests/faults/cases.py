@@ -14,7 +14,7 @@ from conftest import FACTORIES, write_spec
 from contents import run_contents, sha
 
 from skerch_ooc.rounds import known_rounds
-from skerch_ooc.rundir import open_run
+from skerch_ooc.rundir import is_planned, open_run
 from skerch_ooc.shards import list_shards
 from skerch_ooc.stages.requests import test_vectors, whole_of
 
@@ -130,7 +130,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 def products_missing(directory: Path) -> int | None:
     """Products of parts that are to be made yet; ``None`` before they can be known."""
-    if not (directory / "plan.json").exists():
+    if not is_planned(directory):
         return None
     run = open_run(directory)
     if run.plan.rounds > 1 or run.plan.amendments[-1].tolerance is not None:
@@ -144,7 +144,7 @@ def published_products(directory: Path) -> set[int]:
 
     Of an operator in parts it does not tell which part was applied.
     """
-    if not (directory / "plan.json").exists():
+    if not is_planned(directory):
         return set()
     run = open_run(directory)
     if len(run.plan.parts) > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_spec
+from peaks import run_with_peak
 
 import skerch_ooc as ooc
 from skerch_ooc.sealed import SealedFile
@@ -21,21 +22,6 @@ from skerch_ooc.shards import list_shards
 
 FEW_FILES = {"RLIMIT_NOFILE": 64}
 MIB = 1 << 20
-
-
-def started(folder: Path, *arguments: object) -> tuple[subprocess.CompletedProcess, int]:
-    """Runs the command line; how it ended, and its peak memory in bytes."""
-    with open(folder / "out", "w+") as out, open(folder / "err", "w+") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "skerch_ooc", *map(str, arguments)],
-            cwd=folder, stdout=out, stderr=err, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        texts = [(folder / name).read_text() for name in ("out", "err")]
-    assert "Traceback" not in texts[1], texts[1]
-    done = subprocess.CompletedProcess(process.args, process.returncode, *texts)
-    return done, usage.ru_maxrss * 1024
 
 
 def sum_of(folder: Path, parts: int, columns: int) -> Path:
@@ -93,15 +79,15 @@ def million(tmp_path):
 
 def test_million_tasks_are_planned_looked_at_and_begun_in_little_memory(million, tmp_path, tally):
     with tally.fault("load", "a plan of a million tasks") as attempt:
-        libraries = started(tmp_path, "--help")[1]
+        libraries = run_with_peak(tmp_path, "--help")[1]
         planning = ("plan", million, "--run", "run", "--memory", "1000TiB")
         for light in (planning, ("status", "run"), ("status", "run", "--json")):
-            done, peak = started(tmp_path, *light)
+            done, peak = run_with_peak(tmp_path, *light)
             assert done.returncode == 0, done.stderr
             assert peak < libraries + 64 * MIB
-        state = json.loads(started(tmp_path, "status", "run", "--json")[0].stdout)
+        state = json.loads(run_with_peak(tmp_path, "status", "run", "--json")[0].stdout)
         assert state["products"]["planned"] == 10**6 + 10
-        done, peak = started(tmp_path, "submit", "run", "--dry-run", "--max-array-size", 1000)
+        done, peak = run_with_peak(tmp_path, "submit", "run", "--dry-run", "--max-array-size", 1000)
         assert done.returncode == 0, done.stderr
         assert "--array=0-999" in done.stdout
         assert peak < libraries + 128 * MIB
@@ -119,9 +105,9 @@ def test_million_tasks_are_planned_looked_at_and_begun_in_little_memory(million,
 def test_million_tasks_wait_without_being_made(command, million, tmp_path, tally):
     """Torch is loaded for the operator: the memory is that of a process that has it."""
     with tally.fault("load", "a plan of a million tasks") as attempt:
-        planned, _ = started(tmp_path, "plan", million, "--run", "run", "--memory", "1000TiB")
+        planned, _ = run_with_peak(tmp_path, "plan", million, "--run", "run", "--memory", "1000TiB")
         assert planned.returncode == 0, planned.stderr
-        done, peak = started(tmp_path, *command)
+        done, peak = run_with_peak(tmp_path, *command)
         assert "stopped in good order" in done.stderr
         assert peak < 400 * MIB
         attempt.ended("same")
@@ -183,7 +169,7 @@ def test_memory_of_workers_scheduler_and_client_does_not_grow(tmp_path, tally):
             operator={"args": {"n": 10**5, "delay": 0.02}, "shape": [10**5, 10**5]},
             sketch={"block": 1, "test_measurements": 10},
         )  # fmt: skip
-        planned, _ = started(tmp_path, "plan", spec, "--run", "run", "--memory", "1000TiB")
+        planned, _ = run_with_peak(tmp_path, "plan", spec, "--run", "run", "--memory", "1000TiB")
         assert planned.returncode == 0, planned.stderr
         process = subprocess.Popen(
             [

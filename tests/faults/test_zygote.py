@@ -27,7 +27,7 @@ def test_forked_command_ends_as_one_that_was_started(zygote, tmp_path, planning)
 def test_calls_that_concern_files_are_counted(zygote, tmp_path, planning):
     ended = zygote(tmp_path, *planning, fault=Fault(0))
     assert ended.struck is False
-    # Amendment and plan.
+    # Plan and amendment.
     assert ended.calls.count("link") + ended.calls.count("linkat") == 2
 
 
@@ -38,7 +38,7 @@ def test_kill_comes_before_or_after_the_call(zygote, tmp_path, planning, after):
     again = [*planning[:3], "second", *planning[4:]]
     ended = zygote(tmp_path, *again, fault=Fault(number, after))
     assert (ended.code, ended.struck) == (-signal.SIGKILL, True)
-    assert (tmp_path / "second/plan.d/0001.json").exists() == after
+    assert (tmp_path / "second/plan.json").exists() == after
 
 
 @pytest.mark.skipif(not tracing.CAN_FAIL_CALLS, reason="made for x86-64 processors only")
