@@ -130,12 +130,14 @@ def _serve() -> None:
 
 def _load() -> None:
     """Imports all that a command may want later: another user may have no access to it."""
-    for name in ("factories", "h5py", "torch", "skerch_ooc.stages.estimates"):
+    for name in ("factories", "h5py", "numpy.random", "torch"):
         importlib.import_module(name)
     import skerch_ooc
 
-    for module in pkgutil.iter_modules(skerch_ooc.__path__, "skerch_ooc."):
-        if module.name != "skerch_ooc.__main__":
+    # Of the operators only what needs no further libraries.
+    left_out = ("skerch_ooc.__main__", "skerch_ooc.operators.curvature")
+    for module in pkgutil.walk_packages(skerch_ooc.__path__, "skerch_ooc."):
+        if module.name not in left_out:
             importlib.import_module(module.name)
     assert skerch_ooc.eigh
 
