@@ -75,10 +75,13 @@ class Run:
         except FileNotFoundError:
             return None
         stated = value.pop("sha256", None) if isinstance(value, dict) else None
-        if stated != files.digest_of_any(value):
+        if stated is None or stated != files.digest_of_any(value):
             raise CorruptError(f"{path} was altered; restore it from a copy")
         if value.get("run") != self.plan.run_id:
-            raise CorruptError(f"{path} belongs to another run ({str(value.get('run'))[:16]}...)")
+            raise CorruptError(
+                f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it "
+                "from a copy"
+            )
         return dict(value)
 
     def publish_fingerprint(self, value: dict[str, Any], part: int = 0) -> None:
@@ -181,7 +184,9 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
     except OSError as error:
         if error.errno in files.NO_ROOM:
             raise files.cannot_write(directory, error) from error
-        raise UsageError(f"cannot make the run directory {directory}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot make the run directory {directory}: {error.strerror}; give another with --run"
+        ) from error
     return open_run(directory)
 
 
@@ -210,7 +215,9 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
     except OSError as error:
         if error.errno in files.NO_ROOM:
             raise files.cannot_write(path, error) from error
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; make room or give permission, then plan again"
+        ) from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")
     # Also those that are being removed at this moment: who removes them looks at the plan last.
@@ -238,29 +245,43 @@ def open_run(directory: str | Path) -> Run:
             f"make it with: skerch-ooc plan SPEC --run {directory}"
         ) from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; give permission, or another run directory"
+        ) from error
     _require_own_folders(directory)
     identity = Identity.from_json(content, str(path))
     if path.read_bytes() != identity.as_bytes():
-        raise CorruptError(f"{path} was altered: it is not spelt as it was written")
+        raise CorruptError(
+            f"{path} was altered: it is not spelt as it was written; restore it from a copy"
+        )
     amendments = []
     for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
         amendment = Amendment.from_json(files.read_json(file), str(file))
         if amendment.number != number or file.name != f"{number:04d}.json":
-            raise CorruptError(f"{file}: amendment {number:04d} is missing or misnamed")
+            raise CorruptError(
+                f"{file}: {number:04d}.json should come here, and is missing or misnamed; restore "
+                "the folder from a copy"
+            )
         if amendment.run_id != identity.run_id:
             raise CorruptError(
                 f"{file} belongs to run {amendment.run_id[:16]}..., "
-                f"{path} is run {identity.run_id[:16]}...: one of them was altered or swapped"
+                f"{path} is run {identity.run_id[:16]}...: one of them was altered or swapped; "
+                "restore "
+                "it from a copy"
             )
         amendments.append(amendment)
     if not amendments:
-        raise IncompleteError(f"{directory} has no amendment in {AMENDMENTS}; plan the run again")
+        raise IncompleteError(
+            f"{directory / AMENDMENTS} holds no part of the plan; plan the run again"
+        )
     plan = Plan(identity, tuple(amendments))
     try:
         require_sound(plan)
     except UsageError as error:
-        raise CorruptError(f"{directory}: its plan makes no sense: {error}") from error
+        raise CorruptError(
+            f"{directory}: its plan makes no sense: {error}; restore {PLAN} and {AMENDMENTS} "
+            "from a copy"
+        ) from error
     return Run(directory, plan)
 
 

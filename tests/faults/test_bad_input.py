@@ -347,6 +347,17 @@ def test_file_that_is_no_json_of_ours(place, templates, tally, name, examples):
     search(check, st.tuples(broken_texts(content), st.sampled_from(VERBS)), examples)
 
 
+@pytest.mark.parametrize("name", ["fingerprint.json", "results/default/assessment.json"])
+@pytest.mark.parametrize("text", ["1e999", "[]", "null"])
+def test_value_that_has_no_checksum_is_altered(place, tally, name, text):
+    run = place.fresh("finished")
+    (run / name).write_text(text)
+    with tally.fault("bad input", name) as attempt:
+        done = designed(place.folder, "verify", "run")
+        assert (done.code, f"{name} was altered" in done.err) == (5, True), done.err
+        attempt.ended("named")
+
+
 @pytest.mark.parametrize("template", ["planned", "measured", "finished"])
 @efforts(25, 1500)
 def test_altered_amendment(place, templates, tally, template, examples):
