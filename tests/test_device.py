@@ -124,3 +124,10 @@ def test_an_operator_on_a_gpu_is_measured_there(tmp_path):
     matrix = torch.diag(10.0 ** (-0.1 * torch.arange(300, dtype=torch.float32))).cuda()
     eig = ooc.eigh(matrix, measurements=60, run_dir=tmp_path / "run", device="cuda")
     assert torch.allclose(eig.eigenvalues[:10], torch.diag(matrix).cpu()[:10], rtol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_is_tried_before_a_factory_that_would_fail_on_it(tmp_path):
+    operator = {"factory": "decaying", "args": {"n": 50, "rank": 5}, "device": "cuda"}
+    with pytest.raises(ooc.OperatorError, match=r"device = 'cuda' cannot be used here: .*--device"):
+        ooc.plan({"measurements": 20, "operator": operator}, tmp_path / "run")

@@ -186,6 +186,25 @@ class TestSubmit:
         ]  # fmt: skip
         assert "scancel 103 102 101" in done.stdout
 
+    @pytest.mark.parametrize(
+        ("given", "with_device"),
+        [
+            ([], ["assess", "measure"]),
+            (["--gpus", "1"], ["assess", "measure"]),
+            (["--for", "measure=--gpus=1"], ["measure"]),
+            (["--for", "measure=-G 1"], ["measure"]),
+            (["--for", "measure=--gres=gpu:1", "--", "--gpus=1"], ["assess", "measure"]),
+        ],
+        ids=str,
+    )
+    def test_device_is_for_the_stages_that_are_given_gpus(
+        self, inside, fake, run, given, with_device
+    ):
+        inside("submit", "run", "--device", "cuda", *given)
+        scripts = sorted(run.logs.glob("slurm/*/*.sh"))
+        found = [path.stem for path in scripts if "--device cuda" in path.read_text()]
+        assert found == with_device
+
     def test_scripts_are_shell(self, inside, fake, run, tmp_path):
         (tmp_path / "setup.sh").write_text("module load 'a b'\nif true; then echo hello; fi\n")
         inside("submit", "run", "--setup", "setup.sh", "--time", "10", "--device", "cuda:0")
@@ -229,7 +248,7 @@ class TestSubmit:
     def test_setup_that_is_no_shell_is_refused(self, inside, fake, run, tmp_path):
         (tmp_path / "setup.sh").write_text("if true; then\n")
         done = inside("submit", "run", "--setup", "setup.sh")
-        assert (done.returncode, "--setup is no shell" in done.stderr) == (2, True)
+        assert (done.returncode, "--setup: bash cannot read these lines" in done.stderr) == (2, True)
 
     def test_time_that_a_task_does_not_fit_into_is_warned_of(self, inside, fake, run):
         costs = {"estimate": {"seconds": 2300.0, "tasks": 23}}

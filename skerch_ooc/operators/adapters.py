@@ -45,7 +45,7 @@ class Product:
         self._numpy = _wants_numpy(operator)
         self.device = device
         if not self._numpy:
-            _require_device(device)
+            require_device(device)
         elif device != "cpu":
             # It goes nowhere else than to the processor; a name that is none was misspelt.
             _require_device_name(device)
@@ -74,7 +74,11 @@ class Product:
         Raises:
             OperatorError: If it has no such terms.
         """
-        raise OperatorError(f"the operator has no terms {terms} any more: it is in one piece")
+        raise OperatorError(
+            f"the operator is in one piece now, and was planned with several, of which {terms} "
+            "are to "
+            "be measured; restore it, or plan a new run"
+        )
 
     @property
     def sampled(self) -> Product:
@@ -117,14 +121,15 @@ class Product:
         call = "the adjoint's product with X" if adjoint else "operator @ X"
         if not (isinstance(y, np.ndarray) if self._numpy else _is_tensor(y)):
             raise OperatorError(
-                f"{call} returned {type(y).__module__}.{type(y).__qualname__}, not a "
+                f"{call} returned {type(y).__module__}.{type(y).__qualname__}; it must return a "
                 f"{'numpy array' if self._numpy else 'torch tensor'}"
             )
         wanted = (self.shape[1 if adjoint else 0], given[1])
         if tuple(y.shape) != wanted:
             raise OperatorError(
-                f"{call} returned shape {tuple(y.shape)} for X of shape {given}; the operator's "
-                f"shape {self.shape} calls for {wanted}"
+                f"{call} returned shape {tuple(y.shape)} for X of shape {given}; it must be "
+                f"{wanted}, "
+                f"as the operator has shape {self.shape}"
             )
         found = str(y.dtype).removeprefix("torch.")
         if found != self.dtype:
@@ -213,14 +218,22 @@ def _is_loaded_tensor(operator: Any) -> bool:
     return torch is not None and isinstance(operator, torch.Tensor)
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """Refuses a device that cannot be used here.
+
+    Raises:
+        OperatorError: With torch's reason.
+    """
     import torch
 
     try:
         torch.empty(0, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise OperatorError(f"device = {device!r} cannot be used here: {reason}") from error
+        raise OperatorError(
+            f"device = {device!r} cannot be used here: {reason}; give another with --device, such "
+            "as cpu"
+        ) from error
 
 
 def _require_device_name(device: str) -> None:
@@ -229,8 +242,10 @@ def _require_device_name(device: str) -> None:
     try:
         torch.device(device)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise OperatorError(f"device = {device!r} is no device: {reason}") from error
+        # Torch's own words list all devices that anybody ever thought of.
+        raise OperatorError(
+            f"device = {device!r} is no device that torch knows; give one such as cpu or cuda:0"
+        ) from error
 
 
 def _to_torch(array: Array, device: str) -> Any:

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skerch_ooc.errors import CorruptError, OperatorError, UsageError
+from skerch_ooc.errors import CorruptError, OperatorError, UsageError, shown_list
 from skerch_ooc.files import read_json
+from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.parts import Part, Source
 from skerch_ooc.rundir import Run
 
@@ -39,10 +40,10 @@ def resolved(factory: str) -> str:
         return factory
     known = entry_points(group=ENTRY_POINTS)
     if factory not in known.names:
-        names = ", ".join(sorted(known.names)) or "none"
+        names = shown_list(sorted(known.names))
         raise OperatorError(
-            f"operator.factory = {factory!r}: no installed package has registered this name; those "
-            f"that are registered: {names}. A factory of your own is 'file.py:function'"
+            f"operator.factory = {factory!r}: no installed package has registered this name; give "
+            f"one that is registered ({names}), or 'file.py:function' for one of your own"
         )
     return known[factory].value
 
@@ -51,6 +52,16 @@ def factory_file(factory: str, folder: Path) -> Path | None:
     """The file that a ``"file.py:function"`` factory names; ``None`` for a module's."""
     name = factory.rpartition(":")[0]
     return folder / name if name.endswith(".py") else None
+
+
+def _functions_of(module: ModuleType) -> str:
+    """The functions and classes that a module defines itself, for people."""
+    found = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    return shown_list(found)
 
 
 def factory_sha256(factory: str, folder: Path) -> str | None:
@@ -67,7 +78,8 @@ def factory_sha256(factory: str, folder: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(
-            f"operator.factory = {factory!r}: cannot read {path}: {error.strerror}"
+            f"operator.factory = {factory!r}: cannot read {path}: {error.strerror}; give its "
+            "path relative to the folder of the spec"
         ) from error
 
 
@@ -96,16 +108,22 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     except Exception as error:
         # Importing runs the user's code, which may raise anything.
         raise OperatorError(
-            f"operator.factory = {factory!r} does not import: {_describe(error)}"
+            f"operator.factory = {factory!r} does not import; mend it: {_describe(error)}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise OperatorError(f"operator.factory = {factory!r}: {module_name} has no function {name}")
+        raise OperatorError(
+            f"operator.factory = {factory!r}: {module_name} has no function {name}; give one of: "
+            f"{_functions_of(module)}"
+        )
     keywords = dict(args)
     with contextlib.suppress(TypeError, ValueError):
         parameters = inspect.signature(function).parameters
         given = {"device": device, "folder": str(folder)}
         keywords = {key: given[key] for key in given if key in parameters} | keywords
+    if device != "cpu" and keywords.get("device") == device:
+        # Else it is the factory that fails, in words of torch's own.
+        require_device(device)
     try:
         return function(**keywords)
     except OperatorError:
@@ -114,7 +132,8 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     except Exception as error:
         # And so does calling it.
         raise OperatorError(
-            f"operator.factory = {factory!r} failed with arguments {keywords}: {_describe(error)}"
+            f"operator.factory = {factory!r} failed with arguments {keywords}; mend it, or "
+            f"them: {_describe(error)}"
         ) from error
 
 

@@ -46,7 +46,7 @@ class JobOptions:
         throttle: Elements of an array that may run at once.
         tries: How often the chain submits again what is missing if nothing was done in between.
         memory: ``--memory`` of each process; by default what Slurm gives it.
-        device: ``--device`` of each process.
+        device: ``--device`` of each process; see :meth:`device_of`.
         executor: ``"arrays"`` or ``"dask"``.
         workers: Tasks of the one job of ``"dask"``, each a worker.
 
@@ -109,6 +109,16 @@ class JobOptions:
         words = [f"--{name}={value}" for name, value in named.items() if value is not None]
         return [*words, *self.further, *self.of_stage.get(stage, ())]
 
+    def device_of(self, stage: str) -> str | None:
+        """``--device`` of the processes of a stage.
+
+        Where only some stages are given GPUs (``--for "measure=--gpus=1"``), it is for them alone.
+        """
+        given = {name for name in STAGES if any(map(_is_for_gpus, self.sbatch(name)))}
+        if given and stage in STAGES and stage not in given:
+            return None
+        return self.device
+
     def seconds(self, stage: str) -> int | None:
         """The walltime of the jobs of a stage; ``None`` if it is the partition's, or none."""
         found = None
@@ -129,6 +139,10 @@ class JobOptions:
         """The inverse of :meth:`as_json`."""
         of_stage = {stage: tuple(words) for stage, words in values["of_stage"].items()}
         return cls(**{**values, "further": tuple(values["further"]), "of_stage": of_stage})
+
+
+def _is_for_gpus(word: str) -> bool:
+    return "gpu" in word or re.match("-G|--gres=", word) is not None
 
 
 def options_of_stages(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -183,7 +197,7 @@ def _require_free(words: tuple[str, ...]) -> None:
         takes_value = before.startswith("-") and "=" not in before
         if not word.startswith("-") and not takes_value:
             # As sbatch would take it for the script.
-            raise UsageError(f"{word!r} is no option of sbatch; options begin with -")
+            raise UsageError(f"{word!r} is no option of sbatch; it must begin with -")
     for word in words:
         name = word.partition("=")[0]
         long = name.startswith("--") and name != "--" and any(

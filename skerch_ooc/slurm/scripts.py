@@ -92,7 +92,7 @@ def array_job(
         *("task", '"$run"', str(stage), "--index", '"$SLURM_ARRAY_TASK_ID"'),
         *("--of", str(elements.of), "--threads", '"$cores"', "--submission", submission.number),
         *_quoted("--memory", options.memory),
-        *_quoted("--device", options.device),
+        *_quoted("--device", options.device_of(stage.name)),
         *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds(stage.name) else ()),
     ]
     body = [*_threads(), *_time_left(options.seconds(stage.name)), *_exec(words)]
