@@ -73,10 +73,10 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
         raise CorruptError(f"{path} belongs to another run{advice}")
     if (value.pop("format", None), value.pop("type", None)) != (_FORMAT, "cleaned"):
         raise CorruptError(f"{path} is of another format{advice}")
-    return _checked(value, path)
+    return _checked(value, path, advice)
 
 
-def _checked(value: dict[str, Any], path: Path) -> Cleaned:
+def _checked(value: dict[str, Any], path: Path, advice: str) -> Cleaned:
     try:
         mark = Cleaned(**value)
         numbers = [mark.amendments, mark.shards, mark.shard_bytes]
@@ -85,7 +85,7 @@ def _checked(value: dict[str, Any], path: Path) -> Cleaned:
         good = all(isinstance(number, int) for number in numbers)
         good = good and all(isinstance(text, str) for text in texts)
     except (TypeError, AttributeError) as error:
-        raise CorruptError(f"{path} says something else than a mark does: {error}") from error
+        raise CorruptError(f"{path} does not note what was removed: {error}{advice}") from error
     if not good:
-        raise CorruptError(f"{path} says something else than a mark does")
+        raise CorruptError(f"{path} does not note what was removed{advice}")
     return mark

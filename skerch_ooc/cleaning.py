@@ -41,7 +41,8 @@ class Freed:
 
     Attributes:
         path: Its path within the run.
-        kind: One of :data:`KINDS`.
+        kind: Why: ``"leftovers"``, ``"superseded"``, ``"duplicates"``, ``"sketch"`` or
+            ``"shards"``.
         bytes: Its size.
     """
 
@@ -123,6 +124,8 @@ def clean(
 ) -> Cleaning:
     """Removes files of a run that are not needed any more.
 
+    Without options these are leftovers of processes that have ended, and files that nothing uses.
+
     Args:
         run: The run.
         sketch: Also what the merge stage made, of a finished run: `merge` makes it again from the
@@ -130,12 +133,12 @@ def clean(
         shards: Also the column shards, and all else but the results, of a finished run. Nothing can
             be measured, merged or recovered afterwards.
         older_than: Seconds, or a text such as ``"12h"``, after which a private file of another host
-            is of a dead process if nobody has written it.
+            is of a dead process if nobody has written it; one day by default.
         dry_run: Say what would go, and remove nothing.
         progress: Shows how far it is.
 
     Returns:
-        What was removed.
+        What was removed, or would be, and what further options would free.
 
     Raises:
         IncompleteError: If something may still need the files; says what, and what to do.

@@ -52,6 +52,38 @@ class _NamedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _ShownByFirstName(click.Option):
+    """An option of several names, of which help shows the first: it has to fit a line."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """See :class:`click.Option`."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        return record[0].replace(f", {self.opts[1]}", ""), record[1]
+
+
+class _Verbs(click.Group):
+    """Verbs, which help lists by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See :class:`click.Group`."""
+        del ctx
+        for title, names in _SECTIONS.items():
+            rows = [(f"{name:9}", self.commands[name].get_short_help_str(80)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+_SECTIONS = {
+    "Start": ("probe", "plan", "run"),
+    "Stages, one by one": ("measure", "merge", "recover", "assess"),
+    "Look": ("status", "estimates", "report", "verify"),
+    "Grow": ("extend", "update"),
+    "On a cluster": ("submit", "task"),
+    "Tidy": ("clean",),
+}
+
 _PATH = _NamedPath(path_type=Path)
 
 _DIR = click.argument("directory", metavar="DIR", type=_PATH)
@@ -59,7 +91,7 @@ _SPEC = click.argument("spec", metavar="SPEC", type=_PATH)
 _PLANNED_SPEC = click.argument("spec", metavar="[SPEC]", type=_PATH, required=False)
 _RUN = click.option(
     "--run", "run_dir", required=True, metavar="DIR", type=_PATH,
-    help="The run directory.",
+    help="Folder of the run, new or to go on with.",
 )  # fmt: skip
 
 
@@ -71,32 +103,33 @@ def _positive(_: click.Context, option: click.Parameter, value: float | None) ->
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 _MEMORY = click.option(
-    "--memory", metavar="SIZE", help="Peak resident memory of one process, such as 2GiB."
+    "--memory", metavar="SIZE", help="Peak resident memory of a process, such as 2GiB."
 )
-_THREADS = click.option("--threads", type=int, metavar="N", help="Threads of one process.")
+_THREADS = click.option("--threads", type=int, metavar="N", help="Threads of a process.")
 _SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the spec."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a value of the spec, such as seed=2.",
 )
 _DEVICE = click.option(
-    "--device", metavar="NAME", help="Torch device of the operator, and of the arithmetic on tiles."
+    "--device", metavar="NAME", help="Torch device of operator and tiles, such as cuda."
 )
 _WHERE = (
     click.option(
-        "--executor", type=click.Choice(["serial", "dask"]), default="serial", show_default=True,
-        help="Where the work is done: in this process, or on the workers of a Dask cluster.",
+        "--executor", type=click.Choice(["serial", "dask"]), default="serial",
+        metavar="serial|dask", help="In this process (the default), or on Dask workers.",
     ),
     click.option(
-        "--workers", type=int, metavar="N",
-        help="Worker processes that --executor dask starts here; by default one for each core, or "
-        "GPU.",
+        "--workers", type=int, metavar="N", help="Dask workers to start; default: cores, or GPUs.",
     ),
     click.option(
-        "--scheduler", "--scheduler-file", "scheduler", metavar="ADDRESS|FILE",
-        help="A running Dask scheduler for --executor dask: tcp://host:port, tls://host:port, or "
-        "its scheduler file.",
+        "--scheduler", "--scheduler-file", "scheduler", cls=_ShownByFirstName,
+        metavar="ADDR|FILE", help="A running Dask scheduler: address, or its file.",
     ),
     click.option(
-        "--tries", type=int, metavar="N", help="How often --executor dask tries a task that fails."
+        "--tries", type=int, metavar="N", help="How often Dask tries a task that fails; default 1."
     ),
 )  # fmt: skip
 
@@ -118,15 +151,15 @@ def _factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
 
 _MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=_positive,
-    help="Stop in good order within this time from now; the same command goes on later.",
+    help="Stop in good order after S seconds; can be resumed.",
 )  # fmt: skip
 _MAX_ERROR = click.option(
     "--max-relative-error", type=float, metavar="E", callback=_positive,
-    help="Exit with 3 if the error is above this.",
+    help="Exit with 3 if the relative error is above E.",
 )  # fmt: skip
-_NAME = click.option("--name", metavar="NAME", help="Folder of the result inside results/.")
+_NAME = click.option("--name", metavar="NAME", help="Folder of the result, in results/.")
 _RESULT = click.option(
-    "--name", metavar="NAME", help="Folder of the result inside results/.", default="default"
+    "--name", metavar="NAME", help="Folder of the result, in results/.", default="default"
 )
 
 
@@ -215,22 +248,30 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return decorate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90})
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(skerch_ooc.__version__, prog_name="skerch-ooc")
 def cli() -> None:
     """Eigen- and singular value decompositions of operators too large for memory.
 
-    Start with:  skerch-ooc run SPEC --run DIR
+    Example:  skerch-ooc run hessian.toml --run runs/hessian
     """
 
 
-@cli.command()
+def _verb(example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a function a verb, whose help ends with an example."""
+    return cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
+
+
+@_verb("plan hessian.toml --run runs/hessian --set seed=2")
 @_options(_SPEC, _RUN, _MEMORY, _THREADS, _DEVICE, _SET, _JSON)
 def plan(
     spec: Path, run_dir: Path, memory: str | None, threads: int | None, device: str | None,
     overrides: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
-    """Freeze a run, after a probe of the operator, and say what it will cost."""
+    """Freeze a run, after a probe; says what it will cost.
+
+    The cost is products, disk, memory and time. The run goes on with this plan only.
+    """
     from skerch_ooc import pipeline, tables
     from skerch_ooc.resources import Resources
     from skerch_ooc.spec import Spec
@@ -247,13 +288,13 @@ def plan(
         click.echo(tables.plan_table(planned))
 
 
-@cli.command()
+@_verb("probe hessian.toml --memory 2GiB")
 @_options(_SPEC, _MEMORY, _THREADS, _DEVICE, _SET, _JSON)
 def probe(
     spec: Path, memory: str | None, threads: int | None, device: str | None,
     overrides: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
-    """Examine the operator, and say what a run would cost; writes nothing.
+    """Examine an operator; says what a run would cost, writes nothing.
 
     Is it Hermitian, finite, the same at each call? What do products take, by the width of blocks?
     """
@@ -270,7 +311,7 @@ def probe(
         click.echo(tables.probe_table(probed))
 
 
-@cli.command()
+@_verb("run hessian.toml --run runs/hessian --memory 2GiB")
 @_options(
     _PLANNED_SPEC, _RUN, _where, _MEMORY, _THREADS, _DEVICE, _SET,
     _MAX_SECONDS, _MAX_ERROR, _JSON,
@@ -280,10 +321,7 @@ def run(
     memory: str | None, threads: int | None, device: str | None, overrides: Sequence[str],
     max_seconds: float | None, max_relative_error: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Do all stages; the same command resumes, also without SPEC.
-
-    Example:  skerch-ooc run hessian.toml --run runs/hessian --memory 2GiB
-    """
+    """Do all stages; the same command resumes, also without SPEC."""
     from skerch_ooc import pipeline, tables
     from skerch_ooc.executors import resources_of
     from skerch_ooc.spec import Spec
@@ -292,7 +330,11 @@ def run(
     request = None if spec is None else Spec.from_toml(spec, overrides)
     if request is None:
         if overrides:
-            raise UsageError("--set changes a spec, and none is given")
+            raise UsageError(
+                f"--set {overrides[0]} changes a spec, and none is given; give it too: skerch-ooc "
+                "run "
+                f"SPEC --run {shlex.quote(str(run_dir))} --set {overrides[0]}"
+            )
         known = pipeline.open_run(run_dir)
     chosen = where.executor(device or (request.operator.device if request else known.plan.device))
     resources = resources_of(chosen, memory, threads, device)
@@ -311,13 +353,19 @@ def run(
     _conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
-@cli.command()
+@_verb("extend runs/hessian --measurements 800")
 @_options(
     _DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR,
     _JSON,
 )  # fmt: skip
-@click.option("--measurements", type=int, required=True, metavar="M", help="All together.")
-@click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
+@click.option(
+    "--measurements",
+    type=int,
+    required=True,
+    metavar="M",
+    help="Columns of the sketch, all together.",
+)
+@click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
     directory: Path, where: _Where,
@@ -325,7 +373,7 @@ def extend(
     max_seconds: float | None, max_relative_error: float | None,
     as_json: bool, measurements: int, plan_only: bool, repeat_rounds: bool,
 ) -> None:  # fmt: skip
-    """Grow a run to M measurements; only the new columns are measured.
+    """Grow a run to M measurements; measures only the new columns.
 
     The result equals that of a run that was planned with M from the start.
     """
@@ -350,21 +398,20 @@ def extend(
     _conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
-@cli.command()
+@_verb("update runs/hessian --factory my.py:make --arg batch=8")
 @_options(
     _DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS, _MAX_ERROR, _JSON,
 )  # fmt: skip
 @click.option(
     "--factory", required=True, metavar="NAME",
-    help="What makes B: 'file.py:function' (relative to this folder), 'package.module:function', "
-    "or a registered name.",
+    help="What makes B: file.py:function.",
 )  # fmt: skip
 @click.option(
     "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="A keyword argument of it."
 )
 @click.option(
     "--scale", callback=_factor, default="1", show_default=True, metavar="a",
-    help="What B is multiplied by; may be a fraction, such as 3/11.",
+    help="The factor of B; may be 3/11.",
 )  # fmt: skip
 @click.option(
     "--forget",
@@ -372,16 +419,16 @@ def extend(
     default="1",
     show_default=True,
     metavar="b",
-    help="What A is multiplied by.",
+    help="The factor of A.",
 )
 @click.option(
     "--parts",
     type=click.IntRange(min=1),
     metavar="N",
-    help="In how many parts B is measured, at most.",
+    help="The most parts that B is measured in.",
 )
 @click.option("--again", is_flag=True, help="Add what the last update added once more.")
-@click.option("--plan-only", is_flag=True, help="Measure later, with `measure` or another job.")
+@click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
 def update(
     directory: Path, where: _Where,
     memory: str | None, threads: int | None, device: str | None,
@@ -389,10 +436,7 @@ def update(
     factory: str, arguments: Sequence[str], scale: float, forget: float, parts: int | None,
     again: bool, plan_only: bool,
 ) -> None:  # fmt: skip
-    """Add a summand to a finished run: A <- b A + a B; only B is measured.
-
-    Example:  skerch-ooc update runs/hessian --factory hessian.py:make --arg batches='[8, 11]'
-    """
+    """Add a summand to a finished run, A <- b A + a B; measures only B."""
     from skerch_ooc import pipeline
     from skerch_ooc.executors import resources_of
     from skerch_ooc.spec import OperatorSpec, parse_arguments
@@ -444,15 +488,17 @@ def _conclude(
 
 def _show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
     from skerch_ooc import tables
+    from skerch_ooc.advice import Found
     from skerch_ooc.stages.recover import result_path
 
     if as_json:
         _print_json(assessment.as_json())
     else:
         click.echo(tables.result_table(result_path(run, name), assessment))
+        click.echo(tables.advice_text(Found.of(run, name, assessment)))
 
 
-@cli.command()
+@_verb("measure runs/hessian --executor dask --workers 8")
 @_options(_DIR, _where, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
 def measure(
     directory: Path, where: _Where,
@@ -478,17 +524,17 @@ def measure(
         _say_stopped(progress)
 
 
-@cli.command()
+@_verb("merge runs/hessian --memory 2GiB")
 @_options(_DIR, _where, _MEMORY, _THREADS, _DEVICE)
 @click.option(
     "--rechunk/--no-rechunk", default=None,
-    help="Write row shards too; by default where there are many column shards.",
+    help="Write row shards too; default: if there are many.",
 )  # fmt: skip
 def merge(
     directory: Path, where: _Where, memory: str | None,
     threads: int | None, device: str | None, rechunk: bool | None,
 ) -> None:  # fmt: skip
-    """Form the Gram matrices of the sketch, in one stream over its shards."""
+    """Form the Gram matrices of the sketch, in one stream over it."""
     from skerch_ooc import pipeline
     from skerch_ooc.executors import resources_of
 
@@ -501,18 +547,21 @@ def merge(
     click.echo(f"merged; next: skerch-ooc {following} {directory}")
 
 
-@cli.command()
+@_verb("recover runs/hessian --method singlepass --name again")
 @_options(_DIR, _NAME, _where, _MEMORY, _THREADS, _DEVICE)
 @click.option("--method", metavar="NAME", help="Instead of the plan's method.")
-@click.option("--core", metavar="C", help="Singular values of the core to invert, or auto.")
+@click.option("--core", metavar="C", help="How much of the core to invert, or auto.")
 @click.option("--rank", metavar="R", help="Values and vectors to return, or all.")
-@click.option("--vectors", metavar="HOW", help="stored, or implicit: made as they are read.")
+@click.option("--vectors", metavar="HOW", help="stored, or implicit: made when they are read.")
 def recover(
     directory: Path, name: str | None, where: _Where,
     memory: str | None, threads: int | None, device: str | None, method: str | None,
     core: str | None, rank: str | None, vectors: str | None,
 ) -> None:  # fmt: skip
-    """Recover the decomposition from the merged sketch; costs no product."""
+    """Recover the decomposition from the merged sketch, at no product.
+
+    With other settings it makes another result, beside those that are there.
+    """
     from skerch_ooc import pipeline
     from skerch_ooc.executors import resources_of
     from skerch_ooc.stages import recover as stage
@@ -528,7 +577,7 @@ def recover(
     click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
 
 
-@cli.command()
+@_verb("task runs/hessian measure --index 0 --of 16")
 @_options(_DIR, _MEMORY, _THREADS, _DEVICE, _MAX_SECONDS)
 @click.argument("stage", metavar="STAGE")
 @click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
@@ -536,16 +585,16 @@ def recover(
 @click.option(
     "--submission",
     metavar="NUMBER",
-    help="Of which submission this is an element: what is missing of earlier stages is submitted.",
+    help="The submission it is of, which it goes on with.",
 )
 def task(
     directory: Path, stage: str, index: int, of: int, memory: str | None, threads: int | None,
     device: str | None, max_seconds: float | None, submission: str | None,
 ) -> None:  # fmt: skip
-    """Do a share of a stage: the tasks t with t mod N = I.
+    """Do a share of a stage, for job arrays: tasks t with t mod N = I.
 
-    STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. For the
-    elements of job arrays: nothing published is done again, and shares do not know of each other.
+    STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. Nothing
+    published is done again, and shares do not know of each other.
     """
     # Before anything else: while libraries are loaded, a signal would end the process.
     budget = _budget(max_seconds, patient=True)
@@ -593,58 +642,56 @@ def _told_of_submission(
         raise click.exceptions.Exit(error.exit_code) from error
 
 
-@cli.command()
+@_verb("submit runs/hessian --time 2:00:00 --mem 16G -- --qos=x")
 @_options(_DIR)
 @click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
-@click.option("--time", metavar="T", help="Walltime of each element: minutes, or D-HH:MM:SS.")
-@click.option("--partition", metavar="P")
-@click.option("--account", metavar="A")
-@click.option("--gpus", metavar="G", help="GPUs of each element.")
-@click.option("--cpus-per-task", type=int, metavar="C", help="Cores, and threads, of each element.")
-@click.option("--mem", metavar="SIZE", help="Memory of each element, as Slurm writes it.")
-@click.option("--job-name", metavar="NAME", help="By default those of the run and the stage.")
+@click.option("--time", metavar="T", help="Walltime of an element: 90, or 1:30:00.")
+@click.option("--partition", metavar="P", help="Partition of all jobs.")
+@click.option("--account", metavar="A", help="Account of all jobs.")
+@click.option("--gpus", metavar="G", help="GPUs of an element.")
+@click.option("--cpus-per-task", type=int, metavar="C", help="Cores, and threads, of an element.")
+@click.option("--mem", metavar="SIZE", help="Memory of an element, such as 16G.")
+@click.option("--job-name", metavar="NAME", help="Default: of the run and the stage.")
 @click.option(
     "--for",
     "of_stage",
     multiple=True,
     metavar="STAGE=OPTIONS",
-    help='Options of sbatch for one stage only, such as --for "measure=--gpus=1 --qos=long".',
+    help='Of sbatch, for a stage only: "measure=--gpus=1".',
 )
 @click.option(
     "--setup",
     type=_PATH,
     metavar="FILE",
-    help="Shell lines that set up the environment on the nodes (module load ...).",
+    help="Shell lines for the nodes, such as module load.",
 )
 @click.option("--elements", type=int, metavar="N", help="The most elements of an array.")
 @click.option(
-    "--max-array-size", type=int, metavar="N", help="The cluster's limit; asked of scontrol."
+    "--max-array-size", type=int, metavar="N", help="Limit of the cluster; default: asked of it."
 )
-@click.option("--throttle", type=int, metavar="N", help="Elements of an array that run at once.")
+@click.option("--throttle", type=int, metavar="N", help="The most elements of an array at once.")
 @click.option(
     "--tries", type=int, metavar="N",
-    help="How often the jobs submit again what is missing, if nothing was done in between; 3.",
+    help="Submissions in a row without progress; default 3.",
 )  # fmt: skip
 @_options(_MEMORY, _DEVICE)
 @click.option(
-    "--executor", type=click.Choice(["arrays", "dask"]),
-    help="Job arrays, as by default, or one job with a Dask scheduler, workers and the command.",
+    "--executor", type=click.Choice(["arrays", "dask"]), metavar="arrays|dask",
+    help="Job arrays (the default), or a job of Dask workers.",
 )  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Workers of --executor dask.")
-@click.option("--again", is_flag=True, help="Even if jobs of the run are in the queue.")
-@click.option("--dry-run", is_flag=True, help="Print all scripts and commands, submit nothing.")
+@click.option("--again", is_flag=True, help="Even if jobs of it are in the queue.")
+@click.option("--dry-run", is_flag=True, help="Print scripts and commands; submits nothing.")
 @click.option("--follow", metavar="NUMBER", hidden=True)
 def submit(
     directory: Path, of_stage: Sequence[str], setup: Path | None, again: bool, dry_run: bool,
     follow: str | None, further: Sequence[str], **given: Any,
 ) -> None:  # fmt: skip
-    """Submit what is left of a planned run to Slurm, as job arrays that wait for each other.
+    """Submit what is left of a planned run to Slurm, as job arrays.
 
-    No process stays behind; `status DIR` shows how far it is, and `submit DIR` again submits what
-    is missing, with the options of the last time if none are given. What follows -- are further
-    options of sbatch.
-
-    Example:  skerch-ooc submit runs/hessian --time 2:00:00 --cpus-per-task 4 -- --qos=long
+    They wait for each other; `status DIR` shows how far they are. `submit DIR` again submits what
+    is missing, by default with the options of the last time. What follows -- goes to sbatch, as do
+    all options from --time to --job-name.
     """
     from skerch_ooc import rundir, submission, tables
     from skerch_ooc.slurm.options import JobOptions, options_of_stages
@@ -675,10 +722,12 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(errors="surrogateescape")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; give --setup a file of shell lines"
+        ) from error
 
 
-@cli.command()
+@_verb("assess runs/hessian --max-relative-error 0.01")
 @_options(_DIR, _RESULT, _MAX_ERROR, _JSON)
 def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
     """Estimate the error of a result, with its probability bounds."""
@@ -690,12 +739,12 @@ def assess(directory: Path, name: str, max_relative_error: float | None, as_json
     pipeline.require_quality(assessment, max_relative_error)
 
 
-@cli.command()
+@_verb("estimates runs/hessian --json")
 @_options(_DIR, _RESULT, _MEMORY, _THREADS, _JSON)
 def estimates(
     directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
 ) -> None:
-    """Estimate the operator's trace and norms from the sketch; costs no product."""
+    """Estimate the operator's trace and norms, at no product."""
     from skerch_ooc import pipeline, tables
 
     found = pipeline.estimates(
@@ -708,14 +757,14 @@ def estimates(
         click.echo(tables.estimates_table(found))
 
 
-@cli.command()
+@_verb("report runs/hessian --output hessian.html")
 @_options(_DIR, _RESULT)
 @click.option(
     "--output", metavar="FILE", type=click.Path(path_type=Path),
-    help="Where the page is written, without files of its figures; by default to the result.",
+    help="Write the page alone there; default: to the result.",
 )  # fmt: skip
 def report(directory: Path, name: str, output: Path | None) -> None:
-    """Write a page about a result: spectrum, error, vectors, and what it took.
+    """Write a page about a result: spectrum, error, vectors, costs.
 
     One HTML file that needs nothing else; its figures are written as files, too.
     """
@@ -728,12 +777,12 @@ def report(directory: Path, name: str, output: Path | None) -> None:
         click.echo(path.parent / "figures")
 
 
-@cli.command()
+@_verb("status runs/hessian --watch")
 @_options(_DIR, _JSON)
-@click.option("--watch", is_flag=True, help="Show it again until all is done or nobody works.")
+@click.option("--watch", is_flag=True, help="Show it again until all is done, or nobody works.")
 @click.option(
     "--interval", type=float, default=5.0, show_default=True, metavar="S", callback=_positive,
-    help="Seconds from one look of --watch to the next.",
+    help="Seconds between two looks of --watch.",
 )  # fmt: skip
 def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None:
     """Show what is done, what is in Slurm's queue, and what comes next."""
@@ -766,10 +815,13 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
         time.sleep(min(interval, _LONGEST_INTERVAL))
 
 
-@cli.command()
+@_verb("verify runs/hessian")
 @_options(_DIR)
 def verify(directory: Path) -> None:
-    """Read every byte of every file of a run and check it."""
+    """Read every byte of every file of a run, and check it.
+
+    Exits with 5, and names the files, if any is damaged.
+    """
     from skerch_ooc import rundir
     from skerch_ooc.verification import verify_run
 
@@ -779,15 +831,13 @@ def verify(directory: Path) -> None:
     click.echo("every byte is as it was published")
 
 
-@cli.command()
+@_verb("clean runs/hessian --sketch --dry-run")
 @_options(_DIR, _JSON)
 @click.option("--sketch", is_flag=True, help="Also what merge made, and can make again.")
-@click.option(
-    "--shards", is_flag=True, help="Also the shards, of a finished run: only the results stay."
-)
+@click.option("--shards", is_flag=True, help="Also the shards of a finished run; results stay.")
 @click.option(
     "--older-than", default="1d", show_default=True, metavar="T",
-    help="After which time a file that another host was writing is one of a dead process.",
+    help="Age at which other hosts' files are leftovers.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would go, and remove nothing.")
 def clean(
@@ -795,7 +845,7 @@ def clean(
 ) -> None:
     """Free disk space; refuses while anything still needs the files.
 
-    Without options go leftovers of processes that have ended, and files that nothing uses any more.
+    Without options: leftovers of processes that have ended, and files that nothing uses any more.
     """
     from skerch_ooc import cleaning, rundir, tables
 

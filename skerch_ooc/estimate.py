@@ -260,5 +260,6 @@ def require_fitting(shape: tuple[int, int], needed: int, resources: Resources) -
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: one column of "
-            f"{shape[1]} x {shape[0]} needs {format_bytes(needed)}"
+            f"{shape[1]} x {shape[0]} needs {format_bytes(needed)}; "
+            f"give at least --memory {ask_for(needed)}"
         )

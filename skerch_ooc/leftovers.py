@@ -40,7 +40,7 @@ def seconds_of(duration: float | str) -> float:
     """
     found = _DURATION.fullmatch(str(duration).strip())
     if found is None:
-        raise UsageError(f"{duration!r} is no time such as 90s, 30m, 12h or 1d")
+        raise UsageError(f"{duration!r}: must be a time such as 90s, 30m, 12h or 1d")
     return float(found[1]) * _UNITS[found[2]]
 
 

@@ -89,19 +89,25 @@ def plan(
 ) -> Run:
     """Freezes everything that decides the result, after a probe of the operator.
 
+    The probe takes 18 products, or 34 with those of the adjoint for ``svd``, and none if the run is
+    planned already. (Of a matrix on disk, for ``svd``, a few rows are read instead.)
+
     Args:
         spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
         run_dir: The run directory; a new one, or one of the same plan.
         operator: The operator, if the spec names no factory.
-        memory: Peak resident memory of one process, in bytes or as text.
+        memory: Peak resident memory of one process, in bytes or as text such as ``"2 GiB"``.
         threads: Threads of one process.
 
     Returns:
         The planned run.
 
     Raises:
-        UsageError: If the spec is not allowed, the operator cannot be used, the memory is too
-            little, or the directory holds another run.
+        OperatorError: If the operator cannot be used: it is not Hermitian though
+            ``kind = "eigh"``, not finite, not the same at each call, of another shape.
+        UsageError: If the spec is not allowed, the memory is too little, or the directory holds
+            another run.
+        IncompleteError: If there is no room for the plan.
     """
     resources = Resources.of(memory, threads)
     return make_plan(as_spec(spec), Path(run_dir), resources, operator=operator).run
@@ -170,7 +176,9 @@ def _product(spec: Spec, operator: Any, device: str) -> Product:
     product = product_of(operator, spec.dtype, device)
     if product.shape != shape:
         raise UsageError(
-            f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}"
+            f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}; correct "
+            "it, "
+            "or leave it out"
         )
     return product
 
@@ -315,11 +323,18 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Opens a planned run.
+    """Opens a planned run. Nothing that it names is imported.
+
+    Args:
+        run_dir: The run directory.
+
+    Returns:
+        The run, with the plan that is in force now.
 
     Raises:
         UsageError: If there is none.
         CorruptError: If its plan is damaged.
+        IncompleteError: If planning was interrupted; the same :func:`plan` completes it.
     """
     return rundir.open_run(run_dir)
 
@@ -337,6 +352,9 @@ def measure(
 ) -> bool:
     """Measures what is missing; what is published already is never measured again.
 
+    In a run with several rounds (``hmt``) that is the round whose basis is known: after it
+    :func:`merge`, then this once more.
+
     Args:
         run: The run.
         executor: :class:`Serial` (the default) or :class:`Dask`.
@@ -344,15 +362,18 @@ def measure(
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
         device: Torch device, instead of the plan's.
-        max_seconds: Stop in good order before this time.
+        max_seconds: Stop in good order before so many seconds have passed.
         progress: Shows how far it is.
 
     Returns:
-        Whether all is measured now.
+        Whether all is measured that can be by now; ``False`` if it was stopped.
 
     Raises:
         OperatorError: If the operator is unusable.
         DriftError: If it is not the one that the run was begun with.
+        IncompleteError: If the workers of a cluster are lost, there is no room on the disk, or the
+            shards of the run were removed by :func:`clean`.
+        UsageError: If an argument is not allowed, or a scheduler cannot be reached.
     """
     executor = executor or Serial()
     return measure_stage.measure(
@@ -378,8 +399,9 @@ def merge(
 ) -> None:
     """Forms the Gram matrices of the measured sketch, and row shards where they pay.
 
-    In a run with several rounds (``hmt``) it is the last measured one that is merged, and the basis
-    that is the test matrix of the next is made.
+    One stream over the shards, each byte of which is verified. What is there already is not made
+    again. In a run with several rounds (``hmt``) it is the last measured one that is merged, and
+    the basis that is the test matrix of the next is made.
 
     Args:
         run: The run.
@@ -394,6 +416,7 @@ def merge(
         IncompleteError: If measurements are missing.
         CorruptError: If a shard is damaged, foreign, swapped or a link.
         DriftError: If shards were made by different operators.
+        UsageError: If memory is too little, or an argument is not allowed.
     """
     executor = executor or Serial()
     resources = resources_of(executor, memory, threads, device)
@@ -430,22 +453,28 @@ def recover(
 ) -> Eigh | Svd:
     """Recovers the decomposition; merges first if need be; an existing result is returned.
 
+    Costs no product, whatever the settings; see :class:`RecoverySpec` for what they mean.
+
     Args:
         run: The run.
-        method: Instead of the plan's.
-        core: Instead of the plan's.
-        rank: Instead of the plan's.
+        method: Instead of the plan's; one that the sketch of the run serves.
+        core: Instead of the plan's: an integer or ``"auto"``.
+        rank: Instead of the plan's: an integer or ``"all"``.
         name: Folder of the result; ``default`` for the plan's settings, else made of them.
-        vectors: Instead of the plan's.
+        vectors: Instead of the plan's: ``"stored"`` or ``"implicit"``.
         executor: :class:`Serial` (the default) or :class:`Dask`.
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
         device: Torch device on which tiles are multiplied; by default the processor.
         progress: Shows how far it is.
 
+    Returns:
+        The decomposition; its vectors stay on disk until they are indexed.
+
     Raises:
         IncompleteError: If measurements are missing.
         CorruptError: If a file is damaged.
+        DriftError: If shards were made by different operators.
         UsageError: If the settings are not allowed, the sketch does not serve them, or the name is
             taken.
     """
@@ -490,9 +519,15 @@ def recovery_settings(
 def assess(run: Run | str | Path, name: str = "default") -> Assessment:
     """Estimates the error of a result, and writes ``assessment.json`` beside it.
 
+    From test columns that had no part in the recovery (arXiv 1902.08651, section 6); costs no
+    product, and reads only the result.
+
     Args:
         run: The run, or its directory.
         name: Folder of the result.
+
+    Returns:
+        The error, with its probability bounds.
 
     Raises:
         IncompleteError: If there is no such result.
@@ -546,12 +581,19 @@ def estimates(
 ) -> Estimates:
     """Estimates trace, diagonal, Frobenius and spectral norm of the operator, at no product.
 
+    What the approximation has of them is computed, the rest estimated from the test columns, as in
+    Hutch++ (Meyer et al. 2021, arXiv 2010.09649, algorithm 1); the diagonal after Baston and
+    Nakatsukasa 2022, arXiv 2201.10684. One stream over the vectors and the test sketch.
+
     Args:
         run: The run.
         name: Folder of a result: the better it is, the smaller are the errors of the estimates.
         memory: Peak resident memory, in bytes or as text.
         threads: Threads.
         progress: Shows how far it is.
+
+    Returns:
+        The estimates; the diagonal is made when it is asked for.
 
     Raises:
         IncompleteError: If there is no such result, or shards are gone.
@@ -582,7 +624,7 @@ def require_quality(assessment: Assessment, limit: float | None) -> None:
     if not assessment.relative_error <= limit:
         raise QualityError(
             f"relative error {assessment.relative_error:.3e} is above --max-relative-error "
-            f"{limit:.3e}; more measurements make it smaller"
+            f"{limit:.3e}; the result is there, and skerch-ooc assess says what makes it smaller"
         )
 
 
@@ -700,6 +742,8 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
     What is measured, merged and recovered then equals a run that was planned with so many from the
     start.
 
+    Nothing is measured here: :func:`measure` follows.
+
     Args:
         run: The run.
         measurements: Columns of the right sketch, all together.
@@ -710,8 +754,10 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
         The run with the plan now in force.
 
     Raises:
-        UsageError: If there are as many already, the operator has not so many, or the method does
-            not allow it.
+        UsageError: If the run has more, the operator has not so many, the method does not allow it
+            (``oversampled``; ``hmt`` only with ``repeat_rounds``), or another process has changed
+            the plan meanwhile.
+        IncompleteError: If the shards of the run were removed by :func:`clean`.
     """
     plan = run.plan
     method, has = plan.recovery.method, plan.reach("right")
@@ -814,8 +860,8 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
     The same call on the same directory goes on where an earlier one was interrupted.
 
     Args:
-        A: Anything with ``.shape`` and ``@``.
-        measurements: Columns of the right sketch.
+        A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not.
+        measurements: Columns of the right sketch, at most ``n``.
         run_dir: The run directory.
         **options: See :func:`decompose`.
 
@@ -825,6 +871,7 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
     Raises:
         DriftError: If the directory holds a run of another operator.
         OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
     _require_known(options)
@@ -838,8 +885,9 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
     The same call on the same directory goes on where an earlier one was interrupted.
 
     Args:
-        A: Anything with ``.shape``, ``A @ X``, and ``X @ A``, ``adjoint()``, ``.H`` or ``rmatmat``.
-        measurements: Columns of the right sketch.
+        A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
+            ``X @ A``; or with ``matvec`` and ``rmatvec``.
+        measurements: Columns of the right sketch, at most ``min(h, w)``.
         run_dir: The run directory.
         **options: See :func:`decompose`.
 
@@ -849,6 +897,7 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
     Raises:
         DriftError: If the directory holds a run of another operator.
         OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
     _require_known(options)
@@ -894,20 +943,21 @@ def decompose(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Eigh | Svd:
-    """What :func:`eigh` and :func:`svd` share.
+    """What :func:`eigh` and :func:`svd` share; its options are the keys of a spec.
 
     Args:
         kind: ``"eigh"`` or ``"svd"``.
         A: The operator.
         measurements: Columns of the right sketch; with ``tolerance``, at most so many.
         run_dir: The run directory.
-        method: Recovery method.
+        method: ``"nystrom"``, ``"singlepass"``, ``"oversampled"`` or ``"hmt"``; see
+            :class:`RecoverySpec` for their sources.
         core: Singular values of the core that are inverted, or ``"auto"``.
         rank: Values and vectors that are returned, or ``"all"``.
-        power_iterations: Of ``hmt``.
+        power_iterations: Of ``hmt``: 0, 1 or 2.
         vectors: ``"stored"`` or ``"implicit"``.
         seed: Seed of the test matrices.
-        noise: Distribution of the test matrices.
+        noise: Distribution of the test matrices; see :class:`SketchSpec`.
         dtype: Of the products; by default that of ``A``, else float32.
         test_measurements: Columns of the test sketch.
         left_measurements: Columns of the left sketch, or ``"auto"``.
@@ -917,6 +967,9 @@ def decompose(
         memory: Peak resident memory of this process, in bytes or as text.
         device: Torch device on which ``A`` is applied.
         progress: Shows how far it is.
+
+    Returns:
+        The decomposition.
 
     Raises:
         DriftError: If the directory holds a run of another operator.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,9 @@ from dataclasses import dataclass
 from typing import TextIO
 
 LINE_SECONDS = 30.0
+_NAME_WIDTH = 8
+_BAR_WIDTH = 16
+_CLOCK_WIDTH = 7
 STOPPED_IN_GOOD_ORDER = "stopped in good order; the same command goes on where it stopped"
 
 Advance = Callable[[int], None]
@@ -33,24 +38,44 @@ class Stage:
     unit_bytes: float = 0.0
     tasks: int = 0
 
-    def said(self, done: int, reports: int, seconds: float) -> str:
+    @property
+    def noun(self) -> str:
+        """What its units are called, be it one or several."""
+        return self.unit.removesuffix("s") if self.total == 1 else self.unit
+
+    def said(self, done: int, reports: int, seconds: float, width: float = math.inf) -> str:
         """How far it is, for people.
 
         Args:
             done: Units done.
             reports: How often units were reported.
             seconds: Time since the stage was entered.
+            width: Columns that there are for it; what matters least is left out.
         """
-        parts = []
+        parts = self._parts(done, reports, seconds)
+        while len(parts) > 1 and len(", ".join(text for _, text in parts)) > width:
+            parts.remove(max(parts))
+        return ", ".join(text for _, text in parts)
+
+    def _parts(self, done: int, reports: int, seconds: float) -> list[tuple[int, str]]:
+        """What could be said; with numbers of which the lowest are said at any rate."""
+        parts = [(0, f"{done} of {self.total} {self.noun}")]
         if self.tasks:
-            parts.append(f"{reports} of {self.tasks} tasks")
+            parts.append((3, f"{reports} of {self.tasks} tasks"))
         if self.unit_bytes:
-            gigabytes = self.unit_bytes / 1e9
-            parts.append(f"{done * gigabytes:.3g} of {self.total * gigabytes:.3g} GB")
+            scale, name = _bytes_unit(self.total * self.unit_bytes)
+            amount = self.unit_bytes / scale
+            parts.append((4, f"{done * amount:.3g} of {self.total * amount:.3g} {name}"))
         if done and seconds > 0:
-            parts.append(f"{done / seconds:.3g} {self.unit}/s")
-            parts.append(f"{_clock((self.total - done) * seconds / done)} left")
-        return ", ".join(parts)
+            parts.append((2, f"{done / seconds:.3g} {self.noun}/s"))
+        if 0 < done < self.total:
+            parts.append((1, f"{_clock((self.total - done) * seconds / done)} left"))
+        return parts
+
+
+def _bytes_unit(size: float) -> tuple[float, str]:
+    """The unit in which an amount of bytes has few digits."""
+    return next(((s, n) for s, n in ((1e9, "GB"), (1e6, "MB")) if size >= s), (1e3, "kB"))
 
 
 def _clock(seconds: float) -> str:
@@ -60,7 +85,10 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a stage has come; this one shows nothing."""
+    """Shows how far a stage has come; this one shows nothing.
+
+    For another display inherit from it, and override :meth:`entered` and :meth:`say`.
+    """
 
     @contextmanager
     def stage(
@@ -75,7 +103,7 @@ class Progress:
 
     @contextmanager
     def entered(self, stage: Stage) -> Iterator[Advance]:
-        """Shows a stage while it is entered."""
+        """Shows a stage while it is entered; yields a function that is called with units done."""
         del stage
         yield lambda _: None
 
@@ -103,10 +131,9 @@ class Lines(Progress):
             now = time.monotonic()
             if now - last >= self._every:
                 last = now
-                more = stage.said(done, reports, now - start)
-                self.say(f"{stage.name}: {done} of {stage.total} {stage.unit}, {more}")
+                self.say(f"{stage.name}: {stage.said(done, reports, now - start)}")
 
-        self.say(f"{stage.name}: {stage.total} {stage.unit}")
+        self.say(f"{stage.name}: {stage.total} {stage.noun}")
         yield advance
         self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")
 
@@ -122,28 +149,26 @@ class Bar(Progress):
     def entered(self, stage: Stage) -> Iterator[Advance]:
         """See :class:`Progress`."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
+        console = Console(stderr=True)
         bar = RichProgress(
-            TextColumn(f"{stage.name:8}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn(stage.unit),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[said]}"),
-            console=Console(stderr=True),
-        )
+            TextColumn(f"{stage.name:{_NAME_WIDTH}}"), BarColumn(bar_width=_BAR_WIDTH),
+            TimeElapsedColumn(), TextColumn("{task.fields[said]}"), console=console,
+        )  # fmt: skip
+        # What is left of a line: a bar that does not fit would be squeezed to nothing.
+        left = console.width - max(len(stage.name), _NAME_WIDTH) - _BAR_WIDTH - _CLOCK_WIDTH - 3
         start = time.monotonic()
         done = reports = 0
         with bar:
-            task = bar.add_task(stage.name, total=stage.total, said="")
+            task = bar.add_task(stage.name, total=stage.total, said=stage.said(0, 0, 0.0, left))
 
             def advance(count: int) -> None:
                 nonlocal done, reports
                 done += count
                 reports += 1
-                said = stage.said(done, reports, time.monotonic() - start)
+                said = stage.said(done, reports, time.monotonic() - start, left)
                 bar.update(task, completed=done, said=said)
 
             yield advance
@@ -154,5 +179,6 @@ class Bar(Progress):
 
 
 def for_terminal() -> Progress:
-    """A bar where standard error is a terminal, lines where it is a file or a pipe."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    """A bar where standard error is a terminal that can move its cursor, lines elsewhere."""
+    able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    return Bar() if able else Lines()

@@ -93,6 +93,9 @@ class Resources:
         return cls(memory=memory, threads=threads, workers=workers, device=device or "cpu")
 
 
+_LARGE = 100 * 2**30
+
+
 def parse_bytes(text: str) -> int:
     """Reads ``"2GiB"``, ``"500 MB"`` or ``"1073741824"`` as bytes.
 
@@ -117,6 +120,8 @@ def format_bytes(count: float) -> str:
 
 def ask_for(needed: int) -> str:
     """An amount to ask the user for: a little more, as no two processes start out quite equal."""
+    if needed >= _LARGE:
+        return f"{needed // 2**30 + 1}GiB"
     return f"{needed // MIB + 8}MiB"
 
 

@@ -116,6 +116,9 @@ class LazyMatrix(ABC):
             rows: An integer, a slice, or a list, array or tensor of integers or booleans.
             cols: The same.
 
+        Returns:
+            ``(rows, columns)``, without the dimension that an integer names.
+
         Raises:
             CorruptError: If a tile was altered.
             IncompleteError: If vectors are to be computed from shards that are gone.
@@ -246,7 +249,16 @@ class LowRank:
         return self._product(self._left, self._right, x, from_left=False)
 
     def __rmatmul__(self, x: Any) -> Any:
-        """``x @ self`` for ``x`` of shape ``(h,)`` or ``(k, h)``; otherwise as ``self @ x``."""
+        """Multiplies a vector or the rows of a matrix: ``x @ self`` for ``(h,)`` or ``(k, h)``.
+
+        Returns:
+            As for ``self @ x``; ``(w,)`` or ``(k, w)``.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+        """
         # x A = (A^H x^H)^H
         return self._product(self._right, self._left, x, from_left=True)
 
@@ -352,6 +364,10 @@ def _as_array(x: Any, dtype: Any) -> Array:
 class Eigh(LowRank):
     """An eigendecomposition ``A ~ U diag(eigenvalues) U^H``, which acts as this operator.
 
+    It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
+    one or two dimensions. Products are formed in double precision by one stream each over the two
+    factors, and are rounded to the type that torch or numpy would promote to.
+
     Args:
         path: The file ``eigh.h5``.
 
@@ -360,7 +376,7 @@ class Eigh(LowRank):
         shape: Shape of the operator.
         dtype: Of the operator's products and of the vectors.
         eigenvalues: In descending magnitude, ``(r,)``, in the real type of the operator.
-        eigenvectors: ``U``, ``(h, r)``; read when indexed.
+        eigenvectors: ``U``, ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
         orthogonality: ``||U^H U - I||_F``, as estimated when they were written.
     """
 
@@ -370,12 +386,19 @@ class Eigh(LowRank):
         self.eigenvectors = StoredMatrix(self._left)
 
     def torch(self) -> EighTensors:
-        """Values and vectors in memory, as a named tuple."""
+        """Values and vectors in memory, as a named tuple.
+
+        Raises:
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+        """
         return EighTensors(self.eigenvalues, self.eigenvectors[:])
 
 
 class Svd(LowRank):
     """A singular value decomposition ``A ~ U diag(S) V^H``, which acts as this operator.
+
+    Like :class:`Eigh` it is multiplied from both sides, in bounded memory.
 
     Args:
         path: The file ``svd.h5``.
@@ -385,8 +408,8 @@ class Svd(LowRank):
         shape: Shape of the operator.
         dtype: Of the operator's products and of the vectors.
         S: Singular values, descending, ``(r,)``.
-        U: ``(h, r)``; read when indexed.
-        V: ``(w, r)``; read when indexed.
+        U: ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
+        V: ``(w, r)``, the same.
         orthogonality: The larger of ``||U^H U - I||_F`` and ``||V^H V - I||_F``, as estimated when
             they were written.
     """
@@ -403,7 +426,12 @@ class Svd(LowRank):
         return self.V.mH
 
     def torch(self) -> SvdTensors:
-        """Values and vectors in memory, as a named tuple."""
+        """Values and vectors in memory, as a named tuple.
+
+        Raises:
+            CorruptError: If a tile was altered.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+        """
         return SvdTensors(self.U[:], self.S, self.Vh[:])
 
 

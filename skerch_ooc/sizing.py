@@ -61,7 +61,7 @@ def require_sense(spec: Spec) -> None:
     elif spec.recovery.power_iterations and method != "hmt":
         wrong = (
             f"recovery.power_iterations = {spec.recovery.power_iterations} are rounds of "
-            f'method = "hmt"; method = {method!r} makes one pass'
+            f'method = "hmt"; method = {method!r} makes one pass: leave it out'
         )
     elif method == "hmt" and spec.recovery.core != "auto":
         wrong = (
@@ -72,11 +72,12 @@ def require_sense(spec: Spec) -> None:
         wrong = (
             f"sketch.left_measurements = {spec.sketch.left_measurements}: there is no left sketch "
             + ('for kind = "eigh"' if kind == "eigh" else 'in method = "hmt"')
+            + "; leave it out"
         )
     elif spec.sketch.inner_measurements != "auto" and method != "oversampled":
         wrong = (
             f"sketch.inner_measurements = {spec.sketch.inner_measurements}: only method = "
-            f'"oversampled" has an inner sketch, not {method!r}'
+            f'"oversampled" has an inner sketch, not {method!r}; leave it out'
         )
     elif spec.tolerance is not None and method not in NESTING_METHODS:
         wrong = (
@@ -126,7 +127,7 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
             column = (shape[0] + shape[1]) * itemsize
             raise UsageError(
                 f"storage = {spec.storage!r} is too little: a right and a left column alone take "
-                f"{column} bytes, the {test} test columns {test * shape[0] * itemsize}"
+                f"{column} bytes, the {test} test columns {test * shape[0] * itemsize}; give more"
             ) from None
     else:
         assert spec.measurements is not None
@@ -187,5 +188,6 @@ def require_recoverable(settings: RecoverySpec, measurements: int) -> None:
     for key, value in (("core", settings.core), ("rank", settings.rank)):
         if isinstance(value, int) and value > measurements:
             raise UsageError(
-                f"recovery.{key} = {value}: there are only {measurements} measurements"
+                f"recovery.{key} = {value}: there are only {measurements} measurements; give at "
+                "most so many"
             )

@@ -199,14 +199,20 @@ class OperatorSpec(_Checked):
     """The table ``[operator]`` of a spec.
 
     Attributes:
-        factory: ``"package.module:function"``, ``"file.py:function"`` (relative to the spec file),
-            or the name of an entry point in the group ``skerch_ooc.operators``; ``None`` for an
-            operator that is handed over as a Python object.
-        args: Keyword arguments of the factory; JSON values.
-        device: The torch device on which the operator runs.
-        shape: ``(height, width)``, if it is to be planned without loading the operator.
+        factory: What makes the operator: ``"package.module:function"``, ``"file.py:function"``
+            (relative to the spec file), or the name of an entry point in the group
+            ``skerch_ooc.operators``, such as ``"stored"`` or ``"sparse"``. Left out only where the
+            operator is handed over as a Python object.
+        args: Keyword arguments of the factory. They are stored in the plan, so they must be JSON
+            values: text, finite numbers, booleans, lists, tables.
+        device: The torch device on which the operator runs, such as ``"cuda"``.
+        shape: ``[height, width]``. Needed only to plan without loading the operator, which also
+            takes a ``sketch.block`` that is no ``"auto"``; else it must be that of the operator.
         parts: In how many parts an operator that has terms (:class:`skerch_ooc.Sum`,
-            :class:`skerch_ooc.Stack`, a matrix on disk) is measured, at most; or ``"auto"``.
+            :class:`skerch_ooc.Stack`, a matrix on disk) is measured, at most. ``"auto"``: one,
+            unless a product takes longer than ``sketch.task_seconds``; of a matrix on disk as many
+            as its sketches pay for. Never decides the numbers (with ``oversampled`` but to
+            rounding).
     """
 
     section = "operator"
@@ -224,14 +230,20 @@ class SketchSpec(_Checked):
     """The table ``[sketch]`` of a spec.
 
     Attributes:
-        noise: Distribution of the test matrix of the right sketch.
-        test_measurements: Columns of the test sketch, from which the error is estimated.
-        left_measurements: Columns of the left sketch (SVD only), or ``"auto"``: what the method
-            needs.
-        inner_measurements: Rows and columns of the inner sketch (``oversampled`` only), or
-            ``"auto"``: twice the columns of the right sketch, and one more if real.
-        block: Columns that a task applies at once, or ``"auto"``.
-        task_seconds: Upper bound of a task's duration that ``block = "auto"`` aims at.
+        noise: Distribution of the test matrices; those of the error estimate are always Gaussian.
+            ``"phase"`` needs a complex dtype, ``"sparse-sign"`` at least 64 measurements,
+            ``"ssrft"`` (arXiv 1902.08651, section 3.1) an operator of at most 2^31 rows and
+            columns.
+        test_measurements: Columns of the test sketch, from which the error is estimated. Without
+            any there is no error figure; a tolerance needs 10.
+        left_measurements: Columns of the left sketch (``kind = "svd"`` only, not ``hmt``), at least
+            as many as ``measurements``. ``"auto"``: 1.5 times as many for ``nystrom``, else as
+            many; more of a matrix on disk, where they cost no reading.
+        inner_measurements: Rows and columns of the inner sketch (``oversampled`` only), at least
+            ``measurements``. ``"auto"``: twice as many, and one more if real.
+        block: Columns that a task applies at once. ``"auto"``: as many as ``task_seconds`` and the
+            memory allow, 128 at most. Never decides the numbers.
+        task_seconds: How long a task may take that ``block = "auto"`` aims at, in seconds.
     """
 
     section = "sketch"
@@ -248,12 +260,19 @@ class RecoverySpec(_Checked):
     """The table ``[recovery]`` of a spec; none of it is in the identity of a run.
 
     Attributes:
-        method: How the decomposition is recovered from the sketches.
-        core: How many singular values of the core are inverted, or ``"auto"``.
-        rank: How many values and vectors are returned, or ``"all"``.
+        method: How the decomposition is recovered from the sketches. ``"nystrom"``: arXiv
+            2212.01127, section 3 (``eigh``), and arXiv 2009.11392 (``svd``); ``"singlepass"``:
+            arXiv 0909.4061, section 5.5; ``"oversampled"``: arXiv 1902.08651, section 2;
+            ``"hmt"``: arXiv 0909.4061, sections 5.1 and 5.3, with a second round of products.
+        core: How many singular values of the core are inverted, at most ``measurements``.
+            ``"auto"``: chosen on a third of the test columns. ``hmt`` inverts none, and takes only
+            ``"auto"``.
+        rank: How many values and vectors are returned, at most ``measurements``. ``"all"``: as many
+            as the method found.
         vectors: ``"stored"``: the vectors are written out; ``"implicit"``: only the small
             transform is, and vectors are computed from the sketch as they are read.
-        power_iterations: Of ``hmt``: rounds of products that sharpen the range.
+        power_iterations: Of ``hmt`` only: rounds of products (two for ``svd``) that sharpen the
+            range (arXiv 0909.4061, section 4.5).
     """
 
     section = "recovery"
@@ -285,17 +304,25 @@ class Spec(_Checked):
     """What a user asks for: the whole of a spec file.
 
     Attributes:
-        measurements: Columns of the right sketch; with ``tolerance``, at most so many.
-        kind: ``"eigh"`` (Hermitian operators) or ``"svd"``.
+        measurements: Columns of the right sketch: about the rank that is hoped for, and more; at
+            most the smaller side of the operator. With ``tolerance``, at most so many.
+        kind: ``"eigh"``: the operator is Hermitian, definite or not; ``"svd"``: any operator, tall
+            or wide, which must have an adjoint.
         storage: Instead of ``measurements``: how much the sketches may take on disk, such as
             ``"10 GiB"``; the sizes are chosen to fit.
-        tolerance: Relative error at which a run that measures in rounds may stop.
+        tolerance: Relative error, of the Frobenius norm, at which a run that measures in growing
+            rounds may stop. Needs ``nystrom`` or ``singlepass``, and 10 test measurements.
         seed: Seed of all test matrices.
-        dtype: Type of the operator's products.
+        dtype: Type of the operator's products, and of the vectors.
         operator: See :class:`OperatorSpec`; a mapping will do.
         sketch: See :class:`SketchSpec`; a mapping will do.
         recovery: See :class:`RecoverySpec`; a mapping will do.
-        folder: The folder to which a ``"file.py:function"`` factory is relative.
+        folder: The folder to which a ``"file.py:function"`` factory is relative; by default the
+            current one, or that of the spec file.
+
+    Raises:
+        UsageError: If a value is not allowed, or both or none of ``measurements`` and ``storage``
+            are given; names the key.
     """
 
     measurements: int | None = _key(_optional(_integer(1)), None)
@@ -329,6 +356,12 @@ class Spec(_Checked):
     def from_table(cls, table: Mapping[str, Any], folder: Path | None = None) -> Spec:
         """Makes a spec from nested tables, as they come from TOML.
 
+        Args:
+            table: Keys and values; the tables ``operator``, ``sketch`` and ``recovery`` as
+                mappings.
+            folder: The folder to which a ``"file.py:function"`` factory is relative; by default
+                the current one.
+
         Raises:
             UsageError: If a key is unknown or missing, or a value is not allowed; names it.
         """
@@ -345,16 +378,18 @@ class Spec(_Checked):
                 is not TOML is taken as text.
 
         Raises:
-            UsageError: If the file cannot be read or is not TOML, or as :meth:`from_table`.
+            UsageError: If the file cannot be read or is not TOML, or as for :meth:`from_table`.
         """
         path = Path(path)
         try:
             table = tomllib.loads(path.read_bytes().decode())
         except OSError as error:
-            raise UsageError(f"cannot read the spec file {path}: {error.strerror}") from error
+            raise UsageError(
+                f"cannot read the spec file {path}: {error.strerror}; give the path of a TOML file"
+            ) from error
         except (ValueError, RecursionError) as error:
             # No TOMLDecodeError alone: of an integer of 4300 digits Python itself says so.
-            raise UsageError(f"{path} is not a TOML file: {error}") from error
+            raise UsageError(f"{path} is not a TOML file: {error}; correct it") from error
         for text in overrides:
             _override(table, text)
         try:
@@ -377,7 +412,7 @@ def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
             item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         )
         if required and key not in values:
-            raise UsageError(f"the key {f'{prefix}.{key}' if prefix else key} is missing")
+            raise UsageError(f"the key {f'{prefix}.{key}' if prefix else key} is missing; give it")
     return kind(**values)
 
 
@@ -403,14 +438,16 @@ def _override(table: dict[str, Any], text: str, option: str = "--set") -> None:
     except ValueError:
         lines = {}
     except RecursionError:
-        raise UsageError(f"{option} {key}: the value is nested too deeply") from None
+        raise UsageError(
+            f"{option} {key}: the value is nested too deeply; set a shorter one"
+        ) from None
     if lines.keys() == {"value"}:
         parsed = lines["value"]
     *sections, last = (part.strip() for part in key.split("."))
     for name in sections:
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"{option} {text}: {name} is not a table")
+            raise UsageError(f"{option} {text}: {name} is not a table; set {name} itself")
         table = inner
     table[last] = parsed
 
@@ -502,9 +539,13 @@ class Identity:
                 tile=(TILE_ROWS, TILE_COLUMNS),
             )
         except (KeyError, TypeError, AttributeError, UsageError) as error:
-            raise CorruptError(f"{source} is not a plan: {error}") from error
+            raise CorruptError(
+                f"{source} is not a plan: {error}; restore it from a copy"
+            ) from error
         if identity.as_json() != value:
-            raise CorruptError(f"{source} is not a plan: it has unknown or altered entries")
+            raise CorruptError(
+                f"{source} is not a plan: it has unknown or altered entries; restore it from a copy"
+            )
         return identity
 
 
@@ -609,9 +650,14 @@ class Amendment:
                 raise UsageError("tolerance and most belong together")
             same = amendment.as_json() == value
         except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
-            raise CorruptError(f"{source} is not an amendment: {error}") from error
+            raise CorruptError(
+                f"{source} is not an amendment: {error}; restore it from a copy"
+            ) from error
         if not same:
-            raise CorruptError(f"{source} is not an amendment: it has unknown or altered entries")
+            raise CorruptError(
+                f"{source} is not an amendment: it has unknown or altered entries; restore it "
+                "from a copy"
+            )
         return amendment
 
 

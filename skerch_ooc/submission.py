@@ -150,12 +150,17 @@ def _alone(run: Run) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror}; make room or give permission, then submit "
+            "again"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UsageError(f"another process is submitting {run.directory} at this moment") from None
+        raise UsageError(
+            f"another process is submitting {run.directory} at this moment; try again later"
+        ) from None
     except OSError:
         log.debug("%s cannot be locked", folder)
     try:
@@ -173,7 +178,9 @@ def _require_shell(setup: str) -> None:
         check=False,
     )  # fmt: skip
     if done.returncode:
-        raise UsageError(f"--setup is no shell: {done.stderr.decode(errors='replace').strip()}")
+        raise UsageError(
+            f"--setup: bash cannot read these lines: {done.stderr.decode(errors='replace').strip()}"
+        )
 
 
 def _require_name(run: Run) -> None:

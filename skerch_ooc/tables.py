@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skerch_ooc.advice import Step, advise
 from skerch_ooc.recovery.choosing import CHOOSING_SHARE
 from skerch_ooc.resources import format_bytes
 from skerch_ooc.sealed import SealedFile
@@ -14,6 +15,7 @@ from skerch_ooc.spec import NESTING_METHODS, Plan
 from skerch_ooc.stages.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
+    from skerch_ooc.advice import Found
     from skerch_ooc.cleaning import Cleaning
     from skerch_ooc.estimate import Estimate
     from skerch_ooc.pipeline import Planned, Probed
@@ -23,19 +25,31 @@ if TYPE_CHECKING:
     from skerch_ooc.status import Status
     from skerch_ooc.submission import Submitted
 
-NO_BETTER_THAN_ZERO = "no better than zero: give more measurements, or another method"
-
 _SHOWN_VALUES = 15
 _FAR = 3.0
 _VALUES_IN_A_ROW = 5
 _VALUE_WIDTH = 64
+_WIDTH = 78
 _KEPT = "\u00a0"
 """A space at which no line is broken."""
 
 
 def _rows(pairs: list[tuple[str, str]]) -> str:
+    """Names and values below each other; long values go on in further lines."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in pairs)
+    lines = []
+    for name, value in pairs:
+        for number, line in enumerate(_wrapped(value, _WIDTH - width - 2)):
+            lines.append(f"  {'' if number else name:<{width}}  {line}")
+    return "\n".join(lines)
+
+
+def _wrapped(value: str, width: int) -> list[str]:
+    """The lines of a value; what people copy, a path or a command, is not broken."""
+    if len(value) <= width or any(sign in value for sign in ("/", "skerch-ooc ", "scancel ")):
+        return [value.replace(_KEPT, " ")]
+    lines = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_KEPT, " ") for line in lines]
 
 
 def format_seconds(seconds: float) -> str:
@@ -219,8 +233,8 @@ def _queue_rows(queue: QueueStatus, *, done: bool) -> list[tuple[str, str]]:
     if done:
         return rows
     for job in queue.jobs:
-        counts = ", ".join(f"{count} {state.lower()}" for state, count in job.counts.items())
-        why = f" ({', '.join(job.reasons)})" if job.reasons else ""
+        counts = ", ".join(f"{count}{_KEPT}{state.lower()}" for state, count in job.counts.items())
+        why = f"{_KEPT}({', '.join(job.reasons)})" if job.reasons else ""
         rows.append((job.stage, f"job {job.job}: {counts}{why}"))
     for number, count in queue.others.items():
         rows.append(("also", f"submission {number}: {_elements(count)} in the queue"))
@@ -313,8 +327,10 @@ def result_table(path: Path, assessment: Assessment) -> str:
             ("that is", f"the true error is {bound_text(assessment, 1.5, 2)},"),
             ("", bound_text(assessment, 2.0)),
         ]  # fmt: skip
-        if assessment.relative_error >= 1:
-            pairs.append(("", NO_BETTER_THAN_ZERO))
+    elif assessment.error is None:
+        pairs.append(("error", "unknown: there are no test vectors"))
+    else:
+        pairs.append(("error", "the test vectors found nothing but zero"))
     if assessment.leave_one_out is not None:
         remark = leave_one_out_remark(assessment)
         pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
@@ -325,6 +341,19 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("result", str(path)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)
+
+
+def advice_text(found: Found) -> str:
+    """What to do next with a result: each command on a line of its own, to be copied."""
+    advice = advise(found)
+    page = f"skerch-ooc report {found.directory}"
+    page += "" if found.name == "default" else f" --name {found.name}"
+    steps = [*advice.steps, Step("A page with all figures", page)]
+    lines = ["what to do next", *(f"  {line}" for line in textwrap.wrap(advice.verdict, _WIDTH))]
+    for step in steps:
+        lines += [f"  {line}" for line in textwrap.wrap(f"{step.text}:", _WIDTH)]
+        lines.append(f"    {step.command}")
+    return "\n".join(lines)
 
 
 def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:

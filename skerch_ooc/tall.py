@@ -144,7 +144,9 @@ class StoredVectors(Tall):
     def __init__(self, file: SealedFile, name: str) -> None:
         matrix = open_matrix(file, name)
         if matrix is None:
-            raise IncompleteError(f"{file.path} holds no {name}")
+            raise IncompleteError(
+                f'{file.path} holds no {name}; recover it with vectors = "stored"'
+            )
         self._matrix = matrix
         self.path, self.name = file.path, name
         self.shape, self.dtype = matrix.layout.shape, np.dtype(matrix.layout.dtype)
@@ -208,7 +210,9 @@ class ImplicitSources:
                 'any more; leave the result in its place, or recover it with vectors = "stored"'
             ) from error
         if identity.get("run") != run.plan.run_id:
-            raise CorruptError(f"{path} is a result of another run than {directory}")
+            raise CorruptError(
+                f"{path} is a result of another run than {directory}; put each in its place"
+            )
         # Columns that were added since have no part in it.
         plan = Plan(run.plan.identity, run.plan.amendments[: int(identity["amendments"])])
         try:
@@ -238,7 +242,9 @@ class ImplicitVectors(Tall):
 
     def __init__(self, file: SealedFile, name: str, side: str, source: ImplicitSources) -> None:
         if f"{side}_transform" not in file.arrays:
-            raise IncompleteError(f"{file.path} holds no {name}")
+            raise IncompleteError(
+                f'{file.path} holds no {name}; recover it with vectors = "stored"'
+            )
         first = file.arrays[f"{side}_transform"]
         last = file.arrays.get(f"{side}_correction")
         self._source, self._side = source, side

@@ -116,6 +116,6 @@ def require_tolerance(plan: Plan, assessment: Assessment) -> None:
     raise QualityError(
         f"tolerance = {tolerance:.2e} is not met with all {plan.reach('right')} measurements: the "
         f"relative error is {assessment.relative_error:.3e}, and with {100 * CONFIDENCE:.0f} % "
-        f"probability below {assessment.relative_error * margin:.3e}. The result is there; for a "
-        "smaller error plan a run with more measurements"
+        f"probability below {assessment.relative_error * margin:.3e}. The result is there; "
+        "extend the run to more measurements for a smaller error"
     )

@@ -212,6 +212,6 @@ def _product(run: Run, update: Update) -> Product:
     if product.shape != identity.shape:
         raise UsageError(
             f"what is to be added has shape {product.shape}, the operator of {run.directory} has "
-            f"{identity.shape}"
+            f"{identity.shape}; give one of that shape"
         )
     return product

@@ -128,5 +128,7 @@ def _of_rectangle(run: Run, folder: Path, rectangle: Rectangle) -> tuple[Path, C
 def _check_of_run(run: Run, path: Path) -> None:
     file: SealedFile = verify(path)
     if file.identity.get("run") != run.plan.run_id:
-        raise CorruptError(f"{file.path} belongs to another run")
+        raise CorruptError(
+            f"{file.path} belongs to another run; restore the one of this run, or remove it"
+        )
     check_pieces(file)

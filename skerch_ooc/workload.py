@@ -60,7 +60,7 @@ class Stage:
             )
         name, number = (found[1] or text), int(found[2] or 1)
         if number > rounds:
-            raise UsageError(f"stage {text!r}: the run has {rounds} round(s)")
+            raise UsageError(f"stage {text!r}: must be of a round from 1 to {rounds}")
         return cls(name, number)
 
     def __str__(self) -> str:

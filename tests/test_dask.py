@@ -156,7 +156,7 @@ def test_scheduler_without_workers_is_named(tmp_path, monkeypatch):
 
 
 def test_workers_beside_a_scheduler_are_refused():
-    with pytest.raises(ooc.UsageError, match="give the one or the other"):
+    with pytest.raises(ooc.UsageError, match="give either workers or a scheduler"):
         ooc.Dask("tcp://somewhere:8786", workers=2)
 
 

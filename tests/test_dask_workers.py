@@ -197,7 +197,7 @@ def test_progress_in_a_log_tells_tasks_rate_and_bytes(tmp_path, cluster, monkeyp
         ooc.measure(run, ooc.Dask(workers=1), threads=1, progress=Lines(log, every=0.0))
     text = (tmp_path / "log").read_text()
     assert re.search(
-        r"measure: 52 of 52 products, 7 of 7 tasks, \S+ of \S+ GB, \S+ products/s", text
+        r"measure: 52 of 52 products, 7 of 7 tasks, \S+ of \S+ kB, \S+ products/s", text
     )
 
 

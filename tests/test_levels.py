@@ -52,7 +52,7 @@ LEVELS = (
     ("needs",),
     ("keeping",),
     ("pipeline", "shares", "submission"),
-    ("cleaning",),
+    ("cleaning", "advice"),
     ("tables",),
     ("reporting",),
     ("cli",),

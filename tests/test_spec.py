@@ -430,7 +430,8 @@ class TestOverrides:
 
     def test_into_what_is_no_table_is_refused(self, read):
         with pytest.raises(
-            UsageError, match=r"^--set measurements.x=1: measurements is not a table$"
+            UsageError,
+            match=r"^--set measurements.x=1: measurements is not a table; set measurements itself$",
         ):
             read("measurements.x=1")
 

@@ -248,7 +248,7 @@ class TestSubmit:
     def test_setup_that_is_no_shell_is_refused(self, inside, fake, run, tmp_path):
         (tmp_path / "setup.sh").write_text("if true; then\n")
         done = inside("submit", "run", "--setup", "setup.sh")
-        assert (done.returncode, "--setup: bash cannot read these lines" in done.stderr) == (2, True)
+        assert (done.returncode, "bash cannot read these lines" in done.stderr) == (2, True)
 
     def test_time_that_a_task_does_not_fit_into_is_warned_of(self, inside, fake, run):
         costs = {"estimate": {"seconds": 2300.0, "tasks": 23}}

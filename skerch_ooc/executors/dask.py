@@ -77,7 +77,10 @@ def _perform_one(function: Callable[[Task], Callable[[], Any]], task: Task) -> A
         raise type(error)(f"{error} ({task}; {_this_worker()})") from error
     except (SystemExit, KeyboardInterrupt) as error:
         # These would end the worker, and the next one, and so on.
-        raise UsageError(f"{error!r} was raised by a task ({task}; {_this_worker()})") from error
+        raise UsageError(
+            f"the operator ended its process: {error!r} ({task}; {_this_worker()}); let it raise "
+            "another exception instead"
+        ) from error
 
 
 def _this_worker() -> str:
@@ -192,8 +195,9 @@ class Dask:
     ) -> None:
         if scheduler is not None and workers is not None:
             raise UsageError(
-                f"workers = {workers}: they are started with the scheduler; give the one or the "
-                "other"
+                f"workers = {workers}: those of a scheduler that runs were started with it; give "
+                "either "
+                "workers or a scheduler"
             )
         for name, value in (("workers", workers), ("tries", tries)):
             known = value is None and name == "workers"

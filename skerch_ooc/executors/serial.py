@@ -13,7 +13,9 @@ Task = TypeVar("Task")
 class Serial:
     """Runs tasks in this process, one at a time.
 
-    While a task computes, the one before it is being finished (written out) in a second thread.
+    While a task computes, the one before it is being finished (written out) in a second thread. It
+    is the default everywhere, and the reference: every other executor gives the same bits, with
+    equal threads.
     """
 
     workers = 1

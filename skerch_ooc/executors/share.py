@@ -33,7 +33,9 @@ class Share:
     threads: int | None = None
 
     def __init__(self, index: int, of: int, budget: Budget | None = None) -> None:
-        if of < 1 or not 0 <= index < of:
+        if of < 1:
+            raise UsageError(f"--of {of}: must be at least 1")
+        if not 0 <= index < of:
             raise UsageError(f"--index {index} --of {of}: the index must be from 0 to {of - 1}")
         self._index, self._of = index, of
         self._budget = budget or Budget()

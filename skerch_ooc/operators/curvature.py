@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.errors import OperatorError, shown_list
 from skerch_ooc.operators.terms import Sum
 
 Data = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -56,7 +56,19 @@ def ggn(
     """The generalised Gauss-Newton matrix: positive semidefinite, where the loss is convex.
 
     Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
-    Arguments, result and errors are those of :func:`hessian`.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss: As for :func:`hessian`.
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        per_batch: As for :func:`hessian`.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
     """
     return _operator("GGNLinearOperator", model, loss, data, parameters, per_batch)
 
@@ -80,7 +92,10 @@ def fisher(
         per_batch: As for :func:`hessian`.
 
     Returns:
-        An operator ``(p, p)``; see :func:`hessian`, also for errors.
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
     """
     if samples is None:
         return _operator("EFLinearOperator", model, loss, data, parameters, per_batch)
@@ -108,7 +123,10 @@ def kfac(
         seed: Of the targets.
 
     Returns:
-        An operator ``(p, p)``; see :func:`hessian`, also for errors.
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
     """
     return _operator(
         "KFACLinearOperator", model, loss, data, parameters, mc_samples=samples, seed=seed
@@ -188,15 +206,18 @@ def _chosen(model: torch.nn.Module, parameters: Parameters | None) -> list[torch
             below = [p for name, p in named.items() if name == one or name.startswith(f"{one}.")]
             if not below:
                 raise OperatorError(
-                    f"the model has no layer or parameter {one!r}; its parameters are: "
-                    f"{', '.join(named)}"
+                    f"the model has no layer or parameter {one!r}; give layers or parameters of "
+                    "these: "
+                    f"{shown_list(list(named))}"
                 )
             chosen += below
         else:
             chosen.append(one)
     chosen = [parameter for parameter in dict.fromkeys(chosen) if parameter.requires_grad]
     if not chosen:
-        raise OperatorError("the model has no parameters that require a gradient")
+        raise OperatorError(
+            "the model has no parameters that require a gradient; call requires_grad_() on it"
+        )
     return chosen
 
 

@@ -385,11 +385,16 @@ def sparse(path: str, folder: str = ".") -> Any:
     try:
         matrix = scipy.sparse.load_npz(file).tocsr()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OperatorError(f"cannot open {file} as a sparse .npz file: {error}") from error
+        raise OperatorError(
+            f"cannot open {file} as a sparse .npz file: {error}; write it with "
+            "scipy.sparse.save_npz"
+        ) from error
     bad = np.flatnonzero(~np.isfinite(matrix.data))
     if len(bad):
         row = int(np.searchsorted(matrix.indptr, bad[0], side="right")) - 1
-        raise OperatorError(f"row {row} of {file} holds {matrix.data[bad[0]]}")
+        raise OperatorError(
+            f"row {row} of {file} holds {matrix.data[bad[0]]}; replace what is not finite in it"
+        )
     return matrix.astype(_floating(matrix.dtype))
 
 

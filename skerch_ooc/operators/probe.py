@@ -288,7 +288,8 @@ def _adjoint_error(product: Product, seed: int, x: Array, y: Array) -> float:
     back = product(v, adjoint=True)
     if not np.isfinite(back).all():
         raise OperatorError(
-            "the adjoint's product with random vectors of signs holds NaN or infinity"
+            "the adjoint's product with random vectors of signs holds NaN or infinity; look for "
+            "overflow, log(0) or 0/0 in it, or use a wider dtype"
         )
     difference = _inner(v, y) - _inner(back, x)
     error = _relative(norm(difference) / width, max(norm(y), norm(back)) / math.sqrt(width))

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.errors import OperatorError, shown_list
 from skerch_ooc.partition import Range
 
 Array = npt.NDArray[Any]
@@ -57,11 +57,16 @@ class Hdf5Source:
         try:
             self._file = h5py.File(path, "r", locking=False)
         except OSError as error:
-            raise OperatorError(f"cannot open {path} as an HDF5 file: {error}") from error
+            raise OperatorError(
+                f"cannot open {path} as an HDF5 file: {error}; give HDF5 or .npy files, or a "
+                "folder of them"
+            ) from error
         name = _only_matrix(self._file, path) if dataset is None else dataset
         found = self._file.get(name)
         if not isinstance(found, h5py.Dataset):
-            raise OperatorError(f"{path} has no dataset {name!r}; it has: {_datasets(self._file)}")
+            raise OperatorError(
+                f"{path} has no dataset {name!r}; give one of: {_datasets(self._file)}"
+            )
         if found.is_virtual or found.external:
             raise OperatorError(
                 f"{path}: the data of {name!r} lie in other files, and HDF5 reads zeros for what "
@@ -106,7 +111,9 @@ class NpySource:
         try:
             self._array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise OperatorError(f"cannot open {path} as a .npy file: {error}") from error
+            raise OperatorError(
+                f"cannot open {path} as a .npy file: {error}; write it with numpy.save"
+            ) from error
         self.shape, self.dtype = _checked(str(path), self._array.shape, self._array.dtype)
 
     def read(self, rows: Range, out: Array | None = None) -> Array:
@@ -133,8 +140,9 @@ class Stack:
         for name, width in zip(names, widths, strict=True):
             if width != widths[0]:
                 raise OperatorError(
-                    f"{names[0]} has {widths[0]} columns, {name} has {width}: they cannot be "
-                    "stacked"
+                    f"{names[0]} has {widths[0]} columns, {name} has {width}; files that are "
+                    "stacked "
+                    "must be equally wide"
                 )
         self._starts = [0, *itertools.accumulate(source.shape[0] for source in sources)]
         self.shape = (self._starts[-1], widths[0])
@@ -174,13 +182,18 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
     if not files:
-        raise OperatorError(f"{path} holds no file ending in {', '.join(sorted(_SUFFIXES))}")
+        raise OperatorError(
+            f"{path} is a folder without matrices: give one with files that end in "
+            f"{', '.join(sorted(_SUFFIXES))}"
+        )
     return files
 
 
 def _open(path: Path, dataset: str | None) -> Source:
     if not path.exists():
-        raise OperatorError(f"{path} is not there")
+        raise OperatorError(
+            f"{path} is not there; give a path that is absolute, or relative to the spec"
+        )
     return NpySource(path) if path.suffix.lower() == ".npy" else Hdf5Source(path, dataset)
 
 
@@ -188,14 +201,14 @@ def _checked(
     name: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
 ) -> tuple[tuple[int, int], np.dtype[Any]]:
     if shape is None or len(shape) != 2 or min(shape) < 1:
-        raise OperatorError(f"{name} has shape {shape}, and is no matrix with entries")
+        raise OperatorError(f"{name} has shape {shape}; give a matrix: two sizes, both at least 1")
     if dtype.kind not in "biufc":
-        raise OperatorError(f"{name} holds {dtype}, no numbers")
+        raise OperatorError(f"{name} holds {dtype}; give a matrix of numbers, real or complex")
     return (int(shape[0]), int(shape[1])), dtype
 
 
 def _datasets(file: h5py.File) -> str:
-    return ", ".join(_names(file)) or "none"
+    return shown_list(_names(file))
 
 
 def _names(file: h5py.File) -> list[str]:
@@ -213,7 +226,7 @@ def _only_matrix(file: h5py.File, path: Path) -> str:
     matrices = [name for name in _names(file) if file[name].ndim == 2]
     if len(matrices) != 1:
         raise OperatorError(
-            f"{path} holds {len(matrices)} matrices ({', '.join(matrices) or 'none'}); say which: "
-            "give dataset"
+            f"{path} holds {len(matrices)} matrices ({shown_list(matrices)}); say which: "
+            "give dataset = NAME in [operator.args]"
         )
     return matrices[0]

@@ -44,15 +44,18 @@ class Terms(ABC):
     def __init__(self, terms: Iterable[Term]) -> None:
         name = type(self).__name__
         if isinstance(terms, str) or hasattr(terms, "shape") or not isinstance(terms, Iterable):
-            raise OperatorError(f"a {name} is made of a list of operators, not {type(terms)}")
+            raise OperatorError(
+                f"a {name} is made of a list of operators, not of a {type(terms).__name__}; "
+                "give a list"
+            )
         self._terms = list(terms)
         if not self._terms:
-            raise OperatorError(f"a {name} needs at least one term")
+            raise OperatorError(f"a {name} of 0 terms: give at least one term")
         for number, term in enumerate(self._terms):
             if not hasattr(term, "shape") and not callable(term):
                 raise OperatorError(
                     f"term {number} of a {name} must be an operator, or a function that returns "
-                    f"one, not {type(term)}"
+                    f"one, not a {type(term).__name__}"
                 )
         self.content = {}
 
@@ -115,13 +118,17 @@ class Sum(Terms):
     """A sum of operators of equal shape: ``A = sum_i scales[i] terms[i]``.
 
     Args:
-        terms: The operators, or functions that return them.
-        scales: What each is multiplied by; 1 by default.
-        shape: Their shape; may be left out if the first is no function.
-        dtype: Of their products; by default that of the first, if it is no function.
+        terms: The operators, or functions without arguments that return them: those are called
+            when a term is needed, and one is held at a time.
+        scales: What each is multiplied by, finite real numbers; 1 by default.
+        shape: Their shape ``(h, w)``; by default that of the first, which is built for it if it is
+            a function.
+        dtype: Of their products: ``"float32"``, ``"float64"``, ``"complex64"`` or
+            ``"complex128"``; by default what holds those of all terms that are no functions.
 
     Raises:
-        OperatorError: If there are none, or not as many scales.
+        OperatorError: If there are no terms, one is no operator, there are not as many scales, or a
+            scale or dtype is not allowed.
     """
 
     def __init__(
@@ -130,7 +137,9 @@ class Sum(Terms):
     ) -> None:  # fmt: skip
         super().__init__(terms)
         if scales is not None and len(scales) != len(self):
-            raise OperatorError(f"a sum of {len(self)} terms has {len(scales)} scales")
+            raise OperatorError(
+                f"a sum of {len(self)} terms has {len(scales)} scales; give one for each"
+            )
         self._scales = [_scale(1.0 if scales is None else scales[i]) for i in range(len(self))]
         self.shape = shape_of(self.term(0)) if shape is None else shape
         self.dtype = self._common_dtype(dtype)
@@ -148,13 +157,16 @@ class Stack(Terms):
     """Operators of equal width, one below the other.
 
     Args:
-        terms: The operators, from top to bottom, or functions that return them.
-        heights: The rows of each; may be left out if none is a function.
-        width: Their columns; may be left out if the first is no function.
-        dtype: Of their products; by default that of the first, if it is no function.
+        terms: The operators, from top to bottom, or functions without arguments that return them,
+            as for :class:`Sum`.
+        heights: The rows of each. Unless both this and ``width`` are given each term is asked for
+            its shape, and is built for it if it is a function.
+        width: Their columns.
+        dtype: As for :class:`Sum`.
 
     Raises:
-        OperatorError: If there are none, or their widths differ.
+        OperatorError: If there are no terms, one is no operator, there are not as many heights, or
+            widths differ.
     """
 
     def __init__(
@@ -166,10 +178,14 @@ class Stack(Terms):
         shapes = [] if known else [shape_of(self.term(i)) for i in range(len(self))]
         found = [height for height, _ in shapes] if heights is None else list(heights)
         if len(found) != len(self):
-            raise OperatorError(f"a stack of {len(self)} terms has {len(found)} heights")
+            raise OperatorError(
+                f"a stack of {len(self)} terms has {len(found)} heights; give one for each"
+            )
         widths = {wide for _, wide in shapes} | ({width} if width is not None else set())
         if len(widths) != 1:
-            raise OperatorError(f"operators of widths {sorted(widths)} cannot be stacked")
+            raise OperatorError(
+                f"operators that are stacked must be equally wide, not of widths {sorted(widths)}"
+            )
         self._starts = [0, *itertools.accumulate(found)]
         self.shape = (self._starts[-1], widths.pop())
         self.dtype = self._common_dtype(dtype)
@@ -268,8 +284,9 @@ class TermsProduct(Product):
         shape = (self.terms_of.shape[0] if rows is None else len(rows), self.terms_of.shape[1])
         if product.shape != shape:
             raise OperatorError(
-                f"term {number} of the operator has shape {product.shape}, its own shape, or that "
-                f"of the others, calls for {shape}"
+                f"term {number} of the operator has shape {product.shape}; it must have {shape}, "
+                "as "
+                "was said, or as the others have"
             )
         # One at a time, unless they are at hand anyway: each may need all the memory.
         self._opened = {number: product}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from skerch_ooc.shards import list_shards
 from skerch_ooc.spec import RecoverySpec
 from skerch_ooc.stages.assess import Assessment, assess_result
 from skerch_ooc.stages.columns import rounds_for
-from skerch_ooc.stages.recover import ASSESSMENT, VALUES, command_of, result_path
+from skerch_ooc.stages.recover import ASSESSMENT, VALUES, command_of, opened_result, result_path
 
 _AS_WRITTEN = 1e-9
 
@@ -115,18 +116,24 @@ def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpe
             is_complex=run.plan.identity.dtype.startswith("complex"),
             looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
         )
-        file = SealedFile(path)
+        file = opened_result(path)
         if file.identity.get("run") != run.plan.run_id:
-            raise CorruptError(f"{path} is a result of another run")
+            raise CorruptError(f"{path} is a result of another run; restore it from a copy")
         settings = RecoverySpec(**file.identity["settings"])
         values = file.arrays[VALUES[run.plan.identity.kind]]
         sensible = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
         figures = (assessment.error, assessment.norm, assessment.orthogonality)
         sensible = sensible and all(f is None or math.isfinite(f) for f in figures)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise CorruptError(f"{path} is not a result as this version writes it: {error}") from error
+        raise CorruptError(
+            f"{path} is not a result as this version writes it: {error}; make it anew: "
+            f"rm -r {shlex.quote(str(path.parent))}, then recover"
+        ) from error
     if not sensible:
-        raise CorruptError(f"{path} holds values that are no numbers; recover it again")
+        raise CorruptError(
+            f"{path} holds values that are no numbers; make it anew: "
+            f"rm -r {shlex.quote(str(path.parent))}, then recover"
+        )
     return assessment, file, settings
 
 

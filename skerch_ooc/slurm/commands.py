@@ -121,7 +121,9 @@ class Question:
                 stderr=subprocess.PIPE, text=True, errors="replace", env=_environment(os.environ),
             )  # fmt: skip
         except OSError as error:
-            raise SlurmError(f"cannot start squeue: {error.strerror}") from error
+            raise SlurmError(
+                f"cannot start squeue: {error.strerror}; look for it on a node of the cluster"
+            ) from error
 
     def answer(self, seconds: float) -> list[Queued]:
         """The elements that are waiting or at work.
@@ -161,7 +163,10 @@ def _call(command: Sequence[str], seconds: float, *, apart: bool = False) -> str
             "jobs can be submitted"
         ) from None
     except OSError as error:
-        raise SlurmError(f"cannot start {command[0]}: {error.strerror}") from error
+        raise SlurmError(
+            f"cannot start {command[0]}: {error.strerror}; mend that, then run the same command "
+            "again"
+        ) from error
     except subprocess.TimeoutExpired:
         raise SlurmError(
             f"{command[0]} did not answer within {seconds:g} s; see with squeue what it has done"

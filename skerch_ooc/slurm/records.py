@@ -155,5 +155,9 @@ def begun(submission: Submission) -> Submission:
                 submission = replace(submission, folder=folder)
         submission.publish()
     except OSError as error:
-        raise UsageError(f"cannot write {submission.folder}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot write {submission.folder}: {error.strerror}; make room or give permission, "
+            "then "
+            "submit again"
+        ) from error
     return submission

@@ -89,7 +89,10 @@ class Device:
             torch.empty(0, dtype=torch.float64, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"device = {device!r} cannot be used here: {reason}") from error
+            raise UsageError(
+                f"device = {device!r} cannot be used here: {reason}; give another with --device, "
+                "such as cpu"
+            ) from error
 
     def load(self, array: Array) -> Any:
         """See :class:`Arithmetic`."""

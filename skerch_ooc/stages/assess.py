@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest, digest_of_any, read_json, require_regular, write_json
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.stages.recover import ASSESSMENT, VALUES
+from skerch_ooc.stages.recover import ASSESSMENT, VALUES, opened_result
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
@@ -168,15 +168,7 @@ def assess_result(
         IncompleteError: If there is no result, or a piece of it is gone.
         CorruptError: If it is damaged.
     """
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
-        name = path.parent.name
-        again = f"skerch-ooc recover {path.parent.parent.parent}"
-        raise IncompleteError(
-            f"there is no result {path}; make it with: {again}"
-            + ("" if name == "default" else f" --name {name}")
-        ) from None
+    file = opened_result(path)
     try:
         values = file.arrays[VALUES[file.identity["type"]]]
         residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
@@ -185,7 +177,10 @@ def assess_result(
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
     except (KeyError, TypeError, ValueError, IndexError) as problem:
-        raise CorruptError(f"{path} is not a decomposition: {problem}") from problem
+        raise CorruptError(
+            f"{path} is not a decomposition: {problem}; make it anew: "
+            f"rm -r {shlex.quote(str(path.parent))}, then recover"
+        ) from problem
     check_pieces(file)
     norm = _root_mean(tests)
     error = _root_mean(residual)

@@ -186,7 +186,7 @@ class _Writing:
         if root.inverse.shape[1] == 0:
             raise UsageError(
                 "there is nothing to decompose: the operator's products with all test vectors are "
-                "zero"
+                "zero; check its data"
             )
         recipe = self._recipe_of(Vectors(self._source, root.inverse))
         if not needs_correction(self._plan, root.condition):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import IncompleteError, UsageError
+from skerch_ooc.errors import UsageError
 from skerch_ooc.noise import draw
 from skerch_ooc.partition import Range, levels, tree_sum
 from skerch_ooc.progress import Progress
@@ -41,7 +41,7 @@ from skerch_ooc.sealed import SealedFile
 from skerch_ooc.shards import strip_of, wait_for_columns
 from skerch_ooc.sides import RANGE, side_of
 from skerch_ooc.stages.recipes import LEFT_VECTORS, RIGHT_VECTORS
-from skerch_ooc.stages.recover import VALUES, result_path
+from skerch_ooc.stages.recover import VALUES, opened_result, result_path
 from skerch_ooc.streams import ordered_map, tiles_in_flight
 from skerch_ooc.tall import Tall, open_vectors
 
@@ -56,7 +56,7 @@ class Figure:
     """An estimate of a number.
 
     Attributes:
-        value: The estimate.
+        value: The estimate, in the units of the operator; complex only where the number is.
         standard_error: How far off it usually is: the root of its mean square error, as estimated
             from the scatter of the test columns; ``None`` if there is only one.
     """
@@ -123,6 +123,9 @@ class Estimates:
     def diagonal(self) -> Diagonal:
         """Estimates the diagonal, by one stream over the vectors and the test sketch.
 
+        Returns:
+            An estimate and a standard error for each entry.
+
         Raises:
             UsageError: If the operator is not square, there is no test column, or memory is too
                 little.
@@ -167,14 +170,7 @@ def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> E
         CorruptError: If a file is damaged.
         UsageError: If memory is too little.
     """
-    path = result_path(run, name)
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
-        raise IncompleteError(
-            f"there is no result {path}; make it with: skerch-ooc recover {run.directory}"
-            + ("" if name == "default" else f" --name {name}")
-        ) from None
+    file = opened_result(result_path(run, name))
     sketched = _Sketched(run, file, resources, progress)
     n = sketched.columns
     if n == 0:
@@ -300,7 +296,8 @@ class _Sketched:
         """Values and standard errors."""
         if not self.square:
             raise UsageError(
-                f"the operator is {self._left.shape[0]} x {self._width}: it has no diagonal"
+                f"the operator is {self._left.shape[0]} x {self._width}: it has no diagonal, as "
+                "that must be square"
             )
         weights = self.values[:, None] * self._sums.right
         tiles = self._left.row_tiles

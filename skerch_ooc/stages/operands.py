@@ -52,7 +52,8 @@ class Operands:
         if part.terms is not None:
             if product.terms != part.of:
                 raise OperatorError(
-                    f"the operator has {product.terms} terms, the run was planned for {part.of}"
+                    f"the operator has {product.terms} terms, the run was planned for {part.of}; "
+                    "restore them, or plan a new run"
                 )
             product = product.part(part.terms)
         if part.number not in self._checked:
@@ -87,7 +88,7 @@ class Operands:
         if product.shape != run.plan.identity.shape:
             raise OperatorError(
                 f"the operator has shape {product.shape}, the run was planned for "
-                f"{run.plan.identity.shape}"
+                f"{run.plan.identity.shape}; restore it, or plan a new run"
             )
         return product
 

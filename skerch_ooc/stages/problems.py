@@ -104,7 +104,8 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
         reason = f"it needs at least as many left columns as right ones, {left} against {right}"
     if reason:
         raise UsageError(
-            f"recovery.method = {method!r} is not served by this run's sketch: {reason}"
+            f"recovery.method = {method!r} is not served by this run's sketch: {reason}; give "
+            "another method, or plan a new run"
         )
 
 

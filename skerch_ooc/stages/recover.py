@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerch_ooc.cleaned import CLEANED
 from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.executors import Executor
 from skerch_ooc.pieces import check_pieces, lost_pieces
@@ -347,6 +348,31 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
         log.warning("%s is a result of other settings, or of another sketch", path)
         run.require_shards()
     check_pieces(file)
+
+
+def opened_result(path: Path) -> SealedFile:
+    """The file of a result that is to be read.
+
+    Args:
+        path: Of the file, in the results of a run directory.
+
+    Raises:
+        IncompleteError: If it is not there; names the command that makes it.
+        CorruptError: If it is damaged; says how to have it made anew.
+    """
+    directory, name = path.parent.parent.parent, path.parent.name
+    again = f"skerch-ooc recover {directory}" + ("" if name == "default" else f" --name {name}")
+    advice = f". To make it anew: rm -r {path.parent} && {again}"
+    if (directory / CLEANED).exists():
+        advice = "; restore it from a copy: its shards were removed"
+    try:
+        file = SealedFile(path)
+    except FileNotFoundError:
+        raise IncompleteError(f"there is no result {path}; make it with: {again}") from None
+    except CorruptError as error:
+        raise CorruptError(f"{error}{advice}") from error
+    file.advice = advice
+    return file
 
 
 def command_of(run: Run, name: str, settings: Mapping[str, Any]) -> str:

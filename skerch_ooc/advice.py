@@ -1,0 +1,211 @@
+"""What to do next with a result: facts in, advice out; the terminal and the report page say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from skerch_ooc.errors import UsageError
+from skerch_ooc.operators.loading import source_of
+from skerch_ooc.recovery import METHODS
+from skerch_ooc.rundir import Run
+from skerch_ooc.sealed import SealedFile
+from skerch_ooc.spec import NESTING_METHODS, Plan, RecoverySpec
+from skerch_ooc.stages.assess import Assessment
+from skerch_ooc.stages.problems import serves
+from skerch_ooc.stages.recover import command_of, result_name, result_path
+from skerch_ooc.tolerance import CONFIDENCE, tolerance_factor
+
+_LARGE = 0.1
+_SURE_ENOUGH = 0.9
+_NEW_RUN = "skerch-ooc run SPEC --run OTHER-DIR"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that could be done.
+
+    Attributes:
+        text: What it would be good for, and what it would cost.
+        command: What to type, on a command line or in Python.
+    """
+
+    text: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next with a result.
+
+    Attributes:
+        verdict: Whether its error is small enough; empty if nobody knows.
+        steps: What would make it smaller, or surer; the cheapest first.
+    """
+
+    verdict: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result, as advice needs it.
+
+    Attributes:
+        run: Its run.
+        name: Its folder.
+        settings: How it was recovered.
+        assessment: Its quality.
+        directory: What commands call the run directory.
+    """
+
+    run: Run
+    name: str
+    settings: RecoverySpec
+    assessment: Assessment
+    directory: str
+
+    @classmethod
+    def of(cls, run: Run, name: str, assessment: Assessment) -> Found:
+        """A result on disk that was just assessed."""
+        settings = RecoverySpec(**SealedFile(result_path(run, name)).identity["settings"])
+        return cls(run, name, settings, assessment, shlex.quote(str(run.directory)))
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force."""
+        return self.run.plan
+
+    @property
+    def factories(self) -> list[str | None]:
+        """The factory of each part of the operator; ``None`` for an object of Python."""
+        return [source_of(self.run, part).factory for part in self.plan.parts]
+
+    @property
+    def rounding(self) -> float:
+        """A relative error that could be due to rounding."""
+        return 100 * float(np.finfo(self.plan.identity.dtype).eps)
+
+
+def percent(number: float) -> str:
+    """A relative error for people, in plain characters."""
+    return f"{100 * number:.2g} %" if 1e-4 <= number < 1 else f"{number:.1e}"
+
+
+def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
+    """What to do next with a result.
+
+    Args:
+        found: The result.
+        share: How a relative error is written.
+    """
+    relative = found.assessment.relative_error
+    if found.assessment.error is None:
+        return Advice("", (_tested(found, 30, "To know the error, plan with "
+                                   "sketch.test_measurements of at least 10"),))  # fmt: skip
+    if relative is None:
+        return Advice("Nothing: there is nothing to be found.", ())
+    steps = [] if relative <= found.rounding else list(_improvements(found))
+    if found.assessment.bounds(1.5) < _SURE_ENOUGH:
+        more = max(30, 2 * found.plan.reach("test"))
+        steps.append(
+            _tested(found, more, "With more test vectors, in a new plan, the error would be surer")
+        )
+    return Advice(_judged(found, relative, share), tuple(steps))
+
+
+def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str:
+    tolerance = found.plan.amendments[-1].tolerance
+    if relative >= 1:
+        return "This is no better than zero: give more measurements, or another method."
+    if tolerance is not None and found.name == "default":
+        sure_of = relative * tolerance_factor(found.plan, found.assessment.test_measurements)
+        met = "is met" if sure_of <= tolerance else "is not met"
+        return (
+            f"The tolerance of {share(tolerance)} {met}: with {100 * CONFIDENCE:.0f} % "
+            f"probability the error is below {share(sure_of)}."
+        )
+    if relative > _LARGE:
+        return "This error is large: the leading values may be good, the whole is not."
+    if relative <= found.rounding:
+        return f"Nothing: that is about as small as {found.plan.identity.dtype} allows."
+    return "If that is small enough, nothing."
+
+
+def _improvements(found: Found) -> Iterator[Step]:
+    """What would make the error smaller, the cheapest first."""
+    if found.run.cleaned() is None:
+        yield from _recoveries(found)
+    most, has = min(found.plan.identity.shape), found.plan.reach("right")
+    more = min(2 * has, most)
+    if more <= has:
+        return
+    if _is_extensible(found):
+        text = "More measurements make it smaller, and only the new ones are measured"
+        command = f"skerch-ooc extend {found.directory} --measurements {more}"
+        if any(named is None for named in found.factories):
+            text += f"; then repeat the call in Python, with measurements={more}"
+            command += " --plan-only"
+        yield Step(text, command)
+    else:
+        sharper = ", or one more of power_iterations," * (found.plan.recovery.method == "hmt")
+        yield Step(
+            f"A new plan with more measurements{sharper} would make it smaller",
+            _planned_anew(found, "measurements", more),
+        )
+
+
+def _recoveries(found: Found) -> Iterator[Step]:
+    """Other settings on the same sketch."""
+    if isinstance(found.settings.rank, int) and found.settings.rank < found.assessment.core:
+        yield Step(
+            f"The rank is limited to {found.settings.rank}. A higher one costs no product",
+            _recovered(found, dataclasses.replace(found.settings, rank="all")),
+        )
+    for method in METHODS:
+        settings = dataclasses.replace(
+            found.settings, method=method, power_iterations=0, core="auto"
+        )
+        if method != found.settings.method and _is_served(found, settings):
+            yield Step(
+                "Another method on the same sketch costs no product", _recovered(found, settings)
+            )
+            return
+
+
+def _is_served(found: Found, settings: RecoverySpec) -> bool:
+    """Whether the sketch serves settings at no product, and nobody has tried them yet."""
+    try:
+        serves(found.plan, settings)
+    except UsageError:
+        return False
+    name = result_name(settings, found.plan)
+    return settings.method != "hmt" and not result_path(found.run, name).exists()
+
+
+def _recovered(found: Found, settings: RecoverySpec) -> str:
+    command = command_of(found.run, "default", settings.as_json())
+    return command.replace(str(found.run.directory), found.directory, 1)
+
+
+def _is_extensible(found: Found) -> bool:
+    """Whether the run can grow: its method nests, and all of its operators can be had again."""
+    if found.plan.recovery.method not in NESTING_METHODS or found.run.cleaned() is not None:
+        return False
+    return found.plan.summands == 1 or None not in found.factories
+
+
+def _tested(found: Found, columns: int, text: str) -> Step:
+    return Step(text, _planned_anew(found, "sketch.test_measurements", columns))
+
+
+def _planned_anew(found: Found, key: str, value: int) -> str:
+    """The command that makes another run with a value of the spec replaced."""
+    if found.plan.identity.factory is not None:
+        return f"{_NEW_RUN} --set {key}={value}"
+    kind, name = found.plan.identity.kind, key.rpartition(".")[2]
+    return f"ooc.{kind}(A, {name}={value}, run_dir=...)"

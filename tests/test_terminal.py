@@ -1,0 +1,401 @@
+"""What people see on a terminal: tables, the bar, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from conftest import CommandLine, write_spec
+
+import skerch_ooc as ooc
+from skerch_ooc.advice import Found, advise
+from skerch_ooc.cli import cli
+from skerch_ooc.errors import IncompleteError
+from skerch_ooc.executors.serial import Serial
+from skerch_ooc.pipeline import make_plan, run_all
+from skerch_ooc.progress import Bar, Lines, Progress, Stage, for_terminal
+from skerch_ooc.resources import Resources
+from skerch_ooc.spec import Spec
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+SPECS = {
+    "eigh": {"sketch": {"test_measurements": 12, "block": 16}},
+    "rounds": {
+        "kind": "svd", "sketch": {"test_measurements": 20},
+        "recovery": {"method": "hmt", "power_iterations": 2},
+    },
+    "inner sketch": {"kind": "svd", "recovery": {"method": "oversampled"}},
+    "limited rank": {"recovery": {"rank": 5}},
+    "no error test": {"sketch": {"test_measurements": 0}},
+    "tolerance": {"tolerance": 1e-4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folders with a spec and a finished run ``r`` of it; to be copied."""
+    made = {}
+
+    def finished_run(case):
+        if case not in made:
+            folder = tmp_path_factory.mktemp("finished")
+            (folder / "mine.py").write_text(
+                "import torch\n\ndef make():\n    return torch.diag(0.95 ** torch.arange(300.))\n"
+            )
+            write_spec(folder, "", 40, **{"operator": {"factory": "mine.py:make"}} | SPECS[case])
+            resources = Resources.of(None, 1)
+            planned = make_plan(Spec.from_toml(folder / "spec.toml"), folder / "r", resources)
+            run_all(planned, Serial(), resources, Progress())
+            made[case] = folder
+        return made[case]
+
+    return finished_run
+
+
+@pytest.fixture
+def run_of(finished, tmp_path, inside):
+    """Copies a finished run into the test's folder; and runs commands there."""
+
+    def copied(case):
+        shutil.copytree(finished(case), tmp_path, dirs_exist_ok=True)
+        return inside
+
+    return copied
+
+
+TABLES = {
+    "plan": ["spec.toml", "--run", "other"],
+    "probe": ["spec.toml"],
+    "run": ["--run", "r"],
+    "assess": ["r"],
+    "status": ["r"],
+    "estimates": ["r"],
+    "clean": ["r"],
+    "report": ["r"],
+    "verify": ["r"],
+}
+
+
+@pytest.mark.parametrize("case", ["eigh", "rounds"])
+@pytest.mark.parametrize("verb", TABLES)
+def test_every_table_fits_80_columns_of_plain_text(run_of, case, verb):
+    done = run_of(case)(verb, *TABLES[verb])
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stdout.isascii()
+    assert done.stdout.isprintable() or not ESCAPE.search(done.stdout)
+
+
+def test_what_was_submitted_fits_80_columns(run_of):
+    inside = run_of("eigh")
+    assert inside("plan", "spec.toml", "--run", "new").returncode == 0
+    shown = inside("status", "new").stdout
+    assert "skerch-ooc measure new" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def advice_of(shown):
+    return shown.partition("what to do next\n")[2]
+
+
+def commands_in(shown):
+    return [
+        shlex.split(line)[1:]
+        for line in advice_of(shown).splitlines()
+        if line.startswith("    skerch-ooc ")
+    ]
+
+
+class TestAdvice:
+    @pytest.mark.parametrize("case", SPECS)
+    def test_is_of_commands_that_parse(self, run_of, case):
+        found = commands_in(run_of(case)("assess", "r").stdout)
+        assert found
+        for arguments in found:
+            name, command, rest = cli.resolve_command(click.Context(cli), arguments)
+            assert command.make_context(name, list(rest)).params
+
+    @pytest.mark.parametrize("case", SPECS)
+    def test_ends_with_the_report(self, run_of, case):
+        assert commands_in(run_of(case)("assess", "r").stdout)[-1] == ["report", "r"]
+
+    @pytest.mark.parametrize(
+        ("case", "text"),
+        [
+            ("eigh", "This error is large"),
+            ("eigh", "skerch-ooc extend r --measurements 80"),
+            ("eigh", "skerch-ooc recover r --method singlepass"),
+            ("limited rank", "skerch-ooc recover r --rank all"),
+            ("rounds", "or one more of power_iterations"),
+            ("rounds", "--set measurements=80"),
+            ("inner sketch", "A new plan with more measurements would make it smaller"),
+            ("no error test", "--set sketch.test_measurements=30"),
+            ("tolerance", "The tolerance of 0.01 % is not met"),
+        ],
+    )
+    def test_says(self, run_of, case, text):
+        assert text in advice_of(run_of(case)("assess", "r").stdout)
+
+    @pytest.mark.parametrize("case", ["rounds", "inner sketch"])
+    def test_extends_nothing_whose_columns_do_not_nest(self, run_of, case):
+        assert "extend" not in run_of(case)("assess", "r").stdout
+
+    def test_followed_makes_the_error_smaller(self, run_of):
+        inside = run_of("eigh")
+        error = ooc.assess(ooc.open_run("r")).relative_error
+        (extension,) = (c for c in commands_in(inside("assess", "r").stdout) if c[0] == "extend")
+        assert inside(*extension).returncode == 0
+        assert ooc.assess(ooc.open_run("r")).relative_error < error / 2
+
+    def test_tries_no_method_that_was_tried(self, run_of):
+        inside = run_of("eigh")
+        (recovery,) = (c for c in commands_in(inside("assess", "r").stdout) if c[0] == "recover")
+        made = inside(*recovery).stdout
+        assert "--method singlepass" not in inside("assess", "r").stdout
+        name = made.split("--name ")[1].strip()
+        again = inside("assess", "r", "--name", name)
+        assert "--method" not in advice_of(again.stdout)
+        assert f"skerch-ooc report r --name {name}" in again.stdout
+
+    def test_asks_nothing_of_shards_that_were_removed(self, run_of):
+        inside = run_of("eigh")
+        assert inside("clean", "r", "--shards").returncode == 0
+        verbs = {command[0] for command in commands_in(inside("assess", "r").stdout)}
+        assert verbs == {"run", "report"}
+
+    def test_for_an_object_of_python_leads_to_a_larger_run(self, tmp_path, inside):
+        import torch
+
+        A = torch.diag(0.95 ** torch.arange(300.0, dtype=torch.float64))
+        ooc.eigh(A, measurements=40, run_dir="r")
+        shown = inside("assess", "r").stdout
+        assert "repeat the call in Python, with measurements=80" in " ".join(shown.split())
+        (extension,) = (c for c in commands_in(shown) if c[0] == "extend")
+        assert inside(*extension).returncode == 0
+        assert len(ooc.eigh(A, measurements=80, run_dir="r").eigenvalues) == 80
+
+    def test_names_directories_as_shells_read_them(self, finished, tmp_path):
+        folder = shutil.copytree(finished("eigh") / "r", tmp_path / "my run")
+        run = ooc.open_run(folder)
+        steps = advise(Found.of(run, "default", ooc.assess(run))).steps
+        assert all(str(folder) in shlex.split(step.command) for step in steps if "my run" in
+                   step.command)  # fmt: skip
+        assert any("my run" in step.command for step in steps)
+
+    def test_of_a_failed_gate_says_where_to_read_on(self, run_of):
+        done = run_of("eigh")("assess", "r", "--max-relative-error", "1e-9")
+        assert done.returncode == 3
+        assert "is above --max-relative-error 1.000e-09" in done.stderr
+
+
+STAGE = Stage("measure", 10_000, "products", 4e8, 1250)
+
+
+class TestSaid:
+    @pytest.mark.parametrize("width", [1, 24, 40, 46, 80])
+    def test_fits_unless_not_even_the_count_does(self, width):
+        said = STAGE.said(5000, 625, 100.0, width)
+        assert len(said) <= max(width, len("5000 of 10000 products"))
+
+    @pytest.mark.parametrize(
+        ("width", "text"),
+        [
+            (100, "5000 of 10000 products, 625 of 1250 tasks, 2e+03 of 4e+03 GB, 50 products/s, "
+                  "1:40 left"),
+            (80, "5000 of 10000 products, 625 of 1250 tasks, 50 products/s, 1:40 left"),
+            (50, "5000 of 10000 products, 50 products/s, 1:40 left"),
+            (46, "5000 of 10000 products, 1:40 left"),
+            (1, "5000 of 10000 products"),
+        ],
+    )  # fmt: skip
+    def test_leaves_out_what_matters_least(self, width, text):
+        assert STAGE.said(5000, 625, 100.0, width) == text
+
+    def test_of_what_is_done_names_no_time_left(self):
+        assert "left" not in STAGE.said(10_000, 1250, 100.0)
+
+    @pytest.mark.parametrize(
+        ("size", "text"), [(2e9, "1 of 2 GB"), (2e6, "1 of 2 MB"), (2e3, "1 of 2 kB")]
+    )
+    def test_counts_bytes_in_units_of_their_size(self, size, text):
+        assert text in Stage("merge", 2, "tiles", size / 2).said(1, 1, 0.0)
+
+    def test_of_one_thing_speaks_of_one(self):
+        assert Stage("solve", 1, "tiles").said(1, 1, 0.0) == "1 of 1 tile"
+
+
+class Terminal:
+    """A terminal of 80 columns, and what was written to it."""
+
+    def __init__(self, encoding="utf-8"):
+        self.ours, theirs = pty.openpty()
+        self.stream = os.fdopen(theirs, "w", encoding=encoding)
+
+    def read(self):
+        self.stream.flush()
+        found = b""
+        while select.select([self.ours], [], [], 0.2)[0]:
+            found += os.read(self.ours, 65536)
+        return found.decode(self.stream.encoding)
+
+    def close(self):
+        self.stream.close()
+        os.close(self.ours)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    opened = []
+
+    def open_terminal(encoding="utf-8"):
+        opened.append(Terminal(encoding))
+        monkeypatch.setattr(sys, "stderr", opened[-1].stream)
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        return opened[-1]
+
+    yield open_terminal
+    for one in opened:
+        one.close()
+
+
+def lines_of(text):
+    return [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", text)) if line.strip()]
+
+
+def use_bar():
+    with Bar().stage("orthogonalise", 100, "tiles", 1e9, 50) as advance:
+        for _ in range(50):
+            advance(2)
+
+
+def use_bar_until_interrupted():
+    with Bar().stage("measure", 9, "products") as advance:
+        advance(1)
+        raise KeyboardInterrupt
+
+
+class TestBar:
+    def test_fits_a_line_and_is_seen(self, terminal):
+        shown = terminal()
+        use_bar()
+        lines = lines_of(shown.read())
+        assert max(map(len, lines)) <= 80
+        assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 10 in lines[-1]
+        assert "100 of 100 tiles" in lines[-1]
+        assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+
+    def test_needs_no_colour(self, terminal, monkeypatch):
+        shown = terminal()
+        monkeypatch.setenv("NO_COLOR", "1")
+        use_bar()
+        text = shown.read()
+        assert not re.search(r"\x1b\[(3|4|9|10)[0-9]", text)
+        assert "100 of 100 tiles" in text
+
+    def test_needs_no_more_than_ascii(self, terminal):
+        shown = terminal("ascii")
+        use_bar()
+        assert "-" * 10 in lines_of(shown.read())[-1]
+
+    def test_that_is_interrupted_leaves_the_cursor_to_the_shell(self, terminal):
+        shown = terminal()
+        with pytest.raises(KeyboardInterrupt):
+            use_bar_until_interrupted()
+        text = shown.read()
+        assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+        assert text.endswith(("\n", "\x1b[?25h"))
+
+
+class TestForTerminal:
+    def test_is_a_bar(self, terminal):
+        terminal()
+        assert isinstance(for_terminal(), Bar)
+
+    @pytest.mark.parametrize("kind", ["dumb", "", "unknown"])
+    def test_that_cannot_move_its_cursor_is_lines(self, terminal, monkeypatch, kind):
+        terminal()
+        monkeypatch.setenv("TERM", kind)
+        assert isinstance(for_terminal(), Lines)
+
+    def test_of_a_file_is_lines(self, tmp_path, monkeypatch):
+        with open(tmp_path / "log", "w") as log:
+            monkeypatch.setattr(sys, "stderr", log)
+            assert isinstance(for_terminal(), Lines)
+
+
+class OnTerminal:
+    """The command line in a process of its own, whose terminal is ours."""
+
+    def __init__(self, cwd, *arguments):
+        self.ours, theirs = pty.openpty()
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "skerch_ooc", *map(str, arguments)], cwd=cwd, stdin=theirs,
+            stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.text = ""
+
+    def read_until(self, done, seconds=120.0):
+        end = time.monotonic() + seconds
+        while not done(self.text) and time.monotonic() < end:
+            if select.select([self.ours], [], [], 0.1)[0]:
+                try:
+                    self.text += os.read(self.ours, 65536).decode()
+                except OSError:
+                    break
+        return self.text
+
+    def interrupt(self):
+        self.process.send_signal(2)
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """A run that is interrupted while it measures; what its terminal showed, and its exit code."""
+    spec = write_spec(
+        tmp_path, "matrix", 40, operator={"args": {"delay": 0.2}}, sketch={"block": 2}
+    )
+    shown = OnTerminal(tmp_path, "run", spec, "--run", "r")
+    shown.read_until(lambda text: "2 of" in text)
+    shown.interrupt()
+    code = shown.process.wait(timeout=60)
+    text = shown.read_until(lambda text: "goes on" in text, 5.0)
+    os.close(shown.ours)
+    return text, code
+
+
+def test_interrupted_run_says_that_nothing_is_lost_below_its_bar(interrupted):
+    text, code = interrupted
+    assert code == 130
+    assert lines_of(text)[-1] == "interrupted; nothing published is lost, the same command goes on"
+    assert "Traceback" not in text
+    assert max(map(len, lines_of(text))) <= 80
+
+
+def test_piped_output_is_for_programs_and_progress_is_apart(finished, tmp_path):
+    shutil.copytree(finished("eigh"), tmp_path, dirs_exist_ok=True)
+    done = CommandLine(tmp_path)("assess", "r")
+    assert not ESCAPE.search(done.stdout)
+    assert done.stdout.isascii()
+    assert done.stderr == ""
+
+
+def test_advice_on_what_is_not_there_is_an_error_with_the_command(run_of):
+    inside = run_of("eigh")
+    done = inside("assess", "r", "--name", "nothing")
+    assert done.returncode == IncompleteError.exit_code
+    assert "skerch-ooc recover r --name nothing" in done.stderr
