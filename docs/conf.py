@@ -10,7 +10,7 @@ import skerch_ooc
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "skerch_ooc"
-author = "the skerch_ooc authors"
+author = "The skerch_ooc developers"
 version = release = skerch_ooc.__version__
 
 extensions = [
