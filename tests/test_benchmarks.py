@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "workflows" / "benchmarks"
 
@@ -52,6 +55,59 @@ def test_matrix_on_disk_is_compared_with_dask_and_scikit_learn(tmp_path):
     assert 1 <= figures["read"] / (4 * 9000 * 300) < 1.02
     assert all(0 < found["error"] < 0.2 for found in figures["medians"].values())
     assert "goal <= 0.75" in text
+
+
+@pytest.mark.soak
+def test_small_problems_are_compared_with_everybody(tmp_path):
+    text, figures = run(
+        tmp_path, "comparison.py", "--rows", "300", "--columns", "200", "--disk-rows", "3000",
+        "--disk-columns", "300", "--chunk-rows", "1000", "--size", "3000", "--threads", "1",
+        "--markdown",
+    )  # fmt: skip
+    assert [len(cells) for cells in figures["runs"].values()] == [8, 4, 4]
+    runs = [run for cells in figures["runs"].values() for (run,) in cells.values()]
+    assert all(run["error"] > 0.999 and run["peak"] > 10**7 for run in runs)
+    exact = ("torch.linalg.svd (all values)", "scipy svds", "sklearn randomized_svd")
+    assert all(figures["runs"]["dense"][name][0]["error"] < 1.001 for name in exact)
+    assert figures["runs"]["free"]["scipy eigsh"][0]["worst"] < 1e-3
+    assert text.count("| --- | ---:") == 3
+
+
+@pytest.fixture(scope="module")
+def comparison() -> dict:
+    return runpy.run_path(str(BENCHMARKS / "comparison.py"))
+
+
+def test_best_approximation_of_the_dense_matrix_has_error_one(tmp_path, comparison):
+    source, target = str(tmp_path / "a.npy"), str(tmp_path)
+    truth = comparison["make_dense"](source, 150, 90)
+    u, s, vh = np.linalg.svd(np.load(source), full_matrices=False)
+    comparison["save"](target, U=u[:, :50], S=s[:50], Vh=vh[:50])
+    (judged,) = comparison["judge_dense"](source, [target], truth["best"]).values()
+    assert judged["error"] == pytest.approx(1, abs=1e-4)
+
+
+def test_best_approximation_of_the_operator_has_error_one(tmp_path, comparison):
+    dense = comparison["free_operator"](300) @ torch.eye(300)
+    values, vectors = np.linalg.eigh(dense.double().numpy())
+    leading = np.argsort(-np.abs(values))[:20]
+    comparison["save"](str(tmp_path), values=values[leading], vectors=vectors[:, leading])
+    (judged,) = comparison["judge_free"](300, [str(tmp_path)]).values()
+    assert judged["error"] == pytest.approx(1, abs=1e-4)
+    assert judged["worst"] < 1e-5
+
+
+def test_figures_that_somebody_has_not_are_a_dash(comparison):
+    common = {"wall": 2.0, "peak": 3e9, "inside": 0.5, "error": 1.25}
+    cells = {"mine": [common | {"products": 120.0}], "yours": [common | {"products": 90.0}],
+             "theirs": [common | {"products": 0}]}  # fmt: skip
+    assert comparison["table"](cells, markdown=True) == (
+        "| | wall, s | inside, s | peak, GB | products | error / best |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| mine | 2.0 | 0.50 | 3.00 | 120 | 1.250 |\n"
+        "| yours | 2.0 | 0.50 | 3.00 | 90 | 1.250 |\n"
+        "| theirs | 2.0 | 0.50 | 3.00 | - | 1.250 |"
+    )
 
 
 def test_storage_is_compared_with_the_reference_layer(tmp_path):
