@@ -109,7 +109,9 @@ def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
                                    "sketch.test_measurements of at least 10"),))  # fmt: skip
     if relative is None:
         return Advice("Nothing: there is nothing to be found.", ())
-    steps = [] if relative <= found.rounding else list(_improvements(found))
+    if relative <= found.rounding:
+        return Advice(_judged(found, relative, share), ())
+    steps = list(_improvements(found))
     if found.assessment.bounds(1.5) < _SURE_ENOUGH:
         more = max(30, 2 * found.plan.reach("test"))
         steps.append(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -275,6 +276,20 @@ def wait_for_columns(folder: Path, strips: Sequence[Strip]) -> list[Rectangle]:
     )
 
 
+def made_by(run: Run, folder: Path) -> str:
+    """The command that makes the shards of a folder that are missing."""
+    verb = "measure" if folder == run.shards else "merge"
+    return f"skerch-ooc {verb} {shlex.quote(str(run.directory))}"
+
+
+def how_to_remake(run: Run, path: Path) -> str:
+    """What to say of a shard that is damaged, after what is wrong with it."""
+    remove = f"rm {shlex.quote(str(path))}"
+    if path.parent == run.shards and run.plan.identity.factory is None:
+        return f". To make it anew: {remove}, then repeat the call in Python"
+    return f". To make it anew: {remove} && {made_by(run, path.parent)}"
+
+
 def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     """Opens a shard and checks that it is what its name says, and of this run.
 
@@ -283,8 +298,8 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
         IncompleteError: If it is gone.
     """
     path = folder / rectangle.name
-    again = f"skerch-ooc {'measure' if folder == run.shards else 'merge'} {run.directory}"
-    advice = f". To make it anew: rm {path} && {again}"
+    again = made_by(run, folder)
+    advice = how_to_remake(run, path)
     try:
         file = SealedFile(path)
         check_identity(file, rectangle, run.plan, merged=folder != run.shards)

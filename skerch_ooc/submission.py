@@ -261,7 +261,10 @@ def _limit(options: JobOptions, *, dry_run: bool) -> int:
     except SlurmError as error:
         if not dry_run:
             raise
-        log.warning("%s; MaxArraySize is taken to be %d", error, _DEFAULT_ARRAY_SIZE)
+        log.warning(
+            "not known how large job arrays may be here (%s): taken to be %d; --max-array-size "
+            "says it", str(error).partition(";")[0], _DEFAULT_ARRAY_SIZE,
+        )  # fmt: skip
         return _DEFAULT_ARRAY_SIZE
 
 

@@ -207,6 +207,9 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     if queue is not None:
         pairs += _queue_rows(queue, done=state.next is None)
     pairs.append(("next", _next_line(state, queue)))
+    if state.next is not None and queue is None and state.operator is not None:
+        all_of_it = f"skerch-ooc run --run {shlex.quote(state.directory)}"
+        pairs.append(("", f"or all that is left: {all_of_it}"))
     if state.next is None:
         pairs.append(("", f"for a page of it: skerch-ooc report {shlex.quote(state.directory)}"))
     return f"{state.directory} ({state.run_id[:16]})\n{_rows(pairs)}"
@@ -371,6 +374,9 @@ def leave_one_out_remark(assessment: Assessment) -> str:
     remark = "error estimated without the test"
     if assessment.leave_one_out is None or _agree(assessment.leave_one_out, assessment.error):
         return remark
+    if assessment.rank < assessment.core:
+        # It is that of the whole core, so a lower rank is no reason to doubt it.
+        return f"{remark}, before the rank was cut"
     return f"{remark}; far from it, so not to be trusted here"
 
 

@@ -14,7 +14,13 @@ from skerch_ooc.pieces import check_pieces
 from skerch_ooc.progress import Progress
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile, verify
-from skerch_ooc.shards import Rectangle, check_identity, list_shards, strangers
+from skerch_ooc.shards import (
+    Rectangle,
+    check_identity,
+    how_to_remake,
+    list_shards,
+    strangers,
+)
 from skerch_ooc.stages.assess import read_assessment
 from skerch_ooc.stages.recover import ASSESSMENT, result_path
 
@@ -74,6 +80,8 @@ def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
     if run.cleaned() is not None and path.is_relative_to(run.results):
         return f"{text}. Restore it from a copy: the shards it was made of were removed"
+    if path.is_relative_to(run.shards):
+        return text + how_to_remake(run, path)
     derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
     if " again" in text or "rm " in text or "anew" in text or not derived:
         return text

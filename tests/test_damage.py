@@ -129,11 +129,13 @@ def test_deleted_shard_is_measured_again_and_nothing_else(
     assert with_provenance[4096:12000] == before[4096:12000]
 
 
+@pytest.mark.parametrize("verb", ["merge", "verify"])
 @of_both_sides
-def test_advice_for_a_corrupt_shard_mends_it(ooc_command, finished, kind, role):
+def test_advice_for_a_corrupt_shard_mends_it(ooc_command, finished, kind, role, verb):
     run = copy_of_measured(finished, ooc_command.cwd, kind)
     flip(shards(run, role)[1], 6000)
-    message = ooc_command("merge", "run").stderr
+    message = ooc_command(verb, "run").stderr
+    assert message.endswith(" && skerch-ooc measure run\n")
     remove = message.split("To make it anew: rm ")[1].split(" && ")[0]
     (ooc_command.cwd / remove).unlink()
     assert ooc_command("measure", "run").returncode == 0

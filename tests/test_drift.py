@@ -125,9 +125,10 @@ class TestNoDrift:
         cross[0, 40] *= 1 + np.finfo("float32").eps
         judge(cross, gram, [10] * 8)
 
-    def test_single_columns_that_are_rounded_among_exact_ones_pass(self):
-        pairs = np.zeros((40, 40))
-        pairs[0, 1] = pairs[1, 0] = 34 * np.finfo("float64").eps
+    @pytest.mark.parametrize("typical", [0, 1.4], ids=["exact", "nearly exact"])
+    def test_single_columns_that_are_rounded_among_exact_ones_pass(self, typical):
+        pairs = np.full((40, 40), typical * np.finfo("float64").eps)
+        pairs[0, 1] = pairs[1, 0] = 50 * np.finfo("float64").eps
         require_one_operator(pairs, placed([1] * 40), "float64")
 
     @all_dtypes

@@ -174,10 +174,10 @@ def require_one_operator(
     scatter = 1 + 4 / np.sqrt(np.outer(weights, weights))
     if not alike or (allowed < FACTOR * typical and not with_itself):
         limit, expected = allowed * scatter, f"allowed {allowed:.1e}"
-    elif typical == floor:
-        # Most products are exact, as those of integers and signs: what rounding does to the others
-        # is not known from them.
-        limit = limit * scatter
+    else:
+        # Where most products are exact or nearly so, as those of integers and of sparse matrices,
+        # they do not tell what rounding does to the others.
+        limit = np.maximum(limit, FACTOR * floor * scatter)
     pairs = np.nan_to_num(pairs)
     disagree = pairs > limit
     named = outliers(disagree, weights)
