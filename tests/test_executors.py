@@ -186,9 +186,12 @@ def test_failing_task_ends_the_run_with_its_message(tmp_path):
 
 def test_one_command_measures_on_two_workers(ooc_command):
     spec = write_spec(ooc_command.cwd, "matrix", 40, sketch={"block": 8})
-    done = ooc_command("run", spec, "--run", "run", "--executor", "dask", "--workers", 2)
-    assert done.returncode == 0
+    done = ooc_command(
+        "run", spec, "--run", "run", "--executor", "dask", "--workers", 2, "--memory", "600MiB"
+    )
+    assert done.returncode == 0, done.stderr
     assert "relative error" in done.stdout
+    assert "600.0 MiB for each of 2 workers, 1.2 GiB in all" in done.stderr
 
 
 def test_four_processes_on_one_run_leave_one_valid_set_of_shards(ooc_command):

@@ -8,12 +8,15 @@ which every other must be equal.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from skerch_ooc.resources import Resources
+from skerch_ooc.resources import Resources, format_bytes
+
+log = logging.getLogger("skerch_ooc")
 
 Task = TypeVar("Task")
 
@@ -75,4 +78,10 @@ def resources_of(
         UsageError: If a value is out of range, or a scheduler cannot be reached.
     """
     resources = Resources.of(memory, threads, executor.workers, device)
+    if resources.workers > 1:
+        each, together = resources.memory, resources.memory * resources.workers
+        log.info(
+            "memory: at most %s for each of %d workers, %s in all",
+            format_bytes(each), resources.workers, format_bytes(together),
+        )  # fmt: skip
     return resources if threads else replace(resources, remote_threads=executor.threads)
