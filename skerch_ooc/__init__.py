@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         open_run,
         plan,
         recover,
+        run,
         svd,
         update,
     )
@@ -69,6 +70,7 @@ _HOMES = {
         "open_run",
         "plan",
         "recover",
+        "run",
         "svd",
         "update",
     ),
@@ -116,6 +118,7 @@ __all__ = [
     "plan",
     "recover",
     "report",
+    "run",
     "svd",
     "update",
 ]

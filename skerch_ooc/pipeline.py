@@ -854,6 +854,61 @@ def update(
     return run
 
 
+def run(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    run_dir: str | Path,
+    executor: Executor | None = None,
+    *,
+    operator: Any = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Eigh | Svd:
+    """All stages, with all rounds of a method or of a tolerance; the same call resumes.
+
+    What is done already is not done again; of a finished run this opens the result, for which
+    :func:`assess` has the error.
+
+    Args:
+        spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
+        run_dir: The run directory; a new one, or one of the same plan.
+        executor: :class:`Serial` (the default) or :class:`Dask`.
+        operator: The operator, if the spec names no factory.
+        memory: Peak resident memory of each process, in bytes or as text such as ``"2 GiB"``.
+        threads: Threads of each process.
+        device: Torch device of the operator, instead of the spec's, and of the arithmetic on tiles.
+        progress: Shows how far it is.
+
+    Returns:
+        The decomposition.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign, swapped or a link.
+        DriftError: If the directory holds a run of another operator, or the operator changed.
+        IncompleteError: If the workers of a cluster are lost, or there is no room on the disk.
+        OperatorError: If the operator is unusable.
+        QualityError: If a tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    from skerch_ooc.results import open_result
+
+    executor = executor or Serial()
+    resources = resources_of(executor, memory, threads, device)
+    planned = make_plan(as_spec(spec), Path(run_dir), resources, operator=operator, device=device)
+    if operator is not None and not planned.fresh:
+        # Another object under the name of an old run must never be given the old answer.
+        where = device or planned.run.plan.device
+        planned.operands = Operands(planned.run, where, resources.threads, operator=operator)
+        planned.operands.check_all()
+    assessment = run_all(
+        planned, executor, resources, progress or Progress(), operator=operator, device=device
+    )
+    assert assessment is not None
+    require_tolerance(planned.run.plan, assessment)
+    return open_result(recover_stage.result_path(planned.run, "default"))
+
+
 def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
     """Eigendecomposition of a Hermitian operator, in this process, with all data on disk.
 
@@ -977,8 +1032,6 @@ def decompose(
         QualityError: If the tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
-    from skerch_ooc.results import open_result
-
     spec = Spec.from_table(
         {
             "kind": kind,
@@ -1003,13 +1056,4 @@ def decompose(
             },
         }
     )
-    resources = Resources.of(memory, device=device)
-    planned = make_plan(spec, Path(run_dir), resources, operator=A)
-    if not planned.fresh:
-        # Another object under the name of an old run must never be given the old answer.
-        planned.operands = Operands(planned.run, device, resources.threads, operator=A)
-        planned.operands.check_all()
-    assessment = run_all(planned, Serial(), resources, progress or Progress(), operator=A)
-    assert assessment is not None
-    require_tolerance(planned.run.plan, assessment)
-    return open_result(recover_stage.result_path(planned.run, "default"))
+    return run(spec, run_dir, operator=A, memory=memory, device=device, progress=progress)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from conftest import write_spec
 from factories import Matrix, dense
 
 import skerch_ooc as ooc
@@ -221,3 +222,46 @@ def test_numpy_operators_get_numpy(tmp_path):
     a = dense(100, dtype="float32").numpy().view(Spy)
     eig = ooc.eigh(a, measurements=30, run_dir=tmp_path / "run")
     assert eig.rank > 0
+
+
+RUNS = {
+    "nystrom": {},
+    "hmt": {"recovery": {"method": "hmt", "power_iterations": 1}},
+    "tolerance": {"tolerance": 0.3},
+    "svd": {"kind": "svd"},
+}
+
+
+class TestRun:
+    @pytest.mark.parametrize("case", RUNS)
+    def test_does_all_stages_and_is_resumed_at_no_product(self, tmp_path, call_log, case):
+        spec = write_spec(tmp_path, "matrix", 60, **RUNS[case])
+        first = ooc.run(spec, tmp_path / "run", threads=1)
+        products = len(call_log())
+        again = ooc.run(spec, tmp_path / "run", threads=1)
+        assert len(call_log()) == products
+        name = "S" if case == "svd" else "eigenvalues"
+        assert torch.equal(getattr(again, name), getattr(first, name))
+        assert ooc.assess(tmp_path / "run").relative_error < 0.3
+
+    def test_is_that_of_the_stages_one_by_one(self, tmp_path):
+        spec = write_spec(tmp_path, "matrix", 60, recovery={"method": "hmt"})
+        at_once = ooc.run(spec, tmp_path / "a", threads=1)
+        run = ooc.plan(spec, tmp_path / "b", threads=1)
+        for _ in range(2):
+            ooc.measure(run, threads=1)
+            ooc.merge(run, threads=1)
+        assert torch.equal(at_once.eigenvectors[:], ooc.recover(run, threads=1).eigenvectors[:])
+
+    def test_tolerance_that_is_not_reached_is_an_error_and_the_result_is_there(self, tmp_path):
+        spec = write_spec(tmp_path, "matrix", 40, tolerance=1e-9)
+        with pytest.raises(ooc.QualityError, match="tolerance"):
+            ooc.run(spec, tmp_path / "run", threads=1)
+        assert ooc.assess(tmp_path / "run").relative_error > 1e-9
+
+    def test_another_object_under_the_name_of_a_run_is_refused(self, tmp_path):
+        a = dense(60, "poly")
+        wanted = {"measurements": 30, "dtype": "float64"}
+        ooc.run(wanted, tmp_path / "run", operator=a)
+        with pytest.raises(ooc.DriftError, match="not the one that the run started with"):
+            ooc.run(wanted, tmp_path / "run", operator=2 * a)

@@ -1,7 +1,7 @@
 """A run that grows until its error is below a tolerance, and further by hand.
 
 Runs growing.toml, which says ``tolerance``: after each round the error is looked at, and the run
-grows until it is surely below; the lines of the log tell how. Then ``extend`` adds half as many
+grows until it is surely below. Then ``extend`` adds half as many
 columns again, and a run that was planned with so many from the start tells that nothing is lost by
 growing: the difference is rounding at most, as blocks may be cut elsewhere.
 
@@ -13,7 +13,6 @@ Needs the extra ``workflows``. Makes the runs ``grown`` and ``planned``.
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import skerch_ooc as ooc
-from workflows.shared import HERE, decomposed, eigh_of, parser, print_table, spec_of
+from workflows.shared import decomposed, eigh_of, parser, print_table, spec_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> Growth:
     spec, grown = spec_of("growing.toml", given.set), given.runs / "grown"
     if grown.exists():
         raise SystemExit(f"{grown} is there already; give other --runs")
-    # From Python a tolerance is kept by ooc.eigh(A, tolerance=...); a spec with one is run by:
-    command = [sys.executable, "-m", "skerch_ooc", "run", str(HERE / "growing.toml")]
-    command += [f"--run={grown}", *(f"--set={text}" for text in given.set)]
-    command += [f"--threads={given.threads}"] if given.threads else []
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
+    ooc.run(spec, grown, threads=given.threads)
     run = ooc.open_run(grown)
     met, first = run.plan.reach("right"), ooc.assess(run)
     run = ooc.extend(run, met + met // 2)

@@ -40,11 +40,8 @@ def decomposed(
     spec: ooc.Spec, run_dir: Path, threads: int | None = None
 ) -> tuple[Any, ooc.Assessment]:
     """All stages, each of which finds what is done already; the result and its error."""
-    run = ooc.plan(spec, run_dir, threads=threads)
-    for _ in range(run.plan.rounds):
-        ooc.measure(run, threads=threads)
-        ooc.merge(run, threads=threads)
-    return ooc.recover(run, threads=threads), ooc.assess(run)
+    result = ooc.run(spec, run_dir, threads=threads)
+    return result, ooc.assess(run_dir)
 
 
 def eigh_of(run: ooc.Run, **options: Any) -> ooc.Eigh:
