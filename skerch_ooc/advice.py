@@ -14,7 +14,7 @@ from skerch_ooc.operators.loading import source_of
 from skerch_ooc.recovery import METHODS
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.spec import NESTING_METHODS, Plan, RecoverySpec
+from skerch_ooc.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, Plan, RecoverySpec
 from skerch_ooc.stages.assess import Assessment
 from skerch_ooc.stages.problems import serves
 from skerch_ooc.stages.recover import command_of, result_name, result_path
@@ -93,7 +93,9 @@ class Found:
 
 def percent(number: float) -> str:
     """A relative error for people, in plain characters."""
-    return f"{100 * number:.2g} %" if 1e-4 <= number < 1 else f"{number:.1e}"
+    if not 1e-4 <= number < 10:
+        return f"{number:.1e}"
+    return f"{100 * number:.{2 if number < 0.1 else 3}g} %"
 
 
 def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
@@ -154,20 +156,28 @@ def _improvements(found: Found) -> Iterator[Step]:
             command += " --plan-only"
         yield Step(text, command)
     else:
-        sharper = ", or one more of power_iterations," * (found.plan.recovery.method == "hmt")
+        planned = found.plan.recovery
+        can_sharpen = planned.method == "hmt" and planned.power_iterations < MOST_POWER_ITERATIONS
+        sharper = ", or one more of power_iterations," * can_sharpen
         yield Step(
-            f"A new plan with more measurements{sharper} would make it smaller",
+            f"A new plan, else as this one, with more measurements{sharper} would make it smaller",
             _planned_anew(found, "measurements", more),
         )
 
 
 def _recoveries(found: Found) -> Iterator[Step]:
     """Other settings on the same sketch."""
-    if isinstance(found.settings.rank, int) and found.settings.rank < found.assessment.core:
+    whole = dataclasses.replace(found.settings, rank="all")
+    if isinstance(found.settings.rank, int) and found.settings.rank < found.assessment.core and (
+        not _is_there(found, whole)
+    ):  # fmt: skip
         yield Step(
             f"The rank is limited to {found.settings.rank}. A higher one costs no product",
-            _recovered(found, dataclasses.replace(found.settings, rank="all")),
+            _recovered(found, whole),
         )
+    if found.settings.method == "hmt":
+        # Its products were made for an accuracy that no other method gets from its first round.
+        return
     for method in METHODS:
         settings = dataclasses.replace(
             found.settings, method=method, power_iterations=0, core="auto"
@@ -185,13 +195,16 @@ def _is_served(found: Found, settings: RecoverySpec) -> bool:
         serves(found.plan, settings)
     except UsageError:
         return False
-    name = result_name(settings, found.plan)
-    return settings.method != "hmt" and not result_path(found.run, name).exists()
+    return settings.method != "hmt" and not _is_there(found, settings)
+
+
+def _is_there(found: Found, settings: RecoverySpec) -> bool:
+    return result_path(found.run, result_name(settings, found.plan)).exists()
 
 
 def _recovered(found: Found, settings: RecoverySpec) -> str:
-    command = command_of(found.run, "default", settings.as_json())
-    return command.replace(str(found.run.directory), found.directory, 1)
+    wanted = settings.as_json() | {"vectors": settings.vectors}
+    return command_of(found.run, "default", wanted, found.directory)
 
 
 def _is_extensible(found: Found) -> bool:
@@ -207,7 +220,10 @@ def _tested(found: Found, columns: int, text: str) -> Step:
 
 def _planned_anew(found: Found, key: str, value: int) -> str:
     """The command that makes another run with a value of the spec replaced."""
+    again = ", then the same updates" * (found.plan.summands > 1)
     if found.plan.identity.factory is not None:
-        return f"{_NEW_RUN} --set {key}={value}"
+        return f"{_NEW_RUN} --set {key}={value}{again}"
     kind, name = found.plan.identity.kind, key.rpartition(".")[2]
-    return f"ooc.{kind}(A, {name}={value}, run_dir=...)"
+    options = {"measurements": found.plan.reach("right"), name: value}
+    given = ", ".join(f"{option}={number}" for option, number in options.items())
+    return f"ooc.{kind}(A, {given}, run_dir=...){again}"

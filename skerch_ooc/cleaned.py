@@ -7,14 +7,13 @@ that says what happened to it.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from skerch_ooc import files
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.errors import CorruptError, quoted
 
 CLEANED = "cleaned.json"
 _FORMAT = 1
@@ -63,8 +62,7 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
     except FileNotFoundError:
         return None
     advice = (
-        f"; restore it from a copy. If all shards are there, it can be removed: "
-        f"rm {shlex.quote(str(path))}"
+        f"; restore it from a copy. If all shards are there, it can be removed: rm {quoted(path)}"
     )
     stated = value.pop("sha256", None) if isinstance(value, dict) else None
     if stated != files.digest(value):

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 import click
 
 import skerch_ooc
-from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError, quoted
 from skerch_ooc.files import NO_ROOM, cannot_write
 from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER, Progress, for_terminal
 from skerch_ooc.slurm.logs import ending
@@ -330,10 +330,10 @@ def run(
     request = None if spec is None else Spec.from_toml(spec, overrides)
     if request is None:
         if overrides:
+            repeated = [word for override in overrides for word in ("--set", override)]
             raise UsageError(
-                f"--set {overrides[0]} changes a spec, and none is given; give it too: skerch-ooc "
-                "run "
-                f"SPEC --run {shlex.quote(str(run_dir))} --set {overrides[0]}"
+                f"--set {overrides[0]} changes a spec, and none is given; give it too: "
+                f"skerch-ooc run SPEC --run {quoted(run_dir)} {shlex.join(repeated)}"
             )
         known = pipeline.open_run(run_dir)
     chosen = where.executor(device or (request.operator.device if request else known.plan.device))
@@ -385,9 +385,7 @@ def extend(
     chosen = where.executor(device or opened.plan.device)
     grown = pipeline.extend(opened, measurements, repeat_rounds=repeat_rounds)
     if plan_only:
-        quoted = shlex.quote(str(directory))
-        click.echo(f"planned {measurements} measurements; next: skerch-ooc measure {quoted}, or "
-                   f"skerch-ooc submit {quoted}")  # fmt: skip
+        click.echo(f"planned {measurements} measurements; next: {_how_to_measure(grown)}")
         return
     planned = pipeline.planned_before(grown)
     resources = resources_of(chosen, memory, threads, device)
@@ -404,7 +402,7 @@ def extend(
 )  # fmt: skip
 @click.option(
     "--factory", required=True, metavar="NAME",
-    help="What makes B: file.py:function.",
+    help="What makes B; see above.",
 )  # fmt: skip
 @click.option(
     "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="A keyword argument of it."
@@ -436,7 +434,11 @@ def update(
     factory: str, arguments: Sequence[str], scale: float, forget: float, parts: int | None,
     again: bool, plan_only: bool,
 ) -> None:  # fmt: skip
-    """Add a summand to a finished run, A <- b A + a B; measures only B."""
+    """Add a summand to a finished run, A <- b A + a B; measures only B.
+
+    NAME is file.py:function, relative to this folder, package.module:function, or a name that a
+    package has registered.
+    """
     from skerch_ooc import pipeline
     from skerch_ooc.executors import resources_of
     from skerch_ooc.spec import OperatorSpec, parse_arguments
@@ -452,9 +454,7 @@ def update(
     with _operators_print_to_stderr():
         grown, operands = update_run(opened, asked, resources)
         if plan_only:
-            quoted = shlex.quote(str(directory))
-            click.echo(f"planned; next: skerch-ooc run --run {quoted}, or "
-                       f"skerch-ooc submit {quoted}")  # fmt: skip
+            click.echo(f"planned; next: {_how_to_measure(grown)}")
             return
         planned = pipeline.planned_before(grown)
         planned.operands = None if chosen.remote else operands
@@ -462,6 +462,15 @@ def update(
             planned, chosen, resources, progress, device=device, budget=budget
         )
     _conclude(planned.run, assessment, progress, max_relative_error, as_json)
+
+
+def _how_to_measure(run: Any) -> str:
+    """What to do with a plan that has grown."""
+    command = run.how_to_measure()
+    if not command.startswith("skerch-ooc"):
+        return str(command)
+    path = quoted(run.directory)
+    return f"skerch-ooc run --run {path}, or skerch-ooc submit {path}"
 
 
 @contextlib.contextmanager
@@ -519,7 +528,7 @@ def measure(
         )
     if complete:
         click.echo(f"all columns that are known by now are measured; next: "
-                   f"skerch-ooc merge {directory}")  # fmt: skip
+                   f"skerch-ooc merge {quoted(directory)}")  # fmt: skip
     else:
         _say_stopped(progress)
 
@@ -544,7 +553,7 @@ def merge(
     with chosen.session(resources.threads):
         another_round = pipeline.merge_stage(opened, resources, for_terminal(), rechunk, chosen)
     following = "measure" if another_round else "recover"
-    click.echo(f"merged; next: skerch-ooc {following} {directory}")
+    click.echo(f"merged; next: skerch-ooc {following} {quoted(directory)}")
 
 
 @_verb("recover runs/hessian --method singlepass --name again")
@@ -574,7 +583,7 @@ def recover(
     with chosen.session(resources.threads):
         path = stage.recover(opened, settings, name, resources, for_terminal(), chosen)
     suffix = "" if name == "default" else f" --name {name}"
-    click.echo(f"{path}; next: skerch-ooc assess {directory}{suffix}")
+    click.echo(f"{path}; next: skerch-ooc assess {quoted(directory)}{suffix}")
 
 
 @_verb("task runs/hessian measure --index 0 --of 16")
@@ -798,7 +807,7 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
         queue = question.answer(_QUEUE_SECONDS)
         if queue and state.next and state.cleaned is None:
             # Who submitted a run goes on with it in the same way.
-            state = replace(state, next=f"skerch-ooc submit {shlex.quote(str(directory))}")
+            state = replace(state, next=f"skerch-ooc submit {quoted(directory)}")
         if as_json:
             text = _json_of(state.as_json() | {"slurm": queue and queue.as_json()})
         else:

@@ -1,5 +1,6 @@
 """The few exceptions of the package, each with the exit code of the command line."""
 
+import shlex
 from collections.abc import Sequence
 
 _LONGEST_VALUE = 200
@@ -20,6 +21,11 @@ def shown_list(names: Sequence[str]) -> str:
     """Names as messages list what could have been given: not more than a few lines of them."""
     listed = ", ".join(names[:_MOST_NAMES]) or "none"
     return listed + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it: in messages, for commands that are going to be copied."""
+    return shlex.quote(str(path))
 
 
 class OocError(Exception):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from skerch_ooc.cleaned import CLEANED, Cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.files import digest
 from skerch_ooc.needs import implicit_results, piece_paths
 from skerch_ooc.pieces import check_pieces
@@ -88,7 +88,7 @@ def _require_default(run: Run, sketch: str) -> None:
         shown = ", ".join(f"{key} {stated.get(key)}, not {wanted[key]}" for key in different)
         raise UsageError(
             f"{path} is not the result that the run was planned for ({shown}); remove it and make "
-            f"that: rm -r {path.parent} && skerch-ooc recover {run.directory}"
+            f"that: rm -r {quoted(path.parent)} && skerch-ooc recover {quoted(run.directory)}"
         )
 
 
@@ -100,7 +100,7 @@ def _require_all_made(run: Run) -> None:
         if begun:
             raise IncompleteError(
                 f"{folder} is a result that is not finished: recover it with the settings that it "
-                f"was begun with, or remove it: rm -r {shlex.quote(str(folder))}"
+                f"was begun with, or remove it: rm -r {quoted(folder)}"
             )
 
 
@@ -119,7 +119,7 @@ def _assessed(run: Run) -> Assessment:
     if stored | {"products": None} != found | {"products": None}:
         raise IncompleteError(
             f"{path.parent / ASSESSMENT} is not that of the result beside it; make it with: "
-            f"skerch-ooc assess {run.directory}"
+            f"skerch-ooc assess {quoted(run.directory)}"
         )
     return assessment
 
@@ -134,7 +134,7 @@ def _require_tolerance(run: Run, assessment: Assessment) -> None:
     if error is None or error * margin > tolerance:
         raise IncompleteError(
             f"the tolerance of {run.directory} is not met yet; go on with: skerch-ooc run --run "
-            f"{run.directory}"
+            f"{quoted(run.directory)}"
         )
 
 
@@ -186,5 +186,5 @@ def publish_mark(run: Run, mark: Cleaned) -> None:
         (run.directory / CLEANED).unlink()
         raise UsageError(
             f"{run.directory} was extended or updated at this moment; nothing was removed. Finish "
-            f"it first: skerch-ooc run --run {run.directory}"
+            f"it first: skerch-ooc run --run {quoted(run.directory)}"
         )

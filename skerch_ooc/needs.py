@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import IncompleteError
+from skerch_ooc.errors import IncompleteError, quoted
 from skerch_ooc.partition import gaps
 from skerch_ooc.pieces import PiecedMatrix, lost_pieces, pieced_names
 from skerch_ooc.removal import Entry, Folder, Inventory
@@ -193,7 +193,7 @@ def needs_of(run: Run) -> Needs:
     if len(rounds) < run.plan.rounds or any(rounds[-1].missing().values()):
         raise IncompleteError(
             f"{run.directory} is not measured to its end; go on with: skerch-ooc run --run "
-            f"{run.directory}"
+            f"{quoted(run.directory)}"
         )
     amended = len(run.plan.amendments)
     plans = {

@@ -7,7 +7,6 @@ another matrix is never read as if it were the right one.
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range
 from skerch_ooc.sealed import Layout, SealedFile, read_slice
@@ -169,11 +168,9 @@ class PiecedMatrix:
         if digest(file.identity) != self._described.identities[number]:
             raise CorruptError(
                 f"{path} is not the piece that {self._file.path} was published with. To make it "
-                f"anew: rm {shlex.quote(str(path))}, then recover, or merge, again"
+                f"anew: rm {quoted(path)}, then recover, or merge, again"
             )
-        file.advice = (
-            f". To make it anew: rm {shlex.quote(str(path))}, then recover, or merge, again"
-        )
+        file.advice = f". To make it anew: rm {quoted(path)}, then recover, or merge, again"
         return file
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from skerch_ooc import files, planning, rundir
 from skerch_ooc.budget import Budget
-from skerch_ooc.errors import CorruptError, IncompleteError, QualityError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, QualityError, UsageError, quoted
 from skerch_ooc.estimate import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
@@ -310,8 +310,8 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     if run.plan.summands > 1:
         raise UsageError(
             f"{run.directory} has been updated since it was planned: its operator is now "
-            f"{described(run)}. Go on with: skerch-ooc run --run {run.directory} (in Python: "
-            "open_run), or give a new run directory"
+            f"{described(run)}. Go on with: skerch-ooc run --run {quoted(run.directory)} "
+            "(in Python: open_run), or give a new run directory"
         )
     if different:
         grown = len(amendments) > 1 and measured != sizes.right
@@ -702,7 +702,7 @@ def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
         run = rundir.amend_run(run, planning.grown(run.plan, next_look(run.plan)))
         raise IncompleteError(
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
-            f"measurements; go on with: skerch-ooc measure {run.directory}"
+            f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"
         )
     recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
     return assess(run)

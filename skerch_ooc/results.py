@@ -212,7 +212,7 @@ class LowRank:
     """So that ``array @ result`` is ours to form."""
 
     def __init__(self, path: Path, values: str, left: str, right: str | None) -> None:
-        file = SealedFile(path)
+        self._file = file = SealedFile(path)
         self.path = path
         self._left, self._right = open_vectors(file, left, right)
         self._values = np.array(file.arrays[values])
@@ -436,5 +436,9 @@ class Svd(LowRank):
 
 
 def open_result(path: Path) -> Eigh | Svd:
-    """Opens a result, whichever it is."""
-    return Eigh(path) if path.name == "eigh.h5" else Svd(path)
+    """Opens a result of a run, whichever it is."""
+    from skerch_ooc.stages.recover import how_to_recover_anew
+
+    found: Eigh | Svd = Eigh(path) if path.name == "eigh.h5" else Svd(path)
+    found._file.advice = how_to_recover_anew(path)
+    return found

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.errors import CorruptError, quoted
 from skerch_ooc.files import digest
 from skerch_ooc.partition import Range
 from skerch_ooc.pieces import TallMatrix, lost_pieces, open_matrix
@@ -267,7 +267,7 @@ class Sketch:
         # Before they are opened: what changes meanwhile must not go by this name.
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
-        rectangles = wait_for_columns(run.shards, strips)
+        rectangles = wait_for_columns(run, strips)
         self.readers = {
             side.name: SketchReader(run, run.shards, rectangles, side, strips)
             for side in round_.sides
@@ -343,7 +343,7 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
     """
     run = round_.run
     path = sketch_folder(run, sketch_digest) / BASIS_FILE
-    advice = f". To make it anew: rm {path} && skerch-ooc merge {run.directory}"
+    advice = f". To make it anew: rm {quoted(path)} && skerch-ooc merge {quoted(run.directory)}"
     try:
         file = SealedFile(path)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from skerch_ooc import files
 from skerch_ooc.cleaned import CLEANED, Cleaned, read_cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.provenance import provenance
 from skerch_ooc.resources import peak_memory
 from skerch_ooc.spec import Amendment, Identity, Plan, require_sound
@@ -117,6 +117,18 @@ class Run:
                 f"rm {shlex.quote(str(self.directory / CLEANED))}"
             )
 
+    def how_to_measure(self, part: int | None = None) -> str:
+        """What measures columns that are missing, for messages.
+
+        Args:
+            part: Of this part; by default of all.
+        """
+        sources = [one.source for one in self.plan.parts if part in (None, one.number)]
+        own = self.plan.identity.factory
+        if None in [own if source is None else source.factory for source in sources]:
+            return "the call in Python that measured the others, as the operator is an object there"
+        return f"skerch-ooc measure {quoted(self.directory)}"
+
     def receipts(self) -> Iterator[dict[str, Any]]:
         """What the log of receipts holds: for each task what it took, and where it was done."""
         return self.log("receipts")
@@ -175,7 +187,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             raise UsageError(
                 f"{directory} is being planned by another process with another spec, or was when "
                 "that was killed; give a new directory, or remove this one if nobody works there: "
-                f"rm -r {shlex.quote(str(directory))}"
+                f"rm -r {quoted(directory)}"
             )
         files.publish_bytes(
             files.canonical_json(amendment.as_json()) + b"\n",
@@ -242,7 +254,7 @@ def open_run(directory: str | Path) -> Run:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{directory} is not a run directory (it has no {PLAN}); "
-            f"make it with: skerch-ooc plan SPEC --run {directory}"
+            f"make it with: skerch-ooc plan SPEC --run {quoted(directory)}"
         ) from None
     except OSError as error:
         raise UsageError(

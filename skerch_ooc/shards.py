@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError
+from skerch_ooc.cleaned import CLEANED
+from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError, quoted
 from skerch_ooc.files import LATE_FILES_SECONDS, digest
 from skerch_ooc.partition import Range, gaps
 from skerch_ooc.parts import Part
@@ -242,18 +242,18 @@ def _joined(ranges: Iterable[Range]) -> list[Range]:
     return joined
 
 
-def wait_for_columns(folder: Path, strips: Sequence[Strip]) -> list[Rectangle]:
+def wait_for_columns(run: Run, strips: Sequence[Strip]) -> list[Rectangle]:
     """The column shards that make up a sketch, once all are there.
 
     Args:
-        folder: Where they are.
+        run: Whose they are.
         strips: What is planned of each role and part.
 
     Raises:
         IncompleteError: If columns are missing, even after a pause for late files.
     """
     for pause in (*LATE_FILES_SECONDS, None):
-        shards = list_shards(folder)
+        shards = list_shards(run.shards)
         missing = missing_of(strips, shards)
         if not any(missing.values()):
             wanted = {(strip.role, strip.part, strip.rows) for strip in strips}
@@ -272,22 +272,25 @@ def wait_for_columns(folder: Path, strips: Sequence[Strip]) -> list[Rectangle]:
     shown = "; ".join(lacking[:8]) + ("; ..." if len(lacking) > 8 else "")
     raise IncompleteError(
         f"{count} of {total} columns are not measured yet ({shown}); "
-        f"measure them with: skerch-ooc measure {folder.parent}"
+        f"measure them with: {run.how_to_measure()}"
     )
 
 
-def made_by(run: Run, folder: Path) -> str:
-    """The command that makes the shards of a folder that are missing."""
-    verb = "measure" if folder == run.shards else "merge"
-    return f"skerch-ooc {verb} {shlex.quote(str(run.directory))}"
+def made_by(run: Run, path: Path) -> str:
+    """What makes a shard that is missing, for messages."""
+    if path.parent != run.shards:
+        return f"skerch-ooc merge {quoted(run.directory)}"
+    rectangle = Rectangle.from_name(path.name)
+    return run.how_to_measure(None if rectangle is None else rectangle.part)
 
 
 def how_to_remake(run: Run, path: Path) -> str:
     """What to say of a shard that is damaged, after what is wrong with it."""
-    remove = f"rm {shlex.quote(str(path))}"
-    if path.parent == run.shards and run.plan.identity.factory is None:
-        return f". To make it anew: {remove}, then repeat the call in Python"
-    return f". To make it anew: {remove} && {made_by(run, path.parent)}"
+    if path.parent == run.shards and (run.directory / CLEANED).exists():
+        return f"; the others were removed: skerch-ooc clean {quoted(run.directory)} --shards"
+    again = made_by(run, path)
+    then = " && " if again.startswith("skerch-ooc") else ", then "
+    return f". To make it anew: rm {quoted(path)}{then}{again}"
 
 
 def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
@@ -298,7 +301,7 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
         IncompleteError: If it is gone.
     """
     path = folder / rectangle.name
-    again = made_by(run, folder)
+    again = made_by(run, path)
     advice = how_to_remake(run, path)
     try:
         file = SealedFile(path)

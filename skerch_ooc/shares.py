@@ -6,7 +6,7 @@ disk. So elements may run in any order, die and be run again.
 
 from __future__ import annotations
 
-from skerch_ooc.errors import IncompleteError
+from skerch_ooc.errors import IncompleteError, quoted
 from skerch_ooc.executors.share import Share
 from skerch_ooc.progress import Progress
 from skerch_ooc.resources import Resources
@@ -79,5 +79,6 @@ def _too_early(run: Run, stage: Stage, last: Round) -> IncompleteError:
     before = Stage("measure", last.number)
     return IncompleteError(
         f"{stage} is too early: round {last.number} is not complete; go on with: skerch-ooc task "
-        f"{run.directory} {before} --index 0 --of 1, or skerch-ooc measure {run.directory}"
+        f"{quoted(run.directory)} {before} --index 0 --of 1, or skerch-ooc measure "
+        f"{quoted(run.directory)}"
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from skerch_ooc.cleaned import Cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.files import PRIVATE_PREFIX
 from skerch_ooc.operators.loading import described
 from skerch_ooc.partition import Range
@@ -135,7 +134,7 @@ def _leftovers(run: Run) -> int:
 def _cleaned(run: Run, mark: Cleaned) -> Status:
     """The state of a run whose shards were removed, or are being."""
     shards = list_shards(run.shards)
-    again = f"skerch-ooc clean {shlex.quote(str(run.directory))} --shards"
+    again = f"skerch-ooc clean {quoted(run.directory)} --shards"
     return Status(
         **_plan_of(run),
         products=count_products(run),
@@ -233,11 +232,11 @@ def is_stale(run: Run, sketch_digest: str | None) -> bool:
 
 
 def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:
-    directory = shlex.quote(str(run.directory))
+    directory = run.directory
     if incomplete:
-        return f"skerch-ooc measure {directory}"
+        return run.how_to_measure()
     if stale:
-        return f"skerch-ooc {'recover' if merged else 'merge'} {directory}"
+        return f"skerch-ooc {'recover' if merged else 'merge'} {quoted(directory)}"
     if not (run.results / "default" / ASSESSMENT).exists():
-        return f"skerch-ooc assess {directory}"
+        return f"skerch-ooc assess {quoted(directory)}"
     return None

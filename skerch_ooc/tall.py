@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.indexing import Places, Selection, crossed
 from skerch_ooc.partition import Range, cut, tile
 from skerch_ooc.pieces import open_matrix, stored_columns
@@ -222,7 +222,8 @@ class ImplicitSources:
         if columns.digest != identity["sketch"]:
             raise CorruptError(
                 f"{path} makes its vectors from the shards, and those were measured anew since. "
-                f"To make it anew: rm -r {path.parent} && skerch-ooc recover {directory}"
+                f"To make it anew: rm -r {quoted(path.parent)} && skerch-ooc recover "
+                f"{quoted(directory)}"
             )
         return plan, columns.left, columns.right
 

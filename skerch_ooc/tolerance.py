@@ -117,5 +117,12 @@ def require_tolerance(plan: Plan, assessment: Assessment) -> None:
         f"tolerance = {tolerance:.2e} is not met with all {plan.reach('right')} measurements: the "
         f"relative error is {assessment.relative_error:.3e}, and with {100 * CONFIDENCE:.0f} % "
         f"probability below {assessment.relative_error * margin:.3e}. The result is there; "
-        "extend the run to more measurements for a smaller error"
+        f"{_for_less(plan)}"
     )
+
+
+def _for_less(plan: Plan) -> str:
+    """What makes an error smaller."""
+    if plan.reach("right") < min(plan.identity.shape):
+        return "extend the run to more measurements for a smaller error"
+    return f"there are no more measurements to make: {plan.identity.dtype} allows no less"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc import planning, rundir
-from skerch_ooc.errors import DriftError, IncompleteError, UsageError
+from skerch_ooc.errors import DriftError, IncompleteError, UsageError, quoted
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
@@ -183,7 +183,7 @@ def _unfinished(run: Run) -> IncompleteError:
         source = run.plan.parts[-1].source
         name = source.factory if source and source.factory else "a Python object"
         what = f"{run.directory} has an update by {name} that is not finished; finish that first"
-    return IncompleteError(f"{what}; go on with: skerch-ooc measure {run.directory}")
+    return IncompleteError(f"{what}; go on with: skerch-ooc measure {quoted(run.directory)}")
 
 
 def _is_finished(run: Run, update: Update) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from skerch_ooc.errors import CorruptError, IncompleteError, OocError
+from skerch_ooc.errors import CorruptError, IncompleteError, OocError, quoted
 from skerch_ooc.files import digest
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.progress import Progress
@@ -22,7 +21,7 @@ from skerch_ooc.shards import (
     strangers,
 )
 from skerch_ooc.stages.assess import read_assessment
-from skerch_ooc.stages.recover import ASSESSMENT, result_path
+from skerch_ooc.stages.recover import ASSESSMENT, how_to_recover_anew, result_path
 
 Check = Callable[[], object]
 
@@ -79,18 +78,16 @@ def _lost_results(run: Run) -> list[str]:
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
     if run.cleaned() is not None and path.is_relative_to(run.results):
-        return f"{text}. Restore it from a copy: the shards it was made of were removed"
+        return text + how_to_recover_anew(path)
     if path.is_relative_to(run.shards):
         return text + how_to_remake(run, path)
     derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
     if " again" in text or "rm " in text or "anew" in text or not derived:
         return text
-    directory = shlex.quote(str(run.directory))
-    verb = f"merge {directory}"
     if path.is_relative_to(run.results):
-        name = path.parent.name
-        verb = f"recover {directory}" + ("" if name == "default" else f" --name {name}, as before")
-    return f"{text}. To make it anew: rm {shlex.quote(str(path))} && skerch-ooc {verb}"
+        return text + how_to_recover_anew(path)
+    again = f"skerch-ooc merge {quoted(run.directory)}"
+    return f"{text}. To make it anew: rm {quoted(path)} && {again}"
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Check]]:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import torch
 
+import skerch_ooc as ooc
 from skerch_ooc.errors import OperatorError
 from skerch_ooc.operators.adapters import Product
 
@@ -119,3 +120,13 @@ def test_object_without_an_adjoint_is_told_what_would_do():
 
     with pytest.raises(OperatorError, match=r"adjoint\(\), \.H, rmatmat\(X\), rmatvec\(x\)"):
         Product(Half(torch.eye(3)), "float32", "cpu")(np.zeros((3, 2), np.float32), adjoint=True)
+
+
+def test_operator_of_numpy_may_have_a_device_that_torch_has_not(tmp_path):
+    factory = tmp_path / "mine.py"
+    factory.write_text(
+        "import numpy as np\n\ndef make(device='cpu'):\n    return np.diag(0.5 ** np.arange(60))\n"
+    )
+    operator = {"factory": f"{factory}:make", "device": "cuda:0"}
+    spec = {"measurements": 20, "dtype": "float64", "operator": operator}
+    assert ooc.plan(spec, tmp_path / "run").plan.device == "cuda:0"

@@ -124,7 +124,8 @@ NEXT_STEP = re.compile(
 
 ADVICE = {
     "_CAUSES", "advice", "again", "command", "self._again(file.path)", "self._again(path)",
-    "self.advice", "self.file.advice",
+    "self.advice", "self.file.advice", "how_to_recover_anew(path)", "run.how_to_measure()",
+    "_not_there(path)", "_for_less(plan)",
 }  # fmt: skip
 """Variables that hold what to do next; where they are made they are read by these rules too."""
 

@@ -194,6 +194,9 @@ class TestSubmit:
             (["--for", "measure=--gpus=1"], ["measure"]),
             (["--for", "measure=-G 1"], ["measure"]),
             (["--for", "measure=--gres=gpu:1", "--", "--gpus=1"], ["assess", "measure"]),
+            (["--for", "measure=--gpus=1", "--account", "gpuproject"], ["measure"]),
+            (["--for", "assess=--gpus=0", "--gpus", "1"], ["measure"]),
+            (["--for", "assess=--gres=lustre:1"], ["assess", "measure"]),
         ],
         ids=str,
     )

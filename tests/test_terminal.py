@@ -17,7 +17,7 @@ import pytest
 from conftest import CommandLine, write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.advice import Found, advise
+from skerch_ooc.advice import Found, advise, percent
 from skerch_ooc.cli import cli
 from skerch_ooc.errors import IncompleteError
 from skerch_ooc.executors.serial import Serial
@@ -136,9 +136,9 @@ class TestAdvice:
             ("eigh", "skerch-ooc extend r --measurements 80"),
             ("eigh", "skerch-ooc recover r --method singlepass"),
             ("limited rank", "skerch-ooc recover r --rank all"),
-            ("rounds", "or one more of power_iterations"),
+            ("rounds", "A new plan, else as this one, with more measurements would"),
             ("rounds", "--set measurements=80"),
-            ("inner sketch", "A new plan with more measurements would make it smaller"),
+            ("inner sketch", "A new plan, else as this one, with more measurements would"),
             ("no error test", "--set sketch.test_measurements=30"),
             ("tolerance", "The tolerance of 0.01 % is not met"),
         ],
@@ -191,6 +191,37 @@ class TestAdvice:
         assert all(str(folder) in shlex.split(step.command) for step in steps if "my run" in
                    step.command)  # fmt: skip
         assert any("my run" in step.command for step in steps)
+
+    def test_names_no_method_that_would_throw_the_rounds_away(self, run_of):
+        assert "--method" not in run_of("rounds")("assess", "r").stdout
+
+    def test_of_a_limited_rank_is_given_once(self, run_of):
+        inside = run_of("limited rank")
+        assert inside("recover", "r", "--rank", "all").returncode == 0
+        assert "--rank all" not in inside("assess", "r").stdout
+
+    def test_keeps_vectors_as_they_are(self, run_of):
+        inside = run_of("eigh")
+        inside("recover", "r", "--vectors", "implicit", "--rank", 9, "--name", "small")
+        inside("assess", "r", "--name", "small")
+        shown = inside("assess", "r", "--name", "small").stdout
+        assert "--method singlepass --rank 9 --vectors implicit" in shown
+
+    @pytest.mark.parametrize("name", ["r", "ooc", "recover"])
+    def test_on_the_page_calls_the_directory_dir_and_nothing_else(self, finished, tmp_path, name):
+        folder = shutil.copytree(finished("eigh") / "r", tmp_path / name)
+        page = ooc.report(ooc.open_run(folder)).read_text()
+        words = re.findall(r'<span class="word">([^<]*)</span>', page)
+        assert {"skerch-ooc", "recover", "DIR"} <= set(words)
+
+    def test_of_an_object_of_python_names_all_that_the_call_needs(self, tmp_path, inside):
+        import torch
+
+        ooc.eigh(torch.diag(0.95 ** torch.arange(90.0)), measurements=20, run_dir="r",
+                 test_measurements=4)  # fmt: skip
+        assert "ooc.eigh(A, measurements=20, test_measurements=30, run_dir=...)" in (
+            inside("assess", "r").stdout
+        )
 
     def test_of_a_failed_gate_says_where_to_read_on(self, run_of):
         done = run_of("eigh")("assess", "r", "--max-relative-error", "1e-9")
@@ -399,3 +430,149 @@ def test_advice_on_what_is_not_there_is_an_error_with_the_command(run_of):
     done = inside("assess", "r", "--name", "nothing")
     assert done.returncode == IncompleteError.exit_code
     assert "skerch-ooc recover r --name nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.9964, "99.6 %"), (1.5, "150 %"), (0.0304, "3 %"), (0.0345, "3.5 %"), (1e-6, "1.0e-06"),
+     (12, "1.2e+01")],
+)  # fmt: skip
+def test_share_is_written_for_people(number, text):
+    assert percent(number) == text
+
+
+class TestDirectoryWithSpaces:
+    """Whatever a message tells to type is to be copied into a shell."""
+
+    @pytest.fixture
+    def spaced(self, finished, tmp_path, inside):
+        shutil.copytree(finished("eigh"), tmp_path, dirs_exist_ok=True)
+        (tmp_path / "r").rename(tmp_path / "my r")
+        return inside
+
+    @pytest.mark.parametrize("verb", ["assess", "estimates", "report"])
+    def test_damaged_result_of_another_name_is_not_advised_to_remove_others(
+        self, spaced, tmp_path, verb
+    ):
+        spaced("recover", "my r", "--rank", 3, "--name", "small")
+        path = tmp_path / "my r/results/small/eigh.h5"
+        path.write_bytes(path.read_bytes()[:-100])
+        said = spaced(verb, "my r", "--name", "small").stderr
+        assert "rm -r 'my r/results/small' && skerch-ooc recover 'my r' --name small" in said
+        assert "with the settings that it had" in said
+
+    @pytest.mark.parametrize(
+        ("arguments", "command"),
+        [
+            (["measure", "my r"], "skerch-ooc merge 'my r'"),
+            (["merge", "my r"], "skerch-ooc recover 'my r'"),
+            (["recover", "my r"], "skerch-ooc assess 'my r'"),
+            (["estimates", "my r", "--name", "no"], "skerch-ooc recover 'my r' --name no"),
+            (["run", "--run", "my r", "--set", "operator.args={ n = 5 }", "--set", "seed=2"],
+             "skerch-ooc run SPEC --run 'my r' --set 'operator.args={ n = 5 }' --set seed=2"),
+        ],
+    )  # fmt: skip
+    def test_next_command_is_quoted(self, spaced, arguments, command):
+        done = spaced(*arguments)
+        assert command in done.stdout + done.stderr
+
+
+class TestAfterShardsWereRemoved:
+    @pytest.fixture
+    def cleaned(self, run_of, tmp_path):
+        inside = run_of("eigh")
+        shutil.copytree(tmp_path / "r/shards", tmp_path / "kept")
+        assert inside("clean", "r", "--shards").returncode == 0
+        return inside
+
+    def test_result_that_is_not_there_is_not_promised(self, cleaned):
+        said = cleaned("assess", "r", "--name", "other").stderr
+        assert "skerch-ooc recover" not in said
+        assert "a new run only. Results that are there: default" in said
+
+    def test_damaged_leftover_is_for_clean(self, cleaned, tmp_path):
+        left = sorted((tmp_path / "kept").iterdir())[0]
+        shutil.copy(left, tmp_path / "r/shards")
+        path = tmp_path / "r/shards" / left.name
+        path.write_bytes(path.read_bytes()[:-100])
+        said = cleaned("verify", "r").stderr
+        assert "skerch-ooc clean r --shards" in said
+        assert "skerch-ooc measure" not in said
+
+    def test_half_cleaned_run_is_not_told_to_run(self, cleaned, tmp_path):
+        shutil.copy(sorted((tmp_path / "kept").iterdir())[0], tmp_path / "r/shards")
+        shown = cleaned("status", "r").stdout
+        assert "skerch-ooc clean r --shards" in shown
+        assert "all that is left" not in shown
+
+
+def test_status_says_how_to_do_all_that_is_left(run_of):
+    inside = run_of("eigh")
+    inside("plan", "spec.toml", "--run", "new")
+    shown = inside("status", "new").stdout
+    assert "or all that is left: skerch-ooc run --run new" in " ".join(shown.split())
+
+
+class TestObjectOfPython:
+    """What was handed over in Python is measured there, and by no command."""
+
+    @pytest.fixture
+    def grown(self, tmp_path, inside):
+        import torch
+
+        A = torch.diag(0.95 ** torch.arange(90.0))
+        ooc.eigh(A, measurements=20, run_dir="r")
+        self.extended = inside("extend", "r", "--measurements", 40, "--plan-only")
+        return inside
+
+    def test_extension_is_continued_in_python(self, grown):
+        assert "next: the call in Python" in self.extended.stdout
+
+    def test_status_names_no_command_that_would_fail(self, grown):
+        shown = " ".join(grown("status", "r").stdout.split())
+        assert "next the call in Python" in shown
+        assert "skerch-ooc" not in shown
+
+    def test_missing_columns_are_measured_in_python(self, grown):
+        said = grown("recover", "r").stderr
+        assert "measure them with: the call in Python" in said
+
+    def test_damaged_shard_of_a_summand_is_made_by_what_made_that(self, tmp_path, inside):
+        import torch
+
+        A = torch.diag(0.95 ** torch.arange(90.0))
+        ooc.eigh(A, measurements=20, run_dir="r")
+        spec = ooc.OperatorSpec("decaying", {"n": 90, "rank": 5})
+        run = ooc.update(ooc.open_run("r"), spec)
+        ooc.recover(run)
+        said = []
+        for part in ("p0", "p1"):
+            path = sorted(run.shards.glob(f"right.{part}.*"))[0]
+            path.write_bytes(path.read_bytes()[:-100])
+            said.append(inside("verify", "r").stderr)
+        assert "then the call in Python" in said[0]
+        assert "&& skerch-ooc measure r" in said[1]
+
+
+def test_leave_one_out_is_not_doubted_for_a_lower_rank(tmp_path, inside):
+    import torch
+
+    ooc.eigh(torch.diag(0.5 ** torch.arange(60.0)), measurements=30, rank=2, run_dir="r")
+    shown = inside("assess", "r").stdout
+    assert "before the rank was cut" in " ".join(shown.split())
+
+
+def test_nothing_is_advised_at_rounding(tmp_path, inside):
+    import torch
+
+    ooc.eigh(torch.diag(0.1 ** torch.arange(8.0)).double(), measurements=8, run_dir="r",
+             test_measurements=4)  # fmt: skip
+    assert commands_in(inside("assess", "r").stdout) == [["report", "r"]]
+
+
+def test_tolerance_that_cannot_be_met_is_not_blamed_on_measurements(tmp_path, inside):
+    import torch
+
+    A = torch.diag(0.95 ** torch.arange(60.0))
+    with pytest.raises(ooc.QualityError, match="float32 allows no less"):
+        ooc.eigh(A, measurements=60, run_dir="r", tolerance=1e-9)

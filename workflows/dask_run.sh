@@ -9,6 +9,10 @@
 # --scheduler tcp://host:8786; for one that Python starts see dask_cluster.py.
 set -euo pipefail
 
+if [ "${1:-}" = --help ]; then
+    sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
+    exit
+fi
 if [ $# -lt 2 ]; then
     echo "usage: bash $0 SPEC DIR [options of run]" >&2
     exit 2
@@ -19,15 +23,15 @@ shift 2
 skerch-ooc run "$spec" --run "$run" --executor dask "$@"
 
 # Each task has left a line in the log of receipts.
-python3 - "$run/logs/receipts.jsonl" <<'END'
+python3 - "$run" <<'END'
 import collections
-import json
 import sys
 
+import skerch_ooc as ooc
+
 products = collections.Counter()
-for line in open(sys.argv[1]):
-    receipt = json.loads(line)
-    if receipt["stage"] == "measure":
+for receipt in ooc.open_run(sys.argv[1]).receipts():
+    if receipt.get("stage") == "measure" and receipt.get("published"):
         products[receipt["pid"]] += receipt["products"]
 for process, count in products.items():
     print(f"process {process} on this machine: {count} products")

@@ -12,6 +12,7 @@ run ``pca`` of matrix_pca.toml.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,18 +51,24 @@ class Found:
 
 
 def write_matrix(path: Path, rows: int, columns: int) -> None:
-    """Writes a float32 matrix slab by slab: components, noise, and a mean."""
+    """Writes a float32 matrix slab by slab: components, noise, and a mean.
+
+    Under another name, until it is complete: a part of it would be taken for the whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished-{path.name}")
     random = np.random.default_rng(0)
     directions = np.linalg.qr(random.standard_normal((columns, COMPONENTS)))[0].T
     scales, mean = 10.0 * 0.85 ** np.arange(COMPONENTS), 5.0 * random.standard_normal(columns)
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
+    shape = (rows, columns)
+    file = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     for first in range(0, rows, SLAB):
         slab = file[first : first + SLAB]
         scores = random.standard_normal((len(slab), COMPONENTS)) * scales
         noise = 0.1 * random.standard_normal(slab.shape)
         slab[:] = scores @ directions + noise + mean
     file.flush()
+    unfinished.replace(path)
 
 
 def truth_of(path: Path) -> tuple[Array, Array, float]:
@@ -85,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> Found:
     path = given.runs.resolve() / "matrix.npy"
     if not path.exists():
         write_matrix(path, given.rows, given.columns)
-    spec = spec_of("matrix_pca.toml", [f"operator.args.path='{path}'", *given.set])
+    if np.load(path, mmap_mode="r").shape != (given.rows, given.columns):
+        raise SystemExit(f"{path} is there with another shape; remove it, or give other --runs")
+    named = f"operator.args.path={json.dumps(str(path))}"
+    spec = spec_of("matrix_pca.toml", [named, *given.set])
     usv, assessment = decomposed(spec, given.runs / "pca", given.threads)
     truth, vectors, variance = truth_of(path)
     values = usv.S.double().numpy()

@@ -10,6 +10,10 @@
 # is done, and the figures. Whatever ends in between: the same line again submits what is missing.
 set -euo pipefail
 
+if [ "${1:-}" = --help ]; then
+    sed -n 's/^# \{0,1\}//p' "$0" | sed 1d
+    exit
+fi
 if [ $# -lt 2 ]; then
     echo "usage: bash $0 SPEC DIR [options of submit] [-- options of sbatch]" >&2
     exit 2
@@ -17,7 +21,7 @@ fi
 spec=$1 run=$2
 shift 2
 
-if [ ! -e "$run/plan.json" ]; then
+if [ ! -e "$run/plan.json" ] || [ ! -e "$run/plan.d/0001.json" ]; then
     # On the login node: a probe of 18 products. With operator.shape and sketch.block in the spec it
     # takes none, and the operator is not even built here.
     skerch-ooc plan "$spec" --run "$run"

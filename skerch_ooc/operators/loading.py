@@ -121,9 +121,6 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         parameters = inspect.signature(function).parameters
         given = {"device": device, "folder": str(folder)}
         keywords = {key: given[key] for key in given if key in parameters} | keywords
-    if device != "cpu" and keywords.get("device") == device:
-        # Else it is the factory that fails, in words of torch's own.
-        require_device(device)
     try:
         return function(**keywords)
     except OperatorError:
@@ -131,6 +128,9 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         raise
     except Exception as error:
         # And so does calling it.
+        if keywords.get("device") == device != "cpu":
+            # The device itself may be the reason, which then is said in better words.
+            require_device(device)
         raise OperatorError(
             f"operator.factory = {factory!r} failed with arguments {keywords}; mend it, or "
             f"them: {_describe(error)}"

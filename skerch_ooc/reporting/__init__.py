@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from skerch_ooc import files
-from skerch_ooc.errors import IncompleteError
+from skerch_ooc.errors import IncompleteError, quoted
 from skerch_ooc.reporting.facts import gather
 from skerch_ooc.reporting.page import figures, page
 from skerch_ooc.rundir import Run
@@ -51,7 +50,7 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
         files.replace_bytes(path, content)
     except OSError as error:
         elsewhere = "" if name == "default" else f" --name {name}"
-        command = f"skerch-ooc report {shlex.quote(str(run.directory))}{elsewhere} --output FILE"
+        command = f"skerch-ooc report {quoted(run.directory)}{elsewhere} --output FILE"
         raise IncompleteError(
             f"cannot write {path}: {error.strerror}; write the page elsewhere with: {command}"
         ) from error

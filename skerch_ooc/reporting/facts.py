@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.files import digest, read_json
 from skerch_ooc.reporting.leading import Leading, read_leading
 from skerch_ooc.reporting.logs import Logged, read_logs
@@ -24,7 +23,14 @@ from skerch_ooc.shards import list_shards
 from skerch_ooc.spec import RecoverySpec
 from skerch_ooc.stages.assess import Assessment, assess_result
 from skerch_ooc.stages.columns import rounds_for
-from skerch_ooc.stages.recover import ASSESSMENT, VALUES, command_of, opened_result, result_path
+from skerch_ooc.stages.recover import (
+    ASSESSMENT,
+    VALUES,
+    command_of,
+    how_to_recover_anew,
+    opened_result,
+    result_path,
+)
 
 _AS_WRITTEN = 1e-9
 
@@ -126,14 +132,10 @@ def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpe
         sensible = sensible and all(f is None or math.isfinite(f) for f in figures)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise CorruptError(
-            f"{path} is not a result as this version writes it: {error}; make it anew: "
-            f"rm -r {shlex.quote(str(path.parent))}, then recover"
+            f"{path} is not a result as this version writes it: {error}{how_to_recover_anew(path)}"
         ) from error
     if not sensible:
-        raise CorruptError(
-            f"{path} holds values that are no numbers; make it anew: "
-            f"rm -r {shlex.quote(str(path.parent))}, then recover"
-        )
+        raise CorruptError(f"{path} holds values that are no numbers{how_to_recover_anew(path)}")
     return assessment, file, settings
 
 
@@ -147,7 +149,9 @@ def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoveryS
     # Says what is missing, if anything is.
     now = now or round_.sketch.digest
     if file.identity.get("sketch") != now:
-        command = command_of(run, path.parent.name, settings.as_json())
+        command = command_of(
+            run, path.parent.name, settings.as_json() | {"vectors": settings.vectors}
+        )
         raise IncompleteError(
             f"{path} was recovered before the run was extended or updated; make it anew with: "
             f"{command}"
@@ -157,7 +161,8 @@ def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoveryS
 def _require_assessment(run: Run, path: Path, assessment: Assessment) -> None:
     """Refuses a result that nobody has assessed since it was recovered."""
     name = path.parent.name
-    command = f"skerch-ooc assess {run.directory}" + (f" --name {name}" * (name != "default"))
+    command = f"skerch-ooc assess {quoted(run.directory)}"
+    command += f" --name {name}" * (name != "default")
     written = path.parent / ASSESSMENT
     try:
         found = read_json(written)

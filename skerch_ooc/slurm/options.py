@@ -114,7 +114,7 @@ class JobOptions:
 
         Where only some stages are given GPUs (``--for "measure=--gpus=1"``), it is for them alone.
         """
-        given = {name for name in STAGES if any(map(_is_for_gpus, self.sbatch(name)))}
+        given = {name for name in STAGES if _asks_for_gpus(self.sbatch(name))}
         if given and stage in STAGES and stage not in given:
             return None
         return self.device
@@ -141,8 +141,16 @@ class JobOptions:
         return cls(**{**values, "further": tuple(values["further"]), "of_stage": of_stage})
 
 
-def _is_for_gpus(word: str) -> bool:
-    return "gpu" in word or re.match("-G|--gres=", word) is not None
+def _asks_for_gpus(words: Sequence[str]) -> bool:
+    """Whether options of sbatch ask for GPUs; of an option that is repeated the last one counts."""
+    asked = {}
+    for word, following in itertools.pairwise([*words, ""]):
+        option = re.fullmatch(r"(--gpus(?:-per-[a-z]+)?|-G|--gres)(?:=?(.*))", word, re.S)
+        if option is not None:
+            value = option[2] or following
+            given = "gpu" in value if option[1] == "--gres" else True
+            asked[option[1]] = given and not re.search(r"(?:^|:)0$", value)
+    return any(asked.values())
 
 
 def options_of_stages(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from skerch_ooc.errors import CorruptError
 from skerch_ooc.files import digest, digest_of_any, read_json, require_regular, write_json
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
-from skerch_ooc.stages.recover import ASSESSMENT, VALUES, opened_result
+from skerch_ooc.stages.recover import ASSESSMENT, VALUES, how_to_recover_anew, opened_result
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
@@ -178,8 +178,7 @@ def assess_result(
         core = int(file.identity["core"])
     except (KeyError, TypeError, ValueError, IndexError) as problem:
         raise CorruptError(
-            f"{path} is not a decomposition: {problem}; make it anew: "
-            f"rm -r {shlex.quote(str(path.parent))}, then recover"
+            f"{path} is not a decomposition: {problem}{how_to_recover_anew(path)}"
         ) from problem
     check_pieces(file)
     norm = _root_mean(tests)

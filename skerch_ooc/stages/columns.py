@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skerch_ooc.errors import IncompleteError
+from skerch_ooc.errors import IncompleteError, quoted
 from skerch_ooc.readers import SketchReader
 from skerch_ooc.rounds import Round, known_rounds
 from skerch_ooc.rundir import Run
@@ -46,7 +46,7 @@ def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
         rounds[-1].sketch  # noqa: B018 (says what is missing, if measurements are)
         raise IncompleteError(
             f"round {len(rounds) + 1} of {run.plan.rounds} has no basis yet; make it with: "
-            f"skerch-ooc merge {run.directory}"
+            f"skerch-ooc merge {quoted(run.directory)}"
         )
     return rounds[-1], rounds[-2]
 

@@ -236,7 +236,7 @@ class _Sketched:
         if self.columns:
             run.require_shards()
             strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]
-            listed = wait_for_columns(run.shards, strips)
+            listed = wait_for_columns(run, strips)
             side = side_of(RANGE, height, {"test": len(planned)}, {})
             self._test = SketchReader(run, run.shards, listed, side, strips)
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.errors import CorruptError, quoted
 from skerch_ooc.executors import Executor
 from skerch_ooc.files import wait_for_files
 from skerch_ooc.linalg import gram_root, mirrored
@@ -634,7 +634,7 @@ class _SideMerge:
             )
 
     def _read_sums(self, path: Path, tiles: Range) -> Sums | None:
-        again = f"rm {path} && skerch-ooc merge {self._run.directory}"
+        again = f"rm {quoted(path)} && skerch-ooc merge {quoted(self._run.directory)}"
         try:
             file = SealedFile(path)
         except FileNotFoundError:

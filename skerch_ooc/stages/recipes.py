@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.files import canonical_json
 from skerch_ooc.provenance import provenance
 from skerch_ooc.rounds import BASIS_MATRIX, known_rounds
@@ -139,7 +139,7 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
     except FileNotFoundError:
         return None
     except CorruptError as error:
-        raise CorruptError(f"{error}. It can be made anew: rm {path}") from error
+        raise CorruptError(f"{error}. It can be made anew: rm {quoted(path)}") from error
     if {key: file.identity.get(key) for key in expected} != dict(expected):
         # Derived data, of a sketch that has grown or was measured anew, or of other settings.
         path.unlink(missing_ok=True)

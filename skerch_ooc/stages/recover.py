@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.cleaned import CLEANED
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted, shown_list
 from skerch_ooc.executors import Executor
 from skerch_ooc.pieces import check_pieces, lost_pieces
 from skerch_ooc.progress import Progress
@@ -248,7 +247,7 @@ class _Writing:
                 raise UsageError(
                     f"{self._path.parent} is being made with {stated.get('settings')}, or was when "
                     f"that was killed, not with {self._recipe_identity['settings']}; give another "
-                    f"--name, or remove it: rm -r {shlex.quote(str(self._path.parent))}"
+                    f"--name, or remove it: rm -r {quoted(self._path.parent)}"
                 )
         if not self._recipe_path.exists():
             return None
@@ -350,6 +349,17 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     check_pieces(file)
 
 
+def how_to_recover_anew(path: Path) -> str:
+    """What to say of a result that is damaged, after what is wrong with it."""
+    directory, name = path.parent.parent.parent, path.parent.name
+    if (directory / CLEANED).exists():
+        return "; restore it from a copy: its shards were removed"
+    again = f"rm -r {quoted(path.parent)} && skerch-ooc recover {quoted(directory)}"
+    if name != "default":
+        again += f" --name {name} (and with the settings that it had)"
+    return f". To make it anew: {again}"
+
+
 def opened_result(path: Path) -> SealedFile:
     """The file of a result that is to be read.
 
@@ -360,30 +370,41 @@ def opened_result(path: Path) -> SealedFile:
         IncompleteError: If it is not there; names the command that makes it.
         CorruptError: If it is damaged; says how to have it made anew.
     """
-    directory, name = path.parent.parent.parent, path.parent.name
-    again = f"skerch-ooc recover {directory}" + ("" if name == "default" else f" --name {name}")
-    advice = f". To make it anew: rm -r {path.parent} && {again}"
-    if (directory / CLEANED).exists():
-        advice = "; restore it from a copy: its shards were removed"
     try:
         file = SealedFile(path)
     except FileNotFoundError:
-        raise IncompleteError(f"there is no result {path}; make it with: {again}") from None
+        raise IncompleteError(_not_there(path)) from None
     except CorruptError as error:
-        raise CorruptError(f"{error}{advice}") from error
-    file.advice = advice
+        raise CorruptError(f"{error}{how_to_recover_anew(path)}") from error
+    file.advice = how_to_recover_anew(path)
     return file
 
 
-def command_of(run: Run, name: str, settings: Mapping[str, Any]) -> str:
+def _not_there(path: Path) -> str:
+    directory, name = path.parent.parent.parent, path.parent.name
+    if (directory / CLEANED).exists():
+        names = sorted(found.parent.name for found in directory.glob(f"results/*/{path.name}"))
+        return (
+            f"there is no result {path}, and the shards were removed: it can be had of a new run "
+            f"only. Results that are there: {shown_list(names)}"
+        )
+    again = f"skerch-ooc recover {quoted(directory)}" + (f" --name {name}" * (name != "default"))
+    return f"there is no result {path}; make it with: {again}"
+
+
+def command_of(
+    run: Run, name: str, settings: Mapping[str, Any], directory: str | None = None
+) -> str:
     """What makes a result on the command line.
 
     Args:
         run: The run.
         name: Folder of the result.
-        settings: Method, core, rank and vectors.
+        settings: Method, core, rank and vectors (stored if that is not said).
+        directory: What the command calls the run directory; by default its path.
     """
-    planned = run.plan.recovery.as_json()
+    planned = run.plan.recovery.as_json() | {"vectors": run.plan.recovery.vectors}
+    settings = {"vectors": "stored", **settings}
     options = {} if name == "default" else {"name": name}
     options |= {
         key: settings[key]
@@ -391,12 +412,13 @@ def command_of(run: Run, name: str, settings: Mapping[str, Any]) -> str:
         if settings.get(key) != planned.get(key)
     }
     words = [f" --{key} {value}" for key, value in options.items()]
-    return f"skerch-ooc recover {run.directory}" + "".join(words)
+    return f"skerch-ooc recover {directory or quoted(run.directory)}" + "".join(words)
 
 
 def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     """Whether a result is there and of this very sketch; a stale one is removed."""
-    again = f"rm -r {path.parent} && {command_of(run, path.parent.name, identity['settings'])}"
+    command = command_of(run, path.parent.name, identity["settings"])
+    again = f"rm -r {quoted(path.parent)} && {command}"
     try:
         file = SealedFile(path)
     except FileNotFoundError:

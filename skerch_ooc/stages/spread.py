@@ -8,7 +8,6 @@ in one fixed tree, so who made them changes nothing. A piece that is there is no
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.executors import Executor
 from skerch_ooc.executors.serial import Serial
 from skerch_ooc.files import wait_for_files
@@ -416,7 +415,7 @@ class Spread:
 
     @staticmethod
     def _again(path: Path) -> str:
-        return f"To make it anew: rm {shlex.quote(str(path))}, then the same command again"
+        return f"To make it anew: rm {quoted(path)}, then the same command again"
 
     def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
         """What was published for a task; what is of another recipe is removed."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.errors import CorruptError, quoted
 from skerch_ooc.noise import WHOLE_COLUMNS, Entries, draw, draw_entries
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.provenance import provenance
@@ -126,7 +126,7 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
 
 
 def _opened(path: Path, identity: Mapping[str, Any], directory: Path) -> SealedFile:
-    advice = f". To make it anew: rm {path} && skerch-ooc merge {directory}"
+    advice = f". To make it anew: rm {quoted(path)} && skerch-ooc merge {quoted(directory)}"
     try:
         file = SealedFile(path)
     except CorruptError as error:
