@@ -832,12 +832,17 @@ def verify(directory: Path) -> None:
     Exits with 5, and names the files, if any is damaged.
     """
     from skerch_ooc import rundir
+    from skerch_ooc.status import status as status_of
     from skerch_ooc.verification import verify_run
 
-    wrong = verify_run(rundir.open_run(directory), for_terminal())
+    opened = rundir.open_run(directory)
+    wrong = verify_run(opened, for_terminal())
     if wrong:
         raise CorruptError("\n".join(wrong))
     click.echo("every byte is as it was published")
+    missing = status_of(opened).columns_missing
+    if missing:
+        click.echo(f"not measured, or gone: {missing}; next: {opened.how_to_measure()}")
 
 
 @_verb("clean runs/hessian --sketch --dry-run")

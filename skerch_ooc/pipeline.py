@@ -130,6 +130,8 @@ def make_plan(
         run = rundir.open_run(run_dir)
         _require_same(spec, sha256, run)
         return planned_before(run)
+    # Before the operator is built and probed, which may take long.
+    rundir.require_place(run_dir)
     product = findings = fingerprint = None
     if operator is not None or _needs_operator(spec):
         product = _product(spec, operator, device or spec.operator.device)

@@ -119,7 +119,8 @@ def format_bytes(count: float) -> str:
 
 
 def ask_for(needed: int) -> str:
-    """An amount to ask the user for: a little more, as no two processes start out quite equal."""
+    """An amount to ask the user for: a tenth more, as no two processes or probes are equal."""
+    needed += needed // 10
     if needed >= _LARGE:
         return f"{needed // 2**30 + 1}GiB"
     return f"{needed // MIB + 8}MiB"

@@ -168,16 +168,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / PLAN).exists():
-            strangers = sorted(
-                entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
-            )
-            known = {AMENDMENTS, *_FOLDERS}
-            if not known.issuperset(strangers):
-                raise UsageError(
-                    f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
-                    "give a new directory"
-                )
+        _require_no_strangers(directory)
         for name in (AMENDMENTS, *_FOLDERS):
             (directory / name).mkdir(exist_ok=True)
         # The identity first: where several plan at once, the first to publish it decides which run
@@ -200,6 +191,44 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             f"cannot make the run directory {directory}: {error.strerror}; give another with --run"
         ) from error
     return open_run(directory)
+
+
+def require_place(directory: Path) -> None:
+    """Refuses early what :func:`create_run` would refuse; makes nothing.
+
+    Raises:
+        UsageError: If the directory holds something else, or cannot be made.
+    """
+    try:
+        above = (directory, *directory.absolute().parents)
+        existing = next(path for path in above if path.exists())
+    except OSError:
+        # Whoever makes it says why that cannot be.
+        return
+    if not existing.is_dir():
+        raise UsageError(
+            f"cannot make the run directory {directory}: {existing} is a file; give another --run"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"cannot make the run directory {directory}: {existing}: Permission denied; give "
+            "another --run"
+        )
+    if existing == directory:
+        _require_no_strangers(directory)
+
+
+def _require_no_strangers(directory: Path) -> None:
+    if (directory / PLAN).exists():
+        return
+    strangers = sorted(
+        entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
+    )
+    if not {AMENDMENTS, *_FOLDERS}.issuperset(strangers):
+        raise UsageError(
+            f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
+            "give a new directory"
+        )
 
 
 def is_planned(directory: Path) -> bool:

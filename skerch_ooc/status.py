@@ -64,6 +64,14 @@ class Status:
     next: str | None
     cleaned: dict[str, Any] | None = None
 
+    @property
+    def columns_missing(self) -> str:
+        """How many columns of which roles are not there, for people; empty if none is missed."""
+        if self.cleaned is not None:
+            return ""
+        lacking = {role: count["planned"] - count["done"] for role, count in self.columns.items()}
+        return ", ".join(f"{count} columns of {role}" for role, count in lacking.items() if count)
+
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
         return asdict(self)

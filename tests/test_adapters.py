@@ -9,7 +9,7 @@ import torch
 
 import skerch_ooc as ooc
 from skerch_ooc.errors import OperatorError
-from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.adapters import Product, product_of
 
 
 class Matvec:
@@ -130,3 +130,15 @@ def test_operator_of_numpy_may_have_a_device_that_torch_has_not(tmp_path):
     operator = {"factory": f"{factory}:make", "device": "cuda:0"}
     spec = {"measurements": 20, "dtype": "float64", "operator": operator}
     assert ooc.plan(spec, tmp_path / "run").plan.device == "cuda:0"
+
+
+def test_interruption_of_compiled_code_is_no_failure_of_the_operator():
+    class Compiled:
+        shape = (3, 3)
+
+        def __matmul__(self, x):
+            raise RuntimeError("the operation failed: KeyboardInterrupt")
+
+    product = product_of(Compiled(), "float32", "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        product(np.ones((3, 1), np.float32))

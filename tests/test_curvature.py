@@ -263,3 +263,10 @@ class TestDataParallel:
         found, expected = ooc.assess(run), ooc.assess(all_at_once)
         assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-2)
         assert found.norm == pytest.approx(expected.norm, rel=1e-5)
+
+
+def test_loss_that_is_a_function_is_refused_by_name():
+    model = torch.nn.Linear(2, 2)
+    loss = torch.nn.functional.cross_entropy
+    with pytest.raises(ooc.OperatorError, match="'cross_entropy' must be a module"):
+        hessian(model, loss, [(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))])

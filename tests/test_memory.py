@@ -75,6 +75,16 @@ def test_measuring_stays_within_its_memory(tmp_path, kind):
     assert peak_of(tmp_path, "run", spec, "--run", "run", "--memory", "900MiB") <= 900 * 2**20
 
 
+def test_less_memory_than_the_plan_asked_for_is_refused_before_measuring(ooc_command):
+    spec = write_spec(ooc_command.cwd, "synthetic", 128, operator={"args": {"n": 400_000}})
+    assert ooc_command("plan", spec, "--run", "run", "--memory", "4GiB").returncode == 0
+    for command in (["run", "--run", "run"], ["measure", "run"]):
+        done = ooc_command(*command, "--memory", "450MiB")
+        assert done.returncode == 2
+        assert "a block of 128 columns needs about" in done.stderr
+    assert not list((ooc_command.cwd / "run/shards").iterdir())
+
+
 def test_too_little_memory_is_refused_with_what_is_needed(ooc_command):
     spec = write_spec(ooc_command.cwd, "matrix", 20)
     ooc_command("plan", spec, "--run", "run")

@@ -623,7 +623,7 @@ def test_program_that_cannot_be_started_is_named(tmp_path, monkeypatch):
         commands.Question(["1"])
 
 
-@pytest.mark.parametrize(("needed", "text"), [(5 * 2**20, "13MiB"), (2**40, "1025GiB")])
+@pytest.mark.parametrize(("needed", "text"), [(10 * 2**20, "19MiB"), (2**40, "1127GiB")])
 def test_amount_to_ask_for_is_one_that_people_can_read(needed, text):
     assert ask_for(needed) == text
 

@@ -567,3 +567,10 @@ def test_very_tall_vectors_are_read_tile_by_tile():
     assert (tall.most, read.read < 300_000, len(read.places) <= 400) == (4096, True, True)
     assert np.all(read.low[:, 0] <= read.places + 0.5)
     assert read.high[-1, 0] == 999_999
+
+
+def test_run_whose_shards_were_removed_has_its_report(tmp_path):
+    KINDS["eigh"](tmp_path / "run")
+    run = ooc.open_run(tmp_path / "run")
+    ooc.clean(run, shards=True)
+    assert "What was found" in parsed(ooc.report(run)).text

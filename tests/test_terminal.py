@@ -576,3 +576,29 @@ def test_tolerance_that_cannot_be_met_is_not_blamed_on_measurements(tmp_path, in
     A = torch.diag(0.95 ** torch.arange(60.0))
     with pytest.raises(ooc.QualityError, match="float32 allows no less"):
         ooc.eigh(A, measurements=60, run_dir="r", tolerance=1e-9)
+
+
+def test_verify_names_columns_that_are_gone(run_of, tmp_path):
+    inside = run_of("eigh")
+    shards = sorted((tmp_path / "r/shards").glob("test.*"))
+    shards[0].unlink()
+    done = inside("verify", "r")
+    assert done.returncode == 0
+    assert re.search(r"gone: \d+ columns of test; next: skerch-ooc measure r\n", done.stdout)
+
+
+@pytest.mark.parametrize("place", ["a file", "not empty", "below a file"])
+def test_place_that_cannot_be_a_run_is_refused_before_the_operator_is_built(
+    tmp_path, inside, place
+):
+    (tmp_path / "mine.py").write_text("def make():\n    raise SystemExit('built')\n")
+    write_spec(tmp_path, "", 20, operator={"factory": "mine.py:make"})
+    run = tmp_path / "place"
+    if place == "not empty":
+        run.mkdir()
+        (run / "notes.txt").write_text("mine")
+    else:
+        run.write_text("mine")
+    done = inside("plan", "spec.toml", "--run", run / "run" if place == "below a file" else run)
+    assert done.returncode == 2
+    assert "built" not in done.stderr

@@ -107,6 +107,9 @@ class Product:
         except (MemoryError, OperatorError):
             raise
         except Exception as error:
+            if "KeyboardInterrupt" in str(error):
+                # Code that torch has compiled makes an error of its own of Ctrl-C.
+                raise KeyboardInterrupt from error
             # Whatever a user's own code raises is theirs: told in their words, with its line.
             raise OperatorError(_describe(error, columns, adjoint)) from error
         return self._checked(y, columns.shape, adjoint)

@@ -133,6 +133,14 @@ def kfac(
     )
 
 
+def _require_loss(loss: object) -> None:
+    if not isinstance(loss, torch.nn.Module):
+        raise OperatorError(
+            f"loss = {getattr(loss, '__name__', loss)!r} must be a module of torch.nn, such as "
+            "torch.nn.CrossEntropyLoss(), as it says whether it is a sum or a mean"
+        )
+
+
 def _operator(
     name: str, model: torch.nn.Module, loss: torch.nn.Module, data: Data,
     parameters: Parameters | None, per_batch: bool = False, **more: Any,
@@ -145,6 +153,7 @@ def _operator(
             "pip install 'skerch_ooc[curvature]'"
         ) from error
     constructor = getattr(curvlinops, name)
+    _require_loss(loss)
     _require_deterministic(model)
     _require_order(data)
     chosen, batches = _chosen(model, parameters), list(data)

@@ -271,7 +271,9 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
         raise OperatorError(
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
             f'(allowed: {limit:.1e}); kind = "eigh" needs A = A^H. Check that A @ x is the '
-            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
+            "product of a symmetric matrix, that its precision (TF32, float16) is not too low, "
+            "and, of the Hessian of a network, that torch differentiates its layers rightly "
+            "(LayerNorm: see docs/operators.md)"
         )
     return asymmetry
 

@@ -89,7 +89,9 @@ def gather(run: Run, name: str) -> Facts:
     """
     path = result_path(run, name)
     assessment, file, settings = _assessed(run, path)
-    _require_current(run, path, file, settings)
+    if run.cleaned() is None:
+        # Else nothing can have grown since, and nothing of what it was made of is there.
+        _require_current(run, path, file, settings)
     _require_assessment(run, path, assessment)
     values = np.asarray(file.arrays[VALUES[run.plan.identity.kind]], np.float64)
     fingerprint = run.fingerprint()

@@ -259,13 +259,18 @@ def scree(
 
     Returns:
         ``(rank, lower, upper)``: ``(tau / norm)^2`` and ``((tau + error) / norm)^2``, tau being
-        the norm of the eigenvalues after the leading ``rank`` ones.
+        the norm of the eigenvalues after the leading ``rank`` ones; at most 1, as no share is
+        larger.
     """
     squares = np.append(np.cumsum(np.asarray(values, np.float64)[::-1] ** 2)[::-1], 0.0)
     ranks: Sequence[int] = sorted(
         {int(r) for r in np.geomspace(1, len(values) + 1, _SCREE_POINTS).round() - 1}
     )
     return tuple(
-        (rank, float(squares[rank]) / norm**2, ((math.sqrt(squares[rank]) + error) / norm) ** 2)
+        (
+            rank,
+            min(1.0, float(squares[rank]) / norm**2),
+            min(1.0, ((math.sqrt(squares[rank]) + error) / norm) ** 2),
+        )
         for rank in ranks
     )

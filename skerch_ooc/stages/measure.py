@@ -253,6 +253,7 @@ def measure(
     tasks = missing_tasks(round_, device, resources.task_threads, executor.share)
     if not tasks:
         return is_complete(run)
+    _require_planned_memory(round_, tasks, resources)
     work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
         if operator is not None or not _has_factories(run, tasks):
@@ -320,6 +321,23 @@ def _has_factories(run: Run, tasks: MissingTasks) -> bool:
     """Whether other processes can build what the tasks apply."""
     parts = {stretch.part for stretch in tasks.stretches}
     return all(source_of(run, run.plan.parts[number]).factory is not None for number in parts)
+
+
+def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resources) -> None:
+    """Refuses less memory than the plan said that blocks need: only its probe saw the operator's.
+
+    Raises:
+        UsageError: With both amounts.
+    """
+    for record in round_.run.log("plan"):
+        needed = record.get("estimate", {}).get("peak_bytes", {}).get("measure")
+        if isinstance(needed, int) and needed > resources.memory:
+            raise UsageError(
+                f"memory = {format_bytes(resources.memory)} is too little: a block of "
+                f"{tasks.widest.columns} columns needs about {format_bytes(needed)}, as was said "
+                f"when the run was planned; give at least --memory {ask_for(needed)}, or plan a "
+                "new run with this memory, which makes blocks smaller"
+            )
 
 
 def _require_memory(
