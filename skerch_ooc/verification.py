@@ -78,14 +78,14 @@ def _lost_results(run: Run) -> list[str]:
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
     if run.cleaned() is not None and path.is_relative_to(run.results):
-        return text + how_to_recover_anew(path)
+        return text + how_to_recover_anew(path, alone=True)
     if path.is_relative_to(run.shards):
         return text + how_to_remake(run, path)
     derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
     if " again" in text or "rm " in text or "anew" in text or not derived:
         return text
     if path.is_relative_to(run.results):
-        return text + how_to_recover_anew(path)
+        return text + how_to_recover_anew(path, alone=True)
     again = f"skerch-ooc merge {quoted(run.directory)}"
     return f"{text}. To make it anew: rm {quoted(path)} && {again}"
 

@@ -227,7 +227,7 @@ def test_steps_after_a_planned_extension_are_told_one_by_one(inside, tmp_path, k
     inside("run", "spec.toml", "--run", "run", "--threads", 1)
     old = result(tmp_path / "run")
     done = inside("extend", "run", "--measurements", 40, "--plan-only")
-    assert "next: skerch-ooc measure run" in done.stdout
+    assert "next: skerch-ooc run --run run, or skerch-ooc submit run" in done.stdout
     for verb in ("measure", "merge", "recover", "assess"):
         state = json.loads(inside("status", "run", "--json").stdout)
         assert state["next"] == f"skerch-ooc {verb} run"

@@ -230,7 +230,17 @@ OUR_NAMES = {
 }  # fmt: skip
 """Names with an underscore that users know."""
 
-THEIR_NAMES = {"SciPy", "NaN", "MaxArraySize", "GiB", "OperatorSpec"}
+THEIR_NAMES = {
+    "CrossEntropyLoss", "LayerNorm", "SciPy", "NaN", "MaxArraySize", "GiB", "OperatorSpec",
+}  # fmt: skip
+    "CrossEntropyLoss",
+    "LayerNorm",
+    "SciPy",
+    "NaN",
+    "MaxArraySize",
+    "GiB",
+    "OperatorSpec",
+}
 """Names with capitals inside that users know."""
 
 READ_ALOUD = re.compile(

@@ -165,7 +165,7 @@ class TestPage:
             ("tolerance", "The tolerance of 40 % is met"),
             ("rank 1", "about as small as float64 allows"),
             ("limited rank", "skerch-ooc recover DIR --rank all"),
-            ("rounds", "A new plan with more measurements, or one more of power_iterations"),
+            ("rounds", "with more measurements, or one more of power_iterations"),
             ("one test", "the error would be surer"),
             ("updated", "1 x a Python object + 1 x a Python object"),
             ("complex eigh", "magnitude of the entries"),
@@ -385,7 +385,7 @@ class TestRefusals:
         a, run_dir = dense((60, 60), "decay"), tmp_path / "run"
         ooc.eigh(a, measurements=20, run_dir=run_dir)
         run = ooc.extend(ooc.open_run(run_dir), 24)
-        with pytest.raises(IncompleteError, match="skerch-ooc measure"):
+        with pytest.raises(IncompleteError, match="measure them with: the call in Python"):
             ooc.report(run)
         ooc.measure(run, operator=a)
         with pytest.raises(IncompleteError, match="skerch-ooc recover"):

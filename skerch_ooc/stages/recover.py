@@ -349,12 +349,18 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     check_pieces(file)
 
 
-def how_to_recover_anew(path: Path) -> str:
-    """What to say of a result that is damaged, after what is wrong with it."""
+def how_to_recover_anew(path: Path, *, alone: bool = False) -> str:
+    """What to say of a result that is damaged, after what is wrong with it.
+
+    Args:
+        path: Of a file of it.
+        alone: Whether only this file is made anew, and not all of the result.
+    """
     directory, name = path.parent.parent.parent, path.parent.name
     if (directory / CLEANED).exists():
         return "; restore it from a copy: its shards were removed"
-    again = f"rm -r {quoted(path.parent)} && skerch-ooc recover {quoted(directory)}"
+    remove = f"rm {quoted(path)}" if alone else f"rm -r {quoted(path.parent)}"
+    again = f"{remove} && skerch-ooc recover {quoted(directory)}"
     if name != "default":
         again += f" --name {name} (and with the settings that it had)"
     return f". To make it anew: {again}"
