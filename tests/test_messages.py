@@ -233,14 +233,6 @@ OUR_NAMES = {
 THEIR_NAMES = {
     "CrossEntropyLoss", "LayerNorm", "SciPy", "NaN", "MaxArraySize", "GiB", "OperatorSpec",
 }  # fmt: skip
-    "CrossEntropyLoss",
-    "LayerNorm",
-    "SciPy",
-    "NaN",
-    "MaxArraySize",
-    "GiB",
-    "OperatorSpec",
-}
 """Names with capitals inside that users know."""
 
 READ_ALOUD = re.compile(

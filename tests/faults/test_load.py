@@ -49,7 +49,7 @@ def test_many_shards_in_one_folder(parts, columns, zygote, tmp_path, tally):
 
         def command(*arguments):
             begin = time.monotonic()
-            ended = zygote(tmp_path, *arguments, limits=FEW_FILES)
+            ended = zygote(tmp_path, *arguments, limits=FEW_FILES, patience=3600)
             print(f"{time.monotonic() - begin:8.2f} s  {' '.join(map(str, arguments))}")
             assert ended.code == 0, ended.err
             return ended

@@ -77,6 +77,7 @@ class Zygote:
         limits: Mapping[str, int] | None = None, denied: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None, user: int | None = None,
         kill_after: float | None = None, clock_step: float = 0.0, start_after: float = 0.0,
+        patience: int = PATIENCE,
     ) -> None:  # fmt: skip
         """Starts a command; :meth:`wait` tells how it ended.
 
@@ -91,12 +92,14 @@ class Zygote:
             kill_after: Seconds after which it is killed.
             start_after: Seconds after which it starts.
             clock_step: Seconds by which the clock jumps each time that it is looked at.
+            patience: Seconds that it may take.
         """
         request = {
             "folder": str(folder), "arguments": [str(argument) for argument in arguments],
             "fault": asdict(fault) if fault else None, "limits": dict(limits or {}),
             "denied": dict(denied or {}), "environment": dict(environment or {}), "user": user,
             "kill_after": kill_after, "clock_step": clock_step, "start_after": start_after,
+            "patience": patience,
         }  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -174,7 +177,7 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
     try:
         os.setpgid(0, 0)
         # Nothing may wait forever.
-        signal.alarm(PATIENCE)
+        signal.alarm(request["patience"])
         for memory, descriptor in zip(memories, (1, 2), strict=True):
             os.dup2(memory, descriptor)
         os.chdir(request["folder"])
