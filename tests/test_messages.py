@@ -475,7 +475,7 @@ PROVOKED = {
     "run in a folder of somebody": (stranger, NEW, 2,
         "d is not empty and holds no plan (thesis.tex is there); give a new directory"),
     "run below a file": (nothing, ["plan", "spec.toml", "--run", "spec.toml/x"], 2,
-        "cannot make the run directory spec.toml/x: Not a directory; give another with --run"),
+        "spec.toml is a file; give another --run"),
     "fingerprint of another run": (of_another_run, ["verify", "r"], 5,
         "belongs to another run (0000000000000000...); restore it from a copy"),
     "no shards": (no_shards, ["status", "r"], 4,

@@ -46,10 +46,12 @@ class _Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._tests += report.when == "call"
         self._failed += report.failed
+        if report.when == "teardown":
+            # After each test, so that a session that is interrupted has counted too.
+            _TALLY.save()
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        _TALLY.save()
         if not hasattr(session.config, "workerinput"):
             tallies.end_session(time.monotonic() - self._start, self._tests, self._failed)
 

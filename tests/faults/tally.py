@@ -68,12 +68,13 @@ class Tally:
             self.counts[kind, where, attempt.outcome] += attempt.count
 
     def save(self) -> None:
-        """Hands the counts to the session that writes the page."""
+        """Hands the counts since the last time to the session that writes the page."""
         path = os.environ.get(COUNTS)
         if path and self.counts:
             lines = [json.dumps([*key, count]) for key, count in self.counts.items()]
             with open(path, "a") as file:
                 file.write("\n".join(lines) + "\n")
+            self.counts.clear()
 
 
 def begin_session(folder: Path) -> None:
