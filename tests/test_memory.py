@@ -46,10 +46,10 @@ CASES = [
     pytest.param(kind, method, rows, verb, memory, ratio, id=f"{kind} {method} {verb}{size}",
                  marks=marks)
     for kind, method, rows, verb, memory, ratio, size, marks in [
-        ("eigh", "nystrom", 900_000, "merge", "124MiB", 3.6, "", ()),
-        ("eigh", "nystrom", 900_000, "recover", "330MiB", 1.4, "", ()),
-        ("svd", "nystrom", 370_000, "merge", "136MiB", 3.3, "", pytest.mark.soak),
-        ("svd", "nystrom", 370_000, "recover", "330MiB", 1.4, "", ()),
+        ("eigh", "nystrom", 1_020_000, "merge", "124MiB", 3.6, "", ()),
+        ("eigh", "nystrom", 1_020_000, "recover", "370MiB", 1.4, "", ()),
+        ("svd", "nystrom", 420_000, "merge", "136MiB", 3.3, "", ()),
+        ("svd", "nystrom", 420_000, "recover", "370MiB", 1.4, "", ()),
         ("svd", "hmt", 900_000, "merge", "330MiB", 1.4, ", basis", pytest.mark.soak),
         ("eigh", "nystrom", 2_500_000, "merge", "124MiB", 9, ", 10 times", pytest.mark.soak),
         ("eigh", "nystrom", 2_500_000, "recover", "330MiB", 3.9, ", 4 times", pytest.mark.soak),
