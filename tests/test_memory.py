@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 
@@ -101,3 +102,11 @@ def test_too_little_memory_is_refused_with_what_is_needed(ooc_command):
 )
 def test_amounts_of_memory_are_read(text, count):
     assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("said", [3, [], None, {"peak_bytes": 3}, {"peak_bytes": {"measure": "x"}}])
+def test_log_that_says_nothing_of_memory_is_no_reason_to_stop(inside, tmp_path, said):
+    spec = write_spec(tmp_path, "matrix", 20)
+    assert inside("plan", spec, "--run", "run").returncode == 0
+    (tmp_path / "run/logs/plan.jsonl").write_text(json.dumps({"estimate": said}) + "\n")
+    assert inside("measure", "run").returncode == 0

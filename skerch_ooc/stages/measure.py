@@ -330,7 +330,10 @@ def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resou
         UsageError: With both amounts.
     """
     for record in round_.run.log("plan"):
-        needed = record.get("estimate", {}).get("peak_bytes", {}).get("measure")
+        needed: object = record
+        for key in ("estimate", "peak_bytes", "measure"):
+            # A log may hold anything.
+            needed = needed.get(key) if isinstance(needed, dict) else None
         if isinstance(needed, int) and needed > resources.memory:
             raise UsageError(
                 f"memory = {format_bytes(resources.memory)} is too little: a block of "
