@@ -46,7 +46,7 @@ class Cleaned:
     def publish(self, directory: Path, run_id: str) -> bool:
         """Publishes the mark, unless there is one; whether this call did."""
         value = {"format": _FORMAT, "type": "cleaned", "run": run_id} | asdict(self)
-        content = files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n"
+        content = files.canonical_line(value | {"sha256": files.digest(value)})
         return files.publish_bytes(content, directory / CLEANED)
 
 
@@ -58,7 +58,7 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
     """
     path = directory / CLEANED
     try:
-        value = files.read_json(path)
+        value = files.read_json(path, files.canonical_line)
     except FileNotFoundError:
         return None
     advice = (

@@ -12,7 +12,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +34,16 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 def canonical_json(value: Any) -> bytes:
     """The one spelling of a JSON value that is hashed and stored: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def canonical_line(value: Any) -> bytes:
+    """The content of a file that holds a value in its canonical spelling."""
+    return canonical_json(value) + b"\n"
+
+
+def readable_json(value: Any) -> bytes:
+    """The content of a file that people may read."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def digest(value: Any) -> str:
@@ -142,8 +152,7 @@ def publish_bytes(data: bytes, final: Path) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file that people may read, in place of an older one."""
-    content = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    replace_bytes(path, content.encode())
+    replace_bytes(path, readable_json(value))
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -156,17 +165,28 @@ def replace_bytes(path: Path, content: bytes) -> None:
     sync_file(path.parent)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, spelling: Callable[[Any], bytes] | None = None) -> Any:
     """Reads a JSON file that this package wrote.
 
+    Args:
+        path: The file.
+        spelling: What writes a value as it was written; any other spelling of it is damage.
+
     Raises:
-        CorruptError: If it is not a regular file, or not JSON.
+        CorruptError: If it is not a regular file, not JSON, or spelt in another way.
     """
     require_regular(path)
+    content = path.read_bytes()
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
+        value = json.loads(content, parse_constant=_refuse)
+        spelt = content if spelling is None else spelling(value)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON ({error}); restore it from a copy") from error
+    if spelt != content:
+        raise CorruptError(
+            f"{path} was altered: it is not spelt as it was written; restore it from a copy"
+        )
+    return value
 
 
 def read_log(path: Path) -> bytes:

@@ -67,11 +67,11 @@ class Run:
         """The published fingerprint of a part, or ``None`` if nobody has measured it yet.
 
         Raises:
-            CorruptError: If the file is damaged, or of another run.
+            CorruptError: If the file is damaged, or of another run or part.
         """
         path = self.fingerprint_path(part)
         try:
-            value = files.read_json(path)
+            value = files.read_json(path, files.canonical_line)
         except FileNotFoundError:
             return None
         stated = value.pop("sha256", None) if isinstance(value, dict) else None
@@ -82,13 +82,21 @@ class Run:
                 f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it "
                 "from a copy"
             )
+        # Runs of one part do not say which it is.
+        if value.get("part", part) != part:
+            raise CorruptError(
+                f"{path} is the fingerprint of part {value['part']}; restore that of part {part} "
+                "from a copy"
+            )
         return dict(value)
 
     def publish_fingerprint(self, value: dict[str, Any], part: int = 0) -> None:
         """Publishes the fingerprint of a part, unless another process already has."""
         value = value | {"run": self.plan.run_id}
+        if len(self.plan.parts) > 1:
+            value["part"] = part
         files.publish_bytes(
-            files.canonical_json(value | {"sha256": files.digest(value)}) + b"\n",
+            files.canonical_line(value | {"sha256": files.digest(value)}),
             self.fingerprint_path(part),
         )
 
@@ -181,7 +189,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
                 f"rm -r {quoted(directory)}"
             )
         files.publish_bytes(
-            files.canonical_json(amendment.as_json()) + b"\n",
+            files.canonical_line(amendment.as_json()),
             directory / AMENDMENTS / f"{amendment.number:04d}.json",
         )
     except OSError as error:
@@ -249,7 +257,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
     run.require_shards()
     require_sound(Plan(run.plan.identity, (*run.plan.amendments, amendment)))
     path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
-    content = files.canonical_json(amendment.as_json()) + b"\n"
+    content = files.canonical_line(amendment.as_json())
     try:
         files.publish_bytes(content, path)
         found = path.read_bytes()
@@ -297,7 +305,7 @@ def open_run(directory: str | Path) -> Run:
         )
     amendments = []
     for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
-        amendment = Amendment.from_json(files.read_json(file), str(file))
+        amendment = Amendment.from_json(files.read_json(file, files.canonical_line), str(file))
         if amendment.number != number or file.name != f"{number:04d}.json":
             raise CorruptError(
                 f"{file}: {number:04d}.json should come here, and is missing or misnamed; restore "

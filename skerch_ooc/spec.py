@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.errors import CorruptError, UsageError, shown
-from skerch_ooc.files import canonical_json, digest
+from skerch_ooc.files import canonical_json, canonical_line, digest
 from skerch_ooc.partition import Range, Tiles, cut
 from skerch_ooc.parts import Part, require_numbered
 
@@ -498,7 +498,7 @@ class Identity:
 
     def as_bytes(self) -> bytes:
         """The bytes of ``plan.json``."""
-        return canonical_json(self.as_json()) + b"\n"
+        return canonical_line(self.as_json())
 
     @property
     def run_id(self) -> str:

@@ -170,6 +170,40 @@ def test_altered_output_is_named(inside, tmp_path, finished, kind, pattern):
     assert (done.returncode, path.name in done.stderr) == (5, True)
 
 
+def exchanged(one, other):
+    between = one.with_name("between")
+    os.rename(one, between)
+    os.rename(other, one)
+    os.rename(between, other)
+
+
+def test_sums_that_were_exchanged_are_named(inside, tmp_path, finished):
+    shutil.copytree(finished / "finished-svd", tmp_path / "run")
+    total = next((tmp_path / "run/sketch").glob("*/total.h5"))
+    exchanged(total, total.with_name("corange.total.h5"))
+    done = inside("verify", "run")
+    assert (done.returncode, done.stderr.count("another file by what it says")) == (5, 2)
+
+
+def test_file_in_the_folder_of_another_sketch_is_named(inside, tmp_path, finished):
+    shutil.copytree(finished / "finished-eigh", tmp_path / "run")
+    folder = next((tmp_path / "run/sketch").iterdir())
+    folder.rename(folder.with_name("0" * 16))
+    done = inside("verify", "run")
+    assert (done.returncode, f"of run/sketch/{folder.name}" in done.stderr) == (5, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.json", "plan.d/0001.json", "fingerprint.json", "results/default/assessment.json"]
+)
+def test_white_space_that_was_added_is_damage(inside, tmp_path, finished, name):
+    shutil.copytree(finished / "finished-eigh", tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(path.read_text() + " ")
+    done = inside("verify", "run")
+    assert (done.returncode, path.name in done.stderr) == (5, True)
+
+
 @pytest.mark.parametrize("name", ["plan.json", "plan.d/0001.json", "fingerprint.json"])
 def test_altered_plan_is_refused(ooc_command, measured, name):
     path = measured / name

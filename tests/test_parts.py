@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import DriftError, IncompleteError, OperatorError, UsageError
+from skerch_ooc.errors import CorruptError, DriftError, IncompleteError, OperatorError, UsageError
 from skerch_ooc.operators.adapters import product_of
 from skerch_ooc.partition import Range
 from skerch_ooc.parts import Part, Source, require_factor, require_numbered, runs_of
@@ -187,6 +188,14 @@ class TestDrift:
         run, _ = run_in_parts("stack", 4, tmp_path / "run")
         names = {path.name for path in run.directory.glob("fingerprint*.json")}
         assert names == {"fingerprint.json"} | {f"fingerprint.p{i}.json" for i in (1, 2, 3)}
+
+    def test_fingerprint_in_the_place_of_another_part_is_named(self, tmp_path):
+        run, _ = run_in_parts("stack", 4, tmp_path / "run")
+        shutil.copy(run.fingerprint_path(2), run.fingerprint_path(1))
+        with pytest.raises(
+            CorruptError, match=r"fingerprint\.p1\.json is the fingerprint of part 2"
+        ):
+            run.fingerprint(1)
 
     def test_changed_part_is_found_before_it_is_measured(self, tmp_path):
         run, _ = run_in_parts("stack", 4, tmp_path / "run")

@@ -96,7 +96,7 @@ def test_tasks_keep_their_number_when_others_are_done(inside, tmp_path):
         (("measure", "--index", 2, "--of", 2), "the index must be from 0 to 1"),
         (("measure", "--index", 0, "--of", 0), "--of 0"),
         (("measures", "--index", 0, "--of", 1), "must be one of measure, merge"),
-        (("measure.2", "--index", 0, "--of", 1), "the run has 1 round(s)"),
+        (("measure.2", "--index", 0, "--of", 1), "must be of a round from 1 to 1"),
         (("assess.2", "--index", 0, "--of", 1), "all but assess"),
     ],
 )

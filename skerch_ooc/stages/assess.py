@@ -20,7 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.errors import CorruptError
-from skerch_ooc.files import digest, digest_of_any, read_json, require_regular, write_json
+from skerch_ooc.files import (
+    digest,
+    digest_of_any,
+    read_json,
+    readable_json,
+    require_regular,
+    write_json,
+)
 from skerch_ooc.pieces import check_pieces
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.stages.recover import ASSESSMENT, VALUES, how_to_recover_anew, opened_result
@@ -236,7 +243,8 @@ def read_assessment(path: Path) -> dict[str, Any]:
     stated = content.pop("sha256", None) if isinstance(content, dict) else None
     run = shlex.quote(str(path.parent.parent.parent))
     again = f"skerch-ooc assess {run} --name {shlex.quote(path.parent.name)}"
-    if stated is None or stated != digest_of_any(content):
+    sealed = stated is not None and stated == digest_of_any(content)
+    if not sealed or written.read_bytes() != readable_json(content | {"sha256": stated}):
         raise CorruptError(f"{written} was altered; write it anew with: {again}")
     if content.pop("result", None) != digest(SealedFile(path).identity):
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")

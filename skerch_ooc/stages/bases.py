@@ -32,7 +32,7 @@ from skerch_ooc.stages.spread import (
 from skerch_ooc.stages.vectors import Making, Recipe, Vectors, deviation, layout_of
 
 RECIPE_FILE = "basis.recipe.h5"
-_DRAFT_FILE = "basis.draft.h5"
+DRAFT_FILE = "basis.draft.h5"
 
 
 def make_basis(
@@ -192,7 +192,7 @@ class _Writing:
         if not needs_correction(self._plan, root.condition):
             return recipe
         gram = gram_of_vectors(
-            self._run, recipe, self._identity, self._sketch.folder / _DRAFT_FILE, self._executor,
+            self._run, recipe, self._identity, self._sketch.folder / DRAFT_FILE, self._executor,
             self._resources, self._progress,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)
