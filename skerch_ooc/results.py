@@ -226,9 +226,12 @@ class LowRank:
         return len(self._values)
 
     def _rounded_values(self) -> Tensor:
-        """The values in the real type of the operator."""
+        return self._rounded(self._values)
+
+    def _rounded(self, numbers: Array) -> Tensor:
+        """Numbers in the real type of the operator."""
         real = torch.empty(0, dtype=self.dtype).real.dtype
-        return torch.from_numpy(self._values).to(real)
+        return torch.from_numpy(np.array(numbers)).to(real)
 
     def __repr__(self) -> str:
         return (
@@ -377,6 +380,9 @@ class Eigh(LowRank):
         dtype: Of the operator's products and of the vectors.
         eigenvalues: In descending magnitude, ``(r,)``, in the real type of the operator.
         eigenvectors: ``U``, ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
+        residuals: For each eigenvalue the estimate of ``||A u - eigenvalue u||``, ``(r,)``, in the
+            real type of the operator: within that of it, there is an eigenvalue of ``A``. ``None``
+            without test vectors, and of results that the first versions wrote.
         orthogonality: ``||U^H U - I||_F``, as estimated when they were written.
     """
 
@@ -384,6 +390,8 @@ class Eigh(LowRank):
         super().__init__(path, "eigenvalues", "eigenvectors", None)
         self.eigenvalues = self._rounded_values()
         self.eigenvectors = StoredMatrix(self._left)
+        residuals = self._file.arrays.get("residuals")
+        self.residuals = None if residuals is None else self._rounded(residuals)
 
     def torch(self) -> EighTensors:
         """Values and vectors in memory, as a named tuple.

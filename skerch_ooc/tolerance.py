@@ -8,8 +8,10 @@ exceeds, by the bounds of the test sketch, with at most 5 % probability in all l
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from skerch_ooc.errors import QualityError
 from skerch_ooc.progress import Progress
@@ -18,8 +20,10 @@ from skerch_ooc.resources import Resources
 from skerch_ooc.rundir import Run
 from skerch_ooc.sizing import Sizes
 from skerch_ooc.spec import Plan
-from skerch_ooc.stages.assess import Assessment, factor_for
+from skerch_ooc.stages.assess import Assessment, factor_for, norm_of
 from skerch_ooc.stages.solutions import solve
+
+Array = npt.NDArray[Any]
 
 CONFIDENCE = 0.95
 _GROWTH = 1.5
@@ -76,17 +80,23 @@ def reached(run: Run, resources: Resources, progress: Progress) -> bool:
         return True
     found = solve(run, plan.recovery, resources, progress)
     problem, choosing = found.posed.problem, found.core.choosing
-    residual = problem.t - found.left.compressed(problem.y) @ found.weights()
-    columns = residual.shape[1] - choosing
-    error = np.linalg.norm(residual[:, choosing:]) / math.sqrt(columns)
-    norm = np.linalg.norm(problem.t) / math.sqrt(problem.t.shape[1])
-    relative = float(error / norm)
+    weights, tests = found.weights()[:, choosing:], problem.t[:, choosing:]
+    residual = tests - found.left.compressed(problem.y) @ weights
+    columns = residual.shape[1]
+    error = float(np.linalg.norm(residual)) / math.sqrt(columns)
+    norm = norm_of(found.values, _squares(tests), _squares(weights))
+    assert norm is not None
+    relative = error / norm
     margin = tolerance_factor(plan, columns)
     progress.say(
         f"{plan.reach('right')} measurements: relative error {relative:.2e}; to be sure of "
         f"{tolerance:.2e} it must be below {tolerance / margin:.2e}"
     )
     return relative * margin <= tolerance
+
+
+def _squares(columns: Array) -> Array:
+    return np.asarray(np.sum(np.abs(columns) ** 2, axis=0))
 
 
 def tolerance_factor(plan: Plan, columns: int) -> float:

@@ -48,7 +48,7 @@ class Assessment:
     Attributes:
         relative_error: ``error / norm``; ``None`` without test columns.
         error: Estimate of ``||A - Ahat||_F`` from the test sketch; ``None`` without one.
-        norm: Estimate of ``||A||_F`` from all test columns; ``None`` without any.
+        norm: Estimate of ``||A||_F``, see :func:`norm_of`; ``None`` without test columns.
         test_measurements: Test columns that the error was estimated from.
         leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cut
             anything off; ``None`` where the method has none.
@@ -178,8 +178,13 @@ def assess_result(
     file = opened_result(path)
     try:
         values = file.arrays[VALUES[file.identity["type"]]]
-        residual = file.arrays["residual_squares"][int(file.identity["choosing"]) :]
-        tests = file.arrays["test_squares"]
+        unused = slice(int(file.identity["choosing"]), None)
+        residual = file.arrays["residual_squares"][unused]
+        tests, approximate = file.arrays["test_squares"], None
+        # Results of the first versions do not have them.
+        if len(residual) and "approximation_squares" in file.arrays:
+            tests = tests[unused]
+            approximate = file.arrays["approximation_squares"][unused]
         leave_one_out = float(file.arrays["leave_one_out"])
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
@@ -188,7 +193,7 @@ def assess_result(
             f"{path} is not a decomposition: {problem}{how_to_recover_anew(path)}"
         ) from problem
     check_pieces(file)
-    norm = _root_mean(tests)
+    norm = norm_of(values, tests, approximate)
     error = _root_mean(residual)
     return Assessment(
         relative_error=None if error is None or not norm else error / norm,
@@ -249,6 +254,32 @@ def read_assessment(path: Path) -> dict[str, Any]:
     if content.pop("result", None) != digest(SealedFile(path).identity):
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")
     return dict(content)
+
+
+def norm_of(
+    values: npt.NDArray[Any], tests: npt.NDArray[Any], approximate: npt.NDArray[Any] | None
+) -> float | None:
+    """Estimates ``||A||_F`` from ``||Ahat||_F``, which is known, and what test columns add to it.
+
+    ``||A G||_F^2 - ||Ahat G||_F^2`` over the number of columns is unbiased for the difference of
+    the squared norms, and scatters less than either by far once ``Ahat`` is near to ``A``: a few
+    large eigenvalues make the norm of a random column an estimate good to a few tens of percent
+    only.
+
+    Args:
+        values: Eigenvalues or singular values of ``Ahat``, ``(r,)``.
+        tests: Squared norms of columns of ``A G``, ``(q,)``.
+        approximate: Squared norms of the same columns of ``Ahat G``, ``(q,)``; ``None`` if they
+            are not known, or ``Ahat`` is not independent of the columns.
+
+    Returns:
+        The estimate; ``None`` without columns.
+    """
+    if approximate is not None:
+        square = float(np.sum(np.abs(values) ** 2) + np.mean(tests - approximate))
+        if square > 0:
+            return math.sqrt(square)
+    return _root_mean(tests)
 
 
 def _root_mean(squares: npt.NDArray[Any]) -> float | None:

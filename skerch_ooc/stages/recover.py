@@ -295,7 +295,7 @@ class _Writing:
             pieces = {"pieces": described} if described else {}
             first = writer.publish(
                 {**identity, "core": solution.core, "choosing": solution.choosing, **pieces},
-                _figures(plan, solution, figures[0].residual, figures[0].test, orthogonality),
+                _arrays(plan, solution, figures[0], orthogonality),
                 provenance(threads=self._resources.threads),
             )
         if not first:
@@ -456,14 +456,18 @@ def _publish_implicit(
 ) -> None:
     """Publishes the transforms that vectors are made with as they are read."""
     problem = found.posed.problem
-    residual = problem.t - found.left.compressed(problem.y) @ found.weights()
-    arrays = _figures(
-        plan,
-        Solution.of(plan, found),
-        np.sum(np.abs(residual) ** 2, axis=0),
-        np.sum(np.abs(problem.t) ** 2, axis=0),
-        found.deviation * math.sqrt(len(found.values)),
+    compressed = found.left.compressed(problem.y)
+    residual = problem.t - compressed @ found.weights()
+    products = compressed.conj().T @ residual
+    figures = TileFigures(
+        probed=np.zeros((0, 0)),
+        residual=np.sum(np.abs(residual) ** 2, axis=0),
+        test=np.sum(np.abs(problem.t) ** 2, axis=0),
+        test_products=products[:0],
+        residual_products=products if plan.identity.kind == "eigh" else products[:0],
     )
+    deviation = found.deviation * math.sqrt(len(found.values))
+    arrays = _arrays(plan, Solution.of(plan, found), figures, deviation)
     for side, vectors in (("left", found.left), ("right", found.right)):
         if vectors is not None:
             arrays[f"{side}_transform"] = vectors.transform
@@ -484,14 +488,22 @@ def _publish_implicit(
         )
 
 
-def _figures(
-    plan: Plan, solution: Solution, residual: Array, test: Array, orthogonality: float
+def _arrays(
+    plan: Plan, solution: Solution, figures: TileFigures, orthogonality: float
 ) -> dict[str, Array]:
+    """What a result holds besides its vectors."""
     left_out = solution.leave_one_out
+    products = figures.residual_products[:, solution.choosing :]
+    of_values = {}
+    if products.size:
+        # ||A u - value u||, as Ahat u is value u: the mean of |u^H (A - Ahat) g|^2 is its square.
+        of_values["residuals"] = np.sqrt(np.mean(np.abs(products) ** 2, axis=1))
     return {
         VALUES[plan.identity.kind]: solution.values.astype(np.float64),
-        "residual_squares": residual,
-        "test_squares": test,
+        **of_values,
+        "residual_squares": figures.residual,
+        "test_squares": figures.test,
+        "approximation_squares": solution.approximation_squares,
         "orthogonality": np.array(orthogonality),
         "leave_one_out": np.array(math.nan if left_out is None else left_out),
         "tested_cores": solution.tested,

@@ -130,6 +130,13 @@ class Solution:
             corrected=found.corrected,
         )
 
+    @property
+    def approximation_squares(self) -> Array:
+        """Squared norm of each column of ``Ahat G``, ``(q,)``, as ``U`` is orthonormal."""
+        left = next(iter(self.matrices.values()))
+        assert left.weights is not None
+        return np.asarray(np.sum(np.abs(left.weights) ** 2, axis=0))
+
     def publish(self, path: Path, identity: Mapping[str, Any]) -> RecipeFile:
         """Publishes it for other processes, and for those that come after a crash.
 

@@ -321,7 +321,9 @@ class Spread:
         self.spread(matrix, gram=False, progress=progress, stage=stage)
         done = list(self._opened(matrix, gram=False))
         layout = layout_of(self._plan, matrix, recipe.rows, recipe.vectors.rank)
-        figures = tree_sum((TileFigures(**file.arrays) for _, file in done), TileFigures.add)
+        figures = tree_sum(
+            (TileFigures.from_arrays(file.arrays) for _, file in done), TileFigures.add
+        )
         return describe_pieces(layout, done), figures
 
     def gram(self, matrix: str, progress: Progress, stage: str) -> Array:

@@ -9,7 +9,7 @@ tiles can be done by any process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
@@ -139,13 +139,22 @@ class TileFigures:
         probed: ``U^H (U P)`` for random ``P``, ``(r, PROBES)``.
         residual: Squared norm of each column of the residual of the test sketch, ``(q,)``.
         test: Squared norm of each column of the test sketch, ``(q,)``.
-        test_products: ``U^H T``, ``(r, q)``, where it was asked for.
+        test_products: ``U^H T``, ``(r, q)``, where it was asked for; else ``(0, q)``.
+        residual_products: ``U^H (T - U diag(values) U^H G)`` of eigenvectors, ``(r, q)``; else
+            ``(0, q)``.
     """
 
     probed: Array
     residual: Array
     test: Array
     test_products: Array
+    residual_products: Array
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> TileFigures:
+        """What :meth:`as_arrays` gave; pieces of the first versions have no residual products."""
+        none = np.zeros((0, len(arrays["test"])))
+        return cls(**{"residual_products": none, **arrays})
 
     def add(self, other: TileFigures) -> TileFigures:
         """Adds the figures of further tiles to these."""
@@ -153,6 +162,11 @@ class TileFigures:
         self.residual += other.residual
         self.test += other.test
         self.test_products += other.test_products
+        if len(self.residual_products) == len(other.residual_products):
+            self.residual_products += other.residual_products
+        else:
+            # Pieces of two versions: of some rows they are not known.
+            self.residual_products = self.residual_products[:0]
         return self
 
     def as_arrays(self) -> dict[str, Array]:
@@ -286,20 +300,27 @@ class Making:
             residual=np.zeros(q if residual else 0),
             test=np.zeros(q),
             test_products=np.zeros((0 if residual else recipe.vectors.rank, q), self._wide),
+            residual_products=np.zeros((0, q), self._wide),
         )
         if q and recipe.test is not None:
             space = self._spaces.take()
             t = recipe.test.read_role(number, "test", space)
             figures.test = np.sum(np.abs(t) ** 2, axis=0)
-            if residual:
-                figures.residual = np.sum(np.abs(t - products[:, PROBES:]) ** 2, axis=0)
-            else:
+            if not residual:
                 probed = np.concatenate([probed, t], axis=1)
+            else:
+                missed = np.subtract(t, products[:, PROBES:], out=products[:, PROBES:])
+                figures.residual = np.sum(np.abs(missed) ** 2, axis=0)
+                if self._plan.identity.kind == "eigh":
+                    probed = products
             self._spaces.give(space)
         inside = u.conj().T @ probed
         figures.probed = inside[:, :PROBES]
-        if q and not residual:
-            figures.test_products = inside[:, PROBES:]
+        if inside.shape[1] > PROBES:
+            if residual:
+                figures.residual_products = inside[:, PROBES:]
+            else:
+                figures.test_products = inside[:, PROBES:]
         return figures
 
     def gram(self, tiles: Range, advance: Advance) -> Array:

@@ -1,0 +1,112 @@
+"""The norm, and how far each eigenvalue is off: estimated from the test sketch, at no product."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import skerch_ooc as ooc
+from skerch_ooc.stages.assess import norm_of
+from skerch_ooc.stages.vectors import TileFigures
+
+N, SPIKES = 300, (14.0, 9.0, -6.0, 4.0)
+METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
+
+
+def spiked(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A few large eigenvalues of both signs, and a bulk that falls slowly."""
+    generator = torch.Generator().manual_seed(7)
+    bulk = 0.3 * torch.exp(-torch.arange(N - len(SPIKES), dtype=torch.float64) / 80)
+    values = torch.cat([torch.tensor(SPIKES, dtype=torch.float64), bulk])
+    basis = torch.linalg.qr(torch.randn(N, N, generator=generator, dtype=dtype))[0]
+    return (basis * values) @ basis.mH
+
+
+def decomposed(folder, operator=None, *, kind=ooc.eigh, **options):
+    chosen = {"measurements": 60, "test_measurements": 20} | options
+    return kind(spiked() if operator is None else operator, run_dir=folder / "run", **chosen)
+
+
+def true_residuals(operator, found):
+    vectors, values = found.eigenvectors[:], found.eigenvalues
+    return torch.linalg.norm(operator @ vectors - vectors * values, dim=0)
+
+
+class TestResiduals:
+    @pytest.mark.parametrize("vectors", ["stored", "implicit"])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_they_are_those_of_the_dense_operator(self, tmp_path, method, vectors):
+        operator = spiked()
+        found = decomposed(tmp_path, operator, method=method, vectors=vectors)
+        # Each from at least 13 columns: within a factor of 3 but for one in 10^5.
+        ratio = found.residuals / true_residuals(operator, found)
+        assert float(ratio.log().abs().max()) < math.log(3)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_together_they_are_unbiased(self, tmp_path, method):
+        operator = spiked()
+        found = decomposed(tmp_path, operator, method=method)
+        ratio = (found.residuals / true_residuals(operator, found)) ** 2
+        assert float(ratio.mean()) == pytest.approx(1, abs=0.2)
+
+    def test_those_of_complex_operators_too(self, tmp_path):
+        operator = spiked(torch.complex128)
+        found = decomposed(tmp_path, operator)
+        ratio = found.residuals / true_residuals(operator, found)
+        assert float(ratio.log().abs().max()) < math.log(3)
+
+    def test_there_is_an_eigenvalue_within_twice_the_residual(self, tmp_path):
+        operator = spiked()
+        found = decomposed(tmp_path, operator)
+        there = torch.linalg.eigvalsh(operator)
+        distance = (found.eigenvalues[:, None] - there[None]).abs().min(dim=1).values
+        assert bool((distance <= 2 * found.residuals).all())
+
+    def test_columns_that_chose_the_core_have_no_part_in_them(self, tmp_path):
+        operator = spiked()
+        found = decomposed(tmp_path, operator, method="oversampled")
+        squares = found._file.arrays["residual_squares"][found._file.identity["choosing"] :]
+        # The rows of U^H R are part of R.
+        assert float((found.residuals**2).sum()) <= float(squares.mean()) * (1 + 1e-9)
+
+    def test_without_test_vectors_there_are_none(self, tmp_path):
+        assert decomposed(tmp_path, test_measurements=0).residuals is None
+
+    def test_singular_values_have_none(self, tmp_path):
+        found = decomposed(tmp_path, kind=ooc.svd)
+        assert "residuals" not in found._file.arrays
+
+    def test_of_pieces_of_two_versions_there_are_none(self):
+        def figures(**more):
+            arrays = {"probed": np.ones((5, 8)), "residual": np.ones(3), "test": np.ones(3),
+                      "test_products": np.zeros((0, 3))}  # fmt: skip
+            return TileFigures.from_arrays(arrays | more)
+
+        new = figures(residual_products=np.ones((5, 3)))
+        assert new.add(figures()).residual_products.shape == (0, 3)
+
+
+class TestNorm:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_few_test_vectors_tell_the_norm_of_a_spiked_operator(self, tmp_path, method):
+        operator = spiked()
+        decomposed(tmp_path, operator, method=method)
+        found = ooc.assess(ooc.open_run(tmp_path / "run"))
+        assert found.norm == pytest.approx(float(torch.linalg.norm(operator)), rel=0.02)
+
+    def test_it_is_that_of_the_estimates(self, tmp_path):
+        decomposed(tmp_path)
+        run = ooc.open_run(tmp_path / "run")
+        assert ooc.assess(run).norm == pytest.approx(ooc.estimates(run).frobenius_norm.value)
+
+    def test_results_of_the_first_versions_have_that_of_the_test_columns(self):
+        assert norm_of(np.ones(3), np.array([4.0, 5.0]), None) == math.sqrt(4.5)
+
+    def test_it_is_that_of_the_test_columns_where_the_approximation_is_far_too_large(self):
+        assert norm_of(np.ones(3), np.array([4.0, 5.0]), np.array([9.0, 9.0])) == math.sqrt(4.5)
+
+    def test_without_test_vectors_it_is_unknown(self):
+        assert norm_of(np.ones(3), np.empty(0), None) is None
