@@ -15,10 +15,10 @@ from skerch_ooc.recovery import METHODS
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, Plan, RecoverySpec
-from skerch_ooc.stages.assess import Assessment
+from skerch_ooc.stages.assess import CONFIDENCE, Assessment
 from skerch_ooc.stages.problems import serves
 from skerch_ooc.stages.recover import command_of, result_name, result_path
-from skerch_ooc.tolerance import CONFIDENCE, tolerance_factor
+from skerch_ooc.tolerance import tolerance_factor
 
 _LARGE = 0.1
 _SURE_ENOUGH = 0.9

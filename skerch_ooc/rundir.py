@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shlex
 import time
@@ -24,6 +25,9 @@ log = logging.getLogger("skerch_ooc")
 PLAN = "plan.json"
 AMENDMENTS = "plan.d"
 FINGERPRINT = "fingerprint.json"
+FUNCTIONALS = 16
+"""How many functionals of a product a fingerprint has."""
+
 _FOLDERS = ("shards", "sketch", "results", "logs")
 
 
@@ -82,6 +86,8 @@ class Run:
                 f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it "
                 "from a copy"
             )
+        if not _is_fingerprint(value):
+            raise CorruptError(f"{path} is no fingerprint of an operator; restore it from a copy")
         # Runs of one part do not say which it is.
         if value.get("part", part) != part:
             raise CorruptError(
@@ -161,6 +167,18 @@ class Run:
             files.append_line(self.logs / f"{log_name}.jsonl", record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
+
+
+def _is_fingerprint(value: dict[str, Any]) -> bool:
+    """Whether a value is what the probe makes: pairs of numbers, a norm, texts."""
+    try:
+        pairs, content = value["functionals"], dict(value.get("content") or {})
+        numbers = [float(part) for pair in pairs for part in pair] + [float(value["norm"])]
+        good = len(pairs) == FUNCTIONALS and all(len(pair) == 2 for pair in pairs)
+        good = good and all(map(math.isfinite, numbers)) and numbers[-1] >= 0
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return good and all(isinstance(text, str) for text in content.values())
 
 
 def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run:

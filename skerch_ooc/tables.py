@@ -5,14 +5,17 @@ from __future__ import annotations
 import shlex
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from skerch_ooc.advice import Step, advise
 from skerch_ooc.recovery.choosing import CHOOSING_SHARE
 from skerch_ooc.resources import format_bytes
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import NESTING_METHODS, Plan
-from skerch_ooc.stages.assess import overestimate_probability, underestimate_probability
+from skerch_ooc.stages.assess import CONFIDENCE, overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
     from skerch_ooc.advice import Found
@@ -335,6 +338,9 @@ def result_table(path: Path, assessment: Assessment) -> str:
         pairs.append(("error", "unknown: there are no test vectors"))
     else:
         pairs.append(("error", "the test vectors found nothing but zero"))
+    bounds = assessment.bounds_of(arrays.get("residuals"))
+    if bounds is not None:
+        pairs += _each_value(np.abs(arrays[name]), bounds)
     if assessment.leave_one_out is not None:
         remark = leave_one_out_remark(assessment)
         pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
@@ -345,6 +351,15 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("result", str(path)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n" + _rows(pairs)
+
+
+def _each_value(sizes: npt.NDArray[Any], bounds: npt.NDArray[Any]) -> list[tuple[str, str]]:
+    """How many values are how good, one by one."""
+    known = [int(np.count_nonzero(bounds <= share * sizes)) for share in (0.01, 0.1, 1)]
+    return [
+        ("each value", f"{known[0]} of {len(sizes)} within 1 % of an eigenvalue, {known[1]} within "
+                       f"10 %, {known[2]} apart from 0; each with probability {CONFIDENCE}"),
+    ]  # fmt: skip
 
 
 def advice_text(found: Found) -> str:

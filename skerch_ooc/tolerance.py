@@ -20,12 +20,11 @@ from skerch_ooc.resources import Resources
 from skerch_ooc.rundir import Run
 from skerch_ooc.sizing import Sizes
 from skerch_ooc.spec import Plan
-from skerch_ooc.stages.assess import Assessment, factor_for, norm_of
+from skerch_ooc.stages.assess import CONFIDENCE, Assessment, factor_for, norm_of
 from skerch_ooc.stages.solutions import solve
 
 Array = npt.NDArray[Any]
 
-CONFIDENCE = 0.95
 _GROWTH = 1.5
 _FIRST_SHARE = 16
 _SMALLEST_LOOK = 32

@@ -71,6 +71,25 @@ class CommandLine:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as soak what is thorough, and of sampled tests all cases but a few."""
+    sampled: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None and item.get_closest_marker("soak") is None:
+            sampled.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
+    for cases in sampled.values():
+        (most,) = cases[0].get_closest_marker("sampled").args
+        by_default = {(2 * i + 1) * len(cases) // (2 * most) for i in range(most)}
+        for number, item in enumerate(cases):
+            if len(cases) > most and number not in by_default:
+                item.add_marker("thorough")
+    for item in items:
+        if item.get_closest_marker("thorough") is not None:
+            item.add_marker("soak")
+
+
 @pytest.fixture
 def ooc_command(tmp_path: Path) -> CommandLine:
     """The command line, run in the test's own folder."""

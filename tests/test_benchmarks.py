@@ -26,6 +26,7 @@ def run(tmp_path: Path, script: str, *options: str) -> tuple[str, dict]:
     return done.stdout, json.loads(figures.read_text())
 
 
+@pytest.mark.thorough
 def test_recovery_is_compared_with_dask(tmp_path):
     text, figures = run(
         tmp_path, "recovery.py", "--rows", "9000", "--columns", "32", "--chunk-rows", "5000",
@@ -110,6 +111,7 @@ def test_figures_that_somebody_has_not_are_a_dash(comparison):
     )
 
 
+@pytest.mark.thorough
 def test_storage_is_compared_with_the_reference_layer(tmp_path):
     text, figures = run(
         tmp_path, "storage.py", "--rows", "9000", "--columns", "40", "--threads", "1"
@@ -149,6 +151,7 @@ def test_dask_is_compared_with_the_serial_executor(tmp_path):
     assert "goal <= 2" in text
 
 
+@pytest.mark.thorough
 def test_scaling_is_compared_with_its_model(tmp_path):
     # Of three workers, two share a process, and one has its own.
     text, figures = run(

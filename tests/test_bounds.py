@@ -49,6 +49,7 @@ def most(probability):
     return SEEDS * probability + 3 * math.sqrt(SEEDS * probability * (1 - probability)) + 1
 
 
+@pytest.mark.sampled(5)
 @spectra
 @fields
 @columns

@@ -235,6 +235,7 @@ def test_sums_of_earlier_looks_at_the_error_go(copied):
     assert all(path.startswith("sketch/") for path in freed(done))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", ALL)
 def test_after_cleaning_results_are_the_same_and_nothing_is_left_to_do(
     copied, case, call_log, inside
@@ -396,6 +397,7 @@ def test_sketch_stays_while_there_is_no_result(copied):
 # --shards
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", ALL)
 def test_only_results_stay_and_everything_that_needs_no_more_works(copied, case, inside, call_log):
     run = copied(case)

@@ -101,6 +101,7 @@ TABLES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", TABLES)
 @pytest.mark.parametrize("commands", [["plan", "status"], ["run", "plan", "status"]], ids=len)
 def test_every_table_fits_80_columns(inside, tmp_path, case, commands):
@@ -302,6 +303,7 @@ def test_quality_gate(ooc_command, spec, limit, code):
     assert done.returncode == code
 
 
+@pytest.mark.thorough
 def test_time_budget_stops_in_good_order_and_the_same_command_goes_on(ooc_command, call_log):
     spec = write_spec(
         ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.2}}, sketch={"block": 4}
@@ -330,6 +332,7 @@ def test_copied_run_directory_goes_on(ooc_command, spec):
     assert json.loads(first.stdout)["error"] == json.loads(second.stdout)["error"]
 
 
+@pytest.mark.thorough
 def test_later_stages_import_nothing_of_the_run(own_process):
     factory = own_process.cwd / "mine.py"
     factory.write_text("import torch\n\ndef make():\n    return torch.eye(50)\n")

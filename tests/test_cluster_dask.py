@@ -215,6 +215,7 @@ def asked_of_workers(file: Path, workers: int, *names: str) -> list[tuple[str | 
 # ssh.sh
 
 
+@pytest.mark.thorough
 def test_workers_started_by_ssh_make_the_same_files(scripts, tmp_path, serial, capsys):
     file = tmp_path / "the scheduler's file.json"
     process = scripts.start("ssh.sh", file.name, "one", "two", WORKERS=1, CORES=2)
@@ -452,6 +453,7 @@ def encrypted(tmp_path_factory, certificates):
     scripts.end()
 
 
+@pytest.mark.thorough
 def test_run_over_tls_makes_the_same_files(tmp_path, certificates, encrypted, serial):
     assert encrypted.startswith("tls://")
     spec = write_spec(tmp_path, "matrix", 40, **SMALL)

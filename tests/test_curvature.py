@@ -235,6 +235,7 @@ class TestDataParallel:
     def values(run):
         return ooc.recover(run).eigenvalues
 
+    @pytest.mark.thorough
     def test_batches_in_parts_give_the_whole_and_batches_added_later_the_sum(
         self, tmp_path, inside
     ):

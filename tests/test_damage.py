@@ -85,6 +85,7 @@ of_both_sides = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(5)
 @of_both_sides
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_merge_names_the_shard(inside, tmp_path, finished, damage, kind, role):
@@ -115,6 +116,7 @@ def test_intact_run_verifies(inside, finished, kind):
     assert inside("verify", finished / f"finished-{kind}").returncode == 0
 
 
+@pytest.mark.sampled(1)
 @of_both_sides
 def test_deleted_shard_is_measured_again_and_nothing_else(
     ooc_command, call_log, finished, kind, role
@@ -129,6 +131,7 @@ def test_deleted_shard_is_measured_again_and_nothing_else(
     assert with_provenance[4096:12000] == before[4096:12000]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("verb", ["merge", "verify"])
 @of_both_sides
 def test_advice_for_a_corrupt_shard_mends_it(ooc_command, finished, kind, role, verb):
@@ -255,6 +258,7 @@ def test_weights_that_change_while_measuring_are_found_at_merge(ooc_command):
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_weights_changed_between_two_jobs_are_found(ooc_command):
     factory = ooc_command.cwd / "mine.py"
     text = (

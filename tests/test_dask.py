@@ -48,6 +48,7 @@ def place(request, cluster, tmp_path):
         yield {"address": cluster.scheduler_address, "cluster": cluster}[request.param]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("place", ["address", "file", "client", "cluster"], indirect=True)
 def test_cluster_that_is_running_makes_the_same_files(tmp_path, place):
     spec = write_spec(tmp_path, "matrix", 40, sketch={"test_measurements": 12, "block": 8})
@@ -77,6 +78,7 @@ def test_worker_with_many_threads_builds_the_operator_once(tmp_path, cluster):
     assert [call["width"] for call in calls].count(1) == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", WIDE)
 def test_merge_on_workers_makes_the_same_files(tmp_path, case):
     more = WIDE[case]
@@ -91,6 +93,7 @@ def test_merge_on_workers_makes_the_same_files(tmp_path, case):
     assert any("sums.t" in str(name) for name in found)
 
 
+@pytest.mark.thorough
 def test_plan_that_grows_while_the_workers_stay_makes_the_same_files(tmp_path):
     spec = write_spec(
         tmp_path, "matrix", 120, tolerance=1e-4, sketch={"test_measurements": 12, "block": 8}
@@ -101,6 +104,7 @@ def test_plan_that_grows_while_the_workers_stay_makes_the_same_files(tmp_path):
     assert len(ooc.open_run(tmp_path / "run").plan.amendments) > 1
 
 
+@pytest.mark.thorough
 def test_row_shards_are_written_by_workers_too(tmp_path):
     spec = write_spec(
         tmp_path, "synthetic", 8, operator={"args": {"n": 140_000, "rank": 4}},

@@ -180,6 +180,7 @@ def ended(process) -> tuple[int, str]:
     return process.returncode, err
 
 
+@pytest.mark.thorough
 @stages
 def test_death_of_a_worker_in_any_stage_changes_no_file(
     ooc_command, cluster, undisturbed, case, stage
@@ -237,6 +238,7 @@ def test_run_whose_workers_die_every_few_seconds_ends_as_if_undisturbed(
     assert kills >= 5
 
 
+@pytest.mark.thorough
 def test_death_of_the_scheduler_is_said_and_another_scheduler_goes_on(
     tmp_path, cluster, undisturbed, monkeypatch, call_log
 ):
@@ -281,6 +283,7 @@ def test_death_of_the_scheduler_ends_the_command_in_words_and_the_same_command_g
     assert run_contents(ooc_command.cwd / "run") == undisturbed("eigh")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("executor", [pytest.param("same", marks=pytest.mark.soak), "serial"])
 def test_command_that_was_killed_goes_on_with_any_executor_and_repeats_nothing(
     ooc_command, cluster, undisturbed, call_log, executor
@@ -332,6 +335,7 @@ def members_of(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_receipts_tell_which_host_and_process_measured_each_block(tmp_path, cluster):
     spec = spec_of(tmp_path, "eigh")
     run = ooc.plan(spec, tmp_path / "run", threads=1)

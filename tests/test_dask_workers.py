@@ -43,6 +43,7 @@ VERSIONS = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_worker_of_another_format_or_noise_version_is_refused_by_name(tmp_path, cluster, version):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
@@ -104,6 +105,7 @@ def test_who_does_not_have_the_package_is_told_of_it(tmp_path, cluster, who):
         measured(cluster, run)
 
 
+@pytest.mark.thorough
 def test_other_version_of_the_package_is_recorded_and_warned_of_once(tmp_path, cluster, caplog):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     version = ooc.__version__
@@ -141,6 +143,7 @@ def test_task_that_fails_stops_the_run_with_its_columns_and_its_worker(tmp_path)
         whole_run(spec, tmp_path / "run", ooc.Dask(workers=1))
 
 
+@pytest.mark.thorough
 def test_task_that_fails_is_tried_as_often_as_was_said(tmp_path, caplog):
     spec = spec_of(tmp_path, "fails_once", marker=str(tmp_path / "failed"))
     run_dir = whole_run(spec, tmp_path / "run", ooc.Dask(workers=1, tries=2))
@@ -152,6 +155,7 @@ def environment_of_worker(name):
     return os.environ.get(name)
 
 
+@pytest.mark.thorough
 def test_local_workers_see_one_gpu_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     executor = ooc.Dask(workers=3)
@@ -182,12 +186,14 @@ def test_script_without_a_main_guard_is_told_of_it(tmp_path):
     assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_command_says_where_its_workers_can_be_watched(ooc_command):
     spec = spec_of(ooc_command.cwd)
     done = ooc_command("run", spec, "--run", "run", "--executor", "dask", "--workers", 1)
     assert re.search(r"dask: 1 worker\(s\) of tcp://127.*dashboard", done.stderr)
 
 
+@pytest.mark.thorough
 def test_progress_in_a_log_tells_tasks_rate_and_bytes(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr("skerch_ooc.progress.LINE_SECONDS", 0.0)
     from skerch_ooc.progress import Lines
@@ -214,6 +220,7 @@ def test_task_whose_shard_is_there_is_not_measured_again(tmp_path, call_log):
     assert len(call_log()) == before
 
 
+@pytest.mark.thorough
 def test_scheduler_file_is_an_option_of_its_own_name_too(ooc_command, cluster):
     spec = spec_of(ooc_command.cwd)
     cluster.start_scheduler()
@@ -223,6 +230,7 @@ def test_scheduler_file_is_an_option_of_its_own_name_too(ooc_command, cluster):
     assert json.loads(done.stdout)["relative_error"] < 1
 
 
+@pytest.mark.thorough
 def test_workers_stay_from_stage_to_stage_of_a_session(tmp_path):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     executor = ooc.Dask(workers=1)
@@ -282,6 +290,7 @@ def test_operator_that_ends_its_process_is_named_in_the_end(tmp_path, caplog):
     assert "has lost its worker several times" in caplog.text
 
 
+@pytest.mark.thorough
 def test_client_that_was_given_keeps_its_workers(tmp_path, cluster):
     spec = spec_of(tmp_path)
     cluster.start_scheduler()

@@ -121,6 +121,7 @@ SOME_DTYPES = [
 combinations = pytest.mark.parametrize(("kind", "method", "dtype", "noise"), COMBINATIONS)
 
 
+@pytest.mark.sampled(36)
 @combinations
 def test_operator_of_low_rank_is_recovered_to_the_precision_of_its_products(
     kind, method, dtype, noise
@@ -177,6 +178,7 @@ def test_first_test_vector_is_at_an_acute_angle_to_each_vector(kind, method, dty
         assert angles.imag.abs().max() < 100 * orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,6 +189,7 @@ def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     torch.testing.assert_close(found.u[:, :20], other.u[:, :20], rtol=0, atol=allowed)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,6 +198,7 @@ def test_estimated_error_is_within_a_factor_of_two_of_the_true_one(kind, method,
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("noise", NOISES[2:])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,6 +207,7 @@ def test_estimated_error_is_near_the_true_one_whatever_the_noise(kind, method, n
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", ["tall", "wide"])
@@ -240,6 +245,7 @@ def test_power_iterations_in_every_dtype(kind, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", SOME_DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,6 +263,7 @@ def test_clustered_values_are_recovered(kind, method):
     assert found.orthogonality <= 1e-11
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,6 +283,7 @@ def test_eigenvalues_have_their_signs(method, definite):
     assert torch.equal(found.values[:30].sign(), exact.sign())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
@@ -307,6 +315,7 @@ def test_core_of_a_method_without_one_is_refused(tmp_path, kind):
         getattr(ooc, kind)(make(), measurements=20, run_dir=tmp_path / "run", method="hmt", core=10)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,6 +325,7 @@ def test_as_many_measurements_as_columns_recover_everything(kind, method, dtype)
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 90), (90, 2)], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_operators_of_one_or_two_rows_or_columns_are_decomposed(method, shape):
@@ -389,6 +399,7 @@ def test_inner_sketch_is_as_wide_as_was_asked_for(kind):
     assert found.error < 1e-11
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("block", [1, 7])
 @pytest.mark.parametrize("method", ["oversampled", "hmt"])
 @pytest.mark.parametrize("kind", KINDS)

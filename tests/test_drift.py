@@ -546,6 +546,7 @@ def named_at_merge(run):
 class TestRuns:
     """Whole runs, with shards of the same plan that another operator made."""
 
+    @pytest.mark.sampled(6)
     @methods
     @kinds
     @pytest.mark.parametrize("shard", ["right.p0.c10-20.*", "right.p0.c30-40.*", "test.p0.c0-*"])
@@ -595,6 +596,7 @@ class TestRounds:
             measure_next_round(run, operator_of(kind, 1.001 if number == last else 1.0))
         assert named_at_merge(run)
 
+    @pytest.mark.sampled(2)
     @kinds
     @pytest.mark.parametrize("power_iterations", [0, 1, 2])
     def test_of_one_operator_are_merged(self, tmp_path, kind, power_iterations):

@@ -56,6 +56,7 @@ def of_norm(a: torch.Tensor, found: ooc.Estimates) -> tuple[float, float]:
     return abs(float(torch.linalg.norm(a)) - norm.value), norm.standard_error
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("figure", [of_trace, of_norm], ids=["trace", "norm"])
 @pytest.mark.parametrize(
     ("kind", "dtype"),
@@ -75,6 +76,7 @@ def test_norm_of_a_matrix_that_is_not_square_is_as_sure_as_it_says(estimated):
     assert 0.5 < np.sqrt(np.mean(errors**2) / np.mean(standard**2)) < 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("vectors", ["stored", "implicit"])
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
 def test_entries_of_the_diagonal_are_as_sure_as_they_say(estimated, kind, dtype, vectors):

@@ -62,6 +62,7 @@ def reference(tmp_path_factory):
     return reference_of
 
 
+@pytest.mark.sampled(3)
 @cases
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_every_executor_makes_the_same_files(tmp_path, reference, executor, case):
@@ -69,6 +70,7 @@ def test_every_executor_makes_the_same_files(tmp_path, reference, executor, case
     assert run_contents(whole_run(spec, tmp_path / "run", EXECUTORS[executor]())) == expected
 
 
+@pytest.mark.sampled(3)
 @cases
 @pytest.mark.parametrize("memory", ["256MiB", "4GiB"])
 def test_memory_does_not_change_a_bit(tmp_path, reference, memory, case):
@@ -78,6 +80,7 @@ def test_memory_does_not_change_a_bit(tmp_path, reference, memory, case):
     assert run_contents(whole_run(spec, tmp_path / "run", memory=held)) == expected
 
 
+@pytest.mark.sampled(2)
 @cases
 def test_tiles_in_flight_do_not_change_a_bit_of_the_sums(tmp_path, reference, case):
     spec, _ = reference(case)
@@ -89,6 +92,7 @@ def test_tiles_in_flight_do_not_change_a_bit_of_the_sums(tmp_path, reference, ca
     assert answer(run_dir) == expected
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("block", [1, 7, 100])
 @pytest.mark.parametrize("kind", ["eigh", "svd"])
 @pytest.mark.parametrize(
@@ -110,6 +114,7 @@ def test_blocks_do_not_change_a_bit_where_products_do_not_depend_on_them(
     assert answer(cut) == expected
 
 
+@pytest.mark.sampled(2)
 @cases
 def test_row_shards_do_not_change_a_bit_of_the_answer(tmp_path, reference, case):
     spec, _ = reference(case)
@@ -194,6 +199,7 @@ def test_one_command_measures_on_two_workers(ooc_command):
     assert "600.0 MiB for each of 2 workers, 1.2 GiB in all" in done.stderr
 
 
+@pytest.mark.thorough
 def test_four_processes_on_one_run_leave_one_valid_set_of_shards(ooc_command):
     spec = write_spec(
         ooc_command.cwd, "matrix", 32, operator={"args": {"delay": 0.02}},

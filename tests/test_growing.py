@@ -96,6 +96,7 @@ def test_only_new_columns_are_measured(inside, tmp_path, call_log, kind, method)
     assert width(call_log()[calls:]) == new + 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("before", "spectrum"),
     [(24, "integers"), (21, "integers"), (21, "slow")],
@@ -113,6 +114,7 @@ def test_extended_run_equals_one_that_was_planned_so_from_the_start(
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("dtype", "noise"),
     [
@@ -151,6 +153,7 @@ def test_run_can_be_extended_twice(tmp_path, call_log):
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounds_of_hmt_are_repeated_where_that_was_asked_for(inside, tmp_path, call_log, kind):
     growing_spec(tmp_path, kind=kind, method="hmt")
@@ -273,6 +276,7 @@ def test_same_operator_goes_on_with_an_extended_run_from_python(tmp_path):
     assert relative_error(eig, a.matrix) < 0.3
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command",
     [
@@ -336,6 +340,7 @@ def test_columns_grow_by_half_until_all_are_measured():
     assert looks(10000)[0] == 625
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_measuring_stops_early_where_the_spectrum_is_steep(
@@ -353,6 +358,7 @@ def test_measuring_stops_early_where_the_spectrum_is_steep(
     assert width(call_log()) == products + {"eigh": 18, "svd": 34}[kind]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_run_that_stopped_early_equals_one_that_was_planned_so(tmp_path, kind, method, inside):
     tolerant_spec(tmp_path, tolerance=3e-4, kind=kind, method=method)
@@ -365,6 +371,7 @@ def test_run_that_stopped_early_equals_one_that_was_planned_so(tmp_path, kind, m
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_flat_spectrum_ends_with_all_columns_measured_and_says_how_far_it_got(
     inside, tmp_path, kind, method
@@ -401,6 +408,7 @@ def test_same_command_does_not_measure_again_what_met_the_tolerance(inside, tmp_
     assert (run_contents(tmp_path / "run"), len(call_log())) == (before, calls)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "target", "count"),
     [
@@ -508,6 +516,7 @@ def stored_bytes(run: ooc.Run) -> int:
     return entries * np.dtype(run.plan.identity.dtype).itemsize
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -111,6 +111,7 @@ def require_no_repetition(run, published_at_kill, calls) -> None:
         assert not later & {crcs[shard] for shard in shards}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "stage"), OFTEN)
 def test_killed_stage_ends_with_the_files_of_an_undisturbed_run(
     ooc_command, undisturbed, kind, stage, call_log
@@ -145,6 +146,7 @@ def test_no_product_of_a_published_shard_is_repeated_however_often_measuring_is_
     assert run_contents(ooc_command.cwd / "run") == expected
 
 
+@pytest.mark.thorough
 def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undisturbed):
     spec, expected, _ = undisturbed("eigh")
     arguments = ("run", spec, "--run", "run", "--threads", 1)
@@ -155,6 +157,7 @@ def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undi
     assert run_contents(ooc_command.cwd / "run") == expected
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
     ooc_command, undisturbed, number
@@ -171,6 +174,7 @@ def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
     assert not list((ooc_command.cwd / "run/shards").glob(".tmp*"))
 
 
+@pytest.mark.thorough
 def test_signal_outside_of_measuring_interrupts_and_the_same_command_goes_on(
     ooc_command, undisturbed
 ):

@@ -59,6 +59,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "method", "rows", "verb", "memory", "ratio"), CASES)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_sketch_larger_than_memory_is_merged_and_recovered_within_it(
@@ -69,6 +70,7 @@ def test_sketch_larger_than_memory_is_merged_and_recovered_within_it(
     assert peak_of(folder, verb, "run", "--memory", memory) <= parse_bytes(memory)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["eigh", "svd"])
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_measuring_stays_within_its_memory(tmp_path, kind):

@@ -110,6 +110,7 @@ def in_one(tmp_path_factory):
     return of
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("parts", [3, 8])
 @pytest.mark.parametrize("case", [case for case in CASES if "inner" not in case])
 def test_answer_is_the_same_bit_for_bit_in_however_many_parts(tmp_path, in_one, case, parts):
@@ -117,6 +118,7 @@ def test_answer_is_the_same_bit_for_bit_in_however_many_parts(tmp_path, in_one, 
     assert answer(tmp_path / "run") == in_one(case)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", [case for case in CASES if "inner" in case])
 def test_singular_values_from_an_inner_sketch_are_the_same_to_rounding(tmp_path, case):
     found = []
@@ -126,6 +128,7 @@ def test_singular_values_from_an_inner_sketch_are_the_same_to_rounding(tmp_path,
     torch.testing.assert_close(*found, rtol=1e-4, atol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES)
 def test_answer_is_that_of_the_dense_matrix(tmp_path, case):
     form, kind, dtype, _ = CASES[case]
@@ -372,6 +375,7 @@ def test_shares_of_parts_make_the_same_run(tmp_path, inside):
 SUM = {"operator": {"args": {"terms": 6, "n": 400}}}
 
 
+@pytest.mark.thorough
 def test_parts_are_measured_by_workers_too(tmp_path, inside):
     spec = write_spec(tmp_path, "sum_of_terms", 24, sketch={"block": 12}, **SUM)
     assert inside("run", spec, "--run", "serial", "--threads", 1).returncode == 0

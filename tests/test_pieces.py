@@ -80,6 +80,7 @@ def inodes(folder, pattern):
     return {path.name: path.stat().st_ino for path in folder.glob(pattern)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_vectors_of_many_tiles_lie_in_pieces(finished, case):
     run_dir, _ = finished(case)
@@ -194,6 +195,7 @@ def test_piece_of_a_basis_that_was_deleted_is_made_again(copied):
     assert run_contents(run_dir) == contents
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("matrix", "kept"), [("U", []), ("V", PIECES["svd"][:2])])
 def test_recovery_that_was_killed_goes_on_with_its_pieces(ooc_command, copied, matrix, kept):
     run_dir, contents = copied("svd")

@@ -35,6 +35,7 @@ def low_rank(n: int, rank: int, dtype: torch.dtype) -> torch.Tensor:
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 def test_low_rank_operator_is_recovered_in_every_dtype(tmp_path, dtype, noise):
@@ -77,6 +78,7 @@ def test_estimated_norm_is_near_the_true_one(tmp_path):
     assert err.norm == pytest.approx(float(torch.linalg.norm(a)), rel=0.05)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("spectrum", ["poly", "decay", "flat"])
 def test_leave_one_out_agrees_with_the_true_error(tmp_path, spectrum):
     a = dense(500, spectrum, "float64")

@@ -35,6 +35,7 @@ def regret(method, kind, spectrum, dtype, seed, q, left=None):
 
 
 class TestRegret:
+    @pytest.mark.sampled(16)
     @choosers
     @kinds
     @spectra
@@ -42,6 +43,7 @@ class TestRegret:
     def test_is_small_with_a_test_sketch(self, method, kind, spectrum, dtype):
         assert np.median([regret(method, kind, spectrum, dtype, s, 30) for s in range(3)]) < 0.12
 
+    @pytest.mark.sampled(8)
     @choosers
     @kinds
     @spectra

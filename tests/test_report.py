@@ -82,6 +82,7 @@ def measured(run_dir: Path) -> dict:
 
 
 class TestPage:
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_well_formed(self, made, kind):
         assert parsed(made(kind)).wrong == []
@@ -479,10 +480,11 @@ SPECTRA = {
 class TestDrawing:
     @pytest.mark.parametrize("error", [None, 0.0, 1e-300, 0.5, 1e300])
     @pytest.mark.parametrize("values", SPECTRA)
-    @pytest.mark.parametrize("kind", ["eigh", "svd"])
+    @pytest.mark.parametrize("kind", ["eigh", "svd", "eigh with bounds"])
     def test_any_spectrum_can_be_drawn(self, values, kind, error):
-        array = SPECTRA[values] if kind == "eigh" else np.abs(SPECTRA[values])
-        found = spectrum.Values(array, kind, error)
+        array = np.abs(SPECTRA[values]) if kind == "svd" else SPECTRA[values]
+        bounds = np.full(len(array), error) if kind == "eigh with bounds" and error else None
+        found = spectrum.Values(array, kind.split()[0], error, bounds)
         for draw in (spectrum.linear_spectrum, spectrum.logarithmic_spectrum, spectrum.density):
             figure = draw(found).file()
             places = re.findall(rb' (?:x|y|cx|cy|x1|y1|x2|y2|width|height)="([^"]*)"', figure)

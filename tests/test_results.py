@@ -259,6 +259,7 @@ def test_altered_tile_is_found_when_it_is_read(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 class TestProducts:
+    @pytest.mark.sampled(6)
     @pytest.mark.parametrize("columns", [(), (3,), (0,)], ids=["vector", "matrix", "no columns"])
     def test_from_the_left_are_those_of_the_approximation(
         self, results, kind, dtype, vectors, columns
@@ -467,6 +468,7 @@ MADE = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("method", "dtype"), MADE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_implicit_vectors_are_the_stored_ones(results, kind, dtype, method):
@@ -516,6 +518,7 @@ def test_implicit_vectors_of_an_ill_conditioned_sketch_are_orthonormal(tmp_path)
     torch.testing.assert_close(eig @ x, approximation(eig) @ x, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", ["nystrom", "hmt"])
 def test_implicit_vectors_move_with_their_run(tmp_path, method):
     before = decompose(tmp_path / "a", "svd", "float32", "implicit", method).U[:]

@@ -92,6 +92,7 @@ def advice(text: str) -> list[str]:
     return found[1].split()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "powers"), ROUNDS)
 def test_following_the_advice_of_each_step_leads_to_the_result(
     inside, tmp_path, undisturbed, kind, powers
@@ -129,6 +130,7 @@ def test_status_tells_of_each_round_that_is_known(inside, tmp_path):
     assert state["products"] == {"planned": 60, "done": 60, "probe": 19 + 1}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("verbs", "verb", "reason"),
     [
@@ -166,6 +168,7 @@ def test_products_of_all_rounds_are_counted(undisturbed, kind, powers):
 # Interruptions
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("kind", "powers", "target", "count"),
     [
@@ -303,6 +306,7 @@ def test_result_of_a_sketch_that_was_measured_anew_is_replaced(inside, finished,
 # Executors, memory and places
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "powers"), [("eigh", 0), pytest.param("svd", 1, marks=pytest.mark.soak)]
 )
@@ -340,6 +344,7 @@ def test_too_little_memory_is_refused_at_each_step_and_nothing_is_lost(
     assert run_contents(tmp_path / "run") == run_contents(undisturbed["eigh", 0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", range(5))
 def test_run_that_was_moved_goes_on_in_its_new_place(inside, tmp_path, undisturbed, steps):
     hmt_spec(tmp_path)

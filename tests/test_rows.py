@@ -82,6 +82,7 @@ def dense(usv):
 METHODS = {"nystrom": 1, "singlepass": 1, "oversampled": 1, "hmt": 2}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
@@ -91,6 +92,7 @@ def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
     assert set(rows_read.values()) == {METHODS[method]}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
@@ -103,6 +105,7 @@ def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
     assert assessment.relative_error == pytest.approx(error, rel=0.5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("parts", "dtype"), [(2, "float32"), (4, "complex128")])
 @pytest.mark.parametrize("method", METHODS)
 def test_answer_is_the_same_bit_for_bit_in_however_many_parts(tmp_path, method, parts, dtype):
@@ -183,6 +186,7 @@ class TestSparseNoise:
 class TestCentring:
     """Principal components, from one reading."""
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("mean", [0.0, 1e3])
     @pytest.mark.parametrize("method", METHODS)
     def test_components_are_those_of_the_centred_matrix(self, tmp_path, rows_read, method, mean):
@@ -267,6 +271,7 @@ class TestUpdate:
     def sum_of(self, *scaled):
         return sum(scale * entries("float64", seed=seed) for scale, seed in scaled)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("method", [name for name in METHODS if name != "hmt"])
     def test_result_and_error_are_those_of_the_sum(self, tmp_path, rows_read, method):
         base, more = entries("float64"), entries("float64", seed=6)
@@ -401,6 +406,7 @@ class TestUpdateCommand:
         assert reason in done.stderr
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_hermitian_matrix_on_disk_is_decomposed(tmp_path, method):
     low = entries("complex128", height=600)

@@ -212,6 +212,7 @@ class TestTable:
     def test_says_nothing_without_a_probe(self, table):
         assert "workers" not in table(a_plan(), None)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("seconds", [1.0, 100.0, 1e7])
     def test_many_counts_fit_80_columns(self, table, seconds):
         text = table(a_plan(block=1, columns=90_000), a_probe(seconds))

@@ -76,6 +76,7 @@ def unnoticed_alterations(path):
     return unnoticed
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("tile", [(16, 7), (16, 3)], ids=["contiguous", "chunked"])
 def test_every_single_altered_byte_is_noticed(tmp_path, tile):
     path = tmp_path / "a.h5"

@@ -41,6 +41,7 @@ def stages_of(rounds):
     yield "assess"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("case", "of"),
     [
@@ -106,6 +107,7 @@ def test_share_that_does_not_exist_is_refused(inside, tmp_path, arguments, text)
     assert (done.returncode, text in done.stderr) == (2, True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", ["merge", "solve", "vectors", "assess"])
 def test_stage_whose_measurements_are_missing_exits_with_4(inside, tmp_path, stage):
     ooc.plan(spec_of(tmp_path, "eigh", n=2000), tmp_path / "run", threads=1)
@@ -145,6 +147,7 @@ def test_shares_have_no_task_in_common():
     assert sorted(chosen) == list(range(17))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_share_that_is_told_to_stop_finishes_its_task_and_ends_with_0(
     ooc_command, tmp_path, number

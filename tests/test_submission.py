@@ -444,6 +444,7 @@ class TestElements:
         assert "skerch-ooc submit" not in done.stderr
         assert (done.returncode, done.stderr.splitlines()[-1]) == (4, ending(4))
 
+    @pytest.mark.thorough
     def test_it_gives_up_after_as_many_tries_as_were_given(self, element, run):
         codes = [element(f"000{number}").returncode for number in (1, 2, 3, 4)]
         assert codes == [4] * 4

@@ -86,6 +86,7 @@ TABLES = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", ["eigh", "rounds"])
 @pytest.mark.parametrize("verb", TABLES)
 def test_every_table_fits_80_columns_of_plain_text(run_of, case, verb):

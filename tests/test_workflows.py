@@ -94,6 +94,7 @@ def test_digits_hessian_has_about_as_many_outliers_as_classes(ooc_command):
     assert 5 <= int((values > 0.1 * values[0]).sum()) <= 30
 
 
+@pytest.mark.thorough
 def test_training_makes_one_outlier_less_than_classes_which_the_gradient_prefers(
     workflow, tmp_path, capsys
 ):
@@ -109,6 +110,7 @@ def test_training_makes_one_outlier_less_than_classes_which_the_gradient_prefers
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.thorough
 def test_mlp_hessian_in_small_is_recovered_to_rounding(ooc_command):
     done = ooc_command(
         "run", WORKFLOWS / "mlp_hessian.toml", "--run", "run", "--json",
@@ -119,6 +121,7 @@ def test_mlp_hessian_in_small_is_recovered_to_rounding(ooc_command):
     assert json.loads(done.stdout)["relative_error"] < 5e-6
 
 
+@pytest.mark.thorough
 def test_traces_of_layers_add_up_to_that_of_the_whole(workflow, tmp_path):
     arguments = [f"--runs={tmp_path}", *settings("measurements=120")]
     whole, layers, parts = workflow("digits_layers").main(arguments)
@@ -130,6 +133,7 @@ def test_traces_of_layers_add_up_to_that_of_the_whole(workflow, tmp_path):
     assert sum(parts) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_gauss_newton_matrix_has_the_outliers_of_the_hessian_and_nothing_negative(
     workflow, tmp_path
 ):
@@ -175,6 +179,7 @@ def test_slurm_run_waits_for_its_figures(empty_queue, tmp_path):
     assert "relative error" in done.stdout
 
 
+@pytest.mark.thorough
 def test_dask_run_counts_the_products_of_each_worker(shell):
     done = shell(
         "dask_run.sh", WORKFLOWS / "streaming.toml", "run", "--workers=1", "--threads=1",
@@ -191,6 +196,7 @@ def test_cluster_in_python_makes_the_bits_of_one_process(workflow, tmp_path):
     assert torch.equal(vectors, expected)
 
 
+@pytest.mark.thorough
 def test_killed_run_repeats_no_published_product_and_ends_with_the_same_bits(workflow, tmp_path):
     # Of two columns each: many shards to be killed between, and nothing to build.
     spec = f"--spec={WORKFLOWS / 'streaming.toml'}"
@@ -212,6 +218,7 @@ def test_growth_ends_below_the_tolerance_and_loses_nothing(workflow, tmp_path):
     assert growth.difference < 1e-4
 
 
+@pytest.mark.thorough
 def test_stream_that_forgets_follows_the_newest_batch(workflow, tmp_path):
     arguments = [f"--runs={tmp_path / 'runs'}", "--batches=4", "--threads=1"]
     arguments += ["--set=operator.args.dimension=200", "--set=operator.args.samples=100"]

@@ -24,17 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import CorruptError, DriftError, OperatorError
+from skerch_ooc.errors import DriftError, OperatorError
 from skerch_ooc.noise import draw
 from skerch_ooc.operators.adapters import Product, norm, tolerance
 from skerch_ooc.partition import Range, cut
 from skerch_ooc.resources import peak_memory, resident_memory
+from skerch_ooc.rundir import FUNCTIONALS
 
 Array = npt.NDArray[Any]
 
 log = logging.getLogger("skerch_ooc")
 
-WIDTH = 16
+WIDTH = FUNCTIONALS
 _WIDER = 4
 _VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
@@ -338,29 +339,6 @@ def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[
     return found
 
 
-def _content_of(stored: dict[str, Any]) -> dict[str, str]:
-    """What a stored fingerprint says of the operator's content, after a look at all that it says.
-
-    Raises:
-        CorruptError: If it is not what :func:`fingerprint_of` makes.
-    """
-    try:
-        numbers = [float(part) for pair in stored["functionals"] for part in pair]
-        numbers.append(float(stored["norm"]))
-        content = dict(stored.get("content") or {})
-        good = len(numbers) == 2 * WIDTH + 1 and all(map(math.isfinite, numbers))
-        good = good and all(len(pair) == 2 for pair in stored["functionals"])
-        good = good and all(isinstance(text, str) for text in content.values())
-    except (KeyError, TypeError, ValueError, OverflowError):
-        good = False
-    if not good:
-        raise CorruptError(
-            "the stored fingerprint of the operator (fingerprint*.json) is not one; restore it "
-            "from a copy"
-        )
-    return content
-
-
 def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> None:
     """Compares the operator of this process with the stored fingerprint; takes one product.
 
@@ -368,7 +346,7 @@ def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> No
         DriftError: If they differ by more than rounding can explain.
     """
     mine = fingerprint_of(product, seed)
-    before, now = _content_of(stored), mine.get("content") or {}
+    before, now = stored.get("content") or {}, mine.get("content") or {}
     difference = np.array(mine["functionals"]) - np.array(stored["functionals"])
     change = _relative(
         math.sqrt(float((difference**2).sum()) / WIDTH), max(float(stored["norm"]), mine["norm"])

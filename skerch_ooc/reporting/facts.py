@@ -101,7 +101,12 @@ def gather(run: Run, name: str) -> Facts:
     return Facts(
         run=run,
         name=name,
-        values=Values(values, run.plan.identity.kind, assessment.error),
+        values=Values(
+            values,
+            run.plan.identity.kind,
+            assessment.error,
+            assessment.bounds_of(file.arrays.get("residuals")),
+        ),
         assessment=assessment,
         settings=settings,
         sketch=str(file.identity["sketch"]),

@@ -138,14 +138,15 @@ def _key_figures(facts: Facts) -> Markup:
     sure = f"below {numbers.share(1.5 * (relative or 0.0))} with probability " \
            f"{numbers.probability(assessment.bounds(1.5))}"  # fmt: skip
     largest = max(values.values, key=abs)
-    above = values.above_error
+    certain = values.certain
+    limit = "the error" if values.bounds is None else "what they may be off by"
     entries = [
         ("relative error", numbers.share(relative) if relative is not None else "unknown",
          sure if known else "no test vectors"),
         (f"largest {values.noun[:-1]}", numbers.value(float(largest)),
          "in magnitude" if values.kind == "eigh" else "also the spectral norm, about"),
         (f"{values.noun} found", numbers.count(assessment.rank),
-         "error unknown" if above is None else f"{numbers.count(above)} larger than the error"),
+         "error unknown" if certain is None else f"{numbers.count(certain)} larger than {limit}"),
         ("products", numbers.count(assessment.products["done"]),
          f"and {numbers.count(assessment.products['probe'])} of probes"),
     ]  # fmt: skip

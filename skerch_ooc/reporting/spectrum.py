@@ -29,7 +29,7 @@ from skerch_ooc.reporting.figure import (
     nothing_to_draw,
     thinned,
 )
-from skerch_ooc.reporting.markup import NOTHING, Markup, element, joined
+from skerch_ooc.reporting.markup import NOTHING, Markup, coordinate, element, joined
 
 Array = npt.NDArray[Any]
 
@@ -48,11 +48,13 @@ class Values:
         values: In descending magnitude, float64.
         kind: ``"eigh"`` or ``"svd"``.
         error: Estimate of ``||A - Ahat||_F``; ``None`` if unknown.
+        bounds: What each value is off by at most, with 95 % probability; ``None`` if unknown.
     """
 
     values: Array
     kind: str
     error: float | None
+    bounds: Array | None = None
 
     @property
     def noun(self) -> str:
@@ -75,9 +77,10 @@ class Values:
         return len(self.values) - self.positive - self.negative
 
     @property
-    def above_error(self) -> int | None:
-        """How many are larger than the error, in magnitude."""
-        return None if self.error is None else int(np.count_nonzero(abs(self.values) > self.error))
+    def certain(self) -> int | None:
+        """How many are larger, in magnitude, than what they may be off by."""
+        limits = self.error if self.bounds is None else self.bounds
+        return None if limits is None else int(np.count_nonzero(abs(self.values) > limits))
 
     @property
     def shown(self) -> list[tuple[int, float]]:
@@ -96,10 +99,13 @@ class Values:
 def linear_spectrum(found: Values) -> Figure:
     """The values as they are, with their signs."""
     values = found.values
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    lowest, highest = _ends(found)
+    low, high = min(0.0, float(lowest.min())), max(0.0, float(highest.max()))
     x, y = whole_numbers(len(values), LEFT, RIGHT), linear(low, high, BOTTOM, TOP)
-    parts = [_within_error(found, y)] if found.error is not None else []
+    parts = [_within_error(found, y)] if found.error is not None and found.bounds is None else []
     parts += [up(y, LEFT, RIGHT, "value"), _zero_line(y)]
+    if found.bounds is not None:
+        parts.append(_whiskers(found, x, y))
     stems = len(values) <= _MOST_STEMS
     for number, value in found.shown:
         parts.append(_point(x.at(number), y.at(value), value, y.at(0.0) if stems else None))
@@ -108,8 +114,7 @@ def linear_spectrum(found: Values) -> Figure:
         "spectrum",
         _titled(found),
         f"The {found.noun} by their number, the largest in magnitude first."
-        + (" The band is the error estimate: inside it, values may be due to it."
-           if found.error is not None else "")
+        + _uncertainty_said(found)
         + found.thinning,
         f"{_range_said(found)} {_signs_said(found)}",
         joined(parts),
@@ -119,13 +124,17 @@ def linear_spectrum(found: Values) -> Figure:
 def logarithmic_spectrum(found: Values) -> Figure:
     """Magnitudes on a logarithmic axis, with the error below which none can be told from 0."""
     sizes = np.abs(found.values)
-    x, y = whole_numbers(len(sizes), LEFT, RIGHT), logarithmic(_with_error(found), BOTTOM, TOP)
+    limits = [] if found.bounds is None else [float(found.bounds.min())]
+    drawn = [*_with_error(found), *limits]
+    x, y = whole_numbers(len(sizes), LEFT, RIGHT), logarithmic(drawn, BOTTOM, TOP)
     title = f"{_titled(found)}, logarithmic"
     if y is None:
         said = f"All {numbers.count(len(sizes))} {found.noun} are zero."
         return Figure("spectrum-log", title, said, said, nothing_to_draw(said))
     hidden = int(np.count_nonzero(sizes < y.low))
     wash, line = _below_error(found.error, y) if found.error else (NOTHING, NOTHING)
+    if found.bounds is not None:
+        wash = _dashes(found, x, y)
     parts = [wash, up(y, LEFT, RIGHT, "magnitude"), across(x, BOTTOM, "number, by magnitude")]
     parts += [
         _point(x.at(number), y.at(abs(value)), value, None)
@@ -133,7 +142,12 @@ def logarithmic_spectrum(found: Values) -> Figure:
         if abs(value) >= y.low
     ]
     caption = "The same, as magnitudes."
-    if found.error:
+    if found.bounds is not None:
+        caption += (
+            " The grey dashes are what each value may be off by, with 95 % probability: values "
+            "above theirs differ from zero. The line is the error of the whole."
+        )
+    elif found.error:
         caption += (
             " No value is off by more than the error, of which the line is the estimate: those "
             "above stand out of it, those below cannot be told from zero one by one."
@@ -225,6 +239,46 @@ def _point(x: float, y: float, value: float, zero: float | None) -> Markup:
     return stem + element("circle", cx=x, cy=y, r=2.2, class_=f"fill-{colour}")
 
 
+def _ends(found: Values) -> tuple[Array, Array]:
+    """The least and the largest that each value may be."""
+    if found.bounds is None:
+        return found.values, found.values
+    with np.errstate(over="ignore"):
+        ends = found.values - found.bounds, found.values + found.bounds
+    most = np.finfo(np.float64).max
+    return np.clip(ends[0], -most, most), np.clip(ends[1], -most, most)
+
+
+def _whiskers(found: Values, x: Axis, y: Axis) -> Markup:
+    """What each value may be, as one path."""
+    low, high = _ends(found)
+    drawn = [
+        f"M{coordinate(x.at(number))} {coordinate(y.at(float(low[number - 1])))}"
+        f"V{coordinate(y.at(float(high[number - 1])))}"
+        for number, _ in found.shown
+    ]
+    return element("path", d="".join(drawn), class_="curve line-grey")
+
+
+def _dashes(found: Values, x: Axis, y: Axis) -> Markup:
+    """What each value may be off by, as one path."""
+    assert found.bounds is not None
+    drawn = [
+        f"M{coordinate(x.at(number) - 2)} {coordinate(y.at(float(found.bounds[number - 1])))}h4"
+        for number, _ in found.shown
+        if y.low <= found.bounds[number - 1] <= y.high
+    ]
+    return element("path", d="".join(drawn), class_="curve line-grey")
+
+
+def _uncertainty_said(found: Values) -> str:
+    if found.bounds is not None:
+        return " The grey lines are what each may be, with 95 % probability."
+    if found.error is not None:
+        return " The band is the error estimate: inside it, values may be due to it."
+    return ""
+
+
 def _zero_line(y: Axis) -> Markup:
     place = y.at(0.0)
     return element("line", x1=LEFT, x2=RIGHT, y1=place, y2=place, class_="axis")
@@ -283,6 +337,7 @@ def _signs_said(found: Values) -> str:
 
 
 def _above_said(found: Values) -> str:
-    if found.above_error is None:
+    if found.certain is None:
         return "The error is unknown."
-    return f"{numbers.count(found.above_error)} are larger than the error estimate."
+    limit = "the error estimate" if found.bounds is None else "what they may be off by"
+    return f"{numbers.count(found.certain)} are larger than {limit}."

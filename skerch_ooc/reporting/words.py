@@ -24,13 +24,15 @@ def found(facts: Facts) -> list[str]:
         said.append(_signs(values))
     elif values.zero:
         said.append(f"{numbers.count(values.zero)} of them are zero.")
-    above = values.above_error
-    if above == total:
-        said.append("All of them stand out of the error.")
-    elif above is not None:
+    certain = values.certain
+    off = "the error" if values.bounds is None else "what they may be off by"
+    if certain == total:
+        said.append(f"All of them stand out of {off}.")
+    elif certain is not None:
         said.append(
-            f"{numbers.count(above) if above else 'None'} of them stand{'s' * (above == 1)} out of "
-            "the error; the others cannot be told from zero one by one."
+            f"{numbers.count(certain) if certain else 'None'} of them "
+            f"stand{'s' * (certain == 1)} out of {off}; the others cannot be told from zero one by "
+            "one."
         )
     return said
 

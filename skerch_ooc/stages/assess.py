@@ -35,6 +35,9 @@ from skerch_ooc.stages.recover import ASSESSMENT, VALUES, how_to_recover_anew, o
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
 
+CONFIDENCE = 0.95
+"""How probable it is, at least, that what is said of an error holds."""
+
 _SCREE_POINTS = 64
 _LARGEST_FACTOR = 1e6
 
@@ -95,6 +98,21 @@ class Assessment:
             raise ValueError(f"factor = {factor}: must be at least 1")
         missed = underestimate_probability(factor, self.test_measurements, self.is_complex)
         return 1.0 - min(1.0, self.looks * missed)
+
+    def bounds_of(self, residuals: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        """What eigenvalues are off by at most, each with 95 % probability.
+
+        Args:
+            residuals: Their ``residuals``, ``(r,)``; ``None`` if they are not known.
+
+        Returns:
+            ``(r,)``; within that of each value there is an eigenvalue. ``None`` if they are not
+            known, or there are too few test columns to tell.
+        """
+        if residuals is None or residuals.shape != (self.rank,) or not np.isfinite(residuals).all():
+            return None
+        factor = factor_for(CONFIDENCE, self.test_measurements, self.is_complex)
+        return residuals * factor if math.isfinite(factor) else None
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``assessment.json``."""

@@ -44,6 +44,7 @@ def attempts(count, soaked):
     ]  # fmt: skip
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", attempts(1, 12))
 @pytest.mark.parametrize("name", ["eigh nystrom", "svd hmt", "eigh in pieces"])
 def test_two_runs_of_one_directory_leave_the_contents_of_one(
@@ -61,6 +62,7 @@ def test_two_runs_of_one_directory_leave_the_contents_of_one(
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", attempts(1, 12))
 @pytest.mark.parametrize("stage", ["measure", "merge", "vectors"])
 def test_four_processes_at_one_task_leave_one_valid_file(
@@ -149,6 +151,7 @@ def test_two_results_of_one_name_are_one_of_them(zygotes, tally, tmp_path, numbe
         attempt.ended("refused")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", attempts(1, 12))
 @pytest.mark.parametrize("options", [(), ("--sketch",), ("--shards",)], ids=lambda o: " ".join(o))
 def test_clean_during_a_run_takes_nothing_that_is_needed(

@@ -149,6 +149,7 @@ def test_what_may_not_be_read_is_named(zygote, tally, open_folder, name):
         attempt.ended("named")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["eigh nystrom", "svd hmt", "eigh by stages, row shards"])
 @pytest.mark.parametrize("said", [{}, {"HDF5_USE_FILE_LOCKING": "TRUE"}], ids=["", "asked for"])
 def test_no_lock_is_needed(zygote, tally, tmp_path, quiet, name, said):
@@ -170,6 +171,7 @@ def test_no_hard_link_is_needed(zygote, tally, folder, expected, error):
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("pattern", ["shards/right.*.h5", "shards/test.*.h5"])
 def test_file_that_is_seen_late_is_waited_for(zygote, tally, folder, expected, pattern):
     zygote(folder, *RUN)
@@ -216,6 +218,7 @@ def test_files_with_other_times_are_the_same_files(zygote, tally, folder, expect
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["eigh nystrom", "svd hmt", "eigh hmt by shares"])
 def test_few_descriptors_are_enough(zygote, tally, tmp_path, quiet, name):
     CASES[name].write(tmp_path)

@@ -33,6 +33,7 @@ def sum_of(folder: Path, parts: int, columns: int) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("parts", "columns"),
     [
@@ -98,6 +99,7 @@ def test_million_tasks_are_planned_looked_at_and_begun_in_little_memory(million,
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "command",
     [

@@ -331,6 +331,7 @@ def require_honest(assessment, error, floor):
     assert estimate <= factor * error + floor
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("case", cases())
 def test_trap_is_decomposed_rightly_or_refused(case, tmp_path, tally):
     with tally.fault("a numerical trap", case.trap) as attempt:
@@ -394,6 +395,7 @@ def test_inner_sketch_that_overflows_is_refused_without_a_warning(tmp_path, tall
         attempt.ended("refused")
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("method", ["nystrom", "singlepass", "oversampled", "hmt"])
 @pytest.mark.parametrize("kind", ["eigh", "svd"])
@@ -407,6 +409,7 @@ def test_tiny_matrix_is_honest_about_what_it_missed(kind, method, n, dtype, tmp_
         attempt.ended("same")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", ["nystrom", "singlepass", "hmt"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_many_gaussian_measurements_as_dimensions_find_all_values(kind, method, tmp_path, tally):
@@ -429,6 +432,7 @@ def test_more_measurements_than_dimensions_are_refused(kind, tmp_path, tally):
         attempt.ended("refused")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", ["nystrom", "singlepass", "hmt"])
 @pytest.mark.parametrize("trap", ["rank 1", "steep", "identity", "pairs of values"])
 def test_error_of_a_cut_result_is_that_of_the_cut(trap, method, tmp_path, tally):
@@ -498,6 +502,7 @@ class TestUpdates:
                 ooc.recover(run)
         return run, total
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize(
         "factor", [{"scale": -1.0}, {"scale": 1e-300}, {"forget": 1e-300}, {"scale": 1e30}], ids=str
@@ -513,6 +518,7 @@ class TestUpdates:
             assert trace.value == pytest.approx(np.trace(total), abs=floor * norm_of(total))
             attempt.ended("same")
 
+    @pytest.mark.sampled(6)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize(
         "factor",
@@ -629,6 +635,7 @@ def test_tolerance_that_cannot_be_met_is_refused_with_an_honest_error(tmp_path, 
         attempt.ended("refused")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "trap", ["rank 1", "identity", "steep", "signs", "near the smallest float32"]
 )
@@ -682,6 +689,7 @@ _EXAMPLES = int(os.environ.get("SKERCH_OOC_TRAP_EXAMPLES", 20))
 """More of them find more."""
 
 
+@pytest.mark.thorough
 @settings(
     max_examples=_EXAMPLES,
     deadline=None,

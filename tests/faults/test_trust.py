@@ -149,6 +149,7 @@ FACTORIES = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
 @pytest.mark.parametrize(
     "factory",
@@ -167,6 +168,7 @@ def test_looking_at_a_run_executes_nothing_of_it(stranger, tally, factory, verb)
         attempt.ended("refused" if done.returncode else "harmless")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
 def test_looking_at_an_untouched_run_executes_nothing_of_it(tmp_path, finished, tally, verb):
     shutil.copytree(finished, tmp_path / "run")
