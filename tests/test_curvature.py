@@ -271,3 +271,119 @@ def test_loss_that_is_a_function_is_refused_by_name():
     loss = torch.nn.functional.cross_entropy
     with pytest.raises(ooc.OperatorError, match="'cross_entropy' must be a module"):
         hessian(model, loss, [(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))])
+
+
+class WithAttention(torch.nn.Module):
+    """A transformer's layer, as small as can be."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.last = torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(x).mean(dim=1))
+
+
+class OfDictionary(torch.nn.Module):
+    """A model whose inputs have names."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(inputs["one"] + inputs["other"]))
+
+
+def with_norm(layer):
+    return torch.nn.Sequential(torch.nn.Linear(5, 6), layer, torch.nn.Tanh(), torch.nn.Linear(6, 3))
+
+
+NETWORKS = {
+    "plain": lambda: with_norm(torch.nn.Identity()),
+    "LayerNorm": lambda: with_norm(torch.nn.LayerNorm(6)),
+    "GroupNorm": lambda: with_norm(torch.nn.GroupNorm(2, 6)),
+    "attention": WithAttention,
+}
+
+
+class TestReverse:
+    """Hessians by reverse over reverse differentiation."""
+
+    def data(self, network):
+        torch.manual_seed(1)
+        shape = (20, 4, 6) if network == "attention" else (20, 5)
+        x, y = torch.randn(shape, dtype=torch.float64), torch.randint(3, (20,))
+        return [(x[:15], y[:15]), (x[15:], y[15:])]
+
+    def gradient(self, model, loss, data):
+        x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+        found = torch.autograd.grad(loss(model(x), y), list(model.parameters()))
+        return torch.cat([part.reshape(-1) for part in found])
+
+    @pytest.mark.parametrize("network", NETWORKS)
+    def test_products_are_differences_of_gradients(self, network):
+        torch.manual_seed(0)
+        model, loss = NETWORKS[network]().double().eval(), torch.nn.CrossEntropyLoss()
+        data = self.data(network)
+        operator = hessian(model, loss, data, reverse=True)
+        v = torch.randn(operator.shape[0], dtype=torch.float64)
+        weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        found = operator @ v
+        step, ends = 1e-5, []
+        for sign in (1, -1):
+            torch.nn.utils.vector_to_parameters(weights + sign * step * v, model.parameters())
+            ends.append(self.gradient(model, loss, data))
+        expected = (ends[0] - ends[1]) / (2 * step)
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+    def test_it_is_that_of_forward_over_reverse_differentiation(self, model):
+        loss = torch.nn.CrossEntropyLoss()
+        data, eye = batches(loss), torch.eye(sum(p.numel() for p in model.parameters()))
+        torch.testing.assert_close(
+            hessian(model, loss, data, reverse=True) @ eye, hessian(model, loss, data) @ eye,
+            rtol=1e-4, atol=1e-6,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    def test_terms_of_the_batches_add_up_to_the_whole(self, model, reduction):
+        loss = torch.nn.CrossEntropyLoss(reduction=reduction)
+        data, names = batches(loss), ["2"]
+        whole = hessian(model, loss, data, names, reverse=True)
+        eye = torch.eye(whole.shape[0])
+        terms = hessian(model, loss, data, names, reverse=True, per_batch=True)
+        torch.testing.assert_close(terms @ eye, whole @ eye)
+
+    def test_inputs_may_have_names(self):
+        torch.manual_seed(0)
+        x, y = torch.randn(8, 5), torch.randint(3, (8,))
+        data = [({"one": x, "other": -2 * x}, y)]
+        operator = hessian(OfDictionary(), torch.nn.CrossEntropyLoss(), data, reverse=True)
+        found = operator @ torch.eye(operator.shape[0])
+        torch.testing.assert_close(found, found.T)
+
+    def test_parameters_that_the_loss_does_not_depend_on_have_rows_of_zeros(self, model):
+        model.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
+        loss = torch.nn.MSELoss()
+        operator = hessian(model, loss, batches(loss), ["2", "unused"], reverse=True)
+        found = operator @ torch.eye(operator.shape[0])
+        assert (int((found[-2:] != 0).sum()), float(found[:-2].abs().max()) > 0) == (0, True)
+
+    def test_loss_that_is_linear_has_a_hessian_of_zeros(self):
+        class Sum(torch.nn.Module):
+            def forward(self, outputs, targets):
+                return (outputs * targets).sum()
+
+        model = torch.nn.Linear(3, 2)
+        operator = hessian(model, Sum(), [(torch.ones(4, 3), torch.ones(4, 2))], reverse=True)
+        assert int((operator @ torch.eye(8)).count_nonzero()) == 0
+
+    def test_a_transformer_is_decomposed(self, tmp_path):
+        torch.manual_seed(0)
+        model, loss = WithAttention().double().eval(), torch.nn.CrossEntropyLoss()
+        operator = hessian(model, loss, self.data("attention"), reverse=True)
+        found = ooc.eigh(operator, measurements=40, run_dir=tmp_path / "run")
+        there = torch.linalg.eigvalsh(operator @ torch.eye(operator.shape[0], dtype=torch.float64))
+        off = (found.eigenvalues[:5, None] - there).abs().min(dim=1).values
+        assert bool((off <= 2 * found.residuals[:5]).all())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from skerch_ooc.errors import OperatorError, shown_list
+from skerch_ooc.operators.reverse import ReverseHessian, weights_of
 from skerch_ooc.operators.terms import Sum
 
 Data = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -24,6 +25,7 @@ def hessian(
     parameters: Parameters | None = None,
     *,
     per_batch: bool = False,
+    reverse: bool = False,
 ) -> Any:
     """The Hessian of the loss of a model, summed or averaged over all data.
 
@@ -36,16 +38,23 @@ def hessian(
         per_batch: Whether the operator is to be a :class:`skerch_ooc.Sum` with a term for each
             batch, which can be measured in parts (``operator.parts``). Where the loss is a mean, a
             term has the weight of its share of the inputs.
+        reverse: Whether to differentiate reverse over reverse, by torch alone. Takes somewhat
+            longer, one column after the other, and is right for all layers that can be
+            differentiated twice: LayerNorm, GroupNorm and attention among them, which forward over
+            reverse differentiation gets wrong or does not know. Inputs may be dictionaries, lists
+            or tuples then.
 
     Returns:
         An operator ``(p, p)``, ``p`` being the number of parameters in the order given, that is
         applied to tensors ``(p, b)``. (Pearlmutter 1994, "Fast exact multiplication by the
-        Hessian", by forward over reverse differentiation.)
+        Hessian"; by forward over reverse differentiation unless ``reverse``.)
 
     Raises:
         OperatorError: If curvlinops is not installed, or the model is in training mode with
             layers that make it random, or the data are shuffled, or a name is that of nothing.
     """
+    if reverse:
+        return _assembled(ReverseHessian, model, loss, data, parameters, per_batch)
     return _operator("HessianLinearOperator", model, loss, data, parameters, per_batch)
 
 
@@ -153,11 +162,19 @@ def _operator(
             "pip install 'skerch_ooc[curvature]'"
         ) from error
     constructor = getattr(curvlinops, name)
+    more |= _unchecked(constructor)
+    return _assembled(constructor, model, loss, data, parameters, per_batch, **more)
+
+
+def _assembled(
+    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None, per_batch: bool, **more: Any,
+) -> Any:  # fmt: skip
+    """The operator of all batches, or the sum of those of each."""
     _require_loss(loss)
     _require_deterministic(model)
     _require_order(data)
     chosen, batches = _chosen(model, parameters), list(data)
-    more |= _unchecked(constructor)
     if not per_batch:
         operator = constructor(model, loss, chosen, batches, **more)
     else:
@@ -166,7 +183,7 @@ def _operator(
                 partial(_term, constructor, model, loss, chosen, batch, number, more)
                 for number, batch in enumerate(batches)
             ],
-            _weights(loss, batches),
+            weights_of(loss, batches),
             shape=2 * (sum(parameter.numel() for parameter in chosen),),
             dtype=str(chosen[0].dtype).removeprefix("torch."),
         )
@@ -184,14 +201,6 @@ def _term(
     """The operator of one batch."""
     seed = {"seed": more["seed"] + number} if "seed" in more else {}
     return constructor(model, loss, chosen, [batch], **(more | seed))
-
-
-def _weights(loss: torch.nn.Module, batches: list[Any]) -> list[float]:
-    """What the terms of the batches are multiplied by."""
-    if getattr(loss, "reduction", "mean") == "sum":
-        return [1.0] * len(batches)
-    counts = [len(targets) for _, targets in batches]
-    return [count / sum(counts) for count in counts]
 
 
 def _sha256(values: Iterable[Any]) -> str:
