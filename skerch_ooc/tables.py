@@ -357,8 +357,9 @@ def _each_value(sizes: npt.NDArray[Any], bounds: npt.NDArray[Any]) -> list[tuple
     """How many values are how good, one by one."""
     known = [int(np.count_nonzero(bounds <= share * sizes)) for share in (0.01, 0.1, 1)]
     return [
-        ("each value", f"{known[0]} of {len(sizes)} within 1 % of an eigenvalue, {known[1]} within "
-                       f"10 %, {known[2]} apart from 0; each with probability {CONFIDENCE}"),
+        ("each value", f"at least {known[0]} of {len(sizes)} within 1 % of an eigenvalue, "
+                       f"{known[1]} within 10 %, {known[2]} apart from 0; each with probability "
+                       f"{CONFIDENCE}"),
     ]  # fmt: skip
 
 
