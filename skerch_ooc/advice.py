@@ -86,6 +86,15 @@ class Found:
         return [source_of(self.run, part).factory for part in self.plan.parts]
 
     @property
+    def good(self) -> tuple[int, int]:
+        """How many eigenvalues are surely known to 1 %, and how many there are."""
+        arrays = SealedFile(result_path(self.run, self.name)).arrays
+        bounds = self.assessment.bounds_of(arrays.get("residuals"))
+        if bounds is None:
+            return 0, self.assessment.rank
+        return int(np.count_nonzero(bounds <= 0.01 * np.abs(arrays["eigenvalues"]))), len(bounds)
+
+    @property
     def rounding(self) -> float:
         """A relative error that could be due to rounding."""
         return 100 * float(np.finfo(self.plan.identity.dtype).eps)
@@ -132,6 +141,12 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
         return (
             f"The tolerance of {share(tolerance)} {met}: with {100 * CONFIDENCE:.0f} % "
             f"probability the error is below {share(sure_of)}."
+        )
+    good, of = found.good
+    if relative > _LARGE and good:
+        return (
+            f"This error is large, but it is that of the whole: {good} of {of} eigenvalues are "
+            "known to 1 %."
         )
     if relative > _LARGE:
         return "This error is large: the leading values may be good, the whole is not."

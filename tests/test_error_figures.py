@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import skerch_ooc as ooc
+from skerch_ooc.advice import Found, advise
+from skerch_ooc.reporting.facts import gather
+from skerch_ooc.reporting.spectrum import linear_spectrum
+from skerch_ooc.reporting.words import found as said_of_values
 from skerch_ooc.stages.assess import norm_of
 from skerch_ooc.stages.vectors import TileFigures
+from skerch_ooc.tables import result_table
 
 N, SPIKES = 300, (14.0, 9.0, -6.0, 4.0)
 METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
@@ -23,6 +29,19 @@ def spiked(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     values = torch.cat([torch.tensor(SPIKES, dtype=torch.float64), bulk])
     basis = torch.linalg.qr(torch.randn(N, N, generator=generator, dtype=dtype))[0]
     return (basis * values) @ basis.mH
+
+
+class Diagonal:
+    """One eigenvalue above a bulk of small ones, which make up a tenth of the norm."""
+
+    shape, dtype = (20_000, 20_000), torch.float64
+
+    def __init__(self):
+        self.values = 0.0014 * torch.linspace(1, -1, self.shape[0], dtype=self.dtype)
+        self.values[0] = 1.0
+
+    def __matmul__(self, x):
+        return self.values[:, None] * x
 
 
 def decomposed(folder, operator=None, *, kind=ooc.eigh, **options):
@@ -87,6 +106,32 @@ class TestResiduals:
 
         new = figures(residual_products=np.ones((5, 3)))
         assert new.add(figures()).residual_products.shape == (0, 3)
+
+
+class TestSaid:
+    """What people are told of it, who look for outliers above a bulk."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        decomposed(tmp_path, Diagonal(), method="hmt", power_iterations=1)
+        return ooc.open_run(tmp_path / "run")
+
+    def test_a_large_error_is_not_held_against_values_that_are_known(self, run):
+        assessment = ooc.assess(run)
+        verdict = advise(Found.of(run, "default", assessment)).verdict
+        assert assessment.relative_error > 0.1
+        assert re.search(r"large, but .* 1 of \d+ eigenvalues are known to 1 %", verdict)
+
+    def test_table_counts_values_by_how_good_they_are(self, run):
+        table = result_table(run.results / "default/eigh.h5", ooc.assess(run))
+        assert re.search(r"each value +at least 1 of \d+ within 1 % of an eigenvalue", table)
+
+    def test_page_draws_what_each_value_may_be(self, run):
+        values = gather(run, "default").values
+        assert "what each may be, with 95 % probability" in linear_spectrum(values).caption
+
+    def test_page_counts_values_that_stand_out_of_what_they_may_be_off_by(self, run):
+        assert said_of_values(gather(run, "default"))[-1].startswith("1 of them stands out")
 
 
 class TestNorm:
