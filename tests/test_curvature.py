@@ -387,3 +387,17 @@ class TestReverse:
         there = torch.linalg.eigvalsh(operator @ torch.eye(operator.shape[0], dtype=torch.float64))
         off = (found.eigenvalues[:5, None] - there).abs().min(dim=1).values
         assert bool((off <= 2 * found.residuals[:5]).all())
+
+    @pytest.mark.parametrize("per_batch", [False, True], ids=["whole", "per batch"])
+    def test_layers_without_a_forward_derivative_lead_to_it(self, tmp_path, per_batch):
+        model, loss = with_norm(torch.nn.GroupNorm(2, 6)).double().eval(), torch.nn.MSELoss()
+        data = [(x, x[:, :3]) for x, _ in self.data("GroupNorm")]
+        operator = hessian(model, loss, data, per_batch=per_batch)
+        with pytest.raises(OperatorError, match=r"forward AD .*hessian\(\.\.\., reverse=True\)"):
+            ooc.eigh(operator, measurements=20, run_dir=tmp_path / "run")
+
+    def test_layers_with_a_wrong_forward_derivative_lead_to_it(self, tmp_path):
+        model = with_norm(torch.nn.LayerNorm(6)).double().eval()
+        operator = hessian(model, torch.nn.CrossEntropyLoss(), self.data("LayerNorm"))
+        with pytest.raises(OperatorError, match=r"not Hermitian.*hessian\(\.\.\., reverse=True\)"):
+            ooc.eigh(operator, measurements=20, run_dir=tmp_path / "run")

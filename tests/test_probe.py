@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -93,3 +94,10 @@ def test_operator_that_cannot_be_trusted_is_refused_as_plan_would(inside, tmp_pa
 def test_spec_without_an_operator_is_refused():
     with pytest.raises(ooc.UsageError, match=r"operator\.factory is missing"):
         probe_spec({"measurements": 40, "operator": {"shape": [99, 99]}})
+
+
+def test_probe_of_a_slow_operator_says_that_it_takes_long(monkeypatch, caplog):
+    monkeypatch.setattr("skerch_ooc.operators.probe._LONG_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, logger="skerch_ooc")
+    probe.probe(Product(torch.eye(40), "float32", "cpu"), 1, hermitian=True)
+    assert "it is probed by 17 more" in caplog.text

@@ -111,8 +111,14 @@ class Product:
                 # Code that torch has compiled makes an error of its own of Ctrl-C.
                 raise KeyboardInterrupt from error
             # Whatever a user's own code raises is theirs: told in their words, with its line.
-            raise OperatorError(_describe(error, columns, adjoint)) from error
+            raise OperatorError(_describe(error, columns, adjoint) + self._advice) from error
         return self._checked(y, columns.shape, adjoint)
+
+    @property
+    def _advice(self) -> str:
+        """What the operator says itself of how to mend it when it fails."""
+        advice = getattr(self._operator, "advice", None)
+        return f"; {advice}" if isinstance(advice, str) else ""
 
     def _warnings(self) -> contextlib.AbstractContextManager[Any]:
         """Of overflow in a plain array's product nothing is said: it is looked for, and refused."""

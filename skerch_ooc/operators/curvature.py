@@ -17,6 +17,8 @@ from skerch_ooc.operators.terms import Sum
 Data = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Parameters = Iterable[torch.nn.Parameter] | Iterable[str]
 
+_WITHOUT_FORWARD = "for layers without a forward derivative there is hessian(..., reverse=True)"
+
 
 def hessian(
     model: torch.nn.Module,
@@ -176,7 +178,7 @@ def _assembled(
     _require_order(data)
     chosen, batches = _chosen(model, parameters), list(data)
     if not per_batch:
-        operator = constructor(model, loss, chosen, batches, **more)
+        operator = _made(constructor, model, loss, chosen, batches, more)
     else:
         operator = Sum(
             [
@@ -200,7 +202,18 @@ def _term(
 ) -> Any:  # fmt: skip
     """The operator of one batch."""
     seed = {"seed": more["seed"] + number} if "seed" in more else {}
-    return constructor(model, loss, chosen, [batch], **(more | seed))
+    return _made(constructor, model, loss, chosen, [batch], more | seed)
+
+
+def _made(
+    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module,
+    chosen: list[torch.nn.Parameter], batches: list[Any], more: dict[str, Any],
+) -> Any:  # fmt: skip
+    """An operator that says itself what to do when it fails."""
+    operator = constructor(model, loss, chosen, batches, **more)
+    if constructor.__name__ == "HessianLinearOperator":
+        operator.advice = _WITHOUT_FORWARD
+    return operator
 
 
 def _sha256(values: Iterable[Any]) -> str:

@@ -41,6 +41,7 @@ _VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
 _ROWS_AT_ONCE = 4096
 _LARGEST = 1e100
+_LONG_SECONDS = 1.0
 _DIGITS_ROOM = 16
 """Products with a basis may be smaller than those with random vectors."""
 
@@ -103,7 +104,10 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
     """
     width = min(WIDTH, *product.shape)
     x = _vectors(product, seed, Range(0, width))
-    first, _, _ = _timed(product, x[:, :1])
+    first, took, _ = _timed(product, x[:, :1])
+    left = 1 + width + (0 if hermitian else width)
+    if took > _LONG_SECONDS:
+        log.info("the operator's first product took %.0f s; it is probed by %d more", took, left)
     again, single_seconds, single_peak = _timed(product, x[:, :1])
     block, block_seconds, block_peak = _timed(product, x)
     for array in (first, again, block):
@@ -128,7 +132,7 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
     )
     column_seconds = max(0.0, (block_seconds - single_seconds) / max(1, width - 1))
     findings = Probe(
-        products=2 + width + (0 if hermitian else width),
+        products=1 + left,
         repetition=repetition,
         width_difference=_relative(norm(first - block[:, :1]), scale),
         asymmetry=asymmetry,
@@ -272,9 +276,8 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
         raise OperatorError(
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
             f'(allowed: {limit:.1e}); kind = "eigh" needs A = A^H. Check that A @ x is the '
-            "product of a symmetric matrix, that its precision (TF32, float16) is not too low, "
-            "and, of the Hessian of a network, that torch differentiates its layers rightly "
-            "(LayerNorm: see docs/operators.md)"
+            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low; "
+            "of the Hessian of a network with LayerNorm, take hessian(..., reverse=True)"
         )
     return asymmetry
 
