@@ -207,6 +207,14 @@ def test_white_space_that_was_added_is_damage(inside, tmp_path, finished, name):
     assert (done.returncode, path.name in done.stderr) == (5, True)
 
 
+def test_assessment_that_was_altered_is_written_anew_by_assess(inside, tmp_path, finished):
+    shutil.copytree(finished / "finished-eigh", tmp_path / "run")
+    path = tmp_path / "run/results/default/assessment.json"
+    path.write_text(path.read_text() + " ")
+    assert inside("assess", "run").returncode == 0
+    assert inside("verify", "run").returncode == 0
+
+
 @pytest.mark.parametrize("name", ["plan.json", "plan.d/0001.json", "fingerprint.json"])
 def test_altered_plan_is_refused(ooc_command, measured, name):
     path = measured / name

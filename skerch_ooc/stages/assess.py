@@ -7,7 +7,6 @@ section 6.4. Test columns that chose the core are left out of it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shlex
@@ -203,6 +202,7 @@ def assess_result(
         if len(residual) and "approximation_squares" in file.arrays:
             tests = tests[unused]
             approximate = file.arrays["approximation_squares"][unused]
+        norm = norm_of(values, tests, approximate)
         leave_one_out = float(file.arrays["leave_one_out"])
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
@@ -211,7 +211,6 @@ def assess_result(
             f"{path} is not a decomposition: {problem}{how_to_recover_anew(path)}"
         ) from problem
     check_pieces(file)
-    norm = norm_of(values, tests, approximate)
     error = _root_mean(residual)
     return Assessment(
         relative_error=None if error is None or not norm else error / norm,
@@ -244,10 +243,9 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
     content = stated | {"sha256": digest(stated)}
     if os.path.lexists(written):
         require_regular(written)
-        with contextlib.suppress(CorruptError):
-            # A finished run may lie where nobody can write.
-            if read_json(written) == content:
-                return
+        # A finished run may lie where nobody can write.
+        if written.read_bytes() == readable_json(content):
+            return
     write_json(written, content)
 
 
