@@ -157,12 +157,16 @@ def _require_own_place(run: Run, file: SealedFile) -> None:
     path, names = file.path, _names_of(run.plan, file.identity)
     if path.name not in names:
         found = " or ".join(names) or "nothing that this version knows"
-        raise CorruptError(f"{path} is another file by what it says of itself: {found}")
+        raise CorruptError(
+            f"{path} is another file by what it says of itself: {found}; put it back to that name"
+        )
     sketch = str(file.identity.get("sketch"))
     if path.is_relative_to(run.sketch) and "sketch" in file.identity:
         folder = sketch_folder(run, sketch)
         if path.parent != folder:
-            raise CorruptError(f"{path} is another file by what it says of itself: of {folder}")
+            raise CorruptError(
+                f"{path} is another file by what it says of itself: of {folder}; put it back there"
+            )
 
 
 def _names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:

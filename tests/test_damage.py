@@ -193,7 +193,7 @@ def test_file_in_the_folder_of_another_sketch_is_named(inside, tmp_path, finishe
     folder = next((tmp_path / "run/sketch").iterdir())
     folder.rename(folder.with_name("0" * 16))
     done = inside("verify", "run")
-    assert (done.returncode, f"of run/sketch/{folder.name}" in done.stderr) == (5, True)
+    assert (done.returncode, f"of run/sketch/{folder.name};" in done.stderr) == (5, True)
 
 
 @pytest.mark.parametrize(

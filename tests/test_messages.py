@@ -155,7 +155,6 @@ NAMES_NO_VALUE = {
         'a run with method = "oversampled" cannot be extended',
         'a run with method = "hmt" cannot be updated',
     ],
-    "the file is named": ["the stored fingerprint of the operator"],
     "it is about the queue, which is between two states": ["jobs of an earlier submission are"],
     "it is said inside of what names the file, see below": [
         "the parts are not numbered in order",

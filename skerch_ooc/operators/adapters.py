@@ -111,7 +111,7 @@ class Product:
                 # Code that torch has compiled makes an error of its own of Ctrl-C.
                 raise KeyboardInterrupt from error
             # Whatever a user's own code raises is theirs: told in their words, with its line.
-            raise OperatorError(_describe(error, columns, adjoint) + self._advice) from error
+            raise OperatorError(_describe(error, columns, adjoint, self._advice)) from error
         return self._checked(y, columns.shape, adjoint)
 
     @property
@@ -304,13 +304,13 @@ def _wants_numpy(operator: Any) -> bool:
     )
 
 
-def _describe(error: Exception, columns: Array, adjoint: bool) -> str:
+def _describe(error: Exception, columns: Array, adjoint: bool, advice: str) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     whose = "the adjoint of the operator" if adjoint else "the operator"
     return (
         f"{whose} failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype of the "
         f"plan): {type(error).__name__}: {error} "
-        f"(in {frame.name}, {frame.filename}:{frame.lineno})"
+        f"(in {frame.name}, {frame.filename}:{frame.lineno}){advice}"
     )
 
 
