@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -380,13 +381,15 @@ class OnTerminal:
         )  # fmt: skip
         os.close(theirs)
         self.text = ""
+        # What is read may end within a character.
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read_until(self, done, seconds=120.0):
         end = time.monotonic() + seconds
         while not done(self.text) and time.monotonic() < end:
             if select.select([self.ours], [], [], 0.1)[0]:
                 try:
-                    self.text += os.read(self.ours, 65536).decode()
+                    self.text += self.decoder.decode(os.read(self.ours, 65536))
                 except OSError:
                     break
         return self.text
