@@ -50,7 +50,8 @@ class Assessment:
     Attributes:
         relative_error: ``error / norm``; ``None`` without test columns.
         error: Estimate of ``||A - Ahat||_F`` from the test sketch; ``None`` without one.
-        norm: Estimate of ``||A||_F``, see :func:`norm_of`; ``None`` without test columns.
+        norm: Estimate of ``||A||_F``: the norm of ``Ahat``, and what the test columns add to it;
+            ``None`` without any.
         test_measurements: Test columns that the error was estimated from.
         leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cut
             anything off; ``None`` where the method has none.
