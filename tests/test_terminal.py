@@ -9,6 +9,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -378,6 +379,8 @@ class OnTerminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "skerch_ooc", *map(str, arguments)], cwd=cwd, stdin=theirs,
             stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+            # Whoever runs the tests in the background has it ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(theirs)
         self.text = ""
