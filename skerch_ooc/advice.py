@@ -15,7 +15,7 @@ from skerch_ooc.recovery import METHODS
 from skerch_ooc.rundir import Run
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, Plan, RecoverySpec
-from skerch_ooc.stages.assess import CONFIDENCE, Assessment
+from skerch_ooc.stages.assess import CONFIDENCE, Assessment, count_within
 from skerch_ooc.stages.problems import serves
 from skerch_ooc.stages.recover import command_of, result_name, result_path
 from skerch_ooc.tolerance import tolerance_factor
@@ -92,7 +92,7 @@ class Found:
         bounds = self.assessment.bounds_of(arrays.get("residuals"))
         if bounds is None:
             return 0, self.assessment.rank
-        return int(np.count_nonzero(bounds <= 0.01 * np.abs(arrays["eigenvalues"]))), len(bounds)
+        return count_within(arrays["eigenvalues"], bounds, 0.01), len(bounds)
 
     @property
     def rounding(self) -> float:

@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.advice import Step, advise
@@ -15,7 +14,12 @@ from skerch_ooc.recovery.choosing import CHOOSING_SHARE
 from skerch_ooc.resources import format_bytes
 from skerch_ooc.sealed import SealedFile
 from skerch_ooc.spec import NESTING_METHODS, Plan
-from skerch_ooc.stages.assess import CONFIDENCE, overestimate_probability, underestimate_probability
+from skerch_ooc.stages.assess import (
+    CONFIDENCE,
+    count_within,
+    overestimate_probability,
+    underestimate_probability,
+)
 
 if TYPE_CHECKING:
     from skerch_ooc.advice import Found
@@ -340,7 +344,7 @@ def result_table(path: Path, assessment: Assessment) -> str:
         pairs.append(("error", "the test vectors found nothing but zero"))
     bounds = assessment.bounds_of(arrays.get("residuals"))
     if bounds is not None:
-        pairs += _each_value(np.abs(arrays[name]), bounds)
+        pairs += _each_value(arrays[name], bounds)
     if assessment.leave_one_out is not None:
         remark = leave_one_out_remark(assessment)
         pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
@@ -353,11 +357,11 @@ def result_table(path: Path, assessment: Assessment) -> str:
     return "\n".join(lines) + "\n" + _rows(pairs)
 
 
-def _each_value(sizes: npt.NDArray[Any], bounds: npt.NDArray[Any]) -> list[tuple[str, str]]:
+def _each_value(values: npt.NDArray[Any], bounds: npt.NDArray[Any]) -> list[tuple[str, str]]:
     """How many values are how good, one by one."""
-    known = [int(np.count_nonzero(bounds <= share * sizes)) for share in (0.01, 0.1, 1)]
+    known = [count_within(values, bounds, share) for share in (0.01, 0.1, 1)]
     return [
-        ("each value", f"at least {known[0]} of {len(sizes)} within 1 % of an eigenvalue, "
+        ("each value", f"at least {known[0]} of {len(values)} within 1 % of an eigenvalue, "
                        f"{known[1]} within 10 %, {known[2]} apart from 0; each with probability "
                        f"{CONFIDENCE}"),
     ]  # fmt: skip

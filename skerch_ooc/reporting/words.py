@@ -7,7 +7,7 @@ from skerch_ooc.reporting import numbers
 from skerch_ooc.reporting.facts import Facts
 from skerch_ooc.reporting.markup import Markup, element, joined
 from skerch_ooc.reporting.spectrum import Values
-from skerch_ooc.stages.assess import CONFIDENCE
+from skerch_ooc.stages.assess import CONFIDENCE, count_within
 from skerch_ooc.tables import bound_text, leave_one_out_remark
 
 
@@ -66,7 +66,7 @@ def sure(facts: Facts) -> list[str]:
         )  # fmt: skip
     values = facts.values
     if values.bounds is not None:
-        within = [int((values.bounds <= share * abs(values.values)).sum()) for share in (0.01, 0.1)]
+        within = [count_within(values.values, values.bounds, share) for share in (0.01, 0.1)]
         said.append(
             f"At least {numbers.count(within[0])} of the eigenvalues are within 1 % of one of the "
             f"operator's, {numbers.count(within[1])} within 10 %, each with probability "

@@ -273,6 +273,11 @@ def read_assessment(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def count_within(values: npt.NDArray[Any], bounds: npt.NDArray[Any], share: float) -> int:
+    """How many values are off by at most a share of themselves, given what they are off by."""
+    return int(np.count_nonzero(bounds <= share * np.abs(values)))
+
+
 def norm_of(
     values: npt.NDArray[Any], tests: npt.NDArray[Any], approximate: npt.NDArray[Any] | None
 ) -> float | None:
