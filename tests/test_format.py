@@ -20,14 +20,20 @@ from skerch_ooc.partition import Range
 from skerch_ooc.shards import Rectangle
 
 GOLDEN = Path(__file__).parent / "golden"
-EIGH, SVD, ROUNDS, INNER = (
-    GOLDEN / name for name in ("run_v1", "run_v1_svd", "run_v1_rounds", "run_v1_inner")
-)
+EIGH, SVD, ROUNDS, INNER, HMT, ITERATED = (
+    GOLDEN / name
+    for name in (
+        "run_v1", "run_v1_svd", "run_v1_rounds", "run_v1_inner", "run_v1_hmt",
+        "run_v1_hmt_iterated",
+    )
+)  # fmt: skip
 RUN_IDS = {
     EIGH: "670ef4219f5c58ace47bce03a7c79389dc40741a4999482b4a465949145813b7",
     SVD: "1c835f9bf16119bf526dfe483467f61057e73338d4100a123e20445851d449f8",
     ROUNDS: "d64a1a66319efd2b0cf9edfde725af1d0bdeadf838b07014eabfd851d304b06d",
     INNER: "91566820290b13393ed1535af0423be2f6544523c9ed9c5c33c27fe06667e9a0",
+    HMT: "f417944ee5345b713688daac729c786485e5e783296cf48a87b3243cd13a7528",
+    ITERATED: "f417944ee5345b713688daac729c786485e5e783296cf48a87b3243cd13a7528",
 }
 RUNS = list(RUN_IDS)
 FILES = sorted(path.relative_to(GOLDEN) for path in GOLDEN.glob("**/*.h5"))
@@ -86,6 +92,13 @@ def make_golden() -> None:
             method="oversampled", dtype="complex64", test_measurements=4, block=6,
         )  # fmt: skip
         ooc.assess(ooc.open_run(INNER))
+    for run, iterations in ((HMT, 0), (ITERATED, 1)):
+        if not run.exists():
+            ooc.eigh(
+                hermitian_matrix(48), measurements=8, run_dir=run, method="hmt",
+                power_iterations=iterations, test_measurements=6, block=5,
+            )  # fmt: skip
+            ooc.assess(ooc.open_run(run))
     for run in RUNS:
         shutil.rmtree(run / "logs", ignore_errors=True)
 
@@ -191,8 +204,9 @@ def test_name_of_a_sketch_is_the_start_of_its_hash(run):
 def test_hash_of_each_sketch_is_as_documented(run):
     first = {"right", "test", "left", "inner"}
     later = roles_of(run) - first
-    # Rounds of even number apply the adjoint, and have no test sketch.
-    roles = [first, *({role} | ({"test"} if role[5] in "13" else set()) for role in later)]
+    # Rounds of even number apply the adjoint of a general operator, and have no test sketch then.
+    tested = "13" if documented(run)[0]["kind"] == "svd" else "123"
+    roles = [first, *({role} | ({"test"} if role[5] in tested else set()) for role in later)]
     expected = {
         hashlib.sha256(
             canonical_json([i for i, _ in shards_of(run) if i["role"] in some])
@@ -212,9 +226,9 @@ def test_role_of_a_round_has_the_hash_of_its_basis(number):
     assert role.removeprefix(f"round{number}-") in hashes
 
 
-def basis_of(role):
+def basis_of(role, run=ROUNDS):
     """The basis that is the test matrix of a round."""
-    for path in ROUNDS.glob("sketch/*/basis.h5"):
+    for path in run.glob("sketch/*/basis.h5"):
         identity, arrays = read_documented(path)
         if role.endswith(hashlib.sha256(canonical_json(identity)).hexdigest()[:16]):
             return arrays["basis"].astype(complex)
@@ -242,6 +256,10 @@ def sums_and_sketches(name):
     matrices = [np.zeros((len(rows), 0))]
     for key, (start, stop) in placed(identity.get("noise", identity["columns"])):
         assert start == sum(matrix.shape[1] for matrix in matrices)
+        if key == "basis":
+            (role,) = identity["columns"].keys() - {"test"}
+            matrices.append(basis_of(role, run))
+            continue
         matrices.append(
             draw(plan["noise"][key], plan["seed"], key, rows, Range(0, stop - start),
                  plan["operator"]["dtype"])
@@ -368,6 +386,22 @@ def test_golden_run_is_complete_and_assessed(ooc_command, run):
 @all_runs
 def test_golden_plan_keeps_its_run_id(run):
     assert ooc.open_run(run).plan.run_id == RUN_IDS[run]
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real:numpy.exceptions.ComplexWarning")
+@all_runs
+def test_golden_run_goes_on_from_its_shards(tmp_path, run):
+    """Sums and values are made anew from shards and bases: as they were, to rounding."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "results")
+    for path in (tmp_path / "run").glob("sketch/*/*total.h5"):
+        path.unlink()
+    again = ooc.open_run(tmp_path / "run")
+    ooc.merge(again)
+    ooc.recover(again)
+    values, expected = (documented_decomposition(each)[1] for each in (tmp_path / "run", run))
+    both = min(len(values), len(expected))  # The smallest are in the noise, and may be cut.
+    np.testing.assert_allclose(values[:both], expected[:both], rtol=1e-4, atol=1e-5)
 
 
 def test_golden_sketch_is_the_matrix_times_golden_noise():
