@@ -8,11 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from skerch_ooc.base.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from skerch_ooc.cleaning import Cleaning, clean
-    from skerch_ooc.errors import (
+    from skerch_ooc.base.errors import (
         CorruptError,
         DriftError,
         IncompleteError,
@@ -24,31 +23,20 @@ if TYPE_CHECKING:
     from skerch_ooc.executors.dask import Dask
     from skerch_ooc.executors.serial import Serial
     from skerch_ooc.operators.terms import Stack, Sum
-    from skerch_ooc.pipeline import (
-        assess,
-        eigh,
-        estimates,
-        extend,
-        measure,
-        merge,
-        open_run,
-        plan,
-        recover,
-        run,
-        svd,
-        update,
-    )
-    from skerch_ooc.reporting import report
-    from skerch_ooc.results import Eigh, Svd
-    from skerch_ooc.rundir import Run
-    from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
-    from skerch_ooc.stages.assess import Assessment
-    from skerch_ooc.stages.estimates import Diagonal, Estimates, Figure, SpectralNorm
+    from skerch_ooc.pipeline.clean import Cleaning, clean
+    from skerch_ooc.pipeline.grow import extend, update
+    from skerch_ooc.pipeline.run import eigh, run, svd
+    from skerch_ooc.pipeline.start import plan
+    from skerch_ooc.pipeline.steps import assess, estimates, measure, merge, open_run, recover
+    from skerch_ooc.planning.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
+    from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.results.estimates import Diagonal, Estimates, Figure, SpectralNorm
+    from skerch_ooc.results.lowrank import Eigh, Svd
+    from skerch_ooc.results.report import report
+    from skerch_ooc.store.rundir import Run
 
 _HOMES = {
-    "skerch_ooc.cleaning": ("Cleaning", "clean"),
-    "skerch_ooc.stages.assess": ("Assessment",),
-    "skerch_ooc.errors": (
+    "skerch_ooc.base.errors": (
         "CorruptError",
         "DriftError",
         "IncompleteError",
@@ -59,26 +47,51 @@ _HOMES = {
     ),
     "skerch_ooc.executors.dask": ("Dask",),
     "skerch_ooc.executors.serial": ("Serial",),
-    "skerch_ooc.operators.terms": ("Stack", "Sum"),
-    "skerch_ooc.pipeline": (
-        "assess",
-        "eigh",
-        "estimates",
+    "skerch_ooc.operators.terms": (
+        "Stack",
+        "Sum",
+    ),
+    "skerch_ooc.pipeline.clean": (
+        "Cleaning",
+        "clean",
+    ),
+    "skerch_ooc.pipeline.grow": (
         "extend",
+        "update",
+    ),
+    "skerch_ooc.pipeline.run": (
+        "eigh",
+        "run",
+        "svd",
+    ),
+    "skerch_ooc.pipeline.start": ("plan",),
+    "skerch_ooc.pipeline.steps": (
+        "assess",
+        "estimates",
         "measure",
         "merge",
         "open_run",
-        "plan",
         "recover",
-        "run",
-        "svd",
-        "update",
     ),
-    "skerch_ooc.reporting": ("report",),
-    "skerch_ooc.results": ("Eigh", "Svd"),
-    "skerch_ooc.rundir": ("Run",),
-    "skerch_ooc.stages.estimates": ("Diagonal", "Estimates", "Figure", "SpectralNorm"),
-    "skerch_ooc.spec": ("OperatorSpec", "RecoverySpec", "SketchSpec", "Spec"),
+    "skerch_ooc.planning.spec": (
+        "OperatorSpec",
+        "RecoverySpec",
+        "SketchSpec",
+        "Spec",
+    ),
+    "skerch_ooc.results.assess": ("Assessment",),
+    "skerch_ooc.results.estimates": (
+        "Diagonal",
+        "Estimates",
+        "Figure",
+        "SpectralNorm",
+    ),
+    "skerch_ooc.results.lowrank": (
+        "Eigh",
+        "Svd",
+    ),
+    "skerch_ooc.results.report": ("report",),
+    "skerch_ooc.store.rundir": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -101,7 +101,7 @@ def inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """The command line, run in the test's own folder and process."""
-    from skerch_ooc.cli import run_command_line
+    from skerch_ooc.cli.running import run_command_line
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
@@ -138,7 +138,7 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 @pytest.fixture(scope="module", autouse=True)
 def _memory_of_other_tests() -> Iterator[None]:
     """Gives back what a module's tests leave behind: promises of memory count the whole process."""
-    from skerch_ooc.resources import release_memory
+    from skerch_ooc.base.resources import release_memory
 
     yield
     release_memory()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from skerch_ooc.partition import Range
-from skerch_ooc.sealed import SealedFile
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.sealed import SealedFile
 
 
 def file_contents(path: Path, identity: bool = True) -> dict[str, str]:

@@ -73,7 +73,8 @@ def served(folder: Path) -> Iterator[Path]:
 
 
 def _serve(address: str) -> None:
-    for name in ("cli", "pipeline", "tables", *(["results"] if address.endswith("torch") else [])):
+    for name in ("cli.running", "pipeline.run", "pipeline.grow", "cli.tables",
+                 *(["results.lowrank"] if address.endswith("torch") else [])):  # fmt: skip
         importlib.import_module(f"skerch_ooc.{name}")
     assert ("torch" in sys.modules) == address.endswith("torch")
     gc.collect()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 KILLER = """
 import os, signal, sys
-from skerch_ooc import sealed
-from skerch_ooc.cli import run_command_line
+from skerch_ooc.store import sealed
+from skerch_ooc.cli.running import run_command_line
 
 target, left = sys.argv[1], int(sys.argv[2])
 write_tile = sealed.BulkWriter.write_tile
@@ -50,7 +50,7 @@ def killed_while_writing(folder: Path, target: str, count: int, *arguments: obje
 
 REMOVER = """
 import os, signal, sys
-from skerch_ooc.cli import run_command_line
+from skerch_ooc.cli.running import run_command_line
 
 left = int(sys.argv[1])
 unlink = os.unlink

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.recovery import METHODS, Core, Problem, Solution, decompose
-from skerch_ooc.recovery.sizes import default_inner, default_left
+from skerch_ooc.algebra.methods import METHODS, Core, Problem, Solution, decompose
+from skerch_ooc.planning.sizes import default_inner, default_left
 
 KINDS = ("eigh", "svd")
 SINGLE = ("float32", "complex64")

@@ -142,7 +142,7 @@ class Page:
 
 
 def _require_spec(text: str, folder: Path) -> None:
-    from skerch_ooc.spec import Spec
+    from skerch_ooc.planning.spec import Spec
 
     table = tomllib.loads(text)
     if "measurements" in table or "storage" in table:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 (8-bit integer units are looked for only where torch is loaded)
 
-from skerch_ooc.linalg import mirrored
-from skerch_ooc.noise import COMPLEX_ONLY, SIGN_SCALE, WHOLE_COLUMNS, draw
-from skerch_ooc.partition import Range
-from skerch_ooc.sides import CORANGE, RANGE, first_round
-from skerch_ooc.spec import DTYPES, NOISES, Amendment, Cut, Identity, Plan, RecoverySpec
-from skerch_ooc.stages import accumulate
-from skerch_ooc.stages.accumulate import Sums, Workspace, accumulate_tile
-from skerch_ooc.stages.testmatrices import NoiseReader
+from skerch_ooc.algebra.linalg import mirrored
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.distributions import COMPLEX_ONLY, SIGN_SCALE, WHOLE_COLUMNS
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning import memory
+from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
+from skerch_ooc.planning.sides import CORANGE, RANGE, first_round
+from skerch_ooc.planning.spec import DTYPES, NOISES, RecoverySpec
+from skerch_ooc.stages.merge import accumulate
+from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile
+from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
 SINGLE = ["float32", "complex64"]
 DOUBLE = ["float64", "complex128"]
@@ -105,7 +108,7 @@ def noise_of(plan, rows, dtype=None, side=None):
                 name,
                 rows,
                 Range(0, len(place)),
-                dtype or accumulate.wide_dtype(plan),
+                dtype or memory.wide_dtype(plan),
             )
             for name, place in (side or side_of(plan)).noise.items()
         ]

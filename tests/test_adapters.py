@@ -8,7 +8,7 @@ import scipy.sparse
 import torch
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.adapters import Product, product_of
 
 

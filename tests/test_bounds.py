@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.stages.assess import (
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
+from skerch_ooc.results.assess import (
     factor_for,
     overestimate_probability,
     underestimate_probability,

@@ -19,19 +19,20 @@ from contents import file_contents, run_contents
 from killing import killed_while_removing
 
 import skerch_ooc as ooc
-from skerch_ooc import keeping
-from skerch_ooc.errors import CorruptError, IncompleteError, OocError, UsageError
-from skerch_ooc.files import canonical_json, digest
-from skerch_ooc.leftovers import DAY, MOMENT, may_be_at_work, seconds_of
-from skerch_ooc.partition import Range
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources
-from skerch_ooc.rounds import Round, known_rounds
-from skerch_ooc.rundir import open_run
-from skerch_ooc.sealed import Layout, sealed_writer
-from skerch_ooc.shards import Rectangle, list_shards, publish_shard
-from skerch_ooc.stages.merge import Merge
-from skerch_ooc.verification import verify_run
+from skerch_ooc.base.errors import CorruptError, IncompleteError, OocError, UsageError
+from skerch_ooc.base.files import canonical_json, digest
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.pipeline import needs
+from skerch_ooc.pipeline.verify import verify_run
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.leftovers import DAY, MOMENT, may_be_at_work, seconds_of
+from skerch_ooc.store.rundir import open_run
+from skerch_ooc.store.sealed import sealed_writer
+from skerch_ooc.store.shards import Rectangle, list_shards, publish_shard
+from skerch_ooc.store.sketch import Round, known_rounds
 
 HOST = socket.gethostname()
 N = 200
@@ -75,7 +76,7 @@ def make(folder, case):
     spec = spec_of(folder, case)
     if case == "tolerance":
         # Which alone grows the plan on the way.
-        from skerch_ooc.cli import run_command_line
+        from skerch_ooc.cli.running import run_command_line
 
         assert run_command_line(["run", str(spec), "--run", str(folder / "run")]) == 0
         return
@@ -529,13 +530,13 @@ def test_shards_stay_while_jobs_are_in_the_queue(copied, tmp_path, monkeypatch):
 
 def test_run_that_grows_at_the_moment_keeps_its_shards(copied, monkeypatch):
     run = copied()
-    verify_kept, before = keeping.verify_kept, set(run_contents(run.shards))
+    verify_kept, before = needs.verify_kept, set(run_contents(run.shards))
 
     def verify_while_another_extends(*args):
         verify_kept(*args)
         ooc.extend(run, 60)
 
-    monkeypatch.setattr("skerch_ooc.cleaning.verify_kept", verify_while_another_extends)
+    monkeypatch.setattr("skerch_ooc.pipeline.clean.verify_kept", verify_while_another_extends)
     with pytest.raises(UsageError, match="extended or updated at this moment"):
         ooc.clean(run, shards=True)
     assert set(run_contents(run.shards)) == before

@@ -9,12 +9,13 @@ import torch
 from conftest import FACTORIES, write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import DriftError, OperatorError
+from skerch_ooc.base.errors import DriftError, OperatorError
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.operators.curvature import fisher, ggn, hessian, kfac
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources
-from skerch_ooc.spec import Spec
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.spec import Spec
 
 SIZES = (5, 4, 3)
 

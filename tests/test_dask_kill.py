@@ -22,10 +22,10 @@ from contents import run_contents
 from test_executors import whole_run
 
 import skerch_ooc as ooc
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.rundir import open_run
-from skerch_ooc.shards import Rectangle, list_shards
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.rundir import open_run
+from skerch_ooc.store.shards import Rectangle, list_shards
 
 ROWS = 300_000
 """74 tiles: three tasks of merge and recovery."""

@@ -47,7 +47,7 @@ VERSIONS = {
 @pytest.mark.parametrize("version", VERSIONS)
 def test_worker_of_another_format_or_noise_version_is_refused_by_name(tmp_path, cluster, version):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
-    other = other_package(tmp_path / "other", "spec.py", *VERSIONS[version])
+    other = other_package(tmp_path / "other", "planning/plan.py", *VERSIONS[version])
     cluster.start_scheduler()
     cluster.start_worker(PYTHONPATH=other)
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_other_version_of_the_package_is_recorded_and_warned_of_once(tmp_path, c
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     version = ooc.__version__
     other = other_package(
-        tmp_path / "other", "__init__.py", f'__version__ = "{version}"', '__version__ = "99.0"'
+        tmp_path / "other", "base/version.py", f'__version__ = "{version}"', '__version__ = "99.0"'
     )
     cluster.start_scheduler()
     cluster.start_worker(PYTHONPATH=other)
@@ -121,7 +121,7 @@ def test_other_version_of_the_package_is_recorded_and_warned_of_once(tmp_path, c
     with caplog.at_level("WARNING", logger="skerch_ooc"):
         for _ in range(2):
             ooc.merge(run, threads=1)
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "skerch_ooc.provenance"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "skerch_ooc.base.provenance"]
     assert re.search(rf"skerch_ooc {re.escape(version)} \(\d+\), 99\.0 \(\d+\)", warning)
 
 
@@ -195,8 +195,8 @@ def test_command_says_where_its_workers_can_be_watched(ooc_command):
 
 @pytest.mark.thorough
 def test_progress_in_a_log_tells_tasks_rate_and_bytes(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr("skerch_ooc.progress.LINE_SECONDS", 0.0)
-    from skerch_ooc.progress import Lines
+    monkeypatch.setattr("skerch_ooc.base.progress.LINE_SECONDS", 0.0)
+    from skerch_ooc.base.progress import Lines
 
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     with open(tmp_path / "log", "w") as log:
@@ -208,8 +208,8 @@ def test_progress_in_a_log_tells_tasks_rate_and_bytes(tmp_path, cluster, monkeyp
 
 
 def test_task_whose_shard_is_there_is_not_measured_again(tmp_path, call_log):
-    from skerch_ooc.rounds import Round
-    from skerch_ooc.stages.measure import missing_tasks, perform
+    from skerch_ooc.stages.measure.task import missing_tasks, perform
+    from skerch_ooc.store.sketch import Round
 
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     task = next(iter(missing_tasks(Round(run), "cpu", 1)))

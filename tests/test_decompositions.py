@@ -25,8 +25,8 @@ from operators import (
 )
 
 import skerch_ooc as ooc
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
 
 KINDS = ("eigh", "svd")
 METHODS = ("nystrom", "singlepass", "oversampled", "hmt")

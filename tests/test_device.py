@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import UsageError
-from skerch_ooc.partition import Range
-from skerch_ooc.sides import first_round
-from skerch_ooc.spec import DTYPES, Amendment, Cut, Identity, Plan, RecoverySpec
-from skerch_ooc.stages.accumulate import Sums, Workspace, accumulate_tile
-from skerch_ooc.stages.arithmetic import Device, Host, arithmetic_on
-from skerch_ooc.stages.testmatrices import NoiseReader
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
+from skerch_ooc.planning.sides import first_round
+from skerch_ooc.planning.spec import DTYPES, RecoverySpec
+from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile
+from skerch_ooc.stages.merge.arithmetic import Device, Host, arithmetic_on
+from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -13,9 +13,9 @@ import pytest
 from operators import Operator, dense
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import DriftError
-from skerch_ooc.partition import Range
-from skerch_ooc.stages.drift import (
+from skerch_ooc.base.errors import DriftError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.stages.merge.drift import (
     Applied,
     outliers,
     pair_asymmetry,

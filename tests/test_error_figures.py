@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import skerch_ooc as ooc
-from skerch_ooc.advice import Found, advise
-from skerch_ooc.reporting.facts import gather
-from skerch_ooc.reporting.spectrum import linear_spectrum
-from skerch_ooc.reporting.words import found as said_of_values
-from skerch_ooc.stages.assess import norm_of
-from skerch_ooc.stages.vectors import TileFigures
-from skerch_ooc.tables import result_table
+from skerch_ooc.cli.tables import result_table
+from skerch_ooc.results.advice import Found, advise
+from skerch_ooc.results.assess import norm_of
+from skerch_ooc.results.report.facts import gather
+from skerch_ooc.results.report.spectrum import linear_spectrum
+from skerch_ooc.results.report.words import found as said_of_values
+from skerch_ooc.stages.recover.vectors import TileFigures
 
 N, SPIKES = 300, (14.0, 9.0, -6.0, 4.0)
 METHODS = ("nystrom", "singlepass", "oversampled", "hmt")

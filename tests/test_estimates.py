@@ -16,7 +16,7 @@ from contents import run_contents
 from operators import dense, wide_dtype
 
 import skerch_ooc as ooc
-from skerch_ooc.shards import list_shards
+from skerch_ooc.store.shards import list_shards
 
 SEEDS = 12
 SHAPES = {"eigh": (110, 110), "svd": (110, 110), "wide": (60, 140)}

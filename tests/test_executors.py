@@ -11,10 +11,11 @@ from conftest import write_spec
 from contents import answer, run_contents
 
 import skerch_ooc as ooc
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources, parse_bytes, resident_memory
-from skerch_ooc.spec import Spec
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources, parse_bytes, resident_memory
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.spec import Spec
 
 EXECUTORS = {
     "serial": ooc.Serial,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import skerch_ooc as ooc
-from skerch_ooc.files import canonical_json
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.shards import Rectangle
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.files import canonical_json
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.shards import Rectangle
 
 GOLDEN = Path(__file__).parent / "golden"
 EIGH, SVD, ROUNDS, INNER, HMT, ITERATED = (

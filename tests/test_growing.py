@@ -15,11 +15,11 @@ from killing import killed_while_writing
 from operators import FACTORY, SHAPES, make, relative_error
 
 import skerch_ooc as ooc
-from skerch_ooc.recovery.sizes import default_left
-from skerch_ooc.rounds import count_products, known_rounds
-from skerch_ooc.shards import list_shards
-from skerch_ooc.stages.assess import underestimate_probability
-from skerch_ooc.tolerance import looks, tolerance_factor
+from skerch_ooc.planning.sizes import default_left
+from skerch_ooc.planning.tolerance import looks
+from skerch_ooc.results.assess import tolerance_factor, underestimate_probability
+from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.sketch import count_products, known_rounds
 
 N = 120
 TESTS = 15

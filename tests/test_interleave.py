@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerch_ooc.interleave import BATCH_BYTES, Batch, batch_size
+from skerch_ooc.store.interleave import BATCH_BYTES, Batch, batch_size
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 

@@ -12,10 +12,10 @@ import pytest
 from conftest import CommandLine, write_spec
 from contents import run_contents
 
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.rundir import open_run
-from skerch_ooc.shards import list_shards
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.rundir import open_run
+from skerch_ooc.store.shards import list_shards
 
 STAGES = {
     "eigh": ["measure", "merge", "vectors"],

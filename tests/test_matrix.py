@@ -11,13 +11,13 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import OperatorError, UsageError
+from skerch_ooc.base.errors import OperatorError, UsageError
+from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import build, resolved
 from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
 from skerch_ooc.operators.sources import open_source
-from skerch_ooc.partition import Range
-from skerch_ooc.results import open_result
+from skerch_ooc.results.lowrank import open_result
 
 SHAPE = (700, 40)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import CommandLine, write_spec
 from peaks import run_with_peak
 
-from skerch_ooc.resources import parse_bytes
+from skerch_ooc.base.resources import parse_bytes
 
 
 def peak_of(folder, *arguments) -> int:

@@ -19,19 +19,20 @@ import torch
 from conftest import write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc import errors, files
-from skerch_ooc.cleaned import Cleaned
-from skerch_ooc.cli import cli
+from skerch_ooc.base import errors, files
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources, ask_for
+from skerch_ooc.cli.running import cli
 from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.slurm import commands
+from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.operators.sources import open_source
 from skerch_ooc.operators.terms import Stack, Sum
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources, ask_for
-from skerch_ooc.shards import list_shards, open_shard
-from skerch_ooc.slurm import commands
-from skerch_ooc.slurm.commands import SlurmError
-from skerch_ooc.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.spec import OperatorSpec, RecoverySpec, SketchSpec, Spec
+from skerch_ooc.store.cleaned import Cleaned
+from skerch_ooc.store.shards import list_shards, open_shard
 
 PACKAGE = Path(ooc.__file__).resolve().parent
 
@@ -165,57 +166,57 @@ NAMES_NO_VALUE = {
 
 COMPLETED_BY_OTHERS = {
     "who opens a file adds how to have it made anew, or verify lists it": [
-        f"sealed.py: {HOLE}: the seal in its first",
-        f"sealed.py: {HOLE} has {HOLE} bytes, but was published",
-        f"sealed.py: {HOLE} was altered: the SHA-256 of its metadata",
-        f"sealed.py: {HOLE} has no dataset",
-        f"sealed.py: {HOLE}: {HOLE} is {HOLE} {HOLE}, its identity says",
-        f"sealed.py: {HOLE}: {HOLE} is not tiled",
-        f"sealed.py: {HOLE}: {HOLE} does not lie where the seal says",
-        f"sealed.py: {HOLE} has no readable",
-        f"sealed.py: {HOLE}: its identity does not describe its data",
-        f"sealed.py: {HOLE}: its data do not lie where the seal says",
-        f"sealed.py: {HOLE} holds no {HOLE}",
-        f"sealed.py: {HOLE}: {HOLE} is a link to elsewhere",
-        f"sealed.py: {HOLE}: {HOLE} is not a dataset",
-        f"sealed.py: {HOLE}: {HOLE} keeps its data in other files",
-        f"sealed.py: {HOLE}: {HOLE} is filtered",
-        f"sealed.py: {HOLE} cannot be opened any more",
-        f"sealed.py: {HOLE} cannot be read as HDF5",
-        f"pieces.py: {HOLE}: it does not describe the pieces",
-        f"shards.py: {HOLE} belongs to another run",
-        f"shards.py: {HOLE} holds something else than its name says",
-        f"shards.py: {HOLE} is not laid out as this plan's shards are",
+        f"store/seal.py: {HOLE}: the seal in its first",
+        f"store/seal.py: {HOLE} has {HOLE} bytes, but was published",
+        f"store/seal.py: {HOLE} was altered: the SHA-256 of its metadata",
+        f"store/sealed.py: {HOLE} has no dataset",
+        f"store/sealed.py: {HOLE}: {HOLE} is {HOLE} {HOLE}, its identity says",
+        f"store/sealed.py: {HOLE}: {HOLE} is not tiled",
+        f"store/sealed.py: {HOLE}: {HOLE} does not lie where the seal says",
+        f"store/sealed.py: {HOLE} has no readable",
+        f"store/layout.py: {HOLE}: its identity does not describe its data",
+        f"store/sealed.py: {HOLE}: its data do not lie where the seal says",
+        f"store/sealed.py: {HOLE} holds no {HOLE}",
+        f"store/sealed.py: {HOLE}: {HOLE} is a link to elsewhere",
+        f"store/sealed.py: {HOLE}: {HOLE} is not a dataset",
+        f"store/sealed.py: {HOLE}: {HOLE} keeps its data in other files",
+        f"store/sealed.py: {HOLE}: {HOLE} is filtered",
+        f"store/sealed.py: {HOLE} cannot be opened any more",
+        f"store/sealed.py: {HOLE} cannot be read as HDF5",
+        f"store/pieces.py: {HOLE}: it does not describe the pieces",
+        f"store/shards.py: {HOLE} belongs to another run",
+        f"store/shards.py: {HOLE} holds something else than its name says",
+        f"store/shards.py: {HOLE} is not laid out as this plan's shards are",
     ],
     "who reads a plan names the file, and says to restore it": [
-        "parts.py: the parts are not numbered in order",
-        f"parts.py: {HOLE} is no part",
-        "spec.py: kind = 'eigh' with shape",
-        "spec.py: there are no columns of the right sketch",
-        "spec.py: the test matrices are",
-        f"spec.py: {HOLE} has {HOLE} columns, shape",
-        f"spec.py: part {HOLE} has the rows",
-        f"spec.py: {HOLE} has no columns from",
-        f"spec.py: {HOLE} goes on with column",
-        "spec.py: tolerance and most belong together",
+        "planning/parts.py: the parts are not numbered in order",
+        f"planning/parts.py: {HOLE} is no part",
+        "planning/plan.py: kind = 'eigh' with shape",
+        "planning/plan.py: there are no columns of the right sketch",
+        "planning/plan.py: the test matrices are",
+        f"planning/plan.py: {HOLE} has {HOLE} columns, shape",
+        f"planning/plan.py: part {HOLE} has the rows",
+        f"planning/plan.py: {HOLE} has no columns from",
+        f"planning/plan.py: {HOLE} goes on with column",
+        "planning/plan.py: tolerance and most belong together",
     ],
     "it hands on the message of another error, which says it": [
-        f"cli.py: {HOLE}",
+        f"cli/look.py: {HOLE}",
         f"operators/adapters.py: {HOLE}",
-        f"spec.py: {HOLE}: {HOLE}",
-        f"tall.py: {HOLE} makes its vectors from the shards: {HOLE}",
+        f"planning/spec.py: {HOLE}: {HOLE}",
+        f"results/vectors.py: {HOLE} makes its vectors from the shards: {HOLE}",
     ],
     "only the cluster knows why, and says so": [
-        f"slurm/commands.py: {HOLE} refused",
-        "slurm/commands.py: squeue failed",
-        f"submission.py: {HOLE} was not submitted: {HOLE}",
+        f"executors/slurm/commands.py: {HOLE} refused",
+        "executors/slurm/commands.py: squeue failed",
+        f"pipeline/submission.py: {HOLE} was not submitted: {HOLE}",
     ],
     "it is told with what was to be done, or with --again": [
-        "slurm/commands.py: squeue did not answer",
-        f"submission.py: {HOLE}; so nobody knows whether",
+        "executors/slurm/commands.py: squeue did not answer",
+        f"executors/slurm/queue.py: {HOLE}; so nobody knows whether",
     ],
     "the first element submits what is missing, and says so after it": [
-        f"submission.py: {HOLE} is too early: of"
+        f"pipeline/submission.py: {HOLE} is too early: of"
     ],
 }
 
@@ -248,7 +249,11 @@ def is_listed(text, table):
 
 
 def is_completed(message):
-    exact = {f"cli.py: {HOLE}", f"operators/adapters.py: {HOLE}", f"spec.py: {HOLE}: {HOLE}"}
+    exact = {
+        f"cli/look.py: {HOLE}",
+        f"operators/adapters.py: {HOLE}",
+        f"planning/spec.py: {HOLE}: {HOLE}",
+    }
     text = str(message)
     return text in exact or any(
         text.startswith(entry) for entry in listed(COMPLETED_BY_OTHERS) if entry not in exact

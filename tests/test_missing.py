@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import skerch_ooc as ooc
-from skerch_ooc.rounds import Round
-from skerch_ooc.slurm.elements import pack
-from skerch_ooc.stages.missing import missing_numbers, missing_tasks
+from skerch_ooc.executors.slurm.elements import pack
+from skerch_ooc.stages.measure.missing import missing_numbers, missing_tasks
+from skerch_ooc.store.sketch import Round
 
 SIZE = 200
 

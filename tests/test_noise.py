@@ -22,8 +22,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc.noise import COMPLEX_ONLY, ROLE_NUMBERS, SIGN_SCALE, draw
-from skerch_ooc.partition import Range
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.distributions import COMPLEX_ONLY, ROLE_NUMBERS, SIGN_SCALE
+from skerch_ooc.base.partition import Range
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "noise_v1.json"
 NOISES = ["rademacher", "gaussian", "phase", "sparse-sign", "sparse-sign-64", "sparse-sign-256"]
@@ -513,8 +514,8 @@ class TestGoldenValues:
 DIGESTS_OF_A_PROCESS = """
 import hashlib, json, sys
 from numpy._core._multiarray_umath import __cpu_features__
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
 
 digests = {}
 for noise in ("rademacher", "gaussian", "phase", "sparse-sign"):

@@ -12,9 +12,9 @@ import pytest
 from sketches import case
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.linalg import hermitian_part
-from skerch_ooc.recovery.nystrom import core_of, held_out_errors, leave_one_out
-from skerch_ooc.spec import DTYPES
+from skerch_ooc.algebra.linalg import hermitian_part
+from skerch_ooc.algebra.methods.nystrom import core_of, held_out_errors, leave_one_out
+from skerch_ooc.planning.spec import DTYPES
 
 M = 60
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES)

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc.partition import Range, aligned_runs, cover, cut, gaps, levels, tiles_of, tree_sum
+from skerch_ooc.base.partition import (
+    Range,
+    aligned_runs,
+    cover,
+    cut,
+    gaps,
+    levels,
+    tiles_of,
+    tree_sum,
+)
 
 relaxed = settings(deadline=None)
 

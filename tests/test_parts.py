@@ -14,16 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import CorruptError, DriftError, IncompleteError, OperatorError, UsageError
+from skerch_ooc.base.errors import (
+    CorruptError,
+    DriftError,
+    IncompleteError,
+    OperatorError,
+    UsageError,
+)
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.operators.adapters import product_of
-from skerch_ooc.partition import Range
-from skerch_ooc.parts import Part, Source, require_factor, require_numbered, runs_of
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources
-from skerch_ooc.rounds import Round
-from skerch_ooc.spec import Spec
-from skerch_ooc.stages.measure import missing_tasks
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.parts import Part, Source, require_factor, require_numbered, runs_of
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.stages.measure.task import missing_tasks
+from skerch_ooc.store.sketch import Round
 
 TERMS = 8
 HEIGHTS = (700, 5000, 1, 300, 4096, 900, 20, 60)
@@ -411,7 +418,7 @@ class TestWhatFollows:
         assert ooc.assess(run).norm == pytest.approx(float(torch.linalg.norm(whole)), rel=0.3)
 
     def test_row_shards_hold_the_sum(self, run):
-        from skerch_ooc.stages.merge import Merge
+        from skerch_ooc.stages.merge.task import Merge
 
         column_shards = Merge(Round(run)).readers()["range"]
         ooc.merge(run, rechunk=True)
@@ -424,7 +431,7 @@ class TestWhatFollows:
             )
 
     def test_every_byte_is_verified(self, run):
-        from skerch_ooc.verification import verify_run
+        from skerch_ooc.pipeline.verify import verify_run
 
         assert verify_run(run, Progress()) == []
         path = next(run.shards.glob("left.p3.*"))

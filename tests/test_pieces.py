@@ -16,11 +16,11 @@ from killing import killed_while_writing
 from test_executors import whole_run
 
 import skerch_ooc as ooc
-from skerch_ooc.partition import Range
-from skerch_ooc.pieces import open_matrix
-from skerch_ooc.progress import Progress
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.verification import verify_run
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.pipeline.verify import verify_run
+from skerch_ooc.store.pieces import open_matrix
+from skerch_ooc.store.sealed import SealedFile
 
 ROWS = 140_000
 """35 tiles: two pieces."""

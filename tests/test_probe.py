@@ -12,7 +12,7 @@ from conftest import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.operators import probe
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.pipeline import probe_spec
+from skerch_ooc.pipeline.start import probe_spec
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skerch_ooc import errors
+from skerch_ooc.base import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,7 +26,7 @@ def test_python_code_runs(tmp_path, monkeypatch, code):
 
 @pytest.mark.parametrize("text", SPECS, ids=range(len(SPECS)))
 def test_spec_is_allowed(tmp_path, text):
-    from skerch_ooc.spec import Spec
+    from skerch_ooc.planning.spec import Spec
 
     (tmp_path / "spec.toml").write_text(text)
     assert Spec.from_toml(tmp_path / "spec.toml").measurements > 0
@@ -42,7 +42,7 @@ def test_exit_code_is_in_the_table(error):
 
 
 def test_every_verb_is_in_the_table():
-    from skerch_ooc.cli import cli
+    from skerch_ooc.cli.running import cli
 
     missing = [verb for verb in cli.commands if f"`{verb} " not in README]
     assert missing == []

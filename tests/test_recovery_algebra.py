@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sketches import KINDS, case
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.linalg import sandwich, spectral_norm, triangular_factor, triangular_inverse
-from skerch_ooc.recovery import Core, decompose
-from skerch_ooc.recovery.decompose import root_of
+from skerch_ooc.algebra.linalg import sandwich, spectral_norm, triangular_factor, triangular_inverse
+from skerch_ooc.algebra.methods import Core, decompose
+from skerch_ooc.algebra.methods.decompose import root_of
 
 fields = pytest.mark.parametrize("dtype", ["float64", "complex128"])
 

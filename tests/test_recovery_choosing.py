@@ -9,8 +9,8 @@ import pytest
 from sketches import KINDS, SINGLE, case, dense, sketch_of
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.recovery import METHODS
-from skerch_ooc.recovery.choosing import HeldOut, candidates
+from skerch_ooc.algebra.methods import METHODS
+from skerch_ooc.algebra.methods.choosing import HeldOut, candidates
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 choosers = pytest.mark.parametrize("method", ["nystrom", "singlepass"])

@@ -10,9 +10,9 @@ import pytest
 from sketches import KINDS, SPECTRA, case, dense, sketch_of
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.recovery.choosing import floor_of, range_basis
-from skerch_ooc.recovery.nystrom import GeneralCores
-from skerch_ooc.spec import DTYPES
+from skerch_ooc.algebra.methods.choosing import floor_of, range_basis
+from skerch_ooc.algebra.methods.nystrom import GeneralCores
+from skerch_ooc.planning.spec import DTYPES
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)

@@ -21,8 +21,8 @@ from sketches import (
 )
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.recovery import METHODS, decompose
-from skerch_ooc.spec import DTYPES
+from skerch_ooc.algebra.methods import METHODS, decompose
+from skerch_ooc.planning.spec import DTYPES
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 methods = pytest.mark.parametrize("method", METHODS)

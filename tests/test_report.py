@@ -21,14 +21,14 @@ from operators import dense
 from reports import KINDS, Page, parsed
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
-from skerch_ooc.reporting import axes, numbers, spectrum
-from skerch_ooc.reporting.facts import gather
-from skerch_ooc.reporting.logs import read_logs
-from skerch_ooc.reporting.markup import element, plain
-from skerch_ooc.reporting.page import POLICY, figures, page
-from skerch_ooc.reporting.style import DARK, LIGHT, SERIES
-from skerch_ooc.spec import OperatorSpec, Spec
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.planning.spec import OperatorSpec, Spec
+from skerch_ooc.results.report import axes, numbers, spectrum
+from skerch_ooc.results.report.facts import gather
+from skerch_ooc.results.report.logs import read_logs
+from skerch_ooc.results.report.markup import element, plain
+from skerch_ooc.results.report.page import POLICY, figures, page
+from skerch_ooc.results.report.style import DARK, LIGHT, SERIES
 
 HOSTILE = (
     "</title></style><script>alert('1')</script>\"'><img src=x onerror=alert(1)>&lt;\u202e\x00"
@@ -550,7 +550,7 @@ class TestMarkup:
 
 
 def test_very_tall_vectors_are_read_tile_by_tile():
-    from skerch_ooc.reporting.leading import read_leading
+    from skerch_ooc.results.report.leading import read_leading
 
     class Tall:
         shape, dtype, most = (1_000_000, 9), torch.float32, 0

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from operators import DTYPES, dense
 
 import skerch_ooc as ooc
-from skerch_ooc.indexing import crossed, select
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import list_shards, publish_shard
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.results.indexing import crossed, select
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import list_shards, publish_shard
 
 KINDS = ("eigh", "svd")
 SHAPES = {"eigh": (150, 150), "svd": (4200, 110)}
@@ -398,7 +398,7 @@ def test_submatrix_out_of_range_is_an_index_error(results):
 
 
 def test_more_rows_than_are_formed_at_once_are_right(results, monkeypatch):
-    monkeypatch.setattr("skerch_ooc.results._ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("skerch_ooc.results.lowrank._ROWS_AT_ONCE", 40)
     result = results("eigh", "float64", "stored")
     found = result.submatrix(slice(None), list(range(150)))
     torch.testing.assert_close(found, approximation(result), rtol=1e-12, atol=1e-14)

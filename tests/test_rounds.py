@@ -13,7 +13,7 @@ from killing import killed_while_writing
 from operators import FACTORY, exact_values, make, relative_error
 
 import skerch_ooc as ooc
-from skerch_ooc.rounds import count_products
+from skerch_ooc.store.sketch import count_products
 
 N = 90
 COLUMNS = 24

@@ -9,16 +9,18 @@ import torch
 from contents import answer
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import IncompleteError, OperatorError, UsageError
-from skerch_ooc.noise import SPARSE, draw, draw_entries
+from skerch_ooc.algebra.noise import draw, draw_entries
+from skerch_ooc.base.distributions import SPARSE
+from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.operators.matrix import stored
 from skerch_ooc.operators.sources import NpySource
-from skerch_ooc.partition import Range
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources
-from skerch_ooc.results import open_result
-from skerch_ooc.spec import Spec
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.results.lowrank import open_result
 
 HEIGHT, WIDTH = 13000, 30
 
@@ -240,10 +242,10 @@ class TestFaults:
             ooc.measure(run, operator=on_disk(tmp_path, entries(seed=6)))
 
     def test_memory_that_holds_not_all_rows_of_a_part_makes_more_parts(self, tmp_path, monkeypatch):
-        from skerch_ooc import planning
+        from skerch_ooc.pipeline import freeze
 
         matrix = on_disk(tmp_path, entries())
-        monkeypatch.setattr(planning, "_parts_that_fit", lambda *_: 3)
+        monkeypatch.setattr(freeze, "_parts_that_fit", lambda *_: 3)
         run = ooc.plan(spec(), tmp_path / "run", operator=matrix)
         assert len(run.plan.parts) == 2
 

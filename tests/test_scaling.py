@@ -9,18 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc.estimate import estimate
+from skerch_ooc.cli.tables import plan_table
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.pipeline import Planned
-from skerch_ooc.rundir import create_run
-from skerch_ooc.scaling import (
-    TASK_OVERHEAD,
-    WORKER_START,
-    measure_seconds,
-    useful_workers,
-)
-from skerch_ooc.spec import Amendment, Cut, Identity, Plan, RecoverySpec
-from skerch_ooc.tables import plan_table
+from skerch_ooc.pipeline.cost import estimate
+from skerch_ooc.pipeline.start import Planned
+from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
+from skerch_ooc.planning.scaling import TASK_OVERHEAD, WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.store.rundir import create_run
 
 relaxed = settings(deadline=None)
 times = st.lists(st.floats(0, 1e4), min_size=1, max_size=40)

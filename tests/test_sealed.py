@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerch_ooc import sealed
-from skerch_ooc.errors import CorruptError, IncompleteError
-from skerch_ooc.partition import Range
-from skerch_ooc.sealed import Layout, SealedFile, read_seal, sealed_writer, verify
+from skerch_ooc.base.errors import CorruptError, IncompleteError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store import sealed
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.seal import checked_seal, read_seal
+from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
 
 
 def layout(shape=(50, 7), tile=(16, 7), dtype="float32") -> Layout:
@@ -139,13 +141,13 @@ def test_folder_in_its_place_is_refused(tmp_path):
 
 def reseal(path):
     """Gives an altered file a valid seal, as somebody who means harm would."""
-    from skerch_ooc import sealed
+    from skerch_ooc.store.seal import Seal, _parse_seal, hash_of
 
     raw = bytearray(path.read_bytes())
-    parsed = sealed._parse_seal(bytes(raw[:512]))
+    parsed = _parse_seal(bytes(raw[:512]))
     with open(path, "r+b") as file:
-        digest = sealed._hash(file.fileno(), len(raw), parsed.bulks)
-        file.write(sealed.Seal(len(raw), parsed.bulks, digest).as_bytes())
+        digest = hash_of(file.fileno(), len(raw), parsed.bulks)
+        file.write(Seal(len(raw), parsed.bulks, digest).as_bytes())
 
 
 def test_external_link_inside_is_refused(tmp_path):
@@ -362,12 +364,12 @@ def test_seal_with_impossible_bulks_is_damage(tmp_path, text):
 def test_what_is_read_is_the_file_that_was_verified(tmp_path, monkeypatch):
     for name, more in (("a.h5", np.zeros(3)), ("b.h5", np.ones(3))):
         write(tmp_path / name, layout(), numbers(), {"more": more})
-    checked = sealed._checked_seal
+    checked = checked_seal
 
     def exchanged(descriptor, path):
         seal = checked(descriptor, path)
         os.replace(tmp_path / "b.h5", path)
         return seal
 
-    monkeypatch.setattr(sealed, "_checked_seal", exchanged)
+    monkeypatch.setattr(sealed, "checked_seal", exchanged)
     assert (SealedFile(tmp_path / "a.h5").arrays["more"] == 0).all()

@@ -12,7 +12,7 @@ from test_executors import whole_run
 
 import skerch_ooc as ooc
 from skerch_ooc.executors.share import Share
-from skerch_ooc.shards import list_shards
+from skerch_ooc.store.shards import list_shards
 
 ROWS = 140_000
 """So many that merge and vectors have two tasks."""

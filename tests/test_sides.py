@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from skerch_ooc import sides
-from skerch_ooc.partition import Range
-from skerch_ooc.sides import (
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning import sides
+from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
+from skerch_ooc.planning.sides import (
     BASIS,
     CORANGE,
     RANGE,
@@ -17,7 +18,7 @@ from skerch_ooc.sides import (
     later_round,
     side_of,
 )
-from skerch_ooc.spec import Amendment, Cut, Identity, Plan, RecoverySpec
+from skerch_ooc.planning.spec import RecoverySpec
 
 HEIGHT, WIDTH = 150, 100
 

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 from operators import Operator, dense
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import UsageError
-from skerch_ooc.recovery.sizes import default_inner, default_left
-from skerch_ooc.sizing import Sizes, require_recoverable, require_sense, sizes_of
-from skerch_ooc.spec import (
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.sizes import (
+    Sizes,
+    default_inner,
+    default_left,
+    require_recoverable,
+    require_sense,
+    sizes_of,
+)
+from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
     METHODS,

@@ -18,9 +18,9 @@ from contents import run_contents
 from test_executors import whole_run
 
 import skerch_ooc as ooc
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.shards import list_shards
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.shards import list_shards
 
 pytestmark = pytest.mark.slurm
 MAX_ARRAY_SIZE = 5

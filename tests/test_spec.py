@@ -12,28 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc import pipeline
-from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.files import digest
-from skerch_ooc.partition import Range
-from skerch_ooc.spec import (
+from skerch_ooc.base.errors import CorruptError, UsageError
+from skerch_ooc.base.files import digest
+from skerch_ooc.base.partition import Range
+from skerch_ooc.pipeline import start
+from skerch_ooc.planning.plan import FORMAT_VERSION, NOISE_VERSION, Amendment, Cut, Identity, Plan
+from skerch_ooc.planning.spec import (
     DTYPES,
-    FORMAT_VERSION,
     KINDS,
     MAX_SEED,
     MAX_SIZE,
     METHODS,
     MOST_POWER_ITERATIONS,
-    NOISE_VERSION,
     NOISES,
     ROLES,
     TEST_MATRICES,
     VECTORS,
-    Amendment,
-    Cut,
-    Identity,
     OperatorSpec,
-    Plan,
     RecoverySpec,
     SketchSpec,
     Spec,
@@ -828,7 +823,7 @@ class TestPlanning:
                 "args = {hidden = 50}\n[sketch]\nblock = 16\n"
             )
             spec = Spec.from_toml(path, [override] if override else [])
-            return pipeline.plan(spec, tmp_path / f"run{next(count)}").plan.run_id
+            return start.plan(spec, tmp_path / f"run{next(count)}").plan.run_id
 
         return planned
 
@@ -869,4 +864,4 @@ class TestPlanning:
         here = run_id()
         elsewhere = Spec.from_toml(tmp_path / "spec.toml")
         monkeypatch.chdir(tmp_path)
-        assert pipeline.plan(elsewhere, Path("other")).plan.run_id == here
+        assert start.plan(elsewhere, Path("other")).plan.run_id == here

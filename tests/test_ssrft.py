@@ -12,9 +12,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc import ssrft
-from skerch_ooc.noise import ROLE_NUMBERS, WHOLE_COLUMNS, draw
-from skerch_ooc.partition import Range
+from skerch_ooc.algebra import ssrft
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.distributions import ROLE_NUMBERS, WHOLE_COLUMNS
+from skerch_ooc.base.partition import Range
 
 LAST_SEED = 2**64 - 1
 SINGLE = {"float64": "float32", "complex128": "complex64"}

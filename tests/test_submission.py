@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skerch_ooc as ooc
-from skerch_ooc.budget import walltime_left
-from skerch_ooc.errors import UsageError
-from skerch_ooc.files import append_line
-from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER
-from skerch_ooc.resources import Resources
-from skerch_ooc.slurm.elements import Elements, pack
-from skerch_ooc.slurm.logs import BEGINNING, ending, read_log
-from skerch_ooc.slurm.options import JobOptions, options_of_stages, walltime_seconds
-from skerch_ooc.slurm.records import submissions
-from skerch_ooc.workload import work_left
+from skerch_ooc.base.budget import walltime_left
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.files import append_line
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors.slurm.elements import Elements, pack
+from skerch_ooc.executors.slurm.logs import BEGINNING, ending, read_log
+from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, walltime_seconds
+from skerch_ooc.executors.slurm.records import submissions
+from skerch_ooc.pipeline.remaining import work_left
 
 GOOD = {
     "sbatch": 'echo "$@" >>"$FAKE/calls"; echo $((100 + $(wc -l <"$FAKE/calls")))',
@@ -179,7 +179,7 @@ class TestSubmit:
         assert "--array=0-22" in inside("submit", "run", "--dry-run", "--elements", 99).stdout
         assert "--partition=p --gpus=1 --qos=x" in first
         assert "--dependency=afterany:101" in second
-        (known,) = submissions(run)
+        (known,) = submissions(run.logs)
         assert "--dependency=afterany:102" in third
         assert [(job.stage, job.job) for job in known.jobs()] == [
             ("measure", "101"), ("assess", "102"), ("check", "103"),
@@ -276,7 +276,7 @@ class TestSubmit:
     def test_options_of_the_last_time_are_used_if_there_are_none(self, inside, fake, run):
         inside("submit", "run", "--time", "7", "--elements", 2)
         done = inside("submit", "run")
-        assert submissions(run)[1].options == submissions(run)[0].options
+        assert submissions(run.logs)[1].options == submissions(run.logs)[0].options
         assert "those of submission 0001" in done.stdout
 
     def test_elements_are_as_many_as_the_cluster_allows(self, inside, fake, run, tmp_path):
@@ -327,7 +327,7 @@ class TestSubmit:
         done = inside("submit", "run")
         assert "assess was not submitted: sbatch refused (1): too many" in done.stderr
         assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 5\n"
-        assert submissions(run) == []
+        assert submissions(run.logs) == []
 
     def test_job_that_sbatch_had_no_time_to_name_is_cancelled_too(
         self, inside, fake, run, tmp_path
@@ -348,7 +348,7 @@ class TestSubmit:
         done = inside("submit", "run")
         assert done.returncode == 130
         assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 78\n"
-        assert submissions(run) == []
+        assert submissions(run.logs) == []
 
     def test_jobs_of_who_was_killed_while_submitting_are_found_by_their_scripts(
         self, inside, fake, run
@@ -379,7 +379,7 @@ class TestSubmit:
 
     def test_jobs_that_are_ending_are_no_reason_to_cancel_them(self, inside, fake, run):
         inside("submit", "run")
-        fake(squeue=f"echo '101_0|COMPLETING|None|{submissions(run)[0].token}|x'")
+        fake(squeue=f"echo '101_0|COMPLETING|None|{submissions(run.logs)[0].token}|x'")
         assert "try again in a moment" in inside("submit", "run").stderr
 
     def test_queue_that_does_not_answer_is_no_reason_to_submit_twice(self, inside, fake, run):
@@ -404,9 +404,9 @@ class TestSubmit:
         inside("submit", "run")
         (run.logs / "slurm/0001/submission.json").write_text(damage)
         (run.logs / "slurm/0001/jobs.jsonl").write_text("not json\n")
-        assert submissions(run) == []
+        assert submissions(run.logs) == []
         assert inside("submit", "run").returncode == 0
-        assert [known.number for known in submissions(run)] == ["0002"]
+        assert [known.number for known in submissions(run.logs)] == ["0002"]
 
     def test_setup_file_that_is_not_there_is_named(self, inside, fake, run):
         done = inside("submit", "run", "--setup", "nowhere.sh")
@@ -448,7 +448,7 @@ class TestElements:
     def test_it_gives_up_after_as_many_tries_as_were_given(self, element, run):
         codes = [element(f"000{number}").returncode for number in (1, 2, 3, 4)]
         assert codes == [4] * 4
-        assert len(submissions(run)) == 3
+        assert len(submissions(run.logs)) == 3
         assert "the last 3 submission(s) have changed nothing" in element("0003").stderr
 
     def test_progress_counts_the_tries_anew(self, element, run):
@@ -456,16 +456,16 @@ class TestElements:
         ooc.measure(run, threads=1)
         next(run.shards.glob("*.h5")).unlink()
         element("0002")
-        assert [known.unchanged for known in submissions(run)] == [0, 1, 0]
+        assert [known.unchanged for known in submissions(run.logs)] == [0, 1, 0]
 
     def test_another_element_of_its_array_leaves_it_to_the_first(self, element, run):
         assert element("0001", index=1).returncode == 4
-        assert len(submissions(run)) == 1
+        assert len(submissions(run.logs)) == 1
 
     def test_one_of_an_older_submission_submits_nothing(self, element, run):
         element("0001")
         assert "submission 0002 has taken over" in element("0001").stderr
-        assert len(submissions(run)) == 2
+        assert len(submissions(run.logs)) == 2
 
     def test_submission_that_was_refused_does_not_take_over(self, element, inside, fake, run):
         fake(sbatch="exit 1")
@@ -490,10 +490,10 @@ class TestElements:
             raise ooc.IncompleteError("cannot write a shard: the disk is full")
 
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-        monkeypatch.setattr("skerch_ooc.stages.measure.publish_shard", full)
+        monkeypatch.setattr("skerch_ooc.stages.measure.task.publish_shard", full)
         done = inside("task", "run", "measure", "--index", 0, "--of", 9, "--submission", "0001")
         assert (done.returncode, "the disk is full" in done.stderr) == (4, True)
-        assert len(submissions(run)) == 1
+        assert len(submissions(run.logs)) == 1
 
     def test_check_submits_what_is_missing(self, element, inside, run, monkeypatch):
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "103")
@@ -514,7 +514,7 @@ class TestElements:
         late = next(run.shards.glob("*.h5"))
         late.rename(run.directory / late.name)
         monkeypatch.setattr(
-            "skerch_ooc.submission.time.sleep",
+            "skerch_ooc.pipeline.submission.time.sleep",
             lambda _: (run.directory / late.name).rename(late),
         )
         assert element("0001").returncode == 0
@@ -523,7 +523,7 @@ class TestElements:
         fake(sbatch="echo not from compute nodes >&2; exit 1")
         done = element("0001")
         assert (done.returncode, "not from compute nodes" in done.stderr) == (2, True)
-        assert [known.number for known in submissions(run)] == ["0001"]
+        assert [known.number for known in submissions(run.logs)] == ["0001"]
 
     def test_it_passes_on_nothing_of_its_own_job(self, element, fake, run, tmp_path):
         fake(sbatch=f"env >>{shlex.quote(str(tmp_path))}/env; echo 7")
@@ -544,7 +544,7 @@ class TestStatus:
 
     def test_elements_are_told_by_their_logs_and_the_queue(self, inside, fake, run):
         inside("submit", "run", "--elements", 4)
-        token = submissions(run)[0].token
+        token = submissions(run.logs)[0].token
         fake(squeue=f"echo '101_3|PENDING|Resources|{token}|x'")
         self.write_log(run, "measure.101_0.log", f"x\n{ending(0)}\n")
         self.write_log(run, "measure.101_1.log", f"skerch-ooc: no licence\n{ending(2)}\n")
@@ -573,7 +573,7 @@ class TestStatus:
 
     def test_queue_that_is_silent_is_not_waited_for(self, inside, fake, run, monkeypatch):
         inside("submit", "run")
-        monkeypatch.setattr("skerch_ooc.cli._QUEUE_SECONDS", 0.2)
+        monkeypatch.setattr("skerch_ooc.cli.look._QUEUE_SECONDS", 0.2)
         fake(squeue="exec sleep 60")
         assert "squeue did not answer within 0.2 s" in inside("status", "run").stdout
 
@@ -593,7 +593,7 @@ class TestStatus:
     def test_jobs_of_an_earlier_submission_are_shown_too(self, inside, fake, run):
         inside("submit", "run")
         inside("submit", "run", "--again")
-        fake(squeue=f"echo '101_0|RUNNING|None|{submissions(run)[0].token}|x'")
+        fake(squeue=f"echo '101_0|RUNNING|None|{submissions(run.logs)[0].token}|x'")
         said = inside("status", "run").stdout
         assert "submission 0001: 1 element in the queue" in said
         assert said.endswith("wait: 1 element in the queue\n")
@@ -674,7 +674,7 @@ class TestWorkload:
 
 class TestLimits:
     def test_walltime_is_what_slurm_says_less_a_reserve(self, monkeypatch):
-        monkeypatch.setattr("skerch_ooc.budget.time.time", lambda: 1000.0)
+        monkeypatch.setattr("skerch_ooc.base.budget.time.time", lambda: 1000.0)
         assert walltime_left({"SLURM_JOB_END_TIME": "1600"}) == 570.0
 
     @pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_END_TIME": "soon"}])
@@ -701,7 +701,7 @@ class TestLimits:
         assert Resources.of(workers=4).memory == 450 * 1024**2
 
     def test_workers_have_four_gibibytes_each_where_there_is_room(self, monkeypatch):
-        monkeypatch.setattr("skerch_ooc.resources._available_memory", lambda: 1 << 40)
+        monkeypatch.setattr("skerch_ooc.base.resources._available_memory", lambda: 1 << 40)
         assert Resources.of(workers=8).memory == 4 << 30
 
 

@@ -20,14 +20,15 @@ import pytest
 from conftest import CommandLine, write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.advice import Found, advise, percent
-from skerch_ooc.cli import cli
-from skerch_ooc.errors import IncompleteError
+from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.base.progress import Bar, Lines, Progress, Stage, for_terminal
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.cli.running import cli
 from skerch_ooc.executors.serial import Serial
-from skerch_ooc.pipeline import make_plan, run_all
-from skerch_ooc.progress import Bar, Lines, Progress, Stage, for_terminal
-from skerch_ooc.resources import Resources
-from skerch_ooc.spec import Spec
+from skerch_ooc.pipeline.run import run_all
+from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.results.advice import Found, advise, percent
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

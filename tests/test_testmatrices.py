@@ -7,14 +7,20 @@ import pytest
 from operators import Operator, dense
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import CorruptError
-from skerch_ooc.noise import WHOLE_COLUMNS, draw
-from skerch_ooc.partition import Range
-from skerch_ooc.rounds import Round
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.sides import BASIS, CORANGE, RANGE, height_of_noise
-from skerch_ooc.spec import DTYPES, NOISES
-from skerch_ooc.stages.testmatrices import COLUMNS_AT_ONCE, NoiseReader, gaussian_probes, open_noise
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.distributions import WHOLE_COLUMNS
+from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, height_of_noise
+from skerch_ooc.planning.spec import DTYPES, NOISES
+from skerch_ooc.stages.merge.testmatrices import (
+    COLUMNS_AT_ONCE,
+    NoiseReader,
+    gaussian_probes,
+    open_noise,
+)
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sketch import Round
 
 SHAPE = (150, 100)
 drawn_noises = pytest.mark.parametrize(
@@ -115,7 +121,7 @@ class TestKept:
     def test_are_not_drawn_again(self, tmp_path, monkeypatch):
         round_ = measured(tmp_path)
         open_noise(round_.sketch, side_of(round_, RANGE))
-        monkeypatch.setattr("skerch_ooc.stages.testmatrices.draw", None)
+        monkeypatch.setattr("skerch_ooc.stages.merge.testmatrices.draw", None)
         reader = open_noise(round_.sketch, side_of(round_, RANGE))
         assert reader.tile("left", Range(0, 5), Range(0, 5), "float32", None).shape == (5, 5)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import skerch_ooc as ooc
-from skerch_ooc.errors import DriftError, IncompleteError, UsageError
-from skerch_ooc.status import status
+from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError
+from skerch_ooc.pipeline.status import status
 
 SHAPE = (300, 40)
 

@@ -15,7 +15,7 @@ import torch
 
 import skerch_ooc as ooc
 from skerch_ooc.operators.curvature import hessian
-from skerch_ooc.spec import Spec
+from skerch_ooc.planning.spec import Spec
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"

@@ -10,9 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
 
 
 def hermitian_part(matrix: Array) -> Array:

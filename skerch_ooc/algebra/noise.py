@@ -21,13 +21,13 @@ roles, seeds and distributions share no words.
   where those of libraries differ with the processor.
 * ``phase``: a group is four columns, a row block is one row; word ``column % 4`` gives a point of
   the unit circle, by the same sine and cosine. Complex only.
-* ``ssrft``: columns of the scrambled Fourier transform of ``skerch_ooc/ssrft.py``, made whole only
-  and orthogonal to each other. In place of the column group is the number of what the words make:
-  outer order 0, inner order 1, frequencies 2, outer diagonal 3, inner diagonal 4; a row block is
-  four rows, each with its word. An order is the stable order of the words; a diagonal has signs,
-  the top bits of the words (set means -1), or phases as above where entries are complex. The bits
-  of a column are those of numpy's transforms: equal on one machine with one numpy, elsewhere to
-  rounding.
+* ``ssrft``: columns of the scrambled Fourier transform of ``skerch_ooc/algebra/ssrft.py``, made
+  whole only and orthogonal to each other. In place of the column group is the number of what the
+  words make: outer order 0, inner order 1, frequencies 2, outer diagonal 3, inner diagonal 4; a row
+  block is four rows, each with its word. An order is the stable order of the words; a diagonal has
+  signs, the top bits of the words (set means -1), or phases as above where entries are complex. The
+  bits of a column are those of numpy's transforms: equal on one machine with one numpy, elsewhere
+  to rounding.
 
 Complex ``rademacher`` and sparse entries are real. A complex Gaussian column ``j`` has the
 real Gaussian columns ``2j`` and ``2j + 1`` over ``sqrt(2)`` as real and imaginary part, so that
@@ -45,26 +45,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.ssrft import LARGEST_HEIGHT, Scramble, fill_columns
+from skerch_ooc.algebra.ssrft import Scramble, fill_columns
+from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.distributions import (
+    COMPLEX_ONLY,
+    LARGEST_HEIGHT,
+    ROLE_NUMBERS,
+    SIGN_SCALE,
+    SPARSE,
+    WHOLE_COLUMNS,
+)
+from skerch_ooc.base.partition import Range, cut
 
-Array = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
-
-ROLE_NUMBERS = {"right": 1, "left": 2, "inner-left": 3, "inner-right": 4, "test": 5, "probe": 6}
-
-WHOLE_COLUMNS = ("ssrft",)
-"""Test matrices that have no slices of rows."""
-
-COMPLEX_ONLY = ("phase",)
-"""Test matrices that have no real entries."""
-
-SPARSE = {"sparse-sign": 16, "sparse-sign-64": 64, "sparse-sign-256": 256}
-"""Test matrices with one entry in so many columns of a row."""
-
-SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4, "sparse-sign-64": 8, "sparse-sign-256": 16}
-"""Test matrices whose entries are zero or plus or minus this; they have int8 entries, too."""
 
 _WORDS = 4
 _STRIP = 4

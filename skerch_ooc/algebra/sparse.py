@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skerch_ooc.noise import Entries
+from skerch_ooc.algebra.noise import Entries
 
 if TYPE_CHECKING:
     import torch

@@ -15,17 +15,12 @@ bit for bit on one processor with one numpy, elsewhere to rounding.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.partition import Range, cut
-
-Array = npt.NDArray[Any]
-
-LARGEST_HEIGHT = 2**31
-"""Up to here, the product of a frequency and an odd place is exact in 64 bits."""
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range, cut
 
 _ENTRIES_AT_ONCE = 2**18
 

@@ -32,3 +32,6 @@ def converted(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]
     """
     with np.errstate(over="ignore"):
         return array.astype(dtype)
+
+
+Array = npt.NDArray[Any]

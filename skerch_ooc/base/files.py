@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skerch_ooc.errors import CorruptError, IncompleteError
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 
 PRIVATE_PREFIX = ".tmp-"
 LATE_FILES_SECONDS = (0.2, 1.0)

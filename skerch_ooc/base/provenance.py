@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import skerch_ooc
+from skerch_ooc.base.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 def _versions() -> dict[str, str]:
     """Versions of the libraries that are loaded (none is loaded for this), and of GPUs' driver."""
     names = ("numpy", "torch", "h5py", "scipy", "curvlinops", "distributed")
-    versions = {"skerch_ooc": skerch_ooc.__version__, "python": platform.python_version()}
+    versions = {"skerch_ooc": __version__, "python": platform.python_version()}
     for name in names:
         version = getattr(sys.modules.get(name), "__version__", None)
         if version:

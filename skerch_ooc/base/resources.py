@@ -15,7 +15,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.base.errors import UsageError
 
 MIB = 1024**2
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -217,3 +217,7 @@ def torch_threads(threads: int) -> Iterator[None]:
     importlib.import_module("torch")
     with operator_threads(threads):
         yield
+
+
+SPARE_BYTES = 48 * 1024**2
+"""Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""

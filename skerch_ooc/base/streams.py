@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import (
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.resources import (
+    SPARE_BYTES,
     Resources,
     ask_for,
     format_bytes,
@@ -20,9 +21,6 @@ from skerch_ooc.resources import (
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-
-SPARE_BYTES = 48 * 1024**2
-"""Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""
 
 
 def tiles_in_flight(

@@ -9,31 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from skerch_ooc.advice import Step, advise
-from skerch_ooc.recovery.choosing import CHOOSING_SHARE
-from skerch_ooc.resources import format_bytes
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.spec import NESTING_METHODS, Plan
-from skerch_ooc.stages.assess import (
-    CONFIDENCE,
-    count_within,
-    overestimate_probability,
-    underestimate_probability,
+from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.results.advice import Step, advise
+from skerch_ooc.results.assess import CONFIDENCE, count_within
+from skerch_ooc.results.words import (
+    bound_text,
+    core_text,
+    error_test_line,
+    format_seconds,
+    leave_one_out_remark,
+    measurements_text,
+    plain,
+    products_text,
 )
+from skerch_ooc.store.sealed import SealedFile
 
 if TYPE_CHECKING:
-    from skerch_ooc.advice import Found
-    from skerch_ooc.cleaning import Cleaning
-    from skerch_ooc.estimate import Estimate
-    from skerch_ooc.pipeline import Planned, Probed
-    from skerch_ooc.slurm.state import QueueStatus
-    from skerch_ooc.stages.assess import Assessment
-    from skerch_ooc.stages.estimates import Estimates
-    from skerch_ooc.status import Status
-    from skerch_ooc.submission import Submitted
+    from skerch_ooc.executors.slurm.state import QueueStatus
+    from skerch_ooc.pipeline.clean import Cleaning
+    from skerch_ooc.pipeline.cost import Estimate
+    from skerch_ooc.pipeline.start import Planned, Probed
+    from skerch_ooc.pipeline.status import Status
+    from skerch_ooc.pipeline.submission import Submitted
+    from skerch_ooc.results.advice import Found
+    from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.results.estimates import Estimates
 
 _SHOWN_VALUES = 15
-_FAR = 3.0
 _VALUES_IN_A_ROW = 5
 _VALUE_WIDTH = 64
 _WIDTH = 78
@@ -57,15 +60,6 @@ def _wrapped(value: str, width: int) -> list[str]:
         return [value.replace(_KEPT, " ")]
     lines = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
     return [line.replace(_KEPT, " ") for line in lines]
-
-
-def format_seconds(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def plan_line(planned: Planned) -> str:
@@ -151,36 +145,6 @@ def _on_workers(costs: Estimate) -> list[tuple[str, str]]:
     return [("" if i else "on workers", line.replace(_KEPT, " ")) for i, line in enumerate(lines)]
 
 
-def measurements_text(plan: Plan) -> str:
-    """How many columns are planned, by what they are for."""
-    roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
-    parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
-    if plan.rounds > 1:
-        parts.append(f"{plan.rounds - 1} more round(s) of up to {plan.reach('right')}")
-    return " + ".join(parts)
-
-
-def error_test_line(plan: Plan) -> str:
-    """What the test columns will be able to say about the error."""
-    columns = plan.reach("test")
-    if not columns:
-        return "none: no test vectors, so only leave-one-out tells the error"
-    # One in three chooses the core, where it is to be chosen.
-    chosen = plan.recovery.core == "auto" and plan.recovery.method in NESTING_METHODS
-    left = columns - (-(-columns // CHOOSING_SHARE) if chosen and columns >= CHOOSING_SHARE else 0)
-    is_complex = plan.identity.dtype.startswith("complex")
-    missed = underestimate_probability(1.5, left, is_complex)
-    missed += overestimate_probability(1.5, left, is_complex)
-    return (
-        f"{left} vectors: within a factor 1.5 with probability {max(0.0, 1 - missed):.2f} or more"
-    )
-
-
-def _plain(name: str) -> str:
-    """A name that a stranger chose, without what a terminal would obey."""
-    return name if name.isprintable() else ascii(name)
-
-
 def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     """What is done, what is submitted, and what comes next."""
     height, width = state.shape
@@ -210,7 +174,7 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         pairs.append(("unfinished", f"{state.leftovers} private files of tasks still at work, or "
                                     "killed (harmless; clean takes those)"))  # fmt: skip
     if state.strangers:
-        pairs.append(("not shards", ", ".join(map(_plain, state.strangers[:4]))))
+        pairs.append(("not shards", ", ".join(map(plain, state.strangers[:4]))))
     if queue is not None:
         pairs += _queue_rows(queue, done=state.next is None)
     pairs.append(("next", _next_line(state, queue)))
@@ -378,42 +342,6 @@ def advice_text(found: Found) -> str:
         lines += [f"  {line}" for line in textwrap.wrap(f"{step.text}:", _WIDTH)]
         lines.append(f"    {step.command}")
     return "\n".join(lines)
-
-
-def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:
-    """How probable it is that the true error is below a multiple of the estimate."""
-    probability = assessment.bounds(factor)
-    shown = f"{probability:.{digits}f}"
-    if float(shown) == 1 and probability < 1:
-        # A bound is not to be rounded up to certainty.
-        shown = "0." + digits * "9"
-    return f"below {factor:g} times this with probability {shown}"
-
-
-def leave_one_out_remark(assessment: Assessment) -> str:
-    """What the leave-one-out estimate is, and whether it agrees with that of the test vectors."""
-    remark = "error estimated without the test"
-    if assessment.leave_one_out is None or _agree(assessment.leave_one_out, assessment.error):
-        return remark
-    if assessment.rank < assessment.core:
-        # It is that of the whole core, so a lower rank is no reason to doubt it.
-        return f"{remark}, before the rank was cut"
-    return f"{remark}; far from it, so not to be trusted here"
-
-
-def core_text(assessment: Assessment, kind: str) -> str:
-    """How much of the core was kept."""
-    return f"{assessment.core} {'eigenpairs' if kind == 'eigh' else 'directions'} kept"
-
-
-def products_text(assessment: Assessment) -> str:
-    """How many products were made."""
-    return f"{assessment.products['done']} and {assessment.products['probe']} of probes"
-
-
-def _agree(estimate: float, tested: float | None) -> bool:
-    """Whether two estimates of an error are about equal, or there is but one."""
-    return tested is None or tested / _FAR <= estimate <= tested * _FAR
 
 
 def estimates_table(estimates: Estimates) -> str:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from skerch_ooc.resources import Resources, format_bytes
+from skerch_ooc.base.resources import Resources, format_bytes
 
 log = logging.getLogger("skerch_ooc")
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import skerch_ooc
-from skerch_ooc.errors import IncompleteError, OocError, UsageError
+from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
+from skerch_ooc.base.version import __version__
 
 Task = TypeVar("Task")
 
@@ -622,5 +622,5 @@ def _explain(error: Exception) -> None:
         raise UsageError(
             "the scheduler or a worker cannot import skerch_ooc as it is here "
             f"({type(error).__name__}: {error}); install this version, "
-            f"{skerch_ooc.__version__}, for all of them"
+            f"{__version__}, for all of them"
         ) from error

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from skerch_ooc.budget import Budget
-from skerch_ooc.errors import UsageError
+from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.errors import UsageError
 from skerch_ooc.executors.serial import Serial
 
 Task = TypeVar("Task")

@@ -1,1 +1,1 @@
-"""Operators: what is asked of one, adapters, loading by factory, the probe, ready-made ones."""
+"""Anything with ``.shape`` and ``@``: adapted, built, probed. Knows no run."""

@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import OperatorError
-from skerch_ooc.partition import Range
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range
 
 
 class Product:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from skerch_ooc.errors import OperatorError, shown_list
+from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.operators.reverse import ReverseHessian, weights_of
 from skerch_ooc.operators.terms import Sum
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import inspect
-import logging
-import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -17,15 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skerch_ooc.errors import CorruptError, OperatorError, UsageError, shown_list
-from skerch_ooc.files import read_json
+from skerch_ooc.base.errors import OperatorError, UsageError, shown_list
 from skerch_ooc.operators.adapters import require_device
-from skerch_ooc.parts import Part, Source
-from skerch_ooc.rundir import Run
 
-log = logging.getLogger("skerch_ooc")
-
-PLACES = "places.json"
 ENTRY_POINTS = "skerch_ooc.operators"
 """The group in which packages register factories by a short name."""
 
@@ -159,89 +150,3 @@ def _import_file(path: Path) -> ModuleType:
 def _describe(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-
-
-def build_for_run(run: Run, device: str | None = None, part: Part | None = None) -> Any:
-    """Builds the operator of a planned run, wherever run and factory have been moved to.
-
-    The factory's file is looked for where the plan's relative path leads, where it was when the
-    run was planned, and in the current folder; a file whose hash is the plan's is taken first.
-
-    Args:
-        run: The run.
-        device: Instead of the plan's.
-        part: A part of the summand that is meant; the first by default.
-
-    Raises:
-        OperatorError: If the operator has no factory, or it cannot be found or built.
-    """
-    source = source_of(run, part or Part())
-    if source.factory is None:
-        raise OperatorError(
-            f"the operator of {run.directory} was handed over as a Python object; go on with the "
-            "same call in Python, with run_dir at this directory"
-        )
-    return build(source.factory, source.args, device or run.plan.device, find_folder(run, source))
-
-
-def source_of(run: Run, part: Part) -> Source:
-    """Where the operator of a part comes from."""
-    if part.source is not None:
-        return part.source
-    identity = run.plan.identity
-    folder = run.plan.amendments[-1].folder
-    return Source(identity.factory, identity.args, identity.factory_sha256, folder)
-
-
-def described(run: Run) -> str:
-    """The operator of a run, for people: its summands with their scales."""
-    terms = {}
-    for part in run.plan.parts:
-        terms[part.summand] = f"{part.scale:g} x {_described(source_of(run, part))}"
-    if len(terms) == 1:
-        return _described(source_of(run, run.plan.parts[0]))
-    return " + ".join(terms.values())
-
-
-def _described(source: Source) -> str:
-    if source.factory is None:
-        return "a Python object"
-    arguments = ", ".join(f"{key}={value!r}" for key, value in source.args.items())
-    return f"{source.factory}({arguments})" if arguments else source.factory
-
-
-def find_folder(run: Run, source: Source) -> Path:
-    """The folder of a factory; see :func:`build_for_run`.
-
-    Raises:
-        OperatorError: If no candidate holds the factory's file.
-    """
-    assert source.factory is not None
-    candidates = [(run.directory / source.folder).resolve()]
-    try:
-        noted = read_json(run.logs / PLACES)["folder"]
-        if "\0" not in noted:
-            candidates.append(Path(noted))
-    except (OSError, CorruptError, KeyError, TypeError):
-        log.debug("%s has no note of where the factory was", run.directory)
-    candidates.append(Path.cwd())
-    if source.sha256 is None:
-        return next((folder for folder in candidates if folder.is_dir()), Path.cwd())
-    present = []
-    for folder in dict.fromkeys(candidates):
-        path = factory_file(source.factory, folder)
-        if path is not None and path.is_file() and os.access(path, os.R_OK):
-            if factory_sha256(source.factory, folder) == source.sha256:
-                return folder
-            present.append(folder)
-    if not present:
-        raise OperatorError(
-            f"the factory {source.factory!r} is in none of: {', '.join(map(str, candidates))}; "
-            "run the command from its folder, or put it back"
-        )
-    log.warning(
-        "%s has changed since the run was planned; its products are still checked against the "
-        "fingerprint",
-        factory_file(source.factory, present[0]),
-    )
-    return present[0]

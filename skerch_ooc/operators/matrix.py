@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from skerch_ooc.arrays import converted, empty_aligned
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.base.arrays import Array, converted, empty_aligned
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.rows import SLAB_BYTES, Backward, Forward, Request
+from skerch_ooc.operators.rows import Backward, Forward, Request
 from skerch_ooc.operators.sources import Source, open_source
 from skerch_ooc.operators.takers import (
     ForwardTaker,
@@ -32,10 +32,8 @@ from skerch_ooc.operators.takers import (
     require_entries,
     require_finite,
 )
-from skerch_ooc.partition import Range, cut, tree_sum
-from skerch_ooc.spec import TILE_ROWS
-
-Array = npt.NDArray[Any]
+from skerch_ooc.planning.memory import SLAB_BYTES
+from skerch_ooc.planning.plan import TILE_ROWS
 
 TERM_BYTES = 1 << 29
 """The rows that are measured together have at least this size, or are all there are."""

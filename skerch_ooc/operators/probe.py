@@ -21,17 +21,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import DriftError, OperatorError
-from skerch_ooc.noise import draw
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.errors import DriftError, OperatorError
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.resources import peak_memory, resident_memory
 from skerch_ooc.operators.adapters import Product, norm, tolerance
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.resources import peak_memory, resident_memory
-from skerch_ooc.rundir import FUNCTIONALS
-
-Array = npt.NDArray[Any]
+from skerch_ooc.planning.spec import FUNCTIONALS
 
 log = logging.getLogger("skerch_ooc")
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy.typing as npt
-
-from skerch_ooc.noise import Entries
-
-Array = npt.NDArray[Any]
-SLAB_BYTES = 1 << 26
-"""Rows that are in memory together have at most this size, unless one row is larger."""
+from skerch_ooc.algebra.noise import Entries
+from skerch_ooc.base.arrays import Array
 
 RowsOf = Callable[..., Array | Entries]
 """Gives some rows of a test matrix, by their range in the whole operator."""

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import OperatorError, shown_list
-from skerch_ooc.partition import Range
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.partition import Range
 
 _SUFFIXES = {".h5", ".hdf5", ".hdf", ".npy"}
 

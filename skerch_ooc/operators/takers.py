@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from skerch_ooc.errors import OperatorError
-from skerch_ooc.noise import Entries
+from skerch_ooc.algebra.noise import Entries
+from skerch_ooc.algebra.sparse import add_transposed_times
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Inner
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.sparse import add_transposed_times
-
-Array = npt.NDArray[Any]
 
 _SLABS_ADDED = 4
 _ROWS_ADDED = 64

@@ -1,8 +1,8 @@
 """Operators that are made of terms: sums, and stacks of row ranges.
 
 A run measures them term by term, in as many parts as it pays, and the result does not depend on
-the cut (see :mod:`skerch_ooc.parts`). Terms may be functions that return an operator: then a
-process builds those that it measures, and holds one at a time.
+the cut (see :mod:`skerch_ooc.planning.parts`). Terms may be functions that return an operator:
+then a process builds those that it measures, and holds one at a time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import converted
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.base.arrays import Array, converted
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
-from skerch_ooc.partition import Range, tree_sum
-from skerch_ooc.spec import DTYPES
+from skerch_ooc.planning.spec import DTYPES
 
-Array = npt.NDArray[Any]
 Term = Any
 """An operator, or a function without arguments that returns one."""
 

@@ -3,7 +3,7 @@
 Three steps, each a wish of its own. Without options go leftovers of dead processes, and derived
 files that were superseded. With ``sketch`` goes what the merge stage has made and can make again.
 With ``shards`` go the column shards too, for which products were paid: only of a finished run whose
-results were verified, and not before that was published (:mod:`skerch_ooc.cleaned`).
+results were verified, and not before that was published (:mod:`skerch_ooc.store.cleaned`).
 
 Nothing of the run is imported, and only plain files with names of this package are removed, in
 real folders of the run.
@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skerch_ooc.cleaned import Cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError
-from skerch_ooc.files import PRIVATE_PREFIX
-from skerch_ooc.keeping import mark_of, publish_mark, require_finished, verify_kept
-from skerch_ooc.leftovers import DAY, Owner, may_be_at_work, seconds_of
-from skerch_ooc.needs import is_basis, is_of_making, is_of_sketch, is_shard, needs_of
-from skerch_ooc.progress import Progress
-from skerch_ooc.removal import Entry, Inventory, remove, take_inventory
-from skerch_ooc.rundir import Run
-from skerch_ooc.slurm import commands
-from skerch_ooc.submission import elements_in_queue
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.base.files import PRIVATE_PREFIX
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.executors.slurm import commands
+from skerch_ooc.executors.slurm.queue import elements_in_queue
+from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
+from skerch_ooc.store.cleaned import Cleaned
+from skerch_ooc.store.inventory import Entry, Inventory, remove, take_inventory
+from skerch_ooc.store.leftovers import DAY, Owner, may_be_at_work, seconds_of
+from skerch_ooc.store.names import is_basis, is_of_making, is_of_sketch, is_shard
+from skerch_ooc.store.rundir import Run
 
 LEFTOVERS, SUPERSEDED, DUPLICATES, SKETCH, SHARDS = KINDS = (
     "leftovers", "superseded", "duplicates", "sketch", "shards",
@@ -223,7 +223,7 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
     if not queue or not commands.available("squeue"):
         # Nobody here knows; but jobs of a finished run have nothing to do.
         return
-    queued = elements_in_queue(run)
+    queued = elements_in_queue(run.logs)
     if queued:
         jobs = sorted({element.job for element in queued}, key=int, reverse=True)
         raise UsageError(

@@ -7,19 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.operators.rows import SLAB_BYTES
-from skerch_ooc.resources import Resources, ask_for, format_bytes
-from skerch_ooc.scaling import WORKER_START, measure_seconds, useful_workers
-from skerch_ooc.shards import Rectangle, shard_dtype, strip_of
-from skerch_ooc.sides import CORANGE, Side, first_round, height_of_role, later_round
-from skerch_ooc.spec import DEFAULT_BLOCK, ROLES, Plan, Spec
-from skerch_ooc.stages.accumulate import sums_bytes
-from skerch_ooc.stages.measure import block_bytes, rows_bytes
-from skerch_ooc.stages.merge import RECHUNK_ABOVE, merge_bytes
-from skerch_ooc.stages.solutions import solve_bytes
-from skerch_ooc.streams import SPARE_BYTES
+from skerch_ooc.planning.memory import (
+    RECHUNK_ABOVE,
+    SLAB_BYTES,
+    block_bytes,
+    merge_bytes,
+    rows_bytes,
+    solve_bytes,
+    sums_bytes,
+)
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.planning.sides import CORANGE, Side, first_round, height_of_role, later_round
+from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
+from skerch_ooc.store.shards import Rectangle, shard_dtype, strip_of
 
 ASSUMED_BASELINE = 512 * 1024**2
 """Resident memory of a process with its libraries, where no probe has measured it."""

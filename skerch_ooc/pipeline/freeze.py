@@ -8,17 +8,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from skerch_ooc.estimate import choose_block, require_fitting
+from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.operators.rows import SLAB_BYTES
-from skerch_ooc.parts import Part, Source, runs_of
-from skerch_ooc.resources import Resources, resident_memory
-from skerch_ooc.sizing import Sizes, sizes_of
-from skerch_ooc.spec import TEST_MATRICES, Amendment, Cut, Identity, Plan, Spec, require_sound
-from skerch_ooc.stages.measure import rows_bytes
-from skerch_ooc.streams import SPARE_BYTES
-from skerch_ooc.tolerance import first_look
+from skerch_ooc.pipeline.cost import choose_block, require_fitting
+from skerch_ooc.planning.memory import SLAB_BYTES, rows_bytes
+from skerch_ooc.planning.parts import Part, Source, runs_of
+from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan, require_sound
+from skerch_ooc.planning.sizes import Sizes, sizes_of
+from skerch_ooc.planning.spec import TEST_MATRICES, Spec
+from skerch_ooc.planning.tolerance import first_look
 
 TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""

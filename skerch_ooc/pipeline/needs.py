@@ -3,67 +3,46 @@
 from __future__ import annotations
 
 import re
+import shlex
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import IncompleteError, quoted
-from skerch_ooc.partition import gaps
-from skerch_ooc.pieces import PiecedMatrix, lost_pieces, pieced_names
-from skerch_ooc.removal import Entry, Folder, Inventory
-from skerch_ooc.rounds import Round, known_rounds
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile, verify
-from skerch_ooc.shards import Rectangle
-from skerch_ooc.sides import RANGE
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.merge import Merge
-from skerch_ooc.stages.recover import RECIPE_FILE, RESULT_FILES
-
-_SUMS = r"(?:corange\.)?sums\.t\d+-\d+\.h5"
-_TOTALS = r"(?:corange\.)?total\.h5"
-_NOISE = r"noise-[a-z]+(?:-[a-z]+)?\.h5"
-_BASIS = r"basis\.h5|basis\.t\d+-\d+\.h5|basis\.recipe\.h5"
-_BASIS_DRAFTS = r"basis\.draft\.h5|gram\.basis\.t\d+-\d+\.h5"
-_PIECES = r"(?:eigenvectors|U|V)\.t\d+-\d+\.h5"
-_DRAFTS = r"(?:draft|gram)\.(?:eigenvectors|U|V)(?:\.t\d+-\d+)?\.h5"
-_ROUND_ROLE = r"round[1-9]\d*-[0-9a-f]{16}"
-
-
-def _matches(entry: Entry, *patterns: str) -> bool:
-    return re.fullmatch("|".join(patterns), entry.name) is not None
-
-
-def is_sketch_folder(folder: Folder) -> bool:
-    """Whether a folder has the name of one that is derived from a sketch."""
-    inside = len(folder) == 2 and folder[0] == "sketch"
-    return inside and re.fullmatch("[0-9a-f]{16}", folder[1]) is not None
-
-
-def is_shard(entry: Entry) -> bool:
-    """Whether a file has the name and place of a column shard."""
-    return entry.folder == ("shards",) and Rectangle.from_name(entry.name) is not None
-
-
-def is_basis(entry: Entry) -> bool:
-    """Whether a file is a basis, or a piece or the recipe of one."""
-    return is_sketch_folder(entry.folder) and _matches(entry, _BASIS)
-
-
-def is_of_sketch(entry: Entry) -> bool:
-    """Whether a file has the name and place of what is derived from a sketch."""
-    if not is_sketch_folder(entry.folder):
-        return False
-    named = _matches(entry, _SUMS, _TOTALS, _NOISE, _BASIS, _BASIS_DRAFTS)
-    return named or Rectangle.from_name(entry.name) is not None
-
-
-def is_of_making(entry: Entry) -> bool:
-    """Whether a file is one by which vectors of a result are made, and no part of it."""
-    inside = len(entry.folder) == 2 and entry.folder[0] == "results"
-    return inside and (entry.name == RECIPE_FILE or _matches(entry, _DRAFTS))
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.files import digest
+from skerch_ooc.base.partition import gaps
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.pipeline.status import status
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import RANGE
+from skerch_ooc.results.assess import Assessment, assess_result, read_assessment, tolerance_factor
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.store.cleaned import CLEANED, Cleaned
+from skerch_ooc.store.inventory import Entry, Folder, Inventory
+from skerch_ooc.store.names import (
+    BASIS_DRAFTS,
+    DRAFTS,
+    NOISE,
+    PIECES,
+    ROUND_ROLE,
+    is_of_sketch,
+    matches,
+)
+from skerch_ooc.store.pieces import PiecedMatrix, check_pieces, lost_pieces, pieced_names
+from skerch_ooc.store.result_files import (
+    ASSESSMENT,
+    RECIPE_FILE,
+    RESULT_FILES,
+    result_identity,
+    result_path,
+)
+from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.sealed import SealedFile, verify
+from skerch_ooc.store.shards import Rectangle
+from skerch_ooc.store.sketch import Round, count_products, known_rounds
 
 
 @dataclass(frozen=True)
@@ -123,7 +102,7 @@ class Needs:
             entry
             for entry in inventory.inside(("shards",))
             if (shard := Rectangle.from_name(entry.name))
-            and re.fullmatch(_ROUND_ROLE, shard.role)
+            and re.fullmatch(ROUND_ROLE, shard.role)
             and shard.role not in roles
         ]
 
@@ -170,8 +149,8 @@ class Needs:
         return [
             entry
             for entry in inside
-            if _matches(entry, _DRAFTS)
-            or (_matches(entry, _PIECES) and entry.name not in named)
+            if matches(entry, DRAFTS)
+            or (matches(entry, PIECES) and entry.name not in named)
             or (entry.name == RECIPE_FILE and recipe != file.identity.get("sketch"))
         ]
 
@@ -230,18 +209,18 @@ def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
     sketch, merge = round_.sketch, Merge(round_)
     inside = inventory.inside(("sketch", sketch.folder.name))
     done = {side.name: merge.side(side.name).published() is not None for side in round_.sides}
-    found = [entry for entry in inside if all(done.values()) and _matches(entry, _NOISE)]
+    found = [entry for entry in inside if all(done.values()) and matches(entry, NOISE)]
     for name, total in done.items():
         prefix = "" if name == RANGE else re.escape(f"{name}.")
-        found += [e for e in inside if total and _matches(e, rf"{prefix}sums\.t\d+-\d+\.h5")]
+        found += [e for e in inside if total and matches(e, rf"{prefix}sums\.t\d+-\d+\.h5")]
     basis = sketch.basis() if _has(inside, "basis.h5") else None
     if basis is not None:
         named = {path.name for path in piece_paths(basis.file)}
         found += [
             entry
             for entry in inside
-            if _matches(entry, _BASIS_DRAFTS)
-            or (_matches(entry, r"basis\.t\d+-\d+\.h5") and entry.name not in named)
+            if matches(entry, BASIS_DRAFTS)
+            or (matches(entry, r"basis\.t\d+-\d+\.h5") and entry.name not in named)
         ]
     return found
 
@@ -265,3 +244,172 @@ def _alike(one: Rectangle, other: Rectangle) -> bool:
 def _is_within(shard: Rectangle, others: Iterable[Rectangle]) -> bool:
     """Whether others hold all columns of a shard."""
     return not gaps(shard.columns, [other.columns for other in others])
+
+
+def require_finished(run: Run) -> None:
+    """Refuses a run of which something is left to be done.
+
+    Raises:
+        IncompleteError: With the command that comes next.
+        CorruptError: If a file is damaged.
+    """
+    following = status(run).next
+    if following is not None:
+        raise IncompleteError(
+            f"{run.directory} is not finished, so that its files may still be needed; go on with: "
+            f"{following}"
+        )
+
+
+def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
+    """What is to be noted of a finished run before its shards are removed.
+
+    Args:
+        run: The run.
+        shards: How many column shards there are.
+        shard_bytes: Their bytes.
+
+    Raises:
+        IncompleteError: If something needs them; says what, and what to do about it.
+        UsageError: If the default result is one of other settings than the plan's.
+        CorruptError: If a file is damaged.
+    """
+    quoted = shlex.quote(str(run.directory))
+    for name in implicit_results(run):
+        raise IncompleteError(
+            f"results/{name} is implicit: its vectors are made of the shards as they are read. "
+            f'Recover it with vectors = "stored", or remove it: rm -r {quoted}/results/{name}'
+        )
+    *_, last = known_rounds(run)
+    sketch = last.sketch.digest
+    _require_default(run, sketch)
+    _require_all_made(run)
+    assessment = _assessed(run)
+    _require_tolerance(run, assessment)
+    state = status(run)
+    return Cleaned(
+        when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        amendments=len(run.plan.amendments),
+        sketch=sketch,
+        products=state.products,
+        columns={role: count["planned"] for role, count in state.columns.items()},
+        results={path.parent.name: digest(SealedFile(path).identity) for path in _results(run)},
+        shards=shards,
+        shard_bytes=shard_bytes,
+    )
+
+
+def _results(run: Run) -> list[Path]:
+    return sorted(run.results.glob(f"*/{RESULT_FILES[run.plan.identity.kind]}"))
+
+
+def _require_default(run: Run, sketch: str) -> None:
+    """Refuses a default result that the run would not take for its own."""
+    path = result_path(run, "default")
+    wanted = result_identity(run.plan, sketch, run.plan.recovery)
+    stated = SealedFile(path).identity
+    different = [key for key in wanted if stated.get(key) != wanted[key]]
+    if different:
+        shown = ", ".join(f"{key} {stated.get(key)}, not {wanted[key]}" for key in different)
+        raise UsageError(
+            f"{path} is not the result that the run was planned for ({shown}); remove it and make "
+            f"that: rm -r {quoted(path.parent)} && skerch-ooc recover {quoted(run.directory)}"
+        )
+
+
+def _require_all_made(run: Run) -> None:
+    """Refuses if a result is in the making: it is made of the shards."""
+    made = {path.parent for path in _results(run)}
+    for folder in sorted(path for path in run.results.iterdir() if path.is_dir()):
+        begun = folder not in made and any(folder.glob("*.h5"))
+        if begun:
+            raise IncompleteError(
+                f"{folder} is a result that is not finished: recover it with the settings that it "
+                f"was begun with, or remove it: rm -r {quoted(folder)}"
+            )
+
+
+def _assessed(run: Run) -> Assessment:
+    """The assessment of the default result, if what is stored is still true.
+
+    Raises:
+        IncompleteError: If it is not.
+    """
+    path = result_path(run, "default")
+    is_complex = run.plan.identity.dtype.startswith("complex")
+    looks = sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1
+    assessment = assess_result(path, count_products(run), is_complex=is_complex, looks=looks)
+    stored, found = read_assessment(path), assessment.as_json()
+    # A later look at the operator is no reason to assess the result again.
+    if stored | {"products": None} != found | {"products": None}:
+        raise IncompleteError(
+            f"{path.parent / ASSESSMENT} is not that of the result beside it; make it with: "
+            f"skerch-ooc assess {quoted(run.directory)}"
+        )
+    return assessment
+
+
+def _require_tolerance(run: Run, assessment: Assessment) -> None:
+    """Refuses if the run would go on measuring to meet its tolerance."""
+    tolerance, most = run.plan.amendments[-1].tolerance, run.plan.amendments[-1].most
+    if tolerance is None or most is None or run.plan.reach("right") >= most:
+        return
+    error = assessment.relative_error
+    margin = tolerance_factor(run.plan, assessment.test_measurements)
+    if error is None or error * margin > tolerance:
+        raise IncompleteError(
+            f"the tolerance of {run.directory} is not met yet; go on with: skerch-ooc run --run "
+            f"{quoted(run.directory)}"
+        )
+
+
+def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
+    """Reads every byte of the results that are all that is going to be left.
+
+    Raises:
+        CorruptError: If one is damaged, or another than is noted.
+        IncompleteError: If one is gone.
+    """
+    files = {name: result_path(run, name) for name in mark.results}
+    advice = (
+        "; no further shard is removed. If all shards are still there, this makes the run an "
+        f"ordinary one again: rm {shlex.quote(str(run.directory / CLEANED))}"
+    )
+    with progress.stage("verify", len(files), "results") as advance:
+        for name, path in files.items():
+            try:
+                file = verify(path)
+                check_pieces(file)
+                for piece in piece_paths(file):
+                    verify(piece)
+            except FileNotFoundError as error:
+                raise IncompleteError(f"{path} is gone{advice}") from error
+            except CorruptError as error:
+                raise CorruptError(f"{error}{advice}") from error
+            if digest(file.identity) != mark.results[name]:
+                raise CorruptError(f"{path} is not the result that was there before{advice}")
+            advance(1)
+
+
+def publish_mark(run: Run, mark: Cleaned) -> None:
+    """Publishes that the shards are being removed, unless the plan has grown meanwhile.
+
+    Args:
+        run: The run.
+        mark: What is noted; if it was published before, it is left as it is.
+
+    Raises:
+        UsageError: If the plan has grown, or another process does the same; nothing is changed.
+        CorruptError: If the mark that is there is damaged.
+    """
+    if run.cleaned() == mark:
+        return
+    if not mark.publish(run.directory, run.plan.run_id):
+        raise UsageError(f"another process cleans {run.directory} at this moment; try again later")
+    # Who amends the plan looks for the mark after it is amended: one of the two sees the other.
+    if len(open_run(run.directory).plan.amendments) != mark.amendments:
+        (run.directory / CLEANED).unlink()
+        raise UsageError(
+            f"{run.directory} was extended or updated at this moment; nothing was removed. Finish "
+            f"it first: skerch-ooc run --run {quoted(run.directory)}"
+        )

@@ -6,78 +6,20 @@ tasks are not known yet, all are left.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.rounds import Round, known_rounds
-from skerch_ooc.rundir import Run
-from skerch_ooc.sides import first_round, later_round
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.bases import basis_left
-from skerch_ooc.stages.merge import Merge, merge_tasks
-from skerch_ooc.stages.missing import missing_numbers
-from skerch_ooc.stages.recover import ASSESSMENT, result_path, vectors_left
-from skerch_ooc.stages.spread import vector_tasks
-from skerch_ooc.status import is_stale
-
-STAGES = ("measure", "merge", "solve", "vectors", "assess")
-"""In the order in which each round has them; ``assess`` ends the last."""
-
-
-_NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-1]}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of one round.
-
-    Attributes:
-        name: One of :data:`STAGES`.
-        round: Number of the round; the first by default, for ``assess`` always.
-    """
-
-    name: str
-    round: int = 1
-
-    @classmethod
-    def parse(cls, text: str, rounds: int) -> Stage:
-        """Reads ``"measure"`` or ``"measure.2"``.
-
-        Args:
-            text: The name.
-            rounds: How many rounds the run has.
-
-        Raises:
-            UsageError: If there is no such stage.
-        """
-        found = _NAME.fullmatch(text)
-        if found is None:
-            raise UsageError(
-                f"stage {text!r}: must be one of {', '.join(STAGES)}; of a later round, such as "
-                "measure.2, all but assess"
-            )
-        name, number = (found[1] or text), int(found[2] or 1)
-        if number > rounds:
-            raise UsageError(f"stage {text!r}: must be of a round from 1 to {rounds}")
-        return cls(name, number)
-
-    def __str__(self) -> str:
-        return self.name if self.round == 1 else f"{self.name}.{self.round}"
-
-
-@dataclass(frozen=True)
-class Left:
-    """What is left of a stage.
-
-    Attributes:
-        stage: The stage.
-        tasks: Numbers of the tasks that are not done.
-    """
-
-    stage: Stage
-    tasks: Sequence[int]
+from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.planning.memory import merge_tasks, vector_tasks
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import first_round, later_round
+from skerch_ooc.planning.stage_names import Left, Stage
+from skerch_ooc.stages.measure.missing import missing_numbers
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover.basis import basis_left
+from skerch_ooc.stages.recover.task import vectors_left
+from skerch_ooc.store.result_files import ASSESSMENT, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sketch import Round, known_rounds
 
 
 def work_left(run: Run) -> list[Left]:

@@ -6,17 +6,17 @@ disk. So elements may run in any order, die and be run again.
 
 from __future__ import annotations
 
-from skerch_ooc.errors import IncompleteError, quoted
+from skerch_ooc.base.errors import IncompleteError, quoted
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.share import Share
-from skerch_ooc.progress import Progress
-from skerch_ooc.resources import Resources
-from skerch_ooc.rounds import Round, known_rounds
-from skerch_ooc.rundir import Run
-from skerch_ooc.stages import measure as measure_stage
-from skerch_ooc.stages import recover as recover_stage
-from skerch_ooc.stages.bases import basis_left, make_basis, spread_basis
-from skerch_ooc.stages.merge import Merge
-from skerch_ooc.workload import Stage
+from skerch_ooc.planning.stage_names import Stage
+from skerch_ooc.stages.measure import task as measure_stage
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover import task as recover_stage
+from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sketch import Round, known_rounds
 
 
 def perform_share(

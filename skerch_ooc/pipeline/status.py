@@ -7,19 +7,19 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from skerch_ooc.cleaned import Cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.files import PRIVATE_PREFIX
-from skerch_ooc.operators.loading import described
-from skerch_ooc.partition import Range
-from skerch_ooc.pieces import lost_pieces
-from skerch_ooc.rounds import Round, basis_of, count_products, noted_digest, sketch_folder
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import Rectangle, list_shards, strangers
-from skerch_ooc.sides import RANGE
-from skerch_ooc.stages.assess import read_assessment
-from skerch_ooc.stages.recover import ASSESSMENT, result_path
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.files import PRIVATE_PREFIX
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.plan import described
+from skerch_ooc.planning.sides import RANGE
+from skerch_ooc.results.assess import read_assessment
+from skerch_ooc.store.cleaned import Cleaned
+from skerch_ooc.store.pieces import lost_pieces
+from skerch_ooc.store.result_files import ASSESSMENT, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import Rectangle, list_shards, strangers
+from skerch_ooc.store.sketch import Round, basis_of, count_products, noted_digest, sketch_folder
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _plan_of(run: Run) -> dict[str, Any]:
         "directory": str(run.directory),
         "run_id": run.plan.run_id,
         "operator": run.plan.identity.factory,
-        "summands": described(run) if run.plan.summands > 1 else None,
+        "summands": described(run.plan) if run.plan.summands > 1 else None,
         "shape": run.plan.identity.shape,
         "dtype": run.plan.identity.dtype,
     }

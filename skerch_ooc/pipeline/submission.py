@@ -21,31 +21,34 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skerch_ooc.budget import Budget
-from skerch_ooc.errors import IncompleteError, UsageError
-from skerch_ooc.files import LATE_FILES_SECONDS, digest
-from skerch_ooc.rundir import Run, open_run
-from skerch_ooc.slurm import commands
-from skerch_ooc.slurm.chain import array_jobs, dask_jobs, task_seconds_of
-from skerch_ooc.slurm.commands import Queued, SlurmError
-from skerch_ooc.slurm.options import DASK, JobOptions
-from skerch_ooc.slurm.records import FOLDER, Submission, SubmittedJob, begun, draft, submissions
-from skerch_ooc.slurm.scripts import Job
-from skerch_ooc.slurm.state import QueueStatus, last_failing, reason_of, state_of
-from skerch_ooc.workload import STAGES, Left, Stage, work_left
+from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.errors import IncompleteError, UsageError
+from skerch_ooc.base.files import LATE_FILES_SECONDS, digest
+from skerch_ooc.executors.slurm import commands
+from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
+from skerch_ooc.executors.slurm.commands import SlurmError
+from skerch_ooc.executors.slurm.options import DASK, JobOptions
+from skerch_ooc.executors.slurm.queue import elements_in_queue, those_of
+from skerch_ooc.executors.slurm.records import (
+    FOLDER,
+    Submission,
+    SubmittedJob,
+    begun,
+    draft,
+    submissions,
+)
+from skerch_ooc.executors.slurm.scripts import Job
+from skerch_ooc.executors.slurm.state import last_failing, reason_of
+from skerch_ooc.pipeline.remaining import work_left
+from skerch_ooc.planning.stage_names import STAGES, Left, Stage
+from skerch_ooc.store.rundir import Run, open_run
 
 log = logging.getLogger("skerch_ooc")
 
 _DEFAULT_ARRAY_SIZE = 1001
 """What Slurm has if nobody says otherwise; for a dry run away from any cluster."""
 
-_RECENT = 8
-"""Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
-
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-_LOOKED_AT = 3
-"""Submissions whose logs are searched for the last that failed."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,11 @@ def submit(
     left = work_left(run)
     if not left:
         return None
-    before = submissions(run)[-1:] if options is None else []
+    before = submissions(run.logs)[-1:] if options is None else []
     options = options or (before[0].options if before else JobOptions())
     _require_shell(options.setup)
     if dry_run:
-        submission = draft(run, options, _digest(run, left), unchanged=0)
+        submission = draft(run.logs, options, _digest(run, left), unchanged=0)
         return Submitted(submission, _jobs(run, submission, left, dry_run=True), [])
     with _alone(run):
         if not again:
@@ -112,7 +115,7 @@ def _submit(
     run: Run, options: JobOptions, left: Sequence[Left], *, unchanged: int, after: str | None = None
 ) -> Submitted:
     _require_name(run)
-    submission = begun(draft(run, options, _digest(run, left), unchanged))
+    submission = begun(draft(run.logs, options, _digest(run, left), unchanged))
     try:
         jobs = _jobs(run, submission, left, dry_run=False)
         for job in jobs:
@@ -128,7 +131,7 @@ def _submit(
 def _jobs(
     run: Run, submission: Submission, left: Sequence[Left], *, dry_run: bool
 ) -> Sequence[Job]:
-    directory, seconds = run.directory.absolute(), task_seconds_of(run)
+    directory, seconds = run.directory.absolute(), task_seconds_of(run.log("plan"))
     walltime = submission.options.seconds("measure")
     if seconds and walltime and seconds > walltime:
         log.warning(
@@ -244,7 +247,7 @@ def _undone(submission: Submission, numbers: Sequence[str]) -> str:
     """Cancels jobs, also one that sbatch had no time to name; what people are told of that."""
     try:
         own = commands.Question().answer(commands.ASK_SECONDS)
-        unnamed = {queued.job for queued in _ours(own, [submission])}
+        unnamed = {queued.job for queued in those_of(own, [submission])}
         jobs = [*numbers, *sorted(unnamed - {*numbers}, key=int)]
         commands.cancel(jobs)
     except SlurmError as error:
@@ -274,15 +277,9 @@ def _digest(run: Run, left: Sequence[Left]) -> str:
     return digest([len(run.plan.amendments), stages])
 
 
-def _ours(answer: Sequence[Queued], known: Sequence[Submission]) -> list[Queued]:
-    """Elements that are of some submissions: the same number may be somebody else's job."""
-    marks = [mark for one in known for mark in (one.token, str(one.folder))]
-    return [queued for queued in answer if any(mark in queued.marks for mark in marks)]
-
-
 def _require_over(run: Run) -> None:
     try:
-        queued = elements_in_queue(run)
+        queued = elements_in_queue(run.logs)
     except SlurmError as error:
         raise SlurmError(f"{error}. --again submits nevertheless") from error
     if queued:
@@ -295,79 +292,6 @@ def _require_over(run: Run) -> None:
             f"({', '.join(states)}): wait for them, or stop them with: scancel {' '.join(waiting)};"
             " --again submits nevertheless"
         )
-
-
-def elements_in_queue(run: Run) -> set[Queued]:
-    """The elements of jobs of a run, of its last submissions, that are waiting or at work.
-
-    Raises:
-        SlurmError: If the queue does not tell.
-    """
-    recent = submissions(run)[-_RECENT:]
-    if not any((run.logs / FOLDER).glob("[0-9]*")):
-        return set()
-    jobs = [job.job for submission in recent for job in submission.jobs()]
-    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
-    marks = [submission.token for submission in recent] + [f"{run.logs.absolute() / FOLDER}/"]
-    try:
-        answers = commands.Question().answer(commands.ASK_SECONDS)
-        if jobs:
-            # Also those of other users who submitted this run.
-            answers += commands.Question(jobs).answer(commands.ASK_SECONDS)
-    except SlurmError as error:
-        raise SlurmError(
-            f"{error}; so nobody knows whether jobs of an earlier submission are still queued"
-        ) from error
-    return {one for one in answers if any(mark in one.marks for mark in marks)}
-
-
-class QueueQuestion:
-    """What became of the last submission; the queue is asked at once, and answers later.
-
-    Args:
-        run: The run.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self._known = submissions(run)[-_RECENT:]
-        self._question: commands.Question | None = None
-        jobs = [job.job for submission in self._known for job in submission.jobs()]
-        self._failure = "there is no squeue here"
-        if self._known and commands.available("squeue"):
-            try:
-                self._question = commands.Question(jobs)
-            except SlurmError as error:
-                self._failure = str(error)
-
-    def answer(self, seconds: float) -> QueueStatus | None:
-        """The state; ``None`` if nothing was ever submitted.
-
-        Args:
-            seconds: How long the queue may take; its answer is but decoration.
-        """
-        if not self._known:
-            return None
-        *before, last = self._known
-        answer = None
-        if self._question is not None:
-            try:
-                answer, self._failure = self._question.answer(seconds), "squeue answered"
-            except SlurmError as error:
-                self._failure = str(error)
-        queued = None if answer is None else _ours(answer, [last])
-        others = {one.number: len(_ours(answer or [], [one])) for one in before}
-        state = replace(
-            state_of(last, queued, self._failure),
-            others={number: count for number, count in others.items() if count},
-        )
-        if state.last_failing:
-            return state
-        # What the chain has submitted again failed in a submission before.
-        for failing in map(last_failing, reversed(before[-_LOOKED_AT:])):
-            if failing is not None and failing.exit_code != IncompleteError.exit_code:
-                reason = reason_of(failing)
-                return replace(state, last_failing=str(failing.path), reason=reason)
-        return state
 
 
 def require_earlier_stages(run: Run, stage: Stage) -> None:
@@ -421,7 +345,7 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         SlurmError: If Slurm refuses.
     """
     run = open_run(directory)
-    known = submissions(run)
+    known = submissions(run.logs)
     own, index, lowest = (
         os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID", "TASK_MIN")
     )

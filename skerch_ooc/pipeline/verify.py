@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from skerch_ooc.errors import CorruptError, IncompleteError, OocError, quoted
-from skerch_ooc.files import digest
-from skerch_ooc.pieces import check_pieces
-from skerch_ooc.progress import Progress
-from skerch_ooc.rounds import BASIS_FILE, sketch_folder
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile, verify
-from skerch_ooc.shards import (
-    Rectangle,
-    check_identity,
-    how_to_remake,
-    list_shards,
-    strangers,
-)
-from skerch_ooc.sides import RANGE
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.assess import read_assessment
-from skerch_ooc.stages.bases import DRAFT_FILE as BASIS_DRAFT_FILE
-from skerch_ooc.stages.bases import RECIPE_FILE as BASIS_RECIPE_FILE
-from skerch_ooc.stages.recover import (
-    ASSESSMENT,
-    RECIPE_FILE,
-    RESULT_FILES,
-    how_to_recover_anew,
-    result_path,
-)
+from skerch_ooc.base.errors import CorruptError, IncompleteError, OocError, quoted
+from skerch_ooc.base.files import digest
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.results.assess import read_assessment
+from skerch_ooc.store.names import names_of
+from skerch_ooc.store.pieces import check_pieces
+from skerch_ooc.store.result_files import ASSESSMENT, how_to_recover_anew, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile, verify
+from skerch_ooc.store.shards import Rectangle, check_identity, how_to_remake, list_shards, strangers
+from skerch_ooc.store.sketch import sketch_folder
 
 Check = Callable[[], object]
 
@@ -154,7 +138,7 @@ def _check_of_run(run: Run, path: Path) -> None:
 
 def _require_own_place(run: Run, file: SealedFile) -> None:
     """Refuses a file that stands in the place of another of the same run."""
-    path, names = file.path, _names_of(run.plan, file.identity)
+    path, names = file.path, names_of(run.plan, file.identity)
     if path.name not in names:
         found = " or ".join(names) or "nothing that this version knows"
         raise CorruptError(
@@ -167,30 +151,3 @@ def _require_own_place(run: Run, file: SealedFile) -> None:
             raise CorruptError(
                 f"{path} is another file by what it says of itself: of {folder}; put it back there"
             )
-
-
-def _names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
-    """The names that a file which is no shard may have, by what its identity says of it."""
-    match identity:
-        case {"type": "sums", "tiles": [start, stop]}:
-            side = identity.get("side", RANGE)
-            prefix = "" if side == RANGE else f"{side}."
-            names = [f"{prefix}sums.t{start}-{stop}.h5"]
-            # Both, where a task of one side has as many tiles as all of the other.
-            whole = [len(plan.tiles(rows)) for rows in plan.identity.shape]
-            return [f"{prefix}total.h5", *names] if start == 0 and stop in whole else names
-        case {"type": "noise", "noise": name}:
-            return [f"noise-{name}.h5"]
-        case {"type": "basis"}:
-            return [BASIS_FILE]
-        case {"type": "recipe", "round": _}:
-            return [BASIS_RECIPE_FILE, BASIS_DRAFT_FILE]
-        case {"type": "recipe", "rows": {**matrices}}:
-            return [RECIPE_FILE, *(f"draft.{matrix}.h5" for matrix in matrices)]
-        case {"type": "piece", "matrix": matrix, "tiles": [start, stop]}:
-            return [f"{matrix}.t{start}-{stop}.h5"]
-        case {"type": "gram", "matrix": matrix, "tiles": [start, stop]}:
-            return [f"gram.{matrix}.t{start}-{stop}.h5"]
-        case {"type": kind} if kind in RESULT_FILES:
-            return [RESULT_FILES[kind]]
-    return []

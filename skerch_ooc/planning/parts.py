@@ -6,7 +6,7 @@ that lie on top of each other. A *part* is an aligned run of ``2**j`` terms of a
 it; it is measured, and compared with its fingerprint, by itself.
 
 Whatever the cut, the sum is the same, bit for bit: parts of a summand that lie over each other are
-kept in double precision, added in the one tree of :func:`skerch_ooc.partition.tree_sum`, and
+kept in double precision, added in the one tree of :func:`skerch_ooc.base.partition.tree_sum`, and
 rounded once.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from skerch_ooc.errors import UsageError, shown
-from skerch_ooc.partition import Range, aligned_runs
+from skerch_ooc.base.errors import UsageError, shown
+from skerch_ooc.base.partition import Range, aligned_runs
 
 _LARGEST = 2**48
 _LARGEST_FACTOR = sys.float_info.max
@@ -29,7 +29,7 @@ class Source:
     """Where the operator of a later summand comes from.
 
     Attributes:
-        factory: As in :class:`skerch_ooc.spec.OperatorSpec`; ``None`` for a Python object.
+        factory: As in :class:`skerch_ooc.planning.spec.OperatorSpec`; ``None`` for a Python object.
         args: Keyword arguments of the factory.
         sha256: Hash of the factory's file, if it is a file.
         folder: The factory's folder, relative to the run directory.

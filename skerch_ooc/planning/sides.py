@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from skerch_ooc.partition import Range
-from skerch_ooc.spec import Plan
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.plan import Plan
 
 RANGE = "range"
 CORANGE = "corange"

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.operators.loading import source_of
-from skerch_ooc.recovery import METHODS
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, Plan, RecoverySpec
-from skerch_ooc.stages.assess import CONFIDENCE, Assessment, count_within
-from skerch_ooc.stages.problems import serves
-from skerch_ooc.stages.recover import command_of, result_name, result_path
-from skerch_ooc.tolerance import tolerance_factor
+from skerch_ooc.algebra.methods import METHODS
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.plan import Plan, source_of
+from skerch_ooc.planning.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, RecoverySpec
+from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
+from skerch_ooc.stages.recover.problems import serves
+from skerch_ooc.store.result_files import command_of, result_name, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
 
 _LARGE = 0.1
 _SURE_ENOUGH = 0.9
@@ -83,7 +82,7 @@ class Found:
     @property
     def factories(self) -> list[str | None]:
         """The factory of each part of the operator; ``None`` for an object of Python."""
-        return [source_of(self.run, part).factory for part in self.plan.parts]
+        return [source_of(self.plan, part).factory for part in self.plan.parts]
 
     @property
     def good(self) -> tuple[int, int]:

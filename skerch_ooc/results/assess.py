@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError
-from skerch_ooc.files import (
+from skerch_ooc.base.errors import CorruptError, QualityError
+from skerch_ooc.base.files import (
     digest,
     digest_of_any,
     read_json,
@@ -27,9 +27,11 @@ from skerch_ooc.files import (
     require_regular,
     write_json,
 )
-from skerch_ooc.pieces import check_pieces
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.stages.recover import ASSESSMENT, VALUES, how_to_recover_anew, opened_result
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.tolerance import looks
+from skerch_ooc.store.pieces import check_pieces
+from skerch_ooc.store.result_files import ASSESSMENT, VALUES, how_to_recover_anew, opened_result
+from skerch_ooc.store.sealed import SealedFile
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
@@ -335,3 +337,42 @@ def scree(
         )
         for rank in ranks
     )
+
+
+def tolerance_factor(plan: Plan, columns: int) -> float:
+    """What an estimate is multiplied with before it is compared with the tolerance.
+
+    Args:
+        plan: A plan with a tolerance.
+        columns: Test columns that the estimate is made from.
+    """
+    most = plan.amendments[-1].most or plan.reach("right")
+    missed = (1 - CONFIDENCE) / len(looks(most))
+    return factor_for(1 - missed, columns, plan.identity.dtype.startswith("complex"))
+
+
+def require_tolerance(plan: Plan, assessment: Assessment) -> None:
+    """Says how far a run with a tolerance got, if that is not far enough.
+
+    Raises:
+        QualityError: If all that it may measure is measured, and the tolerance is not met.
+    """
+    tolerance = plan.amendments[-1].tolerance
+    if tolerance is None or assessment.relative_error is None:
+        return
+    margin = tolerance_factor(plan, assessment.test_measurements)
+    if assessment.relative_error * margin <= tolerance:
+        return
+    raise QualityError(
+        f"tolerance = {tolerance:.2e} is not met with all {plan.reach('right')} measurements: the "
+        f"relative error is {assessment.relative_error:.3e}, and with {100 * CONFIDENCE:.0f} % "
+        f"probability below {assessment.relative_error * margin:.3e}. The result is there; "
+        f"{_for_less(plan)}"
+    )
+
+
+def _for_less(plan: Plan) -> str:
+    """What makes an error smaller."""
+    if plan.reach("right") < min(plan.identity.shape):
+        return "extend the run to more measurements for a smaller error"
+    return f"there are no more measurements to make: {plan.identity.dtype} allows no less"

@@ -28,27 +28,25 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range, levels, tree_sum
-from skerch_ooc.progress import Progress
-from skerch_ooc.readers import SketchReader
-from skerch_ooc.resources import Resources
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import strip_of, wait_for_columns
-from skerch_ooc.sides import RANGE, side_of
-from skerch_ooc.stages.recipes import LEFT_VECTORS, RIGHT_VECTORS
-from skerch_ooc.stages.recover import VALUES, opened_result, result_path
-from skerch_ooc.streams import ordered_map, tiles_in_flight
-from skerch_ooc.tall import Tall, open_vectors
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range, levels, tree_sum
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.streams import ordered_map, tiles_in_flight
+from skerch_ooc.planning.sides import RANGE, side_of
+from skerch_ooc.results.vectors import Tall, open_vectors
+from skerch_ooc.stages.recover.recipes import LEFT_VECTORS, RIGHT_VECTORS
+from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.result_files import VALUES, opened_result, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import strip_of, wait_for_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.partition import Range
+from skerch_ooc.base.partition import Range
 
 Indices = npt.NDArray[np.intp]
 Places = slice | Indices

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.indexing import Selection, select, selections
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.tall import Tall, adjoint_times, gather, open_vectors, times
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.results.indexing import Selection, select, selections
+from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
+from skerch_ooc.store.sealed import SealedFile
 
-Array = npt.NDArray[Any]
 TorchDtype = torch.dtype
 
 _ROWS_AT_ONCE = 4096
@@ -445,7 +445,7 @@ class Svd(LowRank):
 
 def open_result(path: Path) -> Eigh | Svd:
     """Opens a result of a run, whichever it is."""
-    from skerch_ooc.stages.recover import how_to_recover_anew
+    from skerch_ooc.store.result_files import how_to_recover_anew
 
     found: Eigh | Svd = Eigh(path) if path.name == "eigh.h5" else Svd(path)
     found._file.advice = how_to_recover_anew(path)

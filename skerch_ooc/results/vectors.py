@@ -2,9 +2,9 @@
 
 Stored vectors are read from their file. Implicit ones are computed from the sketch that they were
 recovered from: ``(X T) C``, with columns ``X`` on disk, a transform ``T``, and a correction ``C``
-where it was needed (see :mod:`skerch_ooc.stages.vectors`). Each entry is computed in one way only,
-as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on what else
-is read with it. They are those of the stored vectors but for the last rounding.
+where it was needed (see :mod:`skerch_ooc.stages.recover.vectors`). Each entry is computed in one
+way only, as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on
+what else is read with it. They are those of the stored vectors but for the last rounding.
 
 A correction ``C`` that was needed in double precision is that of the rounding errors of ``X T``. So
 these are computed as they were when it was made, by whole tiles; where a linear algebra library
@@ -21,24 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted
-from skerch_ooc.indexing import Places, Selection, crossed
-from skerch_ooc.partition import Range, cut, tile
-from skerch_ooc.pieces import open_matrix, stored_columns
-from skerch_ooc.resources import available_cores
-from skerch_ooc.rundir import Run, open_run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.spec import Plan, RecoverySpec
-from skerch_ooc.stages.arithmetic import Host
-from skerch_ooc.stages.columns import columns_of_result
-from skerch_ooc.stages.problems import Source
-from skerch_ooc.stages.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
-from skerch_ooc.streams import ordered_map
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.partition import Range, cut, tile
+from skerch_ooc.base.resources import available_cores
+from skerch_ooc.base.streams import ordered_map
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.results.indexing import Places, Selection, crossed
+from skerch_ooc.stages.merge.arithmetic import Host
+from skerch_ooc.stages.recover.problems import Source
+from skerch_ooc.stages.recover.recipes import columns_of_result
+from skerch_ooc.stages.recover.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
+from skerch_ooc.store.pieces import open_matrix, stored_columns
+from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.sealed import SealedFile
 
 BLOCK_ROWS = 256
 """Rows of implicit vectors that are computed together; a tile has a multiple of it."""

@@ -1,1 +1,1 @@
-"""The stages of a run; in a folder of their own, as functions of the package have their names."""
+"""One folder for each step of the data; a task is plain data and a function found by name."""

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc import files
-from skerch_ooc.errors import CorruptError, quoted
+from skerch_ooc.base import files
+from skerch_ooc.base.errors import CorruptError, quoted
 
 CLEANED = "cleaned.json"
 _FORMAT = 1

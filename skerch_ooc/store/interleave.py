@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
 
 NARROW_BYTES = 32
 """Rows of more bytes are as well copied one array after the other."""

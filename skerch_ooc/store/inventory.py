@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from skerch_ooc.errors import IncompleteError
-from skerch_ooc.rundir import AMENDMENTS
+from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.store.rundir import AMENDMENTS
 
 Folder = tuple[str, ...]
 

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.files import PRIVATE_PREFIX
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.files import PRIVATE_PREFIX
 
 DAY = 86400.0
 MOMENT = 60.0

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.files import digest
-from skerch_ooc.partition import Range
-from skerch_ooc.sealed import Layout, SealedFile, read_slice
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.files import digest
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.layout import Layout, read_slice
+from skerch_ooc.store.sealed import SealedFile
 
 
 class TallMatrix(Protocol):
@@ -34,7 +33,7 @@ class TallMatrix(Protocol):
     layout: Layout
 
     def read_tile(self, row: int, column: int = 0) -> Array:
-        """Reads one tile; see :meth:`skerch_ooc.sealed.SealedFile.read_tile`."""
+        """Reads one tile; see :meth:`skerch_ooc.store.sealed.SealedFile.read_tile`."""
         ...
 
     def read(self, rows: Range, columns: Range) -> Array:

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import converted
-from skerch_ooc.errors import OperatorError
-from skerch_ooc.interleave import Batch, batch_size
-from skerch_ooc.partition import Range, cover, levels, tree_sum
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import Layout, SealedFile
-from skerch_ooc.shards import Rectangle, Strip, by_strip, open_shard
-from skerch_ooc.sides import Side
-from skerch_ooc.spec import Plan
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array, converted
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range, cover, tree_sum
+from skerch_ooc.planning.sides import Side
+from skerch_ooc.store.interleave import Batch, batch_size
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import Rectangle, Strip, by_strip, open_shard
 
 
 def used_shards(strip: Strip, members: Sequence[Rectangle]) -> list[tuple[Range, Rectangle]]:
@@ -68,21 +64,6 @@ class _Layer:
     scale: float
     bands: list[_Band]
     added: bool
-
-
-def adding_bytes(plan: Plan, rows: int, columns: int) -> int:
-    """Memory that reading a tile takes where sketches of several parts are added up.
-
-    Args:
-        plan: The plan in force.
-        rows: Of the tile.
-        columns: Of the widest role.
-    """
-    parts = [part for part in plan.parts if part.is_piece]
-    if plan.summands == 1 and not parts:
-        return 0
-    arrays = 2 + (levels(len(parts)) + 1 if parts else 0)
-    return arrays * rows * columns * np.result_type(plan.identity.dtype, np.float64).itemsize
 
 
 class RoleReader:

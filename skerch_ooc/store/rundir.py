@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc import files
-from skerch_ooc.cleaned import CLEANED, Cleaned, read_cleaned
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import peak_memory
-from skerch_ooc.spec import Amendment, Identity, Plan, require_sound
+from skerch_ooc.base import files
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import peak_memory
+from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
+from skerch_ooc.planning.spec import FUNCTIONALS
+from skerch_ooc.store.cleaned import CLEANED, Cleaned, read_cleaned
 
 log = logging.getLogger("skerch_ooc")
 
 PLAN = "plan.json"
 AMENDMENTS = "plan.d"
 FINGERPRINT = "fingerprint.json"
-FUNCTIONALS = 16
-"""How many functionals of a product a fingerprint has."""
 
 _FOLDERS = ("shards", "sketch", "results", "logs")
 

@@ -12,11 +12,10 @@ right singular vectors has two.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,166 +23,25 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError
-from skerch_ooc.files import (
-    cannot_write,
-    canonical_json,
-    private_file,
-    publish,
-    require_regular,
-    sync_file,
-)
-from skerch_ooc.partition import Range, cut, tile, tiles_of
-from skerch_ooc.rawfile import RawFile
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.files import cannot_write, canonical_json, private_file, publish, sync_file
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.layout import Layout, read_slice
+from skerch_ooc.store.rawfile import RawFile
+from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, checked_seal, hash_of, opened
 
 try:
     # The same numbers as zlib's, seven times as fast: else they would cost as much as the disk.
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
-
-Array = npt.NDArray[Any]
-
-SEAL_BYTES = 512
-LIBVER = ("v110", "v110")
-"""Files open with HDF5 1.10 and later."""
-
-_MAGIC = "skerch_ooc seal 1"
-_READ_BYTES = 1 << 22
 _VERIFYING_THREADS = 2
 _WRITE_BYTES = 1 << 18
 """At once. For larger writes Linux caches the file in larger runs of pages, just those that virtual
 machines hand back to their host when they are free: to get one again took ten times as long as the
 writing, where that was measured. Smaller ones save nothing."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A run of bulk bytes in a file, which the seal's hash leaves out."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Seal:
-    """The content of the user block.
-
-    Attributes:
-        length: Length of the file in bytes.
-        bulks: The runs of bytes that hold bulk data, in the order of their offsets.
-        sha256: Hash of all bytes outside the seal and outside ``bulks``.
-    """
-
-    length: int
-    bulks: tuple[Extent, ...]
-    sha256: str
-
-    def as_bytes(self) -> bytes:
-        """The seal as it stands at the start of the file."""
-        bulks = " ".join(f"{bulk.offset} {bulk.length}" for bulk in self.bulks) or "0 0"
-        text = f"{_MAGIC}\nlength {self.length}\nbulk {bulks}\nsha256 {self.sha256}\n"
-        return text.encode().ljust(SEAL_BYTES, b"\0")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a matrix lies in the bulk: row tiles of all columns, or tiles of fewer columns each.
-
-    Attributes:
-        name: Name of the dataset.
-        shape: Rows and columns.
-        dtype: float32, float64, complex64 or complex128; stored little-endian.
-        tile: Rows and columns of a tile. With all columns the dataset is contiguous and its last
-            tile may be shorter; with fewer it is chunked, and chunks at the edges are padded.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dtype: str
-    tile: tuple[int, int]
-
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """The type of the stored entries."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    @property
-    def chunked(self) -> bool:
-        """Whether a tile holds only some of the columns."""
-        return self.tile[1] < self.shape[1]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of row tiles and of column tiles."""
-        return -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return self.grid[0] * self.grid[1]
-
-    def rows(self, row: int) -> Range:
-        """The rows of a row tile."""
-        return tile(Range(0, self.shape[0]), self.tile[0], row)
-
-    def columns(self, column: int) -> Range:
-        """The columns of a column tile."""
-        return tile(Range(0, self.shape[1]), self.tile[1], column)
-
-    def stored_shape(self, row: int, column: int) -> tuple[int, int]:
-        """Rows and columns of a tile as it is stored, padding included."""
-        return self.tile if self.chunked else (len(self.rows(row)), len(self.columns(column)))
-
-    @property
-    def tile_bytes(self) -> int:
-        """Bytes of a full tile."""
-        return self.tile[0] * self.tile[1] * self.stored_dtype.itemsize
-
-    @property
-    def length(self) -> int:
-        """Bytes of the bulk."""
-        if self.chunked:
-            return self.tiles * self.tile_bytes
-        return self.shape[0] * self.shape[1] * self.stored_dtype.itemsize
-
-    def number(self, row: int, column: int) -> int:
-        """The position of a tile in the bulk and among the checksums."""
-        return row * self.grid[1] + column
-
-    def as_json(self, crc32: list[str]) -> dict[str, Any]:
-        """What the identity says of the bulk."""
-        return {
-            "dataset": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "tile": list(self.tile),
-            "crc32": crc32,
-        }
-
-    @classmethod
-    def from_json(cls, value: Any, path: Path) -> tuple[Layout, list[str]]:
-        """Reads what :meth:`as_json` made.
-
-        Raises:
-            CorruptError: If it is not that.
-        """
-        try:
-            layout = cls(
-                name=str(value["dataset"]),
-                shape=(int(value["shape"][0]), int(value["shape"][1])),
-                dtype=str(value["dtype"]),
-                tile=(int(value["tile"][0]), int(value["tile"][1])),
-            )
-            crc32 = [str(crc) for crc in value["crc32"]]
-            good = min(layout.shape + layout.tile) >= 1 and len(crc32) == layout.tiles
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise CorruptError(f"{path}: its identity does not describe its data") from error
-        if not good or layout.as_json(crc32) != value:
-            raise CorruptError(f"{path}: its identity does not describe its data")
-        return layout, crc32
 
 
 class BulkWriter:
@@ -365,84 +223,11 @@ class SealedWriter:
         extents = sorted(found, key=lambda extent: extent.offset)
         with open(self.private, "r+b") as raw:
             length = os.fstat(raw.fileno()).st_size
-            digest = _hash(raw.fileno(), length, extents)
+            digest = hash_of(raw.fileno(), length, extents)
             raw.write(Seal(length, tuple(extents), digest).as_bytes())
         verify(self.private)
         sync_file(self.private)
         return publish(self.private, self.final)
-
-
-def _hash(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
-    digest = hashlib.sha256()
-    position = SEAL_BYTES
-    for bulk in (*bulks, Extent(length, 0)):
-        for part in cut(Range(position, bulk.offset), _READ_BYTES):
-            digest.update(os.pread(descriptor, len(part), part.start))
-        position = bulk.offset + bulk.length
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of a plain file; failures to read it name it."""
-    require_regular(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def read_seal(path: Path) -> Seal:
-    """Reads the seal and checks it against all bytes but the bulk.
-
-    Raises:
-        CorruptError: If the file is a link, torn, altered, or no sealed file at all.
-        FileNotFoundError: If there is none.
-    """
-    with _opened(path) as descriptor:
-        return _checked_seal(descriptor, path)
-
-
-def _checked_seal(descriptor: int, path: Path) -> Seal:
-    """Reads the seal and checks it against all bytes but the bulk."""
-    size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, SEAL_BYTES, 0)
-    seal = _parse_seal(head)
-    if seal is None:
-        raise CorruptError(f"{path}: the seal in its first {SEAL_BYTES} bytes is damaged")
-    if seal.length != size:
-        raise CorruptError(f"{path} has {size} bytes, but was published with {seal.length}")
-    found = _hash(descriptor, seal.length, seal.bulks)
-    if found != seal.sha256:
-        raise CorruptError(
-            f"{path} was altered: the SHA-256 of its metadata is {found[:16]}..., "
-            f"it was published with {seal.sha256[:16]}..."
-        )
-    return seal
-
-
-def _parse_seal(head: bytes) -> Seal | None:
-    try:
-        magic, length, bulk, sha256 = head.rstrip(b"\0").decode("ascii").splitlines()
-        numbers = [int(word) for word in bulk.split(" ")[1:]]
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        bulks = tuple(Extent(offset, size) for offset, size in pairs)
-        bulks = () if bulks == (Extent(0, 0),) else bulks
-        seal = Seal(int(length.split(" ")[1]), bulks, sha256.split(" ")[1])
-    except (ValueError, IndexError):
-        return None
-    # Only the one spelling that this module writes will do: then no bit of the seal is free.
-    position = SEAL_BYTES
-    for extent in seal.bulks:
-        if extent.offset < position or extent.length < 0:
-            return None
-        position = extent.offset + extent.length
-    inside = position <= max(seal.length, SEAL_BYTES)
-    return seal if magic == _MAGIC and seal.as_bytes() == head and inside else None
 
 
 @dataclass(frozen=True)
@@ -477,9 +262,9 @@ class SealedFile:
         self.advice = ""
         self._bulks: dict[str, _Bulk] = {}
         self.arrays: dict[str, Array] = {}
-        with _opened(path) as descriptor:
+        with opened(path) as descriptor:
             # What libhdf5 is given is the very file that was verified, whatever its name is by now.
-            seal = _checked_seal(descriptor, path)
+            seal = checked_seal(descriptor, path)
             raw = RawFile(descriptor)
             try:
                 with h5py.File(raw, "r") as file:
@@ -595,34 +380,6 @@ class SealedFile:
         if name not in self._bulks:
             raise CorruptError(f"{self.path} holds no {name}")
         return self._bulks[name]
-
-
-def read_slice(
-    layout: Layout, read_tile: Callable[[int, int], Array], rows: Range, columns: Range
-) -> Array:
-    """Puts together any slice of a matrix from the tiles that it touches.
-
-    Args:
-        layout: Of the matrix.
-        read_tile: Reads a tile by the numbers of its row and column.
-        rows: Of the slice.
-        columns: Of the slice.
-
-    Returns:
-        The slice, ``(len(rows), len(columns))``.
-    """
-    out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
-    for i in tiles_of(rows, layout.tile[0]):
-        tile_rows = layout.rows(i)
-        here = tile_rows.common(rows)
-        for j in tiles_of(columns, layout.tile[1]):
-            tile_columns = layout.columns(j)
-            there = tile_columns.common(columns)
-            target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
-            target[:] = read_tile(i, j)[
-                here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
-            ]
-    return out
 
 
 def verify(path: Path) -> SealedFile:

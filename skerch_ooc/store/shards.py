@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.cleaned import CLEANED
-from skerch_ooc.errors import CorruptError, IncompleteError, OperatorError, quoted
-from skerch_ooc.files import LATE_FILES_SECONDS, digest
-from skerch_ooc.partition import Range, gaps
-from skerch_ooc.parts import Part
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
-from skerch_ooc.sides import gathers
-from skerch_ooc.spec import FORMAT_VERSION, Plan
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError, quoted
+from skerch_ooc.base.files import LATE_FILES_SECONDS, digest
+from skerch_ooc.base.partition import Range, gaps
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.sides import gathers
+from skerch_ooc.store.cleaned import CLEANED
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 _NAME = re.compile(
     r"(?P<role>[a-z][a-z0-9-]{0,39})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"

@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, quoted
-from skerch_ooc.files import digest
-from skerch_ooc.partition import Range
-from skerch_ooc.pieces import TallMatrix, lost_pieces, open_matrix
-from skerch_ooc.readers import RoleReader, SketchReader
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import (
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import digest
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
+from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
+from skerch_ooc.planning.spec import MAX_SIZE, ROLES
+from skerch_ooc.store.pieces import TallMatrix, lost_pieces, open_matrix
+from skerch_ooc.store.readers import RoleReader, SketchReader
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import (
     Rectangle,
     Strip,
     by_role,
@@ -36,16 +39,6 @@ from skerch_ooc.shards import (
     strip_of,
     wait_for_columns,
 )
-from skerch_ooc.sides import (
-    Side,
-    first_round,
-    height_of_role,
-    is_adjoint,
-    later_round,
-)
-from skerch_ooc.spec import FORMAT_VERSION, MAX_SIZE, ROLES, Cut, Plan
-
-Array = npt.NDArray[Any]
 
 BASIS_FILE = "basis.h5"
 BASIS_MATRIX = "basis"

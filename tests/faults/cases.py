@@ -13,10 +13,10 @@ from typing import Any
 from conftest import FACTORIES, write_spec
 from contents import run_contents, sha
 
-from skerch_ooc.rounds import known_rounds
-from skerch_ooc.rundir import is_planned, open_run
-from skerch_ooc.shards import list_shards
-from skerch_ooc.stages.requests import test_vectors, whole_of
+from skerch_ooc.stages.measure.requests import test_vectors, whole_of
+from skerch_ooc.store.rundir import is_planned, open_run
+from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.sketch import known_rounds
 
 Command = tuple[object, ...]
 

@@ -24,10 +24,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc.cli import run_command_line
+from skerch_ooc.cli.running import run_command_line
 
 DESIGNED = frozenset({0, 2, 3, 4, 5})
-"""Exit codes of everything but failures of the system; see :mod:`skerch_ooc.errors`."""
+"""Exit codes of everything but failures of the system; see :mod:`skerch_ooc.base.errors`."""
 
 SECONDS = 60.0
 """Longer than any of these commands takes, by far, on a busy machine."""

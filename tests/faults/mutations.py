@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from skerch_ooc.sealed import LIBVER, SEAL_BYTES, Extent, Seal, _hash
+from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, hash_of
 
 Mutation = Callable[[Path, random.Random, "Others"], None]
 
@@ -139,7 +139,7 @@ def reseal(path: Path) -> None:
         numbers = [int(word) for word in head[2].split(" ")[1:]]
         bulks = [Extent(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
         bulks = [bulk for bulk in bulks if bulk.length]
-        seal = Seal(length, tuple(bulks), _hash(file.fileno(), length, bulks))
+        seal = Seal(length, tuple(bulks), hash_of(file.fileno(), length, bulks))
         file.seek(0)
         file.write(seal.as_bytes())
 

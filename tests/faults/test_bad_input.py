@@ -30,8 +30,8 @@ from faults.hostile import (
     snapshot,
     spelt,
 )
-from skerch_ooc.errors import OocError
-from skerch_ooc.spec import Amendment, Identity
+from skerch_ooc.base.errors import OocError
+from skerch_ooc.planning.plan import Amendment, Identity
 
 GIB = 1024**3
 
@@ -48,7 +48,7 @@ def _one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
         # There are no network folders here whose late files are worth waiting for.
-        for module in ("shards", "submission", "files"):
+        for module in ("store.shards", "pipeline.submission", "base.files"):
             patch.setattr(f"skerch_ooc.{module}.LATE_FILES_SECONDS", ())
         yield
 
@@ -85,7 +85,7 @@ def templates(tmp_path_factory):
 
 
 def _options():
-    from skerch_ooc.slurm.options import JobOptions
+    from skerch_ooc.executors.slurm.options import JobOptions
 
     return JobOptions().as_json()
 
@@ -812,7 +812,7 @@ WORDS = (
 
 
 def _options_of(verb):
-    from skerch_ooc.cli import cli
+    from skerch_ooc.cli.running import cli
 
     return [
         name
@@ -826,7 +826,7 @@ def _options_of(verb):
 @st.composite
 def lines(draw):
     """A verb, mostly in its usual form, with random words in it."""
-    from skerch_ooc.cli import cli
+    from skerch_ooc.cli.running import cli
 
     verb = draw(st.sampled_from(sorted(cli.commands)))
     usual = {

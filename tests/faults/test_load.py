@@ -17,8 +17,8 @@ from conftest import write_spec
 from peaks import run_with_peak
 
 import skerch_ooc as ooc
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import list_shards
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import list_shards
 
 FEW_FILES = {"RLIMIT_NOFILE": 64}
 MIB = 1 << 20

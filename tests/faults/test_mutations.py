@@ -11,7 +11,7 @@ import pytest
 from faults.attacks import seeded
 from faults.cases import CASES, state_of
 from faults.mutations import ANY, RESEALED, Others
-from skerch_ooc.errors import CorruptError
+from skerch_ooc.base.errors import CorruptError
 
 RUNS = (
     "eigh nystrom", "svd oversampled", "svd hmt", "eigh implicit", "eigh ssrft complex",

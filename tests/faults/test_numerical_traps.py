@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import skerch_ooc as ooc
-from skerch_ooc.linalg import spectral_norm
+from skerch_ooc.algebra.linalg import spectral_norm
+from skerch_ooc.base.resources import resident_memory
 from skerch_ooc.operators.adapters import tolerance
-from skerch_ooc.resources import resident_memory
-from skerch_ooc.stages.assess import factor_for
+from skerch_ooc.results.assess import factor_for
 
 SINGLE = ("float32", "complex64")
 DTYPES = ("float32", "float64", "complex64", "complex128")

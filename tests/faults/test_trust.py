@@ -22,7 +22,7 @@ from conftest import write_spec
 
 import skerch_ooc
 from faults.hostile import command, designed, sealed, snapshot, spelt
-from skerch_ooc.cli import cli
+from skerch_ooc.cli.running import cli
 
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 
@@ -49,7 +49,8 @@ update, task."""
 _WATCHED = """
 import os, sys
 
-import skerch_ooc.cli, skerch_ooc.pipeline, skerch_ooc.results, skerch_ooc.tables
+import skerch_ooc.cli.running, skerch_ooc.pipeline.steps, skerch_ooc.results.lowrank
+import skerch_ooc.cli.tables
 
 libraries = {libraries!r}
 seen = []
@@ -73,7 +74,7 @@ folder, *words = sys.argv[1:]
 os.chdir(folder)
 sys.path[:] = [folder, *sys.path]
 sys.addaudithook(note)
-code = skerch_ooc.cli.run_command_line(words)
+code = skerch_ooc.cli.running.run_command_line(words)
 found = [one for one in seen if "dlopen" not in one[0] or "evil" in one[1]]
 print("SEEN", found, file=sys.stderr)
 sys.stderr.flush()
@@ -317,7 +318,7 @@ def test_queue_is_asked_for_numbers_of_jobs_only(tmp_path, finished, monkeypatch
     shutil.copytree(finished, tmp_path / "run")
     slurm = tmp_path / "run/logs/slurm/0001"
     slurm.mkdir(parents=True)
-    from skerch_ooc.slurm.options import JobOptions
+    from skerch_ooc.executors.slurm.options import JobOptions
 
     record = {"token": "x", "left": "", "unchanged": 0, "options": JobOptions().as_json()}
     (slurm / "submission.json").write_text(json.dumps(record))
@@ -340,7 +341,7 @@ def test_queue_is_asked_for_numbers_of_jobs_only(tmp_path, finished, monkeypatch
 def test_what_dask_carries_are_names_and_numbers(finished):
     from distributed.protocol import pickle as of_distributed
 
-    from skerch_ooc.stages.measure import MeasureTask
+    from skerch_ooc.stages.measure.task import MeasureTask
 
     task = MeasureTask(str(finished), 1, None, 0, (("right", 0, 8),), "cpu", 1, 0)
     carried = of_distributed.dumps(task)

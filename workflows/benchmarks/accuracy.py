@@ -36,11 +36,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.linalg import triangular_factor
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
-from skerch_ooc.recovery import METHODS, Problem, decompose
-from skerch_ooc.recovery.sizes import default_left
+from skerch_ooc.algebra.linalg import triangular_factor
+from skerch_ooc.algebra.methods import METHODS, Problem, decompose
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.sizes import default_left
 
 try:
     import skerch.recovery as peer

@@ -20,8 +20,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import skerch_ooc as ooc
-from skerch_ooc.resources import resident_memory
-from skerch_ooc.stages.missing import MeasureTask
+from skerch_ooc.base.resources import resident_memory
+from skerch_ooc.stages.measure.missing import MeasureTask
 from workflows.benchmarks import common
 
 TASKS = 16

@@ -39,7 +39,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import skerch_ooc as ooc
-from skerch_ooc import scaling
+from skerch_ooc.planning import scaling
 from workflows.benchmarks import common
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +199,7 @@ def import_all(_: int) -> Callable[[], int]:
     """A task that imports what a measuring worker does."""
     import torch  # noqa: F401
 
-    from skerch_ooc.stages import measure  # noqa: F401
+    from skerch_ooc.stages.measure import task  # noqa: F401
 
     return _one
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from skerch.measurements import RademacherNoiseLinOp
 
-from skerch_ooc.noise import draw
-from skerch_ooc.partition import Range
+from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.partition import Range
 
 KINDS = [
     ("rademacher", "int8"),

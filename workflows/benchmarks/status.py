@@ -24,9 +24,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 import skerch_ooc as ooc
-from skerch_ooc.partition import Range
-from skerch_ooc.rounds import Round
-from skerch_ooc.shards import Rectangle, publish_shard
+from skerch_ooc.base.partition import Range
+from skerch_ooc.store.shards import Rectangle, publish_shard
+from skerch_ooc.store.sketch import Round
 from workflows.benchmarks import common
 
 GOAL_SECONDS = 1.0

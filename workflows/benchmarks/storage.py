@@ -41,8 +41,8 @@ def random_block(rows: int, columns: int) -> Any:
 def write_shards(run_dir: str, target: str, columns: int, block: int) -> dict[str, Any]:
     """Writes all columns as shards."""
     from skerch_ooc import open_run
-    from skerch_ooc.partition import Range
-    from skerch_ooc.shards import Rectangle, publish_shard
+    from skerch_ooc.base.partition import Range
+    from skerch_ooc.store.shards import Rectangle, publish_shard
 
     plan = open_run(run_dir).plan
     rows = plan.identity.shape[0]
@@ -102,12 +102,12 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
     import numpy as np
 
     from skerch_ooc import open_run
-    from skerch_ooc.partition import Range, aligned_runs
-    from skerch_ooc.rounds import Round
-    from skerch_ooc.sealed import sealed_writer
-    from skerch_ooc.shards import Rectangle, shard_layout
-    from skerch_ooc.stages.merge import run_exponent
-    from skerch_ooc.streams import Pool, ordered_map
+    from skerch_ooc.base.partition import Range, aligned_runs
+    from skerch_ooc.base.streams import Pool, ordered_map
+    from skerch_ooc.planning.memory import run_exponent
+    from skerch_ooc.store.sealed import sealed_writer
+    from skerch_ooc.store.shards import Rectangle, shard_layout
+    from skerch_ooc.store.sketch import Round
 
     watch = common.Stopwatch()
     run = open_run(run_dir)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from skerch_ooc.recovery import hmt, nystrom, oversampled, singlepass
-from skerch_ooc.recovery.decompose import decompose
-from skerch_ooc.recovery.problem import Core, Problem, Solution
+from skerch_ooc.algebra.methods import hmt, nystrom, oversampled, singlepass
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
 
 METHODS: Mapping[str, Callable[[Problem], Core]] = {
     "nystrom": nystrom.solve,

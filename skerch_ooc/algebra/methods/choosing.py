@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, count_above, svd
-from skerch_ooc.recovery.problem import Problem
+from skerch_ooc.algebra.linalg import count_above, svd
+from skerch_ooc.algebra.methods.problem import Problem
+from skerch_ooc.base.arrays import Array
 
 NOISE_FLOOR = 0.5
 """Relative values below this many epsilons, the unit roundoff, are noise of the products.

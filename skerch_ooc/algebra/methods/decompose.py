@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.linalg import (
-    Array,
+from skerch_ooc.algebra.linalg import (
     count_above,
     eigh_by_magnitude,
     hermitian_part,
@@ -23,8 +22,9 @@ from skerch_ooc.linalg import (
     triangular_factor,
     triangular_inverse,
 )
-from skerch_ooc.recovery.choosing import ALGEBRA_FLOOR, floor_of
-from skerch_ooc.recovery.problem import Core, Problem, Solution
+from skerch_ooc.algebra.methods.choosing import ALGEBRA_FLOOR, floor_of
+from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
+from skerch_ooc.base.arrays import Array
 
 
 @dataclass(frozen=True)

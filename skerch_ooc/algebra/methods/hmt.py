@@ -13,10 +13,11 @@ import math
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, hermitian_part, svd
-from skerch_ooc.recovery.choosing import floor_of
-from skerch_ooc.recovery.decompose import root_of
-from skerch_ooc.recovery.problem import Core, Problem
+from skerch_ooc.algebra.linalg import hermitian_part, svd
+from skerch_ooc.algebra.methods.choosing import floor_of
+from skerch_ooc.algebra.methods.decompose import root_of
+from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.base.arrays import Array
 
 
 def solve(problem: Problem) -> Core:

@@ -20,14 +20,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skerch_ooc.linalg import (
-    Array,
+from skerch_ooc.algebra.linalg import (
     count_above,
     eigh_by_magnitude,
     hermitian_part,
     triangular_inverse,
 )
-from skerch_ooc.recovery.choosing import (
+from skerch_ooc.algebra.methods.choosing import (
     HeldOut,
     RangeBasis,
     candidates,
@@ -36,7 +35,8 @@ from skerch_ooc.recovery.choosing import (
     range_basis,
     root_mean,
 )
-from skerch_ooc.recovery.problem import Core, Problem
+from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.base.arrays import Array
 
 _NOTHING_CUT = 1e-10
 

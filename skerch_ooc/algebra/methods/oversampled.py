@@ -16,9 +16,10 @@ import math
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, hermitian_part, triangular_inverse
-from skerch_ooc.recovery.choosing import RangeBasis, floor_of, range_basis
-from skerch_ooc.recovery.problem import Core, Problem
+from skerch_ooc.algebra.linalg import hermitian_part, triangular_inverse
+from skerch_ooc.algebra.methods.choosing import RangeBasis, floor_of, range_basis
+from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.base.arrays import Array
 
 _NOTHING_LEFT = 1e-10
 _COLUMNS_AT_ONCE = 256

@@ -8,12 +8,11 @@ needs, norms and inner products of ``Y X`` and ``T`` are those of ``y X`` and ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import itertools
 
 import numpy as np
 
-from skerch_ooc.linalg import Array, eigh, hermitian_part
-from skerch_ooc.recovery.choosing import (
+from skerch_ooc.algebra.linalg import eigh, hermitian_part
+from skerch_ooc.algebra.methods.choosing import (
     HeldOut,
     RangeBasis,
     candidates,
@@ -25,8 +25,9 @@ from skerch_ooc.recovery.choosing import (
     floor_of,
     range_basis,
 )
-from skerch_ooc.recovery.nystrom import GeneralCores
-from skerch_ooc.recovery.problem import Core, Problem
+from skerch_ooc.algebra.methods.nystrom import GeneralCores
+from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.base.arrays import Array
 
 STRIDE = 4
 """How far beside Nystrom's size others are tried at first, on the grid of all candidates."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from skerch_ooc.rundir import Run
-from skerch_ooc.slurm.elements import pack
-from skerch_ooc.slurm.records import Submission
-from skerch_ooc.slurm.scripts import Job, array_job, check_job, dask_job
-from skerch_ooc.workload import Left
+from skerch_ooc.executors.slurm.elements import pack
+from skerch_ooc.executors.slurm.records import Submission
+from skerch_ooc.executors.slurm.scripts import Job, array_job, check_job, dask_job
+from skerch_ooc.planning.stage_names import Left
 
 _MOST_WORKERS = 8
 """Workers of one job, if nobody says how many."""
@@ -79,10 +79,10 @@ def elements_for(left: Left, walltime: float | None, task_seconds: float | None)
     return min(tasks, max(1, math.ceil(tasks * task_seconds / seconds)))
 
 
-def task_seconds_of(run: Run) -> float | None:
+def task_seconds_of(planned: Iterable[Mapping[str, Any]]) -> float | None:
     """What a task that measures takes, by the probe of the plan; ``None`` without one."""
     try:
-        *_, last = run.log("plan")
+        *_, last = planned
         costs = last["estimate"]
         seconds, tasks = float(costs["seconds"]), int(costs["tasks"])
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.base.errors import UsageError
 
 SUBMIT_SECONDS = 300.0
 """A busy controller lets sbatch wait for minutes."""

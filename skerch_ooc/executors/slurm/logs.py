@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from skerch_ooc.errors import CorruptError
-from skerch_ooc.files import require_regular
+from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.files import require_regular
 
 BEGINNING = "begins on"
 """How the first line of a script's log begins; what follows is the host."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.resources import parse_bytes
-from skerch_ooc.workload import STAGES
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.resources import parse_bytes
+from skerch_ooc.planning.stage_names import STAGES
 
 DASK = "dask"
 """The executor, and the one job, of all stages on Dask workers."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import CorruptError, UsageError
-from skerch_ooc.files import append_line, read_json, read_json_lines, write_json
-from skerch_ooc.rundir import Run
-from skerch_ooc.slurm.options import JobOptions
+from skerch_ooc.base.errors import CorruptError, UsageError
+from skerch_ooc.base.files import append_line, read_json, read_json_lines, write_json
+from skerch_ooc.executors.slurm.options import JobOptions
 
 FOLDER = "slurm"
 _RECORD = "submission.json"
@@ -104,10 +103,10 @@ class Submission:
         )
 
 
-def submissions(run: Run) -> list[Submission]:
+def submissions(logs: Path) -> list[Submission]:
     """All submissions of a run, in order; those whose record is gone or damaged are left out."""
     found = []
-    for folder in sorted((run.logs / FOLDER).glob("[0-9]" * 4 + "*")):
+    for folder in sorted((logs / FOLDER).glob("[0-9]" * 4 + "*")):
         # Of any damage; it is no part of the state.
         with contextlib.suppress(OSError, CorruptError, UsageError, LookupError, TypeError,
                                  ValueError, AttributeError, ArithmeticError):  # fmt: skip
@@ -125,12 +124,12 @@ def _read(folder: Path, values: Mapping[str, Any]) -> Submission:
     )
 
 
-def draft(run: Run, options: JobOptions, left: str, unchanged: int) -> Submission:
+def draft(logs: Path, options: JobOptions, left: str, unchanged: int) -> Submission:
     """The next submission of a run, of which nothing is written yet."""
-    numbers = [int(path.name) for path in (run.logs / FOLDER).glob("[0-9]" * 4 + "*")
+    numbers = [int(path.name) for path in (logs / FOLDER).glob("[0-9]" * 4 + "*")
                if path.name.isascii() and path.name.isdigit()]  # fmt: skip
     # Not resolved: other nodes may see it under the path that was given only.
-    folder = run.logs.absolute() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
+    folder = logs.absolute() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skerch_ooc.slurm.elements import Elements
-from skerch_ooc.slurm.logs import BEGINNING, ending
-from skerch_ooc.slurm.options import DASK, WARNING_SECONDS
-from skerch_ooc.slurm.records import Submission
-from skerch_ooc.workload import Stage
+from skerch_ooc.executors.slurm.elements import Elements
+from skerch_ooc.executors.slurm.logs import BEGINNING, ending
+from skerch_ooc.executors.slurm.options import DASK, WARNING_SECONDS
+from skerch_ooc.executors.slurm.records import Submission
+from skerch_ooc.planning.stage_names import Stage
 
 CHECK = "check"
 """What the last job of a submission is called."""

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import IncompleteError
-from skerch_ooc.progress import STOPPED_IN_GOOD_ORDER
-from skerch_ooc.slurm.commands import Queued
-from skerch_ooc.slurm.logs import Log, read_log
-from skerch_ooc.slurm.records import Submission, SubmittedJob
+from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
+from skerch_ooc.executors.slurm.commands import Queued
+from skerch_ooc.executors.slurm.logs import Log, read_log
+from skerch_ooc.executors.slurm.records import Submission, SubmittedJob
 
 DONE = "done"
 FAILED = "failed"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from skerch_ooc import files
-from skerch_ooc.errors import IncompleteError, quoted
-from skerch_ooc.reporting.facts import gather
-from skerch_ooc.reporting.page import figures, page
-from skerch_ooc.rundir import Run
-from skerch_ooc.stages.recover import FIGURES, REPORT, result_path
+from skerch_ooc.base import files
+from skerch_ooc.base.errors import IncompleteError, quoted
+from skerch_ooc.results.report.facts import gather
+from skerch_ooc.results.report.page import figures, page
+from skerch_ooc.store.result_files import FIGURES, REPORT, result_path
+from skerch_ooc.store.rundir import Run
 
 
 def report(run: Run, name: str = "default", *, output: str | Path | None = None) -> Path:

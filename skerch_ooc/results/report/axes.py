@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.markup import Markup, element, joined
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.markup import Markup, element, joined
 
 WIDTH = 440.0
 """Of all figures: on a telephone about as many points, so that their text can be read there."""

@@ -10,20 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.files import digest, read_json
-from skerch_ooc.reporting.leading import Leading, read_leading
-from skerch_ooc.reporting.logs import Logged, read_logs
-from skerch_ooc.reporting.spectrum import Values
-from skerch_ooc.results import LazyMatrix, Svd, open_result
-from skerch_ooc.rounds import count_products, noted_digest
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import list_shards
-from skerch_ooc.spec import RecoverySpec
-from skerch_ooc.stages.assess import Assessment, assess_result
-from skerch_ooc.stages.columns import rounds_for
-from skerch_ooc.stages.recover import (
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.files import digest, read_json
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.results.assess import Assessment, assess_result
+from skerch_ooc.results.lowrank import LazyMatrix, Svd, open_result
+from skerch_ooc.results.report.leading import Leading, read_leading
+from skerch_ooc.results.report.logs import Logged, read_logs
+from skerch_ooc.results.report.spectrum import Values
+from skerch_ooc.stages.recover.recipes import rounds_for
+from skerch_ooc.store.result_files import (
     ASSESSMENT,
     VALUES,
     command_of,
@@ -31,6 +27,10 @@ from skerch_ooc.stages.recover import (
     opened_result,
     result_path,
 )
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.sketch import count_products, noted_digest
 
 _AS_WRITTEN = 1e-9
 

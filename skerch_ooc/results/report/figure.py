@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skerch_ooc.reporting.axes import WIDTH
-from skerch_ooc.reporting.markup import Markup, coordinate, element, joined
-from skerch_ooc.reporting.style import standalone_style
+from skerch_ooc.results.report.axes import WIDTH
+from skerch_ooc.results.report.markup import Markup, coordinate, element, joined
+from skerch_ooc.results.report.style import standalone_style
 
 LEFT, RIGHT, TOP = 62.0, WIDTH - 16, 34.0
 """Where the axes of most figures are."""
@@ -25,7 +25,7 @@ class Figure:
         title: What it shows.
         caption: How to read it.
         description: What is seen in it, for who cannot see it.
-        drawing: SVG, in units of :data:`~skerch_ooc.reporting.axes.WIDTH` for the whole width.
+        drawing: SVG, in units of :data:`~skerch_ooc.results.report.axes.WIDTH` for the whole width.
         height: In the same units.
     """
 

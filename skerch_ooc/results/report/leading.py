@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.axes import Axis, across
-from skerch_ooc.reporting.figure import LEFT, RIGHT, Figure, path
-from skerch_ooc.reporting.markup import Markup, element, joined
-from skerch_ooc.results import LazyMatrix
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.results.lowrank import LazyMatrix
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.axes import Axis, across
+from skerch_ooc.results.report.figure import LEFT, RIGHT, Figure, path
+from skerch_ooc.results.report.markup import Markup, element, joined
 
 SHOWN = 6
 _TILE_ROWS = 4096

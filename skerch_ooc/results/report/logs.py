@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from skerch_ooc.rundir import Run
+from skerch_ooc.store.rundir import Run
 
 MOST_KEPT = 20_000
 """Pieces of work that are kept; of those that follow only the sums."""
@@ -90,7 +90,7 @@ class Logged:
     devices: set[str] = field(default_factory=set)
 
     def note_versions(self, record: Mapping[str, Any]) -> None:
-        """Takes the versions out of what :func:`skerch_ooc.provenance.provenance` made."""
+        """Takes the versions out of what :func:`skerch_ooc.base.provenance.provenance` made."""
         versions = record.get("versions")
         for name, version in versions.items() if isinstance(versions, Mapping) else ():
             known, text = _text(name), _text(version)

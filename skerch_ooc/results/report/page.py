@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from skerch_ooc.reporting import numbers, tables, words
-from skerch_ooc.reporting.facts import Facts
-from skerch_ooc.reporting.figure import Figure
-from skerch_ooc.reporting.leading import figure_of
-from skerch_ooc.reporting.markup import NOTHING, Markup, element, joined, plain
-from skerch_ooc.reporting.quality import error, scree
-from skerch_ooc.reporting.spectrum import density, linear_spectrum, logarithmic_spectrum
-from skerch_ooc.reporting.style import page_style
-from skerch_ooc.reporting.timeline import timeline
+from skerch_ooc.results.report import numbers, tables, words
+from skerch_ooc.results.report.facts import Facts
+from skerch_ooc.results.report.figure import Figure
+from skerch_ooc.results.report.leading import figure_of
+from skerch_ooc.results.report.markup import NOTHING, Markup, element, joined, plain
+from skerch_ooc.results.report.quality import error, scree
+from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
+from skerch_ooc.results.report.style import page_style
+from skerch_ooc.results.report.timeline import timeline
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

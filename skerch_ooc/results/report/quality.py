@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.axes import Axis, across, linear, logarithmic, up
-from skerch_ooc.reporting.figure import (
+from skerch_ooc.results.assess import FACTORS, Assessment, factor_for
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.axes import Axis, across, linear, logarithmic, up
+from skerch_ooc.results.report.figure import (
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -17,9 +18,8 @@ from skerch_ooc.reporting.figure import (
     nothing_to_draw,
     path,
 )
-from skerch_ooc.reporting.markup import NOTHING, Markup, element, joined
-from skerch_ooc.stages.assess import FACTORS, Assessment, factor_for
-from skerch_ooc.tables import bound_text
+from skerch_ooc.results.report.markup import NOTHING, Markup, element, joined
+from skerch_ooc.results.words import bound_text
 
 _CURVE_POINTS = 80
 _SURE = 0.995

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.axes import (
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.axes import (
     MOST_DECADES,
     Axis,
     across,
@@ -19,7 +18,7 @@ from skerch_ooc.reporting.axes import (
     up,
     whole_numbers,
 )
-from skerch_ooc.reporting.figure import (
+from skerch_ooc.results.report.figure import (
     BOTTOM,
     LEFT,
     RIGHT,
@@ -29,9 +28,7 @@ from skerch_ooc.reporting.figure import (
     nothing_to_draw,
     thinned,
 )
-from skerch_ooc.reporting.markup import NOTHING, Markup, coordinate, element, joined
-
-Array = npt.NDArray[Any]
+from skerch_ooc.results.report.markup import NOTHING, Markup, coordinate, element, joined
 
 _MOST_POINTS = 600
 _MOST_STEMS = 80

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
-from skerch_ooc.operators.loading import described
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.facts import Facts
-from skerch_ooc.reporting.markup import Markup, element, joined, plain
-from skerch_ooc.resources import format_bytes
-from skerch_ooc.stages.assess import FACTORS
-from skerch_ooc.tables import (
+from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.plan import described
+from skerch_ooc.results.assess import FACTORS
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.facts import Facts
+from skerch_ooc.results.report.markup import Markup, element, joined, plain
+from skerch_ooc.results.words import (
     core_text,
     error_test_line,
     format_seconds,
@@ -96,7 +96,7 @@ def _operator(facts: Facts) -> Iterator[tuple[str, object]]:
     identity = plan.identity
     height, width = identity.shape
     if plan.summands > 1:
-        yield "operator", plain(described(facts.run), _LONGEST_FACT)
+        yield "operator", plain(described(facts.run.plan), _LONGEST_FACT)
     else:
         yield "operator", plain(identity.factory or "a Python object", _LONGEST_FACT)
         if identity.args:

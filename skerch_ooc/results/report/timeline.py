@@ -6,12 +6,12 @@ import bisect
 import itertools
 from dataclasses import dataclass
 
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.axes import WIDTH, Axis, across
-from skerch_ooc.reporting.figure import RIGHT, Figure
-from skerch_ooc.reporting.logs import Logged, Work, merged_spans
-from skerch_ooc.reporting.markup import Markup, element, joined, plain
-from skerch_ooc.tables import format_seconds
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.axes import WIDTH, Axis, across
+from skerch_ooc.results.report.figure import RIGHT, Figure
+from skerch_ooc.results.report.logs import Logged, Work, merged_spans
+from skerch_ooc.results.report.markup import Markup, element, joined, plain
+from skerch_ooc.results.words import format_seconds
 
 MOST_WORKERS = 16
 _MOST_PIECES = 1200

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from skerch_ooc.advice import Found, advise
-from skerch_ooc.reporting import numbers
-from skerch_ooc.reporting.facts import Facts
-from skerch_ooc.reporting.markup import Markup, element, joined
-from skerch_ooc.reporting.spectrum import Values
-from skerch_ooc.stages.assess import CONFIDENCE, count_within
-from skerch_ooc.tables import bound_text, leave_one_out_remark
+from skerch_ooc.results.advice import Found, advise
+from skerch_ooc.results.assess import CONFIDENCE, count_within
+from skerch_ooc.results.report import numbers
+from skerch_ooc.results.report.facts import Facts
+from skerch_ooc.results.report.markup import Markup, element, joined
+from skerch_ooc.results.report.spectrum import Values
+from skerch_ooc.results.words import bound_text, leave_one_out_remark
 
 
 def found(facts: Facts) -> list[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from skerch_ooc.partition import Range, tile, tiles_of
-from skerch_ooc.parts import Part
-from skerch_ooc.rounds import Round
-from skerch_ooc.spec import Cut
+from skerch_ooc.base.partition import Range, tile, tiles_of
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import Cut
+from skerch_ooc.store.sketch import Round
 
 Blocks = tuple[tuple[str, int, int], ...]
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from skerch_ooc.errors import OperatorError
+from skerch_ooc.base.errors import CorruptError, OperatorError
+from skerch_ooc.base.files import read_json
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.operators.adapters import Product, product_of
-from skerch_ooc.operators.loading import build_for_run
+from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
-from skerch_ooc.parts import Part
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import operator_threads
-from skerch_ooc.rundir import Run
+from skerch_ooc.planning.parts import Part, Source
+from skerch_ooc.planning.plan import source_of
+from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.sketch import Round
+
+log = logging.getLogger("skerch_ooc")
 
 
 class Operands:
@@ -104,3 +113,89 @@ class Operands:
                 run.publish_fingerprint(fingerprint_of(sampled, seed), part.number)
             else:
                 check_fingerprint(sampled, seed, stored)
+
+
+PLACES = "places.json"
+
+
+def build_for_run(run: Run, device: str | None = None, part: Part | None = None) -> Any:
+    """Builds the operator of a planned run, wherever run and factory have been moved to.
+
+    The factory's file is looked for where the plan's relative path leads, where it was when the
+    run was planned, and in the current folder; a file whose hash is the plan's is taken first.
+
+    Args:
+        run: The run.
+        device: Instead of the plan's.
+        part: A part of the summand that is meant; the first by default.
+
+    Raises:
+        OperatorError: If the operator has no factory, or it cannot be found or built.
+    """
+    source = source_of(run.plan, part or Part())
+    if source.factory is None:
+        raise OperatorError(
+            f"the operator of {run.directory} was handed over as a Python object; go on with the "
+            "same call in Python, with run_dir at this directory"
+        )
+    return build(source.factory, source.args, device or run.plan.device, find_folder(run, source))
+
+
+def find_folder(run: Run, source: Source) -> Path:
+    """The folder of a factory; see :func:`build_for_run`.
+
+    Raises:
+        OperatorError: If no candidate holds the factory's file.
+    """
+    assert source.factory is not None
+    candidates = [(run.directory / source.folder).resolve()]
+    try:
+        noted = read_json(run.logs / PLACES)["folder"]
+        if "\0" not in noted:
+            candidates.append(Path(noted))
+    except (OSError, CorruptError, KeyError, TypeError):
+        log.debug("%s has no note of where the factory was", run.directory)
+    candidates.append(Path.cwd())
+    if source.sha256 is None:
+        return next((folder for folder in candidates if folder.is_dir()), Path.cwd())
+    present = []
+    for folder in dict.fromkeys(candidates):
+        path = factory_file(source.factory, folder)
+        if path is not None and path.is_file() and os.access(path, os.R_OK):
+            if factory_sha256(source.factory, folder) == source.sha256:
+                return folder
+            present.append(folder)
+    if not present:
+        raise OperatorError(
+            f"the factory {source.factory!r} is in none of: {', '.join(map(str, candidates))}; "
+            "run the command from its folder, or put it back"
+        )
+    log.warning(
+        "%s has changed since the run was planned; its products are still checked against the "
+        "fingerprint",
+        factory_file(source.factory, present[0]),
+    )
+    return present[0]
+
+
+@lru_cache(maxsize=1)
+def operands_of_process(
+    directory: str, run_id: str, amendments: int, device: str, threads: int
+) -> Operands:
+    """The operator of this process: built once, compared with the fingerprint once."""
+    run = open_run(directory)
+    assert run.plan.run_id == run_id
+    assert len(run.plan.amendments) >= amendments
+    return Operands(run, device, threads)
+
+
+def operands_of(run: Run, device: str, threads: int, operator: Any) -> Operands:
+    """The operator of this process; one that is at hand is that of which something is missing."""
+    missing = Round(run).missing_strips()
+    lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
+    return Operands(run, device, threads, operator=operator, summand=min(lacking, default=0))
+
+
+def forget_operator() -> None:
+    """Lets go of the operator of this process, whose memory is for the stages that follow."""
+    operands_of_process.cache_clear()

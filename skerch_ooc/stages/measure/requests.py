@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.noise import SPARSE, WHOLE_COLUMNS, draw, draw_entries
+from skerch_ooc.algebra.noise import draw, draw_entries
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.distributions import SPARSE, WHOLE_COLUMNS
+from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.parts import Part
-from skerch_ooc.rounds import Round
-from skerch_ooc.shards import Rectangle
-from skerch_ooc.sides import height_of_noise, test_matrix_of
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.testmatrices import COLUMNS_AT_ONCE
-
-Array = npt.NDArray[Any]
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import height_of_noise, test_matrix_of
+from skerch_ooc.stages.merge.testmatrices import COLUMNS_AT_ONCE
+from skerch_ooc.store.shards import Rectangle
+from skerch_ooc.store.sketch import Round
 
 
 def request_for(round_: Round, rectangle: Rectangle) -> Request:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import converted
-from skerch_ooc.budget import Budget
-from skerch_ooc.errors import UsageError
-from skerch_ooc.executors import Executor
-from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.loading import source_of
-from skerch_ooc.partition import Range
-from skerch_ooc.parts import Part
-from skerch_ooc.progress import Progress
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import (
+from skerch_ooc.base.arrays import Array, converted
+from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import (
+    SPARE_BYTES,
     Resources,
     ask_for,
     format_bytes,
@@ -29,22 +25,24 @@ from skerch_ooc.resources import (
     peak_memory,
     resident_memory,
 )
-from skerch_ooc.rounds import Basis, Round, known_rounds
-from skerch_ooc.rundir import Run, open_run
-from skerch_ooc.sealed import SealedFile
-from skerch_ooc.shards import Rectangle, publish_shard, strip_of
-from skerch_ooc.stages.missing import MeasureTask, MissingTasks, missing_tasks
-from skerch_ooc.stages.operands import Operands
-from skerch_ooc.stages.requests import (
+from skerch_ooc.executors import Executor
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.planning.memory import block_bytes, rows_bytes
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import source_of
+from skerch_ooc.stages.measure.missing import MeasureTask, MissingTasks, missing_tasks
+from skerch_ooc.stages.measure.operands import Operands, operands_of, operands_of_process
+from skerch_ooc.stages.measure.requests import (
     inner_product,
     is_adjoint_role,
     request_for,
     rows_given,
     test_vectors,
 )
-from skerch_ooc.streams import SPARE_BYTES
-
-Array = npt.NDArray[Any]
+from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import Rectangle, publish_shard, strip_of
+from skerch_ooc.store.sketch import Basis, Round, known_rounds
 
 
 def current_round(run: Run) -> Round:
@@ -60,29 +58,6 @@ def current_round(run: Run) -> Round:
 def is_complete(run: Run) -> bool:
     """Whether all columns that are known by now are measured."""
     return not any(current_round(run).missing().values())
-
-
-@lru_cache(maxsize=1)
-def _operands_of_process(
-    directory: str, run_id: str, amendments: int, device: str, threads: int
-) -> Operands:
-    """The operator of this process: built once, compared with the fingerprint once."""
-    run = open_run(directory)
-    assert run.plan.run_id == run_id
-    assert len(run.plan.amendments) >= amendments
-    return Operands(run, device, threads)
-
-
-def operands_of(run: Run, device: str, threads: int, operator: Any) -> Operands:
-    """The operator of this process; one that is at hand is that of which something is missing."""
-    missing = Round(run).missing_strips()
-    lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
-    return Operands(run, device, threads, operator=operator, summand=min(lacking, default=0))
-
-
-def forget_operator() -> None:
-    """Lets go of the operator of this process, whose memory is for the stages that follow."""
-    _operands_of_process.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +86,7 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     round_ = _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis)
     if (known := _published_before(round_, task)) is not None:
         return lambda: known
-    operands = _operands_of_process(task.run, plan.run_id, amendments, task.device, task.threads)
+    operands = operands_of_process(task.run, plan.run_id, amendments, task.device, task.threads)
     return perform_with(round_, operands, task)
 
 
@@ -283,44 +258,10 @@ def measure(
     return not missing_tasks(round_, device, resources.task_threads)
 
 
-def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
-    """Bytes that each column of a block needs in the measuring process.
-
-    The test matrix, the product, and the block before it on its way to the disk; what the operator
-    needs for itself comes on top.
-    """
-    height, width = shape
-    return itemsize * max(width + 3 * height, height + 3 * width)
-
-
-def rows_bytes(
-    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int
-) -> int:
-    """Bytes that measuring roles together needs, while rows are in memory.
-
-    Args:
-        shape: Of the operator.
-        dtype: Of its products.
-        rows: Of the part.
-        columns: Of the block of each role; those of an adjoint are called ``"left"``.
-        slab_bytes: Memory that reading takes.
-    """
-    itemsize = np.dtype(dtype).itemsize
-    wide = np.result_type(dtype, np.float64).itemsize
-    left = columns.get("left", 0)
-    forward = sum(columns.values()) - left
-    # The vectors, as they are drawn and as they are applied; the products, those of the task
-    # before on their way to the disk, and those of a slab; sums over slabs and over terms.
-    needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
-    needed += (3 * wide + itemsize) * shape[1] * left
-    # Entries of another type are converted slab by slab.
-    return needed + 3 * slab_bytes // 2
-
-
 def _has_factories(run: Run, tasks: MissingTasks) -> bool:
     """Whether other processes can build what the tasks apply."""
     parts = {stretch.part for stretch in tasks.stretches}
-    return all(source_of(run, run.plan.parts[number]).factory is not None for number in parts)
+    return all(source_of(run.plan, run.plan.parts[number]).factory is not None for number in parts)
 
 
 def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resources) -> None:

@@ -26,19 +26,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.noise import SIGN_SCALE, SPARSE
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.readers import adding_bytes
-from skerch_ooc.sides import Side
-from skerch_ooc.sparse import add_transposed_times
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.arithmetic import Arithmetic, Host
-from skerch_ooc.stages.testmatrices import NoiseReader
-
-Array = npt.NDArray[Any]
+from skerch_ooc.algebra.sparse import add_transposed_times
+from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.distributions import SIGN_SCALE, SPARSE
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.planning.memory import is_double, wide_dtype
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import Side
+from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host
+from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
 _INTEGER_BITS = 30
 _DIGIT_BIAS = np.uint32(0x80808080)
@@ -113,35 +110,6 @@ class Workspace:
         wide = wide_dtype(plan)
         width = min(plan.identity.tile[1], max(1, side.noise_columns))
         return cls(empty_aligned((rows, side.columns), wide), empty_aligned((rows, width), wide))
-
-
-def is_double(plan: Plan) -> bool:
-    """Whether the products are in double precision."""
-    return plan.identity.dtype in ("float64", "complex128")
-
-
-def wide_dtype(plan: Plan) -> np.dtype[Any]:
-    """The dtype of the accumulators: float64, or complex128."""
-    return np.result_type(plan.identity.dtype, np.float64)
-
-
-def sums_bytes(plan: Plan, side: Side) -> int:
-    """Bytes of the accumulators of a side."""
-    return (side.columns + side.noise_columns) * side.columns * wide_dtype(plan).itemsize
-
-
-def tile_bytes(plan: Plan, side: Side) -> int:
-    """Bytes that one tile in flight needs, its sums included."""
-    columns, wide = side.columns, wide_dtype(plan).itemsize
-    rows = min(plan.identity.tile[0], side.rows)
-    width = min(plan.identity.tile[1], max(1, side.noise_columns))
-    narrow = np.dtype(plan.identity.dtype).itemsize
-    # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
-    # makes; a temporary of one block.
-    copies = 2 * wide if is_double(plan) else narrow
-    adding = adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
-    own = rows * columns * (wide + copies) + 2 * rows * width * wide
-    return own + adding + sums_bytes(plan, side)
 
 
 def accumulate_tile(

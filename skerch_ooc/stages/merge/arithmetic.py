@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import UsageError
-
-Array = npt.NDArray[Any]
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import UsageError
 
 
 class Arithmetic(Protocol):

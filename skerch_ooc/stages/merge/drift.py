@@ -22,16 +22,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import DriftError
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import DriftError
+from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.adapters import tolerance
-from skerch_ooc.partition import Range
-
-Array = npt.NDArray[Any]
 
 FACTOR = 30.0
 """A pair of shards disagrees if its asymmetry is this many times the typical one."""

@@ -8,8 +8,9 @@ figures need:
 * ``N^H Z``.
 
 ``N`` is drawn tile by tile and not stored (but for ``ssrft``, of which only whole columns can be
-drawn). Tiles are accumulated in double precision (see :mod:`skerch_ooc.stages.accumulate`) and
-summed in one fixed tree, so neither memory nor the number of threads changes a bit of the result.
+drawn). Tiles are accumulated in double precision (see :mod:`skerch_ooc.stages.merge.accumulate`)
+and summed in one fixed tree, so neither memory nor the number of threads changes a bit of the
+result.
 
 Tasks are aligned runs of tiles. Each publishes its partial sums and, where there are many column
 shards, its rows of the sketch in one shard per role (a rechunk in bounded memory). All that is
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,51 +30,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, quoted
+from skerch_ooc.algebra.linalg import gram_root, mirrored
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import wait_for_files
+from skerch_ooc.base.partition import Range, aligned_runs, tree_sum
+from skerch_ooc.base.progress import Advance, Progress
+from skerch_ooc.base.provenance import provenance, warn_of_versions
+from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
+from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
 from skerch_ooc.executors import Executor
-from skerch_ooc.files import wait_for_files
-from skerch_ooc.linalg import gram_root, mirrored
-from skerch_ooc.partition import Range, aligned_runs, levels, tree_sum
-from skerch_ooc.progress import Advance, Progress
-from skerch_ooc.provenance import provenance, warn_of_versions
-from skerch_ooc.readers import SketchReader
-from skerch_ooc.resources import Resources, operator_threads, resident_memory
-from skerch_ooc.rounds import Basis, Round, Sketch
-from skerch_ooc.rundir import open_run
-from skerch_ooc.sealed import SealedFile, SealedWriter, sealed_writer
-from skerch_ooc.shards import Rectangle, Strip, list_shards, shard_layout
-from skerch_ooc.sides import BASIS, CORANGE, RANGE, Side
-from skerch_ooc.spec import FORMAT_VERSION, Plan
-from skerch_ooc.stages.accumulate import (
-    Sums,
-    Workspace,
-    accumulate_tile,
-    is_double,
-    load_integer_units,
-    sums_bytes,
-    tile_bytes,
-)
-from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.drift import (
+from skerch_ooc.planning.memory import RECHUNK_ABOVE, is_double, merge_bytes, run_exponent
+from skerch_ooc.planning.plan import FORMAT_VERSION
+from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, Side
+from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile, load_integer_units
+from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
+from skerch_ooc.stages.merge.drift import (
     Applied,
     pair_asymmetry,
     pair_difference,
     relative_difference,
     require_one_operator,
 )
-from skerch_ooc.stages.testmatrices import open_noise
-from skerch_ooc.streams import SPARE_BYTES, Pool, ordered_map, tiles_in_flight
+from skerch_ooc.stages.merge.testmatrices import open_noise
+from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.rundir import open_run
+from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
+from skerch_ooc.store.shards import Rectangle, Strip, list_shards, shard_layout
+from skerch_ooc.store.sketch import Basis, Round, Sketch
 
-Array = npt.NDArray[Any]
 Placed = tuple[Range, Path]
-
-SMALLEST_RUN = 5
-"""A merge task has at least 2**5 tiles."""
-
-RECHUNK_ABOVE = 128
-"""With more column shards than this, the merge writes row shards for the recovery to read."""
 
 
 @dataclass(frozen=True)
@@ -125,35 +112,6 @@ def column_squares(sums: Sums) -> Array:
     if sums.triangular:
         return np.asarray(np.sum(np.abs(sums.squares) ** 2, axis=0))
     return np.diagonal(sums.squares).real
-
-
-def run_exponent(plan: Plan, side: Side) -> int:
-    """Merge tasks are runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
-    tile = plan.identity.tile[0] * side.columns * np.dtype(plan.identity.dtype).itemsize
-    return max(SMALLEST_RUN, (10 * sums_bytes(plan, side) // tile).bit_length())
-
-
-def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
-    """Memory of a side's merge: bytes needed once, and bytes for each tile in flight."""
-    tiles, longest = len(plan.tiles(side.rows)), 1 << run_exponent(plan, side)
-    partials = levels(min(tiles, longest)) + (
-        levels(-(-tiles // longest)) if tiles > longest else 0
-    )
-    # More than the tree's partial sums: a finished tile that waits for its turn, and the sums of
-    # a task that are being published.
-    waiting = 2 if tiles > longest else 1
-    return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
-
-
-def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
-    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
-    numbers: list[int] = []
-    before = 0
-    for side in sides:
-        runs = list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
-        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
-        before += len(runs)
-    return numbers
 
 
 @dataclass(frozen=True)

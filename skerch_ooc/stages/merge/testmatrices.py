@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, quoted
-from skerch_ooc.noise import WHOLE_COLUMNS, Entries, draw, draw_entries
-from skerch_ooc.partition import Range, cut
-from skerch_ooc.provenance import provenance
-from skerch_ooc.rounds import Basis, Sketch
-from skerch_ooc.sealed import Layout, SealedFile, sealed_writer
-from skerch_ooc.sides import BASIS, Side, height_of_noise
-from skerch_ooc.spec import FORMAT_VERSION, Plan
-
-Array = npt.NDArray[Any]
+from skerch_ooc.algebra.noise import Entries, draw, draw_entries
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.distributions import WHOLE_COLUMNS
+from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.sealed import SealedFile, sealed_writer
+from skerch_ooc.store.sketch import Basis, Sketch
 
 COLUMNS_AT_ONCE = 8
 """Whole columns that are drawn at once; also the width of the tiles they are kept in."""

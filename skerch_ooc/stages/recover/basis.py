@@ -7,32 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.algebra.methods.choosing import noise_floor
+from skerch_ooc.algebra.methods.decompose import root_of
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import Resources, torch_threads
 from skerch_ooc.executors import Executor
-from skerch_ooc.progress import Progress
-from skerch_ooc.provenance import provenance
-from skerch_ooc.recovery.choosing import noise_floor
-from skerch_ooc.recovery.decompose import root_of
-from skerch_ooc.resources import Resources, torch_threads
-from skerch_ooc.rounds import BASIS_FILE, BASIS_MATRIX, Sketch, basis_identity
-from skerch_ooc.sealed import sealed_writer
-from skerch_ooc.sides import CORANGE, RANGE
-from skerch_ooc.stages.columns import Columns
-from skerch_ooc.stages.merge import Merged
-from skerch_ooc.stages.orthogonality import corrected, needs_correction
-from skerch_ooc.stages.problems import Source
-from skerch_ooc.stages.recipes import publish_recipes, read_recipes, recipe_identity
-from skerch_ooc.stages.spread import (
-    Spread,
-    gram_of_vectors,
-    in_pieces,
-    may_be_in_pieces,
-    pieces_left,
+from skerch_ooc.planning.memory import may_be_in_pieces
+from skerch_ooc.planning.sides import CORANGE, RANGE
+from skerch_ooc.stages.merge.task import Merged
+from skerch_ooc.stages.recover.orthogonality import corrected, needs_correction
+from skerch_ooc.stages.recover.problems import Source
+from skerch_ooc.stages.recover.recipes import (
+    Columns,
+    publish_recipes,
+    read_recipes,
+    recipe_identity,
 )
-from skerch_ooc.stages.vectors import Making, Recipe, Vectors, deviation, layout_of
-
-RECIPE_FILE = "basis.recipe.h5"
-DRAFT_FILE = "basis.draft.h5"
+from skerch_ooc.stages.recover.spread import Spread, gram_of_vectors, in_pieces, pieces_left
+from skerch_ooc.stages.recover.vectors import Making, Recipe, Vectors, deviation, layout_of
+from skerch_ooc.store.names import BASIS_DRAFT_FILE, BASIS_RECIPE_FILE
+from skerch_ooc.store.sealed import sealed_writer
+from skerch_ooc.store.sketch import BASIS_FILE, BASIS_MATRIX, Sketch, basis_identity
 
 
 def make_basis(
@@ -97,7 +94,7 @@ def basis_left(sketch: Sketch) -> list[int] | None:
     """
     round_ = sketch.round
     expected = recipe_identity(round_.run, sketch.digest, {"round": round_.number})
-    return pieces_left(round_.run.plan, sketch.folder / RECIPE_FILE, expected)
+    return pieces_left(round_.run.plan, sketch.folder / BASIS_RECIPE_FILE, expected)
 
 
 class _Writing:
@@ -159,7 +156,7 @@ class _Writing:
 
     def _spread(self, recipe: Recipe) -> Spread:
         recipes = publish_recipes(
-            self._sketch.folder / RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
+            self._sketch.folder / BASIS_RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
         )
         return Spread(self._run, recipes, self._executor, self._resources)
 
@@ -172,7 +169,7 @@ class _Writing:
         """The recipe that a process which did not come to an end has published."""
         recipe = self._recipe_of(Vectors(self._source, np.zeros((0, 0))))
         columns = Columns(self._sketch.digest, self._source, None, recipe.test)
-        file = read_recipes(self._sketch.folder / RECIPE_FILE, self._identity, columns)
+        file = read_recipes(self._sketch.folder / BASIS_RECIPE_FILE, self._identity, columns)
         return file.matrices[BASIS_MATRIX] if file else None
 
     @property
@@ -192,8 +189,8 @@ class _Writing:
         if not needs_correction(self._plan, root.condition):
             return recipe
         gram = gram_of_vectors(
-            self._run, recipe, self._identity, self._sketch.folder / DRAFT_FILE, self._executor,
-            self._resources, self._progress,
+            self._run, recipe, self._identity, self._sketch.folder / BASIS_DRAFT_FILE,
+            self._executor, self._resources, self._progress,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)
         return self._recipe_of(corrected(ones, recipe.vectors, gram, None, None)[1])

@@ -10,17 +10,13 @@ rounding of ``X T`` is the same in both streams, the correction sees it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.linalg import eigh_by_magnitude, gram_root, hermitian_part, svd
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.accumulate import is_double
-from skerch_ooc.stages.vectors import Vectors
-
-Array = npt.NDArray[Any]
+from skerch_ooc.algebra.linalg import eigh_by_magnitude, gram_root, hermitian_part, svd
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.planning.memory import is_double
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.stages.recover.vectors import Vectors
 
 _DOUBLE = 2.0**-52
 

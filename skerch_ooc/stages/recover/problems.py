@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import UsageError
-from skerch_ooc.linalg import svd
-from skerch_ooc.pieces import stored_columns
-from skerch_ooc.readers import SketchReader
-from skerch_ooc.recovery import Problem
-from skerch_ooc.rounds import Basis
-from skerch_ooc.sides import BASIS, CORANGE, RANGE
-from skerch_ooc.spec import Plan, RecoverySpec
-from skerch_ooc.stages.merge import Merged, column_squares
-
-Array = npt.NDArray[Any]
+from skerch_ooc.algebra.linalg import svd
+from skerch_ooc.algebra.methods import Problem
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.stages.merge.task import Merged, column_squares
+from skerch_ooc.store.pieces import stored_columns
+from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.sketch import Basis
 
 
 @dataclass(frozen=True)

@@ -9,32 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import UsageError
+from skerch_ooc.algebra.methods import METHODS, Core, decompose
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources, torch_threads
+from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors import Executor
-from skerch_ooc.progress import Progress
-from skerch_ooc.recovery import METHODS, Core, decompose
-from skerch_ooc.resources import Resources, torch_threads
-from skerch_ooc.rundir import Run
-from skerch_ooc.spec import Plan, RecoverySpec
-from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.columns import rounds_for
-from skerch_ooc.stages.merge import Merge
-from skerch_ooc.stages.orthogonality import corrected, expected_deviation, orthogonality_bound
-from skerch_ooc.stages.problems import Posed, pose
-from skerch_ooc.stages.recipes import (
+from skerch_ooc.planning.memory import solve_bytes, wide_dtype
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover.orthogonality import (
+    corrected,
+    expected_deviation,
+    orthogonality_bound,
+)
+from skerch_ooc.stages.recover.problems import Posed, pose
+from skerch_ooc.stages.recover.recipes import (
     LEFT_VECTORS,
     RIGHT_VECTORS,
     RecipeFile,
     publish_recipes,
     recipe_identity,
+    rounds_for,
 )
-from skerch_ooc.stages.spread import gram_of_vectors
-from skerch_ooc.stages.vectors import Recipe, Vectors
-from skerch_ooc.streams import tiles_in_flight
-
-Array = npt.NDArray[Any]
+from skerch_ooc.stages.recover.spread import gram_of_vectors
+from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.store.rundir import Run
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Solution:
 
         Args:
             path: The file.
-            identity: See :func:`skerch_ooc.stages.recipes.recipe_identity`.
+            identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         """
         more = {"core": self.core, "choosing": self.choosing, "corrected": self.corrected}
         left_out = math.nan if self.leave_one_out is None else self.leave_one_out
@@ -166,12 +169,6 @@ class Solution:
             tested=file.arrays["tested_cores"],
             corrected=bool(file.identity["corrected"]),
         )
-
-
-def solve_bytes(plan: Plan) -> int:
-    """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
-    m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
-    return 12 * m * max(m, left) * wide_dtype(plan).itemsize
 
 
 def solve(

@@ -15,30 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.algebra.linalg import mirrored
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.files import wait_for_files
+from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors import Executor
 from skerch_ooc.executors.serial import Serial
-from skerch_ooc.files import wait_for_files
-from skerch_ooc.linalg import mirrored
-from skerch_ooc.partition import Range, aligned_runs, tree_sum
-from skerch_ooc.pieces import describe_pieces, piece_path
-from skerch_ooc.progress import Progress
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources
-from skerch_ooc.rundir import Run, open_run
-from skerch_ooc.sealed import SealedFile, sealed_writer
-from skerch_ooc.spec import FORMAT_VERSION, Plan
-from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.measure import forget_operator
-from skerch_ooc.stages.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
-from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, layout_of
-
-Array = npt.NDArray[Any]
-
-SMALLEST_PIECE = 5
-"""A piece has at least 2**5 tiles."""
+from skerch_ooc.planning.memory import runs_of
+from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.stages.measure.operands import forget_operator
+from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
+from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
+from skerch_ooc.store.pieces import describe_pieces, piece_path
+from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 _DRAFT = "gram."
 
@@ -77,37 +72,11 @@ class VectorTask:
         return f"row tiles {self.start}-{self.stop} of {self.matrix}"
 
 
-def runs_of(plan: Plan, rows: int, rank: int) -> list[Range]:
-    """The runs of tiles that a matrix is cut into; one, if it is no larger than that.
-
-    They are aligned runs of ``2**j`` tiles, so long that Gram matrices stay below a tenth of the
-    data.
-    """
-    tile = plan.identity.tile[0] * rank * np.dtype(plan.identity.dtype).itemsize
-    gram = rank**2 * wide_dtype(plan).itemsize
-    exponent = max(SMALLEST_PIECE, (10 * gram // tile).bit_length())
-    return list(aligned_runs(len(plan.tiles(rows)), exponent))
-
-
-def may_be_in_pieces(plan: Plan) -> bool:
-    """Whether any matrix of the run can be, whatever its rank."""
-    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_PIECE
-
-
 def _is_of(piece: Path, content: str) -> bool:
     """Whether a piece is one of the recipes with this hash; a damaged one is for who makes it."""
     with contextlib.suppress(FileNotFoundError, CorruptError):
         return SealedFile(piece).identity.get("recipe") == content
     return False
-
-
-def vector_tasks(plan: Plan) -> int:
-    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
-    rows, rank = max(plan.identity.shape), plan.reach("right")
-    if len(runs_of(plan, rows, rank)) == 1:
-        return 0
-    sides = 1 if plan.identity.kind == "eigh" else 2
-    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_PIECE))
 
 
 def in_pieces(plan: Plan, recipe: Recipe) -> bool:
@@ -257,7 +226,7 @@ def gram_of_vectors(
     Args:
         run: The run.
         recipe: How the vectors are made.
-        identity: See :func:`skerch_ooc.stages.recipes.recipe_identity`.
+        identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         draft: The file that other processes are given the recipe in, for as long as they need it.
         executor: What runs tasks; this process by default.
         resources: Memory and cores.

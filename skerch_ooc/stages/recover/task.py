@@ -6,80 +6,53 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.cleaned import CLEANED
-from skerch_ooc.errors import CorruptError, IncompleteError, UsageError, quoted, shown_list
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors import Executor
-from skerch_ooc.pieces import check_pieces, lost_pieces
-from skerch_ooc.progress import Progress
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources
-from skerch_ooc.rundir import Run
-from skerch_ooc.sealed import BulkWriter, SealedFile, sealed_writer
-from skerch_ooc.spec import FORMAT_VERSION, Plan, RecoverySpec
-from skerch_ooc.stages.columns import columns_of_result, rounds_for
-from skerch_ooc.stages.orthogonality import orthogonality_bound
-from skerch_ooc.stages.recipes import RecipeFile, read_recipes, recipe_identity
-from skerch_ooc.stages.solutions import (
+from skerch_ooc.planning.memory import may_be_in_pieces
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.stages.recover.orthogonality import orthogonality_bound
+from skerch_ooc.stages.recover.recipes import (
+    RecipeFile,
+    columns_of_result,
+    read_recipes,
+    recipe_identity,
+    rounds_for,
+)
+from skerch_ooc.stages.recover.solutions import (
     Decomposition,
     Solution,
     correct,
     needs_correction_of,
     solve,
 )
-from skerch_ooc.stages.spread import Spread, in_pieces, may_be_in_pieces, pieces_left
-from skerch_ooc.stages.vectors import Making, Recipe, TileFigures, deviation, layout_of
+from skerch_ooc.stages.recover.spread import Spread, in_pieces, pieces_left
+from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, deviation, layout_of
+from skerch_ooc.store.pieces import check_pieces, lost_pieces
+from skerch_ooc.store.result_files import (
+    ASSESSMENT,
+    FIGURES,
+    RECIPE_FILE,
+    REPORT,
+    VALUES,
+    command_of,
+    result_identity,
+    result_path,
+)
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import BulkWriter, SealedFile, sealed_writer
 
 log = logging.getLogger("skerch_ooc")
-
-Array = npt.NDArray[Any]
-
-RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
-RECIPE_FILE = "recipe.h5"
-ASSESSMENT = "assessment.json"
-REPORT = "report.html"
-FIGURES = {
-    name: f"figures/{name}.svg"
-    for name in (
-        "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors",
-        "timeline",
-    )
-}  # fmt: skip
-"""Figures of a report, and their files beside the result."""
-
-VALUES = {"eigh": "eigenvalues", "svd": "S"}
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
-
-
-def result_name(settings: RecoverySpec, plan: Plan) -> str:
-    """The folder of a result: ``default`` for the plan's own settings."""
-    if settings == plan.recovery:
-        return "default"
-    powers = f"-power-{settings.power_iterations}" if settings.power_iterations else ""
-    implicit = "-implicit" if settings.vectors == "implicit" else ""
-    return f"{settings.method}{powers}-core-{settings.core}-rank-{settings.rank}{implicit}"
-
-
-def result_path(run: Run, name: str) -> Path:
-    """The file of a result.
-
-    Raises:
-        UsageError: If its name is not one that a folder should have.
-    """
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"name = {name!r}: must be a plain folder name of letters, digits and _.=+-, not "
-            "beginning with a dot"
-        )
-    return run.results / name / RESULT_FILES[run.plan.identity.kind]
 
 
 def recover(
@@ -316,24 +289,6 @@ class _Writing:
             return making.write(making.tiles, bulk, advance)
 
 
-def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
-    """What a result says it is, but for its data.
-
-    Args:
-        plan: The plan in force.
-        digest: The digest of the sketch it is made of.
-        settings: Method, core, rank and kind of vectors.
-    """
-    implicit = {"vectors": "implicit"} if settings.vectors == "implicit" else {}
-    return {
-        "format": FORMAT_VERSION,
-        "type": plan.identity.kind,
-        "run": plan.run_id,
-        "sketch": digest,
-        "settings": settings.as_json() | implicit,
-    }
-
-
 def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     """Refuses anything but a result that is there, of a run whose shards were removed."""
     try:
@@ -347,78 +302,6 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
         log.warning("%s is a result of other settings, or of another sketch", path)
         run.require_shards()
     check_pieces(file)
-
-
-def how_to_recover_anew(path: Path, *, alone: bool = False) -> str:
-    """What to say of a result that is damaged, after what is wrong with it.
-
-    Args:
-        path: Of a file of it.
-        alone: Whether only this file is made anew, and not all of the result.
-    """
-    directory, name = path.parent.parent.parent, path.parent.name
-    if (directory / CLEANED).exists():
-        return "; restore it from a copy: its shards were removed"
-    remove = f"rm {quoted(path)}" if alone else f"rm -r {quoted(path.parent)}"
-    again = f"{remove} && skerch-ooc recover {quoted(directory)}"
-    if name != "default":
-        again += f" --name {name} (and with the settings that it had)"
-    return f". To make it anew: {again}"
-
-
-def opened_result(path: Path) -> SealedFile:
-    """The file of a result that is to be read.
-
-    Args:
-        path: Of the file, in the results of a run directory.
-
-    Raises:
-        IncompleteError: If it is not there; names the command that makes it.
-        CorruptError: If it is damaged; says how to have it made anew.
-    """
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
-        raise IncompleteError(_not_there(path)) from None
-    except CorruptError as error:
-        raise CorruptError(f"{error}{how_to_recover_anew(path)}") from error
-    file.advice = how_to_recover_anew(path)
-    return file
-
-
-def _not_there(path: Path) -> str:
-    directory, name = path.parent.parent.parent, path.parent.name
-    if (directory / CLEANED).exists():
-        names = sorted(found.parent.name for found in directory.glob(f"results/*/{path.name}"))
-        return (
-            f"there is no result {path}, and the shards were removed: it can be had of a new run "
-            f"only. Results that are there: {shown_list(names)}"
-        )
-    again = f"skerch-ooc recover {quoted(directory)}" + (f" --name {name}" * (name != "default"))
-    return f"there is no result {path}; make it with: {again}"
-
-
-def command_of(
-    run: Run, name: str, settings: Mapping[str, Any], directory: str | None = None
-) -> str:
-    """What makes a result on the command line.
-
-    Args:
-        run: The run.
-        name: Folder of the result.
-        settings: Method, core, rank and vectors (stored if that is not said).
-        directory: What the command calls the run directory; by default its path.
-    """
-    planned = run.plan.recovery.as_json() | {"vectors": run.plan.recovery.vectors}
-    settings = {"vectors": "stored", **settings}
-    options = {} if name == "default" else {"name": name}
-    options |= {
-        key: settings[key]
-        for key in ("method", "core", "rank", "vectors")
-        if settings.get(key) != planned.get(key)
-    }
-    words = [f" --{key} {value}" for key, value in options.items()]
-    return f"skerch-ooc recover {directory or quoted(run.directory)}" + "".join(words)
 
 
 def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:

@@ -12,25 +12,24 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from skerch_ooc.arrays import empty_aligned
-from skerch_ooc.partition import Range, levels, tree_sum
-from skerch_ooc.progress import Advance
-from skerch_ooc.readers import SketchReader, adding_bytes
-from skerch_ooc.resources import Resources
-from skerch_ooc.sealed import BulkWriter, Layout
-from skerch_ooc.spec import Plan
-from skerch_ooc.stages.accumulate import wide_dtype
-from skerch_ooc.stages.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.problems import Source
-from skerch_ooc.stages.testmatrices import gaussian_probes
-from skerch_ooc.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.partition import Range, levels, tree_sum
+from skerch_ooc.base.progress import Advance
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.planning.memory import adding_bytes, wide_dtype
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
+from skerch_ooc.stages.merge.testmatrices import gaussian_probes
+from skerch_ooc.stages.recover.problems import Source
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.sealed import BulkWriter
 
-Array = npt.NDArray[Any]
 Tile = TypeVar("Tile")
 
 VECTOR_TILE_COLUMNS = 64
@@ -232,7 +231,7 @@ class Making:
         plan: The plan in force.
         recipe: How it is made.
         resources: Memory and cores of this process.
-        tidy: See :func:`skerch_ooc.streams.tiles_in_flight`.
+        tidy: See :func:`skerch_ooc.base.streams.tiles_in_flight`.
 
     Attributes:
         recipe: How it is made.

@@ -1,31 +1,34 @@
-"""Updates: a further summand for a run, of which alone the sketch is then measured.
-
-Sketches are linear: with equal test matrices, that of ``b A + a B`` is ``b`` times that of ``A``
-plus ``a`` times that of ``B``. So the run becomes one of ``b A + a B``, its test sketch and error
-figures included, and nothing that was measured of ``A`` is measured again.
-"""
+"""Growing a run: more measurements, or one more summand."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc import planning, rundir
-from skerch_ooc.errors import DriftError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import Resources, operator_threads
+from skerch_ooc.executors import Executor, resources_of
+from skerch_ooc.executors.serial import Serial
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
-from skerch_ooc.parts import Part, Source, require_factor
-from skerch_ooc.provenance import provenance
-from skerch_ooc.resources import Resources, operator_threads
-from skerch_ooc.rounds import Round
-from skerch_ooc.rundir import Run
-from skerch_ooc.spec import OperatorSpec, SketchSpec
-from skerch_ooc.stages.operands import Operands
-from skerch_ooc.stages.recover import ASSESSMENT
-from skerch_ooc.status import is_stale
+from skerch_ooc.pipeline import freeze
+from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.planning.parts import Part, Source, require_factor
+from skerch_ooc.planning.plan import source_of
+from skerch_ooc.planning.spec import OperatorSpec, SketchSpec
+from skerch_ooc.planning.tolerance import grown_sizes
+from skerch_ooc.stages.measure import task as measure_stage
+from skerch_ooc.stages.measure.operands import Operands
+from skerch_ooc.store import rundir
+from skerch_ooc.store.result_files import ASSESSMENT
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sketch import Round
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,15 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
             examined = examine(product, plan.identity.seed, plan.identity.kind)
     findings, fingerprint = examined
     _require_range(run, forget, scale * float(fingerprint["norm"]))
-    parts = planning.parts_of(
+    parts = freeze.parts_of(
         product,
         update.operator.parts,
         SketchSpec().task_seconds,
         findings,
-        planning.next_part(plan, source, scale),
+        freeze.next_part(plan, source, scale),
         left=plan.reach("left"),
     )
-    grown = rundir.amend_run(run, planning.updated(plan, parts, forget))
+    grown = rundir.amend_run(run, freeze.updated(plan, parts, forget))
     if not parts[0].is_piece:
         grown.publish_fingerprint(fingerprint, parts[0].number)
     if findings:
@@ -215,3 +218,121 @@ def _product(run: Run, update: Update) -> Product:
             f"{identity.shape}; give one of that shape"
         )
     return product
+
+
+def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
+    """Plans more columns for a run; only these are measured afterwards.
+
+    What is measured, merged and recovered then equals a run that was planned with so many from the
+    start.
+
+    Nothing is measured here: :func:`measure` follows.
+
+    Args:
+        run: The run.
+        measurements: Columns of the right sketch, all together.
+        repeat_rounds: Allow to repeat all products of the later rounds of ``hmt``, whose test
+            matrix changes with the first round.
+
+    Returns:
+        The run with the plan now in force.
+
+    Raises:
+        UsageError: If the run has more, the operator has not so many, the method does not allow it
+            (``oversampled``; ``hmt`` only with ``repeat_rounds``), or another process has changed
+            the plan meanwhile.
+        IncompleteError: If the shards of the run were removed by :func:`clean`.
+    """
+    plan = run.plan
+    method, has = plan.recovery.method, plan.reach("right")
+    if measurements == has:
+        return run
+    if measurements < has:
+        raise UsageError(
+            f"measurements = {measurements}: the run has {has} already, and none is ever thrown "
+            "away; for fewer values, recover with a smaller --rank"
+        )
+    if plan.summands > 1 and any(source_of(plan, part).factory is None for part in plan.parts):
+        raise UsageError(
+            f"{run.directory} is of several operators, some of which were handed over as Python "
+            "objects, so that further columns cannot be measured of all; plan a new run"
+        )
+    if method == "oversampled":
+        raise UsageError(
+            'a run with method = "oversampled" cannot be extended: its sizes are fixed by the '
+            "inner sketch, whose columns do not nest; plan a new run, or use nystrom"
+        )
+    if method == "hmt" and not repeat_rounds:
+        raise UsageError(
+            f"the basis of the later rounds of hmt changes with the first: {plan.rounds - 1} "
+            f"round(s) of {measurements} products each would be measured anew, besides the "
+            f"{measurements - has} of the first. If that is wanted, add --repeat-rounds"
+        )
+    sizes = grown_sizes(plan, measurements)
+    if measurements > min(plan.identity.shape):
+        raise UsageError(
+            f"measurements = {measurements}: the operator is {plan.identity.shape[0]} x "
+            f"{plan.identity.shape[1]}, so that at most {min(plan.identity.shape)} make sense"
+        )
+    amendment = freeze.grown(plan, sizes)
+    if amendment.tolerance is not None:
+        amendment = dataclasses.replace(amendment, most=measurements)
+    return rundir.amend_run(run, amendment)
+
+
+def update(
+    run: Run,
+    operator: OperatorSpec | Any,
+    *,
+    scale: float = 1.0,
+    forget: float = 1.0,
+    again: bool = False,
+    executor: Executor | None = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Adds a summand ``B`` to the operator of a finished run: ``A <- forget A + scale B``.
+
+    Only ``B`` is measured, test sketch included; :func:`recover` and :func:`assess` then give what
+    a run of the sum would have given, to rounding.
+
+    Args:
+        run: The run; complete.
+        operator: ``B``, or the :class:`OperatorSpec` of a factory that makes it (a file is relative
+            to the current folder).
+        scale: What ``B`` is multiplied by.
+        forget: What ``A`` is multiplied by.
+        again: Whether what was added before (the same factory with the same arguments, or an
+            object with the same fingerprint) is to be added once more.
+        executor: :class:`Serial` (the default) or :class:`Dask`, which needs a factory.
+        memory: Peak resident memory of each process, in bytes or as text.
+        threads: Threads of each process.
+        device: Torch device, instead of the plan's.
+        progress: Shows how far it is.
+
+    Returns:
+        The run with the plan now in force; the same call resumes one that was interrupted.
+
+    Raises:
+        IncompleteError: If something else of the run is not measured yet.
+        OperatorError: If ``B`` is unusable.
+        UsageError: If the method's sketch is not linear in the operator (``hmt``), shapes differ,
+            or it was added before.
+    """
+    executor = executor or Serial()
+    if isinstance(operator, str):
+        raise UsageError(
+            f"operator = {operator!r}: for a factory give OperatorSpec(factory={operator!r})"
+        )
+    named = isinstance(operator, OperatorSpec)
+    spec = operator if isinstance(operator, OperatorSpec) else OperatorSpec()
+    asked = Update(spec, scale, forget, None if named else operator, Path.cwd(), again)
+    resources = resources_of(executor, memory, threads, device)
+    run, operands = update_run(run, asked, resources)
+    measure_stage.measure(
+        run, executor, resources, progress or Progress(), operator=asked.at_hand,
+        operands=None if executor.remote else operands, device=device,
+    )  # fmt: skip
+    return run

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: test matrices, small dense problems, recovery methods."""

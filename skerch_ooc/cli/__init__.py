@@ -1,0 +1,1 @@
+"""What people type and read on a terminal; no rule of the pipeline is made here."""

@@ -1,0 +1,171 @@
+"""Verbs for clusters: submit, and task, which an element of a job array runs."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skerch_ooc.base.errors import IncompleteError, UsageError
+from skerch_ooc.base.progress import Progress, for_terminal
+from skerch_ooc.cli.group import operators_print_to_stderr, say_stopped, show_result, verb
+from skerch_ooc.cli.options import DEVICE, DIR, MAX_SECONDS, MEMORY, PATH, THREADS, with_options
+from skerch_ooc.cli.signals import budget_of
+
+
+@verb("task runs/hessian measure --index 0 --of 16")
+@with_options(DIR, MEMORY, THREADS, DEVICE, MAX_SECONDS)
+@click.argument("stage", metavar="STAGE")
+@click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
+@click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
+@click.option(
+    "--submission",
+    metavar="NUMBER",
+    help="The submission it is of, which it goes on with.",
+)
+def task(
+    directory: Path, stage: str, index: int, of: int, memory: str | None, threads: int | None,
+    device: str | None, max_seconds: float | None, submission: str | None,
+) -> None:  # fmt: skip
+    """Do a share of a stage, for job arrays: tasks t with t mod N = I.
+
+    STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. Nothing
+    published is done again, and shares do not know of each other.
+    """
+    # Before anything else: while libraries are loaded, a signal would end the process.
+    budget = budget_of(max_seconds, patient=True)
+    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.share import Share
+    from skerch_ooc.pipeline import share as shares
+    from skerch_ooc.pipeline import steps
+    from skerch_ooc.pipeline.run import finish
+    from skerch_ooc.planning.stage_names import Stage
+
+    opened = steps.open_run(directory)
+    share = Share(index, of, budget)
+    wanted = Stage.parse(stage, opened.plan.rounds)
+    resources, progress = resources_of(share, memory, threads, device), for_terminal()
+    with _told_of_submission(opened, wanted, submission, budget, progress):
+        if wanted.name != "assess":
+            with operators_print_to_stderr():
+                shares.perform_share(opened, wanted, share, resources, progress, device=device)
+            if budget.stopped:
+                say_stopped(progress)
+        elif share.first:
+            assessment = finish(opened, resources, progress)
+            show_result(opened, "default", assessment, as_json=False)
+
+
+@contextlib.contextmanager
+def _told_of_submission(
+    run: Any, stage: Any, number: str | None, budget: Any, progress: Progress
+) -> Iterator[None]:
+    """Where jobs submit what is missing, that is what they say, and not what people should do."""
+    if number is None:
+        yield
+        return
+    from skerch_ooc.pipeline import submission
+
+    try:
+        submission.require_earlier_stages(run, stage)
+    except IncompleteError as error:
+        progress.say(str(error))
+        if not submission.follow(run.directory, number, budget, progress.say):
+            progress.say("the first element of this array, or the check at the end, sees to that")
+        raise click.exceptions.Exit(error.exit_code) from error
+    try:
+        yield
+    except IncompleteError as error:
+        progress.say(f"{error} (the check at the end submits what is missing)")
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+@verb("submit runs/hessian --time 2:00:00 --mem 16G -- --qos=x")
+@with_options(DIR)
+@click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
+@click.option("--time", metavar="T", help="Walltime of an element: 90, or 1:30:00.")
+@click.option("--partition", metavar="P", help="Partition of all jobs.")
+@click.option("--account", metavar="A", help="Account of all jobs.")
+@click.option("--gpus", metavar="G", help="GPUs of an element.")
+@click.option("--cpus-per-task", type=int, metavar="C", help="Cores, and threads, of an element.")
+@click.option("--mem", metavar="SIZE", help="Memory of an element, such as 16G.")
+@click.option("--job-name", metavar="NAME", help="Default: of the run and the stage.")
+@click.option(
+    "--for",
+    "of_stage",
+    multiple=True,
+    metavar="STAGE=OPTIONS",
+    help='Of sbatch, for a stage only: "measure=--gpus=1".',
+)
+@click.option(
+    "--setup",
+    type=PATH,
+    metavar="FILE",
+    help="Shell lines for the nodes, such as module load.",
+)
+@click.option("--elements", type=int, metavar="N", help="The most elements of an array.")
+@click.option(
+    "--max-array-size", type=int, metavar="N", help="Limit of the cluster; default: asked of it."
+)
+@click.option("--throttle", type=int, metavar="N", help="The most elements of an array at once.")
+@click.option(
+    "--tries", type=int, metavar="N",
+    help="Submissions in a row without progress; default 3.",
+)  # fmt: skip
+@with_options(MEMORY, DEVICE)
+@click.option(
+    "--executor", type=click.Choice(["arrays", "dask"]), metavar="arrays|dask",
+    help="Job arrays (the default), or a job of Dask workers.",
+)  # fmt: skip
+@click.option("--workers", type=int, metavar="N", help="Workers of --executor dask.")
+@click.option("--again", is_flag=True, help="Even if jobs of it are in the queue.")
+@click.option("--dry-run", is_flag=True, help="Print scripts and commands; submits nothing.")
+@click.option("--follow", metavar="NUMBER", hidden=True)
+def submit(
+    directory: Path, of_stage: Sequence[str], setup: Path | None, again: bool, dry_run: bool,
+    follow: str | None, further: Sequence[str], **given: Any,
+) -> None:  # fmt: skip
+    """Submit what is left of a planned run to Slurm, as job arrays.
+
+    They wait for each other; `status DIR` shows how far they are. `submit DIR` again submits what
+    is missing, by default with the options of the last time. What follows -- goes to sbatch, as do
+    all options from --time to --job-name.
+    """
+    from skerch_ooc.cli import tables
+    from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages
+    from skerch_ooc.pipeline import submission
+    from skerch_ooc.store import rundir
+
+    if follow is not None:
+        # The last job of a submission.
+        budget = budget_of(None, patient=True)
+        submission.follow(directory, follow, budget, for_terminal().say)
+        return
+    options = JobOptions(
+        further=tuple(further), of_stage=options_of_stages(of_stage),
+        setup="" if setup is None else _text_of(setup),
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    opened = rundir.open_run(directory)
+    as_before = None if options == JobOptions() else options
+    done = submission.submit(opened, as_before, again=again, dry_run=dry_run)
+    if done is None:
+        click.echo("nothing to submit: all stages are done; see skerch-ooc status "
+                   f"{shlex.quote(str(directory))}")  # fmt: skip
+    elif dry_run:
+        click.echo(tables.dry_run_text(done))
+    else:
+        click.echo(tables.submitted_table(done, directory))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; give --setup a file of shell lines"
+        ) from error

@@ -1,0 +1,110 @@
+"""The group of verbs, how a verb is declared, and what several of them print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from skerch_ooc.base.errors import quoted
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER, Progress
+from skerch_ooc.base.version import __version__
+
+
+class _Verbs(click.Group):
+    """Verbs, which help lists by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See :class:`click.Group`."""
+        del ctx
+        for title, names in _SECTIONS.items():
+            rows = [(f"{name:9}", self.commands[name].get_short_help_str(80)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+_SECTIONS = {
+    "Start": ("probe", "plan", "run"),
+    "Stages, one by one": ("measure", "merge", "recover", "assess"),
+    "Look": ("status", "estimates", "report", "verify"),
+    "Grow": ("extend", "update"),
+    "On a cluster": ("submit", "task"),
+    "Tidy": ("clean",),
+}
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="skerch-ooc")
+def cli() -> None:
+    """Eigen- and singular value decompositions of operators too large for memory.
+
+    Example:  skerch-ooc run hessian.toml --run runs/hessian
+    """
+
+
+def verb(example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a function a verb, whose help ends with an example."""
+    return cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
+
+
+def how_to_measure(run: Any) -> str:
+    """What to do with a plan that has grown."""
+    command = run.how_to_measure()
+    if not command.startswith("skerch-ooc"):
+        return str(command)
+    path = quoted(run.directory)
+    return f"skerch-ooc run --run {path}, or skerch-ooc submit {path}"
+
+
+@contextlib.contextmanager
+def operators_print_to_stderr() -> Iterator[None]:
+    """Keeps standard output for results: what an operator prints would spoil the JSON."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def conclude(
+    run: Any, assessment: Any, progress: Any, max_relative_error: float | None, as_json: bool
+) -> None:
+    """Shows what all stages led to, and holds it against what was asked for."""
+    from skerch_ooc.pipeline import steps
+    from skerch_ooc.results.assess import require_tolerance
+
+    if assessment is None:
+        say_stopped(progress)
+        return
+    show_result(run, "default", assessment, as_json)
+    require_tolerance(run.plan, assessment)
+    steps.require_quality(assessment, max_relative_error)
+
+
+def show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
+    """Prints the figures of a result, and what they advise."""
+    from skerch_ooc.cli import tables
+    from skerch_ooc.results.advice import Found
+    from skerch_ooc.store.result_files import result_path
+
+    if as_json:
+        print_json(assessment.as_json())
+    else:
+        click.echo(tables.result_table(result_path(run, name), assessment))
+        click.echo(tables.advice_text(Found.of(run, name, assessment)))
+
+
+def print_json(value: Any) -> None:
+    """Prints figures as JSON."""
+    click.echo(json_of(value))
+
+
+def json_of(value: Any) -> str:
+    """Figures as JSON, in the order of their names."""
+    return json.dumps(value, indent=1, sort_keys=True)
+
+
+def say_stopped(progress: Progress) -> None:
+    """Says that a run stopped in good order."""
+    progress.say(STOPPED_IN_GOOD_ORDER)

@@ -1,0 +1,169 @@
+"""Verbs that look at a run or a result, and the one that tidies up."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.progress import for_terminal
+from skerch_ooc.cli.group import json_of, print_json, show_result, verb
+from skerch_ooc.cli.options import (
+    DIR,
+    JSON,
+    MAX_ERROR,
+    MEMORY,
+    RESULT,
+    THREADS,
+    positive,
+    with_options,
+)
+
+_QUEUE_SECONDS = 5.0
+"""How long status waits for the queue, which is but decoration."""
+_LONGEST_INTERVAL = 86400.0
+
+
+@verb("assess runs/hessian --max-relative-error 0.01")
+@with_options(DIR, RESULT, MAX_ERROR, JSON)
+def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
+    """Estimate the error of a result, with its probability bounds."""
+    from skerch_ooc.pipeline import steps
+
+    opened = steps.open_run(directory)
+    assessment = steps.assess(opened, name)
+    show_result(opened, name, assessment, as_json)
+    steps.require_quality(assessment, max_relative_error)
+
+
+@verb("estimates runs/hessian --json")
+@with_options(DIR, RESULT, MEMORY, THREADS, JSON)
+def estimates(
+    directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
+) -> None:
+    """Estimate the operator's trace and norms, at no product."""
+    from skerch_ooc.cli import tables
+    from skerch_ooc.pipeline import steps
+
+    found = steps.estimates(
+        steps.open_run(directory), name, memory=memory,
+        threads=threads, progress=for_terminal(),
+    )  # fmt: skip
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(tables.estimates_table(found))
+
+
+@verb("report runs/hessian --output hessian.html")
+@with_options(DIR, RESULT)
+@click.option(
+    "--output", metavar="FILE", type=click.Path(path_type=Path),
+    help="Write the page alone there; default: to the result.",
+)  # fmt: skip
+def report(directory: Path, name: str, output: Path | None) -> None:
+    """Write a page about a result: spectrum, error, vectors, costs.
+
+    One HTML file that needs nothing else; its figures are written as files, too.
+    """
+    from skerch_ooc.results.report import report as write_report
+    from skerch_ooc.store import rundir
+
+    path = write_report(rundir.open_run(directory), name, output=output)
+    click.echo(path)
+    if output is None:
+        click.echo(path.parent / "figures")
+
+
+@verb("status runs/hessian --watch")
+@with_options(DIR, JSON)
+@click.option("--watch", is_flag=True, help="Show it again until all is done, or nobody works.")
+@click.option(
+    "--interval", type=float, default=5.0, show_default=True, metavar="S", callback=positive,
+    help="Seconds between two looks of --watch.",
+)  # fmt: skip
+def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None:
+    """Show what is done, what is in Slurm's queue, and what comes next."""
+    from skerch_ooc.cli import tables
+    from skerch_ooc.executors.slurm.queue import QueueQuestion
+    from skerch_ooc.pipeline.status import status as status_of
+    from skerch_ooc.store import rundir
+
+    shown = None
+    while True:
+        run = rundir.open_run(directory)
+        question = QueueQuestion(run.logs)
+        state = status_of(run)
+        queue = question.answer(_QUEUE_SECONDS)
+        if queue and state.next and state.cleaned is None:
+            # Who submitted a run goes on with it in the same way.
+            state = replace(state, next=f"skerch-ooc submit {quoted(directory)}")
+        if as_json:
+            text = json_of(state.as_json() | {"slurm": queue and queue.as_json()})
+        else:
+            text = tables.status_table(state, queue)
+        if text != shown:
+            if shown is not None and sys.stdout.isatty() and not as_json:
+                click.clear()
+            click.echo(text)
+        if not watch or state.next is None:
+            return
+        if queue and queue.is_over:
+            raise IncompleteError(f"no job is in the queue any more; go on with: {state.next}")
+        shown = text
+        time.sleep(min(interval, _LONGEST_INTERVAL))
+
+
+@verb("verify runs/hessian")
+@with_options(DIR)
+def verify(directory: Path) -> None:
+    """Read every byte of every file of a run, and check it.
+
+    Exits with 5, and names the files, if any is damaged.
+    """
+    from skerch_ooc.pipeline.status import status as status_of
+    from skerch_ooc.pipeline.verify import verify_run
+    from skerch_ooc.store import rundir
+
+    opened = rundir.open_run(directory)
+    wrong = verify_run(opened, for_terminal())
+    if wrong:
+        raise CorruptError("\n".join(wrong))
+    click.echo("every byte is as it was published")
+    missing = status_of(opened).columns_missing
+    if missing:
+        click.echo(f"not measured, or gone: {missing}; next: {opened.how_to_measure()}")
+
+
+@verb("clean runs/hessian --sketch --dry-run")
+@with_options(DIR, JSON)
+@click.option("--sketch", is_flag=True, help="Also what merge made, and can make again.")
+@click.option("--shards", is_flag=True, help="Also the shards of a finished run; results stay.")
+@click.option(
+    "--older-than", default="1d", show_default=True, metavar="T",
+    help="Age at which other hosts' files are leftovers.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List what would go, and remove nothing.")
+def clean(
+    directory: Path, as_json: bool, sketch: bool, shards: bool, older_than: str, dry_run: bool
+) -> None:
+    """Free disk space; refuses while anything still needs the files.
+
+    Without options: leftovers of processes that have ended, and files that nothing uses any more.
+    """
+    from skerch_ooc.cli import tables
+    from skerch_ooc.pipeline import clean as cleaning
+    from skerch_ooc.store import rundir
+
+    done = cleaning.clean(
+        rundir.open_run(directory), sketch=sketch, shards=shards, older_than=older_than,
+        dry_run=dry_run, progress=for_terminal() if shards else None,
+    )  # fmt: skip
+    if as_json:
+        print_json(done.as_json())
+    else:
+        click.echo(tables.cleaning_table(done))

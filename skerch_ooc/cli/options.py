@@ -1,0 +1,210 @@
+"""Arguments and options that several verbs have."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+
+from skerch_ooc.base.errors import UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _NamedPath(click.Path):
+    """A path that names something: what is empty would be the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """See :class:`click.ParamType`."""
+        if not str(value) or "\0" in str(value):
+            self.fail(f"{str(value)!r} is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _ShownByFirstName(click.Option):
+    """An option of several names, of which help shows the first: it has to fit a line."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """See :class:`click.Option`."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        return record[0].replace(f", {self.opts[1]}", ""), record[1]
+
+
+PATH = _NamedPath(path_type=Path)
+
+DIR = click.argument("directory", metavar="DIR", type=PATH)
+SPEC = click.argument("spec", metavar="SPEC", type=PATH)
+PLANNED_SPEC = click.argument("spec", metavar="[SPEC]", type=PATH, required=False)
+RUN = click.option(
+    "--run", "run_dir", required=True, metavar="DIR", type=PATH,
+    help="Folder of the run, new or to go on with.",
+)  # fmt: skip
+
+
+def positive(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Lets only positive numbers pass; for click."""
+    if value is not None and not value > 0:
+        raise UsageError(f"{option.opts[0]} {value}: must be positive")
+    return value
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+MEMORY = click.option(
+    "--memory", metavar="SIZE", help="Peak resident memory of a process, such as 2GiB."
+)
+THREADS = click.option("--threads", type=int, metavar="N", help="Threads of a process.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a value of the spec, such as seed=2.",
+)
+DEVICE = click.option(
+    "--device", metavar="NAME", help="Torch device of operator and tiles, such as cuda."
+)
+_WHERE = (
+    click.option(
+        "--executor", type=click.Choice(["serial", "dask"]), default="serial",
+        metavar="serial|dask", help="In this process (the default), or on Dask workers.",
+    ),
+    click.option(
+        "--workers", type=int, metavar="N", help="Dask workers to start; default: cores, or GPUs.",
+    ),
+    click.option(
+        "--scheduler", "--scheduler-file", "scheduler", cls=_ShownByFirstName,
+        metavar="ADDR|FILE", help="A running Dask scheduler: address, or its file.",
+    ),
+    click.option(
+        "--tries", type=int, metavar="N", help="How often Dask tries a task that fails; default 1."
+    ),
+)  # fmt: skip
+
+
+def factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """A number, or a fraction of two."""
+    above, slash, below = value.partition("/")
+    try:
+        # Of a number with an exponent Fraction would write out all digits.
+        found = float(Fraction(int(above), int(below))) if slash else float(value)
+        if math.isfinite(found):
+            return found
+        raise ValueError(value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is no number, and no fraction such as 3/11", ctx, param
+        ) from None
+
+
+MAX_SECONDS = click.option(
+    "--max-seconds", type=float, metavar="S", callback=positive,
+    help="Stop in good order after S seconds; can be resumed.",
+)  # fmt: skip
+MAX_ERROR = click.option(
+    "--max-relative-error", type=float, metavar="E", callback=positive,
+    help="Exit with 3 if the relative error is above E.",
+)  # fmt: skip
+NAME = click.option("--name", metavar="NAME", help="Folder of the result, in results/.")
+RESULT = click.option(
+    "--name", metavar="NAME", help="Folder of the result, in results/.", default="default"
+)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a command is to do its work.
+
+    Attributes:
+        name: Of the executor.
+        workers: Worker processes to start.
+        scheduler: Of workers that are running.
+        tries: How often a task that fails is tried.
+    """
+
+    name: str
+    workers: int | None
+    scheduler: str | None
+    tries: int | None
+
+    def executor(self, device: str | None) -> Any:
+        """The executor for work on a device.
+
+        Raises:
+            UsageError: If the options contradict each other.
+        """
+        from skerch_ooc.base.resources import available_cores
+        from skerch_ooc.executors.dask import Dask, visible_gpus
+        from skerch_ooc.executors.serial import Serial
+
+        if self.name == "dask":
+            _quiet_distributed()
+            tries, workers = 1 if self.tries is None else self.tries, self.workers
+            if self.scheduler is not None:
+                return Dask(self.scheduler, workers=workers, tries=tries)
+            gpus = len(visible_gpus()) if (device or "").startswith("cuda") else 0
+            return Dask(workers=(gpus or available_cores()) if workers is None else workers,
+                        tries=tries)  # fmt: skip
+        if self.scheduler is not None:
+            raise UsageError(f"--scheduler {self.scheduler} needs --executor dask")
+        if self.tries is not None:
+            raise UsageError(f"--tries {self.tries} needs --executor dask")
+        if self.workers not in (None, 1):
+            raise UsageError(
+                f"--workers {self.workers} needs --executor dask; serial is one process"
+            )
+        return Serial()
+
+
+def _quiet_distributed() -> None:
+    """Leaves it to us to say what happened to a cluster, unless Dask's configuration says more."""
+    import dask
+    import distributed  # noqa: F401 (makes its loggers)
+
+    if dask.config.get("logging", None) is None:
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] in ("distributed", "tornado"):
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def with_place(command: Command) -> Command:
+    """Gives a command the options that say where it works, as the one argument ``where``."""
+
+    @functools.wraps(command)
+    def with_where(
+        *args: Any, executor: str, workers: int | None, scheduler: str | None, tries: int | None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        return command(*args, where=Where(executor, workers, scheduler, tries), **kwargs)
+
+    decorated: Any = with_where
+    for option in reversed(_WHERE):
+        decorated = option(decorated)
+    return cast("Command", decorated)
+
+
+def with_options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Gives a command several arguments and options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def number(text: str | None) -> int | str | None:
+    """The whole number that a text is, or the text."""
+    if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
+        return text
+    return int(text)

@@ -1,0 +1,112 @@
+"""Running a command line: messages, designed exit codes, no tracebacks."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from skerch_ooc.base.errors import IncompleteError, OocError
+from skerch_ooc.base.files import NO_ROOM, cannot_write
+from skerch_ooc.cli import cluster, look, verbs  # noqa: F401
+from skerch_ooc.cli.group import cli
+from skerch_ooc.cli.signals import Terminated
+from skerch_ooc.executors.slurm.logs import ending
+
+INTERRUPTED = 130
+OTHER_FAILURE = 1
+
+_ANY_NAME = "skerch_ooc-any-name"
+
+_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM} | NO_ROOM
+
+
+class _Messages(logging.Handler):
+    """Writes to what standard error is at the moment: a live bar stands in for it at times."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See :class:`logging.Handler`."""
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _show_messages() -> None:
+    """Sends this package's own messages, not those of the libraries below, to standard error."""
+    logger = logging.getLogger("skerch_ooc")
+    logger.handlers[:] = [_Messages()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _speak_of_any_name() -> None:
+    """Lets standard output take names that are no text: bytes as they are, else as escapes."""
+    codecs.register_error(_ANY_NAME, _as_bytes_or_escapes)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and sys.stdout.errors == "strict":
+        reconfigure(errors=_ANY_NAME)
+
+
+def _as_bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    try:
+        # A name in a folder may be any bytes.
+        return wrong.encode("ascii", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit code: see :mod:`skerch_ooc.base.errors`; 128 and the number of the signal after one
+        (130 after Ctrl-C), 1 for other failures of the system. A bug of ours shows its traceback.
+    """
+    _show_messages()
+    _speak_of_any_name()
+    code = OTHER_FAILURE
+    try:
+        code = _exit_code(arguments)
+    finally:
+        if "SLURM_JOB_ID" in os.environ and arguments[:1] in (["task"], ["submit"]):
+            # Who looks for the elements that failed reads but the end of their logs.
+            click.echo(ending(code), err=True)
+    return code
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    try:
+        code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo("interrupted; nothing published is lost, the same command goes on", err=True)
+        # As shells name the end by a signal. (click makes an Abort of every interruption.)
+        cause = error.__cause__ or error
+        return 128 + cause.args[0] if isinstance(cause, Terminated) else INTERRUPTED
+    except OocError as error:
+        click.echo(f"skerch-ooc: {error}", err=True)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _NO_WRITING:
+            click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
+            return OTHER_FAILURE
+        click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
+        return IncompleteError.exit_code
+    except MemoryError as error:
+        click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
+        return OTHER_FAILURE
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,383 @@
+"""All stages in one call: run, eigh and svd."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors import Executor, resources_of
+from skerch_ooc.executors.serial import Serial
+from skerch_ooc.operators.adapters import dtype_of
+from skerch_ooc.pipeline import freeze
+from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
+from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.pipeline.steps import assess, merge_stage
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.planning.tolerance import next_look
+from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
+from skerch_ooc.stages.measure import task as measure_stage
+from skerch_ooc.stages.measure.operands import Operands, operands_of
+from skerch_ooc.stages.recover import task as recover_stage
+from skerch_ooc.stages.recover.solutions import solve
+from skerch_ooc.store import result_files, rundir
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sketch import known_rounds
+
+if TYPE_CHECKING:
+    from skerch_ooc.results.lowrank import Eigh, Svd
+
+
+def run_all(
+    planned: Planned,
+    executor: Executor,
+    resources: Resources,
+    progress: Progress,
+    *,
+    operator: Any = None,
+    device: str | None = None,
+    budget: Budget | None = None,
+) -> Assessment | None:
+    """All stages after planning; what is done already is not done again.
+
+    Returns:
+        The assessment; ``None`` if measuring was stopped by the budget.
+    """
+    if planned.run.cleaned() is not None:
+        return _finished_before(planned.run, resources, progress)
+    with executor.session(resources.threads):
+        while True:
+            run = planned.run
+            if not _measure_all(planned, executor, resources, progress, operator, device, budget):
+                return None
+            if executor.remote and not _is_recovered(run):
+                merge_stage(run, resources, progress, executor=executor)
+            if reached(run, resources, progress):
+                break
+            planned.run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
+        # The memory of the operator is for the stages that follow.
+        planned.operands = None
+        settings = run.plan.recovery
+        recover_stage.recover(run, settings, "default", resources, progress, executor)
+    return assess(run)
+
+
+def _is_recovered(run: Run) -> bool:
+    """Whether the result of a measured run is there, so that sums are of no use to it."""
+    if not result_files.result_path(run, "default").exists():
+        return False
+    *_, last = known_rounds(run)
+    return not is_stale(run, last.sketch.digest)
+
+
+def _finished_before(run: Run, resources: Resources, progress: Progress) -> Assessment:
+    """The result of a run whose shards were removed, as it was finished by then.
+
+    Raises:
+        IncompleteError: If it has grown since, or the result is gone.
+    """
+    mark = run.cleaned()
+    if mark is None or mark.amendments != len(run.plan.amendments):
+        run.require_shards()
+    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
+    return assess(run)
+
+
+def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
+    """Recovers and assesses a run that was measured by others.
+
+    Args:
+        run: The run.
+        resources: Memory and cores.
+        progress: Shows how far it is.
+
+    Raises:
+        IncompleteError: If measurements are missing; also if the tolerance is not met yet: the plan
+            has grown by then.
+        CorruptError: If a file is damaged.
+    """
+    if run.cleaned() is not None:
+        return _finished_before(run, resources, progress)
+    if not reached(run, resources, progress):
+        run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
+        raise IncompleteError(
+            f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
+            f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"
+        )
+    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
+    return assess(run)
+
+
+def _measure_all(
+    planned: Planned, executor: Executor, resources: Resources, progress: Progress,
+    operator: Any, device: str | None, budget: Budget | None,
+) -> bool:  # fmt: skip
+    """Measures all rounds of the plan in force; whether that was completed."""
+    while True:
+        if planned.operands is None and not executor.remote:
+            # Once for all rounds: it may take long to build.
+            planned.operands = operands_of(
+                planned.run, device or planned.run.plan.device, resources.threads, operator
+            )
+        complete = measure_stage.measure(
+            planned.run,
+            executor,
+            resources,
+            progress,
+            operator=operator,
+            operands=planned.operands,
+            device=device,
+            budget=budget,
+        )
+        if not complete:
+            return False
+        if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
+            return True
+        merge_stage(planned.run, resources, progress, executor=executor)
+
+
+def run(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    run_dir: str | Path,
+    executor: Executor | None = None,
+    *,
+    operator: Any = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Eigh | Svd:
+    """All stages, with all rounds of a method or of a tolerance; the same call resumes.
+
+    What is done already is not done again; of a finished run this opens the result, for which
+    :func:`assess` has the error.
+
+    Args:
+        spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
+        run_dir: The run directory; a new one, or one of the same plan.
+        executor: :class:`Serial` (the default) or :class:`Dask`.
+        operator: The operator, if the spec names no factory.
+        memory: Peak resident memory of each process, in bytes or as text such as ``"2 GiB"``.
+        threads: Threads of each process.
+        device: Torch device of the operator, instead of the spec's, and of the arithmetic on tiles.
+        progress: Shows how far it is.
+
+    Returns:
+        The decomposition.
+
+    Raises:
+        CorruptError: If a shard is damaged, foreign, swapped or a link.
+        DriftError: If the directory holds a run of another operator, or the operator changed.
+        IncompleteError: If the workers of a cluster are lost, or there is no room on the disk.
+        OperatorError: If the operator is unusable.
+        QualityError: If a tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    from skerch_ooc.results.lowrank import open_result
+
+    executor = executor or Serial()
+    resources = resources_of(executor, memory, threads, device)
+    planned = make_plan(as_spec(spec), Path(run_dir), resources, operator=operator, device=device)
+    if operator is not None and not planned.fresh:
+        # Another object under the name of an old run must never be given the old answer.
+        where = device or planned.run.plan.device
+        planned.operands = Operands(planned.run, where, resources.threads, operator=operator)
+        planned.operands.check_all()
+    assessment = run_all(
+        planned, executor, resources, progress or Progress(), operator=operator, device=device
+    )
+    assert assessment is not None
+    require_tolerance(planned.run.plan, assessment)
+    return open_result(result_files.result_path(planned.run, "default"))
+
+
+def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
+    """Eigendecomposition of a Hermitian operator, in this process, with all data on disk.
+
+    The same call on the same directory goes on where an earlier one was interrupted.
+
+    Args:
+        A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not.
+        measurements: Columns of the right sketch, at most ``n``.
+        run_dir: The run directory.
+        **options: See :func:`decompose`.
+
+    Returns:
+        The decomposition; ``assess(open_run(run_dir))`` tells its error.
+
+    Raises:
+        DriftError: If the directory holds a run of another operator.
+        OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    _require_known(options)
+    result: Any = decompose("eigh", A, measurements, run_dir, **options)
+    return cast("Eigh", result)
+
+
+def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Svd:
+    """Singular value decomposition of any operator, in this process, with all data on disk.
+
+    The same call on the same directory goes on where an earlier one was interrupted.
+
+    Args:
+        A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
+            ``X @ A``; or with ``matvec`` and ``rmatvec``.
+        measurements: Columns of the right sketch, at most ``min(h, w)``.
+        run_dir: The run directory.
+        **options: See :func:`decompose`.
+
+    Returns:
+        The decomposition; ``assess(open_run(run_dir))`` tells its error.
+
+    Raises:
+        DriftError: If the directory holds a run of another operator.
+        OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    _require_known(options)
+    result: Any = decompose("svd", A, measurements, run_dir, **options)
+    return cast("Svd", result)
+
+
+def _require_known(options: Mapping[str, Any]) -> None:
+    """Refuses options that :func:`decompose` has not.
+
+    Raises:
+        UsageError: Naming the option, and one like it.
+    """
+    known = [name for name, parameter in inspect.signature(decompose).parameters.items()
+             if parameter.kind is parameter.KEYWORD_ONLY]  # fmt: skip
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown option {name}; allowed here: {', '.join(known)}{hint}")
+
+
+def decompose(
+    kind: str,
+    A: Any,
+    measurements: int,
+    run_dir: str | Path,
+    *,
+    method: str = "nystrom",
+    core: int | str = "auto",
+    rank: int | str = "all",
+    power_iterations: int = 0,
+    vectors: str = "stored",
+    seed: int = 1,
+    noise: str = "rademacher",
+    dtype: str | None = None,
+    test_measurements: int = 30,
+    left_measurements: int | str = "auto",
+    inner_measurements: int | str = "auto",
+    block: int | str = "auto",
+    tolerance: float | None = None,
+    memory: int | str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Eigh | Svd:
+    """What :func:`eigh` and :func:`svd` share; its options are the keys of a spec.
+
+    Args:
+        kind: ``"eigh"`` or ``"svd"``.
+        A: The operator.
+        measurements: Columns of the right sketch; with ``tolerance``, at most so many.
+        run_dir: The run directory.
+        method: ``"nystrom"``, ``"singlepass"``, ``"oversampled"`` or ``"hmt"``; see
+            :class:`RecoverySpec` for their sources.
+        core: Singular values of the core that are inverted, or ``"auto"``.
+        rank: Values and vectors that are returned, or ``"all"``.
+        power_iterations: Of ``hmt``: 0, 1 or 2.
+        vectors: ``"stored"`` or ``"implicit"``.
+        seed: Seed of the test matrices.
+        noise: Distribution of the test matrices; see :class:`SketchSpec`.
+        dtype: Of the products; by default that of ``A``, else float32.
+        test_measurements: Columns of the test sketch.
+        left_measurements: Columns of the left sketch, or ``"auto"``.
+        inner_measurements: Columns of the inner sketch, or ``"auto"``.
+        block: Columns that are applied at once, or ``"auto"``.
+        tolerance: Relative error at which measuring may stop.
+        memory: Peak resident memory of this process, in bytes or as text.
+        device: Torch device on which ``A`` is applied.
+        progress: Shows how far it is.
+
+    Returns:
+        The decomposition.
+
+    Raises:
+        DriftError: If the directory holds a run of another operator.
+        OperatorError: If the operator is unusable.
+        QualityError: If the tolerance was not reached; the result is there.
+        UsageError: If an argument is not allowed, or the directory holds another run.
+    """
+    spec = Spec.from_table(
+        {
+            "kind": kind,
+            "measurements": measurements,
+            "seed": seed,
+            "dtype": dtype or dtype_of(A),
+            "tolerance": tolerance,
+            "operator": {"device": device},
+            "sketch": {
+                "noise": noise,
+                "test_measurements": test_measurements,
+                "left_measurements": left_measurements,
+                "inner_measurements": inner_measurements,
+                "block": block,
+            },
+            "recovery": {
+                "method": method,
+                "core": core,
+                "rank": rank,
+                "vectors": vectors,
+                "power_iterations": power_iterations,
+            },
+        }
+    )
+    return run(spec, run_dir, operator=A, memory=memory, device=device, progress=progress)
+
+
+def reached(run: Run, resources: Resources, progress: Progress) -> bool:
+    """Whether a run need not measure more: its tolerance is met, or all it may measure is measured.
+
+    Raises:
+        IncompleteError: If measurements are missing.
+        CorruptError: If a shard is damaged.
+    """
+    plan = run.plan
+    tolerance, most = plan.amendments[-1].tolerance, plan.amendments[-1].most
+    if tolerance is None or most is None or plan.reach("right") >= most:
+        return True
+    found = solve(run, plan.recovery, resources, progress)
+    problem, choosing = found.posed.problem, found.core.choosing
+    weights, tests = found.weights()[:, choosing:], problem.t[:, choosing:]
+    residual = tests - found.left.compressed(problem.y) @ weights
+    columns = residual.shape[1]
+    error = float(np.linalg.norm(residual)) / math.sqrt(columns)
+    norm = norm_of(found.values, _squares(tests), _squares(weights))
+    assert norm is not None
+    relative = error / norm
+    margin = tolerance_factor(plan, columns)
+    progress.say(
+        f"{plan.reach('right')} measurements: relative error {relative:.2e}; to be sure of "
+        f"{tolerance:.2e} it must be below {tolerance / margin:.2e}"
+    )
+    return relative * margin <= tolerance
+
+
+def _squares(columns: Array) -> Array:
+    return np.asarray(np.sum(np.abs(columns) ** 2, axis=0))

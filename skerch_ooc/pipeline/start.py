@@ -1,0 +1,305 @@
+"""Starting a run: its spec, the probe of the operator, the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.base import files
+from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
+from skerch_ooc.operators.adapters import Product, product_of, shape_of
+from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
+from skerch_ooc.pipeline import freeze
+from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
+from skerch_ooc.planning.plan import described
+from skerch_ooc.planning.sizes import require_sense, sizes_of
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.stages.measure.operands import PLACES, Operands
+from skerch_ooc.store import rundir
+from skerch_ooc.store.rundir import Run
+
+log = logging.getLogger("skerch_ooc")
+
+_LONGEST_CALL = 20.0
+"""Seconds that a call of ``probe_spec`` may take, as far as that can be foretold."""
+
+
+@dataclass
+class Planned:
+    """What planning found out, for stages that follow in the same process.
+
+    Attributes:
+        run: The run.
+        costs: What it will cost.
+        operands: The operator, probed; ``None`` if planning did not load it, or it was measured
+            with and let go of.
+        findings: Of the probe; ``None`` if there was none.
+        fresh: Whether the plan was made now, and not found.
+    """
+
+    run: Run
+    costs: Estimate
+    operands: Operands | None = None
+    findings: Probe | None = None
+    fresh: bool = True
+
+
+def as_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
+    """Reads whatever stands for a spec: itself, nested tables, or the path of a TOML file."""
+    if isinstance(spec, Spec):
+        return spec
+    if isinstance(spec, Mapping):
+        return Spec.from_table(spec)
+    return Spec.from_toml(spec)
+
+
+def plan(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    run_dir: str | Path,
+    *,
+    operator: Any = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+) -> Run:
+    """Freezes everything that decides the result, after a probe of the operator.
+
+    The probe takes 18 products, or 34 with those of the adjoint for ``svd``, and none if the run is
+    planned already. (Of a matrix on disk, for ``svd``, a few rows are read instead.)
+
+    Args:
+        spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
+        run_dir: The run directory; a new one, or one of the same plan.
+        operator: The operator, if the spec names no factory.
+        memory: Peak resident memory of one process, in bytes or as text such as ``"2 GiB"``.
+        threads: Threads of one process.
+
+    Returns:
+        The planned run.
+
+    Raises:
+        OperatorError: If the operator cannot be used: it is not Hermitian though
+            ``kind = "eigh"``, not finite, not the same at each call, of another shape.
+        UsageError: If the spec is not allowed, the memory is too little, or the directory holds
+            another run.
+        IncompleteError: If there is no room for the plan.
+    """
+    resources = Resources.of(memory, threads)
+    return make_plan(as_spec(spec), Path(run_dir), resources, operator=operator).run
+
+
+def make_plan(
+    spec: Spec,
+    run_dir: Path,
+    resources: Resources,
+    *,
+    operator: Any = None,
+    device: str | None = None,
+) -> Planned:
+    """As :func:`plan`; also returns what it found out on the way."""
+    if spec.operator.shape is None:
+        _require_operator(spec, operator)
+    require_sense(spec)
+    sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
+    if rundir.is_planned(run_dir):
+        run = rundir.open_run(run_dir)
+        _require_same(spec, sha256, run)
+        return planned_before(run)
+    # Before the operator is built and probed, which may take long.
+    rundir.require_place(run_dir)
+    product = findings = fingerprint = None
+    if operator is not None or _needs_operator(spec):
+        product = _product(spec, operator, device or spec.operator.device)
+        with operator_threads(resources.threads):
+            findings, fingerprint = examine(product, spec.seed, spec.kind)
+        shape = product.shape
+    else:
+        assert spec.operator.shape is not None
+        shape = spec.operator.shape
+    plan = freeze.planned(spec, shape, sha256, product, findings, resources, run_dir)
+    costs = estimate(plan, findings, resident_memory() if product else None)
+    require_memory(costs, resources)
+    run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
+    if run.plan.amendments[0] != plan.amendments[0]:
+        # Another process has planned it meanwhile.
+        _require_same(spec, sha256, run)
+        return planned_before(run)
+    files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})
+    run.record("plan", provenance(estimate=costs.as_json()))
+    if fingerprint and not plan.parts[0].is_piece:
+        run.publish_fingerprint(fingerprint)
+    if findings:
+        run.record("receipts", provenance(stage="probe", **findings.as_json()))
+    made = Planned(run, costs, findings=findings)
+    if product is not None:
+        made.operands = Operands(run, product.device, resources.threads, product=product)
+    return made
+
+
+def _needs_operator(spec: Spec) -> bool:
+    """Whether a plan depends on more of the operator than the spec says."""
+    known = spec.operator.shape is not None and spec.sketch.block != "auto"
+    return not known or spec.operator.parts != "auto"
+
+
+def _product(spec: Spec, operator: Any, device: str) -> Product:
+    """The operator of a spec, which is built if it is not at hand."""
+    if operator is None:
+        assert spec.operator.factory is not None
+        operator = build(spec.operator.factory, spec.operator.args, device, spec.folder)
+    shape = spec.operator.shape or shape_of(operator)
+    # Before anything is applied: what makes no sense for this shape takes no product.
+    sizes_of(spec, shape)
+    product = product_of(operator, spec.dtype, device)
+    if product.shape != shape:
+        raise UsageError(
+            f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}; correct "
+            "it, "
+            "or leave it out"
+        )
+    return product
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What :func:`probe_spec` found out.
+
+    Attributes:
+        factory: The operator's; ``None`` for a Python object.
+        shape: Of the operator.
+        dtype: Of its products.
+        findings: Whether it can be trusted.
+        timings: What calls of ever wider blocks took.
+        costs: What a run of the spec would cost.
+        block: Columns that a task should apply at once, by time and memory.
+    """
+
+    factory: str | None
+    shape: tuple[int, int]
+    dtype: str
+    findings: Probe
+    timings: list[Timing]
+    costs: Estimate
+    block: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def probe_spec(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    *,
+    operator: Any = None,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Probed:
+    """Examines an operator and says what a run would cost; nothing is written.
+
+    Takes the products of a plan's probe, and those of blocks of 1, 4, 16, ... columns, as far as
+    one call takes at most 20 seconds and fits into the memory.
+
+    Args:
+        spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
+        operator: The operator, if the spec names no factory.
+        memory: Peak resident memory of one process, in bytes or as text.
+        threads: Threads of one process.
+        device: The operator's torch device, instead of the spec's.
+
+    Raises:
+        OperatorError: If the operator is unusable.
+        UsageError: If the spec is not allowed.
+    """
+    spec, resources = as_spec(spec), Resources.of(memory, threads)
+    require_sense(spec)
+    _require_operator(spec, operator)
+    product = _product(spec, operator, device or spec.operator.device)
+    with operator_threads(resources.threads):
+        findings, _ = probe(product, spec.seed, hermitian=spec.kind == "eigh")
+        taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
+    # The block that is best, whatever the spec says.
+    free = dataclasses.replace(spec, sketch=dataclasses.replace(spec.sketch, block="auto"))
+    plan = freeze.planned(spec, product.shape, None, product, findings, resources, spec.folder)
+    return Probed(
+        factory=spec.operator.factory,
+        shape=product.shape,
+        dtype=spec.dtype,
+        findings=findings,
+        timings=taken,
+        costs=estimate(plan, findings),
+        # Where rows are at hand blocks are as wide as memory allows.
+        block=plan.block_width
+        if product.together
+        else choose_block(free, product.shape, findings, resources),
+    )
+
+
+def _require_operator(spec: Spec, operator: Any) -> None:
+    if spec.operator.factory is None and operator is None:
+        raise UsageError(
+            'the key operator.factory is missing: give "package.module:function" or '
+            '"file.py:function" of a function that returns the operator'
+        )
+
+
+def planned_before(run: Run) -> Planned:
+    """A run that was planned earlier, as :func:`make_plan` returns it."""
+    return Planned(run, estimate(run.plan, None), fresh=False)
+
+
+def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
+    """Refuses a spec that is not the one of the planned run, and shows the difference."""
+    known, amendments = run.plan.identity, run.plan.amendments
+    sizes = sizes_of(spec, spec.operator.shape or known.shape)
+    measured = amendments[-1].most or run.plan.reach("right")
+    wanted = freeze.identity_like(spec, known)
+    if sha256 != known.factory_sha256:
+        log.warning(
+            "%s has changed since the run was planned; its products are still checked against "
+            "the fingerprint",
+            spec.operator.factory,
+        )
+    pairs = [
+        ("kind", known.kind, wanted.kind),
+        ("operator.factory", known.factory, wanted.factory),
+        ("operator.args", dict(known.args), dict(wanted.args)),
+        ("operator.shape", known.shape, wanted.shape),
+        ("dtype", known.dtype, wanted.dtype),
+        ("seed", known.seed, wanted.seed),
+        ("sketch.noise", known.noise["right"], wanted.noise["right"]),
+        ("measurements", measured, sizes.right),
+        ("tolerance", amendments[0].tolerance, spec.tolerance),
+        ("sketch.test_measurements", run.plan.reach("test"), sizes.test),
+        ("sketch.inner_measurements", run.plan.inner, sizes.inner),
+        ("recovery", run.plan.recovery, spec.recovery),
+    ]
+    if spec.tolerance is None and not (
+        run.plan.parts[0].together and spec.sketch.left_measurements == "auto"
+    ):
+        pairs.append(("sketch.left_measurements", run.plan.reach("left"), sizes.left))
+    if spec.sketch.block != "auto":
+        block = min(int(spec.sketch.block), run.plan.amendments[0].blocks["right"].stop)
+        pairs.append(("sketch.block", run.plan.amendments[0].blocks["right"].width, block))
+    different = [
+        f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
+    ]
+    if run.plan.summands > 1:
+        raise UsageError(
+            f"{run.directory} has been updated since it was planned: its operator is now "
+            f"{described(run.plan)}. Go on with: skerch-ooc run --run {quoted(run.directory)} "
+            "(in Python: open_run), or give a new run directory"
+        )
+    if different:
+        grown = len(amendments) > 1 and measured != sizes.right
+        raise UsageError(
+            f"{run.directory} was planned with another spec:\n" + "\n".join(different) + "\n"
+            "Give a new --run directory, or the spec that the run was planned with"
+            + (f" (it has grown since: --set measurements={measured})" if grown else "")
+        )

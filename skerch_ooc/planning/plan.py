@@ -1,0 +1,456 @@
+"""The plan: what a run is frozen to, and how it is read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from skerch_ooc.base.errors import CorruptError, UsageError
+from skerch_ooc.base.files import canonical_line, digest
+from skerch_ooc.base.partition import Range, Tiles, cut
+from skerch_ooc.planning.parts import Part, Source, require_numbered
+from skerch_ooc.planning.spec import (
+    DTYPES,
+    KINDS,
+    MAX_SEED,
+    MAX_SIZE,
+    NOISES,
+    ROLES,
+    SPARSER,
+    TEST_MATRICES,
+    RecoverySpec,
+    _arguments,
+    _factory,
+    _from_table,
+    _integer,
+    _one_of,
+    _optional,
+    _sha256,
+    _shape,
+    _text,
+    _tolerance,
+)
+
+FORMAT_VERSION = 1
+NOISE_VERSION = 1
+
+TILE_ROWS = 4096
+TILE_COLUMNS = 512
+
+MOST_TASKS = 2**20
+"""No stage may have more: there are lists of them, and most leave a file each in one folder."""
+
+FEWEST_TILES = 32
+"""Row tiles of a task that works on rows, where there are so many."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that decides the numbers of a run; the content of ``plan.json``.
+
+    Attributes:
+        kind: ``"eigh"`` or ``"svd"``.
+        factory: As in :class:`OperatorSpec`.
+        args: As in :class:`OperatorSpec`.
+        factory_sha256: Hash of the factory's file, if it is a file.
+        shape: ``(height, width)`` of the operator.
+        dtype: Type of the products.
+        seed: Seed of all test matrices.
+        noise: The distribution of each test matrix.
+        tile: Rows and columns of the unit of arithmetic.
+    """
+
+    kind: str
+    factory: str | None
+    args: Mapping[str, Any] = field(hash=False)
+    factory_sha256: str | None
+    shape: tuple[int, int]
+    dtype: str
+    seed: int
+    noise: Mapping[str, str] = field(hash=False)
+    tile: tuple[int, int] = (TILE_ROWS, TILE_COLUMNS)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``plan.json``."""
+        return {
+            "format": FORMAT_VERSION,
+            "noise_version": NOISE_VERSION,
+            "kind": self.kind,
+            "operator": {
+                "factory": self.factory,
+                "args": dict(self.args),
+                "sha256": self.factory_sha256,
+                "shape": list(self.shape),
+                "dtype": self.dtype,
+            },
+            "seed": self.seed,
+            "noise": dict(self.noise),
+            "tile": list(self.tile),
+        }
+
+    def as_bytes(self) -> bytes:
+        """The bytes of ``plan.json``."""
+        return canonical_line(self.as_json())
+
+    @property
+    def run_id(self) -> str:
+        """SHA-256 of ``plan.json``: the name of the run, written into each of its files."""
+        return hashlib.sha256(self.as_bytes()).hexdigest()
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> Identity:
+        """Reads the content of ``plan.json``.
+
+        Raises:
+            UsageError: If it was written in another format or noise version.
+            CorruptError: If it is not what :meth:`as_json` makes.
+        """
+        if isinstance(value, dict):
+            for key, known in (("format", FORMAT_VERSION), ("noise_version", NOISE_VERSION)):
+                if isinstance(value.get(key), int) and value[key] != known:
+                    raise UsageError(
+                        f"{source}: {key} {value[key]}, but this version of skerch_ooc knows "
+                        f"{known}; use the version that planned the run"
+                    )
+        try:
+            operator = value["operator"]
+            identity = cls(
+                kind=_one_of(*KINDS)("kind", value["kind"]),
+                factory=_factory("factory", operator["factory"]),
+                args=_arguments("args", operator["args"]),
+                factory_sha256=_sha256("sha256", operator["sha256"]),
+                shape=_shape("shape", operator["shape"]) or (0, 0),
+                dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
+                seed=_integer(0, MAX_SEED)("seed", value["seed"]),
+                noise={
+                    _one_of(*TEST_MATRICES)("noise", role): _one_of(*NOISES, *SPARSER)(
+                        "noise", noise
+                    )
+                    for role, noise in value["noise"].items()
+                },
+                tile=(TILE_ROWS, TILE_COLUMNS),
+            )
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CorruptError(
+                f"{source} is not a plan: {error}; restore it from a copy"
+            ) from error
+        if identity.as_json() != value:
+            raise CorruptError(
+                f"{source} is not a plan: it has unknown or altered entries; restore it from a copy"
+            )
+        return identity
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Columns ``start`` to ``stop`` of a role, to be measured in blocks of ``width``."""
+
+    start: int
+    stop: int
+    width: int
+
+    @property
+    def columns(self) -> Range:
+        """All of them."""
+        return Range(self.start, self.stop)
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return -(-(self.stop - self.start) // self.width)
+
+    @property
+    def widest(self) -> int:
+        """The width of the widest block."""
+        return min(self.width, self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """One numbered file of ``plan.d``: what was added to the plan, and the settings it came with.
+
+    Attributes:
+        run_id: The run it belongs to.
+        number: From 1, without gaps.
+        blocks: The added columns of each role, and how they are cut.
+        recovery: The recovery settings in force from here on.
+        device: The device in force from here on.
+        folder: The factory's folder, relative to the run directory.
+        tolerance: Relative error at which measuring may stop, if there is one.
+        most: With a tolerance: columns of the right sketch that are measured at most.
+        parts: The parts of the operator, and their scales, in force from here on.
+    """
+
+    run_id: str
+    number: int
+    blocks: Mapping[str, Cut] = field(hash=False)
+    recovery: RecoverySpec
+    device: str
+    folder: str
+    tolerance: float | None = None
+    most: int | None = None
+    parts: tuple[Part, ...] = (Part(),)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of the file, with its own SHA-256."""
+        content: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "run": self.run_id,
+            "number": self.number,
+            "blocks": {role: dataclasses.asdict(piece) for role, piece in self.blocks.items()},
+            "parts": [part.as_json() for part in self.parts],
+            "recovery": self.recovery.as_json() | {"vectors": self.recovery.vectors},
+            "device": self.device,
+            "folder": self.folder,
+        }
+        if self.tolerance is not None:
+            content |= {"tolerance": self.tolerance, "most": self.most}
+        return content | {"sha256": digest(content)}
+
+    @classmethod
+    def from_json(cls, value: Any, source: str) -> Amendment:
+        """Reads the content of a file of ``plan.d``.
+
+        Raises:
+            CorruptError: If it is not what :meth:`as_json` makes.
+        """
+        try:
+            blocks = {}
+            for role, piece in value["blocks"].items():
+                _one_of(*ROLES)("role", role)
+                blocks[role] = Cut(
+                    start=_integer(0)("start", piece["start"]),
+                    stop=_integer(0)("stop", piece["stop"]),
+                    width=_integer(1)("width", piece["width"]),
+                )
+            amendment = cls(
+                run_id=_text("run", value["run"]),
+                number=_integer(1)("number", value["number"]),
+                blocks=blocks,
+                recovery=_from_table(RecoverySpec, value["recovery"], "recovery"),
+                device=_text("device", value["device"]),
+                folder=_text("folder", value["folder"]),
+                tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
+                most=_optional(_integer(1))("most", value.get("most")),
+                parts=tuple(_part(part) for part in value["parts"]),
+            )
+            require_numbered(amendment.parts)
+            for role, piece in blocks.items():
+                if piece.start >= piece.stop:
+                    raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
+            if (amendment.tolerance is None) != (amendment.most is None):
+                raise UsageError("tolerance and most belong together")
+            same = amendment.as_json() == value
+        except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
+            raise CorruptError(
+                f"{source} is not an amendment: {error}; restore it from a copy"
+            ) from error
+        if not same:
+            raise CorruptError(
+                f"{source} is not an amendment: it has unknown or altered entries; restore it "
+                "from a copy"
+            )
+        return amendment
+
+
+def _part(value: Any) -> Part:
+    """Reads a part, and looks at what it says of its operator as at that of a spec."""
+    part = Part.from_json(value)
+    if part.source is not None:
+        _factory("factory", part.source.factory)
+        _arguments("args", part.source.args)
+        _sha256("sha256", part.source.sha256)
+        _text("folder", part.source.folder)
+    return part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan in force: an identity with all its amendments."""
+
+    identity: Identity
+    amendments: tuple[Amendment, ...]
+
+    @property
+    def run_id(self) -> str:
+        """See :attr:`Identity.run_id`."""
+        return self.identity.run_id
+
+    @property
+    def recovery(self) -> RecoverySpec:
+        """The recovery settings in force."""
+        return self.amendments[-1].recovery
+
+    @property
+    def device(self) -> str:
+        """The device in force."""
+        return self.amendments[-1].device
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the operator, with the scales in force."""
+        return self.amendments[-1].parts
+
+    @property
+    def summands(self) -> int:
+        """How many operators are added up."""
+        return self.parts[-1].summand + 1
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of products, one after the other: more than one only for ``hmt``."""
+        if self.recovery.method != "hmt":
+            return 1
+        passes = 1 if self.identity.kind == "eigh" else 2
+        return 2 + passes * self.recovery.power_iterations
+
+    def span(self, role: str) -> Range:
+        """The planned columns of a role of the first round."""
+        cuts = self.cuts(role)
+        return Range(cuts[0].start, cuts[-1].stop) if cuts else Range(0, 0)
+
+    def reach(self, role: str) -> int:
+        """How many columns of a role of the first round are planned."""
+        return len(self.span(role))
+
+    @property
+    def inner(self) -> int:
+        """Rows and columns of the inner sketch.
+
+        For a Hermitian operator the first columns are those of the right sketch, and perhaps all.
+        """
+        if self.recovery.method != "oversampled":
+            return 0
+        return max(self.span("inner").stop, self.reach("right"))
+
+    def blocks(self, role: str) -> list[Range]:
+        """The column ranges of a role that are tasks of their own."""
+        return [block for piece in self.cuts(role) for block in cut(piece.columns, piece.width)]
+
+    def cuts(self, role: str) -> list[Cut]:
+        """The columns of a role of the first round, and how they are cut into blocks, in order."""
+        return [a.blocks[role] for a in self.amendments if role in a.blocks]
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks :meth:`blocks` has, of all roles of the first round together."""
+        pieces = [piece for amendment in self.amendments for piece in amendment.blocks.values()]
+        return sum(-(-(piece.stop - piece.start) // piece.width) for piece in pieces)
+
+    def width(self, role: str) -> int:
+        """The width of the blocks in which further columns of a role are measured."""
+        cuts = self.cuts(role)
+        return cuts[-1].width if cuts else self.block_width
+
+    @property
+    def block_width(self) -> int:
+        """The width of the blocks of the right sketch, and of later rounds."""
+        return self.width("right")
+
+    @property
+    def products(self) -> int:
+        """Planned products of the measurements, the probe's and fingerprints' not counted.
+
+        Those with the parts of a summand are one product; each summand has its own.
+
+        Later rounds take one for each column of the right sketch, or fewer where its numerical
+        rank is below that.
+        """
+        later = (self.rounds - 1) * self.reach("right")
+        return (sum(self.reach(role) for role in ROLES) + later) * self.summands
+
+    def tiles(self, height: int | None = None) -> Sequence[Range]:
+        """The row tiles of sketches of the operator's height, or of another."""
+        rows = self.identity.shape[0] if height is None else height
+        return Tiles(Range(0, rows), self.identity.tile[0])
+
+
+def require_sound(plan: Plan) -> None:
+    """Refuses a plan that fits no operator, or has more tasks than files can be told apart.
+
+    What this package plans is sound; what is found in a run directory may be anything.
+
+    Raises:
+        UsageError: Saying what does not fit.
+    """
+    identity, recovery = plan.identity, plan.recovery
+    height, width = identity.shape
+    _require_noise(identity, inner=recovery.method == "oversampled")
+    if identity.kind == "eigh" and (height != width or plan.reach("left")):
+        left = plan.reach("left")
+        raise UsageError(f"kind = 'eigh' with shape {identity.shape} and {left} left columns")
+    most = {"right": min(height, width), "left": height, "inner": min(height, width)}
+    for role in ROLES:
+        _require_joined(plan, role)
+        if plan.span(role).stop > most.get(role, MAX_SIZE):
+            raise UsageError(f"{role} has {plan.span(role)} columns, shape {identity.shape}")
+    if not plan.reach("right"):
+        raise UsageError("there are no columns of the right sketch")
+    for part in plan.parts:
+        if part.rows is not None and part.rows.stop > height:
+            raise UsageError(f"part {part.number} has the rows {part.rows} of {height}")
+    _require_few_tasks(plan)
+
+
+def _require_noise(identity: Identity, *, inner: bool) -> None:
+    names = {"right", "test", "inner-left"} if inner else {"right", "test"}
+    names = names if identity.kind == "eigh" else set(TEST_MATRICES)
+    if not names <= identity.noise.keys():
+        raise UsageError(f"the test matrices are {sorted(identity.noise)}, not {sorted(names)}")
+
+
+def _require_joined(plan: Plan, role: str) -> None:
+    """Refuses cuts of a role that do not follow each other."""
+    hermitian = plan.identity.kind == "eigh"
+    position = plan.reach("right") if role == "inner" and hermitian else 0
+    for amendment in plan.amendments:
+        piece = amendment.blocks.get(role)
+        if piece is None:
+            continue
+        if piece.start != position:
+            raise UsageError(f"{role} goes on with column {piece.start} after {position}")
+        position = piece.stop
+
+
+def _require_few_tasks(plan: Plan) -> None:
+    tasks = plan.block_count * len(plan.parts)
+    if tasks > MOST_TASKS:
+        raise UsageError(
+            f"there are {tasks} tasks, each of which makes a file; at most {MOST_TASKS} can be "
+            f"kept in one run: give a larger sketch.block (the one of right is {plan.block_width})"
+        )
+    rows = max(plan.identity.shape)
+    if rows > MOST_TASKS * FEWEST_TILES * plan.identity.tile[0]:
+        raise UsageError(
+            f"the operator has {rows} rows or columns; at most "
+            f"{MOST_TASKS * FEWEST_TILES * plan.identity.tile[0]} can be worked on"
+        )
+
+
+def source_of(plan: Plan, part: Part) -> Source:
+    """Where the operator of a part comes from."""
+    if part.source is not None:
+        return part.source
+    identity = plan.identity
+    folder = plan.amendments[-1].folder
+    return Source(identity.factory, identity.args, identity.factory_sha256, folder)
+
+
+def described(plan: Plan) -> str:
+    """The operator of a run, for people: its summands with their scales."""
+    terms = {}
+    for part in plan.parts:
+        terms[part.summand] = f"{part.scale:g} x {_described(source_of(plan, part))}"
+    if len(terms) == 1:
+        return _described(source_of(plan, plan.parts[0]))
+    return " + ".join(terms.values())
+
+
+def _described(source: Source) -> str:
+    if source.factory is None:
+        return "a Python object"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in source.args.items())
+    return f"{source.factory}({arguments})" if arguments else source.factory

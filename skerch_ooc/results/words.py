@@ -1,0 +1,90 @@
+"""Figures in words: times, bounds, products, the error test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from skerch_ooc.algebra.methods.choosing import CHOOSING_SHARE
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.spec import NESTING_METHODS
+from skerch_ooc.results.assess import overestimate_probability, underestimate_probability
+
+if TYPE_CHECKING:
+    from skerch_ooc.results.assess import Assessment
+
+_FAR = 3.0
+
+
+def format_seconds(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def measurements_text(plan: Plan) -> str:
+    """How many columns are planned, by what they are for."""
+    roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
+    parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
+    if plan.rounds > 1:
+        parts.append(f"{plan.rounds - 1} more round(s) of up to {plan.reach('right')}")
+    return " + ".join(parts)
+
+
+def error_test_line(plan: Plan) -> str:
+    """What the test columns will be able to say about the error."""
+    columns = plan.reach("test")
+    if not columns:
+        return "none: no test vectors, so only leave-one-out tells the error"
+    # One in three chooses the core, where it is to be chosen.
+    chosen = plan.recovery.core == "auto" and plan.recovery.method in NESTING_METHODS
+    left = columns - (-(-columns // CHOOSING_SHARE) if chosen and columns >= CHOOSING_SHARE else 0)
+    is_complex = plan.identity.dtype.startswith("complex")
+    missed = underestimate_probability(1.5, left, is_complex)
+    missed += overestimate_probability(1.5, left, is_complex)
+    return (
+        f"{left} vectors: within a factor 1.5 with probability {max(0.0, 1 - missed):.2f} or more"
+    )
+
+
+def plain(name: str) -> str:
+    """A name that a stranger chose, without what a terminal would obey."""
+    return name if name.isprintable() else ascii(name)
+
+
+def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:
+    """How probable it is that the true error is below a multiple of the estimate."""
+    probability = assessment.bounds(factor)
+    shown = f"{probability:.{digits}f}"
+    if float(shown) == 1 and probability < 1:
+        # A bound is not to be rounded up to certainty.
+        shown = "0." + digits * "9"
+    return f"below {factor:g} times this with probability {shown}"
+
+
+def leave_one_out_remark(assessment: Assessment) -> str:
+    """What the leave-one-out estimate is, and whether it agrees with that of the test vectors."""
+    remark = "error estimated without the test"
+    if assessment.leave_one_out is None or _agree(assessment.leave_one_out, assessment.error):
+        return remark
+    if assessment.rank < assessment.core:
+        # It is that of the whole core, so a lower rank is no reason to doubt it.
+        return f"{remark}, before the rank was cut"
+    return f"{remark}; far from it, so not to be trusted here"
+
+
+def core_text(assessment: Assessment, kind: str) -> str:
+    """How much of the core was kept."""
+    return f"{assessment.core} {'eigenpairs' if kind == 'eigh' else 'directions'} kept"
+
+
+def products_text(assessment: Assessment) -> str:
+    """How many products were made."""
+    return f"{assessment.products['done']} and {assessment.products['probe']} of probes"
+
+
+def _agree(estimate: float, tested: float | None) -> bool:
+    """Whether two estimates of an error are about equal, or there is but one."""
+    return tested is None or tested / _FAR <= estimate <= tested * _FAR

@@ -1,0 +1,1 @@
+"""Blocks of products, from the operator to sealed shards."""

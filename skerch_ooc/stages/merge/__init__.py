@@ -1,0 +1,1 @@
+"""Shards, added and multiplied into sketches."""

@@ -1,0 +1,1 @@
+"""Sketches, decomposed into values and vectors."""

@@ -1,0 +1,1 @@
+"""Files of a run: names, completeness, integrity. Knows the plan; no operator, no arithmetic."""

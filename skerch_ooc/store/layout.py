@@ -1,0 +1,140 @@
+"""How a matrix lies in a file: row tiles, or tiles of some columns each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.partition import Range, tile, tiles_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a matrix lies in the bulk: row tiles of all columns, or tiles of fewer columns each.
+
+    Attributes:
+        name: Name of the dataset.
+        shape: Rows and columns.
+        dtype: float32, float64, complex64 or complex128; stored little-endian.
+        tile: Rows and columns of a tile. With all columns the dataset is contiguous and its last
+            tile may be shorter; with fewer it is chunked, and chunks at the edges are padded.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    tile: tuple[int, int]
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """The type of the stored entries."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a tile holds only some of the columns."""
+        return self.tile[1] < self.shape[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of row tiles and of column tiles."""
+        return -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return self.grid[0] * self.grid[1]
+
+    def rows(self, row: int) -> Range:
+        """The rows of a row tile."""
+        return tile(Range(0, self.shape[0]), self.tile[0], row)
+
+    def columns(self, column: int) -> Range:
+        """The columns of a column tile."""
+        return tile(Range(0, self.shape[1]), self.tile[1], column)
+
+    def stored_shape(self, row: int, column: int) -> tuple[int, int]:
+        """Rows and columns of a tile as it is stored, padding included."""
+        return self.tile if self.chunked else (len(self.rows(row)), len(self.columns(column)))
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a full tile."""
+        return self.tile[0] * self.tile[1] * self.stored_dtype.itemsize
+
+    @property
+    def length(self) -> int:
+        """Bytes of the bulk."""
+        if self.chunked:
+            return self.tiles * self.tile_bytes
+        return self.shape[0] * self.shape[1] * self.stored_dtype.itemsize
+
+    def number(self, row: int, column: int) -> int:
+        """The position of a tile in the bulk and among the checksums."""
+        return row * self.grid[1] + column
+
+    def as_json(self, crc32: list[str]) -> dict[str, Any]:
+        """What the identity says of the bulk."""
+        return {
+            "dataset": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "tile": list(self.tile),
+            "crc32": crc32,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, path: Path) -> tuple[Layout, list[str]]:
+        """Reads what :meth:`as_json` made.
+
+        Raises:
+            CorruptError: If it is not that.
+        """
+        try:
+            layout = cls(
+                name=str(value["dataset"]),
+                shape=(int(value["shape"][0]), int(value["shape"][1])),
+                dtype=str(value["dtype"]),
+                tile=(int(value["tile"][0]), int(value["tile"][1])),
+            )
+            crc32 = [str(crc) for crc in value["crc32"]]
+            good = min(layout.shape + layout.tile) >= 1 and len(crc32) == layout.tiles
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise CorruptError(f"{path}: its identity does not describe its data") from error
+        if not good or layout.as_json(crc32) != value:
+            raise CorruptError(f"{path}: its identity does not describe its data")
+        return layout, crc32
+
+
+def read_slice(
+    layout: Layout, read_tile: Callable[[int, int], Array], rows: Range, columns: Range
+) -> Array:
+    """Puts together any slice of a matrix from the tiles that it touches.
+
+    Args:
+        layout: Of the matrix.
+        read_tile: Reads a tile by the numbers of its row and column.
+        rows: Of the slice.
+        columns: Of the slice.
+
+    Returns:
+        The slice, ``(len(rows), len(columns))``.
+    """
+    out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
+    for i in tiles_of(rows, layout.tile[0]):
+        tile_rows = layout.rows(i)
+        here = tile_rows.common(rows)
+        for j in tiles_of(columns, layout.tile[1]):
+            tile_columns = layout.columns(j)
+            there = tile_columns.common(columns)
+            target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
+            target[:] = read_tile(i, j)[
+                here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
+            ]
+    return out
