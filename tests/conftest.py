@@ -8,67 +8,17 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import CommandLine
 from slurmd import empty_queue, slurm  # noqa: F401 (fixtures)
 
 # Before any library reads them: products that are compared bit for bit, in this process and in
 # those that tests start, must be made by as many threads.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
-
-HERE = Path(__file__).resolve().parent
-FACTORIES = HERE / "factories.py"
-
-
-def write_spec(folder: Path, factory: str, measurements: int, *, name: str = "spec.toml", **more):
-    """Writes a spec file for a factory of tests/factories.py; nested tables as keywords."""
-    tables = {"operator": {"factory": f"{FACTORIES}:{factory}"}}
-    top = {"measurements": measurements}
-    for key, value in more.items():
-        if isinstance(value, dict):
-            tables.setdefault(key, {}).update(value)
-        else:
-            top[key] = value
-    lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
-    for section, values in tables.items():
-        nested = {k: v for k, v in values.items() if isinstance(v, dict)}
-        lines.append(f"[{section}]")
-        lines += [f"{k} = {json.dumps(v)}" for k, v in values.items() if k not in nested]
-        for sub, inner in nested.items():
-            lines.append(f"[{section}.{sub}]")
-            lines += [f"{k} = {json.dumps(v)}" for k, v in inner.items()]
-    path = folder / name
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-class CommandLine:
-    """Runs ``skerch-ooc`` in a process of its own, with one thread."""
-
-    def __init__(self, cwd: Path) -> None:
-        self.cwd = cwd
-
-    def start(self, *arguments: object, **options) -> subprocess.Popen:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "skerch_ooc", *map(str, arguments)],
-            cwd=self.cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-
-    def __call__(self, *arguments: object) -> subprocess.CompletedProcess:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
-        assert "Traceback" not in err, err
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,1 +1,4 @@
-"""Arrays in, arrays out: test matrices, small dense problems, recovery methods."""
+"""Arrays in, arrays out: test matrices, small dense problems, recovery methods.
+
+No file, no run.
+"""

@@ -1,1 +1,4 @@
-"""What was asked, what it is frozen to, and all that follows: sizes, bytes, tasks."""
+"""What was asked, what it is frozen to, and all that follows from it alone.
+
+Sizes, bytes, tasks, looks.
+"""

@@ -1,1 +1,4 @@
-"""What came out, as people use it: values, vectors, error figures, the page. No products."""
+"""What came out, as people use it: values, vectors, error figures, advice, the page.
+
+Makes no product.
+"""

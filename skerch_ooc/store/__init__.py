@@ -1,1 +1,4 @@
-"""Files of a run: names, completeness, integrity. Knows the plan; no operator, no arithmetic."""
+"""Files of a run: what they are called, that they are complete, that they are unaltered.
+
+Knows the plan; no operator, no linear algebra.
+"""

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conftest import FACTORIES, write_spec
 from contents import run_contents, sha
+from specs import FACTORIES, write_spec
 
 from skerch_ooc.stages.measure.requests import test_vectors, whole_of
 from skerch_ooc.store.rundir import is_planned, open_run
@@ -46,7 +46,7 @@ class Case:
     """A run.
 
     Attributes:
-        factory: Of the operator, in tests/factories.py.
+        factory: Of the operator, in tests/tools/factories.py.
         measurements: Columns of the right sketch.
         spec: Further keys of the spec.
         commands: What is called, one after the other.

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import FACTORIES, write_spec
 from hypothesis import strategies as st
+from specs import FACTORIES, write_spec
 
 from faults.hostile import (
     DESIGNED,

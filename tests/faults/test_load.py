@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_spec
 from peaks import run_with_peak
+from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.store.sealed import SealedFile

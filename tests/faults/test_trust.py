@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_spec
+from specs import write_spec
 
 import skerch_ooc
 from faults.hostile import command, designed, sealed, snapshot, spelt

@@ -6,7 +6,7 @@ import errno
 import signal
 
 import pytest
-from conftest import write_spec
+from specs import write_spec
 
 from faults import tracing
 from faults.tracing import Fault

@@ -59,7 +59,7 @@ class Zygote:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
         )
         environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(TESTS), environment.get("PYTHONPATH", "")])
+            filter(None, [str(TESTS), str(TESTS / "tools"), environment.get("PYTHONPATH", "")])
         )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "faults.zygote"],

@@ -1,0 +1,347 @@
+"""The command line: verbs, exit codes, and words in place of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from commands import CommandLine
+from specs import write_spec
+
+
+@pytest.fixture
+def ooc_command(inside, tmp_path):
+    """The command line, in this process: most of what it says does not depend on that."""
+
+    def run(*arguments):
+        done = inside(*arguments)
+        assert "Traceback" not in done.stderr
+        return done
+
+    run.cwd = tmp_path
+    return run
+
+
+@pytest.fixture
+def own_process(tmp_path):
+    """The command line, in a process of its own each time."""
+    return CommandLine(tmp_path)
+
+
+VERBS = ("measure", "merge", "recover", "assess")
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return write_spec(tmp_path, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
+
+
+def test_run_does_all_stages_and_prints_the_error(own_process, spec):
+    done = own_process("run", spec, "--run", "run")
+    assert done.returncode == 0
+    assert "relative error" in done.stdout
+
+
+def test_run_again_says_the_same_without_a_product(own_process, spec, call_log):
+    first = own_process("run", spec, "--run", "run", "--json")
+    calls = len(call_log())
+    second = own_process("run", spec, "--run", "run", "--json")
+    assert second.stdout == first.stdout
+    assert len(call_log()) == calls
+
+
+def test_stages_one_by_one_equal_run(ooc_command, spec):
+    ooc_command("run", spec, "--run", "a")
+    codes = [
+        ooc_command("plan", spec, "--run", "b").returncode,
+        *(ooc_command(verb, "b").returncode for verb in VERBS),
+    ]
+    assert codes == [0] * 5
+    a = json.loads((ooc_command.cwd / "a/results/default/assessment.json").read_text())
+    b = json.loads((ooc_command.cwd / "b/results/default/assessment.json").read_text())
+    assert (a["error"], a["relative_error"]) == (b["error"], b["relative_error"])
+
+
+@pytest.mark.parametrize("verb", ["status", "assess"])
+def test_json_is_json(ooc_command, spec, verb):
+    ooc_command("run", spec, "--run", "run")
+    assert "products" in json.loads(ooc_command(verb, "run", "--json").stdout)
+
+
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+def test_each_verb_says_what_comes_next(inside, tmp_path, kind):
+    spec = write_spec(tmp_path, "matrix", 40, kind=kind, sketch={"test_measurements": 12})
+    inside("plan", spec, "--run", "run")
+    said = [inside(verb, "run").stdout.split("next: ")[1] for verb in VERBS[:-1]]
+    assert said == [f"skerch-ooc {verb} run\n" for verb in VERBS[1:]]
+
+
+def test_measuring_says_what_it_knows_to_be_measured(inside, spec):
+    inside("plan", spec, "--run", "run")
+    assert inside("measure", "run").stdout.startswith("all columns that are known by now are")
+
+
+def test_status_names_the_next_command_at_each_step(ooc_command, spec):
+    ooc_command("plan", spec, "--run", "run")
+    seen = []
+    for verb in VERBS:
+        seen.append(json.loads(ooc_command("status", "run", "--json").stdout)["next"])
+        ooc_command(verb, "run")
+    seen.append(json.loads(ooc_command("status", "run", "--json").stdout)["next"])
+    assert seen == [f"skerch-ooc {verb} run" for verb in VERBS] + [None]
+
+
+TABLES = {
+    "eigh": {},
+    "svd": {"kind": "svd"},
+    "inner sketch": {"kind": "svd", "recovery": {"method": "oversampled"}},
+    "rounds": {"kind": "svd", "recovery": {"method": "hmt", "power_iterations": 2}},
+    "tolerance": {"tolerance": 0.5},
+    "no error test": {"sketch": {"test_measurements": 0}},
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("case", TABLES)
+@pytest.mark.parametrize("commands", [["plan", "status"], ["run", "plan", "status"]], ids=len)
+def test_every_table_fits_80_columns(inside, tmp_path, case, commands):
+    # Only what a user names may be longer: here all of it is short.
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef make():\n    return torch.diag(0.9 ** torch.arange(600.))\n"
+    )
+    write_spec(tmp_path, "", 100, **{"operator": {"factory": "mine.py:make"}} | TABLES[case])
+    lines = []
+    for command in commands:
+        where = ["run"] if command == "status" else ["spec.toml", "--run", "run"]
+        lines += inside(command, *where).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+BAD_OPERATORS = {
+    "not_hermitian": "not Hermitian",
+    "noisy": "two calls with the same vector differ",
+    "wrong_dtype": "returned float64",
+    "wrong_shape": "returned shape",
+    "rectangular": "square operator",
+    "no_shape": "must have .shape",
+    "broken": "the weights are not there",
+    "missing": "has no function missing",
+}
+
+
+@pytest.mark.parametrize("factory", BAD_OPERATORS)
+def test_unusable_operator_is_a_usage_error_and_nothing_is_published(ooc_command, factory):
+    spec = write_spec(ooc_command.cwd, factory, 40)
+    done = ooc_command("run", spec, "--run", "run")
+    assert done.returncode == 2
+    assert BAD_OPERATORS[factory] in done.stderr
+    assert not list(ooc_command.cwd.glob("run/shards/*"))
+
+
+BAD_FOR_SVD = {
+    "no_adjoint": ("float32", "has no adjoint"),
+    "wrong_adjoint": ("complex64", "the operator's adjoint is not that of its product"),
+    "noisy": ("float32", "two calls with the same vector differ"),
+    "wrong_shape": ("float32", "returned shape"),
+}
+
+
+@pytest.mark.parametrize("factory", BAD_FOR_SVD)
+def test_operator_that_is_unusable_for_svd_is_a_usage_error(inside, tmp_path, factory):
+    dtype, message = BAD_FOR_SVD[factory]
+    spec = write_spec(tmp_path, factory, 40, kind="svd", dtype=dtype)
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, message in done.stderr) == (2, True)
+    assert not list(tmp_path.glob("run/shards/*"))
+
+
+@pytest.mark.parametrize("factory", ["rectangular", "not_hermitian"])
+def test_operator_that_is_not_hermitian_is_decomposed_by_svd(inside, tmp_path, factory):
+    spec = write_spec(tmp_path, factory, 40, kind="svd")
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, "singular values" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("faults", "text"),
+    [({"nan_after": 3}, "NaN"), ({"fail_after": 3}, "no more products today"),
+     ({"nan_after": 0}, "NaN")],
+    ids=["NaN while measuring", "failure while measuring", "NaN at once"],
+)  # fmt: skip
+def test_operator_that_goes_bad_publishes_no_bad_shard(ooc_command, faults, text):
+    spec = write_spec(
+        ooc_command.cwd, "matrix", 40, operator={"args": faults}, sketch={"block": 40}
+    )
+    done = ooc_command("run", spec, "--run", "run")
+    assert (done.returncode, text in done.stderr) == (2, True)
+    assert not list(ooc_command.cwd.glob("run/shards/right*"))
+
+
+def test_factory_file_that_does_not_import_is_a_usage_error(own_process):
+    (own_process.cwd / "bad.py").write_text("import no_such_module\n")
+    spec = write_spec(own_process.cwd, "x", 4, operator={"factory": "bad.py:make"})
+    done = own_process("run", spec, "--run", "run")
+    assert (done.returncode, "no_such_module" in done.stderr) == (2, True)
+
+
+def test_json_stays_json_whatever_the_operator_prints(own_process):
+    spec = write_spec(own_process.cwd, "talkative", 40, sketch={"test_measurements": 12})
+    done = own_process("run", spec, "--run", "run", "--json")
+    assert "relative_error" in json.loads(done.stdout)
+    assert "hello from the operator" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--max-relative-error", "--max-seconds"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_limit_that_is_not_positive_is_refused_before_any_product(inside, spec, option, value):
+    done = inside("run", spec, "--run", "run", option, value)
+    assert (done.returncode, f"{option}" in done.stderr) == (2, True)
+    assert not spec.with_name("run").exists()
+
+
+def test_result_with_other_settings_is_replaced_by_the_command_that_is_named(
+    inside, measured, tmp_path
+):
+    shutil.copytree(measured, tmp_path / "r")
+    inside("recover", "r", "--name", "again", "--rank", "5")
+    done = inside("recover", "r", "--name", "again", "--rank", "3")
+    assert done.returncode == 2
+    assert "skerch-ooc recover r --name again --rank 3" in done.stderr
+
+
+def test_spec_of_a_run_that_was_extended_is_told_what_to_set(inside, spec):
+    inside("run", spec, "--run", "run")
+    inside("extend", "run", "--measurements", 50)
+    done = inside("run", spec, "--run", "run")
+    assert (done.returncode, "--set measurements=50" in done.stderr) == (2, True)
+
+
+def test_finished_run_is_assessed_where_nobody_can_write(inside, spec):
+    inside("run", spec, "--run", "run")
+    path = spec.with_name("run") / "results/default/assessment.json"
+    before = path.stat()
+    assert inside("assess", "run").returncode == 0
+    assert path.stat().st_ino == before.st_ino
+
+
+MISTAKES = {
+    "no spec file": (["run", "nothing.toml", "--run", "r"], "cannot read the spec file"),
+    "no run directory": (["status", "nothing"], "is not a run directory"),
+    "unknown executor": (["run", "spec.toml", "--run", "r", "--executor", "magic"], "magic"),
+    "workers without dask": (["run", "spec.toml", "--run", "r", "--workers", "3"], "executor dask"),
+    "bad memory": (["run", "spec.toml", "--run", "r", "--memory", "much"], "amount of memory"),
+    "little memory": (["run", "spec.toml", "--run", "r", "--memory", "1MiB"], "too little"),
+    "unknown kind": (["run", "spec.toml", "--run", "r", "--set", "kind=qr"], "eigh, svd"),
+    "senseless tolerance": (
+        [
+            "run",
+            "spec.toml",
+            "--run",
+            "r",
+            "--set",
+            "tolerance=0.1",
+            "--set",
+            "recovery.method=hmt",
+        ],
+        "do not nest",
+    ),
+    "unknown method": (["recover", "r", "--method", "magic"], "must be one of nystrom"),
+    "method that needs more": (["recover", "r", "--method", "hmt"], "needs further rounds"),
+    "unknown kind of vectors": (["recover", "r", "--vectors", "both"], "stored, implicit"),
+    "core beyond the measurements": (["recover", "r", "--core", "41"], "only 40 measurements"),
+    "unknown key": (["run", "spec.toml", "--run", "r", "--set", "sketch.blok=1"], "mean block"),
+    "negative time": (["run", "spec.toml", "--run", "r", "--max-seconds", "-1"], "positive"),
+    "name with a slash": (["recover", "r", "--name", "../x"], "plain folder name"),
+    "hidden name": (["recover", "r", "--name", ".x"], "plain folder name"),
+    "far too many threads": (["run", "spec.toml", "--run", "r", "--threads", "99999"], "at most"),
+    "unknown device": (["run", "spec.toml", "--run", "r", "--device", "abacus"], "abacus"),
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A measured run, to be copied by each test."""
+    command = CommandLine(tmp_path_factory.mktemp("measured"))
+    spec = write_spec(command.cwd, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
+    command("plan", spec, "--run", "r")
+    command("measure", "r")
+    return command.cwd / "r"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_with_exit_code_2(ooc_command, spec, measured, mistake):
+    arguments, text = MISTAKES[mistake]
+    if arguments[0] == "recover":
+        shutil.copytree(measured, ooc_command.cwd / "r")
+    done = ooc_command(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+def test_another_spec_is_refused_with_the_difference(ooc_command, spec):
+    ooc_command("plan", spec, "--run", "run")
+    done = ooc_command("run", spec, "--run", "run", "--set", "seed=5")
+    assert (done.returncode, "seed: 1 in the run, 5 now" in done.stderr) == (2, True)
+
+
+def test_missing_measurements_are_incomplete_and_named(ooc_command, spec):
+    ooc_command("plan", spec, "--run", "run")
+    done = ooc_command("merge", "run")
+    assert done.returncode == 4
+    assert "skerch-ooc measure run" in done.stderr
+
+
+def test_assess_before_recover_is_incomplete(ooc_command, spec):
+    ooc_command("plan", spec, "--run", "run")
+    done = ooc_command("assess", "run")
+    assert (done.returncode, "skerch-ooc recover" in done.stderr) == (4, True)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1e-12", 3), ("1.0", 0)])
+def test_quality_gate(ooc_command, spec, limit, code):
+    done = ooc_command("run", spec, "--run", "run", "--max-relative-error", limit)
+    assert done.returncode == code
+
+
+@pytest.mark.thorough
+def test_time_budget_stops_in_good_order_and_the_same_command_goes_on(ooc_command, call_log):
+    spec = write_spec(
+        ooc_command.cwd, "matrix", 40, operator={"args": {"delay": 0.2}}, sketch={"block": 4}
+    )
+    ooc_command("plan", spec, "--run", "run")
+    first = ooc_command("run", spec, "--run", "run", "--max-seconds", "3")
+    assert (first.returncode, "stopped in good order" in first.stderr) == (0, True)
+    done = json.loads(ooc_command("status", "run", "--json").stdout)["products"]["done"]
+    assert 0 < done < 70
+    assert ooc_command("run", spec, "--run", "run").returncode == 0
+
+
+def test_moved_run_directory_goes_on(ooc_command, spec):
+    ooc_command("plan", spec, "--run", "a/run")
+    (ooc_command.cwd / "elsewhere/deep").mkdir(parents=True)
+    shutil.move(ooc_command.cwd / "a/run", ooc_command.cwd / "elsewhere/deep/run")
+    codes = [ooc_command(v, "elsewhere/deep/run").returncode for v in ("measure", "recover")]
+    assert codes == [0, 0]
+
+
+def test_copied_run_directory_goes_on(ooc_command, spec):
+    ooc_command("run", spec, "--run", "run", "--max-seconds", "0.001")
+    shutil.copytree(ooc_command.cwd / "run", ooc_command.cwd / "copy")
+    first = ooc_command("run", spec, "--run", "run", "--json")
+    second = ooc_command("run", spec, "--run", "copy", "--json")
+    assert json.loads(first.stdout)["error"] == json.loads(second.stdout)["error"]
+
+
+@pytest.mark.thorough
+def test_later_stages_import_nothing_of_the_run(own_process):
+    factory = own_process.cwd / "mine.py"
+    factory.write_text("import torch\n\ndef make():\n    return torch.eye(50)\n")
+    spec = write_spec(own_process.cwd, "", 20, operator={"factory": "mine.py:make"})
+    own_process("plan", spec, "--run", "run")
+    own_process("measure", "run")
+    factory.write_text("open('imported', 'w')\n")
+    verbs = ("status", "merge", "recover", "assess", "verify")
+    codes = [own_process(verb, "run").returncode for verb in verbs]
+    assert codes == [0] * 5
+    assert not (own_process.cwd / "imported").exists()

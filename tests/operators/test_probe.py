@@ -1,0 +1,103 @@
+"""Probing: what an operator is like and what a run would cost, at no trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from specs import write_spec
+
+import skerch_ooc as ooc
+from skerch_ooc.operators import probe
+from skerch_ooc.operators.adapters import Product
+from skerch_ooc.pipeline.start import probe_spec
+
+
+@pytest.fixture
+def product():
+    return Product(torch.eye(300), "float32", "cpu")
+
+
+def widths(monkeypatch, product, seconds_of_column=0.0, bytes_of_column=0, **limits):
+    """The widths of the blocks that are timed, if columns cost so much."""
+
+    def timed(product, x):
+        columns = x.shape[1]
+        return x, columns * seconds_of_column, columns * bytes_of_column
+
+    monkeypatch.setattr(probe, "_timed", timed)
+    monkeypatch.setattr(probe, "peak_memory", lambda: 0)
+    limits = {"seconds": 1e9, "memory": 1 << 60} | limits
+    return [timing.columns for timing in probe.timings(product, 1, **limits)]
+
+
+def test_blocks_are_timed_up_to_the_size_of_the_operator(monkeypatch, product):
+    assert widths(monkeypatch, product) == [1, 4, 16, 64, 256]
+
+
+def test_no_call_is_begun_that_would_take_too_long(monkeypatch, product):
+    assert widths(monkeypatch, product, seconds_of_column=1.0, seconds=20.0) == [1, 4, 16]
+
+
+def test_no_call_is_begun_that_would_take_too_much_memory(monkeypatch, product):
+    assert widths(monkeypatch, product, bytes_of_column=1000, memory=5000) == [1, 4]
+
+
+def test_command_tells_what_plan_would_and_what_blocks_take(inside, tmp_path, call_log):
+    spec = write_spec(tmp_path, "matrix", 40)
+    done = inside("probe", spec)
+    assert done.returncode == 0
+    products = sum(call["width"] for call in call_log())
+    assert f"{products} products: asymmetry" in done.stdout
+    assert "70, in 2 tasks" in done.stdout
+    assert "recommended  sketch.block = " in done.stdout
+    rows = done.stdout.splitlines()
+    assert [row.split()[0] for row in rows[-4:]] == ["1", "4", "16", "64"]
+
+
+def test_probe_leaves_nothing_behind(inside, tmp_path):
+    spec = write_spec(tmp_path, "matrix", 40)
+    before = sorted(tmp_path.rglob("*"))
+    inside("probe", spec)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_has_all_figures(inside, tmp_path):
+    figures = json.loads(inside("probe", write_spec(tmp_path, "matrix", 40), "--json").stdout)
+    assert figures["shape"] == [200, 200]
+    assert figures["findings"]["norm"] > 0
+    assert figures["costs"]["products"] == 70
+    assert figures["timings"][0].keys() == {"columns", "seconds", "bytes"}
+
+
+def test_recommended_block_does_not_follow_what_the_spec_asks_for():
+    spec = {"measurements": 40, "sketch": {"block": 3}}
+    assert probe_spec(spec, operator=torch.eye(200)).block > 3
+
+
+def test_width_that_the_spec_asks_for_is_what_is_costed():
+    spec = {"measurements": 40, "sketch": {"block": 3}}
+    assert probe_spec(spec, operator=torch.eye(200)).costs.tasks == 14 + 10
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [("not_hermitian", "Hermitian"), ("noisy", "two calls"), ("nobody", "nobody")],
+)
+def test_operator_that_cannot_be_trusted_is_refused_as_plan_would(inside, tmp_path, factory, text):
+    done = inside("probe", write_spec(tmp_path, factory, 40))
+    assert (done.returncode, text in done.stderr) == (2, True)
+
+
+def test_spec_without_an_operator_is_refused():
+    with pytest.raises(ooc.UsageError, match=r"operator\.factory is missing"):
+        probe_spec({"measurements": 40, "operator": {"shape": [99, 99]}})
+
+
+def test_probe_of_a_slow_operator_says_that_it_takes_long(monkeypatch, caplog):
+    monkeypatch.setattr("skerch_ooc.operators.probe._LONG_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, logger="skerch_ooc")
+    probe.probe(Product(torch.eye(40), "float32", "cpu"), 1, hermitian=True)
+    assert "it is probed by 17 more" in caplog.text

@@ -1,0 +1,115 @@
+"""Memory is promised, then kept: peak resident memory of a process, imports included."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+
+import pytest
+from commands import CommandLine
+from peaks import run_with_peak
+from specs import write_spec
+
+from skerch_ooc.base.resources import parse_bytes
+
+
+def peak_of(folder, *arguments) -> int:
+    """The peak resident memory of a command that succeeds, in bytes."""
+    done, peak = run_with_peak(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    return peak
+
+
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory):
+    """The folder of a measured run, and how large its sketch is."""
+
+    @cache
+    def measured(kind, method, rows):
+        folder = tmp_path_factory.mktemp(f"{kind}-{method}")
+        spec = write_spec(
+            folder, "", 128, kind=kind,
+            operator={"factory": "skerch_ooc.operators.synthetic:decaying",
+                      "args": {"n": rows, "rank": 50}},
+            sketch={"test_measurements": 8, "block": 16},
+            recovery={"rank": 32, "method": method},
+        )  # fmt: skip
+        command = CommandLine(folder)
+        assert command("plan", spec, "--run", "run").returncode == 0
+        assert command("measure", "run").returncode == 0
+        return folder, sum(path.stat().st_size for path in (folder / "run/shards").iterdir())
+
+    return measured
+
+
+# The decompositions of recovery are torch's, which alone takes some 240 MiB.
+CASES = [
+    pytest.param(kind, method, rows, verb, memory, ratio, id=f"{kind} {method} {verb}{size}",
+                 marks=marks)
+    for kind, method, rows, verb, memory, ratio, size, marks in [
+        ("eigh", "nystrom", 1_020_000, "merge", "124MiB", 3.6, "", ()),
+        ("eigh", "nystrom", 1_020_000, "recover", "370MiB", 1.4, "", ()),
+        ("svd", "nystrom", 420_000, "merge", "136MiB", 3.3, "", ()),
+        ("svd", "nystrom", 420_000, "recover", "370MiB", 1.4, "", ()),
+        ("svd", "hmt", 900_000, "merge", "330MiB", 1.4, ", basis", pytest.mark.soak),
+        ("eigh", "nystrom", 2_500_000, "merge", "124MiB", 9, ", 10 times", pytest.mark.soak),
+        ("eigh", "nystrom", 2_500_000, "recover", "330MiB", 3.9, ", 4 times", pytest.mark.soak),
+        ("svd", "nystrom", 1_050_000, "recover", "330MiB", 3.9, ", 4 times", pytest.mark.soak),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("kind", "method", "rows", "verb", "memory", "ratio"), CASES)
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_sketch_larger_than_memory_is_merged_and_recovered_within_it(
+    measured_run, kind, method, rows, verb, memory, ratio
+):
+    folder, size = measured_run(kind, method, rows)
+    assert size > ratio * parse_bytes(memory)
+    assert peak_of(folder, verb, "run", "--memory", memory) <= parse_bytes(memory)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_measuring_stays_within_its_memory(tmp_path, kind):
+    spec = write_spec(tmp_path, "synthetic", 128, kind=kind, operator={"args": {"n": 200_000}})
+    assert peak_of(tmp_path, "run", spec, "--run", "run", "--memory", "900MiB") <= 900 * 2**20
+
+
+def test_less_memory_than_the_plan_asked_for_is_refused_before_measuring(ooc_command):
+    spec = write_spec(ooc_command.cwd, "synthetic", 128, operator={"args": {"n": 400_000}})
+    assert ooc_command("plan", spec, "--run", "run", "--memory", "4GiB").returncode == 0
+    for command in (["run", "--run", "run"], ["measure", "run"]):
+        done = ooc_command(*command, "--memory", "450MiB")
+        assert done.returncode == 2
+        assert "a block of 128 columns needs about" in done.stderr
+    assert not list((ooc_command.cwd / "run/shards").iterdir())
+
+
+def test_too_little_memory_is_refused_with_what_is_needed(ooc_command):
+    spec = write_spec(ooc_command.cwd, "matrix", 20)
+    ooc_command("plan", spec, "--run", "run")
+    ooc_command("measure", "run")
+    done = ooc_command("merge", "run", "--memory", "60MiB")
+    assert done.returncode == 2
+    needed = done.stderr.split("at least --memory ")[1].split()[0]
+    assert ooc_command("merge", "run", "--memory", needed).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1", 1), ("2GiB", 2**31), ("1.5 kB", 1500), ("500MB", 500_000_000), ("1 TiB", 2**40)],
+)
+def test_amounts_of_memory_are_read(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("said", [3, [], None, {"peak_bytes": 3}, {"peak_bytes": {"measure": "x"}}])
+def test_log_that_says_nothing_of_memory_is_no_reason_to_stop(inside, tmp_path, said):
+    spec = write_spec(tmp_path, "matrix", 20)
+    assert inside("plan", spec, "--run", "run").returncode == 0
+    (tmp_path / "run/logs/plan.jsonl").write_text(json.dumps({"estimate": said}) + "\n")
+    assert inside("measure", "run").returncode == 0
