@@ -43,11 +43,11 @@ def task(
     from skerch_ooc.pipeline import share as shares
     from skerch_ooc.pipeline import steps
     from skerch_ooc.pipeline.run import finish
-    from skerch_ooc.planning.stage_names import Stage
+    from skerch_ooc.planning.stage_names import RoundStage
 
     opened = steps.open_run(directory)
     share = Share(index, of, budget)
-    wanted = Stage.parse(stage, opened.plan.rounds)
+    wanted = RoundStage.parse(stage, opened.plan.rounds)
     resources, progress = resources_of(share, memory, threads, device), for_terminal()
     with _told_of_submission(opened, wanted, submission, budget, progress):
         if wanted.name != "assess":

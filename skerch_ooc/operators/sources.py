@@ -121,7 +121,7 @@ class NpySource:
         return out
 
 
-class Stack:
+class StackedRows:
     """Several sources on top of each other.
 
     Args:
@@ -172,7 +172,7 @@ def open_source(paths: Sequence[Path], dataset: str | None = None) -> Source:
     """
     files = [file for path in paths for file in _files(path)]
     sources = [_open(file, dataset) for file in files]
-    return sources[0] if len(sources) == 1 else Stack(sources, [str(file) for file in files])
+    return sources[0] if len(sources) == 1 else StackedRows(sources, [str(file) for file in files])
 
 
 def _files(path: Path) -> list[Path]:

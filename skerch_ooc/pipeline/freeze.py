@@ -13,7 +13,7 @@ from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
 from skerch_ooc.planning.memory import SLAB_BYTES, rows_bytes
-from skerch_ooc.planning.parts import Part, Source, runs_of
+from skerch_ooc.planning.parts import OperatorSource, Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan, require_sound
 from skerch_ooc.planning.sizes import Sizes, sizes_of
 from skerch_ooc.planning.spec import TEST_MATRICES, Spec
@@ -239,6 +239,6 @@ def updated(plan: Plan, parts: tuple[Part, ...], forget: float) -> Amendment:
     return dataclasses.replace(last, number=last.number + 1, blocks={}, parts=scaled + parts)
 
 
-def next_part(plan: Plan, source: Source, scale: float) -> Part:
+def next_part(plan: Plan, source: OperatorSource, scale: float) -> Part:
     """What the parts of a further summand have in common, and the number of the first."""
     return Part(len(plan.parts), scale, plan.summands, source=source)

@@ -19,7 +19,7 @@ from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.status import is_stale
-from skerch_ooc.planning.parts import Part, Source, require_factor
+from skerch_ooc.planning.parts import OperatorSource, Part, require_factor
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec
 from skerch_ooc.planning.tolerance import grown_sizes
@@ -150,7 +150,7 @@ def _require_range(run: Run, forget: float, added: float) -> None:
         )
 
 
-def _added_before(run: Run, source: Source, product: Product | None) -> int | None:
+def _added_before(run: Run, source: OperatorSource, product: Product | None) -> int | None:
     """The last summand that is the same operator, by its factory or else by its fingerprint."""
     found = None
     for part in run.plan.parts:
@@ -196,11 +196,11 @@ def _is_finished(run: Run, update: Update) -> bool:
     return not is_stale(run, Round(run).sketch.digest)
 
 
-def _source(run: Run, update: Update) -> Source:
+def _source(run: Run, update: Update) -> OperatorSource:
     factory, folder = update.operator.factory, update.folder.resolve()
     sha256 = factory_sha256(factory, folder) if factory else None
     relative = os.path.relpath(folder, run.directory.resolve())
-    return Source(factory, update.operator.args, sha256, relative)
+    return OperatorSource(factory, update.operator.args, sha256, relative)
 
 
 def _product(run: Run, update: Update) -> Product:

@@ -12,7 +12,7 @@ from skerch_ooc.pipeline.status import is_stale
 from skerch_ooc.planning.memory import merge_tasks, vector_tasks
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import first_round, later_round
-from skerch_ooc.planning.stage_names import Left, Stage
+from skerch_ooc.planning.stage_names import Left, RoundStage
 from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.basis import basis_left
@@ -32,7 +32,7 @@ def work_left(run: Run) -> list[Left]:
     return [Left(stage, tasks) for stage, tasks in _left(run) if tasks]
 
 
-def _left(run: Run) -> Iterator[tuple[Stage, Sequence[int]]]:
+def _left(run: Run) -> Iterator[tuple[RoundStage, Sequence[int]]]:
     plan = run.plan
     *_, known = known_rounds(run)
     if _is_finished(known):
@@ -40,20 +40,20 @@ def _left(run: Run) -> Iterator[tuple[Stage, Sequence[int]]]:
     yield from _left_of_known(known)
     for number in range(known.number + 1, plan.rounds + 1):
         count = len(plan.parts) * sum(piece.count for piece in plan.cuts("right"))
-        yield Stage("measure", number), range(count)
+        yield RoundStage("measure", number), range(count)
         yield from _after_measuring(plan, number)
-    yield Stage("assess"), [0]
+    yield RoundStage("assess"), [0]
 
 
-def _left_of_known(known: Round) -> Iterator[tuple[Stage, Sequence[int]]]:
+def _left_of_known(known: Round) -> Iterator[tuple[RoundStage, Sequence[int]]]:
     """What is left of the last round whose test matrix is known."""
     run, number = known.run, known.number
     numbers = missing_numbers(known)
     if numbers:
-        yield Stage("measure", number), numbers
+        yield RoundStage("measure", number), numbers
         yield from _after_measuring(run.plan, number)
         return
-    yield Stage("merge", number), Merge(known).left()
+    yield RoundStage("merge", number), Merge(known).left()
     if number < run.plan.rounds:
         pieces = basis_left(known.sketch)
     else:
@@ -63,22 +63,22 @@ def _left_of_known(known: Round) -> Iterator[tuple[Stage, Sequence[int]]]:
         yield from rest
     else:
         # What is all there is put together by who needs it.
-        yield Stage("vectors", number), pieces
+        yield RoundStage("vectors", number), pieces
 
 
-def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[Stage, Sequence[int]]]:
+def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[RoundStage, Sequence[int]]]:
     """The stages of a round after it is measured, if none of their tasks is known to be done."""
     if number == 1:
         sides = first_round(plan)
     else:
         sides = later_round(plan, number, f"round{number}", plan.reach("right"))
-    yield Stage("merge", number), merge_tasks(plan, sides)
+    yield RoundStage("merge", number), merge_tasks(plan, sides)
     wanted = plan.recovery.vectors == "stored" or number < plan.rounds
     pieces = vector_tasks(plan) if wanted else 0
     # Of a small result who publishes it solves it; a basis must be there before the next round.
     if pieces or number < plan.rounds:
-        yield Stage("solve", number), [0]
-    yield Stage("vectors", number), list(range(pieces))
+        yield RoundStage("solve", number), [0]
+    yield RoundStage("vectors", number), list(range(pieces))
 
 
 def _is_finished(known: Round) -> bool:

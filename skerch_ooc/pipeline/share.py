@@ -10,7 +10,7 @@ from skerch_ooc.base.errors import IncompleteError, quoted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.share import Share
-from skerch_ooc.planning.stage_names import Stage
+from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover import task as recover_stage
@@ -20,7 +20,7 @@ from skerch_ooc.store.sketch import Round, known_rounds
 
 
 def perform_share(
-    run: Run, stage: Stage, share: Share, resources: Resources, progress: Progress, *,
+    run: Run, stage: RoundStage, share: Share, resources: Resources, progress: Progress, *,
     device: str | None = None,
 ) -> None:  # fmt: skip
     """Does a share of a stage, but for what is published already.
@@ -68,15 +68,15 @@ def perform_share(
         recover_stage.spread_vectors(run, settings, "default", resources, progress, executor)
 
 
-def _require_basis(run: Run, stage: Stage, resources: Resources, progress: Progress) -> None:
+def _require_basis(run: Run, stage: RoundStage, resources: Resources, progress: Progress) -> None:
     """Publishes the basis of the round before, once all of it is there."""
     *_, last = known_rounds(run)
     if last.number == stage.round - 1 and not any(last.missing().values()):
         make_basis(Merge(last).result(resources, progress), resources, progress)
 
 
-def _too_early(run: Run, stage: Stage, last: Round) -> IncompleteError:
-    before = Stage("measure", last.number)
+def _too_early(run: Run, stage: RoundStage, last: Round) -> IncompleteError:
+    before = RoundStage("measure", last.number)
     return IncompleteError(
         f"{stage} is too early: round {last.number} is not complete; go on with: skerch-ooc task "
         f"{quoted(run.directory)} {before} --index 0 --of 1, or skerch-ooc measure "

@@ -40,7 +40,7 @@ from skerch_ooc.executors.slurm.records import (
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.state import last_failing, reason_of
 from skerch_ooc.pipeline.remaining import work_left
-from skerch_ooc.planning.stage_names import STAGES, Left, Stage
+from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
 from skerch_ooc.store.rundir import Run, open_run
 
 log = logging.getLogger("skerch_ooc")
@@ -294,13 +294,13 @@ def _require_over(run: Run) -> None:
         )
 
 
-def require_earlier_stages(run: Run, stage: Stage) -> None:
+def require_earlier_stages(run: Run, stage: RoundStage) -> None:
     """Refuses to begin a stage while tasks of earlier ones are left.
 
     Raises:
         IncompleteError: Saying what is missing.
     """
-    if stage == Stage("measure"):
+    if stage == RoundStage("measure"):
         return
     for pause in (*LATE_FILES_SECONDS, None):
         first, *_ = work_left(run) or [Left(stage, ())]
@@ -317,7 +317,7 @@ def require_earlier_stages(run: Run, stage: Stage) -> None:
                 os.listdir(folder)
 
 
-def _order(stage: Stage) -> tuple[float, int]:
+def _order(stage: RoundStage) -> tuple[float, int]:
     position = STAGES.index(stage.name)
     return (float("inf"), position) if stage.name == "assess" else (stage.round, position)
 

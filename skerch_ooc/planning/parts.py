@@ -25,7 +25,7 @@ _LARGEST_FACTOR = sys.float_info.max
 
 
 @dataclass(frozen=True)
-class Source:
+class OperatorSource:
     """Where the operator of a later summand comes from.
 
     Attributes:
@@ -72,7 +72,7 @@ class Part:
     of: int = 1
     rows: Range | None = None
     together: bool = False
-    source: Source | None = None
+    source: OperatorSource | None = None
 
     @property
     def weight(self) -> float:
@@ -135,7 +135,7 @@ class Part:
                 of=value.get("of", 1),
                 rows=_range(value.get("rows")),
                 together=value.get("together", False),
-                source=None if source is None else Source(**source),
+                source=None if source is None else OperatorSource(**source),
             )
             if not part._is_sound():
                 raise UsageError(f"{shown(value)} is no part")

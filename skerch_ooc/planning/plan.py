@@ -11,7 +11,7 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, Tiles, cut
-from skerch_ooc.planning.parts import Part, Source, require_numbered
+from skerch_ooc.planning.parts import OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
@@ -430,13 +430,13 @@ def _require_few_tasks(plan: Plan) -> None:
         )
 
 
-def source_of(plan: Plan, part: Part) -> Source:
+def source_of(plan: Plan, part: Part) -> OperatorSource:
     """Where the operator of a part comes from."""
     if part.source is not None:
         return part.source
     identity = plan.identity
     folder = plan.amendments[-1].folder
-    return Source(identity.factory, identity.args, identity.factory_sha256, folder)
+    return OperatorSource(identity.factory, identity.args, identity.factory_sha256, folder)
 
 
 def described(plan: Plan) -> str:
@@ -449,7 +449,7 @@ def described(plan: Plan) -> str:
     return " + ".join(terms.values())
 
 
-def _described(source: Source) -> str:
+def _described(source: OperatorSource) -> str:
     if source.factory is None:
         return "a Python object"
     arguments = ", ".join(f"{key}={value!r}" for key, value in source.args.items())

@@ -16,7 +16,7 @@ _NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-
 
 
 @dataclass(frozen=True)
-class Stage:
+class RoundStage:
     """A stage of one round.
 
     Attributes:
@@ -28,7 +28,7 @@ class Stage:
     round: int = 1
 
     @classmethod
-    def parse(cls, text: str, rounds: int) -> Stage:
+    def parse(cls, text: str, rounds: int) -> RoundStage:
         """Reads ``"measure"`` or ``"measure.2"``.
 
         Args:
@@ -62,5 +62,5 @@ class Left:
         tasks: Numbers of the tasks that are not done.
     """
 
-    stage: Stage
+    stage: RoundStage
     tasks: Sequence[int]

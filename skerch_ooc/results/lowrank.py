@@ -140,7 +140,7 @@ class LazyMatrix(ABC):
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
-class StoredMatrix(LazyMatrix):
+class TallMatrix(LazyMatrix):
     """A matrix on disk that is read, and verified, when it is indexed.
 
     Implicit vectors look the same; they are computed from the sketch when they are indexed.
@@ -182,7 +182,7 @@ class AdjointMatrix(LazyMatrix):
     @property
     def mH(self) -> LazyMatrix:  # noqa: N802
         """See :class:`LazyMatrix`."""
-        return StoredMatrix(self._tall)
+        return TallMatrix(self._tall)
 
     def _gather(self, rows: Selection, columns: Selection) -> Tensor:
         return torch.from_numpy(gather(self._tall, columns, rows)).mH.resolve_conj()
@@ -389,7 +389,7 @@ class Eigh(LowRank):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "eigenvalues", "eigenvectors", None)
         self.eigenvalues = self._rounded_values()
-        self.eigenvectors = StoredMatrix(self._left)
+        self.eigenvectors = TallMatrix(self._left)
         residuals = self._file.arrays.get("residuals")
         self.residuals = None if residuals is None else self._rounded(residuals)
 
@@ -425,8 +425,8 @@ class Svd(LowRank):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "S", "U", "V")
         self.S = self._rounded_values()
-        self.U = StoredMatrix(self._left)
-        self.V = StoredMatrix(self._right)
+        self.U = TallMatrix(self._left)
+        self.V = TallMatrix(self._right)
 
     @property
     def Vh(self) -> LazyMatrix:  # noqa: N802 (torch's name)

@@ -23,7 +23,7 @@ from skerch_ooc.store.layout import Layout, read_slice
 from skerch_ooc.store.sealed import SealedFile
 
 
-class TallMatrix(Protocol):
+class Tiles(Protocol):
     """A tall matrix on disk, read and verified tile by tile.
 
     Attributes:
@@ -91,23 +91,23 @@ class _Described:
 
 
 class BulkMatrix:
-    """A matrix that is a bulk of one file; see :class:`TallMatrix`."""
+    """A matrix that is a bulk of one file; see :class:`Tiles`."""
 
     def __init__(self, file: SealedFile, name: str) -> None:
         self.layout = file.layouts[name]
         self._file, self._name = file, name
 
     def read_tile(self, row: int, column: int = 0) -> Array:
-        """See :class:`TallMatrix`."""
+        """See :class:`Tiles`."""
         return self._file.read_tile(row, column, self._name)
 
     def read(self, rows: Range, columns: Range) -> Array:
-        """See :class:`TallMatrix`."""
+        """See :class:`Tiles`."""
         return self._file.read(rows, columns, self._name)
 
 
 class PiecedMatrix:
-    """A matrix in pieces, each opened when it is first needed; see :class:`TallMatrix`."""
+    """A matrix in pieces, each opened when it is first needed; see :class:`Tiles`."""
 
     def __init__(self, file: SealedFile, name: str) -> None:
         described = _Described.of(name, file.identity["pieces"][name], file.path)
@@ -125,7 +125,7 @@ class PiecedMatrix:
         ]
 
     def read_tile(self, row: int, column: int = 0) -> Array:
-        """See :class:`TallMatrix`.
+        """See :class:`Tiles`.
 
         Raises:
             IncompleteError: If the piece is gone.
@@ -137,7 +137,7 @@ class PiecedMatrix:
         return self._piece(number).read_tile(row - tiles.start, column)
 
     def read(self, rows: Range, columns: Range) -> Array:
-        """See :class:`TallMatrix`; raises as :meth:`read_tile` does."""
+        """See :class:`Tiles`; raises as :meth:`read_tile` does."""
         return read_slice(self.layout, self.read_tile, rows, columns)
 
     def check(self) -> None:
@@ -178,7 +178,7 @@ def pieced_names(identity: Mapping[str, Any]) -> list[str]:
     return list(identity.get("pieces", {}))
 
 
-def open_matrix(file: SealedFile, name: str) -> TallMatrix | None:
+def open_matrix(file: SealedFile, name: str) -> Tiles | None:
     """The matrix of a name that belongs to a file; ``None`` if there is none.
 
     Raises:
@@ -214,7 +214,7 @@ def check_pieces(file: SealedFile) -> None:
         PiecedMatrix(file, name).check()
 
 
-def stored_columns(matrix: TallMatrix, number: int, out: Array) -> Array:
+def stored_columns(matrix: Tiles, number: int, out: Array) -> Array:
     """Reads a row of tiles into ``out``, ``(rows, columns)``, and returns it."""
     for column in range(matrix.layout.grid[1]):
         part = matrix.read_tile(number, column)

@@ -25,7 +25,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
 from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
 from skerch_ooc.planning.spec import MAX_SIZE, ROLES
-from skerch_ooc.store.pieces import TallMatrix, lost_pieces, open_matrix
+from skerch_ooc.store.pieces import Tiles, lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
@@ -60,7 +60,7 @@ class Basis:
     file: SealedFile
 
     @cached_property
-    def matrix(self) -> TallMatrix:
+    def matrix(self) -> Tiles:
         """What reads it."""
         matrix = open_matrix(self.file, BASIS_MATRIX)
         if matrix is None:

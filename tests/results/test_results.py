@@ -215,7 +215,7 @@ def test_crossed_indices_take_all_columns_of_all_rows(rows, columns):
 def test_matrix_says_what_it_is(results):
     u = results("svd", "float32", "stored").U
     assert (len(u), u.shape, u.dtype) == (4200, (4200, RANK), torch.float32)
-    assert "StoredMatrix(shape=(4200, 66), dtype=torch.float32, path=" in repr(u)
+    assert "TallMatrix(shape=(4200, 66), dtype=torch.float32, path=" in repr(u)
 
 
 def test_adjoint_of_the_adjoint_is_the_matrix(results):

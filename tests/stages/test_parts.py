@@ -27,7 +27,13 @@ from skerch_ooc.base.resources import Resources
 from skerch_ooc.operators.adapters import product_of
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
-from skerch_ooc.planning.parts import Part, Source, require_factor, require_numbered, runs_of
+from skerch_ooc.planning.parts import (
+    OperatorSource,
+    Part,
+    require_factor,
+    require_numbered,
+    runs_of,
+)
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.stages.measure.task import missing_tasks
 from skerch_ooc.store.sketch import Round
@@ -338,7 +344,15 @@ class TestPlanning:
         "part",
         [
             Part(),
-            Part(3, -0.5, 1, Range(4, 8), 11, None, source=Source("a.py:f", {"k": [1]}, "ab", ".")),
+            Part(
+                3,
+                -0.5,
+                1,
+                Range(4, 8),
+                11,
+                None,
+                source=OperatorSource("a.py:f", {"k": [1]}, "ab", "."),
+            ),
             Part(1, 1.0, 0, Range(4, 8), 11, Range(100, 170), together=True),
         ],
         ids=["whole", "of a later summand", "rows"],

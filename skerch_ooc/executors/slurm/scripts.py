@@ -12,7 +12,7 @@ from skerch_ooc.executors.slurm.elements import Elements
 from skerch_ooc.executors.slurm.logs import BEGINNING, ending
 from skerch_ooc.executors.slurm.options import DASK, WARNING_SECONDS
 from skerch_ooc.executors.slurm.records import Submission
-from skerch_ooc.planning.stage_names import Stage
+from skerch_ooc.planning.stage_names import RoundStage
 
 CHECK = "check"
 """What the last job of a submission is called."""
@@ -63,7 +63,7 @@ def script_name(stage: str) -> str:
 
 
 def array_job(
-    run: Path, submission: Submission, stage: Stage, elements: Elements, tasks: int
+    run: Path, submission: Submission, stage: RoundStage, elements: Elements, tasks: int
 ) -> Job:
     """The job array of a stage.
 

@@ -17,7 +17,7 @@ BOTTOM = HEIGHT - 46
 
 
 @dataclass(frozen=True)
-class Figure:
+class Chart:
     """A figure of the page.
 
     Attributes:

@@ -11,7 +11,7 @@ from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.lowrank import LazyMatrix
 from skerch_ooc.results.report import numbers
 from skerch_ooc.results.report.axes import Axis, across
-from skerch_ooc.results.report.figure import LEFT, RIGHT, Figure, path
+from skerch_ooc.results.report.figure import LEFT, RIGHT, Chart, path
 from skerch_ooc.results.report.markup import Markup, element, joined
 
 SHOWN = 6
@@ -75,7 +75,7 @@ def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
                    np.array(low, np.float64), np.array(high, np.float64))  # fmt: skip
 
 
-def figure_of(leading: Leading, values: Array, name: str, noun: str) -> Figure | None:
+def figure_of(leading: Leading, values: Array, name: str, noun: str) -> Chart | None:
     """Draws them; ``None`` if there is nothing to be seen, as vectors have a single entry.
 
     Args:
@@ -96,7 +96,7 @@ def figure_of(leading: Leading, values: Array, name: str, noun: str) -> Figure |
         parts.append(_panel(leading, number, float(values[number]), top, x))
     parts.append(across(x, bottom, "position in the vector"))
     grouped = len(leading.places) < leading.rows
-    return Figure(
+    return Chart(
         name, f"Leading {noun}",
         f"The {noun} of the {shown} largest values; each to its own scale, whose largest entry is "
         "written beside it."

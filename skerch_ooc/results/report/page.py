@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from skerch_ooc.results.report import numbers, tables, words
 from skerch_ooc.results.report.facts import Facts
-from skerch_ooc.results.report.figure import Figure
+from skerch_ooc.results.report.figure import Chart
 from skerch_ooc.results.report.leading import figure_of
 from skerch_ooc.results.report.markup import NOTHING, Markup, element, joined, plain
 from skerch_ooc.results.report.quality import error, scree
@@ -24,9 +24,9 @@ _SECTIONS = {
 }
 
 
-def figures(facts: Facts) -> list[Figure]:
+def figures(facts: Facts) -> list[Chart]:
     """All figures of a report; those of what is not known are left out."""
-    made: list[Figure | None] = [
+    made: list[Chart | None] = [
         linear_spectrum(facts.values), logarithmic_spectrum(facts.values), density(facts.values),
         error(facts.assessment), scree(facts.assessment),
         *(figure_of(leading, facts.values.values, name, noun)
@@ -36,7 +36,7 @@ def figures(facts: Facts) -> list[Figure]:
     return [figure for figure in made if figure is not None]
 
 
-def page(facts: Facts, drawn: Iterable[Figure]) -> bytes:
+def page(facts: Facts, drawn: Iterable[Chart]) -> bytes:
     """The page of a report.
 
     Args:
@@ -70,7 +70,7 @@ def _header(facts: Facts) -> Markup:
     return element("header", element("h1", facts.title), element("p", said + result, class_="sub"))
 
 
-def _sections(facts: Facts, drawn: list[Figure]) -> Iterator[Markup]:
+def _sections(facts: Facts, drawn: list[Chart]) -> Iterator[Markup]:
     yield _summary(facts)
     for title, names in _SECTIONS.items():
         shown = [_shown(figure) for figure in drawn if figure.name in names]
@@ -110,7 +110,7 @@ def _work_tables(facts: Facts) -> Iterator[Markup]:
         )
 
 
-def _shown(figure: Figure) -> Markup:
+def _shown(figure: Chart) -> Markup:
     return element(
         "figure", element("h3", figure.title), figure.svg(),
         element("figcaption", figure.caption), id=f"figure-{figure.name}",

@@ -13,7 +13,7 @@ from skerch_ooc.results.report.figure import (
     LEFT,
     RIGHT,
     TOP,
-    Figure,
+    Chart,
     key,
     nothing_to_draw,
     path,
@@ -26,7 +26,7 @@ _SURE = 0.995
 _WIDEST_FACTOR = 10.0
 
 
-def scree(assessment: Assessment) -> Figure | None:
+def scree(assessment: Assessment) -> Chart | None:
     """What share of the operator approximations of lower rank leave out; ``None`` if unknown."""
     bounds = [(rank, lower, upper) for rank, lower, upper in assessment.scree
               if math.isfinite(lower) and math.isfinite(upper)]  # fmt: skip
@@ -37,7 +37,7 @@ def scree(assessment: Assessment) -> Figure | None:
     title = "Scree: what a lower rank leaves out"
     if y is None:
         said = "Nothing is left out."
-        return Figure("scree", title, said, said, nothing_to_draw(said))
+        return Chart("scree", title, said, said, nothing_to_draw(said))
     lower = [(x.at(rank), y.at(low)) for rank, low, _ in bounds if low >= y.low]
     upper = [(x.at(rank), y.at(high)) for rank, _, high in bounds if high >= y.low]
     if len(lower) < len(bounds):
@@ -54,7 +54,7 @@ def scree(assessment: Assessment) -> Figure | None:
     rank, low, high = bounds[-1]
     half = next((rank for rank, _, high in bounds if high <= 0.01), None)
     enough = f" Rank {numbers.count(half)} leaves out at most 1 %." if half is not None else ""
-    return Figure(
+    return Chart(
         "scree", title,
         "The share of ‖A‖², the squared Frobenius norm, that the best approximation of each rank "
         "leaves out lies between the lines, as far as the error is known; where they are far "
@@ -67,7 +67,7 @@ def scree(assessment: Assessment) -> Figure | None:
     )  # fmt: skip
 
 
-def error(assessment: Assessment) -> Figure | None:
+def error(assessment: Assessment) -> Chart | None:
     """How probable it is that the true error is below a multiple of the estimate."""
     relative = assessment.relative_error
     if relative is None or not assessment.test_measurements:
@@ -88,7 +88,7 @@ def error(assessment: Assessment) -> Figure | None:
         *(_stated(assessment, factor, x, y) for factor in (1.5, 2.0)),
     ]  # fmt: skip
     said = "; ".join(bound_text(assessment, factor) for factor in FACTORS if factor <= last)
-    return Figure(
+    return Chart(
         "error", "How sure the error is",
         "How probable it is that the true relative error is at most this. The bounds hold for any "
         f"operator and come from {numbers.count(assessment.test_measurements)} test vectors that "

@@ -23,7 +23,7 @@ from skerch_ooc.results.report.figure import (
     LEFT,
     RIGHT,
     TOP,
-    Figure,
+    Chart,
     key,
     nothing_to_draw,
     thinned,
@@ -93,7 +93,7 @@ class Values:
             if missing else ""  # fmt: skip
 
 
-def linear_spectrum(found: Values) -> Figure:
+def linear_spectrum(found: Values) -> Chart:
     """The values as they are, with their signs."""
     values = found.values
     lowest, highest = _ends(found)
@@ -107,7 +107,7 @@ def linear_spectrum(found: Values) -> Figure:
     for number, value in found.shown:
         parts.append(_point(x.at(number), y.at(value), value, y.at(0.0) if stems else None))
     parts += [across(x, BOTTOM, "number, by magnitude"), _sign_labels(found)]
-    return Figure(
+    return Chart(
         "spectrum",
         _titled(found),
         f"The {found.noun} by their number, the largest in magnitude first."
@@ -118,7 +118,7 @@ def linear_spectrum(found: Values) -> Figure:
     )  # fmt: skip
 
 
-def logarithmic_spectrum(found: Values) -> Figure:
+def logarithmic_spectrum(found: Values) -> Chart:
     """Magnitudes on a logarithmic axis, with the error below which none can be told from 0."""
     sizes = np.abs(found.values)
     limits = [] if found.bounds is None else [float(found.bounds.min())]
@@ -127,7 +127,7 @@ def logarithmic_spectrum(found: Values) -> Figure:
     title = f"{_titled(found)}, logarithmic"
     if y is None:
         said = f"All {numbers.count(len(sizes))} {found.noun} are zero."
-        return Figure("spectrum-log", title, said, said, nothing_to_draw(said))
+        return Chart("spectrum-log", title, said, said, nothing_to_draw(said))
     hidden = int(np.count_nonzero(sizes < y.low))
     wash, line = _below_error(found.error, y) if found.error else (NOTHING, NOTHING)
     if found.bounds is not None:
@@ -151,21 +151,21 @@ def logarithmic_spectrum(found: Values) -> Figure:
         )
     if hidden:
         caption += f" {numbers.count(hidden)} that are zero, or nearly, are not drawn."
-    return Figure(
+    return Chart(
         "spectrum-log", title, caption + found.thinning,
         f"{_range_said(found)} {_above_said(found)}",
         joined([*parts, line, _sign_labels(found)]),
     )  # fmt: skip
 
 
-def density(found: Values) -> Figure:
+def density(found: Values) -> Chart:
     """How many values there are of which magnitude; negative ones downwards."""
     sizes = np.abs(found.values)
     largest = float(sizes.max())
     seen = sizes > max(largest * 10**-MOST_DECADES, 1e-300)
     if not seen.any():
         said = f"All {numbers.count(len(sizes))} {found.noun} are zero."
-        return Figure("density", "Spectral density", said, said, nothing_to_draw(said))
+        return Chart("density", "Spectral density", said, said, nothing_to_draw(said))
     logs = np.log10(sizes[seen])
     first, last, per_decade = _bins(float(logs.min()), float(logs.max()))
     places = np.floor(logs * per_decade + 1e-9).astype(int) - first
@@ -190,7 +190,7 @@ def density(found: Values) -> Figure:
     if hidden:
         caption += f" {numbers.count(hidden)} are zero, or nearly, and are left out."
     most = int((above + below)[peak])
-    return Figure(
+    return Chart(
         "density", "Spectral density", caption,
         f"Most of them, {numbers.count(most)} in one bar, lie between {numbers.value(ends[0], 2)} "
         f"and {numbers.value(ends[1], 2)}. {_signs_said(found)}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from skerch_ooc.results.report import numbers
 from skerch_ooc.results.report.axes import WIDTH, Axis, across
-from skerch_ooc.results.report.figure import RIGHT, Figure
+from skerch_ooc.results.report.figure import RIGHT, Chart
 from skerch_ooc.results.report.logs import Logged, Work, merged_spans
 from skerch_ooc.results.report.markup import Markup, element, joined, plain
 from skerch_ooc.results.words import format_seconds
@@ -70,7 +70,7 @@ class Clock:
         return self.starts[number] + moment - self.spans[number][0]
 
 
-def timeline(logged: Logged) -> Figure | None:
+def timeline(logged: Logged) -> Chart | None:
     """Draws who did what when; ``None`` if nothing is known of it."""
     if not logged.work:
         return None
@@ -93,7 +93,7 @@ def timeline(logged: Logged) -> Figure | None:
         caption += f" {numbers.count(len(workers) - len(shown))} further processes are not drawn."
     if logged.more:
         caption += f" {numbers.count(logged.more)} later tasks are not drawn."
-    return Figure(
+    return Chart(
         "timeline", "Who worked when", caption,
         f"{numbers.count(len(logged.work) + logged.more)} pieces of work of "
         f"{numbers.count(len(workers))} process{'es' if len(workers) > 1 else ''} in "

@@ -15,7 +15,7 @@ from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
-from skerch_ooc.planning.parts import Part, Source
+from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sketch import Round
@@ -141,7 +141,7 @@ def build_for_run(run: Run, device: str | None = None, part: Part | None = None)
     return build(source.factory, source.args, device or run.plan.device, find_folder(run, source))
 
 
-def find_folder(run: Run, source: Source) -> Path:
+def find_folder(run: Run, source: OperatorSource) -> Path:
     """The folder of a factory; see :func:`build_for_run`.
 
     Raises:
