@@ -13,10 +13,11 @@ from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
 from skerch_ooc.planning.memory import SLAB_BYTES, rows_bytes
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import OperatorSource, Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan, require_sound
 from skerch_ooc.planning.sizes import Sizes, sizes_of
-from skerch_ooc.planning.spec import TEST_MATRICES, Spec
+from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
 from skerch_ooc.planning.tolerance import first_look
 
 TEST_NOISE = "gaussian"
@@ -69,7 +70,7 @@ def planned(
     if together:
         widths = _widths_for_rows(spec, shape, now, parts, resources)
     else:
-        widths = dict.fromkeys(Sizes.roles, choose_block(spec, shape, findings, resources))
+        widths = dict.fromkeys(ROLES, choose_block(spec, shape, findings, resources))
     amendment = Amendment(
         run_id=identity.run_id,
         number=1,
@@ -142,7 +143,7 @@ def parts_of(
 def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise: str) -> Identity:
     names: tuple[str, ...] = TEST_MATRICES
     if spec.kind == "eigh":
-        inner = spec.recovery.method == "oversampled"
+        inner = METHODS[spec.recovery.method].has_inner
         names = ("right", "test", "inner-left") if inner else ("right", "test")
     others = {"test": TEST_NOISE, "left": left_noise}
     return Identity(
@@ -172,7 +173,7 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
     """
     wide = LEFT_FACTOR * sizes.right
     asked = spec.sketch.left_measurements != "auto" or spec.storage is not None
-    if spec.recovery.method != "nystrom" or spec.kind != "svd" or asked:
+    if not METHODS[spec.recovery.method].fits_left or spec.kind != "svd" or asked:
         return sizes, spec.sketch.noise
     if shape[0] < _ROWS_FOR_SPARSE * wide:
         return sizes, spec.sketch.noise
@@ -227,7 +228,7 @@ def cuts(kind: str, before: Plan | None, sizes: Sizes, widths: Mapping[str, int]
 def grown(plan: Plan, sizes: Sizes) -> Amendment:
     """The amendment by which a plan reaches the given sizes."""
     last = plan.amendments[-1]
-    widths = {role: plan.width(role) for role in Sizes.roles}
+    widths = {role: plan.width(role) for role in ROLES}
     added = cuts(plan.identity.kind, plan, sizes, widths)
     return dataclasses.replace(last, number=last.number + 1, blocks=added)
 

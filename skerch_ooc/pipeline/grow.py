@@ -19,6 +19,7 @@ from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.planning.methods import names_of
 from skerch_ooc.planning.parts import OperatorSource, Part, require_factor
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec
@@ -74,11 +75,12 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
     scale = require_factor("scale", update.scale)
     forget = require_factor("forget", update.forget)
     plan = run.plan
-    if plan.recovery.method == "hmt":
+    if not plan.method.is_one_pass:
+        *others, last = names_of(lambda method: method.is_one_pass)
         raise UsageError(
-            'a run with method = "hmt" cannot be updated: the basis of its later rounds is made of '
-            "the operator, so that its sketch is not linear in it. Plan a new run, with nystrom, "
-            "singlepass or oversampled"
+            f'a run with method = "{plan.recovery.method}" cannot be updated: the basis of its '
+            "later rounds is made of the operator, so that its sketch is not linear in it. Plan a "
+            f"new run, with {', '.join(others)} or {last}"
         )
     if (update.operator.factory is None) == (update.at_hand is None):
         raise UsageError("give the operator that is to be added, or the factory that makes it")
@@ -257,14 +259,14 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             f"{run.directory} is of several operators, some of which were handed over as Python "
             "objects, so that further columns cannot be measured of all; plan a new run"
         )
-    if method == "oversampled":
+    if plan.method.has_inner:
         raise UsageError(
-            'a run with method = "oversampled" cannot be extended: its sizes are fixed by the '
+            f'a run with method = "{method}" cannot be extended: its sizes are fixed by the '
             "inner sketch, whose columns do not nest; plan a new run, or use nystrom"
         )
-    if method == "hmt" and not repeat_rounds:
+    if not plan.method.is_one_pass and not repeat_rounds:
         raise UsageError(
-            f"the basis of the later rounds of hmt changes with the first: {plan.rounds - 1} "
+            f"the basis of the later rounds of {method} changes with the first: {plan.rounds - 1} "
             f"round(s) of {measurements} products each would be measured anew, besides the "
             f"{measurements - has} of the first. If that is wanted, add --repeat-rounds"
         )

@@ -12,7 +12,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors import Executor, resources_of
 from skerch_ooc.executors.serial import Serial
-from skerch_ooc.planning.sizes import require_recoverable
+from skerch_ooc.planning.sizes import require_inverted_core, require_recoverable
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results import assess as assess_stage
 from skerch_ooc.results.assess import Assessment
@@ -218,11 +218,7 @@ def recovery_settings(
         vectors=known.vectors if vectors is None else vectors,
         power_iterations=known.power_iterations if method == known.method else 0,
     )
-    if settings.method == "hmt" and settings.core != "auto":
-        raise UsageError(
-            f'recovery.core = {settings.core}: method = "hmt" inverts no core; to cut its result, '
-            "use rank"
-        )
+    require_inverted_core(settings)
     require_recoverable(settings, run.plan.reach("right"))
     return settings
 

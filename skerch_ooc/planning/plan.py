@@ -11,6 +11,7 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, Tiles, cut
+from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
     DTYPES,
@@ -285,6 +286,11 @@ class Plan:
         return self.amendments[-1].recovery
 
     @property
+    def method(self) -> Method:
+        """What distinguishes the recovery method in force."""
+        return METHODS[self.recovery.method]
+
+    @property
     def device(self) -> str:
         """The device in force."""
         return self.amendments[-1].device
@@ -301,11 +307,8 @@ class Plan:
 
     @property
     def rounds(self) -> int:
-        """Rounds of products, one after the other: more than one only for ``hmt``."""
-        if self.recovery.method != "hmt":
-            return 1
-        passes = 1 if self.identity.kind == "eigh" else 2
-        return 2 + passes * self.recovery.power_iterations
+        """Rounds of products, one after the other."""
+        return self.method.rounds(self.identity.kind, self.recovery.power_iterations)
 
     def span(self, role: str) -> Range:
         """The planned columns of a role of the first round."""
@@ -322,7 +325,7 @@ class Plan:
 
         For a Hermitian operator the first columns are those of the right sketch, and perhaps all.
         """
-        if self.recovery.method != "oversampled":
+        if not self.method.has_inner:
             return 0
         return max(self.span("inner").stop, self.reach("right"))
 
@@ -376,9 +379,9 @@ def require_sound(plan: Plan) -> None:
     Raises:
         UsageError: Saying what does not fit.
     """
-    identity, recovery = plan.identity, plan.recovery
+    identity = plan.identity
     height, width = identity.shape
-    _require_noise(identity, inner=recovery.method == "oversampled")
+    _require_noise(identity, inner=plan.method.has_inner)
     if identity.kind == "eigh" and (height != width or plan.reach("left")):
         left = plan.reach("left")
         raise UsageError(f"kind = 'eigh' with shape {identity.shape} and {left} left columns")

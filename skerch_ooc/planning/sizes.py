@@ -1,17 +1,22 @@
-"""Which requests make sense, and how wide their sketches are: all of it said at plan time."""
+"""How wide the sketches are: defaults, what fits into a storage, and what is refused by name.
+
+All of it is said when a run is planned, before anything is measured.
+"""
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from skerch_ooc.base.distributions import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import parse_bytes
-from skerch_ooc.planning.spec import NESTING_METHODS, RecoverySpec, Spec
+from skerch_ooc.planning.methods import METHODS, names_of
+from skerch_ooc.planning.spec import ROLES, RecoverySpec, Spec
 
 FEWEST_TEST_MEASUREMENTS = 10
 """With fewer test columns a tolerance cannot be judged."""
@@ -36,11 +41,9 @@ class Sizes:
     inner: int
     test: int
 
-    roles: ClassVar[tuple[str, ...]] = ("right", "test", "left", "inner")
-
     def as_dict(self) -> dict[str, int]:
         """The columns of each role, in the order in which they are measured."""
-        return {role: getattr(self, role) for role in self.roles}
+        return {role: getattr(self, role) for role in ROLES}
 
 
 def require_sense(spec: Spec) -> None:
@@ -49,47 +52,64 @@ def require_sense(spec: Spec) -> None:
     Raises:
         UsageError: Naming the keys and what would do.
     """
-    method, kind = spec.recovery.method, spec.kind
-    is_complex = spec.dtype.startswith("complex")
-    wrong = None
-    if spec.sketch.noise in COMPLEX_ONLY and not is_complex:
-        wrong = (
+    name, method = spec.recovery.method, METHODS[spec.recovery.method]
+    if spec.sketch.noise in COMPLEX_ONLY and not spec.dtype.startswith("complex"):
+        raise UsageError(
             f"sketch.noise = {spec.sketch.noise!r} is complex, but dtype = {spec.dtype!r} is real; "
             'take "rademacher", or a complex dtype'
         )
-    elif spec.recovery.power_iterations and method != "hmt":
-        wrong = (
-            f"recovery.power_iterations = {spec.recovery.power_iterations} are rounds of "
-            f'method = "hmt"; method = {method!r} makes one pass: leave it out'
+    if spec.recovery.power_iterations and not method.most_power_iterations:
+        powers = names_of(lambda other: other.most_power_iterations > 0)
+        raise UsageError(
+            f"recovery.power_iterations = {spec.recovery.power_iterations} are rounds of method = "
+            f"{_quoted(powers)}; method = {name!r} makes one pass: leave it out"
         )
-    elif method == "hmt" and spec.recovery.core != "auto":
-        wrong = (
-            f'recovery.core = {spec.recovery.core}: method = "hmt" inverts no core; to cut its '
-            "result, use rank"
+    require_inverted_core(spec.recovery)
+    _require_measured(spec)
+    if spec.tolerance is not None and not method.nests:
+        raise UsageError(
+            f"tolerance = {spec.tolerance}: the columns of method = {name!r} do not nest, so it "
+            f"cannot measure in rounds; use one of {', '.join(names_of(lambda o: o.nests))}"
         )
-    elif spec.sketch.left_measurements != "auto" and (kind == "eigh" or method == "hmt"):
-        wrong = (
-            f"sketch.left_measurements = {spec.sketch.left_measurements}: there is no left sketch "
-            + ('for kind = "eigh"' if kind == "eigh" else 'in method = "hmt"')
-            + "; leave it out"
-        )
-    elif spec.sketch.inner_measurements != "auto" and method != "oversampled":
-        wrong = (
-            f"sketch.inner_measurements = {spec.sketch.inner_measurements}: only method = "
-            f'"oversampled" has an inner sketch, not {method!r}; leave it out'
-        )
-    elif spec.tolerance is not None and method not in NESTING_METHODS:
-        wrong = (
-            f"tolerance = {spec.tolerance}: the columns of method = {method!r} do not nest, so it "
-            f"cannot measure in rounds; use one of {', '.join(NESTING_METHODS)}"
-        )
-    elif spec.tolerance is not None and (spec.sketch.test_measurements < FEWEST_TEST_MEASUREMENTS):
-        wrong = (
+    if spec.tolerance is not None and spec.sketch.test_measurements < FEWEST_TEST_MEASUREMENTS:
+        raise UsageError(
             f"tolerance = {spec.tolerance} needs sketch.test_measurements of at least "
             f"{FEWEST_TEST_MEASUREMENTS}, not {spec.sketch.test_measurements}"
         )
-    if wrong:
-        raise UsageError(wrong)
+
+
+def require_inverted_core(settings: RecoverySpec) -> None:
+    """Refuses the size of a core for a method that inverts none.
+
+    Raises:
+        UsageError: Naming the key.
+    """
+    if settings.core != "auto" and not METHODS[settings.method].inverts_core:
+        raise UsageError(
+            f'recovery.core = {settings.core}: method = "{settings.method}" inverts no core; to '
+            "cut its result, use rank"
+        )
+
+
+def _require_measured(spec: Spec) -> None:
+    """Refuses the width of a sketch that the method does not measure."""
+    name, method = spec.recovery.method, METHODS[spec.recovery.method]
+    left, inner = spec.sketch.left_measurements, spec.sketch.inner_measurements
+    if left != "auto" and (spec.kind == "eigh" or not method.left):
+        place = 'for kind = "eigh"' if spec.kind == "eigh" else f'in method = "{name}"'
+        raise UsageError(
+            f"sketch.left_measurements = {left}: there is no left sketch {place}; leave it out"
+        )
+    if inner != "auto" and not method.has_inner:
+        raise UsageError(
+            f"sketch.inner_measurements = {inner}: only method = "
+            f"{_quoted(names_of(lambda other: other.has_inner))} has an inner sketch, not "
+            f"{name!r}; leave it out"
+        )
+
+
+def _quoted(names: list[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
 
 
 def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
@@ -108,65 +128,72 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
             f'kind = "eigh" needs a square operator, this one is {shape[0]} x {shape[1]}; '
             'kind = "svd" takes any'
         )
-    method, is_complex = spec.recovery.method, spec.dtype.startswith("complex")
-    least, test = min(shape), spec.sketch.test_measurements
-    if spec.storage is not None:
-        itemsize = np.dtype(spec.dtype).itemsize
-        entries = _storage_bytes(spec.storage) // itemsize - test * shape[0]
-        try:
-            right, left, inner = sizes_for_storage(
-                method,
-                spec.kind,
-                is_complex,
-                shape,
-                max(0, entries),
-                spec.recovery.power_iterations,
-            )
-        except ValueError:
-            column = (shape[0] + shape[1]) * itemsize
-            raise UsageError(
-                f"storage = {spec.storage!r} is too little: a right and a left column alone take "
-                f"{column} bytes, the {test} test columns {test * shape[0] * itemsize}; give more"
-            ) from None
-    else:
-        assert spec.measurements is not None
-        right = spec.measurements
-        left = default_left(method, spec.kind, right)
-        inner = default_inner(right, is_complex) if method == "oversampled" else 0
+    right, left, inner = _usual_sizes(spec, shape)
+    least, asked = min(shape), spec.sketch
     if right > least:
         what = "columns" if shape[1] <= shape[0] else "rows"
         raise UsageError(
             f"measurements = {right}: the operator has only {least} {what}, so "
             f"that at most {least} measurements make sense"
         )
-    if isinstance(spec.sketch.left_measurements, int):
-        left = spec.sketch.left_measurements
-        if left > shape[0] or left < right:
-            raise UsageError(
-                f"sketch.left_measurements = {left}: must be from {right} (the measurements) to "
-                f"{shape[0]} (the operator's rows)"
-            )
-    if isinstance(spec.sketch.inner_measurements, int):
-        inner = spec.sketch.inner_measurements
-        if inner > least or inner < right:
-            raise UsageError(
-                f"sketch.inner_measurements = {inner}: must be from {right} (the measurements) to "
-                f"{least}"
-            )
-    if spec.sketch.noise in WHOLE_COLUMNS and max(shape) > LARGEST_HEIGHT:
+    left = _width(
+        "left", asked.left_measurements, left, (right, shape[0]), " (the operator's rows)"
+    )
+    inner = _width("inner", asked.inner_measurements, inner, (right, least))
+    _require_noise(asked.noise, shape, right, spec.recovery)
+    return Sizes(right, left, inner, asked.test_measurements)
+
+
+def _usual_sizes(spec: Spec, shape: tuple[int, int]) -> tuple[int, int, int]:
+    """Measurements, left and inner columns: by default, or as many as the storage takes."""
+    method, is_complex = spec.recovery.method, spec.dtype.startswith("complex")
+    if spec.storage is None:
+        assert spec.measurements is not None
+        right = spec.measurements
+        inner = default_inner(right, is_complex) if METHODS[method].has_inner else 0
+        return right, default_left(method, spec.kind, right), inner
+    itemsize, test = np.dtype(spec.dtype).itemsize, spec.sketch.test_measurements
+    entries = max(0, _storage_bytes(spec.storage) // itemsize - test * shape[0])
+    powers = spec.recovery.power_iterations
+    try:
+        return sizes_for_storage(method, spec.kind, is_complex, shape, entries, powers)
+    except ValueError:
         raise UsageError(
-            f"sketch.noise = {spec.sketch.noise!r} has at most {LARGEST_HEIGHT} rows, the operator "
+            f"storage = {spec.storage!r} is too little: a right and a left column alone take "
+            f"{sum(shape) * itemsize} bytes, the {test} test columns {test * shape[0] * itemsize}; "
+            "give more"
+        ) from None
+
+
+def _width(role: str, asked: int | str, usual: int, ends: tuple[int, int], most: str = "") -> int:
+    """The columns of a role: as asked for, or as usual, but no more than there can be."""
+    low, high = ends
+    if not isinstance(asked, int):
+        return min(usual, high)
+    if not low <= asked <= high:
+        raise UsageError(
+            f"sketch.{role}_measurements = {asked}: must be from {low} (the measurements) to "
+            f"{high}{most}"
+        )
+    return asked
+
+
+def _require_noise(
+    noise: str, shape: tuple[int, int], measurements: int, settings: RecoverySpec
+) -> None:
+    """Refuses test matrices that are too tall or too narrow for their distribution."""
+    if noise in WHOLE_COLUMNS and max(shape) > LARGEST_HEIGHT:
+        raise UsageError(
+            f"sketch.noise = {noise!r} has at most {LARGEST_HEIGHT} rows, the operator "
             f'{max(shape)}; take "rademacher"'
         )
-    sizes = Sizes(right, min(left, shape[0]), min(inner, least), test)
-    require_recoverable(spec.recovery, sizes.right)
-    if spec.sketch.noise == "sparse-sign" and right < FEWEST_SPARSE:
+    require_recoverable(settings, measurements)
+    if noise == "sparse-sign" and measurements < FEWEST_SPARSE:
         raise UsageError(
-            f"sketch.noise = 'sparse-sign' with measurements = {right}: its rows have one entry "
-            f"in 16 columns, too few to see all of the operator with less than {FEWEST_SPARSE}; "
-            'take "rademacher"'
+            f"sketch.noise = 'sparse-sign' with measurements = {measurements}: its rows have one "
+            f"entry in 16 columns, too few to see all of the operator with less than "
+            f'{FEWEST_SPARSE}; take "rademacher"'
         )
-    return sizes
 
 
 def _storage_bytes(storage: str) -> int:
@@ -192,39 +219,18 @@ def require_recoverable(settings: RecoverySpec, measurements: int) -> None:
             )
 
 
-NYSTROM_OVERSAMPLING = 1.5
-
-
 def default_left(method: str, kind: str, measurements: int) -> int:
-    """Columns of the left sketch ``W = A^H Psi``.
-
-    Args:
-        method: Name of the method.
-        kind: ``"eigh"`` or ``"svd"``; for ``"eigh"`` no method has a left sketch.
-        measurements: Columns of the right sketch.
-
-    Returns:
-        For Nystrom 1.5 times the measurements: its expected error is ``sqrt(1 + m / (l - m - 1))``
-        times that of the range (Nakatsukasa 2020, arXiv 2009.11392, section 2).
-    """
-    if kind == "eigh" or method == "hmt":
-        return 0
-    if method == "nystrom":
-        return math.ceil(NYSTROM_OVERSAMPLING * measurements)
-    return measurements
+    """Columns of the left sketch ``W = A^H Psi``; for ``kind = "eigh"`` there is none."""
+    return 0 if kind == "eigh" else math.ceil(METHODS[method].left * measurements)
 
 
 def default_inner(measurements: int, is_complex: bool) -> int:
-    """Columns of the inner sketch for ``oversampled``: ``s = 2 k + alpha``.
+    """Columns of an inner sketch: ``s = 2 k + alpha``.
 
     ``alpha`` is 1 for real and 0 for complex numbers (Tropp et al. 2019, arXiv 1902.08651,
     section 5.4).
     """
-    return 2 * measurements + _alpha(is_complex)
-
-
-def _alpha(is_complex: bool) -> int:
-    return 0 if is_complex else 1
+    return 2 * measurements + (0 if is_complex else 1)
 
 
 def sizes_for_storage(
@@ -237,13 +243,18 @@ def sizes_for_storage(
 ) -> tuple[int, int, int]:
     """The widest sketches that fit into a given storage.
 
+    With an inner sketch these are the natural sizes of Tropp et al. 2019 (arXiv 1902.08651,
+    section 5.4.2): the largest ``k`` with ``k (h + w) + s^2 <= T`` and ``s = 2 k + alpha``, then
+    the largest ``s``. For a Hermitian operator ``k h + s (s - k) <= T``: the first ``k`` inner
+    columns are the outer ones.
+
     Args:
         method: Name of the method.
         kind: ``"eigh"`` or ``"svd"``.
         is_complex: Whether the entries are complex.
         shape: Height and width of the operator.
         entries: How many numbers may be stored, not counting the test sketch.
-        power_iterations: Of ``hmt``: each adds rounds, whose bases and sketches are stored too.
+        power_iterations: They add rounds, whose bases and sketches are stored too.
 
     Returns:
         ``(measurements, left, inner)``, no more of the first than the operator has columns or rows.
@@ -251,44 +262,24 @@ def sizes_for_storage(
     Raises:
         ValueError: If not even one measurement fits.
     """
-    h, w = shape
-    inner = 0
-    if method == "oversampled":
-        k, inner = _oversampled(kind, is_complex, h, w, entries)
-    elif kind == "eigh":
-        k = entries // ((3 + 2 * power_iterations) * h if method == "hmt" else h)
-    elif method == "hmt":
-        k = entries // ((2 + 2 * power_iterations) * h + (1 + 2 * power_iterations) * w)
-    elif method == "singlepass":
-        k = entries // (h + w)
-    else:
-        k = int(entries / (h + NYSTROM_OVERSAMPLING * w)) + 1
-        while k > 0 and k * h + default_left(method, kind, k) * w > entries:
-            k -= 1
-    k = min(k, h, w)
+    (h, w), row = shape, METHODS[method]
+    # A later round stores a basis of the height of one side, and a sketch of that of the other.
+    column = h + (row.rounds(kind, power_iterations) - 1) * (h + w)
+
+    def stored(k: int, s: int) -> int:
+        inner = s * (s - k) if kind == "eigh" else s * s
+        return k * column + default_left(method, kind, k) * w + inner * row.has_inner
+
+    def fits(k: int) -> bool:
+        return stored(k, default_inner(k, is_complex)) <= entries
+
+    k = _largest(fits, min(shape))
     if k < 1:
         raise ValueError(f"a storage of {entries} numbers is too little for one measurement")
+    inner = _largest(lambda s: stored(k, s) <= entries, min(shape)) if row.has_inner else 0
     return k, default_left(method, kind, k), inner
 
 
-def _oversampled(kind: str, is_complex: bool, h: int, w: int, entries: int) -> tuple[int, int]:
-    """Natural sizes of Tropp et al. 2019 (arXiv 1902.08651, section 5.4.2).
-
-    The largest ``k`` with ``k (h + w) + s^2 <= T`` and ``s = 2 k + alpha``, then the largest ``s``.
-    For a Hermitian operator ``k h + s (s - k) <= T``: the first ``k`` inner columns are the outer.
-    """
-    a = _alpha(is_complex)
-    if kind == "eigh":
-        # (2 k + a) (k + a) + k h <= T
-        b = h + 3 * a
-        k = int((math.sqrt(b * b + 8 * max(0, entries - a * a)) - b) / 4)
-        k = max(0, min(k, h))
-        rest = entries - k * h
-        s = int((k + math.sqrt(k * k + 4 * max(0, rest))) / 2)
-    else:
-        b = h + w + 4 * a
-        k = int((math.sqrt(b * b + 16 * max(0, entries - a * a)) - b) / 8)
-        k = max(0, min(k, h, w))
-        rest = entries - k * (h + w)
-        s = math.isqrt(max(0, rest))
-    return k, min(s, h, w)
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to ``most`` that fits, as all below it do; 0 if not even 1 does."""
+    return bisect.bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))

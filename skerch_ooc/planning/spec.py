@@ -20,6 +20,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.files import canonical_json
+from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS
 
 KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -27,11 +28,7 @@ NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
 SPARSER = ("sparse-sign-64", "sparse-sign-256")
 """Of test matrices that are wide and applied to rows at hand; planned, never asked for."""
 
-METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
-NESTING_METHODS = ("nystrom", "singlepass")
-"""Methods to whose sketch columns can be added."""
 VECTORS = ("stored", "implicit")
-MOST_POWER_ITERATIONS = 2
 
 ROLES = ("right", "test", "left", "inner")
 """The roles of the columns of a run's first round, in the order in which they are measured."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.algebra.methods import METHODS
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, source_of
-from skerch_ooc.planning.spec import MOST_POWER_ITERATIONS, NESTING_METHODS, RecoverySpec
+from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.store.result_files import command_of, result_name, result_path
@@ -171,7 +171,7 @@ def _improvements(found: Found) -> Iterator[Step]:
         yield Step(text, command)
     else:
         planned = found.plan.recovery
-        can_sharpen = planned.method == "hmt" and planned.power_iterations < MOST_POWER_ITERATIONS
+        can_sharpen = planned.power_iterations < found.plan.method.most_power_iterations
         sharper = ", or one more of power_iterations," * can_sharpen
         yield Step(
             f"A new plan, else as this one, with more measurements{sharper} would make it smaller",
@@ -189,7 +189,7 @@ def _recoveries(found: Found) -> Iterator[Step]:
             f"The rank is limited to {found.settings.rank}. A higher one costs no product",
             _recovered(found, whole),
         )
-    if found.settings.method == "hmt":
+    if not METHODS[found.settings.method].is_one_pass:
         # Its products were made for an accuracy that no other method gets from its first round.
         return
     for method in METHODS:
@@ -209,7 +209,7 @@ def _is_served(found: Found, settings: RecoverySpec) -> bool:
         serves(found.plan, settings)
     except UsageError:
         return False
-    return settings.method != "hmt" and not _is_there(found, settings)
+    return METHODS[settings.method].is_one_pass and not _is_there(found, settings)
 
 
 def _is_there(found: Found, settings: RecoverySpec) -> bool:
@@ -223,7 +223,7 @@ def _recovered(found: Found, settings: RecoverySpec) -> str:
 
 def _is_extensible(found: Found) -> bool:
     """Whether the run can grow: its method nests, and all of its operators can be had again."""
-    if found.plan.recovery.method not in NESTING_METHODS or found.run.cleaned() is not None:
+    if not found.plan.method.nests or found.run.cleaned() is not None:
         return False
     return found.plan.summands == 1 or None not in found.factories
 

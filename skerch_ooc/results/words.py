@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from skerch_ooc.algebra.methods.choosing import CHOOSING_SHARE
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.spec import NESTING_METHODS
 from skerch_ooc.results.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def error_test_line(plan: Plan) -> str:
     if not columns:
         return "none: no test vectors, so only leave-one-out tells the error"
     # One in three chooses the core, where it is to be chosen.
-    chosen = plan.recovery.core == "auto" and plan.recovery.method in NESTING_METHODS
+    chosen = plan.recovery.core == "auto" and plan.method.chooses_core
     left = columns - (-(-columns // CHOOSING_SHARE) if chosen and columns >= CHOOSING_SHARE else 0)
     is_complex = plan.identity.dtype.startswith("complex")
     missed = underestimate_probability(1.5, left, is_complex)

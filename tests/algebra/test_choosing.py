@@ -9,8 +9,8 @@ import pytest
 from sketches import KINDS, SINGLE, case, dense, sketch_of
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.algebra.methods import METHODS
 from skerch_ooc.algebra.methods.choosing import HeldOut, candidates
+from skerch_ooc.planning.methods import names_of
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 choosers = pytest.mark.parametrize("method", ["nystrom", "singlepass"])
@@ -102,7 +102,7 @@ class TestTestColumns:
         assert sizes == sorted(set(sizes))
 
     @kinds
-    @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"nystrom", "singlepass"}))
+    @pytest.mark.parametrize("method", names_of(lambda m: not m.chooses_core))
     def test_are_left_alone_where_nothing_is_chosen(self, method, kind):
         core = case(method, kind, "poly 1", "float32").solve()
         assert (core.choosing, core.tested) == (0, ())

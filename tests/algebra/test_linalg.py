@@ -12,8 +12,8 @@ from sketches import KINDS, case
 from threadpoolctl import threadpool_limits
 
 from skerch_ooc.algebra.linalg import sandwich, spectral_norm, triangular_factor, triangular_inverse
-from skerch_ooc.algebra.methods import Core, decompose
-from skerch_ooc.algebra.methods.decompose import root_of
+from skerch_ooc.algebra.methods.decompose import decompose, root_of
+from skerch_ooc.algebra.methods.problem import Core
 
 fields = pytest.mark.parametrize("dtype", ["float64", "complex128"])
 

@@ -21,12 +21,13 @@ from sketches import (
 )
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.algebra.methods import METHODS, decompose
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.planning.spec import DTYPES
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-methods = pytest.mark.parametrize("method", METHODS)
-with_a_core = pytest.mark.parametrize("method", sorted(METHODS.keys() - {"hmt"}))
+methods = pytest.mark.parametrize("method", SOLVERS)
+with_a_core = pytest.mark.parametrize("method", sorted(SOLVERS.keys() - {"hmt"}))
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 shapes_of_kinds = pytest.mark.parametrize(
     ("kind", "shape"), [("eigh", "square"), *(("svd", shape) for shape in SHAPES)]
@@ -107,7 +108,7 @@ class TestLowRank:
 
     @settings(max_examples=60, deadline=None)
     @given(
-        method=st.sampled_from(sorted(METHODS)),
+        method=st.sampled_from(sorted(SOLVERS)),
         kind=st.sampled_from(KINDS),
         dtype=st.sampled_from(DTYPES),
         height=st.integers(8, 24),
@@ -254,7 +255,7 @@ class TestEdges:
         """Of which there are as many as measurements, unlike in a run."""
         problem = case("singlepass", kind, "zero", dtype, 20).problem
         problem = replace(problem, psi_y=np.zeros((20, 20)), before=problem.y, second_square=0.0)
-        assert decompose(problem, METHODS["hmt"](problem)).values.shape == (0,)
+        assert decompose(problem, SOLVERS["hmt"](problem)).values.shape == (0,)
 
     @methods
     @shapes_of_kinds
@@ -416,8 +417,8 @@ class TestHmt:
         psi_y = None if kind == "svd" else mixing.T @ problem.psi_y @ mixing
         w = y if kind == "eigh" else problem.w @ mixing
         mixed = replace(problem, y=y, w=w, psi_y=psi_y)
-        expected = decompose(problem, METHODS["hmt"](problem)).values
-        found = decompose(mixed, METHODS["hmt"](mixed)).values
+        expected = decompose(problem, SOLVERS["hmt"](problem)).values
+        found = decompose(mixed, SOLVERS["hmt"](mixed)).values
         np.testing.assert_allclose(found[:30], expected[:30], rtol=1e-11)
 
 

@@ -152,10 +152,6 @@ NAMES_NO_VALUE = {
         "give the operator that is to be added",
         "other processes can only build an operator that a factory names",
     ],
-    "the value is the method, and is named": [
-        'a run with method = "oversampled" cannot be extended',
-        'a run with method = "hmt" cannot be updated',
-    ],
     "it is about the queue, which is between two states": ["jobs of an earlier submission are"],
     "it is said inside of what names the file, see below": [
         "the parts are not numbered in order",

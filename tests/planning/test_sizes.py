@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sketches import KINDS
 
-from skerch_ooc.algebra.methods import METHODS
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.sizes import default_inner, default_left, sizes_for_storage
 
 kinds = pytest.mark.parametrize("kind", KINDS)

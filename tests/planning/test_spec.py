@@ -16,13 +16,13 @@ from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.pipeline import start
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import FORMAT_VERSION, NOISE_VERSION, Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
     MAX_SEED,
     MAX_SIZE,
-    METHODS,
     MOST_POWER_ITERATIONS,
     NOISES,
     ROLES,
@@ -475,7 +475,7 @@ amendments = st.builds(
     ),
     recovery=st.builds(
         RecoverySpec,
-        method=st.sampled_from(METHODS),
+        method=st.sampled_from(sorted(METHODS)),
         core=st.just("auto") | sizes,
         rank=st.just("all") | sizes,
         vectors=st.sampled_from(VECTORS),

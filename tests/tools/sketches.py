@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.algebra.methods import METHODS, Core, Problem, Solution, decompose
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
+from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.planning.sizes import default_inner, default_left
 
 KINDS = ("eigh", "svd")
@@ -51,11 +53,11 @@ class Case:
     g: Any = None
 
     def solve(self, **settings: Any) -> Core:
-        return METHODS[self.method](replace(self.problem, **settings))
+        return SOLVERS[self.method](replace(self.problem, **settings))
 
     def decompose(self, **settings: Any) -> Solution:
         problem = replace(self.problem, **settings)
-        return decompose(problem, METHODS[self.method](problem))
+        return decompose(problem, SOLVERS[self.method](problem))
 
     def approximation_by(self, core: Core) -> Any:
         return (self.y @ core.left) @ core.middle @ (self.w @ core.right).conj().T

@@ -37,7 +37,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.algebra.linalg import triangular_factor
-from skerch_ooc.algebra.methods import METHODS, Problem, decompose
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.problem import Problem
+from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.sizes import default_left
@@ -197,7 +199,7 @@ def excess_of(
     method: str, problem: Problem, matrix: Matrix, y: Array, w: Array, rank: int
 ) -> float:
     """Solves a problem, and compares with the best approximation of this rank."""
-    solution = decompose(problem, METHODS[method](problem))
+    solution = decompose(problem, SOLVERS[method](problem))
     values, left, right = solution.values[:rank], solution.left[:, :rank], solution.right[:, :rank]
     return matrix.excess(y @ left, values, w @ right, rank)
 

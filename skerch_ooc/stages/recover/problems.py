@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.algebra.linalg import svd
-from skerch_ooc.algebra.methods import Problem
+from skerch_ooc.algebra.methods.problem import Problem
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
@@ -85,26 +86,30 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
     Raises:
         UsageError: With the reason.
     """
-    kind, method = plan.identity.kind, settings.method
+    kind, method = plan.identity.kind, METHODS[settings.method]
     left, right, inner = plan.reach("left"), plan.reach("right"), plan.inner
     reason = None
-    if method == "hmt":
-        if plan.recovery.method != "hmt":
+    if not method.is_one_pass:
+        if plan.recovery.method != settings.method:
             reason = "it needs further rounds of products, which only a run planned for it takes"
         elif settings.power_iterations != plan.recovery.power_iterations:
             reason = f"the run has power_iterations = {plan.recovery.power_iterations}"
     elif settings.power_iterations:
-        reason = "power_iterations are rounds of hmt"
-    elif method == "oversampled" and not inner:
+        powers = " or ".join(names_of(lambda other: other.most_power_iterations > 0))
+        reason = f"power_iterations are rounds of {powers}"
+    elif method.has_inner and not inner:
         reason = "it needs an inner sketch, which only a run planned for it measures"
     elif kind == "svd" and not left:
-        reason = "it needs a left sketch, which a run planned for hmt does not measure"
-    elif kind == "svd" and method == "nystrom" and left < right:
+        reason = (
+            f"it needs a left sketch, which a run planned for {plan.recovery.method} does not "
+            "measure"
+        )
+    elif kind == "svd" and method.fits_left and left < right:
         reason = f"it needs at least as many left columns as right ones, {left} against {right}"
     if reason:
         raise UsageError(
-            f"recovery.method = {method!r} is not served by this run's sketch: {reason}; give "
-            "another method, or plan a new run"
+            f"recovery.method = {settings.method!r} is not served by this run's sketch: {reason}; "
+            "give another method, or plan a new run"
         )
 
 
@@ -117,8 +122,7 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
         merged: The sums of the first round, or for ``hmt`` of the last.
         before: For ``hmt`` those of the round before.
     """
-    if settings.method == "hmt":
-        assert before is not None
+    if before is not None:
         return _after_rounds(plan, settings, merged, before)
     # A Hermitian operator's right sketch is its left sketch too, and Psi is Omega.
     hermitian = plan.identity.kind == "eigh"
@@ -126,7 +130,7 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
     left, xi = ("right", "right") if hermitian else ("left", "inner-right")
     y, w = here.copy("right"), there.copy(left)
     phi_y = z = None
-    if settings.method == "oversampled":
+    if METHODS[settings.method].has_inner:
         phi_y = here.cross("inner-left", "right")
         z = merged.sketch.inner().astype(y.dtype)
         if hermitian:

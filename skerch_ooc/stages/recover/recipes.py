@@ -20,6 +20,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import canonical_json
 from skerch_ooc.base.provenance import provenance
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
@@ -212,14 +213,14 @@ class Columns:
 
 
 def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
-    """The round whose sketch a method uses, and for ``hmt`` the one before it.
+    """The round whose sketch a method uses; of several rounds also the one before it.
 
     Raises:
         UsageError: If the run's sketch does not serve the method.
         IncompleteError: If something is not measured yet, or a basis is not made yet.
     """
     serves(run.plan, settings)
-    if settings.method != "hmt":
+    if METHODS[settings.method].is_one_pass:
         return Round(run), None
     rounds = list(known_rounds(run))
     if len(rounds) < run.plan.rounds:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.algebra.methods import METHODS, Core, decompose
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.problem import Core
+from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.progress import Progress
@@ -189,7 +191,7 @@ def solve(
     with progress.stage("solve", 1, "problem") as advance, torch_threads(resources.threads):
         tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
         posed = pose(run.plan, settings, merged, merged_before)
-        core = METHODS[settings.method](posed.problem)
+        core = SOLVERS[settings.method](posed.problem)
         solution = decompose(posed.problem, core)
         advance(1)
     if len(solution.values) == 0:
