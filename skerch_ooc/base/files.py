@@ -65,6 +65,11 @@ def private_name(folder: Path) -> Path:
     return folder / f"{PRIVATE_PREFIX}{token}"
 
 
+def is_private(name: str) -> bool:
+    """Whether a name is a private one: what is under it is not published."""
+    return name.startswith(PRIVATE_PREFIX)
+
+
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """What to say of a file that could not be written, or not be made sure of."""
     return IncompleteError(

@@ -18,15 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
-from skerch_ooc.base.files import PRIVATE_PREFIX
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.queue import elements_in_queue
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
+from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.inventory import Entry, Inventory, remove, take_inventory
 from skerch_ooc.store.leftovers import DAY, Owner, may_be_at_work, seconds_of
-from skerch_ooc.store.names import is_basis, is_of_making, is_of_sketch, is_shard
 from skerch_ooc.store.rundir import Run
 
 LEFTOVERS, SUPERSEDED, DUPLICATES, SKETCH, SHARDS = KINDS = (
@@ -163,7 +162,7 @@ def clean(
     steps = [LEFTOVERS, SUPERSEDED, DUPLICATES]
     steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
     if shards:
-        shown = [entry.size for entry in inventory.entries if is_shard(entry)]
+        shown = [entry.size for entry in inventory.inside((names.SHARDS,)) if entry.kind]
         mark = mark or mark_of(run, len(shown), sum(shown))
         verify_kept(run, mark, progress or Progress())
         # That may have taken a while.
@@ -185,7 +184,7 @@ def clean(
 
 
 def _private(inventory: Inventory) -> list[Entry]:
-    return [entry for entry in inventory.entries if entry.name.startswith(PRIVATE_PREFIX)]
+    return [entry for entry in inventory.entries if entry.is_private]
 
 
 def _at_work(inventory: Inventory, older_than: float) -> list[Entry]:
@@ -214,7 +213,9 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
             f"{run.directory} has {_told(working)}; wait until it has ended. If it has, and this "
             "host cannot know: --older-than 0"
         )
-    links = [path for path in inventory.others if path in ("shards", "sketch", "results")]
+    links = [
+        path for path in inventory.others if path in (names.SHARDS, names.SKETCH, names.RESULTS)
+    ]
     if links:
         raise UsageError(
             f"{run.directory / links[0]} is a link: nothing behind a link is removed; put the "
@@ -250,10 +251,10 @@ def _sort(
             superseded, duplicates = needs.superseded(inventory), needs.duplicates(inventory)
             going.add(SUPERSEDED, _heads_first(superseded))
             going.add(DUPLICATES, duplicates)
-        going.add(SKETCH, [e for e in entries if is_of_sketch(e) and not is_basis(e)])
+        going.add(SKETCH, [e for e in entries if e.kind in names.DERIVED - names.BASES])
     # Without shards a basis serves nobody.
-    going.add(SKETCH if mark else SHARDS, [entry for entry in entries if is_of_sketch(entry)])
-    going.add(SHARDS, [entry for entry in entries if is_shard(entry) or is_of_making(entry)])
+    going.add(SKETCH if mark else SHARDS, [e for e in entries if e.kind in names.DERIVED])
+    going.add(SHARDS, [e for e in entries if e.kind in {names.COLUMN_SHARD, *names.MAKING}])
 
 
 def _heads_first(entries: Sequence[Entry]) -> list[Entry]:
@@ -275,8 +276,7 @@ def _strangers(inventory: Inventory) -> list[str]:
     """What lies among the shards and sketches, or is a link, and is none of this package's."""
     found = list(inventory.others)
     for entry in inventory.entries:
-        among = entry.folder[:1] in (("shards",), ("sketch",))
-        known = is_shard(entry) or is_of_sketch(entry) or entry.name.startswith(PRIVATE_PREFIX)
-        if among and not known:
+        among = entry.folder[:1] in ((names.SHARDS,), (names.SKETCH,))
+        if among and entry.kind is None and not entry.is_private:
             found.append(entry.path)
     return sorted(found)

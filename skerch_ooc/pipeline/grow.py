@@ -27,7 +27,7 @@ from skerch_ooc.planning.tolerance import grown_sizes
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
-from skerch_ooc.store.result_files import ASSESSMENT
+from skerch_ooc.store.result_files import is_assessed
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sketch import Round
 
@@ -193,7 +193,7 @@ def _unfinished(run: Run) -> IncompleteError:
 
 def _is_finished(run: Run, update: Update) -> bool:
     """Whether all that an update is to lead to is there, of what is measured now."""
-    if update.assessed and not (run.results / "default" / ASSESSMENT).exists():
+    if update.assessed and not is_assessed(run, "default"):
         return False
     return not is_stale(run, Round(run).sketch.digest)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from collections.abc import Iterable
@@ -17,32 +16,25 @@ from skerch_ooc.base.partition import gaps
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.pipeline.status import status
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.results.assess import Assessment, assess_result, read_assessment, tolerance_factor
 from skerch_ooc.stages.merge.task import Merge
-from skerch_ooc.store.cleaned import CLEANED, Cleaned
-from skerch_ooc.store.inventory import Entry, Folder, Inventory
-from skerch_ooc.store.names import (
-    BASIS_DRAFTS,
-    DRAFTS,
-    NOISE,
-    PIECES,
-    ROUND_ROLE,
-    is_of_sketch,
-    matches,
-)
+from skerch_ooc.store import names
+from skerch_ooc.store.cleaned import Cleaned, mark_path, remove_mark
+from skerch_ooc.store.inventory import Entry, Inventory
+from skerch_ooc.store.names import FileKind, Folder
 from skerch_ooc.store.pieces import PiecedMatrix, check_pieces, lost_pieces, pieced_names
 from skerch_ooc.store.result_files import (
-    ASSESSMENT,
-    RECIPE_FILE,
-    RESULT_FILES,
+    assessment_path,
+    begun_results,
+    recipe_path,
     result_identity,
     result_path,
+    results_of,
 )
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile, verify
 from skerch_ooc.store.shards import Rectangle
-from skerch_ooc.store.sketch import Round, count_products, known_rounds
+from skerch_ooc.store.sketch import Round, count_products, is_later_role, known_rounds
 
 
 @dataclass(frozen=True)
@@ -92,17 +84,17 @@ class Needs:
         found = [
             entry
             for entry in inventory.entries
-            if is_of_sketch(entry) and entry.folder[1] not in self.folders
+            if entry.kind in names.DERIVED and entry.folder[1] not in self.folders
         ]
         for round_ in {round_.sketch.digest: round_ for round_ in self.all}.values():
             found += _done_with(round_, inventory)
-        for folder in inventory.below(("results",)):
+        for folder in inventory.below((names.RESULTS,)):
             found += self._done_with_result(folder, inventory)
         return found + [
             entry
-            for entry in inventory.inside(("shards",))
+            for entry in inventory.inside((names.SHARDS,))
             if (shard := Rectangle.from_name(entry.name))
-            and re.fullmatch(ROUND_ROLE, shard.role)
+            and is_later_role(shard.role)
             and shard.role not in roles
         ]
 
@@ -116,7 +108,7 @@ class Needs:
         """
         used = [Rectangle.from_name(name) for name in self.shards]
         found, relied_on = [], set()
-        for entry in inventory.inside(("shards",)):
+        for entry in inventory.inside((names.SHARDS,)):
             shard = Rectangle.from_name(entry.name)
             if shard is None or entry.name in self.shards:
                 continue
@@ -136,22 +128,21 @@ class Needs:
     def _done_with_result(self, folder: Folder, inventory: Inventory) -> list[Entry]:
         """What a result in pieces is not made of, or not any more."""
         inside = inventory.inside(folder)
-        path = self.run.results / folder[1]
-        result = RESULT_FILES[self.run.plan.identity.kind]
-        if result not in {entry.name for entry in inside}:
+        result = names.RESULT[self.run.plan.identity.kind]
+        if not _has(inside, result):
             # It may be in the making.
             return []
-        file = SealedFile(path / result)
-        recipe = _sketch_of(path / RECIPE_FILE) if _has(inside, RECIPE_FILE) else None
+        file = SealedFile(self.run.results / folder[1] / result.name())
+        recipe = _sketch_of(recipe_path(file.path)) if _has(inside, names.RECIPE) else None
         if lost_pieces(file) or (recipe == self.sketch != file.identity.get("sketch")):
             return []
         named = {piece.name for piece in piece_paths(file)}
         return [
             entry
             for entry in inside
-            if matches(entry, DRAFTS)
-            or (matches(entry, PIECES) and entry.name not in named)
-            or (entry.name == RECIPE_FILE and recipe != file.identity.get("sketch"))
+            if entry.kind in (names.DRAFT, names.GRAM)
+            or (entry.kind is names.PIECE and entry.name not in named)
+            or (entry.kind is names.RECIPE and recipe != file.identity.get("sketch"))
         ]
 
 
@@ -197,7 +188,7 @@ def implicit_results(run: Run) -> dict[str, dict[str, Any]]:
         CorruptError: If a result is damaged.
     """
     found = {}
-    for path in sorted(run.results.glob(f"*/{RESULT_FILES[run.plan.identity.kind]}")):
+    for path in results_of(run):
         identity = SealedFile(path).identity
         if identity.get("settings", {}).get("vectors") == "implicit":
             found[path.parent.name] = identity
@@ -207,26 +198,25 @@ def implicit_results(run: Run) -> dict[str, dict[str, Any]]:
 def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
     """What was needed until the sums, or the basis, of a round were made."""
     sketch, merge = round_.sketch, Merge(round_)
-    inside = inventory.inside(("sketch", sketch.folder.name))
+    inside = inventory.inside((names.SKETCH, sketch.folder.name))
     done = {side.name: merge.side(side.name).published() is not None for side in round_.sides}
-    found = [entry for entry in inside if all(done.values()) and matches(entry, NOISE)]
-    for name, total in done.items():
-        prefix = "" if name == RANGE else re.escape(f"{name}.")
-        found += [e for e in inside if total and matches(e, rf"{prefix}sums\.t\d+-\d+\.h5")]
-    basis = sketch.basis() if _has(inside, "basis.h5") else None
+    found = [entry for entry in inside if all(done.values()) and entry.kind is names.NOISE]
+    for side, total in done.items():
+        found += [e for e in inside if total and names.PARTIAL_SUMS.is_name(e.name, side=side)]
+    basis = sketch.basis() if _has(inside, names.BASIS) else None
     if basis is not None:
         named = {path.name for path in piece_paths(basis.file)}
         found += [
             entry
             for entry in inside
-            if matches(entry, BASIS_DRAFTS)
-            or (matches(entry, r"basis\.t\d+-\d+\.h5") and entry.name not in named)
+            if entry.kind in (names.BASIS_DRAFT, names.BASIS_GRAM)
+            or (entry.kind is names.BASIS_PIECE and entry.name not in named)
         ]
     return found
 
 
-def _has(entries: Iterable[Entry], name: str) -> bool:
-    return any(entry.name == name for entry in entries)
+def _has(entries: Iterable[Entry], kind: FileKind) -> bool:
+    return any(entry.kind is kind for entry in entries)
 
 
 def _sketch_of(path: Path) -> Any:
@@ -293,14 +283,10 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
         sketch=sketch,
         products=state.products,
         columns={role: count["planned"] for role, count in state.columns.items()},
-        results={path.parent.name: digest(SealedFile(path).identity) for path in _results(run)},
+        results={path.parent.name: digest(SealedFile(path).identity) for path in results_of(run)},
         shards=shards,
         shard_bytes=shard_bytes,
     )
-
-
-def _results(run: Run) -> list[Path]:
-    return sorted(run.results.glob(f"*/{RESULT_FILES[run.plan.identity.kind]}"))
 
 
 def _require_default(run: Run, sketch: str) -> None:
@@ -319,14 +305,11 @@ def _require_default(run: Run, sketch: str) -> None:
 
 def _require_all_made(run: Run) -> None:
     """Refuses if a result is in the making: it is made of the shards."""
-    made = {path.parent for path in _results(run)}
-    for folder in sorted(path for path in run.results.iterdir() if path.is_dir()):
-        begun = folder not in made and any(folder.glob("*.h5"))
-        if begun:
-            raise IncompleteError(
-                f"{folder} is a result that is not finished: recover it with the settings that it "
-                f"was begun with, or remove it: rm -r {quoted(folder)}"
-            )
+    for folder in begun_results(run):
+        raise IncompleteError(
+            f"{folder} is a result that is not finished: recover it with the settings that it was "
+            f"begun with, or remove it: rm -r {quoted(folder)}"
+        )
 
 
 def _assessed(run: Run) -> Assessment:
@@ -343,7 +326,7 @@ def _assessed(run: Run) -> Assessment:
     # A later look at the operator is no reason to assess the result again.
     if stored | {"products": None} != found | {"products": None}:
         raise IncompleteError(
-            f"{path.parent / ASSESSMENT} is not that of the result beside it; make it with: "
+            f"{assessment_path(path)} is not that of the result beside it; make it with: "
             f"skerch-ooc assess {quoted(run.directory)}"
         )
     return assessment
@@ -373,7 +356,7 @@ def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
     files = {name: result_path(run, name) for name in mark.results}
     advice = (
         "; no further shard is removed. If all shards are still there, this makes the run an "
-        f"ordinary one again: rm {shlex.quote(str(run.directory / CLEANED))}"
+        f"ordinary one again: rm {shlex.quote(str(mark_path(run.directory)))}"
     )
     with progress.stage("verify", len(files), "results") as advance:
         for name, path in files.items():
@@ -408,7 +391,7 @@ def publish_mark(run: Run, mark: Cleaned) -> None:
         raise UsageError(f"another process cleans {run.directory} at this moment; try again later")
     # Who amends the plan looks for the mark after it is amended: one of the two sees the other.
     if len(open_run(run.directory).plan.amendments) != mark.amendments:
-        (run.directory / CLEANED).unlink()
+        remove_mark(run.directory)
         raise UsageError(
             f"{run.directory} was extended or updated at this moment; nothing was removed. Finish "
             f"it first: skerch-ooc run --run {quoted(run.directory)}"

@@ -17,7 +17,7 @@ from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.basis import basis_left
 from skerch_ooc.stages.recover.task import vectors_left
-from skerch_ooc.store.result_files import ASSESSMENT, result_path
+from skerch_ooc.store.result_files import is_assessed
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sketch import Round, known_rounds
 
@@ -86,5 +86,4 @@ def _is_finished(known: Round) -> bool:
     run = known.run
     if known.number < run.plan.rounds or any(known.missing().values()):
         return False
-    assessed = (result_path(run, "default").parent / ASSESSMENT).exists()
-    return assessed and not is_stale(run, known.sketch.digest)
+    return is_assessed(run, "default") and not is_stale(run, known.sketch.digest)

@@ -74,7 +74,7 @@ def run_all(
 
 def _is_recovered(run: Run) -> bool:
     """Whether the result of a measured run is there, so that sums are of no use to it."""
-    if not result_files.result_path(run, "default").exists():
+    if not result_files.has_result(run, "default"):
         return False
     *_, last = known_rounds(run)
     return not is_stale(run, last.sketch.digest)

@@ -21,8 +21,9 @@ from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_m
 from skerch_ooc.planning.plan import described
 from skerch_ooc.planning.sizes import require_sense, sizes_of
 from skerch_ooc.planning.spec import Spec
-from skerch_ooc.stages.measure.operands import PLACES, Operands
+from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
+from skerch_ooc.store.names import PLACES
 from skerch_ooc.store.rundir import Run
 
 log = logging.getLogger("skerch_ooc")
@@ -130,7 +131,7 @@ def make_plan(
         # Another process has planned it meanwhile.
         _require_same(spec, sha256, run)
         return planned_before(run)
-    files.write_json(run.logs / PLACES, {"folder": str(spec.folder.resolve())})
+    files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=costs.as_json()))
     if fingerprint and not plan.parts[0].is_piece:
         run.publish_fingerprint(fingerprint)

@@ -8,14 +8,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import PRIVATE_PREFIX
+from skerch_ooc.base.files import is_private
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import described
-from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.results.assess import read_assessment
+from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.pieces import lost_pieces
-from skerch_ooc.store.result_files import ASSESSMENT, result_path
+from skerch_ooc.store.result_files import (
+    has_derived,
+    has_sums,
+    is_assessed,
+    result_path,
+    results_of,
+)
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, list_shards, strangers
@@ -136,7 +142,7 @@ def _plan_of(run: Run) -> dict[str, Any]:
 
 
 def _leftovers(run: Run) -> int:
-    return sum(1 for name in os.listdir(run.shards) if name.startswith(PRIVATE_PREFIX))
+    return sum(1 for name in os.listdir(run.shards) if is_private(name))
 
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:
@@ -167,8 +173,7 @@ def _shown(round_: Round, role: str) -> str:
 def _rounds(run: Run, listed: list[Rectangle]) -> tuple[list[Round], str | None]:
     """The known rounds, and the digest of the last one's sketch if it is merged and not damaged."""
     # Else there is nothing to compare with, and shards need not be opened.
-    patterns = ("sketch/*/total.h5", "sketch/*/basis.h5", "results/*/*.h5")
-    derived = any(any(run.directory.glob(pattern)) for pattern in patterns)
+    derived = has_derived(run)
     rounds, following = [], cast("Round | None", Round(run))
     while (current := following) is not None:
         rounds.append(current)
@@ -195,12 +200,9 @@ def _digest_of(round_: Round, listed: list[Rectangle]) -> str | None:
 def _is_merged(round_: Round, sketch_digest: str | None) -> bool:
     """Whether the sums of a complete round's sketch are there, and the basis that follows."""
     if sketch_digest is None:
-        return any(round_.run.sketch.glob("*/total.h5"))
+        return has_sums(round_.run)
     folder = sketch_folder(round_.run, sketch_digest)
-    done = all(
-        (folder / ("total.h5" if side.name == RANGE else f"{side.name}.total.h5")).exists()
-        for side in round_.sides
-    )
+    done = all((folder / names.TOTAL_SUMS.name(side=side.name)).exists() for side in round_.sides)
     return done and round_.number == round_.run.plan.rounds
 
 
@@ -213,7 +215,7 @@ def _size(run: Run, shard: Rectangle) -> int:
 
 def _results(run: Run) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    for path in sorted([*run.results.glob("*/eigh.h5"), *run.results.glob("*/svd.h5")]):
+    for path in results_of(run):
         error = None
         with contextlib.suppress(OSError, CorruptError):
             error = read_assessment(path).get("relative_error")
@@ -245,6 +247,6 @@ def _next(run: Run, incomplete: bool, merged: bool, stale: bool) -> str | None:
         return run.how_to_measure()
     if stale:
         return f"skerch-ooc {'recover' if merged else 'merge'} {quoted(directory)}"
-    if not (run.results / "default" / ASSESSMENT).exists():
+    if not is_assessed(run, "default"):
         return f"skerch-ooc assess {quoted(directory)}"
     return None

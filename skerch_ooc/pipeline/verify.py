@@ -13,7 +13,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.store.names import names_of
 from skerch_ooc.store.pieces import check_pieces
-from skerch_ooc.store.result_files import ASSESSMENT, how_to_recover_anew, result_path
+from skerch_ooc.store.result_files import assessment_path, how_to_recover_anew, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, verify
 from skerch_ooc.store.shards import Rectangle, check_identity, how_to_remake, list_shards, strangers
@@ -113,8 +113,9 @@ def _of_result(run: Run, folder: Path) -> Iterator[tuple[Path, Check]]:
     for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
         if not path.name.startswith("."):
             yield path, partial(_check_of_run, run, path)
-        if os.path.lexists(path.parent / ASSESSMENT) and path.stem == run.plan.identity.kind:
-            yield path.parent / ASSESSMENT, partial(read_assessment, path)
+        written = assessment_path(path)
+        if os.path.lexists(written) and path.stem == run.plan.identity.kind:
+            yield written, partial(read_assessment, path)
 
 
 def _of_rectangle(run: Run, folder: Path, rectangle: Rectangle) -> tuple[Path, Check]:

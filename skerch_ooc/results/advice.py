@@ -15,7 +15,7 @@ from skerch_ooc.planning.plan import Plan, source_of
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
 from skerch_ooc.stages.recover.problems import serves
-from skerch_ooc.store.result_files import command_of, result_name, result_path
+from skerch_ooc.store.result_files import command_of, has_result, result_name, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 
@@ -213,7 +213,7 @@ def _is_served(found: Found, settings: RecoverySpec) -> bool:
 
 
 def _is_there(found: Found, settings: RecoverySpec) -> bool:
-    return result_path(found.run, result_name(settings, found.plan)).exists()
+    return has_result(found.run, result_name(settings, found.plan))
 
 
 def _recovered(found: Found, settings: RecoverySpec) -> str:

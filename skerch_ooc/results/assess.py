@@ -30,7 +30,12 @@ from skerch_ooc.base.files import (
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.tolerance import looks
 from skerch_ooc.store.pieces import check_pieces
-from skerch_ooc.store.result_files import ASSESSMENT, VALUES, how_to_recover_anew, opened_result
+from skerch_ooc.store.result_files import (
+    VALUES,
+    assessment_path,
+    how_to_recover_anew,
+    opened_result,
+)
 from skerch_ooc.store.sealed import SealedFile
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
@@ -241,7 +246,7 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
     Raises:
         CorruptError: If something else than a plain file stands in their place.
     """
-    written = path.parent / ASSESSMENT
+    written = assessment_path(path)
     stated = assessment.as_json() | {"result": digest(SealedFile(path).identity)}
     content = stated | {"sha256": digest(stated)}
     if os.path.lexists(written):
@@ -262,7 +267,7 @@ def read_assessment(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there are none.
         CorruptError: If they were altered, or are not of this result.
     """
-    written = path.parent / ASSESSMENT
+    written = assessment_path(path)
     content = read_json(written)
     stated = content.pop("sha256", None) if isinstance(content, dict) else None
     run = shlex.quote(str(path.parent.parent.parent))

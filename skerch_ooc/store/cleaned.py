@@ -14,8 +14,8 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.store import names
 
-CLEANED = "cleaned.json"
 _FORMAT = 1
 
 
@@ -45,9 +45,24 @@ class Cleaned:
 
     def publish(self, directory: Path, run_id: str) -> bool:
         """Publishes the mark, unless there is one; whether this call did."""
-        value = {"format": _FORMAT, "type": "cleaned", "run": run_id} | asdict(self)
+        value = {"format": _FORMAT, "type": names.CLEANED.type, "run": run_id} | asdict(self)
         content = files.canonical_line(value | {"sha256": files.digest(value)})
-        return files.publish_bytes(content, directory / CLEANED)
+        return files.publish_bytes(content, mark_path(directory))
+
+
+def mark_path(directory: Path) -> Path:
+    """The file of the mark of a run."""
+    return directory / names.CLEANED.name()
+
+
+def is_cleaned(directory: Path) -> bool:
+    """Whether a run has a mark, whatever it says."""
+    return mark_path(directory).exists()
+
+
+def remove_mark(directory: Path) -> None:
+    """Removes the mark of a run of which nothing was removed after all."""
+    mark_path(directory).unlink()
 
 
 def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
@@ -56,7 +71,7 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
     Raises:
         CorruptError: If the mark is damaged, or of another run.
     """
-    path = directory / CLEANED
+    path = mark_path(directory)
     try:
         value = files.read_json(path, files.canonical_line)
     except FileNotFoundError:
@@ -69,7 +84,7 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
         raise CorruptError(f"{path} was altered{advice}")
     if value.pop("run", None) != run_id:
         raise CorruptError(f"{path} belongs to another run{advice}")
-    if (value.pop("format", None), value.pop("type", None)) != (_FORMAT, "cleaned"):
+    if (value.pop("format", None), value.pop("type", None)) != (_FORMAT, names.CLEANED.type):
         raise CorruptError(f"{path} is of another format{advice}")
     return _checked(value, path, advice)
 

@@ -12,18 +12,18 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.store.rundir import AMENDMENTS
-
-Folder = tuple[str, ...]
+from skerch_ooc.base.files import is_private
+from skerch_ooc.store.names import FOLDERS, LOGS, RESULTS, SKETCH, FileKind, Folder, kind_of
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (FileNotFoundError, NotADirectoryError)
-_PLACES: tuple[Folder, ...] = ((AMENDMENTS,), ("shards",), ("sketch",), ("results",), ("logs",))
-_WITH_FOLDERS: tuple[Folder, ...] = (("sketch",), ("results",), ("logs", "slurm"))
+_PLACES: tuple[Folder, ...] = ((), *((name,) for name in FOLDERS), (LOGS, "slurm"))
+_WITH_FOLDERS: tuple[Folder, ...] = ((SKETCH,), (RESULTS,), (LOGS, "slurm"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Entry:
     def path(self) -> str:
         """Its path within the run."""
         return "/".join((*self.folder, self.name))
+
+    @cached_property
+    def kind(self) -> FileKind | None:
+        """What it is by name and place; ``None`` if it is none of this package's."""
+        return kind_of(self.folder, self.name)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether some process writes it, or has not lived to publish it."""
+        return is_private(self.name)
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,8 @@ class Inventory:
 def take_inventory(directory: Path) -> Inventory:
     """Lists the files of a run, in the folders in which it has any."""
     inventory = Inventory([], [], [])
-    _scan(directory, (), inventory)
     for place in _PLACES:
         _scan(directory, place, inventory)
-    _scan(directory, ("logs", "slurm"), inventory)
     for place in _WITH_FOLDERS:
         for name in _folders_in(directory, place):
             _scan(directory, (*place, name), inventory)
@@ -161,7 +169,7 @@ def remove(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
         except _NO_FOLDER:
             continue
     for folder in {entry.folder for entry in removed}:
-        if len(folder) == 2 and folder[0] == "sketch":
+        if len(folder) == 2 and folder[0] == SKETCH:
             _remove_empty(directory, folder)
     return removed
 

@@ -1,89 +1,231 @@
-"""What the files of a run are called, and of which kind a name is."""
+"""What every file of a run is called, where it lies, and of which type its identity says it is.
+
+One row for each kind of file. Whoever writes a file takes its name from here; who lists, verifies
+or removes files asks here what a name stands for.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import RANGE
-from skerch_ooc.store.inventory import Entry, Folder
-from skerch_ooc.store.result_files import RECIPE_FILE, RESULT_FILES
-from skerch_ooc.store.shards import Rectangle
-from skerch_ooc.store.sketch import BASIS_FILE
+from skerch_ooc.planning.sides import CORANGE, RANGE
 
-_SUMS = r"(?:corange\.)?sums\.t\d+-\d+\.h5"
-_TOTALS = r"(?:corange\.)?total\.h5"
-NOISE = r"noise-[a-z]+(?:-[a-z]+)?\.h5"
-_BASIS = r"basis\.h5|basis\.t\d+-\d+\.h5|basis\.recipe\.h5"
-BASIS_DRAFTS = r"basis\.draft\.h5|gram\.basis\.t\d+-\d+\.h5"
-PIECES = r"(?:eigenvectors|U|V)\.t\d+-\d+\.h5"
-DRAFTS = r"(?:draft|gram)\.(?:eigenvectors|U|V)(?:\.t\d+-\d+)?\.h5"
-ROUND_ROLE = r"round[1-9]\d*-[0-9a-f]{16}"
+Folder = tuple[str, ...]
+"""The folders that lead to a file, from the run directory."""
 
+SHARDS, SKETCH, RESULTS, LOGS, AMENDMENTS = "shards", "sketch", "results", "logs", "plan.d"
+FOLDERS = (AMENDMENTS, SHARDS, SKETCH, RESULTS, LOGS)
+"""The folders of every run."""
 
-def matches(entry: Entry, *patterns: str) -> bool:
-    """Whether the name of a file is of one of some patterns."""
-    return re.fullmatch("|".join(patterns), entry.name) is not None
+BASIS_MATRIX = "basis"
+MATRICES = ("eigenvectors", "U", "V")
+"""Tall matrices of a result."""
 
+FIGURES = (
+    "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors", "timeline",
+)  # fmt: skip
+"""Figures of a report."""
 
-def is_sketch_folder(folder: Folder) -> bool:
-    """Whether a folder has the name of one that is derived from a sketch."""
-    inside = len(folder) == 2 and folder[0] == "sketch"
-    return inside and re.fullmatch("[0-9a-f]{16}", folder[1]) is not None
-
-
-def is_shard(entry: Entry) -> bool:
-    """Whether a file has the name and place of a column shard."""
-    return entry.folder == ("shards",) and Rectangle.from_name(entry.name) is not None
-
-
-def is_basis(entry: Entry) -> bool:
-    """Whether a file is a basis, or a piece or the recipe of one."""
-    return is_sketch_folder(entry.folder) and matches(entry, _BASIS)
+_NUMBER = r"(?:0|[1-9]\d{0,14})"
+_FIELDS = {
+    "role": r"[a-z][a-z0-9-]{0,39}",
+    "part": r"(?:0|[1-9]\d{0,8})",
+    "columns": rf"{_NUMBER}-{_NUMBER}",
+    "rows": rf"{_NUMBER}-{_NUMBER}",
+    "tiles": rf"{_NUMBER}-{_NUMBER}",
+    "side": rf"(?:{CORANGE}\.)?",
+    "noise": r"[a-z]+(?:-[a-z]+)?",
+    "figure": "|".join(FIGURES),
+    "log": r"[a-z]+",
+    "number": r"\d{4,}",
+    "of_part": r"(?:\.p[1-9]\d*)?",
+}
+_RANGES = {"columns", "rows", "tiles"}
 
 
-def is_of_sketch(entry: Entry) -> bool:
-    """Whether a file has the name and place of what is derived from a sketch."""
-    if not is_sketch_folder(entry.folder):
-        return False
-    named = matches(entry, _SUMS, _TOTALS, NOISE, _BASIS, BASIS_DRAFTS)
-    return named or Rectangle.from_name(entry.name) is not None
+def _spelt(field: str, value: object) -> str:
+    """A value as it stands in a name."""
+    if field == "side":
+        return "" if value == RANGE else f"{value}."
+    if field == "of_part":
+        return f".p{value}" if value else ""
+    return format(value, "04") if field == "number" else str(value)
 
 
-def is_of_making(entry: Entry) -> bool:
-    """Whether a file is one by which vectors of a result are made, and no part of it."""
-    inside = len(entry.folder) == 2 and entry.folder[0] == "results"
-    return inside and (entry.name == RECIPE_FILE or matches(entry, DRAFTS))
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Attributes:
+        type: What its identity says; ``None`` if it has none.
+        folder: Where it lies, each folder as a regular expression.
+        template: Its name, with fields in braces.
+        matrices: Those that it may be of, if it is of some.
+    """
+
+    type: str | None
+    folder: Folder
+    template: str
+    matrices: tuple[str, ...] = ()
+
+    def name(self, **values: object) -> str:
+        """The name of a file, by the values of all fields."""
+        return self.template.format(**{key: _spelt(key, value) for key, value in values.items()})
+
+    def values(self, name: str) -> dict[str, str] | None:
+        """The fields of a name as they are spelt; ``None`` if it is not one of this kind."""
+        found = self._pattern.fullmatch(name)
+        if found is None:
+            return None
+        ranges = (found[field].split("-") for field in self._ranges)
+        if not all(int(start) < int(stop) for start, stop in ranges):
+            return None
+        return found.groupdict()
+
+    def is_name(self, name: str, **wanted: object) -> bool:
+        """Whether a name is one of this kind, with some values."""
+        values = self.values(name)
+        return values is not None and all(
+            values[field] == _spelt(field, value) for field, value in wanted.items()
+        )
+
+    def lies_in(self, folder: Folder) -> bool:
+        """Whether a folder of a run is one where files of this kind lie."""
+        return len(folder) == len(self.folder) and all(
+            re.fullmatch(*pair) for pair in zip(self.folder, folder, strict=True)
+        )
+
+    def found_in(self, directory: Path, **wanted: object) -> list[Path]:
+        """The files of this kind in a run directory, in order; with some values if these are given.
+
+        What may not be read is left out.
+        """
+        stars = dict.fromkeys(self._fields - wanted.keys(), "*")
+        spelt = {field: _spelt(field, value) for field, value in wanted.items()}
+        place = [one if re.escape(one) == one else "*" for one in self.folder]
+        found = directory.glob("/".join([*place, self.template.format(**stars | spelt)]))
+        return sorted(
+            path
+            for path in found
+            if self.is_name(path.name, **wanted)
+            and self.lies_in(path.relative_to(directory).parts[:-1])
+        )
+
+    @cached_property
+    def _parsed(self) -> list[tuple[str, str | None]]:
+        return [(text, field) for text, field, *_ in string.Formatter().parse(self.template)]
+
+    @cached_property
+    def _fields(self) -> set[str]:
+        return {field for _, field in self._parsed if field}
+
+    @cached_property
+    def _ranges(self) -> set[str]:
+        return self._fields & _RANGES
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        fields = _FIELDS | {"matrix": "|".join(self.matrices)}
+        return re.compile(
+            "".join(
+                re.escape(text) + (f"(?P<{field}>{fields[field]})" if field else "")
+                for text, field in self._parsed
+            )
+        )
 
 
-BASIS_RECIPE_FILE = "basis.recipe.h5"
-BASIS_DRAFT_FILE = "basis.draft.h5"
+_RUN: Folder = ()
+_OF_SKETCH = (SKETCH, "[0-9a-f]{16}")
+_OF_RESULT = (RESULTS, ".+")
+_SHARD = "{role}.p{part}.c{columns}.r{rows}.h5"
+
+KINDS = (
+    PLAN := FileKind(None, _RUN, "plan.json"),
+    AMENDMENT := FileKind(None, (AMENDMENTS,), "{number}.json"),
+    FINGERPRINT := FileKind(None, _RUN, "fingerprint{of_part}.json"),
+    CLEANED := FileKind("cleaned", _RUN, "cleaned.json"),
+    LOG := FileKind(None, (LOGS,), "{log}.jsonl"),
+    PLACES := FileKind(None, (LOGS,), "places.json"),
+    COLUMN_SHARD := FileKind("shard", (SHARDS,), _SHARD),
+    ROW_SHARD := FileKind("shard", _OF_SKETCH, _SHARD),
+    TOTAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}total.h5"),
+    PARTIAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}sums.t{tiles}.h5"),
+    NOISE := FileKind("noise", _OF_SKETCH, "noise-{noise}.h5"),
+    BASIS := FileKind("basis", _OF_SKETCH, "basis.h5"),
+    BASIS_PIECE := FileKind("piece", _OF_SKETCH, "{matrix}.t{tiles}.h5", (BASIS_MATRIX,)),
+    BASIS_RECIPE := FileKind("recipe", _OF_SKETCH, "basis.recipe.h5", (BASIS_MATRIX,)),
+    BASIS_DRAFT := FileKind("recipe", _OF_SKETCH, "basis.draft.h5", (BASIS_MATRIX,)),
+    BASIS_GRAM := FileKind("gram", _OF_SKETCH, "gram.{matrix}.t{tiles}.h5", (BASIS_MATRIX,)),
+    EIGH := FileKind("eigh", _OF_RESULT, "eigh.h5"),
+    SVD := FileKind("svd", _OF_RESULT, "svd.h5"),
+    PIECE := FileKind("piece", _OF_RESULT, "{matrix}.t{tiles}.h5", MATRICES),
+    RECIPE := FileKind("recipe", _OF_RESULT, "recipe.h5", MATRICES),
+    DRAFT := FileKind("recipe", _OF_RESULT, "draft.{matrix}.h5", MATRICES),
+    GRAM := FileKind("gram", _OF_RESULT, "gram.{matrix}.t{tiles}.h5", MATRICES),
+    ASSESSMENT := FileKind(None, _OF_RESULT, "assessment.json"),
+    REPORT := FileKind(None, _OF_RESULT, "report.html"),
+    FIGURE := FileKind(None, (*_OF_RESULT, "figures"), "{figure}.svg"),
+)
+
+RESULT = {"eigh": EIGH, "svd": SVD}
+"""The file of a result, by the kind of the run."""
+
+BASES = {BASIS, BASIS_PIECE, BASIS_RECIPE}
+"""A basis, its pieces and its recipe."""
+
+DERIVED = {kind for kind in KINDS if kind.folder == _OF_SKETCH}
+"""What is derived from a sketch."""
+
+MAKING = {RECIPE, DRAFT, GRAM}
+"""By what the vectors of a result are made, and no part of it."""
+
+
+def kind_of(folder: Folder, name: str) -> FileKind | None:
+    """The kind of file that has a name in a folder of a run; ``None`` if it is none of ours."""
+    return next((kind for kind in KINDS if kind.lies_in(folder) and kind.is_name(name)), None)
 
 
 def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
     """The names that a file which is no shard may have, by what its identity says of it."""
-    match identity:
-        case {"type": "sums", "tiles": [start, stop]}:
-            side = identity.get("side", RANGE)
-            prefix = "" if side == RANGE else f"{side}."
-            names = [f"{prefix}sums.t{start}-{stop}.h5"]
-            # Both, where a task of one side has as many tiles as all of the other.
-            whole = [len(plan.tiles(rows)) for rows in plan.identity.shape]
-            return [f"{prefix}total.h5", *names] if start == 0 and stop in whole else names
-        case {"type": "noise", "noise": name}:
-            return [f"noise-{name}.h5"]
-        case {"type": "basis"}:
-            return [BASIS_FILE]
-        case {"type": "recipe", "round": _}:
-            return [BASIS_RECIPE_FILE, BASIS_DRAFT_FILE]
-        case {"type": "recipe", "rows": {**matrices}}:
-            return [RECIPE_FILE, *(f"draft.{matrix}.h5" for matrix in matrices)]
-        case {"type": "piece", "matrix": matrix, "tiles": [start, stop]}:
-            return [f"{matrix}.t{start}-{stop}.h5"]
-        case {"type": "gram", "matrix": matrix, "tiles": [start, stop]}:
-            return [f"gram.{matrix}.t{start}-{stop}.h5"]
-        case {"type": kind} if kind in RESULT_FILES:
-            return [RESULT_FILES[kind]]
-    return []
+    stated = _stated(identity)
+    # Both, where a task of one side has as many tiles as all of the other.
+    whole = {f"0-{len(plan.tiles(rows))}" for rows in plan.identity.shape}
+    return [
+        name
+        for kind in KINDS
+        if kind.type is not None and kind.type == identity.get("type")
+        if kind is not TOTAL_SUMS or whole.intersection(stated["tiles"])
+        if not kind.matrices or set(stated["matrix"]).intersection(kind.matrices)
+        for name in _names(kind, stated)
+    ]
+
+
+def _stated(identity: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The values of fields of a name that an identity states."""
+    match identity.get("tiles"):
+        case [start, stop]:
+            tiles = [f"{start}-{stop}"]
+        case _:
+            tiles = []
+    rows, noise = identity.get("rows"), identity.get("noise")
+    matrices = rows if isinstance(rows, Mapping) else [identity.get("matrix")]
+    return {
+        "tiles": tiles,
+        "matrix": [str(matrix) for matrix in matrices],
+        "noise": [noise] if isinstance(noise, str) else [],
+        "side": [str(identity.get("side", RANGE))],
+    }
+
+
+def _names(kind: FileKind, stated: Mapping[str, list[str]]) -> Iterator[str]:
+    fields = [field for field in stated if f"{{{field}}}" in kind.template]
+    for values in itertools.product(*(stated[field] for field in fields)):
+        yield kind.name(**dict(zip(fields, values, strict=True)))

@@ -19,6 +19,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
+from skerch_ooc.store import names
 from skerch_ooc.store.layout import Layout, read_slice
 from skerch_ooc.store.sealed import SealedFile
 
@@ -43,7 +44,7 @@ class Tiles(Protocol):
 
 def piece_path(folder: Path, name: str, tiles: Range) -> Path:
     """The file of a piece: of some row tiles of the matrix of a name."""
-    return folder / f"{name}.t{tiles}.h5"
+    return folder / names.PIECE.name(matrix=name, tiles=tiles)
 
 
 def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) -> dict[str, Any]:

@@ -7,25 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skerch_ooc.base import files
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted, shown_list
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.planning.spec import RecoverySpec
-from skerch_ooc.store.cleaned import CLEANED
+from skerch_ooc.store import names
+from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-
-RESULT_FILES = {"eigh": "eigh.h5", "svd": "svd.h5"}
-RECIPE_FILE = "recipe.h5"
-ASSESSMENT = "assessment.json"
-REPORT = "report.html"
-FIGURES = {
-    name: f"figures/{name}.svg"
-    for name in (
-        "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors",
-        "timeline",
-    )
-}  # fmt: skip
-"""Figures of a report, and their files beside the result."""
 
 VALUES = {"eigh": "eigenvalues", "svd": "S"}
 
@@ -52,7 +42,84 @@ def result_path(run: Run, name: str) -> Path:
             f"name = {name!r}: must be a plain folder name of letters, digits and _.=+-, not "
             "beginning with a dot"
         )
-    return run.results / name / RESULT_FILES[run.plan.identity.kind]
+    return run.results / name / names.RESULT[run.plan.identity.kind].name()
+
+
+def has_sums(run: Run) -> bool:
+    """Whether some sketch of a run was merged."""
+    return bool(names.TOTAL_SUMS.found_in(run.directory, side=RANGE))
+
+
+def has_derived(run: Run) -> bool:
+    """Whether a run has anything that says which sketch it is made of."""
+    return has_sums(run) or bool(names.BASIS.found_in(run.directory) or results_of(run))
+
+
+def results_of(run: Run) -> list[Path]:
+    """The files of all results of a run, in the order of their names."""
+    return names.RESULT[run.plan.identity.kind].found_in(run.directory)
+
+
+def begun_results(run: Run) -> list[Path]:
+    """The folders of results that are in the making, or were when that was killed."""
+    made = {path.parent for path in results_of(run)}
+    folders = sorted(path for path in run.results.iterdir() if path.is_dir())
+    return [path for path in folders if path not in made and any(path.glob("*.h5"))]
+
+
+def has_result(run: Run, name: str) -> bool:
+    """Whether a result is there.
+
+    Raises:
+        UsageError: If its name is not one that a folder should have.
+    """
+    return result_path(run, name).exists()
+
+
+def assessment_path(path: Path) -> Path:
+    """The assessment that belongs to the file of a result."""
+    return path.parent / names.ASSESSMENT.name()
+
+
+def is_assessed(run: Run, name: str) -> bool:
+    """Whether a result has an assessment, of whatever it was when it was assessed."""
+    return assessment_path(result_path(run, name)).exists()
+
+
+def recipe_path(path: Path) -> Path:
+    """The recipe that the vectors of the file of a result are made by."""
+    return path.parent / names.RECIPE.name()
+
+
+def report_path(path: Path) -> Path:
+    """The report about the file of a result."""
+    return path.parent / names.REPORT.name()
+
+
+def _figure_path(path: Path, figure: str) -> Path:
+    return path.parent / names.FIGURE.folder[-1] / names.FIGURE.name(figure=figure)
+
+
+def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
+    """Writes the figures of a report about the file of a result, and removes those it has no more.
+
+    Raises:
+        OSError: If one cannot be written.
+    """
+    for figure in names.FIGURES:
+        file = _figure_path(path, figure)
+        file.parent.mkdir(exist_ok=True)
+        if figure in figures:
+            files.replace_bytes(file, figures[figure])
+        else:
+            file.unlink(missing_ok=True)
+
+
+def remove_what_followed(path: Path) -> None:
+    """Removes assessment, report and figures of a result that is gone, or is to be replaced."""
+    figures = (_figure_path(path, figure) for figure in names.FIGURES)
+    for made in (assessment_path(path), report_path(path), *figures):
+        made.unlink(missing_ok=True)
 
 
 def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
@@ -81,7 +148,7 @@ def how_to_recover_anew(path: Path, *, alone: bool = False) -> str:
         alone: Whether only this file is made anew, and not all of the result.
     """
     directory, name = path.parent.parent.parent, path.parent.name
-    if (directory / CLEANED).exists():
+    if is_cleaned(directory):
         return "; restore it from a copy: its shards were removed"
     remove = f"rm {quoted(path)}" if alone else f"rm -r {quoted(path.parent)}"
     again = f"{remove} && skerch-ooc recover {quoted(directory)}"
@@ -112,11 +179,12 @@ def opened_result(path: Path) -> SealedFile:
 
 def _not_there(path: Path) -> str:
     directory, name = path.parent.parent.parent, path.parent.name
-    if (directory / CLEANED).exists():
-        names = sorted(found.parent.name for found in directory.glob(f"results/*/{path.name}"))
+    if is_cleaned(directory):
+        (kind,) = (kind for kind in names.RESULT.values() if kind.name() == path.name)
+        others = [found.parent.name for found in kind.found_in(directory)]
         return (
             f"there is no result {path}, and the shards were removed: it can be had of a new run "
-            f"only. Results that are there: {shown_list(names)}"
+            f"only. Results that are there: {shown_list(others)}"
         )
     again = f"skerch-ooc recover {quoted(directory)}" + (f" --name {name}" * (name != "default"))
     return f"there is no result {path}; make it with: {again}"

@@ -19,15 +19,13 @@ from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import peak_memory
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
 from skerch_ooc.planning.spec import FUNCTIONALS
-from skerch_ooc.store.cleaned import CLEANED, Cleaned, read_cleaned
+from skerch_ooc.store import names
+from skerch_ooc.store.cleaned import Cleaned, mark_path, read_cleaned
+from skerch_ooc.store.names import AMENDMENTS
 
 log = logging.getLogger("skerch_ooc")
 
-PLAN = "plan.json"
-AMENDMENTS = "plan.d"
-FINGERPRINT = "fingerprint.json"
-
-_FOLDERS = ("shards", "sketch", "results", "logs")
+PLAN = names.PLAN.name()
 
 
 @dataclass(frozen=True)
@@ -45,26 +43,26 @@ class Run:
     @property
     def shards(self) -> Path:
         """Column shards and nothing else."""
-        return self.directory / "shards"
+        return self.directory / names.SHARDS
 
     @property
     def sketch(self) -> Path:
         """What the merge stage makes."""
-        return self.directory / "sketch"
+        return self.directory / names.SKETCH
 
     @property
     def results(self) -> Path:
         """One folder for each recovered decomposition."""
-        return self.directory / "results"
+        return self.directory / names.RESULTS
 
     @property
     def logs(self) -> Path:
         """Receipts and logs; nothing here is ever needed to go on."""
-        return self.directory / "logs"
+        return self.directory / names.LOGS
 
     def fingerprint_path(self, part: int) -> Path:
         """The file of the fingerprint of a part."""
-        return self.directory / (FINGERPRINT if part == 0 else f"fingerprint.p{part}.json")
+        return self.directory / names.FINGERPRINT.name(of_part=part)
 
     def fingerprint(self, part: int = 0) -> dict[str, Any] | None:
         """The published fingerprint of a part, or ``None`` if nobody has measured it yet.
@@ -127,7 +125,7 @@ class Run:
                 f"{mark.when}, so that nothing can be measured, merged or recovered any more; its "
                 f"results are there: {', '.join(sorted(mark.results))}. For others plan a new run. "
                 "If there is a copy of the shards: put all of them back, then "
-                f"rm {shlex.quote(str(self.directory / CLEANED))}"
+                f"rm {shlex.quote(str(mark_path(self.directory)))}"
             )
 
     def how_to_measure(self, part: int | None = None) -> str:
@@ -148,7 +146,7 @@ class Run:
 
     def log(self, name: str) -> Iterator[dict[str, Any]]:
         """What a log holds; lines that cannot be read are left out."""
-        for record in files.read_json_lines(self.logs / f"{name}.jsonl"):
+        for record in files.read_json_lines(self.logs / names.LOG.name(log=name)):
             if isinstance(record, dict):
                 yield record
 
@@ -163,7 +161,7 @@ class Run:
     def record(self, log_name: str, record: dict[str, Any]) -> None:
         """Appends a line to a log; a log that cannot be written is no reason to stop."""
         try:
-            files.append_line(self.logs / f"{log_name}.jsonl", record)
+            files.append_line(self.logs / names.LOG.name(log=log_name), record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
 
@@ -194,7 +192,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _require_no_strangers(directory)
-        for name in (AMENDMENTS, *_FOLDERS):
+        for name in names.FOLDERS:
             (directory / name).mkdir(exist_ok=True)
         # The identity first: where several plan at once, the first to publish it decides which run
         # this is, and no amendment of another can come to it.
@@ -207,7 +205,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             )
         files.publish_bytes(
             files.canonical_line(amendment.as_json()),
-            directory / AMENDMENTS / f"{amendment.number:04d}.json",
+            _amendment_path(directory, amendment.number),
         )
     except OSError as error:
         if error.errno in files.NO_ROOM:
@@ -249,7 +247,7 @@ def _require_no_strangers(directory: Path) -> None:
     strangers = sorted(
         entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
     )
-    if not {AMENDMENTS, *_FOLDERS}.issuperset(strangers):
+    if not set(names.FOLDERS).issuperset(strangers):
         raise UsageError(
             f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
             "give a new directory"
@@ -258,7 +256,11 @@ def _require_no_strangers(directory: Path) -> None:
 
 def is_planned(directory: Path) -> bool:
     """Whether a directory holds a run, with a plan that is complete."""
-    return (directory / PLAN).exists() and (directory / AMENDMENTS / "0001.json").exists()
+    return (directory / PLAN).exists() and _amendment_path(directory, 1).exists()
+
+
+def _amendment_path(directory: Path, number: int) -> Path:
+    return directory / AMENDMENTS / names.AMENDMENT.name(number=number)
 
 
 def amend_run(run: Run, amendment: Amendment) -> Run:
@@ -273,7 +275,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
     """
     run.require_shards()
     require_sound(Plan(run.plan.identity, (*run.plan.amendments, amendment)))
-    path = run.directory / AMENDMENTS / f"{amendment.number:04d}.json"
+    path = _amendment_path(run.directory, amendment.number)
     content = files.canonical_line(amendment.as_json())
     try:
         files.publish_bytes(content, path)
@@ -323,9 +325,10 @@ def open_run(directory: str | Path) -> Run:
     amendments = []
     for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
         amendment = Amendment.from_json(files.read_json(file, files.canonical_line), str(file))
-        if amendment.number != number or file.name != f"{number:04d}.json":
+        wanted = names.AMENDMENT.name(number=number)
+        if amendment.number != number or file.name != wanted:
             raise CorruptError(
-                f"{file}: {number:04d}.json should come here, and is missing or misnamed; restore "
+                f"{file}: {wanted} should come here, and is missing or misnamed; restore "
                 "the folder from a copy"
             )
         if amendment.run_id != identity.run_id:
@@ -357,11 +360,11 @@ def _require_own_folders(directory: Path) -> None:
     Raises:
         CorruptError: Naming the link.
     """
-    own = [directory / name for name in (AMENDMENTS, *_FOLDERS)]
+    own = [directory / name for name in names.FOLDERS]
     strange = next((path for path in own if path.exists() and not path.is_dir()), None)
     if strange is not None:
         raise CorruptError(f"{strange} is no folder; put the folder itself there")
-    inner = [directory / name for name in ("sketch", "results", "logs")]
+    inner = [directory / name for name in (names.SKETCH, names.RESULTS, names.LOGS)]
     for folder in inner:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             own += [folder / entry.name for entry in entries if entry.is_symlink()]

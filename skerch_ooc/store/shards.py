@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +24,11 @@ from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import gathers
-from skerch_ooc.store.cleaned import CLEANED
+from skerch_ooc.store import names
+from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-
-_NAME = re.compile(
-    r"(?P<role>[a-z][a-z0-9-]{0,39})\.p(?P<part>\d{1,9})\.c(?P<c0>\d{1,15})-(?P<c1>\d{1,15})"
-    r"\.r(?P<r0>\d{1,15})-(?P<r1>\d{1,15})\.h5"
-)
 
 
 @dataclass(frozen=True, order=True)
@@ -55,24 +50,18 @@ class Rectangle:
     @property
     def name(self) -> str:
         """The file name of the shard."""
-        return f"{self.role}.p{self.part}.c{self.columns}.r{self.rows}.h5"
+        return names.COLUMN_SHARD.name(
+            role=self.role, part=self.part, columns=self.columns, rows=self.rows
+        )
 
     @classmethod
     def from_name(cls, name: str) -> Rectangle | None:
         """The rectangle that a file name states; ``None`` if it is no shard's name."""
-        match = _NAME.fullmatch(name)
-        if match is None:
+        values = names.COLUMN_SHARD.values(name)
+        if values is None:
             return None
-        numbers = {key: int(match[key]) for key in ("part", "c0", "c1", "r0", "r1")}
-        if numbers["c0"] >= numbers["c1"] or numbers["r0"] >= numbers["r1"]:
-            return None
-        rectangle = cls(
-            role=match["role"],
-            part=numbers["part"],
-            columns=Range(numbers["c0"], numbers["c1"]),
-            rows=Range(numbers["r0"], numbers["r1"]),
-        )
-        return rectangle if rectangle.name == name else None
+        columns, rows = (Range(*map(int, values[key].split("-"))) for key in ("columns", "rows"))
+        return cls(values["role"], int(values["part"]), columns, rows)
 
     def identity(self, run_id: str) -> dict[str, Any]:
         """What the shard's identity says, but for its data."""
@@ -158,10 +147,10 @@ def require_finite(array: Array, rectangle: Rectangle) -> None:
 def list_shards(folder: Path) -> list[Rectangle]:
     """The shards that a folder holds, by their names alone, in order."""
     try:
-        names = os.listdir(folder)
+        listed = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = (Rectangle.from_name(name) for name in names)
+    found = (Rectangle.from_name(name) for name in listed)
     return sorted(rectangle for rectangle in found if rectangle is not None)
 
 
@@ -285,7 +274,7 @@ def made_by(run: Run, path: Path) -> str:
 
 def how_to_remake(run: Run, path: Path) -> str:
     """What to say of a shard that is damaged, after what is wrong with it."""
-    if path.parent == run.shards and (run.directory / CLEANED).exists():
+    if path.parent == run.shards and is_cleaned(run.directory):
         return f"; the others were removed: skerch-ooc clean {quoted(run.directory)} --shards"
     again = made_by(run, path)
     then = " && " if again.startswith("skerch-ooc") else ", then "

@@ -25,6 +25,8 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
 from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
 from skerch_ooc.planning.spec import MAX_SIZE, ROLES
+from skerch_ooc.store import names
+from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import Tiles, lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
 from skerch_ooc.store.rundir import Run
@@ -40,11 +42,10 @@ from skerch_ooc.store.shards import (
     wait_for_columns,
 )
 
-BASIS_FILE = "basis.h5"
-BASIS_MATRIX = "basis"
 _DIGITS = 16
 _LISTINGS = "listings"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LATER_ROLE = re.compile(rf"round[1-9]\d*-[0-9a-f]{{{_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Basis:
     def read(self, rows: Range, columns: Range) -> Array:
         """Reads a part of it."""
         return self.matrix.read(rows, columns)
+
+
+def is_later_role(role: str) -> bool:
+    """Whether a role is one of a later round's main sketch; see :attr:`Round.role`."""
+    return _LATER_ROLE.fullmatch(role) is not None
 
 
 def basis_identity(plan: Plan, sketch_digest: str) -> dict[str, Any]:
@@ -335,7 +341,7 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
         CorruptError: If it is damaged.
     """
     run = round_.run
-    path = sketch_folder(run, sketch_digest) / BASIS_FILE
+    path = sketch_folder(run, sketch_digest) / names.BASIS.name()
     advice = f". To make it anew: rm {quoted(path)} && skerch-ooc merge {quoted(run.directory)}"
     try:
         file = SealedFile(path)

@@ -8,7 +8,7 @@ from skerch_ooc.base import files
 from skerch_ooc.base.errors import IncompleteError, quoted
 from skerch_ooc.results.report.facts import gather
 from skerch_ooc.results.report.page import figures, page
-from skerch_ooc.store.result_files import FIGURES, REPORT, result_path
+from skerch_ooc.store.result_files import report_path, result_path, write_figures
 from skerch_ooc.store.rundir import Run
 
 
@@ -36,17 +36,11 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
     facts = gather(run, name)
     drawn = figures(facts)
     content = page(facts, drawn)
-    folder = result_path(run, name).parent
-    path = folder / REPORT if output is None else Path(output)
+    result = result_path(run, name)
+    path = report_path(result) if output is None else Path(output)
     try:
         if output is None:
-            (folder / "figures").mkdir(exist_ok=True)
-            shown = {figure.name: figure.file() for figure in drawn}
-            for figure, file in FIGURES.items():
-                if figure in shown:
-                    files.replace_bytes(folder / file, shown[figure])
-                else:
-                    (folder / file).unlink(missing_ok=True)
+            write_figures(result, {figure.name: figure.file() for figure in drawn})
         files.replace_bytes(path, content)
     except OSError as error:
         elsewhere = "" if name == "default" else f" --name {name}"

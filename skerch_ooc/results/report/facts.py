@@ -20,8 +20,8 @@ from skerch_ooc.results.report.logs import Logged, read_logs
 from skerch_ooc.results.report.spectrum import Values
 from skerch_ooc.stages.recover.recipes import rounds_for
 from skerch_ooc.store.result_files import (
-    ASSESSMENT,
     VALUES,
+    assessment_path,
     command_of,
     how_to_recover_anew,
     opened_result,
@@ -170,7 +170,7 @@ def _require_assessment(run: Run, path: Path, assessment: Assessment) -> None:
     name = path.parent.name
     command = f"skerch-ooc assess {quoted(run.directory)}"
     command += f" --name {name}" * (name != "default")
-    written = path.parent / ASSESSMENT
+    written = assessment_path(path)
     try:
         found = read_json(written)
     except FileNotFoundError:

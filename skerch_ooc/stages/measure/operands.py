@@ -17,6 +17,7 @@ from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
+from skerch_ooc.store.names import PLACES
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sketch import Round
 
@@ -115,9 +116,6 @@ class Operands:
                 check_fingerprint(sampled, seed, stored)
 
 
-PLACES = "places.json"
-
-
 def build_for_run(run: Run, device: str | None = None, part: Part | None = None) -> Any:
     """Builds the operator of a planned run, wherever run and factory have been moved to.
 
@@ -150,7 +148,7 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
     assert source.factory is not None
     candidates = [(run.directory / source.folder).resolve()]
     try:
-        noted = read_json(run.logs / PLACES)["folder"]
+        noted = read_json(run.logs / PLACES.name())["folder"]
         if "\0" not in noted:
             candidates.append(Path(noted))
     except (OSError, CorruptError, KeyError, TypeError):

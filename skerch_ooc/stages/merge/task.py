@@ -54,6 +54,7 @@ from skerch_ooc.stages.merge.drift import (
     require_one_operator,
 )
 from skerch_ooc.stages.merge.testmatrices import open_noise
+from skerch_ooc.store import names
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import open_run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
@@ -366,7 +367,6 @@ class _SideMerge:
         self._reader = merge.sketch.readers[side.name]
         self._tiles = merge.plan.tiles(side.rows)
         self.tasks = list(aligned_runs(len(self._tiles), run_exponent(merge.plan, side)))
-        self._prefix = "" if side.name == RANGE else f"{side.name}."
 
     @property
     def _tile_bytes(self) -> int:
@@ -376,7 +376,7 @@ class _SideMerge:
 
     @property
     def _total(self) -> Path:
-        return self._folder / f"{self._prefix}total.h5"
+        return self._folder / names.TOTAL_SUMS.name(side=self.side.name)
 
     def published(self) -> Sums | None:
         """The sums over all tiles, if they are published."""
@@ -496,7 +496,7 @@ class _SideMerge:
                 yield _when_published(*before)
 
     def _partial(self, task: Range) -> Path:
-        return self._folder / f"{self._prefix}sums.t{task}.h5"
+        return self._folder / names.PARTIAL_SUMS.name(side=self.side.name, tiles=task)
 
     def _publish_run(self, publish_rows: Callable[[], None], task: Range, sums: Sums) -> None:
         publish_rows()

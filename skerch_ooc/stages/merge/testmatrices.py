@@ -18,6 +18,7 @@ from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
+from skerch_ooc.store import names
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
 from skerch_ooc.store.sketch import Basis, Sketch
@@ -96,7 +97,7 @@ def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
 
 
 def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
-    path: Path = sketch.folder / f"noise-{name}.h5"
+    path: Path = sketch.folder / names.NOISE.name(noise=name)
     identity = {
         "format": FORMAT_VERSION,
         "type": "noise",

@@ -27,9 +27,10 @@ from skerch_ooc.stages.recover.recipes import (
 )
 from skerch_ooc.stages.recover.spread import Spread, gram_of_vectors, in_pieces, pieces_left
 from skerch_ooc.stages.recover.vectors import Making, Recipe, Vectors, deviation, layout_of
-from skerch_ooc.store.names import BASIS_DRAFT_FILE, BASIS_RECIPE_FILE
+from skerch_ooc.store import names
+from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import sealed_writer
-from skerch_ooc.store.sketch import BASIS_FILE, BASIS_MATRIX, Sketch, basis_identity
+from skerch_ooc.store.sketch import Sketch, basis_identity
 
 
 def make_basis(
@@ -53,7 +54,7 @@ def make_basis(
     """
     if merged.sketch.basis() is not None:
         return
-    path = merged.sketch.folder / BASIS_FILE
+    path = merged.sketch.folder / names.BASIS.name()
     # One that has lost pieces is published again once they are made again.
     path.unlink(missing_ok=True)
     round_ = merged.sketch.round
@@ -94,7 +95,7 @@ def basis_left(sketch: Sketch) -> list[int] | None:
     """
     round_ = sketch.round
     expected = recipe_identity(round_.run, sketch.digest, {"round": round_.number})
-    return pieces_left(round_.run.plan, sketch.folder / BASIS_RECIPE_FILE, expected)
+    return pieces_left(round_.run.plan, sketch.folder / names.BASIS_RECIPE.name(), expected)
 
 
 class _Writing:
@@ -156,7 +157,10 @@ class _Writing:
 
     def _spread(self, recipe: Recipe) -> Spread:
         recipes = publish_recipes(
-            self._sketch.folder / BASIS_RECIPE_FILE, self._identity, {BASIS_MATRIX: recipe}, {}
+            self._sketch.folder / names.BASIS_RECIPE.name(),
+            self._identity,
+            {BASIS_MATRIX: recipe},
+            {},
         )
         return Spread(self._run, recipes, self._executor, self._resources)
 
@@ -169,7 +173,9 @@ class _Writing:
         """The recipe that a process which did not come to an end has published."""
         recipe = self._recipe_of(Vectors(self._source, np.zeros((0, 0))))
         columns = Columns(self._sketch.digest, self._source, None, recipe.test)
-        file = read_recipes(self._sketch.folder / BASIS_RECIPE_FILE, self._identity, columns)
+        file = read_recipes(
+            self._sketch.folder / names.BASIS_RECIPE.name(), self._identity, columns
+        )
         return file.matrices[BASIS_MATRIX] if file else None
 
     @property
@@ -189,7 +195,7 @@ class _Writing:
         if not needs_correction(self._plan, root.condition):
             return recipe
         gram = gram_of_vectors(
-            self._run, recipe, self._identity, self._sketch.folder / BASIS_DRAFT_FILE,
+            self._run, recipe, self._identity, self._sketch.folder / names.BASIS_DRAFT.name(),
             self._executor, self._resources, self._progress,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)

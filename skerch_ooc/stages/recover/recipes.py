@@ -27,10 +27,11 @@ from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.problems import Source, serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import BASIS_MATRIX, Round, known_rounds
+from skerch_ooc.store.sketch import Round, known_rounds
 
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"

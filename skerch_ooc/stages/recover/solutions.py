@@ -39,6 +39,7 @@ from skerch_ooc.stages.recover.recipes import (
 )
 from skerch_ooc.stages.recover.spread import gram_of_vectors
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.store import names
 from skerch_ooc.store.rundir import Run
 
 
@@ -237,7 +238,7 @@ def correct(
     )
 
     def gram(name: str, rows: int, vectors: Vectors) -> Array:
-        draft, recipe = folder / f"draft.{name}.h5", Recipe(name, rows, vectors)
+        draft, recipe = folder / names.DRAFT.name(matrix=name), Recipe(name, rows, vectors)
         return gram_of_vectors(run, recipe, identity, draft, executor, resources, progress)
 
     left = gram(LEFT_VECTORS[plan.identity.kind], height, found.left)

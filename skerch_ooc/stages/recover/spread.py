@@ -31,11 +31,10 @@ from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
+from skerch_ooc.store import names
 from skerch_ooc.store.pieces import describe_pieces, piece_path
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-
-_DRAFT = "gram."
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _piece_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
 
 
 def _gram_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
-    return piece_path(recipes.path.parent, f"{_DRAFT}{matrix}", tiles)
+    return recipes.path.parent / names.GRAM.name(matrix=matrix, tiles=tiles)
 
 
 def _written_piece(

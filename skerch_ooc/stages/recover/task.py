@@ -40,12 +40,10 @@ from skerch_ooc.stages.recover.spread import Spread, in_pieces, pieces_left
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, deviation, layout_of
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
 from skerch_ooc.store.result_files import (
-    ASSESSMENT,
-    FIGURES,
-    RECIPE_FILE,
-    REPORT,
     VALUES,
     command_of,
+    recipe_path,
+    remove_what_followed,
     result_identity,
     result_path,
 )
@@ -87,9 +85,7 @@ def recover(
     identity = result_identity(run.plan, digest, settings)
     if _is_current(path, identity, run):
         return path
-    # Of a result that is gone or replaced.
-    for made in (ASSESSMENT, REPORT, *FIGURES.values()):
-        (path.parent / made).unlink(missing_ok=True)
+    remove_what_followed(path)
     with run.receipt_of("recover", name=name):
         _write(run, settings, digest, path, identity, resources, progress, executor)
     return path
@@ -155,7 +151,7 @@ def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> li
     Raises:
         CorruptError: If the solution is damaged.
     """
-    path = result_path(run, name).parent / RECIPE_FILE
+    path = recipe_path(result_path(run, name))
     expected = recipe_identity(run, digest, {"settings": settings.as_json()})
     return pieces_left(run.plan, path, expected)
 
@@ -170,7 +166,7 @@ class _Writing:
         self._run, self._plan, self._settings = run, run.plan, settings
         self._path = path
         self._resources, self._progress, self._executor = resources, progress, executor
-        self._recipe_path = path.parent / RECIPE_FILE
+        self._recipe_path = recipe_path(path)
         self._recipe_identity = recipe_identity(run, digest, {"settings": settings.as_json()})
 
     def write(self, identity: Mapping[str, Any]) -> None:
