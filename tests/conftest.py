@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from commands import CommandLine
+from forking import served
 from slurmd import empty_queue, slurm  # noqa: F401 (fixtures)
 
 # Before any library reads them: products that are compared bit for bit, in this process and in
@@ -42,8 +44,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def ooc_command(tmp_path: Path) -> CommandLine:
-    """The command line, run in the test's own folder."""
+    """The command line, run in the test's own folder by a new Python."""
     return CommandLine(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def served_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a ``skerch-ooc`` that is forked from a process that has torch loaded."""
+    with served(tmp_path_factory.mktemp("commands")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def forked_in(served_commands: Path) -> Callable[[Path], CommandLine]:
+    """The command line in any folder, in processes of its own that need not import torch first."""
+    return lambda folder: CommandLine(folder, [served_commands / "skerch-ooc"])
+
+
+@pytest.fixture
+def forked_command(forked_in: Callable[[Path], CommandLine], tmp_path: Path) -> CommandLine:
+    """The command line, run in the test's own folder as ``forked_in`` does."""
+    return forked_in(tmp_path)
 
 
 @pytest.fixture
@@ -85,6 +106,17 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield calls
 
 
+@pytest.fixture
+def quick_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workers that ``ooc.Dask`` starts here are forked, and need not import torch first."""
+    from workers import forked_workers
+
+    if "call_log" in request.fixturenames:
+        request.getfixturevalue("call_log")
+    with forked_workers():
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _memory_of_other_tests() -> Iterator[None]:
     """Gives back what a module's tests leave behind: promises of memory count the whole process."""
@@ -94,10 +126,24 @@ def _memory_of_other_tests() -> Iterator[None]:
     release_memory()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Leaves what is there before the first test out of collections, which stages ask for."""
-    gc.collect()
-    gc.freeze()
-    yield
+_MANY_MODULES = 10
+_frozen_modules = 0
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections() -> None:
+    """Leaves what is there before a test out of collections, which stages ask for.
+
+    Most of it are modules: whenever more of them have been loaded it is done again.
+    """
+    global _frozen_modules
+    if len(sys.modules) >= _frozen_modules + _MANY_MODULES:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Collections are as ever when Python ends."""
     gc.unfreeze()

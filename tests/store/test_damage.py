@@ -7,15 +7,14 @@ import os
 import shutil
 
 import pytest
-from commands import CommandLine
 from specs import FACTORIES, write_spec
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Finished and measured runs of both kinds, to be copied by each test."""
+def finished(tmp_path_factory, forked_in):
+    """Finished, measured and foreign runs of both kinds, to be copied by each test."""
     folder = tmp_path_factory.mktemp("finished")
-    command = CommandLine(folder)
+    command = forked_in(folder)
     for kind in ("eigh", "svd"):
         spec = write_spec(
             folder, "matrix", 40, name=f"{kind}.toml", kind=kind,
@@ -24,19 +23,21 @@ def finished(tmp_path_factory):
         assert command("run", spec, "--run", f"finished-{kind}").returncode == 0
         command("plan", spec, "--run", f"measured-{kind}")
         command("measure", f"measured-{kind}")
+        command("plan", spec, "--run", f"foreign-{kind}", "--set", "seed=9")
+        command("measure", f"foreign-{kind}")
     return folder
 
 
 def copy_of_measured(finished, folder, kind):
     shutil.copytree(finished / f"measured-{kind}", folder / "run")
-    shutil.copy(finished / f"{kind}.toml", folder / "spec.toml")
+    (folder / "foreign").symlink_to(finished / f"foreign-{kind}")
     return folder / "run"
 
 
 @pytest.fixture
-def measured(finished, ooc_command):
+def measured(finished, forked_command):
     """A fresh copy of the measured run of a Hermitian operator."""
-    return copy_of_measured(finished, ooc_command.cwd, "eigh")
+    return copy_of_measured(finished, forked_command.cwd, "eigh")
 
 
 def shards(run, role="right"):
@@ -50,10 +51,8 @@ def flip(path, position):
 
 
 def foreign(run, role):
-    command = CommandLine(run.parent)
-    command("plan", "spec.toml", "--run", "other", "--set", "seed=9")
-    command("measure", "other")
-    shutil.copy(run.parent / "other/shards" / shards(run, role)[1].name, shards(run, role)[1])
+    path = shards(run, role)[1]
+    shutil.copy(run.parent / "foreign/shards" / path.name, path)
 
 
 def swapped(run, role):
@@ -120,12 +119,12 @@ def test_intact_run_verifies(inside, finished, kind):
 @pytest.mark.sampled(1)
 @of_both_sides
 def test_deleted_shard_is_measured_again_and_nothing_else(
-    ooc_command, call_log, finished, kind, role
+    forked_command, call_log, finished, kind, role
 ):
-    lost = shards(copy_of_measured(finished, ooc_command.cwd, kind), role)[1]
+    lost = shards(copy_of_measured(finished, forked_command.cwd, kind), role)[1]
     before = lost.read_bytes()
     lost.unlink()
-    assert ooc_command("measure", "run").returncode == 0
+    assert forked_command("measure", "run").returncode == 0
     # One product to compare with the fingerprint, 16 for the shard.
     assert [call["width"] for call in call_log()] == [1, 16]
     with_provenance = lost.read_bytes()
@@ -135,25 +134,25 @@ def test_deleted_shard_is_measured_again_and_nothing_else(
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("verb", ["merge", "verify"])
 @of_both_sides
-def test_advice_for_a_corrupt_shard_mends_it(ooc_command, finished, kind, role, verb):
-    run = copy_of_measured(finished, ooc_command.cwd, kind)
+def test_advice_for_a_corrupt_shard_mends_it(forked_command, finished, kind, role, verb):
+    run = copy_of_measured(finished, forked_command.cwd, kind)
     flip(shards(run, role)[1], 6000)
-    message = ooc_command(verb, "run").stderr
+    message = forked_command(verb, "run").stderr
     assert message.endswith(" && skerch-ooc measure run\n")
     remove = message.split("To make it anew: rm ")[1].split(" && ")[0]
-    (ooc_command.cwd / remove).unlink()
-    assert ooc_command("measure", "run").returncode == 0
-    ooc_command("recover", "run")
-    ooc_command("assess", "run")
+    (forked_command.cwd / remove).unlink()
+    assert forked_command("measure", "run").returncode == 0
+    forked_command("recover", "run")
+    forked_command("assess", "run")
     mended = json.loads((run / "results/default/assessment.json").read_text())
     undisturbed = finished / f"finished-{kind}/results/default/assessment.json"
     assert mended["error"] == json.loads(undisturbed.read_text())["error"]
 
 
-def test_stranger_among_the_shards_is_left_alone_but_shown(ooc_command, measured):
+def test_stranger_among_the_shards_is_left_alone_but_shown(forked_command, measured):
     (measured / "shards/notes.txt").write_text("mine")
-    assert "notes.txt" in ooc_command("status", "run").stdout
-    assert ooc_command("merge", "run").returncode == 0
+    assert "notes.txt" in forked_command("status", "run").stdout
+    assert forked_command("merge", "run").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -217,50 +216,50 @@ def test_assessment_that_was_altered_is_written_anew_by_assess(inside, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["plan.json", "plan.d/0001.json", "fingerprint.json"])
-def test_altered_plan_is_refused(ooc_command, measured, name):
+def test_altered_plan_is_refused(forked_command, measured, name):
     path = measured / name
     text = path.read_text()
     path.write_text(text.replace("1", "2", 1))
-    done = ooc_command("measure", "run")
+    done = forked_command("measure", "run")
     if name == "fingerprint.json":
         shards(measured)[0].unlink()
-        done = ooc_command("measure", "run")
+        done = forked_command("measure", "run")
     assert done.returncode in (2, 5)
     assert path.name in done.stderr
 
 
-def test_changed_operator_is_refused_before_any_product_is_wasted(ooc_command, call_log):
-    factory = ooc_command.cwd / "mine.py"
+def test_changed_operator_is_refused_before_any_product_is_wasted(forked_command, call_log):
+    factory = forked_command.cwd / "mine.py"
     factory.write_text("import torch\n\ndef make():\n    return torch.eye(64) * 1.0\n")
-    spec = write_spec(ooc_command.cwd, "", 20, operator={"factory": "mine.py:make"})
-    ooc_command("plan", spec, "--run", "run")
+    spec = write_spec(forked_command.cwd, "", 20, operator={"factory": "mine.py:make"})
+    forked_command("plan", spec, "--run", "run")
     factory.write_text("import torch\n\ndef make():\n    return torch.eye(64) * 1.0001\n")
-    done = ooc_command("measure", "run")
+    done = forked_command("measure", "run")
     assert done.returncode == 5
     assert "not the one that the run started with" in done.stderr
-    assert not list((ooc_command.cwd / "run/shards").iterdir())
+    assert not list((forked_command.cwd / "run/shards").iterdir())
 
 
-def test_factory_with_other_text_but_the_same_products_goes_on_with_a_warning(ooc_command):
-    factory = ooc_command.cwd / "mine.py"
+def test_factory_with_other_text_but_the_same_products_goes_on_with_a_warning(forked_command):
+    factory = forked_command.cwd / "mine.py"
     factory.write_text("import torch\n\ndef make():\n    return torch.eye(64)\n")
-    spec = write_spec(ooc_command.cwd, "", 20, operator={"factory": "mine.py:make"})
-    ooc_command("plan", spec, "--run", "run")
+    spec = write_spec(forked_command.cwd, "", 20, operator={"factory": "mine.py:make"})
+    forked_command("plan", spec, "--run", "run")
     factory.write_text("import torch  # a remark\n\ndef make():\n    return torch.eye(64)\n")
-    done = ooc_command("measure", "run")
+    done = forked_command("measure", "run")
     assert done.returncode == 0
     assert "has changed since the run was planned" in done.stderr
 
 
-def test_weights_that_change_while_measuring_are_found_at_merge(ooc_command):
+def test_weights_that_change_while_measuring_are_found_at_merge(forked_command):
     # Three calls of the probe, then nine blocks; the last three shards are of another operator.
     spec = write_spec(
-        ooc_command.cwd, "matrix", 144, operator={"args": {"n": 400, "drift_after": 9}},
+        forked_command.cwd, "matrix", 144, operator={"args": {"n": 400, "drift_after": 9}},
         sketch={"test_measurements": 16, "block": 16},
     )  # fmt: skip
-    done = ooc_command("run", spec, "--run", "run")
+    done = forked_command("run", spec, "--run", "run")
     assert done.returncode == 5
-    named = {name for name in os.listdir(ooc_command.cwd / "run/shards") if name in done.stderr}
+    named = {name for name in os.listdir(forked_command.cwd / "run/shards") if name in done.stderr}
     assert named == {
         "right.p0.c96-112.r0-400.h5", "right.p0.c112-128.r0-400.h5",
         "right.p0.c128-144.r0-400.h5", "test.p0.c0-16.r0-400.h5",
@@ -268,8 +267,8 @@ def test_weights_that_change_while_measuring_are_found_at_merge(ooc_command):
 
 
 @pytest.mark.thorough
-def test_weights_changed_between_two_jobs_are_found(ooc_command):
-    factory = ooc_command.cwd / "mine.py"
+def test_weights_changed_between_two_jobs_are_found(forked_command):
+    factory = forked_command.cwd / "mine.py"
     text = (
         "import sys\nsys.path.insert(0, {tests!r})\nfrom factories import Matrix, dense\n\n"
         "def make():\n    return Matrix(dense(400, dtype='float32') * {scale})\n"
@@ -277,16 +276,16 @@ def test_weights_changed_between_two_jobs_are_found(ooc_command):
     tests = str(FACTORIES.parent)
     factory.write_text(text.format(tests=tests, scale=1.0))
     spec = write_spec(
-        ooc_command.cwd, "", 64, operator={"factory": "mine.py:make"},
+        forked_command.cwd, "", 64, operator={"factory": "mine.py:make"},
         sketch={"test_measurements": 16, "block": 16},
     )  # fmt: skip
-    ooc_command("plan", spec, "--run", "run")
-    ooc_command("measure", "run")
-    lost = ooc_command.cwd / "run/shards/right.p0.c16-32.r0-400.h5"
+    forked_command("plan", spec, "--run", "run")
+    forked_command("measure", "run")
+    lost = forked_command.cwd / "run/shards/right.p0.c16-32.r0-400.h5"
     lost.unlink()
     factory.write_text(text.format(tests=tests, scale=1.0001))
     # Somebody silences the fingerprint, to get on with it.
-    (ooc_command.cwd / "run/fingerprint.json").unlink()
-    assert ooc_command("measure", "run").returncode == 0
-    done = ooc_command("merge", "run")
+    (forked_command.cwd / "run/fingerprint.json").unlink()
+    assert forked_command("measure", "run").returncode == 0
+    done = forked_command("merge", "run")
     assert (done.returncode, lost.name in done.stderr) == (5, True)

@@ -373,13 +373,13 @@ def test_vectors_read_as_the_documentation_says(run, which):
 
 
 @all_runs
-def test_golden_run_verifies(ooc_command, run):
-    assert ooc_command("verify", run).returncode == 0
+def test_golden_run_verifies(forked_command, run):
+    assert forked_command("verify", run).returncode == 0
 
 
 @all_runs
-def test_golden_run_is_complete_and_assessed(ooc_command, run):
-    state = json.loads(ooc_command("status", run, "--json").stdout)
+def test_golden_run_is_complete_and_assessed(forked_command, run):
+    state = json.loads(forked_command("status", run, "--json").stdout)
     assert (state["next"], state["merged"]) == (None, True)
 
 

@@ -197,7 +197,7 @@ def test_piece_of_a_basis_that_was_deleted_is_made_again(copied):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("matrix", "kept"), [("U", []), ("V", PIECES["svd"][:2])])
-def test_recovery_that_was_killed_goes_on_with_its_pieces(ooc_command, copied, matrix, kept):
+def test_recovery_that_was_killed_goes_on_with_its_pieces(forked_command, copied, matrix, kept):
     run_dir, contents = copied("svd")
     folder = run_dir / "results/default"
     shutil.rmtree(folder)
@@ -205,7 +205,7 @@ def test_recovery_that_was_killed_goes_on_with_its_pieces(ooc_command, copied, m
     killed_while_writing(run_dir.parent, matrix, 20, *arguments)
     before = inodes(folder, "*.t*.h5") | inodes(folder, "recipe.h5")
     assert sorted(before) == sorted([*kept, "recipe.h5"])
-    assert ooc_command(*arguments).returncode == 0
+    assert forked_command(*arguments).returncode == 0
     assert run_contents(run_dir) == contents
     assert before.items() <= inodes(folder, "*.h5").items()
 
@@ -252,29 +252,29 @@ def test_piece_that_was_left_over_is_verified_before_it_is_used(copied):
     assert run_contents(run_dir) == contents
 
 
-def test_advice_of_verify_mends_a_damaged_piece(copied, ooc_command):
+def test_advice_of_verify_mends_a_damaged_piece(copied, forked_command):
     run_dir, contents = copied("eigh")
     damaged_piece(run_dir)
     (wrong,) = verify_run(ooc.open_run(run_dir), Progress())
     advice = re.search(r"rm (\S+) && skerch-ooc recover (\S+)$", wrong)
     Path(advice[1]).unlink()
-    assert ooc_command("recover", advice[2], "--threads", 1).returncode == 0
+    assert forked_command("recover", advice[2], "--threads", 1).returncode == 0
     assert run_contents(run_dir) == contents
 
 
-def test_status_sends_to_recover_for_a_piece_that_is_gone(copied, ooc_command):
+def test_status_sends_to_recover_for_a_piece_that_is_gone(copied, forked_command):
     run_dir, _ = copied("eigh")
     (run_dir / "results/default/eigenvectors.t0-32.h5").unlink()
-    state = ooc_command("status", run_dir).stdout
+    state = forked_command("status", run_dir).stdout
     assert f"skerch-ooc recover {run_dir}" in state
 
 
 @pytest.mark.parametrize("verb", ["assess", "recover"])
-def test_truncated_piece_is_noticed_by(copied, ooc_command, verb):
+def test_truncated_piece_is_noticed_by(copied, forked_command, verb):
     run_dir, _ = copied("eigh")
     path = run_dir / "results/default/eigenvectors.t0-32.h5"
     os.truncate(path, 10_000)
-    done = ooc_command(verb, run_dir)
+    done = forked_command(verb, run_dir)
     assert (done.returncode, str(path) in done.stderr) == (5, True)
 
 
