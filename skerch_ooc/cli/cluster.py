@@ -38,8 +38,8 @@ def task(
     """
     # Before anything else: while libraries are loaded, a signal would end the process.
     budget = budget_of(max_seconds, patient=True)
-    from skerch_ooc.executors import resources_of
     from skerch_ooc.executors.share import Share
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import share as shares
     from skerch_ooc.pipeline import steps
     from skerch_ooc.pipeline.run import finish
@@ -48,15 +48,15 @@ def task(
     opened = steps.open_run(directory)
     share = Share(index, of, budget)
     wanted = RoundStage.parse(stage, opened.plan.rounds)
-    resources, progress = resources_of(share, memory, threads, device), for_terminal()
-    with _told_of_submission(opened, wanted, submission, budget, progress):
+    work = Work.of(share, memory, threads, device, for_terminal())
+    with _told_of_submission(opened, wanted, submission, budget, work.progress):
         if wanted.name != "assess":
             with operators_print_to_stderr():
-                shares.perform_share(opened, wanted, share, resources, progress, device=device)
+                shares.perform_share(opened, wanted, work)
             if budget.stopped:
-                say_stopped(progress)
+                say_stopped(work.progress)
         elif share.first:
-            assessment = finish(opened, resources, progress)
+            assessment = finish(opened, work)
             show_result(opened, "default", assessment, as_json=False)
 
 

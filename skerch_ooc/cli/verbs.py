@@ -50,15 +50,14 @@ def plan(
 
     The cost is products, disk, memory and time. The run goes on with this plan only.
     """
-    from skerch_ooc.base.resources import Resources
     from skerch_ooc.cli import tables
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import start
     from skerch_ooc.planning.spec import Spec
 
     with operators_print_to_stderr():
-        planned = start.make_plan(
-            Spec.from_toml(spec, overrides), run_dir, Resources.of(memory, threads), device=device
-        )
+        work = Work.of(memory=memory, threads=threads, device=device)
+        planned = start.make_plan(Spec.from_toml(spec, overrides), run_dir, work)
     if as_json:
         findings = planned.findings.as_json() if planned.findings else None
         print_json({"run": planned.run.plan.run_id, "costs": planned.costs.as_json(),
@@ -103,7 +102,7 @@ def run(
 ) -> None:  # fmt: skip
     """Do all stages; the same command resumes, also without SPEC."""
     from skerch_ooc.cli import tables
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import start, steps
     from skerch_ooc.pipeline.run import run_all
     from skerch_ooc.planning.spec import Spec
@@ -119,17 +118,14 @@ def run(
             )
         known = steps.open_run(run_dir)
     chosen = where.executor(device or (request.operator.device if request else known.plan.device))
-    resources = resources_of(chosen, memory, threads, device)
-    budget = budget_of(max_seconds)
+    work = Work.of(chosen, memory, threads, device, progress, budget_of(max_seconds))
     with operators_print_to_stderr():
         planned = (
-            start.make_plan(request, run_dir, resources, device=device)
-            if request
-            else start.planned_before(known)
+            start.make_plan(request, run_dir, work) if request else start.planned_before(known)
         )
         if planned.fresh:
             progress.say(tables.plan_line(planned))
-        assessment = run_all(planned, chosen, resources, progress, device=device, budget=budget)
+        assessment = run_all(planned, work)
     conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
@@ -157,7 +153,7 @@ def extend(
 
     The result equals that of a run that was planned with M from the start.
     """
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import grow, start, steps
     from skerch_ooc.pipeline.run import run_all
 
@@ -169,11 +165,9 @@ def extend(
         click.echo(f"planned {measurements} measurements; next: {how_to_measure(grown)}")
         return
     planned = start.planned_before(grown)
-    resources = resources_of(chosen, memory, threads, device)
+    work = Work.of(chosen, memory, threads, device, progress, budget_of(max_seconds))
     with operators_print_to_stderr():
-        assessment = run_all(
-            planned, chosen, resources, progress, device=device, budget=budget_of(max_seconds)
-        )
+        assessment = run_all(planned, work)
     conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
@@ -220,7 +214,7 @@ def update(
     NAME is file.py:function, relative to this folder, package.module:function, or a name that a
     package has registered.
     """
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import start, steps
     from skerch_ooc.pipeline.grow import Update, update_run
     from skerch_ooc.pipeline.run import run_all
@@ -229,18 +223,17 @@ def update(
     progress = for_terminal()
     opened = steps.open_run(directory)
     chosen = where.executor(device or opened.plan.device)
-    resources = resources_of(chosen, memory, threads, device)
-    budget = budget_of(max_seconds)
+    work = Work.of(chosen, memory, threads, device, progress, budget_of(max_seconds))
     wanted = OperatorSpec(factory, parse_arguments(arguments), parts=parts or "auto")
     asked = Update(wanted, scale, forget, None, Path.cwd(), again, assessed=True)
     with operators_print_to_stderr():
-        grown, operands = update_run(opened, asked, resources)
+        grown, operands = update_run(opened, asked, work.resources)
         if plan_only:
             click.echo(f"planned; next: {how_to_measure(grown)}")
             return
         planned = start.planned_before(grown)
         planned.operands = None if chosen.remote else operands
-        assessment = run_all(planned, chosen, resources, progress, device=device, budget=budget)
+        assessment = run_all(planned, work)
     conclude(planned.run, assessment, progress, max_relative_error, as_json)
 
 
@@ -251,18 +244,16 @@ def measure(
     memory: str | None, threads: int | None, device: str | None, max_seconds: float | None,
 ) -> None:  # fmt: skip
     """Measure what is missing; nothing published is measured again."""
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import steps
     from skerch_ooc.stages.measure.task import measure as measure_missing
 
     progress = for_terminal()
     opened = steps.open_run(directory)
     chosen = where.executor(device or opened.plan.device)
-    resources = resources_of(chosen, memory, threads)
+    work = Work.of(chosen, memory, threads, device, progress, budget_of(max_seconds))
     with operators_print_to_stderr():
-        complete = measure_missing(
-            opened, chosen, resources, progress, device=device, budget=budget_of(max_seconds)
-        )
+        complete = measure_missing(opened, work)
     if complete:
         click.echo(f"all columns that are known by now are measured; next: "
                    f"skerch-ooc merge {quoted(directory)}")  # fmt: skip
@@ -281,14 +272,14 @@ def merge(
     threads: int | None, device: str | None, rechunk: bool | None,
 ) -> None:  # fmt: skip
     """Form the Gram matrices of the sketch, in one stream over it."""
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import steps
 
     opened = steps.open_run(directory)
     chosen = where.executor(device)
-    resources = resources_of(chosen, memory, threads, device)
-    with chosen.session(resources.threads):
-        another_round = steps.merge_stage(opened, resources, for_terminal(), rechunk, chosen)
+    work = Work.of(chosen, memory, threads, device, for_terminal())
+    with work.session():
+        another_round = steps.merge_stage(opened, work, rechunk)
     following = "measure" if another_round else "recover"
     click.echo(f"merged; next: skerch-ooc {following} {quoted(directory)}")
 
@@ -308,7 +299,7 @@ def recover(
 
     With other settings it makes another result, beside those that are there.
     """
-    from skerch_ooc.executors import resources_of
+    from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline import steps
     from skerch_ooc.stages.recover import task as stage
     from skerch_ooc.store import result_files
@@ -317,8 +308,8 @@ def recover(
     settings = steps.recovery_settings(opened, method, number(core), number(rank), vectors)
     name = result_files.result_name(settings, opened.plan) if name is None else name
     chosen = where.executor(device)
-    resources = resources_of(chosen, memory, threads, device)
-    with chosen.session(resources.threads):
-        path = stage.recover(opened, settings, name, resources, for_terminal(), chosen)
+    work = Work.of(chosen, memory, threads, device, for_terminal())
+    with work.session():
+        path = stage.recover(opened, settings, name, work)
     suffix = "" if name == "default" else f" --name {name}"
     click.echo(f"{path}; next: skerch-ooc assess {quoted(directory)}{suffix}")

@@ -244,7 +244,7 @@ class Dask:
 
     @contextlib.contextmanager
     def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
-        """See :class:`skerch_ooc.executors.Executor`: nothing is started before a task comes."""
+        """See :class:`.Executor`: nothing is started before a task comes."""
         if self._session is not None:
             # Inside of another one.
             yield
@@ -256,13 +256,13 @@ class Dask:
                 self._client = self._session = None
 
     def chosen(self, tasks: Iterable[Task]) -> list[Task]:
-        """See :class:`skerch_ooc.executors.Executor`: all."""
+        """See :class:`.Executor`: all."""
         return list(tasks)
 
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
-        """See :class:`skerch_ooc.executors.Executor`.
+        """See :class:`.Executor`.
 
         Raises:
             UsageError: If the scheduler cannot be reached.

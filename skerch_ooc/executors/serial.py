@@ -24,11 +24,11 @@ class Serial:
     share = (0, 1)
 
     def session(self, threads: int) -> AbstractContextManager[None]:  # noqa: ARG002
-        """See :class:`skerch_ooc.executors.Executor`: there is nothing to keep."""
+        """See :class:`.Executor`: there is nothing to keep."""
         return nullcontext()
 
     def chosen(self, tasks: Iterable[Task]) -> list[Task]:
-        """See :class:`skerch_ooc.executors.Executor`: all."""
+        """See :class:`.Executor`: all."""
         return list(tasks)
 
     def run(
@@ -37,7 +37,7 @@ class Serial:
         tasks: Iterable[Task],
         threads: int,  # noqa: ARG002 (this process has its threads already)
     ) -> Iterator[Any]:
-        """See :class:`skerch_ooc.executors.Executor`."""
+        """See :class:`.Executor`."""
         with ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher:
             before: Future[Any] | None = None
             for task in tasks:

@@ -43,7 +43,7 @@ class Share:
 
     @property
     def share(self) -> tuple[int, int]:
-        """See :class:`skerch_ooc.executors.Executor`."""
+        """See :class:`.Executor`."""
         return self._index, self._of
 
     @property
@@ -52,11 +52,11 @@ class Share:
         return self._index == 0
 
     def session(self, threads: int) -> AbstractContextManager[None]:
-        """See :class:`skerch_ooc.executors.Executor`."""
+        """See :class:`.Executor`."""
         return self._serial.session(threads)
 
     def chosen(self, tasks: Iterable[Task]) -> list[Task]:
-        """See :class:`skerch_ooc.executors.Executor`: those of this share."""
+        """See :class:`.Executor`: those of this share."""
         return [task for task in tasks if self._has(task)]
 
     def _has(self, task: Any) -> bool:
@@ -65,7 +65,7 @@ class Share:
     def run(
         self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
     ) -> Iterator[Any]:
-        """See :class:`skerch_ooc.executors.Executor`."""
+        """See :class:`.Executor`."""
 
         def timed(task: Task) -> Callable[[], Any]:
             start = time.monotonic()

@@ -12,8 +12,8 @@ from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quot
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads
-from skerch_ooc.executors import Executor, resources_of
-from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
@@ -323,7 +323,6 @@ def update(
         UsageError: If the method's sketch is not linear in the operator (``hmt``), shapes differ,
             or it was added before.
     """
-    executor = executor or Serial()
     if isinstance(operator, str):
         raise UsageError(
             f"operator = {operator!r}: for a factory give OperatorSpec(factory={operator!r})"
@@ -331,10 +330,8 @@ def update(
     named = isinstance(operator, OperatorSpec)
     spec = operator if isinstance(operator, OperatorSpec) else OperatorSpec()
     asked = Update(spec, scale, forget, None if named else operator, Path.cwd(), again)
-    resources = resources_of(executor, memory, threads, device)
-    run, operands = update_run(run, asked, resources)
-    measure_stage.measure(
-        run, executor, resources, progress or Progress(), operator=asked.at_hand,
-        operands=None if executor.remote else operands, device=device,
-    )  # fmt: skip
+    work = Work.of(executor, memory, threads, device, progress)
+    run, operands = update_run(run, asked, work.resources)
+    operands = None if work.executor.remote else operands
+    measure_stage.measure(run, work, operator=asked.at_hand, operands=operands)
     return run

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
-from skerch_ooc.executors import Executor, resources_of
-from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import dtype_of
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
@@ -38,37 +36,27 @@ if TYPE_CHECKING:
     from skerch_ooc.results.lowrank import Eigh, Svd
 
 
-def run_all(
-    planned: Planned,
-    executor: Executor,
-    resources: Resources,
-    progress: Progress,
-    *,
-    operator: Any = None,
-    device: str | None = None,
-    budget: Budget | None = None,
-) -> Assessment | None:
+def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment | None:
     """All stages after planning; what is done already is not done again.
 
     Returns:
         The assessment; ``None`` if measuring was stopped by the budget.
     """
     if planned.run.cleaned() is not None:
-        return _finished_before(planned.run, resources, progress)
-    with executor.session(resources.threads):
+        return _finished_before(planned.run, work)
+    with work.session():
         while True:
             run = planned.run
-            if not _measure_all(planned, executor, resources, progress, operator, device, budget):
+            if not _measure_all(planned, work, operator):
                 return None
-            if executor.remote and not _is_recovered(run):
-                merge_stage(run, resources, progress, executor=executor)
-            if reached(run, resources, progress):
+            if work.executor.remote and not _is_recovered(run):
+                merge_stage(run, work)
+            if reached(run, work):
                 break
             planned.run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
         # The memory of the operator is for the stages that follow.
         planned.operands = None
-        settings = run.plan.recovery
-        recover_stage.recover(run, settings, "default", resources, progress, executor)
+        recover_stage.recover(run, run.plan.recovery, "default", work)
     return assess(run)
 
 
@@ -80,7 +68,7 @@ def _is_recovered(run: Run) -> bool:
     return not is_stale(run, last.sketch.digest)
 
 
-def _finished_before(run: Run, resources: Resources, progress: Progress) -> Assessment:
+def _finished_before(run: Run, work: Work) -> Assessment:
     """The result of a run whose shards were removed, as it was finished by then.
 
     Raises:
@@ -89,17 +77,16 @@ def _finished_before(run: Run, resources: Resources, progress: Progress) -> Asse
     mark = run.cleaned()
     if mark is None or mark.amendments != len(run.plan.amendments):
         run.require_shards()
-    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
+    recover_stage.recover(run, run.plan.recovery, "default", work.here)
     return assess(run)
 
 
-def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
+def finish(run: Run, work: Work) -> Assessment:
     """Recovers and assesses a run that was measured by others.
 
     Args:
         run: The run.
-        resources: Memory and cores.
-        progress: Shows how far it is.
+        work: With which resources.
 
     Raises:
         IncompleteError: If measurements are missing; also if the tolerance is not met yet: the plan
@@ -107,43 +94,35 @@ def finish(run: Run, resources: Resources, progress: Progress) -> Assessment:
         CorruptError: If a file is damaged.
     """
     if run.cleaned() is not None:
-        return _finished_before(run, resources, progress)
-    if not reached(run, resources, progress):
+        return _finished_before(run, work)
+    if not reached(run, work):
         run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
         raise IncompleteError(
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
             f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"
         )
-    recover_stage.recover(run, run.plan.recovery, "default", resources, progress)
+    recover_stage.recover(run, run.plan.recovery, "default", work.here)
     return assess(run)
 
 
-def _measure_all(
-    planned: Planned, executor: Executor, resources: Resources, progress: Progress,
-    operator: Any, device: str | None, budget: Budget | None,
-) -> bool:  # fmt: skip
+def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
     """Measures all rounds of the plan in force; whether that was completed."""
     while True:
-        if planned.operands is None and not executor.remote:
+        if planned.operands is None and not work.executor.remote:
             # Once for all rounds: it may take long to build.
             planned.operands = operands_of(
-                planned.run, device or planned.run.plan.device, resources.threads, operator
+                planned.run,
+                work.device or planned.run.plan.device,
+                work.resources.threads,
+                operator,
             )
-        complete = measure_stage.measure(
-            planned.run,
-            executor,
-            resources,
-            progress,
-            operator=operator,
-            operands=planned.operands,
-            device=device,
-            budget=budget,
-        )
-        if not complete:
+        if not measure_stage.measure(
+            planned.run, work, operator=operator, operands=planned.operands
+        ):
             return False
         if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
             return True
-        merge_stage(planned.run, resources, progress, executor=executor)
+        merge_stage(planned.run, work)
 
 
 def run(
@@ -185,17 +164,14 @@ def run(
     """
     from skerch_ooc.results.lowrank import open_result
 
-    executor = executor or Serial()
-    resources = resources_of(executor, memory, threads, device)
-    planned = make_plan(as_spec(spec), Path(run_dir), resources, operator=operator, device=device)
+    work = Work.of(executor, memory, threads, device, progress)
+    planned = make_plan(as_spec(spec), Path(run_dir), work, operator=operator)
     if operator is not None and not planned.fresh:
         # Another object under the name of an old run must never be given the old answer.
         where = device or planned.run.plan.device
-        planned.operands = Operands(planned.run, where, resources.threads, operator=operator)
+        planned.operands = Operands(planned.run, where, work.resources.threads, operator=operator)
         planned.operands.check_all()
-    assessment = run_all(
-        planned, executor, resources, progress or Progress(), operator=operator, device=device
-    )
+    assessment = run_all(planned, work, operator=operator)
     assert assessment is not None
     require_tolerance(planned.run.plan, assessment)
     return open_result(result_files.result_path(planned.run, "default"))
@@ -351,7 +327,7 @@ def decompose(
     return run(spec, run_dir, operator=A, memory=memory, device=device, progress=progress)
 
 
-def reached(run: Run, resources: Resources, progress: Progress) -> bool:
+def reached(run: Run, work: Work) -> bool:
     """Whether a run need not measure more: its tolerance is met, or all it may measure is measured.
 
     Raises:
@@ -362,7 +338,7 @@ def reached(run: Run, resources: Resources, progress: Progress) -> bool:
     tolerance, most = plan.amendments[-1].tolerance, plan.amendments[-1].most
     if tolerance is None or most is None or plan.reach("right") >= most:
         return True
-    found = solve(run, plan.recovery, resources, progress)
+    found = solve(run, plan.recovery, work.here)
     problem, choosing = found.posed.problem, found.core.choosing
     weights, tests = found.weights()[:, choosing:], problem.t[:, choosing:]
     residual = tests - found.left.compressed(problem.y) @ weights
@@ -372,7 +348,7 @@ def reached(run: Run, resources: Resources, progress: Progress) -> bool:
     assert norm is not None
     relative = error / norm
     margin = tolerance_factor(plan, columns)
-    progress.say(
+    work.progress.say(
         f"{plan.reach('right')} measurements: relative error {relative:.2e}; to be sure of "
         f"{tolerance:.2e} it must be below {tolerance / margin:.2e}"
     )

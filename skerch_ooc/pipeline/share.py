@@ -7,9 +7,7 @@ disk. So elements may run in any order, die and be run again.
 from __future__ import annotations
 
 from skerch_ooc.base.errors import IncompleteError, quoted
-from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
-from skerch_ooc.executors.share import Share
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
@@ -19,19 +17,13 @@ from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sketch import Round, known_rounds
 
 
-def perform_share(
-    run: Run, stage: RoundStage, share: Share, resources: Resources, progress: Progress, *,
-    device: str | None = None,
-) -> None:  # fmt: skip
+def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
     """Does a share of a stage, but for what is published already.
 
     Args:
         run: The run.
         stage: The stage; not ``assess``.
-        share: Which of its tasks.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        device: The operator's torch device, instead of the plan's.
+        work: Which of its tasks, and with which resources.
 
     Raises:
         IncompleteError: If a stage before this one is not complete; says which.
@@ -41,7 +33,7 @@ def perform_share(
         UsageError: If memory is too little.
     """
     if stage.name == "measure" and stage.round > 1:
-        _require_basis(run, stage, resources, progress)
+        _require_basis(run, stage, work)
     rounds = list(known_rounds(run))
     if stage.round > len(rounds):
         raise _too_early(run, stage, rounds[-1])
@@ -49,30 +41,29 @@ def perform_share(
         # It is complete, as the next round has its basis.
         return
     round_ = rounds[-1]
-    if stage.name == "solve" and not share.first:
+    pieces = stage.name == "vectors"
+    if stage.name == "solve" and work.executor.share[0] != 0:
         return
     if stage.name == "measure":
-        measure_stage.measure(run, share, resources, progress, device=device)
+        measure_stage.measure(run, work)
     elif stage.name == "merge":
-        Merge(round_).spread(resources, progress, share)
+        Merge(round_).spread(work)
     elif round_.number < run.plan.rounds:
-        merged = Merge(round_).result(resources, progress)
-        spread_basis(merged, resources, progress, share if stage.name == "vectors" else None)
-        pieces = basis_left(merged.sketch)
+        merged = Merge(round_).result(work.here)
+        spread_basis(merged, work, pieces=pieces)
+        left = basis_left(merged.sketch)
         # Who makes the last piece puts them together; without pieces there is nothing to share.
-        if pieces == [] or (pieces is None and stage.name == "solve"):
-            make_basis(merged, resources, progress)
+        if left == [] or (left is None and not pieces):
+            make_basis(merged, work.here)
     else:
-        settings = run.plan.recovery
-        executor = share if stage.name == "vectors" else None
-        recover_stage.spread_vectors(run, settings, "default", resources, progress, executor)
+        recover_stage.spread_vectors(run, run.plan.recovery, "default", work, pieces=pieces)
 
 
-def _require_basis(run: Run, stage: RoundStage, resources: Resources, progress: Progress) -> None:
+def _require_basis(run: Run, stage: RoundStage, work: Work) -> None:
     """Publishes the basis of the round before, once all of it is there."""
     *_, last = known_rounds(run)
     if last.number == stage.round - 1 and not any(last.missing().values()):
-        make_basis(Merge(last).result(resources, progress), resources, progress)
+        make_basis(Merge(last).result(work.here), work.here)
 
 
 def _too_early(run: Run, stage: RoundStage, last: Round) -> IncompleteError:

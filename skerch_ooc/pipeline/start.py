@@ -13,6 +13,7 @@ from skerch_ooc.base import files
 from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of, shape_of
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
@@ -91,18 +92,11 @@ def plan(
             another run.
         IncompleteError: If there is no room for the plan.
     """
-    resources = Resources.of(memory, threads)
-    return make_plan(as_spec(spec), Path(run_dir), resources, operator=operator).run
+    work = Work.of(memory=memory, threads=threads)
+    return make_plan(as_spec(spec), Path(run_dir), work, operator=operator).run
 
 
-def make_plan(
-    spec: Spec,
-    run_dir: Path,
-    resources: Resources,
-    *,
-    operator: Any = None,
-    device: str | None = None,
-) -> Planned:
+def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) -> Planned:
     """As :func:`plan`; also returns what it found out on the way."""
     if spec.operator.shape is None:
         _require_operator(spec, operator)
@@ -116,16 +110,16 @@ def make_plan(
     rundir.require_place(run_dir)
     product = findings = fingerprint = None
     if operator is not None or _needs_operator(spec):
-        product = _product(spec, operator, device or spec.operator.device)
-        with operator_threads(resources.threads):
+        product = _product(spec, operator, work.device or spec.operator.device)
+        with operator_threads(work.resources.threads):
             findings, fingerprint = examine(product, spec.seed, spec.kind)
         shape = product.shape
     else:
         assert spec.operator.shape is not None
         shape = spec.operator.shape
-    plan = freeze.planned(spec, shape, sha256, product, findings, resources, run_dir)
+    plan = freeze.planned(spec, shape, sha256, product, findings, work.resources, run_dir)
     costs = estimate(plan, findings, resident_memory() if product else None)
-    require_memory(costs, resources)
+    require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
         # Another process has planned it meanwhile.
@@ -139,7 +133,7 @@ def make_plan(
         run.record("receipts", provenance(stage="probe", **findings.as_json()))
     made = Planned(run, costs, findings=findings)
     if product is not None:
-        made.operands = Operands(run, product.device, resources.threads, product=product)
+        made.operands = Operands(run, product.device, work.resources.threads, product=product)
     return made
 
 

@@ -10,8 +10,8 @@ from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
-from skerch_ooc.executors import Executor, resources_of
-from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.sizes import require_inverted_core, require_recoverable
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results import assess as assess_stage
@@ -86,16 +86,8 @@ def measure(
             shards of the run were removed by :func:`clean`.
         UsageError: If an argument is not allowed, or a scheduler cannot be reached.
     """
-    executor = executor or Serial()
-    return measure_stage.measure(
-        run,
-        executor,
-        resources_of(executor, memory, threads),
-        progress or Progress(),
-        operator=operator,
-        device=device,
-        budget=Budget(max_seconds),
-    )
+    work = Work.of(executor, memory, threads, device, progress, Budget(max_seconds))
+    return measure_stage.measure(run, work, operator=operator)
 
 
 def merge(
@@ -129,22 +121,18 @@ def merge(
         DriftError: If shards were made by different operators.
         UsageError: If memory is too little, or an argument is not allowed.
     """
-    executor = executor or Serial()
-    resources = resources_of(executor, memory, threads, device)
-    with executor.session(resources.threads):
-        merge_stage(run, resources, progress or Progress(), rechunk, executor)
+    work = Work.of(executor, memory, threads, device, progress)
+    with work.session():
+        merge_stage(run, work, rechunk)
 
 
-def merge_stage(
-    run: Run, resources: Resources, progress: Progress, rechunk: bool | None = None,
-    executor: Executor | None = None,
-) -> bool:  # fmt: skip
+def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> bool:
     """As :func:`merge`; also returns whether another round is to be measured now."""
     *_, last = known_rounds(run)
-    merged = Merge(last, rechunk).result(resources, progress, executor)
+    merged = Merge(last, rechunk).result(work)
     if last.number == run.plan.rounds:
         return False
-    make_basis(merged, resources, progress, executor)
+    make_basis(merged, work)
     return True
 
 
@@ -193,11 +181,9 @@ def recover(
 
     settings = recovery_settings(run, method, core, rank, vectors)
     name = result_files.result_name(settings, run.plan) if name is None else name
-    executor = executor or Serial()
-    resources = resources_of(executor, memory, threads, device)
-    progress = progress or Progress()
-    with executor.session(resources.threads):
-        path = recover_stage.recover(run, settings, name, resources, progress, executor)
+    work = Work.of(executor, memory, threads, device, progress)
+    with work.session():
+        path = recover_stage.recover(run, settings, name, work)
     return open_result(path)
 
 

@@ -20,12 +20,11 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base import errors, files
-from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources, ask_for
+from skerch_ooc.base.resources import ask_for
 from skerch_ooc.cli.running import cli
-from skerch_ooc.executors.serial import Serial
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import SlurmError
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.sources import open_source
 from skerch_ooc.operators.terms import Stack, Sum
 from skerch_ooc.pipeline.run import run_all
@@ -328,9 +327,9 @@ def made(tmp_path_factory):
         "import torch\n\ndef make():\n    return torch.diag(0.9 ** torch.arange(60.))\n"
     )
     write_spec(folder, "", 20, operator={"factory": "mine.py:make"})
-    spec, resources = Spec.from_toml(folder / "spec.toml"), Resources.of(None, 1)
-    run_all(make_plan(spec, folder / "r", resources), Serial(), resources, Progress())
-    make_plan(spec, folder / "p", resources)
+    spec, work = Spec.from_toml(folder / "spec.toml"), Work.of(threads=1)
+    run_all(make_plan(spec, folder / "r", work), work)
+    make_plan(spec, folder / "p", work)
     return folder
 
 

@@ -22,10 +22,9 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.progress import Bar, Lines, Progress, Stage, for_terminal
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.progress import Bar, Lines, Stage, for_terminal
 from skerch_ooc.cli.running import cli
-from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.planning.spec import Spec
@@ -58,9 +57,9 @@ def finished(tmp_path_factory):
                 "import torch\n\ndef make():\n    return torch.diag(0.95 ** torch.arange(300.))\n"
             )
             write_spec(folder, "", 40, **{"operator": {"factory": "mine.py:make"}} | SPECS[case])
-            resources = Resources.of(None, 1)
-            planned = make_plan(Spec.from_toml(folder / "spec.toml"), folder / "r", resources)
-            run_all(planned, Serial(), resources, Progress())
+            work = Work.of(threads=1)
+            planned = make_plan(Spec.from_toml(folder / "spec.toml"), folder / "r", work)
+            run_all(planned, work)
             made[case] = folder
         return made[case]
 

@@ -10,8 +10,7 @@ from specs import FACTORIES, write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import DriftError, OperatorError
-from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.curvature import fisher, ggn, hessian, kfac
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
@@ -227,9 +226,9 @@ class TestDataParallel:
 
     @staticmethod
     def run(spec, run_dir, executor, *overrides):
-        resources = Resources.of("4GiB", 1, executor.workers)
-        planned = make_plan(Spec.from_toml(spec, overrides), run_dir, resources)
-        run_all(planned, executor, resources, Progress())
+        work = Work.of(executor, "4GiB", 1)
+        planned = make_plan(Spec.from_toml(spec, overrides), run_dir, work)
+        run_all(planned, work)
         return planned.run
 
     @staticmethod

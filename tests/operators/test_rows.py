@@ -13,8 +13,7 @@ from skerch_ooc.algebra.noise import draw, draw_entries
 from skerch_ooc.base.distributions import SPARSE
 from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.matrix import stored
 from skerch_ooc.operators.sources import NpySource
 from skerch_ooc.pipeline.run import run_all
@@ -71,9 +70,9 @@ def spec(dtype="float32", kind="svd", parts="auto", measurements=16, **tables):
 
 
 def decomposed(matrix, run_dir, **more):
-    asked, resources = Spec.from_table(spec(**more)), Resources.of("4GiB", 1)
-    planned = make_plan(asked, run_dir, resources, operator=matrix)
-    assessment = run_all(planned, ooc.Serial(), resources, Progress(), operator=matrix)
+    asked, work = Spec.from_table(spec(**more)), Work.of(memory="4GiB", threads=1)
+    planned = make_plan(asked, run_dir, work, operator=matrix)
+    assessment = run_all(planned, work, operator=matrix)
     return planned.run, ooc.recover(planned.run), assessment
 
 

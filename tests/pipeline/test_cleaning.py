@@ -23,7 +23,7 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, OocError, Usag
 from skerch_ooc.base.files import canonical_json, digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline import needs
 from skerch_ooc.pipeline.verify import verify_run
 from skerch_ooc.stages.merge.task import Merge
@@ -585,7 +585,7 @@ def test_process_that_finds_its_input_gone_ends_with_an_error(copied):
     merge = Merge(Round(run))
     ooc.clean(run, shards=True)
     with pytest.raises(OocError, match=r"right\.p0.*(gone|cannot be opened any more)"):
-        merge.result(Resources.of(None, 1), Progress())
+        merge.result(Work.of(threads=1))
 
 
 def test_process_whose_private_file_is_gone_publishes_nothing(tmp_path):

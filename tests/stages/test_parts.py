@@ -23,7 +23,7 @@ from skerch_ooc.base.errors import (
 )
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import product_of
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
@@ -105,9 +105,9 @@ def run_in_parts(case, parts, run_dir, **more):
         | more
     )  # fmt: skip
     a = operator(form, kind, dtype)
-    resources = Resources.of("4GiB", 1)
-    planned = make_plan(spec, run_dir, resources, operator=a)
-    return planned.run, run_all(planned, ooc.Serial(), resources, Progress(), operator=a)
+    work = Work.of(memory="4GiB", threads=1)
+    planned = make_plan(spec, run_dir, work, operator=a)
+    return planned.run, run_all(planned, work, operator=a)
 
 
 @pytest.fixture(scope="module")

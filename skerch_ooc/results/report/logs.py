@@ -29,7 +29,7 @@ _ROLES = ("right", "left", "inner", "test")
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkSpan:
     """A piece of work that a process did.
 
     Attributes:
@@ -81,7 +81,7 @@ class Logged:
         devices: On what.
     """
 
-    work: list[Work] = field(default_factory=list)
+    work: list[WorkSpan] = field(default_factory=list)
     more: int = 0
     costs: dict[str, Cost] = field(default_factory=dict)
     estimate: dict[str, float] = field(default_factory=dict)
@@ -123,7 +123,7 @@ def read_logs(run: Run, name: str) -> Logged:
     return found
 
 
-def merged_spans(work: list[Work], stage: str | None = None) -> list[tuple[float, float]]:
+def merged_spans(work: list[WorkSpan], stage: str | None = None) -> list[tuple[float, float]]:
     """When any process was at work.
 
     Args:
@@ -141,7 +141,7 @@ def merged_spans(work: list[Work], stage: str | None = None) -> list[tuple[float
     return spans
 
 
-def stage_name(work: Work) -> str:
+def stage_name(work: WorkSpan) -> str:
     """The stage of a piece of work, with its round if that is a later one."""
     return work.stage if work.round == 1 else f"{work.stage}, round {work.round}"
 
@@ -167,7 +167,7 @@ def _take(found: Logged, record: Mapping[str, Any]) -> None:
         found.more += 1
 
 
-def _room(found: Logged, work: Work) -> bool:
+def _room(found: Logged, work: WorkSpan) -> bool:
     return stage_name(work) in found.costs or len(found.costs) < _MOST_NAMES
 
 
@@ -184,7 +184,7 @@ def _tell_apart(found: Logged) -> None:
     found.costs["recover"].seconds = max(0.0, found.costs["recover"].seconds)
 
 
-def _work(record: Mapping[str, Any]) -> Work | None:
+def _work(record: Mapping[str, Any]) -> WorkSpan | None:
     """A piece of work, if that is what a record tells of, in full."""
     stage, noted = record.get("stage"), _time(record.get("time"))
     host, pid = _text(record.get("host")), _whole(record.get("pid"))
@@ -214,7 +214,7 @@ def _work(record: Mapping[str, Any]) -> Work | None:
             return None
     else:
         return None
-    return Work(stage, number, role, what, (host, pid), end - seconds, end)
+    return WorkSpan(stage, number, role, what, (host, pid), end - seconds, end)
 
 
 def _blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:

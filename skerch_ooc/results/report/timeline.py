@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from skerch_ooc.results.report import numbers
 from skerch_ooc.results.report.axes import WIDTH, Axis, across
 from skerch_ooc.results.report.figure import RIGHT, Chart
-from skerch_ooc.results.report.logs import Logged, Work, merged_spans
+from skerch_ooc.results.report.logs import Logged, WorkSpan, merged_spans
 from skerch_ooc.results.report.markup import Markup, element, joined, plain
 from skerch_ooc.results.words import format_seconds
 
@@ -46,7 +46,7 @@ class Clock:
     cut: tuple[float, ...]
 
     @classmethod
-    def of(cls, work: list[Work]) -> Clock:
+    def of(cls, work: list[WorkSpan]) -> Clock:
         """The clock of some work, by its beginning."""
         busy = merged_spans(work)
         total = sum(end - start for start, end in busy) or 1.0
@@ -108,12 +108,12 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
-def colour_of(piece: Work) -> str:
+def colour_of(piece: WorkSpan) -> str:
     """The colour of what was done."""
     return _COLOURS.get(piece.role, _LATER_ROUNDS)
 
 
-def _legend(pieces: list[Work]) -> Markup:
+def _legend(pieces: list[WorkSpan]) -> Markup:
     """What was measured or done, each in its colour."""
     names = {piece.role: colour_of(piece) for piece in pieces}
     parts, x = [], 10.0
@@ -152,7 +152,7 @@ def _pauses(clock: Clock, x: Axis, scale: float, bottom: float) -> list[Markup]:
 
 
 def _bars(
-    pieces: list[Work], rows: dict[tuple[str, int], int], clock: Clock, x: Axis, scale: float
+    pieces: list[WorkSpan], rows: dict[tuple[str, int], int], clock: Clock, x: Axis, scale: float
 ) -> list[Markup]:
     """The tasks; those that are too short to be seen are drawn as one with their neighbours."""
     narrow = 1.0

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, converted
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import (
     SPARE_BYTES,
@@ -25,7 +23,7 @@ from skerch_ooc.base.resources import (
     peak_memory,
     resident_memory,
 )
-from skerch_ooc.executors import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.planning.memory import block_bytes, rows_bytes
 from skerch_ooc.planning.parts import Part
@@ -192,27 +190,15 @@ def _taken_together(
 
 
 def measure(
-    run: Run,
-    executor: Executor,
-    resources: Resources,
-    progress: Progress,
-    *,
-    operator: Any = None,
-    operands: Operands | None = None,
-    device: str | None = None,
-    budget: Budget | None = None,
+    run: Run, work: Work, *, operator: Any = None, operands: Operands | None = None
 ) -> bool:
     """Measures what is missing of the last round whose test matrix is known.
 
     Args:
         run: The run.
-        executor: What runs the tasks.
-        resources: Memory and threads of each measuring process.
-        progress: Shows how far it is.
+        work: What runs the tasks, with which resources, on which device, and until when.
         operator: The operator, if it is at hand; else it is built from its factory.
         operands: The operator, if it was built or compared in this process already.
-        device: Instead of the plan's.
-        budget: When to stop.
 
     Returns:
         Whether all of it is measured now (``False``: stopped in good order by the budget).
@@ -222,14 +208,14 @@ def measure(
         DriftError: If it is not the one of the fingerprint.
         UsageError: If a block does not fit into the memory.
     """
-    device = device or run.plan.device
-    budget = budget or Budget()
+    device = work.device or run.plan.device
+    resources, executor, budget = work.resources, work.executor, work.budget
     round_ = current_round(run)
     tasks = missing_tasks(round_, device, resources.task_threads, executor.share)
     if not tasks:
         return is_complete(run)
     _require_planned_memory(round_, tasks, resources)
-    work: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
+    function: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
         if operator is not None or not _has_factories(run, tasks):
             raise UsageError(
@@ -242,15 +228,16 @@ def measure(
         # Built before memory is looked at: what it holds is part of it.
         product = operands.of(run.plan.parts[tasks.stretches[0].part])
         _require_memory(round_, tasks, product, resources)
-        work = partial(perform_with, round_, operands)
+        function = partial(perform_with, round_, operands)
     total = sum(tasks.columns.values())
     stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
     itemsize = np.dtype(run.plan.identity.dtype).itemsize
     heights = {(strip.part, strip.role): len(strip.rows) for strip in round_.strips}
     entries = sum(heights[place] * count for place, count in tasks.columns.items())
     noun = "products of parts" if any(part.is_piece for part in run.plan.parts) else "products"
-    with progress.stage(stage, total, noun, entries * itemsize / total, len(tasks)) as advance:
-        for receipt in executor.run(work, budget.while_unspent(tasks), resources.task_threads):
+    size = entries * itemsize / total
+    with work.progress.stage(stage, total, noun, size, len(tasks)) as advance:
+        for receipt in executor.run(function, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
             run.record("receipts", receipt)
             blocks = receipt.get("blocks", [receipt])

@@ -40,7 +40,7 @@ from skerch_ooc.base.progress import Advance, Progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
-from skerch_ooc.executors import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, is_double, merge_bytes, run_exponent
 from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, Side
@@ -183,7 +183,7 @@ class Merge:
         """Numbers of the tasks that can be spread and are not done."""
         return [number for merge in self._sides for number in merge.left()]
 
-    def spread(self, resources: Resources, progress: Progress, executor: Executor) -> None:
+    def spread(self, work: Work) -> None:
         """Has an executor form and publish sums of runs of tiles, where there are several runs.
 
         Raises:
@@ -192,17 +192,13 @@ class Merge:
         """
         for merge in self._sides:
             if merge.published() is None:
-                merge.spread(resources, progress, executor)
+                merge.spread(work)
 
-    def result(
-        self, resources: Resources, progress: Progress, executor: Executor | None = None
-    ) -> Merged:
+    def result(self, work: Work) -> Merged:
         """Merges, or finds that this is done.
 
         Args:
-            resources: Memory and cores.
-            progress: Shows how far it is.
-            executor: What forms the sums of runs of tiles; this process by default.
+            work: What forms the sums of runs of tiles, and with which resources.
 
         Returns:
             The accumulators, and readers of the sketch.
@@ -217,7 +213,7 @@ class Merge:
         noting = self.round.run.receipt_of("merge", round=self.round.number)
         with noting if fresh else contextlib.nullcontext():
             for merge in fresh:
-                sums[merge.side.name] = merge.accumulate(resources, progress, executor)
+                sums[merge.side.name] = merge.accumulate(work)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
             warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
@@ -393,20 +389,18 @@ class _SideMerge:
         numbered = enumerate(self.tasks, self._before)
         return [number for number, task in numbered if not self.has_formed(task)]
 
-    def accumulate(
-        self, resources: Resources, progress: Progress, executor: Executor | None = None
-    ) -> Sums:
+    def accumulate(self, work: Work) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        if executor and executor.remote:
-            self.spread(resources, progress, executor)
+        if work.executor.remote:
+            self.spread(work)
         total = sum(map(len, self._missing()))
-        progress = progress if total else Progress()
+        progress = work.progress if total else Progress()
         with (
             progress.stage(self._stage, total, "tiles", self._tile_bytes) as advance,
             self._adding(),
         ):
-            sums = tree_sum(self._partial_sums(resources, advance), Sums.add)
+            sums = tree_sum(self._partial_sums(work.resources, advance), Sums.add)
         if not sums.triangular:
             sums.squares = mirrored(sums.squares)
         return sums
@@ -422,15 +416,16 @@ class _SideMerge:
     def _missing(self) -> list[Range]:
         return [task for task in self.tasks if not self.has_formed(task)]
 
-    def spread(self, resources: Resources, progress: Progress, executor: Executor) -> None:
+    def spread(self, work: Work) -> None:
         """Has an executor form and publish the partial sums that are missing, if there are any."""
         if len(self.tasks) == 1:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        tasks = executor.chosen(self._merge_tasks(resources))
+        tasks = work.executor.chosen(self._merge_tasks(work.resources))
         total = sum(task.stop - task.start for task in tasks)
-        with progress.stage(self._stage, total, "tiles", self._tile_bytes, len(tasks)) as advance:
-            for receipt in executor.run(perform_merge, tasks, resources.task_threads):
+        stage = self._stage, total, "tiles", self._tile_bytes, len(tasks)
+        with work.progress.stage(*stage) as advance:
+            for receipt in work.executor.run(perform_merge, tasks, work.resources.task_threads):
                 advance(receipt["tiles"])
         wait_for_files(self._partial(Range(task.start, task.stop)) for task in tasks)
 

@@ -10,10 +10,9 @@ import numpy as np
 from skerch_ooc.algebra.methods.choosing import noise_floor
 from skerch_ooc.algebra.methods.decompose import root_of
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import Resources, torch_threads
-from skerch_ooc.executors import Executor
+from skerch_ooc.base.resources import torch_threads
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.stages.merge.task import Merged
@@ -33,9 +32,7 @@ from skerch_ooc.store.sealed import sealed_writer
 from skerch_ooc.store.sketch import Sketch, basis_identity
 
 
-def make_basis(
-    merged: Merged, resources: Resources, progress: Progress, executor: Executor | None = None
-) -> None:
+def make_basis(merged: Merged, work: Work) -> None:
     """Writes an orthonormal basis of the range of a round's sketch, unless it is there.
 
     Directions that are rounding errors are left out. Beside the basis ``Q`` the file holds how it
@@ -44,9 +41,7 @@ def make_basis(
 
     Args:
         merged: The sketch.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        executor: What makes a basis that is in several pieces; this process by default.
+        work: What makes a basis that is in several pieces, and with which resources.
 
     Raises:
         UsageError: If memory is too little, or the operator is zero.
@@ -59,26 +54,23 @@ def make_basis(
     path.unlink(missing_ok=True)
     round_ = merged.sketch.round
     with round_.run.receipt_of("basis", round=round_.number):
-        _Writing(merged, resources, progress, executor).write(path)
+        _Writing(merged, work).write(path)
 
 
-def spread_basis(
-    merged: Merged, resources: Resources, progress: Progress, executor: Executor | None
-) -> None:
-    """Publishes how the basis is made, if it is in pieces, and has an executor make its pieces.
+def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
+    """Publishes how the basis is made, if it is in pieces, and makes its pieces if wanted.
 
     Args:
         merged: The sketch.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        executor: What makes pieces; ``None`` to make none.
+        work: What makes pieces, and with which resources.
+        pieces: Whether they are made.
 
     Raises:
         UsageError: If memory is too little, or the operator is zero.
         CorruptError: If a shard is damaged.
     """
     if merged.sketch.basis() is None:
-        _Writing(merged, resources, progress, executor).spread(pieces=executor is not None)
+        _Writing(merged, work).spread(pieces=pieces)
 
 
 def basis_left(sketch: Sketch) -> list[int] | None:
@@ -101,13 +93,11 @@ def basis_left(sketch: Sketch) -> list[int] | None:
 class _Writing:
     """A basis on its way to the disk."""
 
-    def __init__(
-        self, merged: Merged, resources: Resources, progress: Progress, executor: Executor | None
-    ) -> None:
+    def __init__(self, merged: Merged, work: Work) -> None:
         self._sketch, self._round = merged.sketch, merged.sketch.round
         self._run, self._plan = self._round.run, self._round.run.plan
         self._side = merged.sides[CORANGE if self._round.adjoint else RANGE]
-        self._resources, self._progress, self._executor = resources, progress, executor
+        self._work = work
         self._identity = recipe_identity(
             self._run, self._sketch.digest, {"round": self._round.number}
         )
@@ -118,15 +108,15 @@ class _Writing:
         pieces: dict[str, Any] = {}
         layouts = []
         if in_pieces(self._plan, recipe):
-            described, figures = self._spread(recipe).write(BASIS_MATRIX, self._progress, stage)
+            described, figures = self._spread(recipe).write(BASIS_MATRIX, stage)
             pieces = {"pieces": {BASIS_MATRIX: described}}
         else:
             layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
         with sealed_writer(path, *layouts) as writer:
             if layouts:
-                making = Making(self._plan, recipe, self._resources)
+                making = Making(self._plan, recipe, self._work.resources)
                 tile = recipe.tile_bytes(self._plan)
-                with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
+                with self._work.progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
                     figures = making.write(making.tiles, writer.bulks[0], advance)
             arrays = {
                 "transform": recipe.vectors.transform,
@@ -136,7 +126,9 @@ class _Writing:
             if recipe.vectors.correction is not None:
                 arrays["correction"] = recipe.vectors.correction
             identity = basis_identity(self._plan, self._sketch.digest)
-            writer.publish(identity | pieces, arrays, provenance(threads=self._resources.threads))
+            writer.publish(
+                identity | pieces, arrays, provenance(threads=self._work.resources.threads)
+            )
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
@@ -146,7 +138,7 @@ class _Writing:
         if in_pieces(self._plan, recipe):
             spread = self._spread(recipe)
             if pieces:
-                spread.spread(BASIS_MATRIX, gram=False, progress=self._progress, stage=self._stage)
+                spread.spread(BASIS_MATRIX, gram=False, stage=self._stage)
 
     @property
     def _stage(self) -> str:
@@ -162,7 +154,7 @@ class _Writing:
             {BASIS_MATRIX: recipe},
             {},
         )
-        return Spread(self._run, recipes, self._executor, self._resources)
+        return Spread(self._run, recipes, self._work)
 
     def _recipe_of(self, vectors: Vectors) -> Recipe:
         reader = self._side.reader
@@ -184,7 +176,7 @@ class _Writing:
 
     def _found(self) -> Recipe:
         epsilon = float(np.finfo(self._plan.identity.dtype).eps)
-        with torch_threads(self._resources.threads):
+        with torch_threads(self._work.resources.threads):
             root = root_of(self._side.copy(self._round.role), noise_floor(epsilon))
         if root.inverse.shape[1] == 0:
             raise UsageError(
@@ -196,7 +188,7 @@ class _Writing:
             return recipe
         gram = gram_of_vectors(
             self._run, recipe, self._identity, self._sketch.folder / names.BASIS_DRAFT.name(),
-            self._executor, self._resources, self._progress,
+            self._work,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)
         return self._recipe_of(corrected(ones, recipe.vectors, gram, None, None)[1])

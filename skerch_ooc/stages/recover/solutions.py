@@ -15,10 +15,9 @@ from skerch_ooc.algebra.methods.problem import Core
 from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import Resources, torch_threads
+from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
-from skerch_ooc.executors import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import solve_bytes, wide_dtype
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
@@ -174,10 +173,7 @@ class Solution:
         )
 
 
-def solve(
-    run: Run, settings: RecoverySpec, resources: Resources, progress: Progress,
-    executor: Executor | None = None,
-) -> Decomposition:  # fmt: skip
+def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
     """Finds a decomposition, by small matrices alone unless merging is not done yet.
 
     Raises:
@@ -187,10 +183,13 @@ def solve(
         CorruptError: If a shard is damaged.
     """
     last, before = rounds_for(run, settings)
-    merged = Merge(last).result(resources, progress, executor)
-    merged_before = Merge(before).result(resources, progress, executor) if before else None
-    with progress.stage("solve", 1, "problem") as advance, torch_threads(resources.threads):
-        tiles_in_flight("recover", resources, solve_bytes(run.plan), 0)
+    merged = Merge(last).result(work)
+    merged_before = Merge(before).result(work) if before else None
+    with (
+        work.progress.stage("solve", 1, "problem") as advance,
+        torch_threads(work.resources.threads),
+    ):
+        tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
         posed = pose(run.plan, settings, merged, merged_before)
         core = SOLVERS[settings.method](posed.problem)
         solution = decompose(posed.problem, core)
@@ -217,9 +216,8 @@ def needs_correction_of(plan: Plan, found: Decomposition) -> bool:
 
 
 def correct(
-    run: Run, settings: RecoverySpec, found: Decomposition, folder: Path,
-    executor: Executor | None, resources: Resources, progress: Progress,
-) -> Decomposition:  # fmt: skip
+    run: Run, settings: RecoverySpec, found: Decomposition, folder: Path, work: Work
+) -> Decomposition:
     """Makes the vectors orthonormal, by a stream over their sources.
 
     Args:
@@ -227,9 +225,7 @@ def correct(
         settings: Those of the result.
         found: What is to be corrected.
         folder: Of the result; what other processes need lies there for a while.
-        executor: What runs tasks; this process by default.
-        resources: Memory and cores.
-        progress: Shows how far it is.
+        work: What runs tasks, and with which resources.
     """
     plan = run.plan
     height, width = plan.identity.shape
@@ -239,11 +235,11 @@ def correct(
 
     def gram(name: str, rows: int, vectors: Vectors) -> Array:
         draft, recipe = folder / names.DRAFT.name(matrix=name), Recipe(name, rows, vectors)
-        return gram_of_vectors(run, recipe, identity, draft, executor, resources, progress)
+        return gram_of_vectors(run, recipe, identity, draft, work)
 
     left = gram(LEFT_VECTORS[plan.identity.kind], height, found.left)
     right = gram(RIGHT_VECTORS, width, found.right) if found.right else None
-    with torch_threads(resources.threads):
+    with torch_threads(work.resources.threads):
         values, u, v = corrected(found.values, found.left, left, found.right, right)
     floor = float(np.finfo(wide_dtype(plan)).eps)
     return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)

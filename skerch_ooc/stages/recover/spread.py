@@ -21,11 +21,9 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum
-from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
-from skerch_ooc.executors import Executor
-from skerch_ooc.executors.serial import Serial
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import runs_of
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.stages.measure.operands import forget_operator
@@ -217,9 +215,8 @@ def _publish_gram(plan: Plan, recipes: RecipeFile, matrix: str, tiles: Range, gr
 
 
 def gram_of_vectors(
-    run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, executor: Executor | None,
-    resources: Resources, progress: Progress,
-) -> Array:  # fmt: skip
+    run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, work: Work
+) -> Array:
     """``U^H U`` of vectors that are not written, ``(r, r)``, by one stream over their source.
 
     Args:
@@ -227,9 +224,7 @@ def gram_of_vectors(
         recipe: How the vectors are made.
         identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         draft: The file that other processes are given the recipe in, for as long as they need it.
-        executor: What runs tasks; this process by default.
-        resources: Memory and cores.
-        progress: Shows how far it is.
+        work: What runs tasks, and with which resources.
 
     Raises:
         IncompleteError: If something cannot be written.
@@ -237,14 +232,14 @@ def gram_of_vectors(
         UsageError: If memory is too little.
     """
     stage = "orthogonalise"
-    if executor is None or not executor.remote or not in_pieces(run.plan, recipe):
-        making = Making(run.plan, recipe, resources)
+    if not work.executor.remote or not in_pieces(run.plan, recipe):
+        making = Making(run.plan, recipe, work.resources)
         tile_bytes = recipe.tile_bytes(run.plan)
-        with progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
+        with work.progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
             return mirrored(making.gram(making.tiles, advance))
     draft.parent.mkdir(parents=True, exist_ok=True)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
-    gram = Spread(run, recipes, executor, resources).gram(recipe.name, progress, stage)
+    gram = Spread(run, recipes, work).gram(recipe.name, stage)
     draft.unlink(missing_ok=True)
     return gram
 
@@ -255,26 +250,20 @@ class Spread:
     Args:
         run: The run.
         recipes: The recipes, published.
-        executor: What runs the tasks.
-        resources: Memory and cores of each process.
+        work: What runs the tasks, and what each process may use.
     """
 
-    def __init__(
-        self, run: Run, recipes: RecipeFile, executor: Executor | None, resources: Resources
-    ) -> None:
+    def __init__(self, run: Run, recipes: RecipeFile, work: Work) -> None:
         self._run, self._plan = run, run.plan
         self._recipes = recipes
-        self._executor: Executor = executor or Serial()
-        self._resources = resources
+        self._resources, self._executor = work.resources, work.executor
+        self._progress = work.progress
 
-    def write(
-        self, matrix: str, progress: Progress, stage: str
-    ) -> tuple[dict[str, Any], TileFigures]:
+    def write(self, matrix: str, stage: str) -> tuple[dict[str, Any], TileFigures]:
         """Makes the pieces of a matrix that are not there yet.
 
         Args:
             matrix: Its name.
-            progress: Shows how far it is.
             stage: What the user is told.
 
         Returns:
@@ -286,7 +275,7 @@ class Spread:
             UsageError: If memory is too little.
         """
         recipe = self._recipes.matrices[matrix]
-        self.spread(matrix, gram=False, progress=progress, stage=stage)
+        self.spread(matrix, gram=False, stage=stage)
         done = list(self._opened(matrix, gram=False))
         layout = layout_of(self._plan, matrix, recipe.rows, recipe.vectors.rank)
         figures = tree_sum(
@@ -294,23 +283,23 @@ class Spread:
         )
         return describe_pieces(layout, done), figures
 
-    def gram(self, matrix: str, progress: Progress, stage: str) -> Array:
+    def gram(self, matrix: str, stage: str) -> Array:
         """``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write` does."""
-        self.spread(matrix, gram=True, progress=progress, stage=stage)
+        self.spread(matrix, gram=True, stage=stage)
         done = list(self._opened(matrix, gram=True))
         total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
         for _, file in done:
             file.path.unlink(missing_ok=True)
         return total
 
-    def spread(self, matrix: str, *, gram: bool, progress: Progress, stage: str) -> None:
+    def spread(self, matrix: str, *, gram: bool, stage: str) -> None:
         """Has the executor do its tasks of a matrix; raises as :meth:`write` does."""
         # What others are to make is theirs to verify.
         chosen = self._executor.chosen(self._tasks(matrix, gram))
         tasks = [task for task in chosen if not self._is_done(task)]
         total = sum(task.stop - task.start for task in tasks)
         tile = self._recipes.matrices[matrix].tile_bytes(self._plan)
-        with progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
+        with self._progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
             if tasks:
                 work = self._work(matrix, gram)
                 for receipt in self._executor.run(work, tasks, self._resources.task_threads):

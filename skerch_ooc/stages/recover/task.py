@@ -14,10 +14,8 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
-from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import Resources
-from skerch_ooc.executors import Executor
+from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
@@ -53,19 +51,14 @@ from skerch_ooc.store.sealed import BulkWriter, SealedFile, sealed_writer
 log = logging.getLogger("skerch_ooc")
 
 
-def recover(
-    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress,
-    executor: Executor | None = None,
-) -> Path:  # fmt: skip
+def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
     """Recovers a decomposition and writes it, or finds that this is done.
 
     Args:
         run: The run; it is merged first, if it is not yet.
         settings: Method, core and rank.
         name: The folder of the result, inside ``results/``.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        executor: What makes vectors that are in several pieces; this process by default.
+        work: What makes vectors that are in several pieces, and with which resources.
 
     Returns:
         The path of the result.
@@ -87,40 +80,38 @@ def recover(
         return path
     remove_what_followed(path)
     with run.receipt_of("recover", name=name):
-        _write(run, settings, digest, path, identity, resources, progress, executor)
+        _write(run, settings, digest, path, identity, work)
     return path
 
 
 def _write(
-    run: Run, settings: RecoverySpec, digest: str, path: Path, identity: dict[str, Any],
-    resources: Resources, progress: Progress, executor: Executor | None,
-) -> None:  # fmt: skip
+    run: Run, settings: RecoverySpec, digest: str, path: Path, identity: dict[str, Any], work: Work
+) -> None:
     """Recovers a decomposition that is not there, and writes it."""
     if settings.vectors == "implicit":
-        found = solve(run, settings, resources, progress, executor)
+        found = solve(run, settings, work)
         if needs_correction_of(run.plan, found):
             # They are made by the processor: it is its rounding that is to be corrected.
-            on = dataclasses.replace(resources, device="cpu")
-            found = correct(run, settings, found, path.parent, executor, on, progress)
+            on = dataclasses.replace(work.resources, device="cpu")
+            there = dataclasses.replace(work, resources=on)
+            found = correct(run, settings, found, path.parent, there)
         path.parent.mkdir(parents=True, exist_ok=True)
         _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
     else:
-        _Writing(run, settings, digest, path, resources, progress, executor).write(identity)
+        _Writing(run, settings, digest, path, work).write(identity)
 
 
 def spread_vectors(
-    run: Run, settings: RecoverySpec, name: str, resources: Resources, progress: Progress,
-    executor: Executor | None,
-) -> None:  # fmt: skip
-    """Solves the small problems of a result in pieces, and has an executor make its pieces.
+    run: Run, settings: RecoverySpec, name: str, work: Work, *, pieces: bool
+) -> None:
+    """Solves the small problems of a result in pieces, and makes its pieces if wanted.
 
     Args:
         run: The run, merged.
         settings: Method, core and rank.
         name: The folder of the result, inside ``results/``.
-        resources: Memory and cores.
-        progress: Shows how far it is.
-        executor: What makes pieces; ``None`` to make none.
+        work: What makes pieces, and with which resources.
+        pieces: Whether they are made.
 
     Raises:
         UsageError: If the sketch does not serve the method, or memory is too little.
@@ -132,8 +123,8 @@ def spread_vectors(
     if settings.vectors == "stored" and not _is_current(
         path, result_identity(run.plan, digest, settings), run
     ):
-        writing = _Writing(run, settings, digest, path, resources, progress, executor)
-        writing.spread(pieces=executor is not None)
+        writing = _Writing(run, settings, digest, path, work)
+        writing.spread(pieces=pieces)
 
 
 def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> list[int] | None:
@@ -160,12 +151,11 @@ class _Writing:
     """The vectors of a result on their way to the disk."""
 
     def __init__(
-        self, run: Run, settings: RecoverySpec, digest: str, path: Path, resources: Resources,
-        progress: Progress, executor: Executor | None,
-    ) -> None:  # fmt: skip
+        self, run: Run, settings: RecoverySpec, digest: str, path: Path, work: Work
+    ) -> None:
         self._run, self._plan, self._settings = run, run.plan, settings
         self._path = path
-        self._resources, self._progress, self._executor = resources, progress, executor
+        self._work = work
         self._recipe_path = recipe_path(path)
         self._recipe_identity = recipe_identity(run, digest, {"settings": settings.as_json()})
 
@@ -188,9 +178,9 @@ class _Writing:
         if not pieced:
             return
         recipes, _ = self._agreed(solution)
-        spread = Spread(self._run, recipes, self._executor, self._resources)
+        spread = Spread(self._run, recipes, self._work)
         for name in pieced if pieces else ():
-            spread.spread(name, gram=False, progress=self._progress, stage=f"vectors {name}")
+            spread.spread(name, gram=False, stage=f"vectors {name}")
 
     def _agreed(self, solution: Solution) -> tuple[RecipeFile, Solution]:
         """The solution that is published now: this one, unless another process was faster."""
@@ -224,12 +214,9 @@ class _Writing:
         return read_recipes(self._recipe_path, self._recipe_identity, columns)
 
     def _solved(self, *, correcting: bool) -> Solution:
-        found = solve(self._run, self._settings, self._resources, self._progress, self._executor)
+        found = solve(self._run, self._settings, self._work)
         if correcting or needs_correction_of(self._plan, found):
-            found = correct(
-                self._run, self._settings, found, self._path.parent, self._executor,
-                self._resources, self._progress,
-            )  # fmt: skip
+            found = correct(self._run, self._settings, found, self._path.parent, self._work)
         return Solution.of(self._plan, found)
 
     def _published(self, identity: Mapping[str, Any], solution: Solution) -> bool:
@@ -265,7 +252,7 @@ class _Writing:
             first = writer.publish(
                 {**identity, "core": solution.core, "choosing": solution.choosing, **pieces},
                 _arrays(plan, solution, figures[0], orthogonality),
-                provenance(threads=self._resources.threads),
+                provenance(threads=self._work.resources.threads),
             )
         if not first:
             # By another process, with other settings perhaps.
@@ -275,13 +262,13 @@ class _Writing:
     def _spread(
         self, recipes: RecipeFile, name: str, stage: str
     ) -> tuple[dict[str, Any], TileFigures]:
-        spread = Spread(self._run, recipes, self._executor, self._resources)
-        return spread.write(name, self._progress, stage)
+        spread = Spread(self._run, recipes, self._work)
+        return spread.write(name, stage)
 
     def _streamed(self, recipe: Recipe, bulk: BulkWriter, stage: str) -> TileFigures:
-        making = Making(self._plan, recipe, self._resources)
+        making = Making(self._plan, recipe, self._work.resources)
         tile = recipe.tile_bytes(self._plan)
-        with self._progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
+        with self._work.progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
             return making.write(making.tiles, bulk, advance)
 
 

@@ -1,0 +1,78 @@
+"""Work: by whom tasks are run, with which resources, on which device, and until when."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources, format_bytes
+from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.serial import Serial
+
+log = logging.getLogger("skerch_ooc")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a command does its work.
+
+    Attributes:
+        resources: What each process may use.
+        executor: What runs the tasks.
+        progress: Shows how far it is.
+        device: The operator's torch device; ``None`` for the plan's.
+        budget: When to stop.
+    """
+
+    resources: Resources
+    executor: Executor = field(default_factory=Serial)
+    progress: Progress = field(default_factory=Progress)
+    device: str | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @classmethod
+    def of(
+        cls,
+        executor: Executor | None = None,
+        memory: int | str | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        progress: Progress | None = None,
+        budget: Budget | None = None,
+    ) -> Work:
+        """Fills in what was not said.
+
+        Args:
+            executor: What runs the tasks; this process by default.
+            memory: Peak resident memory of each process, in bytes or as text.
+            threads: Threads of each process.
+            device: The torch device of the operator, and of the arithmetic on tiles.
+            progress: Shows how far it is; by default nothing does.
+            budget: When to stop; by default when all is done.
+
+        Raises:
+            UsageError: If a value is out of range, or a scheduler cannot be reached.
+        """
+        executor = executor or Serial()
+        resources = Resources.of(memory, threads, executor.workers, device)
+        if resources.workers > 1:
+            each, together = resources.memory, resources.memory * resources.workers
+            log.info(
+                "memory: at most %s for each of %d workers, %s in all",
+                format_bytes(each), resources.workers, format_bytes(together),
+            )  # fmt: skip
+        if not threads:
+            resources = replace(resources, remote_threads=executor.threads)
+        return cls(resources, executor, progress or Progress(), device, budget or Budget())
+
+    @property
+    def here(self) -> Work:
+        """The same work, done by this process alone."""
+        return replace(self, executor=Serial())
+
+    def session(self) -> AbstractContextManager[None]:
+        """Keeps the workers from one stage to the next while it is entered."""
+        return self.executor.session(self.resources.threads)
