@@ -28,7 +28,7 @@ from skerch_ooc.base.errors import DriftError, OperatorError
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import peak_memory, resident_memory
 from skerch_ooc.operators.adapters import Product, norm, tolerance
-from skerch_ooc.planning.spec import FUNCTIONALS
+from skerch_ooc.planning.plan import FUNCTIONALS
 
 log = logging.getLogger("skerch_ooc")
 

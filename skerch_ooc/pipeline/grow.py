@@ -19,8 +19,9 @@ from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import names_of
-from skerch_ooc.planning.parts import OperatorSource, Part, require_factor
+from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec
 from skerch_ooc.planning.tolerance import grown_sizes
@@ -72,8 +73,8 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         UsageError: If the method's sketch is not linear, this was added before, or the factors lead
             out of the range of the dtype.
     """
-    scale = require_factor("scale", update.scale)
-    forget = require_factor("forget", update.forget)
+    scale = values.factor("scale", update.scale)
+    forget = values.factor("forget", update.forget)
     plan = run.plan
     if not plan.method.is_one_pass:
         *others, last = names_of(lambda method: method.is_one_pass)

@@ -12,16 +12,13 @@ rounded once.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.partition import Range, aligned_runs
-
-_LARGEST = 2**48
-_LARGEST_FACTOR = sys.float_info.max
+from skerch_ooc.planning import values
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,20 @@ class OperatorSource:
             "sha256": self.sha256,
             "folder": self.folder,
         }
+
+    @classmethod
+    def from_json(cls, value: Any) -> OperatorSource:
+        """Reads what :meth:`as_json` makes.
+
+        Raises:
+            UsageError: If it names no operator that can be built.
+        """
+        source = cls(**value)
+        values.factory("factory", source.factory)
+        values.arguments("args", source.args)
+        values.sha256("sha256", source.sha256)
+        values.text("folder", source.folder)
+        return source
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Part:
     def _is_sound(self) -> bool:
         numbers = [self.number, self.summand, self.of]
         numbers += [end for run in (self.terms, self.rows) if run for end in (run.start, run.stop)]
-        plain = all(type(number) is int and 0 <= number <= _LARGEST for number in numbers)
+        plain = all(type(number) is int and 0 <= number <= values.MAX_SIZE for number in numbers)
         return (
             plain
             and type(self.together) is bool
@@ -129,13 +140,13 @@ class Part:
             source = value.get("operator")
             part = cls(
                 number=value["number"],
-                scale=require_factor("scale", value["scale"]),
+                scale=values.factor("scale", value["scale"]),
                 summand=value.get("summand", 0),
                 terms=_range(value.get("terms")),
                 of=value.get("of", 1),
                 rows=_range(value.get("rows")),
                 together=value.get("together", False),
-                source=None if source is None else OperatorSource(**source),
+                source=None if source is None else OperatorSource.from_json(source),
             )
             if not part._is_sound():
                 raise UsageError(f"{shown(value)} is no part")
@@ -146,18 +157,6 @@ class Part:
 
 def _range(value: Any) -> Range | None:
     return None if value is None else Range(*value)
-
-
-def require_factor(name: str, value: Any) -> float:
-    """Checks a number by which a summand is multiplied.
-
-    Raises:
-        UsageError: If it is zero, or no finite number.
-    """
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 < abs(value) <= _LARGEST_FACTOR:
-        raise UsageError(f"{name} = {shown(value)}: must be a finite number, and not 0")
-    return float(value)
 
 
 def require_numbered(parts: tuple[Part, ...]) -> None:

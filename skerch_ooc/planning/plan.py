@@ -11,29 +11,20 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, Tiles, cut
+from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
     MAX_SEED,
-    MAX_SIZE,
     NOISES,
     ROLES,
     SPARSER,
     TEST_MATRICES,
     RecoverySpec,
-    _arguments,
-    _factory,
-    _from_table,
-    _integer,
-    _one_of,
-    _optional,
-    _sha256,
-    _shape,
-    _text,
-    _tolerance,
 )
+from skerch_ooc.planning.values import MAX_SIZE
 
 FORMAT_VERSION = 1
 NOISE_VERSION = 1
@@ -43,6 +34,9 @@ TILE_COLUMNS = 512
 
 MOST_TASKS = 2**20
 """No stage may have more: there are lists of them, and most leave a file each in one folder."""
+
+FUNCTIONALS = 16
+"""How many functionals of a product a fingerprint has."""
 
 FEWEST_TILES = 32
 """Row tiles of a task that works on rows, where there are so many."""
@@ -119,15 +113,15 @@ class Identity:
         try:
             operator = value["operator"]
             identity = cls(
-                kind=_one_of(*KINDS)("kind", value["kind"]),
-                factory=_factory("factory", operator["factory"]),
-                args=_arguments("args", operator["args"]),
-                factory_sha256=_sha256("sha256", operator["sha256"]),
-                shape=_shape("shape", operator["shape"]) or (0, 0),
-                dtype=_one_of(*DTYPES)("dtype", operator["dtype"]),
-                seed=_integer(0, MAX_SEED)("seed", value["seed"]),
+                kind=values.one_of(*KINDS)("kind", value["kind"]),
+                factory=values.factory("factory", operator["factory"]),
+                args=values.arguments("args", operator["args"]),
+                factory_sha256=values.sha256("sha256", operator["sha256"]),
+                shape=values.shape("shape", operator["shape"]) or (0, 0),
+                dtype=values.one_of(*DTYPES)("dtype", operator["dtype"]),
+                seed=values.integer(0, MAX_SEED)("seed", value["seed"]),
                 noise={
-                    _one_of(*TEST_MATRICES)("noise", role): _one_of(*NOISES, *SPARSER)(
+                    values.one_of(*TEST_MATRICES)("noise", role): values.one_of(*NOISES, *SPARSER)(
                         "noise", noise
                     )
                     for role, noise in value["noise"].items()
@@ -221,22 +215,22 @@ class Amendment:
         try:
             blocks = {}
             for role, piece in value["blocks"].items():
-                _one_of(*ROLES)("role", role)
+                values.one_of(*ROLES)("role", role)
                 blocks[role] = Cut(
-                    start=_integer(0)("start", piece["start"]),
-                    stop=_integer(0)("stop", piece["stop"]),
-                    width=_integer(1)("width", piece["width"]),
+                    start=values.integer(0)("start", piece["start"]),
+                    stop=values.integer(0)("stop", piece["stop"]),
+                    width=values.integer(1)("width", piece["width"]),
                 )
             amendment = cls(
-                run_id=_text("run", value["run"]),
-                number=_integer(1)("number", value["number"]),
+                run_id=values.text("run", value["run"]),
+                number=values.integer(1)("number", value["number"]),
                 blocks=blocks,
-                recovery=_from_table(RecoverySpec, value["recovery"], "recovery"),
-                device=_text("device", value["device"]),
-                folder=_text("folder", value["folder"]),
-                tolerance=_optional(_tolerance)("tolerance", value.get("tolerance")),
-                most=_optional(_integer(1))("most", value.get("most")),
-                parts=tuple(_part(part) for part in value["parts"]),
+                recovery=values.from_table(RecoverySpec, value["recovery"], "recovery"),
+                device=values.text("device", value["device"]),
+                folder=values.text("folder", value["folder"]),
+                tolerance=values.optional(values.tolerance)("tolerance", value.get("tolerance")),
+                most=values.optional(values.integer(1))("most", value.get("most")),
+                parts=tuple(Part.from_json(part) for part in value["parts"]),
             )
             require_numbered(amendment.parts)
             for role, piece in blocks.items():
@@ -255,17 +249,6 @@ class Amendment:
                 "from a copy"
             )
         return amendment
-
-
-def _part(value: Any) -> Part:
-    """Reads a part, and looks at what it says of its operator as at that of a spec."""
-    part = Part.from_json(value)
-    if part.source is not None:
-        _factory("factory", part.source.factory)
-        _arguments("args", part.source.args)
-        _sha256("sha256", part.source.sha256)
-        _text("folder", part.source.folder)
-    return part
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,14 @@ The plan in force is the identity with the sum of its amendments.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import UsageError, shown
-from skerch_ooc.base.files import canonical_json
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS
 
 KINDS = ("eigh", "svd")
@@ -37,147 +34,10 @@ TEST_MATRICES = ("right", "left", "inner-left", "inner-right", "test")
 """The test matrices that are drawn, never stored."""
 DEFAULT_BLOCK = 128
 MAX_SEED = 2**64 - 1
-MAX_SIZE = 2**48
-"""No dimension or number of measurements may exceed this (offsets stay within 64 bits)."""
-
-_HEX = re.compile(r"[0-9a-f]{64}")
-
-Check = Callable[[str, Any], Any]
-
-
-def _integer(low: int, high: int = MAX_SIZE) -> Check:
-    def check(key: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UsageError(f"{key} = {shown(value)}: must be an integer from {low} to {high}")
-        return value
-
-    return check
-
-
-def _integer_or(word: str, low: int) -> Check:
-    def check(key: str, value: Any) -> int | str:
-        if value == word:
-            return word
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_SIZE:
-            raise UsageError(
-                f'{key} = {shown(value)}: must be "{word}" or an integer from {low} to {MAX_SIZE}'
-            )
-        return value
-
-    return check
-
-
-def _one_of(*words: str) -> Check:
-    def check(key: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise UsageError(f"{key} = {shown(value)}: must be one of {', '.join(words)}")
-        return value
-
-    return check
-
-
-def _positive_seconds(key: str, value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 < value <= MAX_SIZE:
-        raise UsageError(f"{key} = {shown(value)}: must be a positive number of seconds")
-    return float(value)
-
-
-def _optional(check: Check) -> Check:
-    def checked(key: str, value: Any) -> Any:
-        return None if value is None else check(key, value)
-
-    return checked
-
-
-def _tolerance(key: str, value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not 0 < value < 1:
-        raise UsageError(f"{key} = {shown(value)}: must be a relative error between 0 and 1")
-    return float(value)
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise UsageError(f"{key} = {shown(value)}: must be a non-empty string")
-    return value
-
-
-def _factory(key: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    module, colon, name = _text(key, value).rpartition(":")
-    registered = not colon and all(part.isidentifier() for part in name.split("-"))
-    if not registered and not (colon and module and name.isidentifier()):
-        raise UsageError(
-            f"{key} = {shown(value)}: must be 'package.module:function', 'file.py:function' or a "
-            "name that a package has registered"
-        )
-    return str(value)
-
-
-def _sha256(key: str, value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
-        raise UsageError(f"{key} = {shown(value)}: must be a SHA-256, or nothing")
-    return value
-
-
-def _arguments(key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{key} must be a table of keyword arguments, not {shown(value)}")
-    try:
-        _require_text_keys(key, value)
-        # The round trip also makes a private, plain copy of what the caller may still change.
-        copied: dict[str, Any] = json.loads(canonical_json(dict(value)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{key}: arguments of a factory must be JSON values (text, finite numbers, booleans, "
-            f"lists, tables), because they are stored in the plan: {error}"
-        ) from error
-    return copied
-
-
-def _require_text_keys(key: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                raise UsageError(
-                    f"{key}: {shown(name)}: the keys of a factory's arguments must be text"
-                )
-            _require_text_keys(key, inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _require_text_keys(key, inner)
-
-
-def _shape(key: str, value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise UsageError(f"{key} = {shown(value)}: must be [height, width]")
-    check = _integer(1)
-    return check(key, value[0]), check(key, value[1])
-
-
-def _key(check: Check, default: Any = dataclasses.MISSING) -> Any:
-    return field(default=default, metadata={"check": check})
-
-
-class _Checked:
-    """A frozen dataclass whose fields are checked, and named in the error, when it is made."""
-
-    section = ""
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            check = item.metadata.get("check")
-            if check is not None:
-                name = f"{self.section}.{item.name}" if self.section else item.name
-                object.__setattr__(self, item.name, check(name, getattr(self, item.name)))
 
 
 @dataclass(frozen=True)
-class OperatorSpec(_Checked):
+class OperatorSpec(values.Checked):
     """The table ``[operator]`` of a spec.
 
     Attributes:
@@ -198,17 +58,15 @@ class OperatorSpec(_Checked):
     """
 
     section = "operator"
-    factory: str | None = _key(_factory, None)
-    args: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"check": _arguments}, hash=False
-    )
-    device: str = _key(_text, "cpu")
-    shape: tuple[int, int] | None = _key(_shape, None)
-    parts: int | str = _key(_integer_or("auto", 1), "auto")
+    factory: str | None = values.checked(values.factory, None)
+    args: Mapping[str, Any] = values.checked(values.arguments, default_factory=dict, hash=False)
+    device: str = values.checked(values.text, "cpu")
+    shape: tuple[int, int] | None = values.checked(values.shape, None)
+    parts: int | str = values.checked(values.integer(1, word="auto"), "auto")
 
 
 @dataclass(frozen=True)
-class SketchSpec(_Checked):
+class SketchSpec(values.Checked):
     """The table ``[sketch]`` of a spec.
 
     Attributes:
@@ -229,16 +87,16 @@ class SketchSpec(_Checked):
     """
 
     section = "sketch"
-    noise: str = _key(_one_of(*NOISES), "rademacher")
-    test_measurements: int = _key(_integer(0), 30)
-    left_measurements: int | str = _key(_integer_or("auto", 1), "auto")
-    inner_measurements: int | str = _key(_integer_or("auto", 1), "auto")
-    block: int | str = _key(_integer_or("auto", 1), "auto")
-    task_seconds: float = _key(_positive_seconds, 600.0)
+    noise: str = values.checked(values.one_of(*NOISES), "rademacher")
+    test_measurements: int = values.checked(values.integer(0), 30)
+    left_measurements: int | str = values.checked(values.integer(1, word="auto"), "auto")
+    inner_measurements: int | str = values.checked(values.integer(1, word="auto"), "auto")
+    block: int | str = values.checked(values.integer(1, word="auto"), "auto")
+    task_seconds: float = values.checked(values.positive_seconds, 600.0)
 
 
 @dataclass(frozen=True)
-class RecoverySpec(_Checked):
+class RecoverySpec(values.Checked):
     """The table ``[recovery]`` of a spec; none of it is in the identity of a run.
 
     Attributes:
@@ -258,11 +116,11 @@ class RecoverySpec(_Checked):
     """
 
     section = "recovery"
-    method: str = _key(_one_of(*METHODS), "nystrom")
-    core: int | str = _key(_integer_or("auto", 1), "auto")
-    rank: int | str = _key(_integer_or("all", 1), "all")
-    vectors: str = _key(_one_of(*VECTORS), "stored")
-    power_iterations: int = _key(_integer(0, MOST_POWER_ITERATIONS), 0)
+    method: str = values.checked(values.one_of(*METHODS), "nystrom")
+    core: int | str = values.checked(values.integer(1, word="auto"), "auto")
+    rank: int | str = values.checked(values.integer(1, word="all"), "all")
+    vectors: str = values.checked(values.one_of(*VECTORS), "stored")
+    power_iterations: int = values.checked(values.integer(0, MOST_POWER_ITERATIONS), 0)
 
     def as_json(self) -> dict[str, Any]:
         """The settings that decide the numbers, as JSON values."""
@@ -270,19 +128,8 @@ class RecoverySpec(_Checked):
         return {"method": self.method, "core": self.core, "rank": self.rank} | extra
 
 
-def _section(kind: type) -> Check:
-    def check(key: str, value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{key} must be a table, not {shown(value)}")
-        return _from_table(kind, value, key)
-
-    return check
-
-
 @dataclass(frozen=True)
-class Spec(_Checked):
+class Spec(values.Checked):
     """What a user asks for: the whole of a spec file.
 
     Attributes:
@@ -307,18 +154,20 @@ class Spec(_Checked):
             are given; names the key.
     """
 
-    measurements: int | None = _key(_optional(_integer(1)), None)
-    kind: str = _key(_one_of(*KINDS), "eigh")
-    storage: str | None = _key(_optional(_text), None)
-    tolerance: float | None = _key(_optional(_tolerance), None)
-    seed: int = _key(_integer(0, MAX_SEED), 1)
-    dtype: str = _key(_one_of(*DTYPES), "float32")
+    measurements: int | None = values.checked(values.optional(values.integer(1)), None)
+    kind: str = values.checked(values.one_of(*KINDS), "eigh")
+    storage: str | None = values.checked(values.optional(values.text), None)
+    tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+    seed: int = values.checked(values.integer(0, MAX_SEED), 1)
+    dtype: str = values.checked(values.one_of(*DTYPES), "float32")
     operator: OperatorSpec = field(
-        default_factory=OperatorSpec, metadata={"check": _section(OperatorSpec)}
+        default_factory=OperatorSpec, metadata={"check": values.section(OperatorSpec)}
     )
-    sketch: SketchSpec = field(default_factory=SketchSpec, metadata={"check": _section(SketchSpec)})
+    sketch: SketchSpec = field(
+        default_factory=SketchSpec, metadata={"check": values.section(SketchSpec)}
+    )
     recovery: RecoverySpec = field(
-        default_factory=RecoverySpec, metadata={"check": _section(RecoverySpec)}
+        default_factory=RecoverySpec, metadata={"check": values.section(RecoverySpec)}
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
 
@@ -345,9 +194,9 @@ class Spec(_Checked):
                 the current one.
 
         Raises:
-            UsageError: If a key is unknown or missing, or a value is not allowed; names it.
+            UsageError: If a key is unknown, or a value is not allowed; names it.
         """
-        made: Spec = _from_table(cls, table, "")
+        made: Spec = values.from_table(cls, table, "")
         return dataclasses.replace(made, folder=folder) if folder else made
 
     @classmethod
@@ -378,24 +227,6 @@ class Spec(_Checked):
             return cls.from_table(table, folder=path.resolve().parent)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-
-
-def _from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
-    allowed = {item.name: item for item in dataclasses.fields(kind) if item.metadata.get("check")}
-    for key in table:
-        if key not in allowed:
-            name = shown(f"{prefix}.{key}" if prefix else str(key)).strip("'\"")
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"unknown key {name}; allowed here: {', '.join(allowed)}{hint}")
-    values = dict(table)
-    for key, item in allowed.items():
-        required = (
-            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        )
-        if required and key not in values:
-            raise UsageError(f"the key {f'{prefix}.{key}' if prefix else key} is missing; give it")
-    return kind(**values)
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -432,7 +263,3 @@ def _override(table: dict[str, Any], text: str, option: str = "--set") -> None:
             raise UsageError(f"{option} {text}: {name} is not a table; set {name} itself")
         table = inner
     table[last] = parsed
-
-
-FUNCTIONALS = 16
-"""How many functionals of a product a fingerprint has."""

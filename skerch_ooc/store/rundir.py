@@ -17,8 +17,7 @@ from skerch_ooc.base import files
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import peak_memory
-from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
-from skerch_ooc.planning.spec import FUNCTIONALS
+from skerch_ooc.planning.plan import FUNCTIONALS, Amendment, Identity, Plan, require_sound
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned, mark_path, read_cleaned
 from skerch_ooc.store.names import AMENDMENTS

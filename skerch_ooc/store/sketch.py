@@ -24,7 +24,8 @@ from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
 from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
-from skerch_ooc.planning.spec import MAX_SIZE, ROLES
+from skerch_ooc.planning.spec import ROLES
+from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import Tiles, lost_pieces, open_matrix

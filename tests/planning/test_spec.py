@@ -22,7 +22,6 @@ from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
     MAX_SEED,
-    MAX_SIZE,
     MOST_POWER_ITERATIONS,
     NOISES,
     ROLES,
@@ -33,6 +32,7 @@ from skerch_ooc.planning.spec import (
     SketchSpec,
     Spec,
 )
+from skerch_ooc.planning.values import MAX_SIZE
 
 relaxed = settings(deadline=None)
 

@@ -27,10 +27,10 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import product_of
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning import values
 from skerch_ooc.planning.parts import (
     OperatorSource,
     Part,
-    require_factor,
     require_numbered,
     runs_of,
 )
@@ -351,7 +351,7 @@ class TestPlanning:
                 Range(4, 8),
                 11,
                 None,
-                source=OperatorSource("a.py:f", {"k": [1]}, "ab", "."),
+                source=OperatorSource("a.py:f", {"k": [1]}, 32 * "ab", "."),
             ),
             Part(1, 1.0, 0, Range(4, 8), 11, Range(100, 170), together=True),
         ],
@@ -371,7 +371,7 @@ class TestPlanning:
     @pytest.mark.parametrize("value", [0, float("nan"), float("inf"), "a", True, None])
     def test_what_is_no_factor_is_refused(self, value):
         with pytest.raises(UsageError, match="must be a finite number, and not 0"):
-            require_factor("--scale", value)
+            values.factor("--scale", value)
 
     @pytest.mark.parametrize(
         "parts", [(), (Part(1),), (Part(0, summand=1),), (Part(0), Part(1, summand=1), Part(2))]

@@ -1,0 +1,205 @@
+"""Checks of single values, whether a user gave them in a spec or a plan on disk states them.
+
+A check takes the key, for the message, and the value, and returns what is kept of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from skerch_ooc.base.errors import UsageError, shown
+from skerch_ooc.base.files import canonical_json
+
+MAX_SIZE = 2**48
+"""No dimension or number of measurements may exceed this (offsets stay within 64 bits)."""
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+Check = Callable[[str, Any], Any]
+
+
+def integer(low: int, high: int = MAX_SIZE, word: str | None = None) -> Check:
+    """An integer between two limits, which are allowed; or a word in its place."""
+    allowed = f"an integer from {low} to {high}"
+    if word is not None:
+        allowed = f'"{word}" or {allowed}'
+
+    def check(key: str, value: Any) -> int | str:
+        if word is not None and value == word:
+            return word
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError(f"{key} = {shown(value)}: must be {allowed}")
+        return value
+
+    return check
+
+
+def one_of(*words: str) -> Check:
+    """One of these words."""
+
+    def check(key: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise UsageError(f"{key} = {shown(value)}: must be one of {', '.join(words)}")
+        return value
+
+    return check
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def positive_seconds(key: str, value: Any) -> float:
+    """A time that is no longer than any number may be large."""
+    if not is_number(value) or not 0 < value <= MAX_SIZE:
+        raise UsageError(f"{key} = {shown(value)}: must be a positive number of seconds")
+    return float(value)
+
+
+def tolerance(key: str, value: Any) -> float:
+    """A relative error."""
+    if not is_number(value) or not 0 < value < 1:
+        raise UsageError(f"{key} = {shown(value)}: must be a relative error between 0 and 1")
+    return float(value)
+
+
+def factor(key: str, value: Any) -> float:
+    """A number by which a summand is multiplied: finite, and not 0."""
+    if not is_number(value) or not 0 < abs(value) <= sys.float_info.max:
+        raise UsageError(f"{key} = {shown(value)}: must be a finite number, and not 0")
+    return float(value)
+
+
+def optional(check: Check) -> Check:
+    """Nothing, or what passes a check."""
+
+    def check_if_given(key: str, value: Any) -> Any:
+        return None if value is None else check(key, value)
+
+    return check_if_given
+
+
+def text(key: str, value: Any) -> str:
+    """Text that may name a file."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{key} = {shown(value)}: must be a non-empty string")
+    return value
+
+
+def factory(key: str, value: Any) -> str | None:
+    """The name of a function that makes an operator, or nothing."""
+    if value is None:
+        return None
+    module, colon, name = text(key, value).rpartition(":")
+    registered = not colon and all(part.isidentifier() for part in name.split("-"))
+    if not registered and not (colon and module and name.isidentifier()):
+        raise UsageError(
+            f"{key} = {shown(value)}: must be 'package.module:function', 'file.py:function' or a "
+            "name that a package has registered"
+        )
+    return str(value)
+
+
+def sha256(key: str, value: Any) -> str | None:
+    """A hash in hexadecimal digits, or nothing."""
+    if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
+        raise UsageError(f"{key} = {shown(value)}: must be a SHA-256, or nothing")
+    return value
+
+
+def arguments(key: str, value: Any) -> dict[str, Any]:
+    """Keyword arguments of a factory: a copy of them, as JSON gives them back."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{key} must be a table of keyword arguments, not {shown(value)}")
+    try:
+        _require_text_keys(key, value)
+        # The round trip also makes a private, plain copy of what the caller may still change.
+        copied: dict[str, Any] = json.loads(canonical_json(dict(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{key}: arguments of a factory must be JSON values (text, finite numbers, booleans, "
+            f"lists, tables), because they are stored in the plan: {error}"
+        ) from error
+    return copied
+
+
+def _require_text_keys(key: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise UsageError(
+                    f"{key}: {shown(name)}: the keys of a factory's arguments must be text"
+                )
+            _require_text_keys(key, inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_text_keys(key, inner)
+
+
+def shape(key: str, value: Any) -> tuple[int, int] | None:
+    """Height and width, or nothing."""
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise UsageError(f"{key} = {shown(value)}: must be [height, width]")
+    check = integer(1)
+    return check(key, value[0]), check(key, value[1])
+
+
+class Checked:
+    """A frozen dataclass whose fields are checked, and named in the error, when it is made."""
+
+    section = ""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            check = item.metadata.get("check")
+            if check is not None:
+                name = f"{self.section}.{item.name}" if self.section else item.name
+                object.__setattr__(self, item.name, check(name, getattr(self, item.name)))
+
+
+def checked(check: Check, default: Any = dataclasses.MISSING, **options: Any) -> Any:
+    """A field of such a class; further options are those of a dataclass's field."""
+    return dataclasses.field(default=default, metadata={"check": check}, **options)
+
+
+def from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
+    """A checked dataclass from a table of its keys.
+
+    Args:
+        kind: The class.
+        table: Keys and values.
+        prefix: Where the table stands, for messages.
+
+    Raises:
+        UsageError: If a key is unknown, or a value is not allowed; names it.
+    """
+    allowed = [item.name for item in dataclasses.fields(kind) if item.metadata.get("check")]
+    for name in table:
+        if name not in allowed:
+            unknown = shown(f"{prefix}.{name}" if prefix else str(name)).strip("'\"")
+            near = difflib.get_close_matches(str(name), allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"unknown key {unknown}; allowed here: {', '.join(allowed)}{hint}")
+    return kind(**table)
+
+
+def section(kind: type) -> Check:
+    """A checked dataclass, or a table that one is made of."""
+
+    def check(key: str, value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{key} must be a table, not {shown(value)}")
+        return from_table(kind, value, key)
+
+    return check
