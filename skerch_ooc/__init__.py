@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from skerch_ooc.results.assess import Assessment
     from skerch_ooc.results.estimates import Diagonal, Estimates, Figure, SpectralNorm
     from skerch_ooc.results.lowrank import Eigh, Svd
-    from skerch_ooc.results.report import report
+    from skerch_ooc.results.report.write import report
     from skerch_ooc.store.rundir import Run
 
 _HOMES = {
@@ -90,7 +90,7 @@ _HOMES = {
         "Eigh",
         "Svd",
     ),
-    "skerch_ooc.results.report": ("report",),
+    "skerch_ooc.results.report.write": ("report",),
     "skerch_ooc.store.rundir": ("Run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -70,7 +70,7 @@ def report(directory: Path, name: str, output: Path | None) -> None:
 
     One HTML file that needs nothing else; its figures are written as files, too.
     """
-    from skerch_ooc.results.report import report as write_report
+    from skerch_ooc.results.report.write import report as write_report
     from skerch_ooc.store import rundir
 
     path = write_report(rundir.open_run(directory), name, output=output)

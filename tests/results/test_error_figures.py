@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from reports import parsed
 
 import skerch_ooc as ooc
 from skerch_ooc.cli.tables import result_table
@@ -15,7 +16,6 @@ from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.assess import norm_of
 from skerch_ooc.results.report.facts import gather
 from skerch_ooc.results.report.spectrum import linear_spectrum
-from skerch_ooc.results.report.words import found as said_of_values
 from skerch_ooc.stages.recover.vectors import TileFigures
 
 N, SPIKES = 300, (14.0, 9.0, -6.0, 4.0)
@@ -128,10 +128,10 @@ class TestSaid:
 
     def test_page_draws_what_each_value_may_be(self, run):
         values = gather(run, "default").values
-        assert "what each may be, with 95 % probability" in linear_spectrum(values).caption
+        assert "what each may be, with 95 % probability" in linear_spectrum(values).html()
 
     def test_page_counts_values_that_stand_out_of_what_they_may_be_off_by(self, run):
-        assert said_of_values(gather(run, "default"))[-1].startswith("1 of them stands out")
+        assert "1 of them stands out of what they may be off by" in parsed(ooc.report(run)).text
 
 
 class TestNorm:

@@ -1,4 +1,4 @@
-"""Axes: from values to places in a figure, and the numbers that are written beside it."""
+"""Axes of charts: from values to places, and the numbers that are written beside an axis."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skerch_ooc.results.report import numbers
-from skerch_ooc.results.report.markup import Markup, element, joined
 
 WIDTH = 440.0
-"""Of all figures: on a telephone about as many points, so that their text can be read there."""
+"""Of all charts: on a telephone about as many points, so that their text can be read there."""
+
+HEIGHT = 290.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, WIDTH - 16, 34.0, HEIGHT - 46
+"""Where the axes of most charts are."""
 
 _LARGEST = sys.float_info.max
 
@@ -79,7 +82,8 @@ def _round_steps(axis: Axis, most: int) -> list[tuple[float, str]]:
 
 def linear(low: float, high: float, start: float, stop: float, *, whole: bool = False) -> Axis:
     """A linear axis that holds two values, with some room beyond those that are not 0."""
-    if not high > low:
+    # Halved as in Axis.at: the smallest numbers of all have no half.
+    if not high / 2 > low / 2:
         room = abs(low) / 10 or 1.0
         low, high = low - room, high + room
     room = 0.04 * (high / 2 - low / 2) * 2
@@ -102,28 +106,3 @@ def logarithmic(values: Sequence[float], start: float, stop: float) -> Axis | No
 def whole_numbers(last: int, start: float, stop: float) -> Axis:
     """An axis of the numbers 1 to ``last``, with some room on both sides."""
     return Axis(0.4, last + max(0.6, 0.02 * last), start, stop, whole=True)
-
-
-def across(axis: Axis, bottom: float, said: str, most: int = 6) -> Markup:
-    """An axis below a figure: its line, its numbers, and what they are."""
-    parts = [element("line", x1=axis.start, x2=axis.stop, y1=bottom, y2=bottom, class_="axis")]
-    for value, text in axis.ticks(most):
-        x = axis.at(value)
-        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        parts.append(element("text", text, x=x, y=bottom + 17, class_="middle"))
-    parts.append(element("text", said, x=axis.stop, y=bottom + 35, class_="end"))
-    return joined(parts)
-
-
-def up(
-    axis: Axis, left: float, right: float, said: str, most: int = 6, *, signed: bool = True
-) -> Markup:
-    """An axis beside a figure: its numbers, lines across, and what they are, on top."""
-    parts = []
-    for value, tick in axis.ticks(most):
-        text = tick if signed else tick.removeprefix("−")
-        y = axis.at(value)
-        parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
-        parts.append(element("text", text, x=left - 7, y=y + 4, class_="end"))
-    parts.append(element("text", said, x=10.0, y=18.0))
-    return joined(parts)

@@ -17,7 +17,7 @@ from skerch_ooc.results.assess import Assessment, assess_result
 from skerch_ooc.results.lowrank import LazyMatrix, Svd, open_result
 from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
-from skerch_ooc.results.report.spectrum import Values
+from skerch_ooc.results.report.values import Values
 from skerch_ooc.stages.recover.recipes import rounds_for
 from skerch_ooc.store.result_files import (
     VALUES,

@@ -1,4 +1,4 @@
-"""The leading vectors: read tile by tile, however tall they are, and drawn one below the other."""
+"""The chart of the leading vectors: they are read tile by tile, however tall they are."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.lowrank import LazyMatrix
-from skerch_ooc.results.report import numbers
-from skerch_ooc.results.report.axes import Axis, across
-from skerch_ooc.results.report.figure import LEFT, RIGHT, Chart, path
-from skerch_ooc.results.report.markup import Markup, element, joined
+from skerch_ooc.results.report.axes import LEFT, RIGHT, Axis
+from skerch_ooc.results.report.chart import Chart
+from skerch_ooc.results.report.render import path
 
 SHOWN = 6
 _TILE_ROWS = 4096
@@ -20,6 +19,31 @@ _MOST_TILES = 64
 _SINGLY = 400
 _GROUPS = 384
 _PANEL, _TOP, _BELOW = 58.0, 30.0, 46.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One vector of the chart.
+
+    Attributes:
+        value: The eigenvalue or singular value that belongs to it.
+        largest: The magnitude of its largest entry.
+        position: Where that is, from 1.
+        scale: What the panel reaches to: the largest entry, or 1 where all are 0.
+        top: The upper end of the panel.
+        zero: The height of the line of zero.
+        path: A line through the entries, or a band around groups of them.
+        is_band: Which of both.
+    """
+
+    value: float
+    largest: float
+    position: int
+    scale: float
+    top: float
+    zero: float
+    path: str
+    is_band: bool
 
 
 @dataclass(frozen=True)
@@ -75,70 +99,34 @@ def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
                    np.array(low, np.float64), np.array(high, np.float64))  # fmt: skip
 
 
-def figure_of(leading: Leading, values: Array, name: str, noun: str) -> Chart | None:
-    """Draws them; ``None`` if there is nothing to be seen, as vectors have a single entry.
+def leading_vectors(leading: Leading, values: Array, name: str, noun: str) -> Chart | None:
+    """Draws them one below the other; ``None`` if there is nothing to see: vectors of one entry.
 
     Args:
         leading: The vectors.
         values: The value of each.
-        name: Of the figure.
+        name: Of the chart.
         noun: What the vectors are called.
     """
     shown = leading.low.shape[1]
     if leading.rows < 2 or not shown:
         return None
-    bottom = _TOP + shown * _PANEL
     x = Axis(1.0, float(leading.rows), LEFT, RIGHT)
-    what = "magnitude of the entries" if leading.is_complex else "entries"
-    parts = [element("text", f"{what}, by position", x=10.0, y=18.0)]
-    for number in range(shown):
-        top = _TOP + number * _PANEL
-        parts.append(_panel(leading, number, float(values[number]), top, x))
-    parts.append(across(x, bottom, "position in the vector"))
-    grouped = len(leading.places) < leading.rows
-    return Chart(
-        name, f"Leading {noun}",
-        f"The {noun} of the {shown} largest values; each to its own scale, whose largest entry is "
-        "written beside it."
-        + (" The band spans the smallest and the largest entry of groups of neighbours."
-           if grouped else "")
-        + (f" Of {numbers.count(leading.rows)} entries {numbers.count(leading.read)} were read, "
-           "evenly spread." if leading.read < leading.rows else ""),
-        "; ".join(_described(leading, number, float(values[number])) for number in range(shown))
-        + ".",
-        joined(parts), height=bottom + _BELOW,
-    )  # fmt: skip
+    panels = [_panel(leading, number, float(values[number]), x) for number in range(shown)]
+    bottom = _TOP + shown * _PANEL
+    drawn = {"leading": leading, "noun": noun, "x": x, "panels": panels, "bottom": bottom}
+    return Chart(name, "vectors", drawn, height=bottom + _BELOW)
 
 
-def _panel(leading: Leading, number: int, value: float, top: float, x: Axis) -> Markup:
+def _panel(leading: Leading, number: int, value: float, x: Axis) -> Panel:
     low, high = leading.low[:, number], leading.high[:, number]
-    largest = float(np.nanmax(np.maximum(np.abs(low), np.abs(high)))) or 1.0
-    y = Axis(0.0 if leading.is_complex else -largest, largest, top + _PANEL - 9, top + 5)
-    zero = y.at(0.0)
+    sizes = np.maximum(np.abs(low), np.abs(high))
+    position = 1 + round(float(leading.places[int(np.argmax(sizes))]))
+    scale, top = float(np.nanmax(sizes)) or 1.0, _TOP + number * _PANEL
+    y = Axis(0.0 if leading.is_complex else -scale, scale, top + _PANEL - 9, top + 5)
     places = [x.at(1.0 + place) for place in leading.places]
     above = [(place, y.at(float(entry))) for place, entry in zip(places, high, strict=True)]
     below = [(place, y.at(float(entry))) for place, entry in zip(places, low, strict=True)]
-    colour = "orange" if value < 0 else "blue"
-    drawn = [element("line", x1=LEFT, x2=RIGHT, y1=zero, y2=zero, class_="axis")]
-    if np.array_equal(low, high):
-        drawn.append(element("path", d=path(above), class_=f"curve line-{colour}"))
-    else:
-        band = path([*above, *reversed(below)], closed=True)
-        drawn.append(element("path", d=band, class_=f"fill-{colour} line-{colour}",
-                             stroke_width="0.5"))  # fmt: skip
-    drawn += [
-        element("text", numbers.value(value, 3), x=LEFT - 8, y=top + 26,
-                class_=f"label fill-{colour} end"),
-        element("text", f"±{numbers.value(largest, 2)}", x=LEFT - 8, y=top + 42, class_="end"),
-    ]  # fmt: skip
-    return joined(drawn)
-
-
-def _described(leading: Leading, number: int, value: float) -> str:
-    sizes = np.maximum(np.abs(leading.low[:, number]), np.abs(leading.high[:, number]))
-    place = 1 + round(float(leading.places[int(np.argmax(sizes))]))
-    largest = numbers.value(float(sizes.max()), 2)
-    return (
-        f"that of {numbers.value(value, 3)} has its largest entry, {largest} in magnitude, near "
-        f"position {numbers.count(place)}"
-    )
+    is_band = not np.array_equal(low, high)
+    drawn = path([*above, *reversed(below)], closed=True) if is_band else path(above)
+    return Panel(value, float(sizes.max()), position, scale, top, y.at(0.0), drawn, is_band)

@@ -97,9 +97,37 @@ class Logged:
             if known and text and (known in self.versions or len(self.versions) < _MOST_NAMES):
                 _note(self.versions.setdefault(known, set()), text)
 
-    def by_the_clock(self, stage: str) -> float:
-        """Seconds at which some process was at work on a stage."""
-        return sum(end - start for start, end in merged_spans(self.work, stage))
+    @property
+    def versions_text(self) -> str:
+        """All libraries with their versions, in one line."""
+        return "; ".join(
+            f"{name} {', '.join(sorted(known))}" for name, known in sorted(self.versions.items())
+        )
+
+    @property
+    def measuring_seconds(self) -> float | None:
+        """What all rounds of measuring took; ``None`` if that is unknown."""
+        measured = [cost for stage, cost in self.costs.items() if stage.startswith("measure")]
+        return sum(cost.seconds for cost in measured) if measured else None
+
+    @property
+    def peak(self) -> float | None:
+        """Largest memory of a process; ``None`` if it is unknown."""
+        known = (cost.peak_bytes for cost in self.costs.values() if cost.peak_bytes is not None)
+        return max(known, default=None)
+
+    @property
+    def planned_peak(self) -> float | None:
+        """What planning foretold of that; ``None`` if that is unknown."""
+        foretold = (size for key, size in self.estimate.items() if key.startswith("peak_bytes."))
+        return max(foretold, default=None)
+
+    def by_the_clock(self, stage: str) -> float | None:
+        """Seconds at which some process was at work on a stage; ``None`` if not all is kept."""
+        if self.more:
+            return None
+        together = sum(end - start for start, end in merged_spans(self.work, stage))
+        return min(together, self.costs[stage].seconds)
 
 
 def read_logs(run: Run, name: str) -> Logged:

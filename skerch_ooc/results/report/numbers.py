@@ -8,7 +8,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _THIN = "\u202f"
 
 
-def count(number: int) -> str:
+def whole(number: int) -> str:
     """A whole number, its thousands apart."""
     text = f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
     return text.replace("-", "−")

@@ -1,16 +1,15 @@
-"""The timeline: which process did what when, with long pauses cut out."""
+"""The chart of the work: which process did what when, with long pauses cut out."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from skerch_ooc.results.report import numbers
-from skerch_ooc.results.report.axes import WIDTH, Axis, across
-from skerch_ooc.results.report.figure import RIGHT, Chart
+from skerch_ooc.results.report.axes import RIGHT, WIDTH, Axis
+from skerch_ooc.results.report.chart import Chart
 from skerch_ooc.results.report.logs import Logged, WorkSpan, merged_spans
-from skerch_ooc.results.report.markup import Markup, element, joined, plain
+from skerch_ooc.results.report.render import plain
 from skerch_ooc.results.words import format_seconds
 
 MOST_WORKERS = 16
@@ -27,6 +26,25 @@ _COLOURS = {
     "basis": "grey", "recover": "rose",
 }  # fmt: skip
 _LATER_ROUNDS = "teal"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Tasks that are drawn as one, as those too short to be seen are with their neighbours.
+
+    Attributes:
+        start: Left end.
+        end: Right end.
+        colour: By the first of them.
+        first: What the first of them was.
+        tasks: How many they are.
+    """
+
+    start: float
+    end: float
+    colour: str
+    first: str
+    tasks: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,30 +94,24 @@ def timeline(logged: Logged) -> Chart | None:
         return None
     clock = Clock.of(logged.work)
     workers = list(dict.fromkeys(piece.worker for piece in logged.work))
-    shown = {worker: number for number, worker in enumerate(sorted(workers[:MOST_WORKERS]))}
-    bottom = _TOP + len(shown) * _ROW + 4
+    rows = {worker: _TOP + number * _ROW
+            for number, worker in enumerate(sorted(workers[:MOST_WORKERS]))}  # fmt: skip
     scale, unit = _unit(clock.length)
     x = Axis(0.0, clock.length / scale, _LEFT, RIGHT)
-    pieces = [piece for piece in logged.work if piece.worker in shown]
-    parts = [_legend(pieces), *_pauses(clock, x, scale, bottom)]
-    parts += [_name(worker, _TOP + number * _ROW) for worker, number in shown.items()]
-    parts += _bars(pieces, shown, clock, x, scale)
-    pauses = ", pauses cut out" if clock.cut else ""
-    parts.append(across(x, bottom, f"{unit} at work{pauses}"))
-    caption = "Each bar is a task of a process: point at it to read which columns it measured."
-    if clock.cut:
-        caption += f" The longest pause that is cut out is {format_seconds(max(clock.cut))}."
-    if len(workers) > len(shown):
-        caption += f" {numbers.count(len(workers) - len(shown))} further processes are not drawn."
-    if logged.more:
-        caption += f" {numbers.count(logged.more)} later tasks are not drawn."
-    return Chart(
-        "timeline", "Who worked when", caption,
-        f"{numbers.count(len(logged.work) + logged.more)} pieces of work of "
-        f"{numbers.count(len(workers))} process{'es' if len(workers) > 1 else ''} in "
-        f"{format_seconds(sum(b - a for a, b in clock.spans))} at work.",
-        joined(parts), height=bottom + 46,
-    )  # fmt: skip
+    pieces = [piece for piece in logged.work if piece.worker in rows]
+    bottom = _TOP + len(rows) * _ROW + 4
+    drawn = {
+        "x": x, "unit": unit, "bottom": bottom, "top": _TOP, "height": _BAR,
+        "legend": _legend(pieces), "pauses": _pauses(clock, x, scale),
+        "names": [(_short_name(*worker), *worker, top) for worker, top in rows.items()],
+        "bars": [(rows[worker], bar) for worker, bars in _bars(pieces, clock, x, scale).items()
+                 for bar in bars],
+        "longest_pause": max(clock.cut, default=None),
+        "workers": len(workers), "hidden": len(workers) - len(rows),
+        "tasks": len(logged.work) + logged.more, "more": logged.more,
+        "busy": sum(end - start for start, end in clock.spans),
+    }  # fmt: skip
+    return Chart("timeline", "timeline", drawn, height=bottom + 46)
 
 
 def _unit(seconds: float) -> tuple[float, str]:
@@ -108,74 +120,56 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
-def colour_of(piece: WorkSpan) -> str:
-    """The colour of what was done."""
+def _colour(piece: WorkSpan) -> str:
     return _COLOURS.get(piece.role, _LATER_ROUNDS)
 
 
-def _legend(pieces: list[WorkSpan]) -> Markup:
-    """What was measured or done, each in its colour."""
-    names = {piece.role: colour_of(piece) for piece in pieces}
-    parts, x = [], 10.0
-    for name in sorted(
-        names, key=lambda name: list(_COLOURS).index(name) if name in _COLOURS else 9
-    ):
+def _legend(pieces: list[WorkSpan]) -> list[tuple[float, str, str]]:
+    """Place, name and colour of what was measured or done, as far as there is room."""
+    order = [*_COLOURS]
+    names = {piece.role: _colour(piece) for piece in pieces}
+    entries, x = [], 10.0
+    for name in sorted(names, key=lambda name: order.index(name) if name in order else 9):
         width = 16 + 7.2 * len(name)
         if x + width > WIDTH:
             break
-        parts += [
-            element("rect", x=x, y=9.0, width=9, height=9, class_=f"fill-{names[name]}"),
-            element("text", name, x=x + 13, y=18.0, class_="strong"),
-        ]
+        entries.append((x, name, names[name]))
         x += width + 10
-    return joined(parts)
+    return entries
 
 
-def _name(worker: tuple[str, int], top: float) -> Markup:
-    host, pid = plain(worker[0]), str(worker[1])
-    room = max(2, _LONGEST_NAME - len(pid) - 1)
-    # Hosts of a cluster differ before the first dot, and mostly at its end.
+def _short_name(host: str, pid: int) -> str:
+    """The name of a process, as short as there is room: hosts differ mostly at their end."""
+    host, room = plain(host), max(2, _LONGEST_NAME - len(str(pid)) - 1)
+    # Of a cluster, the hosts differ before the first dot.
     first = host if host.replace(".", "").isdigit() else host.partition(".")[0] or host
-    short = first if len(first) <= room else f"…{first[1 - room :]}"
-    full = element("title", f"{host}, process {pid}")
-    return element("text", f"{short} {pid}", full, x=_LEFT - 8, y=top + _BAR - 2, class_="end")
+    return f"{first if len(first) <= room else f'…{first[1 - room :]}'} {pid}"
 
 
-def _pauses(clock: Clock, x: Axis, scale: float, bottom: float) -> list[Markup]:
-    """A dotted line in the middle of each pause that was cut out."""
+def _pauses(clock: Clock, x: Axis, scale: float) -> list[float]:
+    """The middle of each pause that was cut out."""
     room = _SHOWN_PAUSE * clock.length
-    places = [x.at((start - room / 2) / scale) for start in clock.starts[1:60]]
-    return [
-        element("line", x1=place, x2=place, y1=_TOP - 6, y2=bottom, class_="dotted")
-        for place in places
-    ]
+    return [x.at((start - room / 2) / scale) for start in clock.starts[1:60]]
 
 
 def _bars(
-    pieces: list[WorkSpan], rows: dict[tuple[str, int], int], clock: Clock, x: Axis, scale: float
-) -> list[Markup]:
-    """The tasks; those that are too short to be seen are drawn as one with their neighbours."""
+    pieces: list[WorkSpan], clock: Clock, x: Axis, scale: float
+) -> dict[tuple[str, int], list[Bar]]:
+    """The tasks of each process; the more there are, the wider are those drawn as one."""
     narrow = 1.0
     while True:
-        drawn: dict[tuple[str, int], list[tuple[float, float, str, str, int]]] = {}
+        drawn: dict[tuple[str, int], list[Bar]] = {}
         for piece in pieces:
             start, end = (x.at(clock.at(moment) / scale) for moment in (piece.start, piece.end))
-            bars, colour = drawn.setdefault(piece.worker, []), colour_of(piece)
+            bars, colour = drawn.setdefault(piece.worker, []), _colour(piece)
             last = bars[-1] if bars else None
-            short = last and min(end - start, last[1] - last[0]) < narrow
-            near = last and short and start - last[1] < narrow
-            if last and near and (last[2] == colour or narrow > _MIXED):
-                bars[-1] = last[0], max(end, last[1]), last[2], last[3], last[4] + 1
+            short = last and min(end - start, last.end - last.start) < narrow
+            near = last and short and start - last.end < narrow
+            if last and near and (last.colour == colour or narrow > _MIXED):
+                bars[-1] = replace(last, end=max(end, last.end), tasks=last.tasks + 1)
             else:
                 said = f"{piece.what}, {format_seconds(piece.end - piece.start)}"
-                bars.append((start, max(end, start + 0.75), colour, said, 1))
+                bars.append(Bar(start, max(end, start + 0.75), colour, said))
         if sum(map(len, drawn.values())) <= _MOST_PIECES or narrow > WIDTH:
-            break
+            return drawn
         narrow *= 2
-    return [
-        element("rect", element("title", said if count == 1 else f"{count} tasks; first: {said}"),
-                x=start, y=_TOP + rows[worker] * _ROW, width=max(end - start - 0.8, 0.4),
-                height=_BAR, class_=f"fill-{colour}")
-        for worker, bars in drawn.items()
-        for start, end, colour, said, count in bars
-    ]  # fmt: skip

@@ -1,0 +1,51 @@
+"""A chart: what its template draws, as a part of the page and as an SVG file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from skerch_ooc.results.report.axes import HEIGHT
+from skerch_ooc.results.report.render import rendered
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        name: Of its file, and of its identifiers on the page.
+        template: What draws it: ``TEMPLATE.svg.jinja``.
+        drawn: What the template is given.
+        height: In units of which the width has :data:`~skerch_ooc.results.report.axes.WIDTH`.
+        empty: What is said where there is nothing to be drawn.
+    """
+
+    name: str
+    template: str
+    drawn: Mapping[str, Any]
+    height: float = HEIGHT
+    empty: str = ""
+
+    def html(self) -> Markup:
+        """As a part of the page, whose style it takes."""
+        return Markup(self._rendered(alone=False))
+
+    def file(self) -> bytes:
+        """As a file of its own."""
+        return self._rendered(alone=True).encode()
+
+    def _rendered(self, *, alone: bool) -> str:
+        return rendered(f"{self.template}.svg.jinja", chart=self, alone=alone, **self.drawn)
+
+
+def thinned(length: int, most: int) -> Sequence[int]:
+    """At most so many indices of a sequence: the first third of them one by one, then in steps."""
+    if length <= most:
+        return range(length)
+    head = most // 3
+    rest = most - head
+    return [*range(head), *(head + (length - 1 - head) * i // (rest - 1) for i in range(rest))]

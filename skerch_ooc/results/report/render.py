@@ -1,0 +1,104 @@
+"""Templates of the page and of its charts: Jinja2 escapes whatever is not markup already."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.plan import described
+from skerch_ooc.results import words
+from skerch_ooc.results.assess import CONFIDENCE, FACTORS
+from skerch_ooc.results.report import axes, numbers
+
+UNKNOWN = "not known"
+SERIES = ("blue", "orange", "teal", "violet", "rose", "grey")
+LIGHT = {
+    "page": "#fbfbf9", "paper": "#ffffff", "ink": "#1d2126", "soft": "#59616b", "line": "#c9cdd2",
+    "grid": "#eceef0", "blue": "#1f5fa8", "orange": "#a6480a", "teal": "#0c746a",
+    "violet": "#6d46a6", "rose": "#a02c5d", "grey": "#5e6671", "wash": "#e4edf7",
+}  # fmt: skip
+DARK = {
+    "page": "#14161a", "paper": "#1a1d22", "ink": "#e8e6e1", "soft": "#a9b0ba", "line": "#454c56",
+    "grid": "#2a2e35", "blue": "#82b5f2", "orange": "#f0a25c", "teal": "#5cc4b5",
+    "violet": "#bd9ff2", "rose": "#eb8fb4", "grey": "#9aa3ae", "wash": "#22344a",
+}  # fmt: skip
+"""Each text colour stands out from page, paper and wash by 4.5 or more."""
+
+_FONT = Markup(
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', sans-serif"
+)
+_UNSHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What XML forbids, what cannot be encoded, and what would turn the text around it."""
+
+
+def rendered(template: str, **facts: Any) -> str:
+    """The text that a template makes of facts."""
+    return environment().get_template(template).render(facts)
+
+
+def plain(text: object, longest: int | None = None) -> str:
+    """A text that can be shown: without invisible characters, and at most ``longest`` long."""
+    shown = _UNSHOWN.sub("\ufffd", str(text))
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def coordinate(value: float) -> str:
+    """A length in a chart, to a tenth of its unit."""
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def path(points: Iterable[tuple[float, float]], closed: bool = False) -> str:
+    """The data of an SVG path through points."""
+    pairs = " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in points)
+    return f"M{pairs}{'Z' if closed else ''}"
+
+
+@cache
+def environment() -> Environment:
+    """Where templates are found, and what all of them may use."""
+    made = Environment(
+        loader=PackageLoader("skerch_ooc.results.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_shown,
+    )
+    made.filters.update(
+        whole=numbers.whole, value=numbers.value, share=numbers.share, path=path, plain=plain,
+        probability=numbers.probability, bytes=_or_unknown(format_bytes),
+        seconds=_or_unknown(words.format_seconds), json=_json,
+    )  # fmt: skip
+    made.globals.update(
+        LEFT=axes.LEFT, RIGHT=axes.RIGHT, TOP=axes.TOP, BOTTOM=axes.BOTTOM, WIDTH=axes.WIDTH,
+        HEIGHT=axes.HEIGHT, UNKNOWN=UNKNOWN, CONFIDENCE=CONFIDENCE, FACTORS=FACTORS, FONT=_FONT,
+        LIGHT=LIGHT, DARK=DARK, SERIES=SERIES, VARIABLES={name: f"var(--{name})" for name in LIGHT},
+        words=words, described=described,
+    )  # fmt: skip
+    return made
+
+
+def _shown(content: object) -> object:
+    """What stands for the value of an expression in a template, before it is escaped."""
+    if isinstance(content, Markup):
+        return content
+    return coordinate(content) if isinstance(content, float) else plain(content)
+
+
+def _or_unknown(form: Any) -> Any:
+    return lambda number: UNKNOWN if number is None else form(number)
+
+
+def _json(entries: Any) -> str:
+    return json.dumps(dict(entries), sort_keys=True)

@@ -1,0 +1,76 @@
+"""Makes the page of a result, and the files of its charts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skerch_ooc.base import files
+from skerch_ooc.base.errors import IncompleteError, quoted
+from skerch_ooc.results.advice import Found, advise
+from skerch_ooc.results.report import numbers, quality
+from skerch_ooc.results.report.chart import Chart
+from skerch_ooc.results.report.facts import Facts, gather
+from skerch_ooc.results.report.leading import leading_vectors
+from skerch_ooc.results.report.render import rendered
+from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
+from skerch_ooc.results.report.timeline import timeline
+from skerch_ooc.store.result_files import report_path, result_path, write_figures
+from skerch_ooc.store.rundir import Run
+
+
+def report(run: Run, name: str = "default", *, output: str | Path | None = None) -> Path:
+    """Writes a page about a result: what was found, how sure that is, and what it took.
+
+    The page is one HTML file that asks for nothing else. Beside it, in ``figures``, its figures are
+    files of their own. The same run makes the same bytes. Nothing that the run names is imported.
+
+    Args:
+        run: The run.
+        name: Folder of the result.
+        output: Where the page is written, alone; by default it is ``report.html`` in the folder of
+            the result, and figures are written too.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        IncompleteError: If there is no such result, it is not assessed, or either is of what the
+            run was before it grew; or if the page cannot be written.
+        CorruptError: If a file is damaged.
+        UsageError: If the name is not one of a folder.
+    """
+    facts = gather(run, name)
+    drawn = charts(facts)
+    content = page(facts, drawn)
+    result = result_path(run, name)
+    path = report_path(result) if output is None else Path(output)
+    try:
+        if output is None:
+            write_figures(result, {chart.name: chart.file() for chart in drawn})
+        files.replace_bytes(path, content)
+    except OSError as failure:
+        elsewhere = "" if name == "default" else f" --name {name}"
+        command = f"skerch-ooc report {quoted(run.directory)}{elsewhere} --output FILE"
+        raise IncompleteError(
+            f"cannot write {path}: {failure.strerror}; write the page elsewhere with: {command}"
+        ) from failure
+    return path
+
+
+def charts(facts: Facts) -> list[Chart]:
+    """All charts of a report; those of what is unknown are left out."""
+    made = [
+        linear_spectrum(facts.values), logarithmic_spectrum(facts.values), density(facts.values),
+        quality.error(facts.assessment), quality.scree(facts.assessment),
+        *(leading_vectors(leading, facts.values.values, name, noun)
+          for name, noun, leading in facts.vectors),
+        timeline(facts.logged),
+    ]  # fmt: skip
+    return [chart for chart in made if chart is not None]
+
+
+def page(facts: Facts, drawn: list[Chart]) -> bytes:
+    """The page of a report: one HTML file that holds its style and charts, and asks for nothing."""
+    found = Found(facts.run, facts.name, facts.settings, facts.assessment, "DIR")
+    advice = advise(found, numbers.share)
+    return rendered("page.html.jinja", facts=facts, charts=drawn, advice=advice).encode()
