@@ -36,10 +36,9 @@ from skerch_ooc.base.partition import Range, levels, tree_sum
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.streams import ordered_map, tiles_in_flight
-from skerch_ooc.planning.sides import RANGE, side_of
 from skerch_ooc.results.vectors import Tall, open_vectors
 from skerch_ooc.stages.recover.recipes import LEFT_VECTORS, RIGHT_VECTORS
-from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.readers import RoleReader
 from skerch_ooc.store.result_files import VALUES, opened_result, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
@@ -235,8 +234,7 @@ class _Sketched:
             run.require_shards()
             strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]
             listed = wait_for_columns(run, strips)
-            side = side_of(RANGE, height, {"test": len(planned)}, {})
-            self._test = SketchReader(run, run.shards, listed, side, strips)
+            self._test = RoleReader(run, run.shards, listed, strips, height)
 
     def trace(self) -> Figure:
         sums = self._sums
@@ -278,7 +276,7 @@ class _Sketched:
             return tree_sum(counted(), _Sums.add)
 
     def _sums_of_tile(self, number: int) -> _Sums:
-        v, g = self._right.read(number), self._gaussian(self._right.rows(number))
+        v, g = self._right.read_wide(number), self._gaussian(self._right.layout.rows(number))
         right, squares = v.conj().T @ g, np.sum(np.abs(v) ** 2, axis=0)
         if not self.square:
             empty = np.zeros(0)
@@ -287,7 +285,7 @@ class _Sketched:
         forms = np.sum(g.conj() * t, axis=0)
         if self._hermitian:
             return _Sums(right, squares, right.copy(), squares.copy(), forms)
-        u = self._left.read(number)
+        u = self._left.read_wide(number)
         return _Sums(right, squares, u.conj().T @ g, np.sum(v.conj() * u, axis=0), forms)
 
     def diagonal(self) -> tuple[Array, Array]:
@@ -305,10 +303,10 @@ class _Sketched:
         in_flight = tiles_in_flight("estimate", self._resources, fixed, self._tile_bytes)
 
         def estimate_tile(number: int) -> None:
-            rows = self._left.rows(number)
-            u, g = self._left.read(number), self._gaussian(rows)
+            rows = self._left.layout.rows(number)
+            u, g = self._left.read_wide(number), self._gaussian(rows)
             residual = self._test_rows(number) - u @ weights
-            v = u if self._hermitian else self._right.read(number)
+            v = u if self._hermitian else self._right.read_wide(number)
             found = np.sum(u * self.values * v.conj(), axis=1)
             squares = np.sum(np.abs(g) ** 2, axis=1)
             slope = np.sum(g.conj() * residual, axis=1) / squares
@@ -328,7 +326,7 @@ class _Sketched:
     @property
     def _tile_bytes(self) -> int:
         vectors: set[Tall] = {self._left, self._right}
-        height = min(self._left.tile_rows, max(self._width, self._left.shape[0]))
+        height = min(self._left.layout.tile[0], max(self._width, self._left.shape[0]))
         columns = len(self.values) + 6 * self.columns
         return sum(tall.bytes_per_tile for tall in vectors) + height * columns * self._wide.itemsize
 
@@ -339,9 +337,9 @@ class _Sketched:
 
     def _test_rows(self, number: int) -> Array:
         """A row tile of ``T``, in double precision."""
-        rows = len(self._left.rows(number))
+        rows = len(self._left.layout.rows(number))
         out = np.empty((rows, self._unused.stop), self._wide)
-        return self._test.read_role(number, "test", out)[:, self._unused.slice]
+        return self._test.read_row(number, out)[:, self._unused.slice]
 
 
 def _mean(columns: Array) -> Figure:

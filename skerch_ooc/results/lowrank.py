@@ -160,7 +160,7 @@ class TallMatrix(LazyMatrix):
         return AdjointMatrix(self._tall)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for piece in cut(Range(0, len(self)), self._tall.tile_rows):
+        for piece in cut(Range(0, len(self)), self._tall.layout.tile[0]):
             yield from self[piece.slice]
 
     def _gather(self, rows: Selection, columns: Selection) -> Tensor:

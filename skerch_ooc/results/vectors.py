@@ -14,7 +14,7 @@ rounds in another way, vectors of small eigenvalues are less orthogonal.
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,13 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.indexing import Places, Selection, crossed
 from skerch_ooc.stages.merge.arithmetic import Host
-from skerch_ooc.stages.recover.problems import Source
 from skerch_ooc.stages.recover.recipes import columns_of_result
 from skerch_ooc.stages.recover.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
-from skerch_ooc.store.pieces import open_matrix, stored_columns
+from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.pieces import open_matrix
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.tiles import Tiles
 
 BLOCK_ROWS = 256
 """Rows of implicit vectors that are computed together; a tile has a multiple of it."""
@@ -44,48 +45,35 @@ BLOCK_ROWS = 256
 _BYTES_IN_FLIGHT = 512 * 1024**2
 
 
-class Tall(ABC):
-    """A matrix of vectors on disk.
+class Tall(Tiles):
+    """The vectors of a result, as tiles that are read together.
 
     Attributes:
         path: The file of the result.
-        name: What the vectors are called in it.
-        shape: ``(rows, vectors)``.
-        dtype: Of its entries.
-        tile_rows: Rows that are read together.
-        tile_columns: Columns that are read together.
+        layout: Their shape and dtype, and how they are tiled.
     """
 
     path: Path
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    tile_rows: int
-    tile_columns: int
 
     @property
     def wide_dtype(self) -> np.dtype[Any]:
         """float64, or complex128."""
         return np.result_type(self.dtype, np.float64)
 
-    def rows(self, number: int) -> Range:
-        """The rows of a row tile."""
-        return tile(Range(0, self.shape[0]), self.tile_rows, number)
-
-    def columns(self, number: int) -> Range:
-        """The columns of a column tile."""
-        return tile(Range(0, self.shape[1]), self.tile_columns, number)
-
     @property
     def row_tiles(self) -> range:
         """The numbers of the row tiles."""
-        return range(-(-self.shape[0] // self.tile_rows))
+        return range(self.layout.grid[0])
+
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        return self.open_row(row, slice(None))(column)
 
     @property
     def bytes_per_tile(self) -> int:
         """Memory that a row tile takes while it is worked on, in double precision."""
         columns = 2 * self.shape[1] + self.factor_columns
-        return min(self.tile_rows, self.shape[0]) * columns * self.wide_dtype.itemsize
+        return min(self.layout.tile[0], self.shape[0]) * columns * self.wide_dtype.itemsize
 
     @property
     @abstractmethod
@@ -122,7 +110,7 @@ class Tall(ABC):
     def transform(self) -> Array | None:
         """``(c, r)``; ``None`` if it is the identity."""
 
-    def read(self, number: int) -> Array:
+    def read_wide(self, number: int) -> Array:
         """A row tile of all vectors, in double precision."""
         x = self.factor(number)
         return x if self.transform is None else x @ self.transform
@@ -146,9 +134,7 @@ class StoredVectors(Tall):
                 f'{file.path} holds no {name}; recover it with vectors = "stored"'
             )
         self._matrix = matrix
-        self.path, self.name = file.path, name
-        self.shape, self.dtype = matrix.layout.shape, np.dtype(matrix.layout.dtype)
-        self.tile_rows, self.tile_columns = matrix.layout.tile
+        self.path, self.layout = file.path, matrix.layout
 
     @property
     def factor_columns(self) -> int:
@@ -162,9 +148,8 @@ class StoredVectors(Tall):
 
     def factor(self, number: int) -> Array:
         """See :class:`Tall`."""
-        rows = len(self.rows(number))
-        x = empty_aligned((rows, self.shape[1]), self.wide_dtype)
-        return stored_columns(self._matrix, number, x)
+        rows = len(self.layout.rows(number))
+        return self._matrix.read_row(number, empty_aligned((rows, self.shape[1]), self.wide_dtype))
 
     @property
     def transform(self) -> Array | None:
@@ -182,9 +167,9 @@ class ImplicitSources:
     def __init__(self, file: SealedFile) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._opened: tuple[Plan, Source, Source | None] | None = None
+        self._opened: tuple[Plan, Tiles, Tiles | None] | None = None
 
-    def open(self) -> tuple[Plan, Source, Source | None]:
+    def open(self) -> tuple[Plan, Tiles, Tiles | None]:
         """The plan of the result, and the columns of the left and of the right side.
 
         Raises:
@@ -196,7 +181,7 @@ class ImplicitSources:
                 self._opened = self._open()
             return self._opened
 
-    def _open(self) -> tuple[Plan, Source, Source | None]:
+    def _open(self) -> tuple[Plan, Tiles, Tiles | None]:
         path, identity = self._file.path, self._file.identity
         # From results/NAME/eigh.h5, so that a run that was moved still works.
         directory = path.absolute().parents[2]
@@ -250,12 +235,13 @@ class ImplicitVectors(Tall):
         self._first: Array | None = None if last is None else first
         self._last: Array = first if last is None else last
         self._source_columns = len(first)
-        self.path, self.name = file.path, name
-        rows = int(file.identity["shape"][side == "right"])
-        self.shape = (rows, self._last.shape[1])
-        self.dtype = np.dtype(str(file.identity["dtype"]))
-        self.tile_rows = int(file.identity["tile"])
-        self.tile_columns = VECTOR_TILE_COLUMNS
+        self.path = file.path
+        self.layout = Layout(
+            name=name,
+            shape=(int(file.identity["shape"][side == "right"]), self._last.shape[1]),
+            dtype=str(file.identity["dtype"]),
+            tile=(int(file.identity["tile"]), VECTOR_TILE_COLUMNS),
+        )
 
     @property
     def factor_columns(self) -> int:
@@ -271,14 +257,14 @@ class ImplicitVectors(Tall):
     def _pieces(self) -> list[Array]:
         """The last factor, cut by columns, as the linear algebra likes it."""
         pieces = []
-        for piece in cut(Range(0, self.shape[1]), self.tile_columns):
+        for piece in cut(Range(0, self.shape[1]), VECTOR_TILE_COLUMNS):
             pieces.append(empty_aligned((len(self._last), len(piece)), self.wide_dtype))
             pieces[-1][:] = self._last[:, piece.slice]
         return pieces
 
     def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
         """See :class:`Tall`."""
-        rows = len(self.rows(number))
+        rows = len(self.layout.rows(number))
         needed = np.unique(np.arange(rows)[inside] // BLOCK_ROWS)
         blocks = [tile(Range(0, rows), BLOCK_ROWS, int(block)) for block in needed]
         x = self.factor(number)
@@ -297,12 +283,11 @@ class ImplicitVectors(Tall):
         """See :class:`Tall`."""
         plan, left, right = self._source.open()
         source = right if self._side == "right" and right else left
-        rows = len(self.rows(number))
         if self._first is not None:
             maker = VectorMaker(plan, Vectors(source, self._first), self.shape[0], Host())
             return maker.tile(number, maker.take())
-        x = empty_aligned((rows, source.columns), self.wide_dtype)
-        return source.read_tile(number, rows, x)
+        rows = len(self.layout.rows(number))
+        return source.read_row(number, empty_aligned((rows, source.shape[1]), self.wide_dtype))
 
 
 def open_vectors(file: SealedFile, left: str, right: str | None) -> tuple[Tall, Tall]:
@@ -339,14 +324,14 @@ def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
     out = np.empty((len(rows), len(columns)), tall.dtype)
 
     def read(number: int) -> None:
-        to_rows, from_rows = rows.within(tall.rows(number))
+        to_rows, from_rows = rows.within(tall.layout.rows(number))
         column_tile = tall.open_row(number, from_rows)
-        for column in columns.tiles(tall.tile_columns):
-            to, start = columns.within(tall.columns(column))
+        for column in columns.tiles(tall.layout.tile[1]):
+            to, start = columns.within(tall.layout.columns(column))
             out[crossed(to_rows, to)] = column_tile(column)[crossed(from_rows, start)]
 
     if len(columns):
-        for _ in _in_parallel(tall, read, rows.tiles(tall.tile_rows)):
+        for _ in _in_parallel(tall, read, rows.tiles(tall.layout.tile[0])):
             pass
     return out
 
@@ -360,7 +345,7 @@ def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:
     """
 
     def product(number: int) -> Array:
-        return np.asarray(tall.factor(number).conj().T @ x(tall.rows(number)))
+        return np.asarray(tall.factor(number).conj().T @ x(tall.layout.rows(number)))
 
     total: Array | None = None
     for part in _in_parallel(tall, product, tall.row_tiles):
@@ -380,7 +365,7 @@ def times(tall: Tall, x: Array, write: Callable[[Range, Array], None]) -> None:
     x = x if tall.transform is None else tall.transform @ x
     products = _in_parallel(tall, lambda number: tall.factor(number) @ x, tall.row_tiles)
     for number, part in zip(tall.row_tiles, products, strict=True):
-        write(tall.rows(number), part)
+        write(tall.layout.rows(number), part)
 
 
 def _in_parallel(

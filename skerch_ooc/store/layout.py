@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.partition import Range, tile, tiles_of
+from skerch_ooc.base.partition import Range, tile
 
 
 @dataclass(frozen=True)
@@ -110,31 +108,3 @@ class Layout:
         if not good or layout.as_json(crc32) != value:
             raise CorruptError(f"{path}: its identity does not describe its data")
         return layout, crc32
-
-
-def read_slice(
-    layout: Layout, read_tile: Callable[[int, int], Array], rows: Range, columns: Range
-) -> Array:
-    """Puts together any slice of a matrix from the tiles that it touches.
-
-    Args:
-        layout: Of the matrix.
-        read_tile: Reads a tile by the numbers of its row and column.
-        rows: Of the slice.
-        columns: Of the slice.
-
-    Returns:
-        The slice, ``(len(rows), len(columns))``.
-    """
-    out = np.empty((len(rows), len(columns)), np.dtype(layout.dtype))
-    for i in tiles_of(rows, layout.tile[0]):
-        tile_rows = layout.rows(i)
-        here = tile_rows.common(rows)
-        for j in tiles_of(columns, layout.tile[1]):
-            tile_columns = layout.columns(j)
-            there = tile_columns.common(columns)
-            target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
-            target[:] = read_tile(i, j)[
-                here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
-            ]
-    return out

@@ -11,35 +11,16 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import names
-from skerch_ooc.store.layout import Layout, read_slice
+from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile
-
-
-class Tiles(Protocol):
-    """A tall matrix on disk, read and verified tile by tile.
-
-    Attributes:
-        layout: How it is tiled as a whole.
-    """
-
-    layout: Layout
-
-    def read_tile(self, row: int, column: int = 0) -> Array:
-        """Reads one tile; see :meth:`skerch_ooc.store.sealed.SealedFile.read_tile`."""
-        ...
-
-    def read(self, rows: Range, columns: Range) -> Array:
-        """Reads any slice, ``(len(rows), len(columns))``, through the tiles that it touches."""
-        ...
+from skerch_ooc.store.tiles import Tiles
 
 
 def piece_path(folder: Path, name: str, tiles: Range) -> Path:
@@ -91,23 +72,7 @@ class _Described:
         return cls(layout, tiles, identities)
 
 
-class BulkMatrix:
-    """A matrix that is a bulk of one file; see :class:`Tiles`."""
-
-    def __init__(self, file: SealedFile, name: str) -> None:
-        self.layout = file.layouts[name]
-        self._file, self._name = file, name
-
-    def read_tile(self, row: int, column: int = 0) -> Array:
-        """See :class:`Tiles`."""
-        return self._file.read_tile(row, column, self._name)
-
-    def read(self, rows: Range, columns: Range) -> Array:
-        """See :class:`Tiles`."""
-        return self._file.read(rows, columns, self._name)
-
-
-class PiecedMatrix:
+class PiecedMatrix(Tiles):
     """A matrix in pieces, each opened when it is first needed; see :class:`Tiles`."""
 
     def __init__(self, file: SealedFile, name: str) -> None:
@@ -135,11 +100,7 @@ class PiecedMatrix:
         # All runs but the last are equally long.
         number = row // len(self._described.tiles[0])
         tiles = self._described.tiles[number]
-        return self._piece(number).read_tile(row - tiles.start, column)
-
-    def read(self, rows: Range, columns: Range) -> Array:
-        """See :class:`Tiles`; raises as :meth:`read_tile` does."""
-        return read_slice(self.layout, self.read_tile, rows, columns)
+        return self._piece(number).bulk().read_tile(row - tiles.start, column)
 
     def check(self) -> None:
         """Opens every piece.
@@ -186,7 +147,7 @@ def open_matrix(file: SealedFile, name: str) -> Tiles | None:
         CorruptError: If the file does not describe it.
     """
     if name in file.layouts:
-        return BulkMatrix(file, name)
+        return file.bulk(name)
     return PiecedMatrix(file, name) if name in pieced_names(file.identity) else None
 
 
@@ -213,11 +174,3 @@ def check_pieces(file: SealedFile) -> None:
     """
     for name in pieced_names(file.identity):
         PiecedMatrix(file, name).check()
-
-
-def stored_columns(matrix: Tiles, number: int, out: Array) -> Array:
-    """Reads a row of tiles into ``out``, ``(rows, columns)``, and returns it."""
-    for column in range(matrix.layout.grid[1]):
-        part = matrix.read_tile(number, column)
-        out[:, matrix.layout.columns(column).slice] = part
-    return np.asarray(out)

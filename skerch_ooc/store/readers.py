@@ -15,8 +15,9 @@ from skerch_ooc.planning.sides import Side
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sealed import Bulk, SealedFile
 from skerch_ooc.store.shards import Rectangle, Strip, by_strip, open_shard
+from skerch_ooc.store.tiles import RowTiles
 
 
 def used_shards(strip: Strip, members: Sequence[Rectangle]) -> list[tuple[Range, Rectangle]]:
@@ -66,7 +67,7 @@ class _Layer:
     added: bool
 
 
-class RoleReader:
+class RoleReader(RowTiles):
     """Reads row tiles of the sketch of one role, whatever shards and parts it is cut into.
 
     Args:
@@ -88,10 +89,12 @@ class RoleReader:
         self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Strip],
         height: int,
     ) -> None:  # fmt: skip
-        self._tiles = run.plan.tiles(height)
-        self._tile_rows = run.plan.identity.tile[0]
-        self._dtype = np.dtype(run.plan.identity.dtype)
-        self._wide = np.result_type(self._dtype, np.float64)
+        width = len(strips[0].columns)
+        identity = run.plan.identity
+        self.layout = Layout(
+            strips[0].role, (height, width), identity.dtype, (identity.tile[0], width)
+        )
+        self._wide = np.result_type(self.dtype, np.float64)
         self._layers: list[_Layer] = []
         # Once for all strips: each of many parts must not look at the shards of all others.
         members = by_strip(strips, rectangles)
@@ -126,21 +129,13 @@ class RoleReader:
         first = self._layers[0].bands[0]
         return [(part, self.files[rectangle].path) for part, rectangle in first.shards]
 
-    def read_tile(self, number: int, out: Array) -> Array:
-        """Reads one row tile.
-
-        Args:
-            number: Its number.
-            out: Buffer of at least a tile's rows, and as many columns as the role has.
-
-        Returns:
-            The filled part of ``out``, converted to its dtype.
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`.
 
         Raises:
-            CorruptError: If a checksum is wrong.
             OperatorError: If a sum of parts is too large for the dtype.
         """
-        rows = self._tiles[number]
+        rows = self.layout.rows(row)
         out = out[: len(rows)]
         if self._plain:
             return self._read_layer(self._layers[0], rows, out)
@@ -152,10 +147,10 @@ class RoleReader:
                 part *= layer.scale
                 total += part
         # As if it had been measured in one: what was merged must not be finer than what is read.
-        out[:] = converted(total, self._dtype)
+        out[:] = converted(total, self.dtype)
         if not np.isfinite(out).all():
             raise OperatorError(
-                f"the sum of the operators exceeds {self._dtype} in rows {rows} of its sketch; "
+                f"the sum of the operators exceeds {self.dtype} in rows {rows} of its sketch; "
                 "scale its terms, or plan a run with a wider dtype"
             )
         return out
@@ -175,28 +170,29 @@ class RoleReader:
             total += other
             return total
 
-        out[:] = converted(tree_sum(map(wide, bands), add), self._dtype)
+        out[:] = converted(tree_sum(map(wide, bands), add), self.dtype)
         return out
 
     def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:
         """Reads rows of one band."""
         offset = rows.start - band.rows.start
         last = rows.stop == band.rows.stop
-        if offset % self._tile_rows or not (last or len(rows) == self._tile_rows):
+        height = self.layout.tile[0]
+        if offset % height or not (last or len(rows) == height):
             # The tiles of a part that begins elsewhere are not those of the whole.
             for part, rectangle in band.shards:
-                out[:, part.slice] = self.files[rectangle].read(
+                out[:, part.slice] = self._shard(rectangle).read(
                     rows.shifted(-band.rows.start), band.inside(part, rectangle)
                 )
             return out
-        tile = offset // self._tile_rows
+        tile = offset // height
         for together in self._batches(band.shards, len(rows)):
             place = Range(together[0][0].start, together[-1][0].stop)
             if len(together) > 1:
-                self._read_batch([file for _, file in together], tile, out[:, place.slice])
+                self._read_batch([shard for _, shard in together], tile, out[:, place.slice])
                 continue
             ((part, rectangle),) = together
-            data = self.files[rectangle].read_tile(tile)
+            data = self._shard(rectangle).read_tile(tile)
             out[:, part.slice] = data[:, band.inside(part, rectangle).slice]
         return out
 
@@ -206,7 +202,7 @@ class RoleReader:
         """Runs of shards that are read together: narrow ones of equal width; others alone."""
         together: list[tuple[Range, Rectangle]] = []
         for part, rectangle in parts:
-            layout = self._layout(rectangle)
+            layout = self._shard(rectangle).layout
             whole = len(part) == layout.shape[1] and not layout.chunked
             most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
             alike = together and len(together[0][0]) == len(part) and len(together) < most
@@ -221,19 +217,17 @@ class RoleReader:
             yield together
 
     def _read_batch(self, rectangles: Sequence[Rectangle], tile: int, out: Array) -> None:
-        layout = self._layout(rectangles[0])
+        layout = self._shard(rectangles[0]).layout
         batch = Batch(len(rectangles), len(out), layout.shape[1], layout.stored_dtype)
         for number, rectangle in enumerate(rectangles):
-            self.files[rectangle].read_tile(tile, out=batch[number])
+            self._shard(rectangle).read_tile(tile, out=batch[number])
         batch.turn_into(out)
 
-    def _layout(self, rectangle: Rectangle) -> Layout:
-        layout = self.files[rectangle].layout
-        assert layout is not None
-        return layout
+    def _shard(self, rectangle: Rectangle) -> Bulk:
+        return self.files[rectangle].bulk()
 
 
-class SketchReader:
+class SketchReader(RowTiles):
     """Reads row tiles of all columns of a side's sketches.
 
     Args:
@@ -244,6 +238,8 @@ class SketchReader:
         strips: What of the shards makes up the sketches, in the order of the parts.
 
     Attributes:
+        side: The side.
+        roles: What reads the sketch of each role alone.
         files: The opened shards that are read from.
 
     Raises:
@@ -256,15 +252,18 @@ class SketchReader:
         strips: Sequence[Strip],
     ) -> None:  # fmt: skip
         self.side = side
-        self._tiles = run.plan.tiles(side.rows)
-        self._roles = {
+        identity = run.plan.identity
+        self.layout = Layout(
+            side.name, (side.rows, side.columns), identity.dtype, (identity.tile[0], side.columns)
+        )
+        self.roles = {
             role: RoleReader(
                 run, folder, rectangles, [s for s in strips if s.role == role], side.rows
             )
             for role in side.sketches
         }
         self.files: dict[Rectangle, SealedFile] = {}
-        for reader in self._roles.values():
+        for reader in self.roles.values():
             self.files |= reader.files
 
     def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
@@ -278,27 +277,12 @@ class SketchReader:
         return [
             (part.shifted(self.side.sketches[role].start - start), path)
             for role in kept
-            for part, path in self._roles[role].placed
+            for part, path in self.roles[role].placed
         ]
 
-    def read_tile(self, number: int, out: Array) -> Array:
-        """Reads one row tile of all roles.
-
-        Args:
-            number: Number of the row tile.
-            out: Buffer of at least a tile's rows, and as many columns as all roles have.
-
-        Returns:
-            The filled part of ``out``, converted to its dtype.
-
-        Raises:
-            CorruptError: If a checksum is wrong.
-        """
-        out = out[: len(self._tiles[number])]
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        out = out[: len(self.layout.rows(row))]
         for role, place in self.side.sketches.items():
-            self._roles[role].read_tile(number, out[:, place.slice])
+            self.roles[role].read_row(row, out[:, place.slice])
         return out
-
-    def read_role(self, number: int, role: str, out: Array) -> Array:
-        """Reads one row tile of one role; otherwise as :meth:`read_tile`."""
-        return self._roles[role].read_tile(number, out)

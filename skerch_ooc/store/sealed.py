@@ -27,10 +27,10 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import cannot_write, canonical_json, private_file, publish, sync_file
-from skerch_ooc.base.partition import Range
-from skerch_ooc.store.layout import Layout, read_slice
+from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rawfile import RawFile
 from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, checked_seal, hash_of, opened
+from skerch_ooc.store.tiles import Tiles
 
 try:
     # The same numbers as zlib's, seven times as fast: else they would cost as much as the disk.
@@ -230,13 +230,53 @@ class SealedWriter:
         return publish(self.private, self.final)
 
 
-@dataclass(frozen=True)
-class _Bulk:
-    """A bulk as it is read: its layout, the checksums of its tiles, the offset of its bytes."""
+class Bulk(Tiles):
+    """A bulk as it is read: a tall matrix in a sealed file.
 
-    layout: Layout
-    crc32: list[str]
-    offset: int
+    Args:
+        file: The file.
+        layout: How the bulk lies in it.
+        crc32: The checksums of its tiles.
+        offset: Where its bytes begin.
+    """
+
+    def __init__(self, file: SealedFile, layout: Layout, crc32: list[str], offset: int) -> None:
+        self.layout = layout
+        self._file, self._crc32, self._offset = file, crc32, offset
+
+    def read_tile(self, row: int, column: int = 0, out: Array | None = None) -> Array:
+        """Reads one tile and verifies its checksum.
+
+        Args:
+            row: Number of the row tile.
+            column: Number of the column tile.
+            out: Where to, in C order, of the shape and type in which it is stored; a new array by
+                default.
+
+        Returns:
+            The tile without padding, in C order.
+
+        Raises:
+            CorruptError: If it was altered.
+        """
+        layout, path = self.layout, self._file.path
+        rows, columns = layout.rows(row), layout.columns(column)
+        stored = out
+        if stored is None:
+            stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
+        data = stored.data.cast("B")
+        number = layout.number(row, column)
+        descriptor = _open(path)
+        try:
+            complete = _read_at(descriptor, data, self._offset + number * layout.tile_bytes)
+        finally:
+            os.close(descriptor)
+        if not complete or f"{crc32(data):08x}" != self._crc32[number]:
+            raise CorruptError(
+                f"{path} was altered: wrong checksum in rows {rows}, columns {columns}"
+                f"{self._file.advice}"
+            )
+        return stored[: len(rows), : len(columns)]
 
 
 class SealedFile:
@@ -260,7 +300,7 @@ class SealedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.advice = ""
-        self._bulks: dict[str, _Bulk] = {}
+        self._bulks: dict[str, Bulk] = {}
         self.arrays: dict[str, Array] = {}
         with opened(path) as descriptor:
             # What libhdf5 is given is the very file that was verified, whatever its name is by now.
@@ -286,7 +326,7 @@ class SealedFile:
         for value in described if isinstance(described, list) else [described]:
             layout, crc32 = Layout.from_json(value, self.path)
             extents.append(_checked_extent(datasets, layout, self.path))
-            self._bulks[layout.name] = _Bulk(layout, crc32, extents[-1].offset)
+            self._bulks[layout.name] = Bulk(self, layout, crc32, extents[-1].offset)
         if tuple(sorted(extents, key=lambda extent: extent.offset)) != seal.bulks:
             raise CorruptError(f"{self.path}: its data do not lie where the seal says")
         for name, dataset in datasets.items():
@@ -309,56 +349,16 @@ class SealedFile:
         """The layout of each bulk, by its name."""
         return {name: bulk.layout for name, bulk in self._bulks.items()}
 
-    def read_tile(
-        self, row: int, column: int = 0, name: str | None = None, out: Array | None = None
-    ) -> Array:
-        """Reads one tile and verifies its checksum.
-
-        Args:
-            row: Number of the row tile.
-            column: Number of the column tile.
-            name: Name of the bulk; the first by default.
-            out: Where to, in C order, of the shape and type in which it is stored; a new array by
-                default.
-
-        Returns:
-            The tile without padding, in C order.
+    def bulk(self, name: str | None = None) -> Bulk:
+        """The bulk of a name; the first by default.
 
         Raises:
-            CorruptError: If it was altered.
+            CorruptError: If there is none.
         """
-        bulk = self._bulk(name)
-        layout = bulk.layout
-        rows, columns = layout.rows(row), layout.columns(column)
-        stored = out
-        if stored is None:
-            stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
-        data = stored.data.cast("B")
-        number = layout.number(row, column)
-        descriptor = _open(self.path)
-        try:
-            complete = _read_at(descriptor, data, bulk.offset + number * layout.tile_bytes)
-        finally:
-            os.close(descriptor)
-        if not complete or f"{crc32(data):08x}" != bulk.crc32[number]:
-            raise CorruptError(
-                f"{self.path} was altered: wrong checksum in rows {rows}, columns {columns}"
-                f"{self.advice}"
-            )
-        return stored[: len(rows), : len(columns)]
-
-    def read(self, rows: Range, columns: Range, name: str | None = None) -> Array:
-        """Reads any slice of a bulk, through the tiles that it touches.
-
-        Returns:
-            The slice, ``(len(rows), len(columns))``.
-
-        Raises:
-            CorruptError: If a tile was altered.
-        """
-        return read_slice(
-            self._bulk(name).layout, lambda i, j: self.read_tile(i, j, name), rows, columns
-        )
+        name = next(iter(self._bulks), "matrix") if name is None else name
+        if name not in self._bulks:
+            raise CorruptError(f"{self.path} holds no {name}")
+        return self._bulks[name]
 
     def verify_bulk(self) -> None:
         """Reads and verifies every tile.
@@ -367,19 +367,13 @@ class SealedFile:
             CorruptError: If one was altered.
         """
         places = (
-            (row, column, name)
-            for name, bulk in self._bulks.items()
+            (bulk, row, column)
+            for bulk in self._bulks.values()
             for row, column in itertools.product(*map(range, bulk.layout.grid))
         )
         with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
-            for _ in pool.map(lambda place: self.read_tile(*place) is None, places):
+            for _ in pool.map(lambda place: Bulk.read_tile(*place) is None, places):
                 pass
-
-    def _bulk(self, name: str | None) -> _Bulk:
-        name = next(iter(self._bulks), "matrix") if name is None else name
-        if name not in self._bulks:
-            raise CorruptError(f"{self.path} holds no {name}")
-        return self._bulks[name]
 
 
 def verify(path: Path) -> SealedFile:

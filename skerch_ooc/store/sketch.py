@@ -28,7 +28,7 @@ from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
-from skerch_ooc.store.pieces import Tiles, lost_pieces, open_matrix
+from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
@@ -42,6 +42,7 @@ from skerch_ooc.store.shards import (
     strip_of,
     wait_for_columns,
 )
+from skerch_ooc.store.tiles import Tiles
 
 _DIGITS = 16
 _LISTINGS = "listings"
@@ -72,16 +73,12 @@ class Basis:
     @property
     def columns(self) -> int:
         """How many vectors it has."""
-        return self.matrix.layout.shape[1]
+        return self.matrix.shape[1]
 
     @cached_property
     def digest(self) -> str:
         """Hash of what it holds, as its identity has the checksums of all its tiles."""
         return digest(self.file.identity)
-
-    def read(self, rows: Range, columns: Range) -> Array:
-        """Reads a part of it."""
-        return self.matrix.read(rows, columns)
 
 
 def is_later_role(role: str) -> bool:
@@ -293,7 +290,7 @@ class Sketch:
         out = np.empty((plan.inner, len(plan.span("inner"))), plan.identity.dtype)
         if self._inner is not None:
             for number, rows in enumerate(plan.tiles(plan.inner)):
-                self._inner.read_tile(number, out[rows.slice])
+                self._inner.read_row(number, out[rows.slice])
         return out
 
     def basis(self) -> Basis | None:

@@ -327,7 +327,7 @@ def duplicated(copied):
     """
     run = copied()
     first, *_ = known_rounds(run)
-    columns = first.sketch.readers["range"].read_tile(0, np.empty((N, 52), np.float32))[:, 8:24]
+    columns = first.sketch.readers["range"].read_row(0, np.empty((N, 52), np.float32))[:, 8:24]
     rectangle = Rectangle("right", 0, Range(8, 24), Range(0, N))
     assert publish_shard(run.shards, run.plan, rectangle, columns.copy(), {})
     return finish(run), run.shards / rectangle.name

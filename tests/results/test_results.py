@@ -567,7 +567,7 @@ def test_implicit_vectors_without_their_shards_say_what_to_measure(tmp_path):
 def test_implicit_vectors_of_shards_that_were_made_anew_are_refused(tmp_path):
     eig = decompose(tmp_path / "run", "eigh", "float32", "implicit")
     run, shard = a_shard(tmp_path / "run")
-    whole = SealedFile(run.shards / shard.name).read(shard.rows, shard.columns)
+    whole = SealedFile(run.shards / shard.name).bulk().read(shard.rows, shard.columns)
     (run.shards / shard.name).unlink()
     publish_shard(run.shards, run.plan, shard, whole * np.float32(1.0001), {})
     with pytest.raises(ooc.CorruptError, match=r"measured anew since.*skerch-ooc recover"):
@@ -578,7 +578,7 @@ def test_altered_shard_is_found_when_vectors_are_made_of_it(tmp_path):
     eig = decompose(tmp_path / "run", "eigh", "float32", "implicit")
     run, shard = a_shard(tmp_path / "run")
     path = run.shards / shard.name
-    entry = SealedFile(path).read(Range(149, 150), Range(0, 1)).tobytes()
+    entry = SealedFile(path).bulk().read(Range(149, 150), Range(0, 1)).tobytes()
     data = bytearray(path.read_bytes())
     data[data.rfind(entry)] ^= 1
     path.write_bytes(data)

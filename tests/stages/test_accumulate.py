@@ -93,7 +93,7 @@ def sums_of(plan, rows, z, side=None):
     out.squares[...] = out.cross[...] = np.nan
     tile = space.z[: len(rows)]
     tile[...] = z
-    accumulate_tile(plan, side, NoiseReader(plan, None), rows, tile, space, out)
+    accumulate_tile(plan, side, NoiseReader(plan, {}), rows, tile, space, out)
     return out
 
 

@@ -52,7 +52,7 @@ def sums_with(arithmetic, dtype):
     space, out = Workspace.of(plan, side), Sums.zeros(plan, side)
     tile = space.z[:ROWS]
     tile[...] = z.astype(dtype)
-    matrices = NoiseReader(plan, None)
+    matrices = NoiseReader(plan, {})
     accumulate_tile(plan, side, matrices, Range(0, ROWS), tile, space, out, arithmetic)
     return out
 

@@ -441,7 +441,7 @@ class TestWhatFollows:
         for number in range(len(run.plan.tiles())):
             space = np.empty((2, 4096, row_shards.side.columns))
             np.testing.assert_array_equal(
-                row_shards.read_tile(number, space[0]), column_shards.read_tile(number, space[1])
+                row_shards.read_row(number, space[0]), column_shards.read_row(number, space[1])
             )
 
     def test_every_byte_is_verified(self, run):

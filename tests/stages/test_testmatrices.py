@@ -161,15 +161,15 @@ class TestKept:
 class TestBasis:
     def test_rows_are_those_of_the_file(self, tmp_path):
         round_ = measured(tmp_path, "rademacher", method="hmt", rounds=2)
-        reader = NoiseReader(round_.run.plan, round_.basis)
+        reader = NoiseReader(round_.run.plan, {"basis": round_.basis.matrix})
         rows, columns = Range(64, 101), Range(3, 20)
         found = reader.tile(BASIS, rows, columns, "float64", None)
-        whole = round_.basis.read(Range(0, 150), Range(0, 20))
+        whole = round_.basis.matrix.read(Range(0, 150), Range(0, 20))
         np.testing.assert_array_equal(found, whole[rows.slice, columns.slice])
 
     def test_is_no_distribution(self, tmp_path):
         round_ = measured(tmp_path, "rademacher", method="hmt", rounds=2)
-        reader = NoiseReader(round_.run.plan, round_.basis)
+        reader = NoiseReader(round_.run.plan, {"basis": round_.basis.matrix})
         assert (reader.noise(BASIS), reader.noise("right")) == (BASIS, "rademacher")
 
 

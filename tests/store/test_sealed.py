@@ -50,7 +50,7 @@ def test_any_slice_reads_as_it_was_written(tmp_path_factory, r0, rows, c0, colum
     write(folder / "a.h5", layout(tile=(16, 3)), array)
     r = Range(r0, min(50, r0 + rows))
     c = Range(c0, min(7, c0 + columns))
-    assert (SealedFile(folder / "a.h5").read(r, c) == array[r.slice, c.slice]).all()
+    assert (SealedFile(folder / "a.h5").bulk().read(r, c) == array[r.slice, c.slice]).all()
 
 
 def test_files_have_the_same_bytes_each_time(tmp_path):
@@ -112,7 +112,7 @@ def test_altered_tile_is_named_by_its_rows(tmp_path):
         raw.seek(offset + 20 * 7 * 4)
         raw.write(b"\xff")
     with pytest.raises(CorruptError, match="rows 16-32"):
-        SealedFile(path).read(Range(16, 20), Range(0, 7))
+        SealedFile(path).bulk().read(Range(16, 20), Range(0, 7))
 
 
 def test_other_tiles_still_read(tmp_path):
@@ -123,7 +123,7 @@ def test_other_tiles_still_read(tmp_path):
     with open(path, "r+b") as raw:
         raw.seek(read_seal(path).bulks[0].offset)
         raw.write(b"\xff\xff")
-    assert (file.read(Range(32, 50), Range(0, 7)) == array[32:]).all()
+    assert (file.bulk().read(Range(32, 50), Range(0, 7)) == array[32:]).all()
 
 
 def test_symbolic_link_is_refused(tmp_path):
@@ -245,7 +245,7 @@ def test_each_of_two_bulks_reads_as_it_was_written(tmp_path, forms, which):
     write_pair(tmp_path / "a.h5", forms)
     form = forms[which]
     r, c = Range(5, form.shape[0] - 3), Range(2, 6)
-    found = SealedFile(tmp_path / "a.h5").read(r, c, form.name)
+    found = SealedFile(tmp_path / "a.h5").bulk(form.name).read(r, c)
     assert (found == contents_of(forms)[which][r.slice, c.slice]).all()
 
 
@@ -260,7 +260,7 @@ def test_plain_h5py_reads_each_of_two_bulks(tmp_path, forms, which):
 @pairs
 def test_the_first_of_two_bulks_is_read_where_none_is_named(tmp_path, forms):
     write_pair(tmp_path / "a.h5", forms)
-    assert (SealedFile(tmp_path / "a.h5").read_tile(1)[:, :3]
+    assert (SealedFile(tmp_path / "a.h5").bulk().read_tile(1)[:, :3]
             == contents_of(forms)[0][16:32, :3]).all()  # fmt: skip
 
 
@@ -273,7 +273,7 @@ def test_layouts_of_two_bulks_are_told_in_the_order_of_their_writing(tmp_path, f
 def test_bulk_that_is_not_there_is_named(tmp_path):
     write_pair(tmp_path / "a.h5", PAIRS["chunked"])
     with pytest.raises(CorruptError, match=r"a\.h5 holds no W"):
-        SealedFile(tmp_path / "a.h5").read_tile(0, name="W")
+        SealedFile(tmp_path / "a.h5").bulk("W").read_tile(0)
 
 
 @pytest.mark.soak
@@ -296,7 +296,7 @@ def test_altered_tile_of_one_bulk_leaves_the_other_readable(tmp_path, forms, whi
         raw.seek(extents[which].offset)
         raw.write(b"\xff\xff")
     other = forms[1 - which]
-    found = SealedFile(path).read(*(Range(0, n) for n in other.shape), other.name)
+    found = SealedFile(path).bulk(other.name).read(*(Range(0, n) for n in other.shape))
     assert (found == contents_of(forms)[1 - which]).all()
 
 

@@ -128,7 +128,7 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
 
             def copy(number: int) -> None:
                 buffer = buffers.take()
-                z = reader.read_tile(number, buffer)
+                z = reader.read_row(number, buffer)
                 for _, place, writer in writers:  # noqa: B023 (used up in this round)
                     writer.write_rows(number - task.start, z[:, place.slice])  # noqa: B023
                 buffers.give(buffer)

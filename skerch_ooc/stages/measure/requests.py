@@ -63,7 +63,7 @@ def test_vectors(round_: Round, role: str, rows: Range, columns: Range) -> Array
     """The part of the test matrix that a task applies the operator to."""
     identity = round_.run.plan.identity
     if round_.basis is not None:
-        return round_.basis.read(rows, columns)
+        return round_.basis.matrix.read(rows, columns)
     name = test_matrix_of(round_.run.plan, role)
     return _drawn(round_.run.plan, name, rows, columns, identity.dtype)
 

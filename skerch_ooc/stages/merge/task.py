@@ -510,7 +510,7 @@ class _SideMerge:
 
             def sum_of_tile(number: int) -> Sums:
                 space, tile = spaces.take(), sums.take()
-                z = self._reader.read_tile(number, space.z)
+                z = self._reader.read_row(number, space.z)
                 for role, writer in writers.items():
                     writer.write_rows(number - task.start, z[:, self.side.sketches[role].slice])
                 rows = self._tiles[number]

@@ -21,7 +21,8 @@ from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import Basis, Sketch
+from skerch_ooc.store.sketch import Sketch
+from skerch_ooc.store.tiles import Tiles
 
 COLUMNS_AT_ONCE = 8
 """Whole columns that are drawn at once; also the width of the tiles they are kept in."""
@@ -32,16 +33,13 @@ class NoiseReader:
 
     Args:
         plan: The plan in force.
-        basis: The test matrix of a later round.
-        kept: Test matrices of which only whole columns can be drawn, by their names.
+        kept: Those that are on disk, by their names: the basis of a later round, and those of
+            which only whole columns can be drawn.
     """
 
-    def __init__(
-        self, plan: Plan, basis: Basis | None, kept: Mapping[str, SealedFile] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, kept: Mapping[str, Tiles]) -> None:
         self._identity = plan.identity
-        self._basis = basis
-        self._kept = kept or {}
+        self._kept = kept
 
     def noise(self, name: str) -> str:
         """The distribution of a test matrix; ``"basis"`` for one that is none."""
@@ -66,14 +64,10 @@ class NoiseReader:
         Raises:
             CorruptError: If the basis was altered.
         """
-        if name == BASIS:
-            assert self._basis is not None
-            part = self._basis.read(rows, columns)
-        elif name in self._kept:
-            part = self._kept[name].read(rows, columns)
-        else:
+        if name not in self._kept:
             noise, seed = self._identity.noise[name], self._identity.seed
             return draw(noise, seed, name, rows, columns, dtype, out=out)
+        part = self._kept[name].read(rows, columns)
         if out is None:
             return part.astype(dtype)
         out = out[: len(rows), : len(columns)]
@@ -88,12 +82,14 @@ def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
     unless they are there.
     """
     plan = sketch.round.run.plan
-    kept = {
-        name: _keep(sketch, plan, name, len(place))
+    kept: dict[str, Tiles] = {
+        name: _keep(sketch, plan, name, len(place)).bulk()
         for name, place in side.noise.items()
         if name != BASIS and plan.identity.noise[name] in WHOLE_COLUMNS
     }
-    return NoiseReader(plan, sketch.round.basis, kept)
+    if sketch.round.basis is not None:
+        kept[BASIS] = sketch.round.basis.matrix
+    return NoiseReader(plan, kept)
 
 
 def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:

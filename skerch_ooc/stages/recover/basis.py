@@ -17,7 +17,6 @@ from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.stages.merge.task import Merged
 from skerch_ooc.stages.recover.orthogonality import corrected, needs_correction
-from skerch_ooc.stages.recover.problems import Source
 from skerch_ooc.stages.recover.recipes import (
     Columns,
     publish_recipes,
@@ -30,6 +29,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import sealed_writer
 from skerch_ooc.store.sketch import Sketch, basis_identity
+from skerch_ooc.store.tiles import Tiles
 
 
 def make_basis(merged: Merged, work: Work) -> None:
@@ -157,8 +157,7 @@ class _Writing:
         return Spread(self._run, recipes, self._work)
 
     def _recipe_of(self, vectors: Vectors) -> Recipe:
-        reader = self._side.reader
-        test = reader if "test" in self._side.side.sketches else None
+        test = self._side.reader.roles.get("test")
         return Recipe(BASIS_MATRIX, self._side.side.rows, vectors, test)
 
     def _known(self) -> Recipe | None:
@@ -171,8 +170,8 @@ class _Writing:
         return file.matrices[BASIS_MATRIX] if file else None
 
     @property
-    def _source(self) -> Source:
-        return Source(self._side.reader, self._round.role)
+    def _source(self) -> Tiles:
+        return self._side.reader.roles[self._round.role]
 
     def _found(self) -> Recipe:
         epsilon = float(np.finfo(self._plan.identity.dtype).eps)

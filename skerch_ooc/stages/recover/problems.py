@@ -19,48 +19,8 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merged, column_squares
-from skerch_ooc.store.pieces import stored_columns
-from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.sketch import Basis
-
-
-@dataclass(frozen=True)
-class Source:
-    """Tall columns on disk that vectors are made of: those of a sketch, or of a basis.
-
-    Attributes:
-        columns: How many.
-        rows: How many rows they have.
-    """
-
-    stored: SketchReader | Basis
-    role: str
-
-    @property
-    def columns(self) -> int:
-        """How many columns."""
-        if isinstance(self.stored, Basis):
-            return self.stored.columns
-        return len(self.stored.side.sketches[self.role])
-
-    def read_tile(self, number: int, rows: int, out: Array) -> Array:
-        """Reads one row tile.
-
-        Args:
-            number: Its number.
-            rows: How many rows it has.
-            out: Buffer of at least so many rows and columns.
-
-        Returns:
-            The filled part of ``out``.
-
-        Raises:
-            CorruptError: If a checksum is wrong.
-        """
-        if isinstance(self.stored, Basis):
-            return stored_columns(self.stored.matrix, number, out[:rows])
-        place = self.stored.side.sketches[self.role]
-        return self.stored.read_role(number, self.role, out[:, : len(place)])
+from skerch_ooc.store.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -71,13 +31,13 @@ class Posed:
         problem: What the method is given.
         left: The columns that ``U`` is made of.
         right: Those that ``V`` is made of; ``None`` for a Hermitian operator.
-        test: The test sketch.
+        test: The test sketch; ``None`` without one.
     """
 
     problem: Problem
-    left: Source
-    right: Source | None
-    test: SketchReader
+    left: Tiles
+    right: Tiles | None
+    test: Tiles | None
 
 
 def serves(plan: Plan, settings: RecoverySpec) -> None:
@@ -151,8 +111,8 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
         core_size=_integer(settings.core),
         rank=_integer(settings.rank),
     )
-    right = None if hermitian else Source(there.reader, left)
-    return Posed(problem, Source(here.reader, "right"), right, here.reader)
+    right = None if hermitian else there.reader.roles[left]
+    return Posed(problem, here.reader.roles["right"], right, here.reader.roles.get("test"))
 
 
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
@@ -178,7 +138,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
         "before": y_before if before.sketch.round.basis is None else None,
         "rank": _integer(settings.rank),
     }
-    test = earlier.reader
+    test = earlier.reader.roles.get("test")
     if hermitian:
         side = last.sides[RANGE]
         place = side.side.sketches[role]
@@ -190,7 +150,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
             second_square=float(column_squares(side.sums)[place.slice].sum()),
             **common,
         )
-        return Posed(problem, Source(basis, "basis"), None, test)
+        return Posed(problem, basis.matrix, None, test)
     corange = last.sides[CORANGE]
     problem = Problem(
         w=corange.copy(role),
@@ -198,7 +158,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
         g_w=corange.cross("test", role),
         **common,
     )
-    return Posed(problem, Source(basis, "basis"), Source(corange.reader, role), test)
+    return Posed(problem, basis.matrix, corange.reader.roles[role], test)
 
 
 def basis_products(basis: Basis, products: Array) -> Array:

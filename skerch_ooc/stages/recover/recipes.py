@@ -25,13 +25,13 @@ from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
-from skerch_ooc.stages.recover.problems import Source, serves
+from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store.names import BASIS_MATRIX
-from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
 from skerch_ooc.store.sketch import Round, known_rounds
+from skerch_ooc.store.tiles import Tiles
 
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"
@@ -204,13 +204,13 @@ class Columns:
         digest: Of the sketch.
         left: The columns of the left vectors, of the eigenvectors, or of a basis.
         right: Those of the right vectors; ``None`` if there are none.
-        test: Reads the test sketch of the rows of the left vectors; ``None`` if there is none.
+        test: The test sketch of the rows of the left vectors; ``None`` if there is none.
     """
 
     digest: str
-    left: Source
-    right: Source | None
-    test: SketchReader | None
+    left: Tiles
+    right: Tiles | None
+    test: Tiles | None
 
 
 def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
@@ -247,12 +247,12 @@ def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
     """
     last, before = rounds_for(run, settings)
     readers = Merge(last).readers()
-    left = Source(last.basis, "basis") if last.basis else Source(readers[RANGE], "right")
+    left = last.basis.matrix if last.basis else readers[RANGE].roles["right"]
     right = None
     if CORANGE in readers:
-        right = Source(readers[CORANGE], last.role if last.basis else "left")
+        right = readers[CORANGE].roles[last.role if last.basis else "left"]
     test = Merge(before).readers()[RANGE] if before else readers[RANGE]
-    return Columns(last.sketch.digest, left, right, test)
+    return Columns(last.sketch.digest, left, right, test.roles.get("test"))
 
 
 def columns_of_basis(round_: Round) -> Columns:
@@ -264,5 +264,5 @@ def columns_of_basis(round_: Round) -> Columns:
     """
     merge = Merge(round_)
     reader = merge.readers()[CORANGE if round_.adjoint else RANGE]
-    test = reader if "test" in reader.side.sketches else None
-    return Columns(merge.sketch.digest, Source(reader, round_.role), None, test)
+    roles = reader.roles
+    return Columns(merge.sketch.digest, roles[round_.role], None, roles.get("test"))

@@ -25,10 +25,9 @@ from skerch_ooc.planning.memory import adding_bytes, wide_dtype
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import gaussian_probes
-from skerch_ooc.stages.recover.problems import Source
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.sealed import BulkWriter
+from skerch_ooc.store.tiles import Tiles
 
 Tile = TypeVar("Tile")
 
@@ -49,7 +48,7 @@ class Vectors:
         correction: ``(k, r)``; ``None`` if it is the identity.
     """
 
-    source: Source
+    source: Tiles
     transform: Array
     correction: Array | None = None
 
@@ -76,7 +75,7 @@ class Vectors:
         narrow = np.dtype(plan.identity.dtype).itemsize
         height = min(plan.identity.tile[0], rows)
         corrected = 0 if self.correction is None else self.rank * wide
-        columns = self.source.columns * (wide + narrow) + self.transform.shape[1] * wide
+        columns = self.source.shape[1] * (wide + narrow) + self.transform.shape[1] * wide
         return int(height * (columns + corrected + 2 * self.rank * narrow))
 
 
@@ -102,7 +101,7 @@ class VectorMaker:
             lambda: [
                 empty_aligned((height, columns), wide)
                 for columns in (
-                    vectors.source.columns,
+                    vectors.source.shape[1],
                     vectors.transform.shape[1],
                     0 if vectors.correction is None else vectors.rank,
                 )
@@ -120,7 +119,7 @@ class VectorMaker:
     def tile(self, number: int, buffers: list[Array]) -> Array:
         """One row tile of the vectors, in one of the buffers."""
         rows = len(self.tiles[number])
-        x = self._vectors.source.read_tile(number, rows, buffers[0])
+        x = self._vectors.source.read_row(number, buffers[0])
         u = buffers[1][:rows]
         self._on.times(self._on.load(x), self._transform, u)
         if self._vectors.correction is None:
@@ -190,7 +189,7 @@ def vectors_bytes(plan: Plan, recipe: Recipe) -> tuple[int, int]:
     figures = vectors.rank * (PROBES + test) * wide
     fixed = vectors.transform.nbytes + (levels(len(plan.tiles(rows))) + 2) * figures
     height = min(plan.identity.tile[0], rows)
-    adding = adding_bytes(plan, height, max(test, vectors.source.columns))
+    adding = adding_bytes(plan, height, max(test, vectors.source.shape[1]))
     return fixed, vectors.bytes_per_tile(plan, rows) + figures + 2 * height * test * wide + adding
 
 
@@ -202,7 +201,7 @@ class Recipe:
         name: What the matrix is called on disk.
         rows: Its height.
         vectors: How it is made.
-        test: Reads the test sketch, if it has the same rows and is to be compared.
+        test: The test sketch, if it has the same rows and is to be compared.
         weights: ``diag(values) V^H G``, ``(r, q)``: what the residual of the test sketch is formed
             with; without it ``U^H T`` is.
     """
@@ -210,7 +209,7 @@ class Recipe:
     name: str
     rows: int
     vectors: Vectors
-    test: SketchReader | None = None
+    test: Tiles | None = None
     weights: Array | None = None
 
     def tile_bytes(self, plan: Plan) -> int:
@@ -221,7 +220,7 @@ class Recipe:
     @property
     def tests(self) -> int:
         """Columns of the test sketch."""
-        return len(self.test.side.sketches.get("test", ())) if self.test is not None else 0
+        return self.test.shape[1] if self.test is not None else 0
 
 
 class Making:
@@ -303,7 +302,7 @@ class Making:
         )
         if q and recipe.test is not None:
             space = self._spaces.take()
-            t = recipe.test.read_role(number, "test", space)
+            t = recipe.test.read_row(number, space)
             figures.test = np.sum(np.abs(t) ** 2, axis=0)
             if not residual:
                 probed = np.concatenate([probed, t], axis=1)

@@ -1,0 +1,91 @@
+"""Tall matrices that are read by tiles, wherever they lie: in one file, in pieces, in shards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range, tiles_of
+from skerch_ooc.store.layout import Layout
+
+
+class Tiles(ABC):
+    """A tall matrix that is read, and verified, tile by tile.
+
+    Each way of reading raises CorruptError if something was altered, and IncompleteError if
+    something is gone.
+
+    Attributes:
+        layout: Its shape, the type of its entries, and how it is tiled.
+    """
+
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the entries."""
+        return np.dtype(self.layout.dtype)
+
+    @abstractmethod
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """Reads one tile.
+
+        Args:
+            row: Number of the row tile.
+            column: Number of the column tile.
+
+        Returns:
+            The tile, without padding.
+        """
+
+    def read_row(self, row: int, out: Array) -> Array:
+        """Reads one row tile of all columns.
+
+        Args:
+            row: Number of the row tile.
+            out: Buffer of at least a tile's rows, and of all columns.
+
+        Returns:
+            The filled part of ``out``, converted to its dtype.
+        """
+        out = out[: len(self.layout.rows(row))]
+        for column in range(self.layout.grid[1]):
+            out[:, self.layout.columns(column).slice] = self.read_tile(row, column)
+        return out
+
+    def read(self, rows: Range, columns: Range) -> Array:
+        """Reads any slice, ``(len(rows), len(columns))``, through the tiles that it touches."""
+        layout = self.layout
+        out = np.empty((len(rows), len(columns)), self.dtype)
+        for i in tiles_of(rows, layout.tile[0]):
+            tile_rows = layout.rows(i)
+            here = tile_rows.common(rows)
+            for j in tiles_of(columns, layout.tile[1]):
+                tile_columns = layout.columns(j)
+                there = tile_columns.common(columns)
+                target = out[here.shifted(-rows.start).slice, there.shifted(-columns.start).slice]
+                target[:] = self.read_tile(i, j)[
+                    here.shifted(-tile_rows.start).slice, there.shifted(-tile_columns.start).slice
+                ]
+        return out
+
+
+class RowTiles(Tiles):
+    """A tall matrix whose tiles have all of its columns."""
+
+    @abstractmethod
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`Tiles`."""
+
+    def read_tile(self, row: int, column: int = 0) -> Array:
+        """See :class:`Tiles`."""
+        del column
+        return self.read_row(row, np.empty((len(self.layout.rows(row)), self.shape[1]), self.dtype))
