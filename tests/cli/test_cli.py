@@ -23,12 +23,6 @@ def ooc_command(inside, tmp_path):
     return run
 
 
-@pytest.fixture
-def own_process(tmp_path):
-    """The command line, in a process of its own each time."""
-    return CommandLine(tmp_path)
-
-
 VERBS = ("measure", "merge", "recover", "assess")
 
 
@@ -37,16 +31,17 @@ def spec(tmp_path):
     return write_spec(tmp_path, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
 
 
-def test_run_does_all_stages_and_prints_the_error(own_process, spec):
-    done = own_process("run", spec, "--run", "run")
+def test_run_does_all_stages_and_prints_the_error(tmp_path, spec):
+    """Of the program as a shell starts it; others below are forked from one that has begun."""
+    done = CommandLine(tmp_path)("run", spec, "--run", "run")
     assert done.returncode == 0
     assert "relative error" in done.stdout
 
 
-def test_run_again_says_the_same_without_a_product(own_process, spec, call_log):
-    first = own_process("run", spec, "--run", "run", "--json")
+def test_run_again_says_the_same_without_a_product(forked_command, spec, call_log):
+    first = forked_command("run", spec, "--run", "run", "--json")
     calls = len(call_log())
-    second = own_process("run", spec, "--run", "run", "--json")
+    second = forked_command("run", spec, "--run", "run", "--json")
     assert second.stdout == first.stdout
     assert len(call_log()) == calls
 
@@ -178,16 +173,16 @@ def test_operator_that_goes_bad_publishes_no_bad_shard(ooc_command, faults, text
     assert not list(ooc_command.cwd.glob("run/shards/right*"))
 
 
-def test_factory_file_that_does_not_import_is_a_usage_error(own_process):
-    (own_process.cwd / "bad.py").write_text("import no_such_module\n")
-    spec = write_spec(own_process.cwd, "x", 4, operator={"factory": "bad.py:make"})
-    done = own_process("run", spec, "--run", "run")
+def test_factory_file_that_does_not_import_is_a_usage_error(forked_command):
+    (forked_command.cwd / "bad.py").write_text("import no_such_module\n")
+    spec = write_spec(forked_command.cwd, "x", 4, operator={"factory": "bad.py:make"})
+    done = forked_command("run", spec, "--run", "run")
     assert (done.returncode, "no_such_module" in done.stderr) == (2, True)
 
 
-def test_json_stays_json_whatever_the_operator_prints(own_process):
-    spec = write_spec(own_process.cwd, "talkative", 40, sketch={"test_measurements": 12})
-    done = own_process("run", spec, "--run", "run", "--json")
+def test_json_stays_json_whatever_the_operator_prints(forked_command):
+    spec = write_spec(forked_command.cwd, "talkative", 40, sketch={"test_measurements": 12})
+    done = forked_command("run", spec, "--run", "run", "--json")
     assert "relative_error" in json.loads(done.stdout)
     assert "hello from the operator" in done.stderr
 
@@ -260,9 +255,9 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, forked_in):
     """A measured run, to be copied by each test."""
-    command = CommandLine(tmp_path_factory.mktemp("measured"))
+    command = forked_in(tmp_path_factory.mktemp("measured"))
     spec = write_spec(command.cwd, "matrix", 40, sketch={"test_measurements": 12, "block": 16})
     command("plan", spec, "--run", "r")
     command("measure", "r")
@@ -334,14 +329,14 @@ def test_copied_run_directory_goes_on(ooc_command, spec):
 
 
 @pytest.mark.thorough
-def test_later_stages_import_nothing_of_the_run(own_process):
-    factory = own_process.cwd / "mine.py"
+def test_later_stages_import_nothing_of_the_run(forked_command):
+    factory = forked_command.cwd / "mine.py"
     factory.write_text("import torch\n\ndef make():\n    return torch.eye(50)\n")
-    spec = write_spec(own_process.cwd, "", 20, operator={"factory": "mine.py:make"})
-    own_process("plan", spec, "--run", "run")
-    own_process("measure", "run")
+    spec = write_spec(forked_command.cwd, "", 20, operator={"factory": "mine.py:make"})
+    forked_command("plan", spec, "--run", "run")
+    forked_command("measure", "run")
     factory.write_text("open('imported', 'w')\n")
     verbs = ("status", "merge", "recover", "assess", "verify")
-    codes = [own_process(verb, "run").returncode for verb in verbs]
+    codes = [forked_command(verb, "run").returncode for verb in verbs]
     assert codes == [0] * 5
-    assert not (own_process.cwd / "imported").exists()
+    assert not (forked_command.cwd / "imported").exists()

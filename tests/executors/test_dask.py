@@ -10,8 +10,11 @@ from contents import run_contents
 from distributed import Client, LocalCluster
 from runs import whole_run
 from specs import write_spec
+from workers import forked_workers
 
 import skerch_ooc as ooc
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 WIDE = {
     "eigh": {},
@@ -26,7 +29,7 @@ WIDE = {
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A worker process with four threads, as others might have started it."""
-    with LocalCluster(
+    with forked_workers(), LocalCluster(
         n_workers=1, threads_per_worker=4, processes=True, memory_limit=0,
         scheduler_kwargs={"dashboard_address": ":0"}, dashboard_address=None,
         local_directory=tmp_path_factory.mktemp("scratch"),
@@ -164,8 +167,8 @@ def test_workers_beside_a_scheduler_are_refused():
         ooc.Dask("tcp://somewhere:8786", workers=2)
 
 
-def test_command_runs_on_a_cluster_by_its_address(ooc_command, cluster):
-    spec = write_spec(ooc_command.cwd, "matrix", 40, sketch={"block": 8})
-    done = ooc_command("run", spec, "--run", "run", "--executor", "dask",
+def test_command_runs_on_a_cluster_by_its_address(forked_command, cluster):
+    spec = write_spec(forked_command.cwd, "matrix", 40, sketch={"block": 8})
+    done = forked_command("run", spec, "--run", "run", "--executor", "dask",
                        "--scheduler", cluster.scheduler_address)  # fmt: skip
     assert (done.returncode, "relative error" in done.stdout) == (0, True)

@@ -18,6 +18,8 @@ from specs import FACTORIES, write_spec
 
 import skerch_ooc as ooc
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture
 def cluster(tmp_path):
@@ -125,6 +127,7 @@ def test_other_version_of_the_package_is_recorded_and_warned_of_once(tmp_path, c
     assert re.search(rf"skerch_ooc {re.escape(version)} \(\d+\), 99\.0 \(\d+\)", warning)
 
 
+@pytest.mark.thorough
 def test_cluster_of_other_people_s_processes_makes_the_same_files(tmp_path, cluster):
     spec = spec_of(tmp_path)
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
@@ -187,9 +190,9 @@ def test_script_without_a_main_guard_is_told_of_it(tmp_path):
 
 
 @pytest.mark.thorough
-def test_command_says_where_its_workers_can_be_watched(ooc_command):
-    spec = spec_of(ooc_command.cwd)
-    done = ooc_command("run", spec, "--run", "run", "--executor", "dask", "--workers", 1)
+def test_command_says_where_its_workers_can_be_watched(forked_command):
+    spec = spec_of(forked_command.cwd)
+    done = forked_command("run", spec, "--run", "run", "--executor", "dask", "--workers", 1)
     assert re.search(r"dask: 1 worker\(s\) of tcp://127.*dashboard", done.stderr)
 
 
@@ -221,11 +224,11 @@ def test_task_whose_shard_is_there_is_not_measured_again(tmp_path, call_log):
 
 
 @pytest.mark.thorough
-def test_scheduler_file_is_an_option_of_its_own_name_too(ooc_command, cluster):
-    spec = spec_of(ooc_command.cwd)
+def test_scheduler_file_is_an_option_of_its_own_name_too(forked_command, cluster):
+    spec = spec_of(forked_command.cwd)
     cluster.start_scheduler()
     cluster.start_worker()
-    done = ooc_command("run", spec, "--run", "run", "--executor", "dask",
+    done = forked_command("run", spec, "--run", "run", "--executor", "dask",
                        "--scheduler-file", cluster.file, "--json")  # fmt: skip
     assert json.loads(done.stdout)["relative_error"] < 1
 

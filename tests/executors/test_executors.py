@@ -14,6 +14,8 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base.resources import parse_bytes, resident_memory
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 EXECUTORS = {
     "serial": ooc.Serial,
     "one worker": lambda: ooc.Dask(workers=1),
@@ -180,6 +182,7 @@ def test_failing_task_ends_the_run_with_its_message(tmp_path):
 
 
 def test_one_command_measures_on_two_workers(ooc_command):
+    """And starts its workers as it does for everybody; those of other tests are forked."""
     spec = write_spec(ooc_command.cwd, "matrix", 40, sketch={"block": 8})
     done = ooc_command(
         "run", spec, "--run", "run", "--executor", "dask", "--workers", 2, "--memory", "600MiB"
@@ -190,15 +193,15 @@ def test_one_command_measures_on_two_workers(ooc_command):
 
 
 @pytest.mark.thorough
-def test_four_processes_on_one_run_leave_one_valid_set_of_shards(ooc_command):
+def test_four_processes_on_one_run_leave_one_valid_set_of_shards(forked_command):
     spec = write_spec(
-        ooc_command.cwd, "matrix", 32, operator={"args": {"delay": 0.02}},
+        forked_command.cwd, "matrix", 32, operator={"args": {"delay": 0.02}},
         sketch={"test_measurements": 4, "block": 8},
     )  # fmt: skip
-    ooc_command("plan", spec, "--run", "run")
-    processes = [ooc_command.start("measure", "run") for _ in range(4)]
+    forked_command("plan", spec, "--run", "run")
+    processes = [forked_command.start("measure", "run") for _ in range(4)]
     for process in processes:
         process.communicate()
     assert [process.returncode for process in processes] == [0] * 4
-    assert ooc_command("verify", "run").returncode == 0
-    assert ooc_command("recover", "run").returncode == 0
+    assert forked_command("verify", "run").returncode == 0
+    assert forked_command("recover", "run").returncode == 0
