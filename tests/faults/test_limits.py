@@ -35,6 +35,15 @@ def expected(quiet):
     return quiet.of("eigh nystrom")[0]
 
 
+@pytest.fixture(scope="module")
+def finished(zygote, tmp_path_factory):
+    """A small run that is finished."""
+    folder = tmp_path_factory.mktemp("finished")
+    CASES["eigh nystrom"].write(folder)
+    assert zygote(folder, *RUN).code == 0
+    return folder / "run"
+
+
 @pytest.fixture
 def open_folder():
     """A folder in which all users may look, with the spec of a small run."""
@@ -83,8 +92,8 @@ def test_full_disk_is_said_and_with_more_room_the_command_goes_on(
 
 @as_root
 @pytest.mark.parametrize("verb", READING)
-def test_finished_run_of_somebody_else_can_be_looked_at(zygote, tally, open_folder, verb):
-    assert zygote(open_folder, *RUN).code == 0
+def test_finished_run_of_somebody_else_can_be_looked_at(zygote, tally, finished, open_folder, verb):
+    shutil.copytree(finished, open_folder / "run")
     with tally.fault(ENVIRONMENT, f"{verb} of a run that may not be written") as attempt:
         ended = zygote(open_folder, verb, "run", user=NOBODY)
         assert ended.code == 0, ended.err
@@ -92,8 +101,10 @@ def test_finished_run_of_somebody_else_can_be_looked_at(zygote, tally, open_fold
 
 
 @as_root
-def test_report_of_a_run_of_somebody_else_is_written_elsewhere(zygote, tally, open_folder):
-    assert zygote(open_folder, *RUN).code == 0
+def test_report_of_a_run_of_somebody_else_is_written_elsewhere(
+    zygote, tally, finished, open_folder
+):
+    shutil.copytree(finished, open_folder / "run")
     mine = open_folder / "mine"
     mine.mkdir()
     mine.chmod(0o777)
@@ -107,8 +118,8 @@ def test_report_of_a_run_of_somebody_else_is_written_elsewhere(zygote, tally, op
 
 
 @as_root
-def test_clean_of_a_run_of_somebody_else_removes_nothing(zygote, tally, open_folder):
-    assert zygote(open_folder, *RUN).code == 0
+def test_clean_of_a_run_of_somebody_else_removes_nothing(zygote, tally, finished, open_folder):
+    shutil.copytree(finished, open_folder / "run")
     before = sorted(open_folder.glob("**/*"))
     with tally.fault(ENVIRONMENT, "clean of a run that may not be written") as attempt:
         ended = zygote(open_folder, "clean", "run", "--sketch", user=NOBODY)
@@ -139,8 +150,8 @@ def test_where_nothing_may_be_written_that_is_said(zygote, tally, open_folder, c
 
 @as_root
 @pytest.mark.parametrize("name", ["plan.json", "plan.d/0001.json", "shards", "sketch", "results"])
-def test_what_may_not_be_read_is_named(zygote, tally, open_folder, name):
-    assert zygote(open_folder, *RUN).code == 0
+def test_what_may_not_be_read_is_named(zygote, tally, finished, open_folder, name):
+    shutil.copytree(finished, open_folder / "run")
     (open_folder / "run" / name).chmod(0)
     with tally.fault(ENVIRONMENT, "no permission to read") as attempt:
         ended = zygote(open_folder, "verify", "run", user=NOBODY)
@@ -173,8 +184,8 @@ def test_no_hard_link_is_needed(zygote, tally, folder, expected, error):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("pattern", ["shards/right.*.h5", "shards/test.*.h5"])
-def test_file_that_is_seen_late_is_waited_for(zygote, tally, folder, expected, pattern):
-    zygote(folder, *RUN)
+def test_file_that_is_seen_late_is_waited_for(zygote, tally, finished, folder, expected, pattern):
+    shutil.copytree(finished, folder / "run")
     for derived in ("sketch", "results"):
         shutil.rmtree(folder / "run" / derived)
         (folder / "run" / derived).mkdir()
@@ -206,8 +217,8 @@ def test_clock_that_jumps_changes_nothing(zygote, tally, folder, expected, step)
 
 
 @pytest.mark.parametrize("when", [0, 1, 2**33])
-def test_files_with_other_times_are_the_same_files(zygote, tally, folder, expected, when):
-    assert zygote(folder, *RUN).code == 0
+def test_files_with_other_times_are_the_same_files(zygote, tally, finished, folder, expected, when):
+    shutil.copytree(finished, folder / "run")
     said = zygote(folder, "status", "run", "--json").out
     for path in (folder / "run").glob("**/*"):
         os.utime(path, (when, when))

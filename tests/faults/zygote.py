@@ -143,6 +143,12 @@ def _load() -> None:
     for module in pkgutil.walk_packages(skerch_ooc.__path__, "skerch_ooc."):
         if module.name not in left_out:
             importlib.import_module(module.name)
+    from skerch_ooc.results.report.render import environment
+
+    templates = environment()
+    templates.auto_reload = False
+    for template in templates.list_templates():
+        templates.get_template(template)
     assert skerch_ooc.eigh
     # Stages ask for collections, which need not look at the modules each time.
     gc.collect()
