@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -70,6 +71,11 @@ def is_private(name: str) -> bool:
     return name.startswith(PRIVATE_PREFIX)
 
 
+def private_files(folder: Path) -> list[str]:
+    """The private names in a folder."""
+    return [name for name in os.listdir(folder) if is_private(name)]
+
+
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """What to say of a file that could not be written, or not be made sure of."""
     return IncompleteError(
@@ -127,6 +133,101 @@ def private_file(folder: Path) -> Iterator[Path]:
             os.unlink(path)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there."""
+    return path.exists()
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a path leads to a file that this process may read."""
+    return path.is_file() and os.access(path, os.R_OK)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether a name is taken, be it by a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, in order; none if it is gone.
+
+    Listed, not globbed: a folder that may not be read is not empty.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there."""
+    return path.is_dir()
+
+
+def size_of(path: Path | str) -> int:
+    """The bytes of a file; 0 if it is gone, or cannot be looked at."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there and holds just these bytes.
+
+    Raises:
+        CorruptError: If something else than a plain file stands in its place.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        require_regular(path)
+        return path.read_bytes() == content
+    return False
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those that it lies in, unless it is there."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+def look_again(folder: Path) -> None:
+    """Has a network folder look for new files, instead of remembering what was there."""
+    os.listdir(folder)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Locks a file while it is entered; the file is made, with its folder, if it is not there.
+
+    Yields:
+        Whether files can be locked there.
+
+    Raises:
+        BlockingIOError: If another process has locked it.
+        OSError: If it cannot be made.
+    """
+    make_folder(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        able = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            able = False
+        yield able
+    finally:
+        os.close(descriptor)
+
+
 def wait_for_files(paths: Iterable[Path]) -> list[Path]:
     """Gives files that other hosts have published some time to be seen here.
 
@@ -136,9 +237,8 @@ def wait_for_files(paths: Iterable[Path]) -> list[Path]:
     missing = list(paths)
     for pause in (*LATE_FILES_SECONDS, None):
         for folder in {path.parent for path in missing}:
-            # Has a network folder look again, instead of remembering that nothing was there.
-            os.listdir(folder)
-        missing = [path for path in missing if not os.path.lexists(path)]
+            look_again(folder)
+        missing = [path for path in missing if not is_taken(path)]
         if not missing or pause is None:
             break
         time.sleep(pause)

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -156,6 +157,16 @@ def resident_memory() -> int:
         fields = Path("/proc/self/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_memory()
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """What Linux says that this processor can do; nothing elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split())
+    return frozenset()
 
 
 def release_memory() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import is_private
+from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import is_there, private_files
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
@@ -24,7 +23,7 @@ from skerch_ooc.store.result_files import (
 )
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import Rectangle, list_shards, strangers
+from skerch_ooc.store.shards import Rectangle, bytes_of, list_shards, strangers
 from skerch_ooc.store.sketch import Round, basis_of, count_products, noted_digest, sketch_folder
 
 
@@ -93,8 +92,7 @@ def status(run: Run) -> Status:
         IncompleteError: If the folder of the shards is gone.
         CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
-    if not run.shards.is_dir():
-        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+    run.require_folder()
     mark = run.cleaned()
     if mark is not None:
         return _cleaned(run, mark)
@@ -120,7 +118,7 @@ def status(run: Run) -> Status:
         },
         missing={role: [str(piece) for piece in pieces] for role, pieces in missing.items()},
         shards=len(shards),
-        shard_bytes=sum(_size(run, shard) for shard in shards),
+        shard_bytes=bytes_of(run.shards, shards),
         merged=merged,
         results=_results(run),
         leftovers=_leftovers(run),
@@ -142,7 +140,7 @@ def _plan_of(run: Run) -> dict[str, Any]:
 
 
 def _leftovers(run: Run) -> int:
-    return sum(1 for name in os.listdir(run.shards) if is_private(name))
+    return len(private_files(run.shards))
 
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:
@@ -155,7 +153,7 @@ def _cleaned(run: Run, mark: Cleaned) -> Status:
         columns={role: {"planned": n, "done": n} for role, n in mark.columns.items()},
         missing={role: [] for role in mark.columns},
         shards=len(shards),
-        shard_bytes=sum(_size(run, shard) for shard in shards),
+        shard_bytes=bytes_of(run.shards, shards),
         merged=False,
         results=_results(run),
         leftovers=_leftovers(run),
@@ -202,15 +200,8 @@ def _is_merged(round_: Round, sketch_digest: str | None) -> bool:
     if sketch_digest is None:
         return has_sums(round_.run)
     folder = sketch_folder(round_.run, sketch_digest)
-    done = all((folder / names.TOTAL_SUMS.name(side=side.name)).exists() for side in round_.sides)
+    done = all(is_there(folder / names.TOTAL_SUMS.name(side=side.name)) for side in round_.sides)
     return done and round_.number == round_.run.plan.rounds
-
-
-def _size(run: Run, shard: Rectangle) -> int:
-    try:
-        return os.lstat(f"{run.shards}/{shard.name}").st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _results(run: Run) -> dict[str, float | None]:

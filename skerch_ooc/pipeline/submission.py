@@ -8,7 +8,6 @@ cancels what comes after it; so does the last job of all. That goes on as long a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shlex
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import IncompleteError, UsageError
-from skerch_ooc.base.files import LATE_FILES_SECONDS, digest
+from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, locked
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError
@@ -119,8 +118,7 @@ def _submit(
     try:
         jobs = _jobs(run, submission, left, dry_run=False)
         for job in jobs:
-            path = submission.folder / job.file
-            path.write_text(job.script, errors="surrogateescape")
+            submission.write_script(job.file, job.script)
         return Submitted(submission, jobs, _sent(submission, jobs, after))
     except BaseException:
         # What was refused, or interrupted, must not be taken for the submission that is at work.
@@ -149,27 +147,20 @@ def _jobs(
 def _alone(run: Run) -> Iterator[None]:
     """Keeps others from submitting the same run at the same time, where files can be locked."""
     folder = run.logs / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {folder}: {error.strerror}; make room or give permission, then submit "
-            "again"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UsageError(
-            f"another process is submitting {run.directory} at this moment; try again later"
-        ) from None
-    except OSError:
-        log.debug("%s cannot be locked", folder)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            if not stack.enter_context(locked(folder / "lock")):
+                log.debug("%s cannot be locked", folder)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is submitting {run.directory} at this moment; try again later"
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {folder}: {error.strerror}; make room or give permission, then "
+                "submit again"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _require_shell(setup: str) -> None:
@@ -312,9 +303,7 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
             )
         # The stage before has ended on other hosts a moment ago, and folders show files late.
         time.sleep(pause)
-        for folder in (run.shards, run.sketch, *run.sketch.glob("*/"), *run.results.glob("*/")):
-            with contextlib.suppress(OSError):
-                os.listdir(folder)
+        run.look_again()
 
 
 def _order(stage: RoundStage) -> tuple[float, int]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError, OocError, quoted
-from skerch_ooc.base.files import digest
+from skerch_ooc.base.errors import CorruptError, OocError, quoted
+from skerch_ooc.base.files import digest, folders_in, is_taken
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.results.assess import read_assessment
-from skerch_ooc.store.names import names_of
+from skerch_ooc.store import names
+from skerch_ooc.store.names import names_of, sealed_in
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import assessment_path, how_to_recover_anew, result_path
 from skerch_ooc.store.rundir import Run
@@ -35,8 +35,7 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
     Raises:
         IncompleteError: If the folder of the shards is gone.
     """
-    if not run.shards.is_dir():
-        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+    run.require_folder()
     checks = list(_checks(run))
     wrong = [f"{run.shards / name} is no shard" for name in strangers(run.shards)]
     wrong += _lost_results(run)
@@ -91,31 +90,18 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
         yield run.fingerprint_path(part.number), partial(run.fingerprint, part.number)
     for rectangle in list_shards(run.shards):
         yield _of_rectangle(run, run.shards, rectangle)
-    for folder in _folders(run.sketch):
+    for folder in folders_in(run.sketch):
         for rectangle in list_shards(folder):
             yield _of_rectangle(run, folder, rectangle)
-        for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
-            if Rectangle.from_name(path.name) is None and not path.name.startswith("."):
+        for path in sealed_in(folder):
+            if Rectangle.from_name(path.name) is None:
                 yield path, partial(_check_of_run, run, path)
-    for folder in _folders(run.results):
-        yield from _of_result(run, folder)
-
-
-def _folders(parent: Path) -> list[Path]:
-    """The folders in a folder; listed, not globbed: one that may not be read is not empty."""
-    try:
-        return sorted(path for path in parent.iterdir() if path.is_dir())
-    except FileNotFoundError:
-        return []
-
-
-def _of_result(run: Run, folder: Path) -> Iterator[tuple[Path, Check]]:
-    for path in sorted(path for path in folder.iterdir() if path.suffix == ".h5"):
-        if not path.name.startswith("."):
+    for folder in folders_in(run.results):
+        for path in sealed_in(folder):
             yield path, partial(_check_of_run, run, path)
-        written = assessment_path(path)
-        if os.path.lexists(written) and path.stem == run.plan.identity.kind:
-            yield written, partial(read_assessment, path)
+            written = assessment_path(path)
+            if is_taken(written) and path.name == names.RESULT[run.plan.identity.kind].name():
+                yield written, partial(read_assessment, path)
 
 
 def _of_rectangle(run: Run, folder: Path, rectangle: Rectangle) -> tuple[Path, Check]:
@@ -139,9 +125,9 @@ def _check_of_run(run: Run, path: Path) -> None:
 
 def _require_own_place(run: Run, file: SealedFile) -> None:
     """Refuses a file that stands in the place of another of the same run."""
-    path, names = file.path, names_of(run.plan, file.identity)
-    if path.name not in names:
-        found = " or ".join(names) or "nothing that this version knows"
+    path, own = file.path, names_of(run.plan, file.identity)
+    if path.name not in own:
+        found = " or ".join(own) or "nothing that this version knows"
         raise CorruptError(
             f"{path} is another file by what it says of itself: {found}; put it back to that name"
         )

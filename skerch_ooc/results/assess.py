@@ -8,7 +8,6 @@ section 6.4. Test columns that chose the core are left out of it.
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from skerch_ooc.base.errors import CorruptError, QualityError
 from skerch_ooc.base.files import (
     digest,
     digest_of_any,
+    holds,
     read_json,
     readable_json,
-    require_regular,
     write_json,
 )
 from skerch_ooc.planning.plan import Plan
@@ -249,12 +248,9 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
     written = assessment_path(path)
     stated = assessment.as_json() | {"result": digest(SealedFile(path).identity)}
     content = stated | {"sha256": digest(stated)}
-    if os.path.lexists(written):
-        require_regular(written)
-        # A finished run may lie where nobody can write.
-        if written.read_bytes() == readable_json(content):
-            return
-    write_json(written, content)
+    # A finished run may lie where nobody can write.
+    if not holds(written, readable_json(content)):
+        write_json(written, content)
 
 
 def read_assessment(path: Path) -> dict[str, Any]:
@@ -273,7 +269,7 @@ def read_assessment(path: Path) -> dict[str, Any]:
     run = shlex.quote(str(path.parent.parent.parent))
     again = f"skerch-ooc assess {run} --name {shlex.quote(path.parent.name)}"
     sealed = stated is not None and stated == digest_of_any(content)
-    if not sealed or written.read_bytes() != readable_json(content | {"sha256": stated}):
+    if not sealed or not holds(written, readable_json(content | {"sha256": stated})):
         raise CorruptError(f"{written} was altered; write it anew with: {again}")
     if content.pop("result", None) != digest(SealedFile(path).identity):
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")

@@ -21,6 +21,7 @@ from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.indexing import Selection, select, selections
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
+from skerch_ooc.store import names
 from skerch_ooc.store.sealed import SealedFile
 
 TorchDtype = torch.dtype
@@ -447,6 +448,6 @@ def open_result(path: Path) -> Eigh | Svd:
     """Opens a result of a run, whichever it is."""
     from skerch_ooc.store.result_files import how_to_recover_anew
 
-    found: Eigh | Svd = Eigh(path) if path.name == "eigh.h5" else Svd(path)
+    found: Eigh | Svd = Eigh(path) if names.EIGH.is_name(path.name) else Svd(path)
     found._file.advice = how_to_recover_anew(path)
     return found

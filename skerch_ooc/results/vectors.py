@@ -169,7 +169,7 @@ class ImplicitSources:
         self._lock = threading.Lock()
         self._opened: tuple[Plan, Tiles, Tiles | None] | None = None
 
-    def open(self) -> tuple[Plan, Tiles, Tiles | None]:
+    def opened(self) -> tuple[Plan, Tiles, Tiles | None]:
         """The plan of the result, and the columns of the left and of the right side.
 
         Raises:
@@ -281,7 +281,7 @@ class ImplicitVectors(Tall):
 
     def factor(self, number: int) -> Array:
         """See :class:`Tall`."""
-        plan, left, right = self._source.open()
+        plan, left, right = self._source.opened()
         source = right if self._side == "right" and right else left
         if self._first is not None:
             maker = VectorMaker(plan, Vectors(source, self._first), self.shape[0], Host())

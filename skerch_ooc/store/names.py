@@ -193,6 +193,16 @@ def kind_of(folder: Folder, name: str) -> FileKind | None:
     return next((kind for kind in KINDS if kind.lies_in(folder) and kind.is_name(name)), None)
 
 
+def sealed_in(folder: Path) -> list[Path]:
+    """The sealed files that lie in a folder by their suffix, in order; private files left out.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix == ".h5")
+    return [path for path in found if not path.name.startswith(".")]
+
+
 def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
     """The names that a file which is no shard may have, by what its identity says of it."""
     stated = _stated(identity)

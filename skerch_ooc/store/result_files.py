@@ -63,8 +63,8 @@ def results_of(run: Run) -> list[Path]:
 def begun_results(run: Run) -> list[Path]:
     """The folders of results that are in the making, or were when that was killed."""
     made = {path.parent for path in results_of(run)}
-    folders = sorted(path for path in run.results.iterdir() if path.is_dir())
-    return [path for path in folders if path not in made and any(path.glob("*.h5"))]
+    folders = files.folders_in(run.results)
+    return [path for path in folders if path not in made and names.sealed_in(path)]
 
 
 def has_result(run: Run, name: str) -> bool:
@@ -84,6 +84,12 @@ def assessment_path(path: Path) -> Path:
 def is_assessed(run: Run, name: str) -> bool:
     """Whether a result has an assessment, of whatever it was when it was assessed."""
     return assessment_path(result_path(run, name)).exists()
+
+
+def bytes_of_result(path: Path) -> int:
+    """The bytes of a result, its pieces, and all that is derived from sketches."""
+    derived = path.parent.parent.parent.glob(f"{names.SKETCH}/*/*.h5")
+    return sum(map(files.size_of, [*derived, *path.parent.glob("*.h5")]))
 
 
 def recipe_path(path: Path) -> Path:

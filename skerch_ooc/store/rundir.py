@@ -59,6 +59,22 @@ class Run:
         """Receipts and logs; nothing here is ever needed to go on."""
         return self.directory / names.LOGS
 
+    def require_folder(self) -> None:
+        """Refuses a run whose folder of column shards is gone, instead of finding none in it.
+
+        Raises:
+            IncompleteError: If it is gone.
+        """
+        if not self.shards.is_dir():
+            raise IncompleteError(f"{self.shards} is gone; put it back, or plan the run again")
+
+    def look_again(self) -> None:
+        """Has network folders look for what other hosts have published."""
+        derived = (*self.sketch.glob("*/"), *self.results.glob("*/"))
+        for folder in (self.shards, self.sketch, *derived):
+            with contextlib.suppress(OSError):
+                files.look_again(folder)
+
     def fingerprint_path(self, part: int) -> Path:
         """The file of the fingerprint of a part."""
         return self.directory / names.FINGERPRINT.name(of_part=part)

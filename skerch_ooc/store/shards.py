@@ -19,7 +19,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError, quoted
-from skerch_ooc.base.files import LATE_FILES_SECONDS, digest
+from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, is_there, size_of
 from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
@@ -154,6 +154,11 @@ def list_shards(folder: Path) -> list[Rectangle]:
     return sorted(rectangle for rectangle in found if rectangle is not None)
 
 
+def are_there(folder: Path, rectangles: Iterable[Rectangle]) -> bool:
+    """Whether all of some shards are in a folder, by their names alone."""
+    return all(is_there(folder / rectangle.name) for rectangle in rectangles)
+
+
 def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
     """A hash of names, sizes and times of shards, by which another set of them is noticed."""
     stated = []
@@ -162,6 +167,11 @@ def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
             status = os.lstat(f"{folder}/{rectangle.name}")
             stated.append([rectangle.name, status.st_size, status.st_mtime_ns])
     return digest(stated)
+
+
+def bytes_of(folder: Path, rectangles: Iterable[Rectangle]) -> int:
+    """The bytes of shards; those that are gone count nothing."""
+    return sum(size_of(f"{folder}/{rectangle.name}") for rectangle in rectangles)
 
 
 def strangers(folder: Path) -> list[str]:

@@ -86,6 +86,10 @@ class Submission:
         values = {"job": job.job, "stage": job.stage, "indices": list(job.indices)}
         append_line(self.folder / _JOBS, values)
 
+    def write_script(self, name: str, script: str) -> None:
+        """Writes the script of a job."""
+        (self.folder / name).write_text(script, errors="surrogateescape")
+
     def withdraw(self) -> None:
         """Makes it one that never was; its scripts stay, for who wants to see what was refused."""
         (self.folder / _RECORD).unlink(missing_ok=True)

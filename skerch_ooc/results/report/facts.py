@@ -22,6 +22,7 @@ from skerch_ooc.stages.recover.recipes import rounds_for
 from skerch_ooc.store.result_files import (
     VALUES,
     assessment_path,
+    bytes_of_result,
     command_of,
     how_to_recover_anew,
     opened_result,
@@ -29,7 +30,7 @@ from skerch_ooc.store.result_files import (
 )
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.shards import bytes_of, list_shards
 from skerch_ooc.store.sketch import count_products, noted_digest
 
 _AS_WRITTEN = 1e-9
@@ -115,8 +116,8 @@ def gather(run: Run, name: str) -> Facts:
         logged=logged,
         vectors=tuple(_vectors(path)),
         shards=len(listed),
-        shard_bytes=sum(_size(run.shards / shard.name) for shard in listed),
-        result_bytes=sum(map(_size, [*run.sketch.glob("*/*.h5"), *path.parent.glob("*.h5")])),
+        shard_bytes=bytes_of(run.shards, listed),
+        result_bytes=bytes_of_result(path),
     )
 
 
@@ -202,10 +203,3 @@ def _vectors(path: Path) -> Iterator[tuple[str, str, Leading]]:
         matrices = [("vectors", "eigenvectors", found.eigenvectors)]
     for name, noun, matrix in matrices:
         yield name, noun, read_leading(matrix)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, OperatorError
-from skerch_ooc.base.files import read_json
+from skerch_ooc.base.files import is_folder, is_readable, read_json
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.operators.adapters import Product, product_of
@@ -155,11 +154,11 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
         log.debug("%s has no note of where the factory was", run.directory)
     candidates.append(Path.cwd())
     if source.sha256 is None:
-        return next((folder for folder in candidates if folder.is_dir()), Path.cwd())
+        return next((folder for folder in candidates if is_folder(folder)), Path.cwd())
     present = []
     for folder in dict.fromkeys(candidates):
         path = factory_file(source.factory, folder)
-        if path is not None and path.is_file() and os.access(path, os.R_OK):
+        if path is not None and is_readable(path):
             if factory_sha256(source.factory, folder) == source.sha256:
                 return folder
             present.append(folder)

@@ -39,7 +39,7 @@ from skerch_ooc.stages.measure.requests import (
 )
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import Rectangle, publish_shard, strip_of
+from skerch_ooc.store.shards import Rectangle, are_there, publish_shard, strip_of
 from skerch_ooc.store.sketch import Basis, Round, known_rounds
 
 
@@ -91,7 +91,7 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
 def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None:
     """The receipt of a task that somebody has done who did not live to tell; else ``None``."""
     wanted = _rectangles(round_, task)
-    if not all((round_.run.shards / rectangle.name).exists() for rectangle in wanted):
+    if not are_there(round_.run.shards, wanted):
         return None
     return _receipt(task, products=0, published=False, task_seconds=0.0)
 

@@ -18,11 +18,9 @@ exact. So the result is the same on every processor, whichever way the integers 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from skerch_ooc.algebra.sparse import add_transposed_times
 from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.distributions import SIGN_SCALE, SPARSE
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.resources import processor_flags
 from skerch_ooc.planning.memory import is_double, wide_dtype
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import Side
@@ -300,18 +299,8 @@ def load_integer_units(plan: Plan, side: Side, cores: int, room: int) -> None:
         if plan.identity.noise.get(name) in SIGN_SCALE
     )
     products = side.rows * signs * side.columns * wide_dtype(plan).itemsize // 8
-    if products > _PRODUCTS_WORTH_TORCH * cores and "avx512_vnni" in _processor_flags():
+    if products > _PRODUCTS_WORTH_TORCH * cores and "avx512_vnni" in processor_flags():
         importlib.import_module("torch")
-
-
-@cache
-def _processor_flags() -> frozenset[str]:
-    """What Linux says that this processor can do; nothing elsewhere."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as text:
-        for line in text:
-            if line.startswith("flags"):
-                return frozenset(line.split())
-    return frozenset()
 
 
 def _has_integer_units() -> bool:

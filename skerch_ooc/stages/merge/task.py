@@ -34,7 +34,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, quoted
-from skerch_ooc.base.files import wait_for_files
+from skerch_ooc.base.files import is_there, make_folder, wait_for_files
 from skerch_ooc.base.partition import Range, aligned_runs, tree_sum
 from skerch_ooc.base.progress import Advance, Progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
@@ -384,14 +384,14 @@ class _SideMerge:
 
     def left(self) -> list[int]:
         """Numbers of the tasks that are not done; none if there is nothing to be spread."""
-        if len(self.tasks) == 1 or self._total.exists():
+        if len(self.tasks) == 1 or is_there(self._total):
             return []
         numbered = enumerate(self.tasks, self._before)
         return [number for number, task in numbered if not self.has_formed(task)]
 
     def accumulate(self, work: Work) -> Sums:
         """Forms the sums over all tiles; partial sums that are published are not formed again."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         if work.executor.remote:
             self.spread(work)
         total = sum(map(len, self._missing()))
@@ -420,7 +420,7 @@ class _SideMerge:
         """Has an executor form and publish the partial sums that are missing, if there are any."""
         if len(self.tasks) == 1:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         tasks = work.executor.chosen(self._merge_tasks(work.resources))
         total = sum(task.stop - task.start for task in tasks)
         stage = self._stage, total, "tiles", self._tile_bytes, len(tasks)
@@ -449,7 +449,7 @@ class _SideMerge:
 
     def has_formed(self, task: Range) -> bool:
         """Whether the sums of a task are published."""
-        return self._partial(task).exists()
+        return is_there(self._partial(task))
 
     def form(self, task: Range, resources: Resources) -> Callable[[], None]:
         """Forms the sums of one task.

@@ -14,6 +14,7 @@ from skerch_ooc.algebra.noise import Entries, draw, draw_entries
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.distributions import WHOLE_COLUMNS
 from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
@@ -110,7 +111,7 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
         dtype=plan.identity.dtype,
         tile=(min(plan.identity.tile[0], len(rows)), min(COLUMNS_AT_ONCE, columns)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with sealed_writer(path, layout) as writer:
         (bulk,) = writer.bulks
         for number, piece in enumerate(cut(Range(0, columns), COLUMNS_AT_ONCE)):

@@ -10,6 +10,7 @@ import numpy as np
 from skerch_ooc.algebra.methods.choosing import noise_floor
 from skerch_ooc.algebra.methods.decompose import root_of
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.files import remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.executors.work import Work
@@ -51,7 +52,7 @@ def make_basis(merged: Merged, work: Work) -> None:
         return
     path = merged.sketch.folder / names.BASIS.name()
     # One that has lost pieces is published again once they are made again.
-    path.unlink(missing_ok=True)
+    remove(path)
     round_ = merged.sketch.round
     with round_.run.receipt_of("basis", round=round_.number):
         _Writing(merged, work).write(path)

@@ -18,7 +18,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import canonical_json
+from skerch_ooc.base.files import canonical_json, remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import FORMAT_VERSION
@@ -110,7 +110,7 @@ def publish_recipes(
         if SealedFile(path).identity == whole:
             return RecipeFile(path, whole, matrices, arrays)
     if replace:
-        path.unlink(missing_ok=True)
+        remove(path)
     with sealed_writer(path) as writer:
         writer.publish(whole, stored, provenance())
     return RecipeFile(path, whole, matrices, arrays)
@@ -146,7 +146,7 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
         raise CorruptError(f"{error}. It can be made anew: rm {quoted(path)}") from error
     if {key: file.identity.get(key) for key in expected} != dict(expected):
         # Derived data, of a sketch that has grown or was measured anew, or of other settings.
-        path.unlink(missing_ok=True)
+        remove(path)
         return None
     return _with_columns(file, columns)
 

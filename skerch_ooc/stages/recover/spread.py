@@ -19,7 +19,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import wait_for_files
+from skerch_ooc.base.files import is_there, make_folder, remove, wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
@@ -137,7 +137,7 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     forget_operator()
     plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
     tiles = Range(task.start, task.stop)
-    if (_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles).exists():
+    if is_there((_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles)):
         return lambda: {"tiles": len(tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
     # One task after the other: what the one has freed is what the next takes.
@@ -237,10 +237,10 @@ def gram_of_vectors(
         tile_bytes = recipe.tile_bytes(run.plan)
         with work.progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
             return mirrored(making.gram(making.tiles, advance))
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(draft.parent)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
     gram = Spread(run, recipes, work).gram(recipe.name, stage)
-    draft.unlink(missing_ok=True)
+    remove(draft)
     return gram
 
 
@@ -289,7 +289,7 @@ class Spread:
         done = list(self._opened(matrix, gram=True))
         total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
         for _, file in done:
-            file.path.unlink(missing_ok=True)
+            remove(file.path)
         return total
 
     def spread(self, matrix: str, *, gram: bool, stage: str) -> None:
@@ -389,5 +389,5 @@ class Spread:
         if {key: value for key, value in file.identity.items() if key != "bulk"} == expected:
             return file
         # Derived data, of a recipe that was replaced.
-        path.unlink(missing_ok=True)
+        remove(path)
         return None

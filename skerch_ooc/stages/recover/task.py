@@ -14,6 +14,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.files import is_there, make_folder, remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import may_be_in_pieces
@@ -95,7 +96,7 @@ def _write(
             on = dataclasses.replace(work.resources, device="cpu")
             there = dataclasses.replace(work, resources=on)
             found = correct(run, settings, found, path.parent, there)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
     else:
         _Writing(run, settings, digest, path, work).write(identity)
@@ -164,7 +165,7 @@ class _Writing:
         if self._published(identity, self._known() or self._solved(correcting=False)):
             return
         # Not to be expected: the condition foretells it. A stream more puts it right.
-        self._recipe_path.unlink(missing_ok=True)
+        remove(self._recipe_path)
         self._published(identity, self._solved(correcting=True))
 
     def spread(self, *, pieces: bool) -> None:
@@ -172,7 +173,7 @@ class _Writing:
         if not may_be_in_pieces(self._plan):
             # Who publishes the result solves it; each element would solve it once more.
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         solution = self._known() or self._solved(correcting=False)
         pieced = self._pieced(solution)
         if not pieced:
@@ -208,7 +209,7 @@ class _Writing:
                     f"that was killed, not with {self._recipe_identity['settings']}; give another "
                     f"--name, or remove it: rm -r {quoted(self._path.parent)}"
                 )
-        if not self._recipe_path.exists():
+        if not is_there(self._recipe_path):
             return None
         columns = columns_of_result(self._run, self._settings)
         return read_recipes(self._recipe_path, self._recipe_identity, columns)
@@ -221,7 +222,7 @@ class _Writing:
 
     def _published(self, identity: Mapping[str, Any], solution: Solution) -> bool:
         """Whether the vectors turned out orthonormal; if not, and that can be mended, no result."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         plan, matrices = self._plan, solution.matrices
         pieced = self._pieced(solution)
         recipes = None
@@ -303,7 +304,7 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
             check_pieces(file)
             return True
         # It is published again once they are made again.
-        path.unlink()
+        remove(path)
         return False
     if stated.get("run") != identity["run"]:
         raise CorruptError(f"{path} is a result of another run. To replace it: {again}")
@@ -313,7 +314,7 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
             f"{identity['settings']}; give another --name, or remove it: {again}"
         )
     # A result is derived data. This one is of a sketch that has grown, or was measured anew, since.
-    path.unlink()
+    remove(path)
     return False
 
 

@@ -1,0 +1,169 @@
+"""Who touches the file system: the store, ``base/files``, and what is listed here with its reason.
+
+So that every file of a run is named, written, found and removed in one place.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import skerch_ooc
+
+PACKAGE = Path(skerch_ooc.__file__).resolve().parent
+
+OWNERS = ("store/", "base/files.py")
+"""Where files are dealt with."""
+
+METHODS = {
+    "chmod", "exists", "glob", "hardlink_to", "is_dir", "is_file", "is_symlink", "iterdir",
+    "lchmod", "lstat", "mkdir", "open", "read_bytes", "read_text", "readlink", "rename", "rglob",
+    "rmdir", "samefile", "stat", "symlink_to", "touch", "unlink", "walk", "write_bytes",
+    "write_text",
+}  # fmt: skip
+"""Methods of ``pathlib.Path`` that look at the disk, or change it."""
+
+MODULES = {"fcntl", "glob", "os", "shutil", "tempfile"}
+"""Modules whose functions do."""
+
+NO_FILES = {
+    "os._exit", "os.cpu_count", "os.environ.get", "os.environ.setdefault", "os.getpid", "os.getuid",
+    "os.path.relpath", "os.sched_getaffinity", "os.sysconf", "shutil.which",
+}  # fmt: skip
+"""Functions of these modules that deal with processes and machines, or with paths alone."""
+
+OF_SYSTEM = "what the system says of this machine"
+OF_SLURM = "scripts, logs and records of submissions, in a folder of their own"
+OF_USER = "a file that the user names"
+OF_FACTORY = "the user's factory, and the matrices that it reads"
+
+ALLOWED = {
+    "base/provenance.py": {".read_text": OF_SYSTEM},
+    "base/resources.py": {".read_text": OF_SYSTEM},
+    "cli/cluster.py": {".read_text": OF_USER},
+    "executors/dask.py": {
+        ".exists": OF_USER,
+        ".glob": OF_SYSTEM,
+        ".is_file": OF_USER,
+        ".read_bytes": OF_USER,
+        "tempfile.TemporaryDirectory": "scratch of a local cluster, away from the run",
+    },
+    "executors/slurm/logs.py": {"open": OF_SLURM},
+    "executors/slurm/queue.py": {".glob": OF_SLURM},
+    "executors/slurm/records.py": {
+        ".glob": OF_SLURM,
+        ".mkdir": OF_SLURM,
+        ".unlink": OF_SLURM,
+        ".write_text": OF_SLURM,
+    },
+    "executors/slurm/scripts.py": {".read_text": "a template that is installed with the package"},
+    "operators/loading.py": {".read_bytes": OF_FACTORY},
+    "operators/sources.py": {
+        ".exists": OF_FACTORY,
+        ".is_dir": OF_FACTORY,
+        ".iterdir": OF_FACTORY,
+        ".open": OF_FACTORY,
+        "h5py.File": OF_FACTORY,
+    },
+    "planning/spec.py": {".read_bytes": OF_USER},
+}
+"""Who else touches the file system, and why."""
+
+SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
+
+NAMED = {
+    "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
+    "operators/sources.py": {".h5"},
+}
+"""Names of files that are none of the store's."""
+
+
+def called(node):
+    """What a call calls, if that may touch the file system; else ``None``."""
+    name = ast.unparse(node.func)
+    if name in ("open", "h5py.File"):
+        return name
+    if name.partition(".")[0] in MODULES:
+        return None if name in NO_FILES else name
+    if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
+        return f".{node.func.attr}"
+    return None
+
+
+def calls_of(tree):
+    nodes = list(ast.walk(tree))
+    calls = (called(node) for node in nodes if isinstance(node, ast.Call))
+    # Under another name a call of theirs would not be seen.
+    taken = (f"from {node.module}" for node in nodes if isinstance(node, ast.ImportFrom)
+             if node.module in MODULES)  # fmt: skip
+    return {*filter(None, calls), *taken}
+
+
+def docstrings_of(tree):
+    nodes = (node.value for node in ast.walk(tree) if isinstance(node, ast.Expr))
+    return {node for node in nodes if isinstance(node, ast.Constant)}
+
+
+def names_in(tree):
+    """Texts in code that end like the name of a file."""
+    texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    values = {node.value for node in texts - docstrings_of(tree)}
+    return {
+        value
+        for value in values
+        if isinstance(value, str) and value.endswith(SUFFIXES) and " " not in value
+    }
+
+
+TREES = {
+    place: ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not (place := path.relative_to(PACKAGE).as_posix()).startswith(OWNERS)
+}
+
+
+@pytest.mark.parametrize("place", TREES)
+def test_the_file_system_is_touched_by_the_store_and_by_what_is_listed(place):
+    assert calls_of(TREES[place]) == ALLOWED.get(place, {}).keys()
+
+
+@pytest.mark.parametrize("place", TREES)
+def test_files_are_named_by_the_store(place):
+    assert names_in(TREES[place]) == NAMED.get(place, set())
+
+
+def test_what_is_listed_is_there():
+    assert ALLOWED.keys() | NAMED.keys() <= TREES.keys()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("open(path)", {"open"}),
+        ("with path.open() as file: file.read()", {".open"}),
+        ("(folder / name).unlink(missing_ok=True)", {".unlink"}),
+        ("os.path.lexists(path)", {"os.path.lexists"}),
+        ("[path for path in folder.glob('*')]", {".glob"}),
+        ("h5py.File(path, 'w')", {"h5py.File"}),
+        ("def late():\n    import shutil\n    shutil.rmtree(path)", {"shutil.rmtree"}),
+        ("from os import listdir", {"from os"}),
+        ("os.getpid(); text.replace('a', 'b'); path.parent", set()),
+    ],
+)
+def test_calls_are_seen(code, found):
+    # Guards the reading above: were it blind, all these tests would pass.
+    assert calls_of(ast.parse(code)) == found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('folder / f"draft.{name}.h5"', {".h5"}),
+        ('folder.glob("sketch/*/total.h5")', {"sketch/*/total.h5"}),
+        ('"""Reads eigh.h5"""\nraise Error("not in eigh.h5")', set()),
+    ],
+)
+def test_names_are_seen(code, found):
+    assert names_in(ast.parse(code)) == found
