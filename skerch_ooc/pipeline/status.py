@@ -21,7 +21,7 @@ from skerch_ooc.store.result_files import (
     result_path,
     results_of,
 )
-from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.rundir import Run, require_folder
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, bytes_of, list_shards, strangers
 from skerch_ooc.store.sketch import Round, basis_of, count_products, noted_digest, sketch_folder
@@ -92,7 +92,7 @@ def status(run: Run) -> Status:
         IncompleteError: If the folder of the shards is gone.
         CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
-    run.require_folder()
+    require_folder(run)
     mark = run.cleaned()
     if mark is not None:
         return _cleaned(run, mark)

@@ -40,7 +40,7 @@ from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.state import last_failing, reason_of
 from skerch_ooc.pipeline.remaining import work_left
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
-from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.rundir import Run, look_again, open_run
 
 log = logging.getLogger("skerch_ooc")
 
@@ -303,7 +303,7 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
             )
         # The stage before has ended on other hosts a moment ago, and folders show files late.
         time.sleep(pause)
-        run.look_again()
+        look_again(run)
 
 
 def _order(stage: RoundStage) -> tuple[float, int]:

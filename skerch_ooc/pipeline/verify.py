@@ -14,7 +14,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.names import names_of, sealed_in
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import assessment_path, how_to_recover_anew, result_path
-from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.rundir import Run, require_folder
 from skerch_ooc.store.sealed import SealedFile, verify
 from skerch_ooc.store.shards import Rectangle, check_identity, how_to_remake, list_shards, strangers
 from skerch_ooc.store.sketch import sketch_folder
@@ -35,7 +35,7 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
     Raises:
         IncompleteError: If the folder of the shards is gone.
     """
-    run.require_folder()
+    require_folder(run)
     checks = list(_checks(run))
     wrong = [f"{run.shards / name} is no shard" for name in strangers(run.shards)]
     wrong += _lost_results(run)

@@ -59,22 +59,6 @@ class Run:
         """Receipts and logs; nothing here is ever needed to go on."""
         return self.directory / names.LOGS
 
-    def require_folder(self) -> None:
-        """Refuses a run whose folder of column shards is gone, instead of finding none in it.
-
-        Raises:
-            IncompleteError: If it is gone.
-        """
-        if not self.shards.is_dir():
-            raise IncompleteError(f"{self.shards} is gone; put it back, or plan the run again")
-
-    def look_again(self) -> None:
-        """Has network folders look for what other hosts have published."""
-        derived = (*self.sketch.glob("*/"), *self.results.glob("*/"))
-        for folder in (self.shards, self.sketch, *derived):
-            with contextlib.suppress(OSError):
-                files.look_again(folder)
-
     def fingerprint_path(self, part: int) -> Path:
         """The file of the fingerprint of a part."""
         return self.directory / names.FINGERPRINT.name(of_part=part)
@@ -179,6 +163,24 @@ class Run:
             files.append_line(self.logs / names.LOG.name(log=log_name), record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
+
+
+def require_folder(run: Run) -> None:
+    """Refuses a run whose folder of column shards is gone, instead of finding none in it.
+
+    Raises:
+        IncompleteError: If it is gone.
+    """
+    if not run.shards.is_dir():
+        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+
+
+def look_again(run: Run) -> None:
+    """Has network folders look for what other hosts have published."""
+    derived = (*run.sketch.glob("*/"), *run.results.glob("*/"))
+    for folder in (run.shards, run.sketch, *derived):
+        with contextlib.suppress(OSError):
+            files.look_again(folder)
 
 
 def _is_fingerprint(value: dict[str, Any]) -> bool:
