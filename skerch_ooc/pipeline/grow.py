@@ -18,7 +18,7 @@ from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
 from skerch_ooc.pipeline import freeze
-from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import names_of
 from skerch_ooc.planning.parts import OperatorSource, Part
@@ -28,9 +28,7 @@ from skerch_ooc.planning.tolerance import grown_sizes
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
-from skerch_ooc.store.result_files import is_assessed
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import Round
 
 
 @dataclass(frozen=True)
@@ -86,19 +84,19 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
     if (update.operator.factory is None) == (update.at_hand is None):
         raise UsageError("give the operator that is to be added, or the factory that makes it")
     source = _source(run, update)
-    missing = any(Round(run).missing().values())
+    state = State(run)
     product, examined = None, None
     if source.factory is None:
         product = _product(run, update)
         with operator_threads(resources.threads):
             examined = examine(product, plan.identity.seed, plan.identity.kind)
     added = _added_before(run, source, product)
-    if missing:
+    if state.incomplete:
         if added != plan.summands - 1:
             raise _unfinished(run)
         return run, None
     if added is not None and not update.again:
-        if not _is_finished(run, update):
+        if state.stale or (update.assessed and not state.assessed):
             return run, None
         raise UsageError(
             f"this was added to {run.directory} before, as summand {added}; if it is to be added "
@@ -190,13 +188,6 @@ def _unfinished(run: Run) -> IncompleteError:
         name = source.factory if source and source.factory else "a Python object"
         what = f"{run.directory} has an update by {name} that is not finished; finish that first"
     return IncompleteError(f"{what}; go on with: skerch-ooc measure {quoted(run.directory)}")
-
-
-def _is_finished(run: Run, update: Update) -> bool:
-    """Whether all that an update is to lead to is there, of what is measured now."""
-    if update.assessed and not is_assessed(run, "default"):
-        return False
-    return not is_stale(run, Round(run).sketch.digest)
 
 
 def _source(run: Run, update: Update) -> OperatorSource:

@@ -14,6 +14,7 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, qu
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import gaps
 from skerch_ooc.base.progress import Progress
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.status import status
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.assess import Assessment, assess_result, read_assessment, tolerance_factor
@@ -159,8 +160,8 @@ def needs_of(run: Run) -> Needs:
         IncompleteError: If it is not measured to its end.
         CorruptError: If a shard, a basis or a result is damaged.
     """
-    rounds = list(known_rounds(run))
-    if len(rounds) < run.plan.rounds or any(rounds[-1].missing().values()):
+    state = State(run)
+    if not state.measured:
         raise IncompleteError(
             f"{run.directory} is not measured to its end; go on with: skerch-ooc run --run "
             f"{quoted(run.directory)}"
@@ -172,7 +173,7 @@ def needs_of(run: Run) -> Needs:
         if isinstance(count := identity.get("amendments"), int) and 0 < count < amended
     }
     earlier = [known for plan in plans.values() for known in _rounds_of(run, plan)]
-    return Needs(run, rounds, earlier)
+    return Needs(run, state.rounds, earlier)
 
 
 def _rounds_of(run: Run, plan: Plan) -> list[Round]:
@@ -243,7 +244,7 @@ def require_finished(run: Run) -> None:
         IncompleteError: With the command that comes next.
         CorruptError: If a file is damaged.
     """
-    following = status(run).next
+    following = State(run, by_notes=True).next
     if following is not None:
         raise IncompleteError(
             f"{run.directory} is not finished, so that its files may still be needed; go on with: "
@@ -270,8 +271,7 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
             f"results/{name} is implicit: its vectors are made of the shards as they are read. "
             f'Recover it with vectors = "stored", or remove it: rm -r {quoted}/results/{name}'
         )
-    *_, last = known_rounds(run)
-    sketch = last.sketch.digest
+    sketch = State(run).last.sketch.digest
     _require_default(run, sketch)
     _require_all_made(run)
     assessment = _assessed(run)

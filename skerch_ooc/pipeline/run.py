@@ -19,7 +19,7 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import dtype_of
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
-from skerch_ooc.pipeline.status import is_stale
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.steps import assess, merge_stage
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.planning.tolerance import next_look
@@ -30,7 +30,6 @@ from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.solutions import solve
 from skerch_ooc.store import result_files, rundir
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import known_rounds
 
 if TYPE_CHECKING:
     from skerch_ooc.results.lowrank import Eigh, Svd
@@ -49,7 +48,7 @@ def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment
             run = planned.run
             if not _measure_all(planned, work, operator):
                 return None
-            if work.executor.remote and not _is_recovered(run):
+            if work.executor.remote and State(run).stale:
                 merge_stage(run, work)
             if reached(run, work):
                 break
@@ -58,14 +57,6 @@ def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment
         planned.operands = None
         recover_stage.recover(run, run.plan.recovery, "default", work)
     return assess(run)
-
-
-def _is_recovered(run: Run) -> bool:
-    """Whether the result of a measured run is there, so that sums are of no use to it."""
-    if not result_files.has_result(run, "default"):
-        return False
-    *_, last = known_rounds(run)
-    return not is_stale(run, last.sketch.digest)
 
 
 def _finished_before(run: Run, work: Work) -> Assessment:
@@ -120,7 +111,7 @@ def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
             planned.run, work, operator=operator, operands=planned.operands
         ):
             return False
-        if len(list(known_rounds(planned.run))) == planned.run.plan.rounds:
+        if State(planned.run).last.number == planned.run.plan.rounds:
             return True
         merge_stage(planned.run, work)
 

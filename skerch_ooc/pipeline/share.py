@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from skerch_ooc.base.errors import IncompleteError, quoted
 from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import Round, known_rounds
+from skerch_ooc.store.sketch import Round
 
 
 def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
@@ -34,7 +35,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
     """
     if stage.name == "measure" and stage.round > 1:
         _require_basis(run, stage, work)
-    rounds = list(known_rounds(run))
+    rounds = State(run).rounds
     if stage.round > len(rounds):
         raise _too_early(run, stage, rounds[-1])
     if stage.round < len(rounds):
@@ -61,9 +62,9 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
 
 def _require_basis(run: Run, stage: RoundStage, work: Work) -> None:
     """Publishes the basis of the round before, once all of it is there."""
-    *_, last = known_rounds(run)
-    if last.number == stage.round - 1 and not any(last.missing().values()):
-        make_basis(Merge(last).result(work.here), work.here)
+    state = State(run)
+    if state.last.number == stage.round - 1 and not state.incomplete:
+        make_basis(Merge(state.last).result(work.here), work.here)
 
 
 def _too_early(run: Run, stage: RoundStage, last: Round) -> IncompleteError:

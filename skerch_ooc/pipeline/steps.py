@@ -12,6 +12,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.sizes import require_inverted_core, require_recoverable
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results import assess as assess_stage
@@ -23,8 +24,7 @@ from skerch_ooc.stages.recover.basis import make_basis
 from skerch_ooc.store import result_files, rundir
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import list_shards
-from skerch_ooc.store.sketch import Round, count_products, known_rounds, noted_digest
+from skerch_ooc.store.sketch import count_products
 
 if TYPE_CHECKING:
     from skerch_ooc.results.estimates import Estimates
@@ -128,7 +128,7 @@ def merge(
 
 def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> bool:
     """As :func:`merge`; also returns whether another round is to be measured now."""
-    *_, last = known_rounds(run)
+    last = State(run).last
     merged = Merge(last, rechunk).result(work)
     if last.number == run.plan.rounds:
         return False
@@ -241,7 +241,6 @@ def assess(run: Run | str | Path, name: str = "default") -> Assessment:
 
 def _warn_of_amendments(run: Run, path: Path) -> None:
     """Says so if a result was recovered before the plan grew."""
-    round_ = Round(run)
     if len(run.plan.amendments) == 1 or run.plan.rounds > 1:
         return
     try:
@@ -249,12 +248,11 @@ def _warn_of_amendments(run: Run, path: Path) -> None:
     except (FileNotFoundError, CorruptError):
         # Who reads it tells more.
         return
-    listed = list_shards(run.shards)
-    now = None
+    state, now = State(run, by_notes=True), None
     if (mark := run.cleaned()) is not None:
         now = mark.sketch
-    elif not any(round_.missing(listed).values()):
-        now = noted_digest(round_, listed) or round_.sketch.digest
+    elif not state.incomplete:
+        now = state.digest or state.last.sketch.digest
     if before != now:
         log.warning(
             "%s was recovered before the run was extended or updated: its figures are those of "

@@ -38,7 +38,7 @@ from skerch_ooc.executors.slurm.records import (
 )
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.state import last_failing, reason_of
-from skerch_ooc.pipeline.remaining import work_left
+from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
 from skerch_ooc.store.rundir import Run, look_again, open_run
 
@@ -94,7 +94,7 @@ def submit(
         UsageError: If an earlier submission is not over, or Slurm refuses.
         CorruptError: If a shard or another file of the run is damaged.
     """
-    left = work_left(run)
+    left = State(run).left
     if not left:
         return None
     before = submissions(run.logs)[-1:] if options is None else []
@@ -294,7 +294,7 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
     if stage == RoundStage("measure"):
         return
     for pause in (*LATE_FILES_SECONDS, None):
-        first, *_ = work_left(run) or [Left(stage, ())]
+        first, *_ = State(run).left or [Left(stage, ())]
         if _order(first.stage) >= _order(stage):
             return
         if pause is None:
@@ -340,7 +340,7 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     )
     if not known or own is None or index != lowest or budget.asked:
         return False
-    last, left = known[-1], work_left(run)
+    last, left = known[-1], State(run).left
     if last.number != number:
         say(f"submission {last.number} has taken over")
         return True

@@ -24,7 +24,7 @@ from skerch_ooc.executors.slurm.elements import Elements, pack
 from skerch_ooc.executors.slurm.logs import BEGINNING, ending, read_log
 from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, walltime_seconds
 from skerch_ooc.executors.slurm.records import submissions
-from skerch_ooc.pipeline.remaining import work_left
+from skerch_ooc.pipeline.state import State
 
 GOOD = {
     "sbatch": 'echo "$@" >>"$FAKE/calls"; echo $((100 + $(wc -l <"$FAKE/calls")))',
@@ -641,7 +641,7 @@ class TestStatus:
 class TestWorkload:
     def stages(self, run):
         return {
-            str(left.stage): tuple(left.tasks) for left in work_left(ooc.open_run(run.directory))
+            str(left.stage): tuple(left.tasks) for left in State(ooc.open_run(run.directory)).left
         }
 
     def test_small_run_has_two_stages(self, run):

@@ -1,0 +1,217 @@
+"""State: how far a run is: its rounds, what is left of each stage, what is stale, what comes next.
+
+All of it follows from the files alone: nothing that the run names is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import is_there
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.memory import merge_tasks, vector_tasks
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import first_round, later_round
+from skerch_ooc.planning.stage_names import Left, RoundStage
+from skerch_ooc.stages.measure.missing import missing_numbers
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover.basis import basis_left
+from skerch_ooc.stages.recover.task import vectors_left
+from skerch_ooc.store import names
+from skerch_ooc.store.pieces import lost_pieces
+from skerch_ooc.store.result_files import has_derived, has_sums, is_assessed, result_path
+from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import Rectangle, list_shards
+from skerch_ooc.store.sketch import Round, basis_of, noted_digest, sketch_folder
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is, at the moment it is asked for; made once, and handed on.
+
+    Attributes:
+        run: The run; its shards were not removed on purpose.
+        by_notes: Whether merged shards are known by their names, sizes and times, as these were
+            noted, without opening them; others tell of a shard that is damaged.
+    """
+
+    run: Run
+    by_notes: bool = False
+
+    @cached_property
+    def shards(self) -> list[Rectangle]:
+        """The column shards that are there."""
+        return list_shards(self.run.shards)
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """The rounds whose test matrices are known, in order; the last may be incomplete.
+
+        Raises:
+            IncompleteError: If the shards were removed on purpose.
+            CorruptError: If a basis, or a shard of an earlier round, is damaged.
+        """
+        found = [Round(self.run)]
+        while (following := self._following(found[-1])) is not None:
+            found.append(following)
+        return found
+
+    def _following(self, round_: Round) -> Round | None:
+        if round_.number == self.run.plan.rounds or any(round_.missing(self.shards).values()):
+            return None
+        digest = self._digest_of(round_)
+        return None if digest is None else round_.followed_by(basis_of(round_, digest))
+
+    def _digest_of(self, round_: Round) -> str | None:
+        """The digest of the sketch of a round that is measured."""
+        if not self.by_notes:
+            return round_.sketch.digest
+        if not has_derived(self.run):
+            # There is nothing to compare with, and shards need not be opened.
+            return None
+        noted = noted_digest(round_, self.shards)
+        if noted is not None or round_.number < self.run.plan.rounds:
+            return noted or round_.sketch.digest
+        try:
+            return round_.sketch.digest
+        except CorruptError:
+            # The verbs that read it tell more.
+            return None
+
+    @property
+    def last(self) -> Round:
+        """The last round whose test matrix is known: the one that is worked on."""
+        return self.rounds[-1]
+
+    @cached_property
+    def missing(self) -> dict[str, list[Range]]:
+        """For each role of the last known round the columns that are not measured."""
+        return self.last.missing(self.shards)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether columns of a known round are not measured."""
+        return any(self.missing.values())
+
+    @property
+    def measured(self) -> bool:
+        """Whether all rounds are measured."""
+        return self.last.number == self.run.plan.rounds and not self.incomplete
+
+    @cached_property
+    def digest(self) -> str | None:
+        """The digest of the last known round's sketch.
+
+        ``None`` if it is incomplete; by notes also if nothing was made of it, or it is damaged.
+        """
+        return None if self.incomplete else self._digest_of(self.last)
+
+    @cached_property
+    def merged(self) -> bool:
+        """Whether the sums of the last round's sketch are there."""
+        if self.incomplete:
+            return False
+        if self.digest is None:
+            return has_sums(self.run)
+        folder = sketch_folder(self.run, self.digest)
+        sums = (folder / names.TOTAL_SUMS.name(side=side.name) for side in self.last.sides)
+        return self.measured and all(map(is_there, sums))
+
+    @cached_property
+    def stale(self) -> bool:
+        """Whether there is no default result, or one of another sketch than there is now.
+
+        Sums that were removed are not missing where nobody needs them any more.
+        """
+        if not self.measured:
+            return True
+        try:
+            file = SealedFile(result_path(self.run, "default"))
+        except FileNotFoundError:
+            return True
+        except CorruptError:
+            # The verbs that read it tell more.
+            return False
+        return file.identity.get("sketch") != self.digest or bool(lost_pieces(file))
+
+    @property
+    def assessed(self) -> bool:
+        """Whether the default result has an assessment."""
+        return is_assessed(self.run, "default")
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a default result of all that is planned, with its assessment."""
+        return self.measured and self.assessed and not self.stale
+
+    @property
+    def next(self) -> str | None:
+        """The command that comes next; ``None`` when all is done."""
+        directory = quoted(self.run.directory)
+        if self.incomplete:
+            return self.run.how_to_measure()
+        if self.stale:
+            return f"skerch-ooc {'recover' if self.merged else 'merge'} {directory}"
+        return None if self.assessed else f"skerch-ooc assess {directory}"
+
+    @cached_property
+    def left(self) -> list[Left]:
+        """The stages that are not done, in order, with the numbers of the tasks that each has left.
+
+        Job arrays are made of these. Of stages whose tasks are not known yet, all are left.
+
+        Raises:
+            CorruptError: If a shard, a basis or a solution is damaged.
+            IncompleteError: If the shards were removed on purpose.
+        """
+        return [Left(stage, tasks) for stage, tasks in self._left() if tasks]
+
+    def _left(self) -> Iterator[tuple[RoundStage, Sequence[int]]]:
+        plan = self.run.plan
+        if self.finished:
+            return
+        yield from self._left_of_last()
+        for number in range(self.last.number + 1, plan.rounds + 1):
+            count = len(plan.parts) * sum(piece.count for piece in plan.cuts("right"))
+            yield RoundStage("measure", number), range(count)
+            yield from _after_measuring(plan, number)
+        yield RoundStage("assess"), [0]
+
+    def _left_of_last(self) -> Iterator[tuple[RoundStage, Sequence[int]]]:
+        """What is left of the last round whose test matrix is known."""
+        run, last = self.run, self.last
+        if self.incomplete:
+            yield RoundStage("measure", last.number), missing_numbers(last)
+            yield from _after_measuring(run.plan, last.number)
+            return
+        yield RoundStage("merge", last.number), Merge(last).left()
+        if last.number < run.plan.rounds:
+            pieces = basis_left(last.sketch)
+        else:
+            pieces = vectors_left(run, last.sketch.digest, run.plan.recovery, "default")
+        if pieces is None:
+            _, *rest = _after_measuring(run.plan, last.number)
+            yield from rest
+        else:
+            # The process that needs the pieces puts them together once all are there.
+            yield RoundStage("vectors", last.number), pieces
+
+
+def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[RoundStage, Sequence[int]]]:
+    """The stages of a round after it is measured, if none of their tasks is known to be done."""
+    if number == 1:
+        sides = first_round(plan)
+    else:
+        sides = later_round(plan, number, f"round{number}", plan.reach("right"))
+    yield RoundStage("merge", number), merge_tasks(plan, sides)
+    wanted = plan.recovery.vectors == "stored" or number < plan.rounds
+    pieces = vector_tasks(plan) if wanted else 0
+    # The process that publishes a small result also solves it; a basis must be there before the
+    # next round.
+    if pieces or number < plan.rounds:
+        yield RoundStage("solve", number), [0]
+    yield RoundStage("vectors", number), list(range(pieces))
