@@ -74,8 +74,7 @@ class Product:
         """
         raise OperatorError(
             f"the operator is in one piece now, and was planned with several, of which {terms} "
-            "are to "
-            "be measured; restore it, or plan a new run"
+            "are to be measured; restore it, or plan a new run"
         )
 
     @property
@@ -98,7 +97,7 @@ class Product:
         Raises:
             OperatorError: If the operator fails, has no adjoint, or returns another shape or dtype.
         """
-        x = columns if self._numpy else _to_torch(columns, self.device)
+        x = columns if self._numpy else _tensor(columns, self.device)
         try:
             with self._warnings():
                 y = adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
@@ -109,14 +108,9 @@ class Product:
                 # Code that torch has compiled makes an error of its own of Ctrl-C.
                 raise KeyboardInterrupt from error
             # Whatever a user's own code raises is theirs: told in their words, with its line.
-            raise OperatorError(_describe(error, columns, adjoint, self._advice)) from error
+            advice = getattr(self._operator, "advice", None)
+            raise OperatorError(_describe(error, columns, adjoint, advice)) from error
         return self._checked(y, columns.shape, adjoint)
-
-    @property
-    def _advice(self) -> str:
-        """What the operator says itself of how to mend it when it fails."""
-        advice = getattr(self._operator, "advice", None)
-        return f"; {advice}" if isinstance(advice, str) else ""
 
     def _warnings(self) -> contextlib.AbstractContextManager[Any]:
         """Of overflow in a plain array's product nothing is said: it is looked for, and refused."""
@@ -135,8 +129,7 @@ class Product:
         if tuple(y.shape) != wanted:
             raise OperatorError(
                 f"{call} returned shape {tuple(y.shape)} for X of shape {given}; it must be "
-                f"{wanted}, "
-                f"as the operator has shape {self.shape}"
+                f"{wanted}, as the operator has shape {self.shape}"
             )
         found = str(y.dtype).removeprefix("torch.")
         if found != self.dtype:
@@ -163,13 +156,12 @@ def product_of(operator: Any, dtype: str, device: str) -> Product:
 
 def _product(operator: Any, x: Any) -> Any:
     """``A X``, by whatever means the operator offers."""
-    if callable(getattr(operator, "__matmul__", None)):
-        return operator @ x
-    if callable(getattr(operator, "matmat", None)):
-        return operator.matmat(x)
-    if callable(getattr(operator, "matvec", None)):
-        return _columnwise(operator.matvec, x)
-    # Its own words say that there is no such product.
+    if not callable(getattr(operator, "__matmul__", None)):
+        if callable(getattr(operator, "matmat", None)):
+            return operator.matmat(x)
+        if callable(getattr(operator, "matvec", None)):
+            return _columnwise(operator.matvec, x)
+    # Where there is no such product, its own words say so.
     return operator @ x
 
 
@@ -194,7 +186,7 @@ def adjoint_product(operator: Any, x: Any) -> Any:
     """
     if isinstance(operator, np.ndarray) or _is_sparse(operator):
         return operator.conj().T @ x
-    if _is_loaded_tensor(operator):
+    if _is_tensor(operator):
         return operator.mH @ x
     if callable(getattr(operator, "adjoint", None)):
         return operator.adjoint() @ x
@@ -220,7 +212,7 @@ def _is_sparse(operator: Any) -> bool:
     return sparse is not None and bool(sparse.issparse(operator))
 
 
-def _is_loaded_tensor(operator: Any) -> bool:
+def _is_tensor(operator: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(operator, torch.Tensor)
 
@@ -255,16 +247,10 @@ def _require_device_name(device: str) -> None:
         ) from error
 
 
-def _to_torch(array: Array, device: str) -> Any:
+def _tensor(array: Array, device: str) -> Any:
     import torch
 
     return torch.from_numpy(array).to(device)
-
-
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
 
 
 def shape_of(operator: Any) -> tuple[int, int]:
@@ -302,13 +288,14 @@ def _wants_numpy(operator: Any) -> bool:
     )
 
 
-def _describe(error: Exception, columns: Array, adjoint: bool, advice: str) -> str:
+def _describe(error: Exception, columns: Array, adjoint: bool, advice: Any) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     whose = "the adjoint of the operator" if adjoint else "the operator"
+    more = f"; {advice}" if isinstance(advice, str) else ""
     return (
         f"{whose} failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype of the "
         f"plan): {type(error).__name__}: {error} "
-        f"(in {frame.name}, {frame.filename}:{frame.lineno}){advice}"
+        f"(in {frame.name}, {frame.filename}:{frame.lineno}){more}"
     )
 
 

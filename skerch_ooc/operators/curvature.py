@@ -164,7 +164,9 @@ def _operator(
             "pip install 'skerch_ooc[curvature]'"
         ) from error
     constructor = getattr(curvlinops, name)
-    more |= _unchecked(constructor)
+    if "check_deterministic" in inspect.signature(constructor).parameters:
+        # It costs further passes over the data, and the probe checks the same.
+        more["check_deterministic"] = False
     return _assembled(constructor, model, loss, data, parameters, per_batch, **more)
 
 
@@ -177,14 +179,20 @@ def _assembled(
     _require_deterministic(model)
     _require_order(data)
     chosen, batches = _chosen(model, parameters), list(data)
+
+    def operator_of(some: list[Any], number: int = 0) -> Any:
+        seed = {"seed": more["seed"] + number} if "seed" in more else {}
+        made = constructor(model, loss, chosen, some, **more | seed)
+        if constructor.__name__ == "HessianLinearOperator":
+            # What it says itself to whom it fails.
+            made.advice = _WITHOUT_FORWARD
+        return made
+
     if not per_batch:
-        operator = _made(constructor, model, loss, chosen, batches, more)
+        operator = operator_of(batches)
     else:
         operator = Sum(
-            [
-                partial(_term, constructor, model, loss, chosen, batch, number, more)
-                for number, batch in enumerate(batches)
-            ],
+            [partial(operator_of, [batch], number) for number, batch in enumerate(batches)],
             weights_of(loss, batches),
             shape=2 * (sum(parameter.numel() for parameter in chosen),),
             dtype=str(chosen[0].dtype).removeprefix("torch."),
@@ -193,26 +201,6 @@ def _assembled(
         "weights": _sha256(model.state_dict().values()),
         "data": _sha256(tensor for batch in batches for tensor in batch),
     }
-    return operator
-
-
-def _term(
-    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module,
-    chosen: list[torch.nn.Parameter], batch: Any, number: int, more: dict[str, Any],
-) -> Any:  # fmt: skip
-    """The operator of one batch."""
-    seed = {"seed": more["seed"] + number} if "seed" in more else {}
-    return _made(constructor, model, loss, chosen, [batch], more | seed)
-
-
-def _made(
-    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module,
-    chosen: list[torch.nn.Parameter], batches: list[Any], more: dict[str, Any],
-) -> Any:  # fmt: skip
-    """An operator that says itself what to do when it fails."""
-    operator = constructor(model, loss, chosen, batches, **more)
-    if constructor.__name__ == "HessianLinearOperator":
-        operator.advice = _WITHOUT_FORWARD
     return operator
 
 
@@ -238,8 +226,7 @@ def _chosen(model: torch.nn.Module, parameters: Parameters | None) -> list[torch
             if not below:
                 raise OperatorError(
                     f"the model has no layer or parameter {one!r}; give layers or parameters of "
-                    "these: "
-                    f"{shown_list(list(named))}"
+                    f"these: {shown_list(list(named))}"
                 )
             chosen += below
         else:
@@ -271,9 +258,3 @@ def _require_deterministic(model: torch.nn.Module) -> None:
                 f"layer {name or type(module).__name__} ({type(module).__name__}) is in training "
                 "mode, so that products would differ from call to call; call model.eval() first"
             )
-
-
-def _unchecked(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """Turns off curvlinops' own determinism check, which costs extra passes: the probe does it."""
-    parameters = inspect.signature(constructor).parameters
-    return {"check_deterministic": False} if "check_deterministic" in parameters else {}

@@ -39,6 +39,10 @@ class Source(Protocol):
         ...
 
 
+def _room(source: Source, rows: Range) -> Array:
+    return np.empty((len(rows), source.shape[1]), source.dtype)
+
+
 class Hdf5Source:
     """A dataset of an HDF5 file.
 
@@ -63,7 +67,7 @@ class Hdf5Source:
         found = self._file.get(name)
         if not isinstance(found, h5py.Dataset):
             raise OperatorError(
-                f"{path} has no dataset {name!r}; give one of: {_datasets(self._file)}"
+                f"{path} has no dataset {name!r}; give one of: {shown_list(_names(self._file))}"
             )
         if found.is_virtual or found.external:
             raise OperatorError(
@@ -83,19 +87,15 @@ class Hdf5Source:
         bytes_of_chunk = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
         across = -(-dataset.shape[1] // dataset.chunks[1])
         access = dataset.id.get_access_plist()
-        access.set_chunk_cache(_slots(across), across * bytes_of_chunk, 1.0)
+        # Its hash table has an odd number of slots, well above that of the chunks.
+        access.set_chunk_cache(100 * across + 1, across * bytes_of_chunk, 1.0)
         return h5py.Dataset(h5py.h5d.open(self._file.id, dataset.name.encode(), access))
 
     def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
+        out = _room(self, rows) if out is None else out
         self._dataset.read_direct(out, np.s_[rows.start : rows.stop])
         return out
-
-
-def _slots(chunks: int) -> int:
-    """The size of the hash table of a chunk cache: an odd number well above that of the chunks."""
-    return 100 * chunks + 1
 
 
 class NpySource:
@@ -116,7 +116,7 @@ class NpySource:
 
     def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
+        out = _room(self, rows) if out is None else out
         out[:] = self._array[rows.slice]
         return out
 
@@ -139,8 +139,7 @@ class StackedRows:
             if width != widths[0]:
                 raise OperatorError(
                     f"{names[0]} has {widths[0]} columns, {name} has {width}; files that are "
-                    "stacked "
-                    "must be equally wide"
+                    "stacked must be equally wide"
                 )
         self._starts = [0, *itertools.accumulate(source.shape[0] for source in sources)]
         self.shape = (self._starts[-1], widths[0])
@@ -148,7 +147,7 @@ class StackedRows:
 
     def read(self, rows: Range, out: Array | None = None) -> Array:
         """See :class:`Source`."""
-        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
+        out = _room(self, rows) if out is None else out
         first = bisect.bisect_right(self._starts, rows.start) - 1
         for number in range(first, len(self._sources)):
             start = self._starts[number]
@@ -203,10 +202,6 @@ def _checked(
     if dtype.kind not in "biufc":
         raise OperatorError(f"{name} holds {dtype}; give a matrix of numbers, real or complex")
     return (int(shape[0]), int(shape[1])), dtype
-
-
-def _datasets(file: h5py.File) -> str:
-    return shown_list(_names(file))
 
 
 def _names(file: h5py.File) -> list[str]:

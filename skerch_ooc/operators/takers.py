@@ -66,21 +66,21 @@ class ForwardTaker:
         if self._x is None:
             return None
         product = slab @ self._x
-        start, y = 0, product.cpu().numpy()
-        for found in self._found:
-            stop = start + found.shape[1]
-            found[rows.shifted(-self._first).slice] = y[:, start:stop]
-            start = stop
+        for found, y in zip(self._found, self._split(product), strict=True):
+            found[rows.shifted(-self._first).slice] = y
         return product
 
     def subtract(self, means: torch.Tensor) -> None:
         """Takes a row off all rows of ``A``: its product off all rows of the sketches."""
         if self._x is not None:
-            product, start = (means @ self._x.to(means.dtype)).cpu().numpy(), 0
-            for found in self._found:
-                stop = start + found.shape[1]
-                found -= product[start:stop].astype(found.dtype)
-                start = stop
+            product = means @ self._x.to(means.dtype)
+            for found, y in zip(self._found, self._split(product), strict=True):
+                found -= y.astype(found.dtype)
+
+    def _split(self, product: torch.Tensor) -> list[Array]:
+        """The products with each block of columns."""
+        ends = np.cumsum([found.shape[1] for found in self._found])
+        return np.split(product.cpu().numpy(), ends[:-1], axis=-1)
 
     def results(self) -> list[Array]:
         """The sketches."""

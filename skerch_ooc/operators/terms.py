@@ -283,8 +283,7 @@ class TermsProduct(Product):
         if product.shape != shape:
             raise OperatorError(
                 f"term {number} of the operator has shape {product.shape}; it must have {shape}, "
-                "as "
-                "was said, or as the others have"
+                "as was said, or as the others have"
             )
         # One at a time, unless they are at hand anyway: each may need all the memory.
         self._opened = {number: product}
