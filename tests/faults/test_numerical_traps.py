@@ -331,7 +331,7 @@ def require_honest(assessment, error, floor):
     assert estimate <= factor * error + floor
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("case", cases())
 def test_trap_is_decomposed_rightly_or_refused(case, tmp_path, tally):
     with tally.fault("a numerical trap", case.trap) as attempt:
@@ -395,7 +395,7 @@ def test_inner_sketch_that_overflows_is_refused_without_a_warning(tmp_path, tall
         attempt.ended("refused")
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("method", ["nystrom", "singlepass", "oversampled", "hmt"])
 @pytest.mark.parametrize("kind", ["eigh", "svd"])

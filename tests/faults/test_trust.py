@@ -1,7 +1,7 @@
 """A run directory from a stranger: verbs that only look at it import, start and unpickle nothing.
 
-Each command runs in a process of its own in which Python's audit events are watched: files that
-are compiled or executed, processes, sockets, pickles.
+Each command runs in a process of its own, forked from one with all libraries loaded, in which
+Python's audit events are watched: files that are compiled or executed, processes, sockets, pickles.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ update, task."""
 
 # The hook is the last thing that is set up: what is legitimate is said by name.
 _WATCHED = """
-import os, sys
+import json, os, sys
 
 import skerch_ooc.cli.running, skerch_ooc.pipeline.steps, skerch_ooc.results.lowrank
 import skerch_ooc.cli.tables
@@ -70,15 +70,27 @@ def note(event, arguments):
         if not name.startswith((*libraries, "<string>", "<frozen", "<__array_function__")):
             seen.append((event, name))
 
-folder, *words = sys.argv[1:]
-os.chdir(folder)
-sys.path[:] = [folder, *sys.path]
-sys.addaudithook(note)
-code = skerch_ooc.cli.running.run_command_line(words)
-found = [one for one in seen if "dlopen" not in one[0] or "evil" in one[1]]
-print("SEEN", found, file=sys.stderr)
-sys.stderr.flush()
-os._exit(code)
+def run(folder, *words):
+    said = os.open(folder + ".said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(folder)
+    sys.path[:] = [folder, *sys.path]
+    sys.addaudithook(note)
+    code = skerch_ooc.cli.running.run_command_line(words)
+    found = [one for one in seen if "dlopen" not in one[0] or "evil" in one[1]]
+    print("SEEN", found, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+codes = []
+for command in json.loads(sys.argv[1]):
+    pid = os.fork()
+    if pid == 0:
+        run(*command)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(codes))
 """
 
 EVIL = """
@@ -107,15 +119,14 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def stranger(tmp_path, finished):
     """Makes a run whose plan names a factory that leaves a mark wherever it is found."""
-    mark = tmp_path / "mark"
 
-    def make(factory, folder="."):
-        home = tmp_path / "home"
-        home.mkdir()
+    def make(factory, folder=".", name="one"):
+        home, mark = tmp_path / name / "home", tmp_path / name / "mark"
+        home.mkdir(parents=True)
         run = home / "run"
         shutil.copytree(finished, run)
         evil = textwrap.dedent(EVIL).format(mark=str(mark))
-        for place in (home, run, run / "logs", tmp_path):
+        for place in (home, run, run / "logs", home.parent):
             for name in ("evil.py", "sitecustomize.py", "numpy.py", "torch.py", "h5py.py"):
                 (place / name).write_text(evil)
         (home / "decaying.py").write_text(evil)
@@ -126,9 +137,8 @@ def stranger(tmp_path, finished):
         (slurm / "jobs.jsonl").write_text('{"job":"1;touch x","stage":"../x","indices":[0]}\n')
         (run / "logs/places.json").write_text(json.dumps({"folder": str(home)}))
         _name_factory(run, factory, folder)
-        return home
+        return home, mark
 
-    make.mark = mark
     return make
 
 
@@ -150,8 +160,6 @@ FACTORIES = {
 }
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
 @pytest.mark.parametrize(
     "factory",
     [
@@ -159,35 +167,45 @@ FACTORIES = {
         for number, name in enumerate(FACTORIES)
     ],
 )
-def test_looking_at_a_run_executes_nothing_of_it(stranger, tally, factory, verb):
-    home = stranger(*FACTORIES[factory])
-    with tally.fault("stranger's run", verb[0]) as attempt:
-        done = _watched(home, verb[0], "run", *verb[1:])
-        assert done.returncode in (0, 2, 3, 4, 5), done.stderr
-        assert "SEEN []" in done.stderr, done.stderr
-        assert not stranger.mark.exists()
-        attempt.ended("refused" if done.returncode else "harmless")
+def test_looking_at_a_run_executes_nothing_of_it(stranger, tally, factory):
+    strange = [stranger(*FACTORIES[factory], " ".join(verb)) for verb in LOOKING]
+    wrong = {}
+    ended = _watched(*((home, verb) for (home, _), verb in zip(strange, LOOKING, strict=True)))
+    for (_, mark), verb, (code, said) in zip(strange, LOOKING, ended, strict=True):
+        with tally.fault("stranger's run", verb[0]) as attempt:
+            if code in (0, 2, 3, 4, 5) and "SEEN []" in said and not mark.exists():
+                attempt.ended("refused" if code else "harmless")
+            else:
+                wrong[verb] = code, said
+    assert wrong == {}
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("verb", LOOKING, ids=" ".join)
-def test_looking_at_an_untouched_run_executes_nothing_of_it(tmp_path, finished, tally, verb):
-    shutil.copytree(finished, tmp_path / "run")
-    with tally.fault("stranger's run", verb[0]) as attempt:
-        done = _watched(tmp_path, verb[0], "run", *verb[1:])
-        assert (done.returncode, "SEEN []" in done.stderr) == (0, True), done.stderr
-        attempt.ended("harmless")
+def test_looking_at_an_untouched_run_executes_nothing_of_it(tmp_path, finished, tally):
+    wrong = {}
+    homes = [tmp_path / " ".join(verb) for verb in LOOKING]
+    for home in homes:
+        shutil.copytree(finished, home / "run")
+    for verb, (code, said) in zip(
+        LOOKING, _watched(*zip(homes, LOOKING, strict=True)), strict=True
+    ):
+        with tally.fault("stranger's run", verb[0]) as attempt:
+            if code == 0 and "SEEN []" in said:
+                attempt.ended("harmless")
+            else:
+                wrong[verb] = code, said
+    assert wrong == {}
 
 
 def test_what_would_be_executed_is_seen(stranger):
     # Guards the watching: were it blind, the tests above would pass.
-    home = stranger("evil.py:make", "..")
-    done = _watched(home, "measure", "run")
-    assert "evil.py" in done.stderr
-    assert stranger.mark.exists()
+    home, mark = stranger("evil.py:make", "..")
+    ((_, said),) = _watched((home, ("measure",)))
+    assert "evil.py" in said
+    assert mark.exists()
 
 
-def _watched(folder, *words):
+def _watched(*verbs):
+    """How a verb ends in each home, and what it says with what was seen."""
     libraries = (
         str(PACKAGE),
         sys.prefix,
@@ -195,21 +213,19 @@ def _watched(folder, *words):
         str(Path(os.__file__).parent),
         str(Path(np.__file__).parent.parent),
     )
-    return subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            _WATCHED.replace("{libraries!r}", repr(libraries)),
-            str(folder),
-            *words,
-        ],
+    calls = [[str(home), verb, "run", *options] for home, (verb, *options) in verbs]
+    script = _WATCHED.replace("{libraries!r}", repr(libraries))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, json.dumps(calls)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
         env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"},
     )
+    assert done.returncode == 0, done.stderr
+    said = [Path(f"{home}.said").read_text() for home, _ in verbs]
+    return list(zip(json.loads(done.stdout), said, strict=True))
 
 
 # What the package itself never uses.
