@@ -1,32 +1,26 @@
-"""Tasks on the workers of a Dask cluster: one started here, or any that is running already."""
+"""Dask: tasks on the workers of a cluster, one started here or any that is running already."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import importlib.util
-import itertools
 import json
 import logging
-import math
 import multiprocessing
 import os
 import queue
 import re
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
-from skerch_ooc.base.version import __version__
-
-Task = TypeVar("Task")
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.executors.executor import Function, Task
+from skerch_ooc.executors.flight import Flight, LostError, Watch, count_workers, explain
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +28,6 @@ PATIENCE = 120.0
 """Seconds that a running scheduler may be without workers."""
 
 _CONNECT_SECONDS = 15.0
-_IN_FLIGHT = 2
 _NO_HISTORY = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.log-length": 1000,
@@ -46,65 +39,10 @@ _NO_HISTORY = {
 alone, of which two are kept for each second, take 100 MB of a worker's memory in a quarter of an
 hour; a computation keeps a record of each group of tasks, and is one while work goes on."""
 
-_MOST_KEYS = 1000
-_LARGEST_GROUP = 64
-_GROUP_SECONDS = 0.05
-_WORD_SECONDS = 1e-3
-_MOST_DEATHS = 3
-_ASK_SECONDS = 2.0
 _WAIT_SECONDS = 0.1
-_QUIET_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}")
 _MAIN_GUARD = 'inside `if __name__ == "__main__":`'
-_one_at_a_time = threading.Lock()
-
-
-def _perform(
-    function: Callable[[Task], Callable[[], Any]], tasks: list[Task]
-) -> tuple[list[Any], float]:
-    """The receipts of tasks, and the seconds that they took."""
-    _forget_keys()
-    # Workers that others started may have several threads; our tasks bring their own.
-    with _one_at_a_time:
-        start = time.perf_counter()
-        receipts = [_perform_one(function, task) for task in tasks]
-        return receipts, time.perf_counter() - start
-
-
-def _forget_keys() -> None:
-    """Has Dask forget the keys of tasks that are long done.
-
-    It remembers the last 100,000 in each process, with what they begin with: some 30 MB, for
-    nothing, as no key of ours comes twice.
-    """
-    from dask.utils import key_split
-
-    kept = getattr(key_split, "cache_info", None)
-    if kept is not None and kept().currsize > _MOST_KEYS:
-        key_split.cache_clear()
-
-
-def _perform_one(function: Callable[[Task], Callable[[], Any]], task: Task) -> Any:
-    try:
-        return function(task)()
-    except OocError as error:
-        raise type(error)(f"{error} ({task}; {_this_worker()})") from error
-    except (SystemExit, KeyboardInterrupt) as error:
-        # These would end the worker, and the next one, and so on.
-        raise UsageError(
-            f"the operator ended its process: {error!r} ({task}; {_this_worker()}); let it raise "
-            "another exception instead"
-        ) from error
-
-
-def _this_worker() -> str:
-    from distributed import get_worker
-
-    try:
-        return f"worker {get_worker().address} on {socket.gethostname()}"
-    except ValueError:
-        return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _address_in(path: Path) -> str:
@@ -270,16 +208,14 @@ class Dask:
         """
         if self._session is None:
             with self._connected(threads) as client:
-                yield from self._run_on(client, function, tasks)
+                yield from self._flown(client, function, tasks)
             return
         if self._client is None:
             self._client = self._session.enter_context(self._connected(threads))
-        yield from self._run_on(self._client, function, tasks)
+        yield from self._flown(self._client, function, tasks)
 
-    def _run_on(
-        self, client: Any, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task]
-    ) -> Iterator[Any]:
-        yield from _run_on(client, function, iter(tasks), self._tries, self._patience)
+    def _flown(self, client: Any, function: Function[Task], tasks: Iterable[Task]) -> Iterator[Any]:
+        return Flight(client, function, iter(tasks), self._tries, self._patience).receipts()
 
     @property
     def _patience(self) -> float | None:
@@ -327,21 +263,21 @@ class Dask:
             yield client
 
     def _wait_for_worker(self, client: Any) -> None:
-        watch = _Watch(client, self._patience)
+        watch = Watch(client, self._patience)
         try:
-            while not _count_workers(client):
+            while not count_workers(client):
                 watch.look()
                 time.sleep(_WAIT_SECONDS)
             # A worker that cannot read a task closes, and says so only in its own log.
             answers = _answers(client, exec, "import skerch_ooc")
-        except (_LostError, OSError, RuntimeError, AttributeError) as error:
+        except (LostError, OSError, RuntimeError, AttributeError) as error:
             raise UsageError(
                 f"{client!r} cannot be used any more ({type(error).__name__}: {error}); give one "
                 "that is connected"
             ) from error
         for answer in answers:
             if isinstance(answer, Exception):
-                _explain(answer)
+                explain(answer)
 
     @contextlib.contextmanager
     def _local(self, threads: int) -> Iterator[Any]:
@@ -421,206 +357,3 @@ def _announce(client: Any) -> None:
     if importlib.util.find_spec("bokeh") is None and client.cluster is not None:
         watched = "for its dashboard install bokeh"
     log.info("dask: %d worker(s) of %s; %s", info["n_workers"], info["address"], watched)
-
-
-class _Pace:
-    """How many tasks are in flight, and how many travel together.
-
-    Two groups for each worker are in flight: one at work, and one that waits for it. A group is one
-    task; where tasks take less time than words with the scheduler, as many as are worth them: the
-    more workers there are, the longer each has to wait for its turn to speak.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._asked = -math.inf
-        self._workers = 1
-        self._done = 0
-        self._seconds = 0.0
-
-    def took(self, count: int, seconds: float) -> None:
-        """Notes that tasks are done, and how long a worker was busy with them."""
-        self._done += count
-        self._seconds += seconds
-
-    def groups(self) -> int:
-        """How many groups may be in flight; the scheduler is asked now and then."""
-        now = time.monotonic()
-        if now > self._asked + _ASK_SECONDS:
-            # Workers come and go.
-            self._workers = max(1, _count_workers(self._client))
-            self._asked = now
-        return _IN_FLIGHT * self._workers
-
-    def group(self) -> int:
-        """How many tasks make a group."""
-        worth = max(_GROUP_SECONDS, _IN_FLIGHT * _WORD_SECONDS * self._workers)
-        mean = self._seconds / self._done if self._done else math.inf
-        return int(min(_LARGEST_GROUP, max(1.0, worth / max(mean, 1e-9))))
-
-
-class _LostError(Exception):
-    """The scheduler does not answer."""
-
-
-def _count_workers(client: Any) -> int:
-    try:
-        return int(client.scheduler_info(0)["n_workers"])
-    except (OSError, KeyError) as error:
-        raise _LostError(str(error)) from error
-
-
-class _Watch:
-    """Notices that no worker is left.
-
-    Args:
-        client: Of the cluster.
-        patience: Seconds that a cluster may be without workers; ``None`` for any time.
-    """
-
-    def __init__(self, client: Any, patience: float | None) -> None:
-        self._client, self._patience = client, patience
-        self._since: float | None = None
-        self._warned = False
-
-    def look(self) -> None:
-        """Looks whether there are workers.
-
-        Raises:
-            IncompleteError: If there have been none for too long.
-        """
-        if _count_workers(self._client):
-            self._since = None
-            return
-        now = time.monotonic()
-        if self._since is None:
-            self._since, self._warned = now, False
-        if not self._warned and now > self._since + _QUIET_SECONDS:
-            self._warned = True
-            log.warning("the cluster has no workers now; waiting for some")
-        if self._patience is not None and now > self._since + self._patience:
-            raise IncompleteError(
-                f"the cluster has had no workers for {self._patience:.0f} s; start some with `dask "
-                "worker`, then run the same command again. What was published is untouched"
-            )
-
-
-@dataclass(frozen=True)
-class _Group(Generic[Task]):
-    """Tasks that travel together.
-
-    Attributes:
-        tasks: In order.
-        deaths: How often their worker has died, by the scheduler's count.
-        failures: How often one of them has failed.
-    """
-
-    tasks: list[Task]
-    deaths: int = 0
-    failures: int = 0
-
-
-def _run_on(
-    client: Any, function: Callable[[Task], Callable[[], Any]], waiting: Iterator[Task],
-    tries: int, patience: float | None,
-) -> Iterator[Any]:  # fmt: skip
-    from distributed.scheduler import KilledWorker
-
-    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    groups: dict[Any, _Group[Task]] = {}
-    pace, watch = _Pace(client), _Watch(client, patience)
-    failed: list[BaseException] = []
-
-    def submit(*those: _Group[Task]) -> None:
-        # All in one message: each costs the scheduler as much as the work on a few tasks.
-        tasks = [group.tasks for group in those]
-        _forget_keys()
-        futures = client.map(_perform, [function] * len(tasks), tasks, pure=False)
-        for future, group in zip(futures, those, strict=True):
-            groups[future] = group
-            future.add_done_callback(finished.put)
-
-    def fill() -> None:
-        cut = (list(itertools.islice(waiting, pace.group())) for _ in itertools.count())
-        free = max(0, pace.groups() - len(groups))
-        fresh = [_Group(tasks) for tasks in itertools.takewhile(bool, itertools.islice(cut, free))]
-        if fresh:
-            submit(*fresh)
-
-    def next_finished() -> list[Any]:
-        """All futures that are finished by now; at least one."""
-        futures: list[Any] = []
-        while not futures:
-            try:
-                futures.append(finished.get(timeout=_ASK_SECONDS))
-            except queue.Empty:
-                watch.look()
-        while not finished.empty():
-            futures.append(finished.get())
-        return futures
-
-    def receipts_of(futures: list[Any]) -> list[Any]:
-        # All at once: one by one they would cost a word with a worker each.
-        receipts = []
-        for future, (results, seconds) in zip(futures, client.gather(futures), strict=True):
-            groups.pop(future)
-            future.release()
-            pace.took(len(results), seconds)
-            receipts += results
-        return receipts
-
-    def try_again(group: _Group[Task], future: Any) -> None:
-        if future.status != "error":
-            raise _LostError("it has let go of the tasks")
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            if group.deaths == _MOST_DEATHS:
-                raise IncompleteError(
-                    f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
-                    "memory, or plan smaller blocks. What was published is untouched"
-                ) from error
-            log.warning("%s has lost its worker several times; trying it again", group.tasks[0])
-            submit(replace(group, deaths=group.deaths + 1))
-            return
-        _explain(error)
-        if group.failures + 1 >= tries:
-            failed.append(error)
-            raise error
-        log.warning("try %d of %d failed: %s", group.failures + 1, tries, error)
-        submit(replace(group, failures=group.failures + 1))
-
-    try:
-        fill()
-        while groups:
-            futures = next_finished()
-            good = [future for future in futures if future.status == "finished"]
-            yield from receipts_of(good)
-            for future in futures:
-                if future in groups:
-                    try_again(groups.pop(future), future)
-            fill()
-    except (_LostError, CancelledError, OSError) as error:
-        if error in failed:
-            raise
-        raise IncompleteError(
-            f"the scheduler was lost ({error}); what was published is untouched: once there is one "
-            "again, the same command goes on"
-        ) from error
-    finally:
-        with contextlib.suppress(Exception):
-            client.cancel(list(groups))
-
-
-def _explain(error: Exception) -> None:
-    """Says what is wrong with a cluster that cannot even read a task.
-
-    Raises:
-        UsageError: If that is so.
-    """
-    ours = isinstance(error, ImportError) and str(error.name).startswith("skerch_ooc")
-    if ours or "deserialization of the task graph" in str(error):
-        raise UsageError(
-            "the scheduler or a worker cannot import skerch_ooc as it is here "
-            f"({type(error).__name__}: {error}); install this version, "
-            f"{__version__}, for all of them"
-        ) from error

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 Task = TypeVar("Task")
+Function = Callable[[Task], Callable[[], Any]]
+"""Does a task, and returns what finishes it and returns its receipt."""
 
 
 class Executor(Protocol):
@@ -46,9 +48,7 @@ class Executor(Protocol):
         """The tasks that this executor is going to run, of those that are to be done."""
         ...
 
-    def run(
-        self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
-    ) -> Iterator[Any]:
+    def run(self, function: Function[Task], tasks: Iterable[Task], threads: int) -> Iterator[Any]:
         """Runs a function over tasks.
 
         Args:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.executors.executor import Function, Task
 from skerch_ooc.executors.serial import Serial
-
-Task = TypeVar("Task")
 
 
 class Share:
@@ -62,9 +61,7 @@ class Share:
     def _has(self, task: Any) -> bool:
         return bool(task.number % self._of == self._index)
 
-    def run(
-        self, function: Callable[[Task], Callable[[], Any]], tasks: Iterable[Task], threads: int
-    ) -> Iterator[Any]:
+    def run(self, function: Function[Task], tasks: Iterable[Task], threads: int) -> Iterator[Any]:
         """See :class:`.Executor`."""
 
         def timed(task: Task) -> Callable[[], Any]:

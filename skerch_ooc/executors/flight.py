@@ -1,0 +1,305 @@
+"""Tasks in flight: few at a time go to the workers of a Dask cluster, and come back as receipts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from typing import Any, Generic
+
+from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
+from skerch_ooc.base.version import __version__
+from skerch_ooc.executors.executor import Function, Task
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT = 2
+_MOST_KEYS = 1000
+_LARGEST_GROUP = 64
+_GROUP_SECONDS = 0.05
+_WORD_SECONDS = 1e-3
+_MOST_DEATHS = 3
+_ASK_SECONDS = 2.0
+_QUIET_SECONDS = 5.0
+_one_at_a_time = threading.Lock()
+
+
+def _perform(function: Function[Task], tasks: list[Task]) -> tuple[list[Any], float]:
+    """The receipts of tasks, and the seconds that they took."""
+    _forget_keys()
+    # Workers that others started may have several threads; our tasks bring their own.
+    with _one_at_a_time:
+        start = time.perf_counter()
+        receipts = [_perform_one(function, task) for task in tasks]
+        return receipts, time.perf_counter() - start
+
+
+def _forget_keys() -> None:
+    """Has Dask forget the keys of tasks that are long done.
+
+    It remembers the last 100,000 in each process, with what they begin with: some 30 MB, for
+    nothing, as no key of ours comes twice.
+    """
+    from dask.utils import key_split
+
+    kept = getattr(key_split, "cache_info", None)
+    if kept is not None and kept().currsize > _MOST_KEYS:
+        key_split.cache_clear()
+
+
+def _perform_one(function: Function[Task], task: Task) -> Any:
+    try:
+        return function(task)()
+    except OocError as error:
+        raise type(error)(f"{error} ({task}; {_this_worker()})") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        # These would end the worker, and the next one, and so on.
+        raise UsageError(
+            f"the operator ended its process: {error!r} ({task}; {_this_worker()}); let it raise "
+            "another exception instead"
+        ) from error
+
+
+def _this_worker() -> str:
+    from distributed import get_worker
+
+    try:
+        return f"worker {get_worker().address} on {socket.gethostname()}"
+    except ValueError:
+        return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+class _Pace:
+    """How many tasks are in flight, and how many travel together.
+
+    Two groups for each worker are in flight: one at work, and one that waits for it. A group is one
+    task; where tasks take less time than words with the scheduler, as many as are worth them: the
+    more workers there are, the longer each has to wait for its turn to speak.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._asked = -math.inf
+        self._workers = 1
+        self._done = 0
+        self._seconds = 0.0
+
+    def took(self, count: int, seconds: float) -> None:
+        """Notes that tasks are done, and how long a worker was busy with them."""
+        self._done += count
+        self._seconds += seconds
+
+    def groups(self) -> int:
+        """How many groups may be in flight; the scheduler is asked now and then."""
+        now = time.monotonic()
+        if now > self._asked + _ASK_SECONDS:
+            # Workers come and go.
+            self._workers = max(1, count_workers(self._client))
+            self._asked = now
+        return _IN_FLIGHT * self._workers
+
+    def group(self) -> int:
+        """How many tasks make a group."""
+        worth = max(_GROUP_SECONDS, _IN_FLIGHT * _WORD_SECONDS * self._workers)
+        mean = self._seconds / self._done if self._done else math.inf
+        return int(min(_LARGEST_GROUP, max(1.0, worth / max(mean, 1e-9))))
+
+
+class LostError(Exception):
+    """The scheduler does not answer."""
+
+
+def count_workers(client: Any) -> int:
+    """How many workers a cluster has now.
+
+    Raises:
+        LostError: If the scheduler does not answer.
+    """
+    try:
+        return int(client.scheduler_info(0)["n_workers"])
+    except (OSError, KeyError) as error:
+        raise LostError(str(error)) from error
+
+
+class Watch:
+    """Notices that no worker is left.
+
+    Args:
+        client: Of the cluster.
+        patience: Seconds that a cluster may be without workers; ``None`` for any time.
+    """
+
+    def __init__(self, client: Any, patience: float | None) -> None:
+        self._client, self._patience = client, patience
+        self._since: float | None = None
+        self._warned = False
+
+    def look(self) -> None:
+        """Looks whether there are workers.
+
+        Raises:
+            IncompleteError: If there have been none for too long.
+        """
+        if count_workers(self._client):
+            self._since = None
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._warned = now, False
+        if not self._warned and now > self._since + _QUIET_SECONDS:
+            self._warned = True
+            log.warning("the cluster has no workers now; waiting for some")
+        if self._patience is not None and now > self._since + self._patience:
+            raise IncompleteError(
+                f"the cluster has had no workers for {self._patience:.0f} s; start some with `dask "
+                "worker`, then run the same command again. What was published is untouched"
+            )
+
+
+@dataclass(frozen=True)
+class _Group(Generic[Task]):
+    """Tasks that travel together.
+
+    Attributes:
+        tasks: In order.
+        deaths: How often their worker has died, by the scheduler's count.
+        failures: How often one of them has failed.
+    """
+
+    tasks: list[Task]
+    deaths: int = 0
+    failures: int = 0
+
+
+class Flight(Generic[Task]):
+    """A run of a function over tasks, on the workers of a cluster.
+
+    Args:
+        client: Of the cluster.
+        function: See :meth:`.Executor.run`.
+        tasks: Taken one by one, when there is room for another.
+        tries: How often a task that fails is tried.
+        patience: Seconds that the cluster may be without workers; ``None`` for any time.
+    """
+
+    def __init__(
+        self, client: Any, function: Function[Task], tasks: Iterator[Task], tries: int,
+        patience: float | None,
+    ) -> None:  # fmt: skip
+        self._client, self._function, self._tasks, self._tries = client, function, tasks, tries
+        self._pace, self._watch = _Pace(client), Watch(client, patience)
+        self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._groups: dict[Any, _Group[Task]] = {}
+        self._failure: BaseException | None = None
+
+    def receipts(self) -> Iterator[Any]:
+        """The receipts of all tasks, as they come.
+
+        Raises:
+            IncompleteError: If the scheduler is lost, or workers keep dying of a task.
+        """
+        try:
+            self._fill()
+            while self._groups:
+                futures = self._next_finished()
+                yield from self._landed([one for one in futures if one.status == "finished"])
+                for future in futures:
+                    if future in self._groups:
+                        self._try_again(self._groups.pop(future), future)
+                self._fill()
+        except (LostError, CancelledError, OSError) as error:
+            if error is self._failure:
+                raise
+            raise IncompleteError(
+                f"the scheduler was lost ({error}); what was published is untouched: once there is "
+                "one again, the same command goes on"
+            ) from error
+        finally:
+            with contextlib.suppress(Exception):
+                self._client.cancel(list(self._groups))
+
+    def _fill(self) -> None:
+        cut = (list(itertools.islice(self._tasks, self._pace.group())) for _ in itertools.count())
+        free = max(0, self._pace.groups() - len(self._groups))
+        fresh = [_Group(tasks) for tasks in itertools.takewhile(bool, itertools.islice(cut, free))]
+        if fresh:
+            self._submit(*fresh)
+
+    def _submit(self, *groups: _Group[Task]) -> None:
+        # All in one message: each costs the scheduler as much as the work on a few tasks.
+        tasks = [group.tasks for group in groups]
+        _forget_keys()
+        futures = self._client.map(_perform, [self._function] * len(tasks), tasks, pure=False)
+        for future, group in zip(futures, groups, strict=True):
+            self._groups[future] = group
+            future.add_done_callback(self._finished.put)
+
+    def _next_finished(self) -> list[Any]:
+        """All futures that are finished by now; at least one."""
+        futures: list[Any] = []
+        while not futures:
+            try:
+                futures.append(self._finished.get(timeout=_ASK_SECONDS))
+            except queue.Empty:
+                self._watch.look()
+        while not self._finished.empty():
+            futures.append(self._finished.get())
+        return futures
+
+    def _landed(self, futures: list[Any]) -> list[Any]:
+        """The receipts of groups that are done."""
+        # All at once: one by one they would cost a word with a worker each.
+        receipts = []
+        for future, (results, seconds) in zip(futures, self._client.gather(futures), strict=True):
+            self._groups.pop(future)
+            future.release()
+            self._pace.took(len(results), seconds)
+            receipts += results
+        return receipts
+
+    def _try_again(self, group: _Group[Task], future: Any) -> None:
+        """Submits a group once more, unless that would lead nowhere."""
+        from distributed.scheduler import KilledWorker
+
+        if future.status != "error":
+            raise LostError("it has let go of the tasks")
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            if group.deaths == _MOST_DEATHS:
+                raise IncompleteError(
+                    f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
+                    "memory, or plan smaller blocks. What was published is untouched"
+                ) from error
+            log.warning("%s has lost its worker several times; trying it again", group.tasks[0])
+            self._submit(replace(group, deaths=group.deaths + 1))
+            return
+        explain(error)
+        if group.failures + 1 >= self._tries:
+            self._failure = error
+            raise error
+        log.warning("try %d of %d failed: %s", group.failures + 1, self._tries, error)
+        self._submit(replace(group, failures=group.failures + 1))
+
+
+def explain(error: Exception) -> None:
+    """Says what is wrong with a cluster that cannot even read a task.
+
+    Raises:
+        UsageError: If that is so.
+    """
+    ours = isinstance(error, ImportError) and str(error.name).startswith("skerch_ooc")
+    if ours or "deserialization of the task graph" in str(error):
+        raise UsageError(
+            "the scheduler or a worker cannot import skerch_ooc as it is here "
+            f"({type(error).__name__}: {error}); install this version, "
+            f"{__version__}, for all of them"
+        ) from error
