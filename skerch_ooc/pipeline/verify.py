@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from skerch_ooc.base.errors import CorruptError, OocError, quoted
+from skerch_ooc.base.errors import CorruptError, OocError
 from skerch_ooc.base.files import digest, folders_in, is_taken
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import measured_anew, merged_anew, recovered_anew
 from skerch_ooc.store.names import names_of, sealed_in
 from skerch_ooc.store.pieces import check_pieces
-from skerch_ooc.store.result_files import assessment_path, how_to_recover_anew, result_path
+from skerch_ooc.store.result_files import assessment_path, result_path
 from skerch_ooc.store.rundir import Run, require_folder
 from skerch_ooc.store.sealed import SealedFile, verify
-from skerch_ooc.store.shards import Rectangle, check_identity, how_to_remake, list_shards, strangers
+from skerch_ooc.store.shards import Rectangle, check_identity, list_shards, strangers
 from skerch_ooc.store.sketch import sketch_folder
 
 Check = Callable[[], object]
@@ -73,16 +74,15 @@ def _lost_results(run: Run) -> list[str]:
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
     if run.cleaned() is not None and path.is_relative_to(run.results):
-        return text + how_to_recover_anew(path, alone=True)
+        return text + recovered_anew(path, alone=True)
     if path.is_relative_to(run.shards):
-        return text + how_to_remake(run, path)
+        return text + measured_anew(run, path)
     derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
     if " again" in text or "rm " in text or "anew" in text or not derived:
         return text
     if path.is_relative_to(run.results):
-        return text + how_to_recover_anew(path, alone=True)
-    again = f"skerch-ooc merge {quoted(run.directory)}"
-    return f"{text}. To make it anew: rm {quoted(path)} && {again}"
+        return text + recovered_anew(path, alone=True)
+    return text + merged_anew(path)
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Check]]:

@@ -28,11 +28,11 @@ from skerch_ooc.base.files import (
 )
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.tolerance import looks
+from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import (
     VALUES,
     assessment_path,
-    how_to_recover_anew,
     opened_result,
 )
 from skerch_ooc.store.sealed import SealedFile
@@ -215,7 +215,7 @@ def assess_result(
         core = int(file.identity["core"])
     except (KeyError, TypeError, ValueError, IndexError) as problem:
         raise CorruptError(
-            f"{path} is not a decomposition: {problem}{how_to_recover_anew(path)}"
+            f"{path} is not a decomposition: {problem}{recovered_anew(path)}"
         ) from problem
     check_pieces(file)
     error = _root_mean(residual)

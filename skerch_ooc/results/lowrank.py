@@ -22,7 +22,7 @@ from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.indexing import Selection, select, selections
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
 from skerch_ooc.store import names
-from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.anew import open_sealed
 
 TorchDtype = torch.dtype
 
@@ -213,7 +213,7 @@ class LowRank:
     """So that ``array @ result`` is ours to form."""
 
     def __init__(self, path: Path, values: str, left: str, right: str | None) -> None:
-        self._file = file = SealedFile(path)
+        self._file = file = open_sealed(path)
         self.path = path
         self._left, self._right = open_vectors(file, left, right)
         self._values = np.array(file.arrays[values])
@@ -446,8 +446,4 @@ class Svd(LowRank):
 
 def open_result(path: Path) -> Eigh | Svd:
     """Opens a result of a run, whichever it is."""
-    from skerch_ooc.store.result_files import how_to_recover_anew
-
-    found: Eigh | Svd = Eigh(path) if names.EIGH.is_name(path.name) else Svd(path)
-    found._file.advice = how_to_recover_anew(path)
-    return found
+    return Eigh(path) if names.EIGH.is_name(path.name) else Svd(path)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, empty_aligned
-from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.base.partition import Range, cut, tile
 from skerch_ooc.base.resources import available_cores
 from skerch_ooc.base.streams import ordered_map
@@ -33,6 +33,7 @@ from skerch_ooc.results.indexing import Places, Selection, crossed
 from skerch_ooc.stages.merge.arithmetic import Host
 from skerch_ooc.stages.recover.recipes import columns_of_result
 from skerch_ooc.stages.recover.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
+from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.pieces import open_matrix
 from skerch_ooc.store.rundir import Run, open_run
@@ -204,9 +205,8 @@ class ImplicitSources:
             raise IncompleteError(f"{path} makes its vectors from the shards: {error}") from error
         if columns.digest != identity["sketch"]:
             raise CorruptError(
-                f"{path} makes its vectors from the shards, and those were measured anew since. "
-                f"To make it anew: rm -r {quoted(path.parent)} && skerch-ooc recover "
-                f"{quoted(directory)}"
+                f"{path} makes its vectors from the shards, and those were measured anew since"
+                f"{recovered_anew(path)}"
             )
         return plan, columns.left, columns.right
 

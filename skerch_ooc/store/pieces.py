@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_sealed
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.tiles import Tiles
@@ -121,17 +122,15 @@ class PiecedMatrix(Tiles):
     def _open(self, number: int) -> SealedFile:
         path = self.paths[number]
         try:
-            file = SealedFile(path)
+            file = open_sealed(path)
         except FileNotFoundError as error:
             raise IncompleteError(
                 f"{path} is gone, a piece of {self._file.path}; recover, or merge, again makes it"
             ) from error
         if digest(file.identity) != self._described.identities[number]:
             raise CorruptError(
-                f"{path} is not the piece that {self._file.path} was published with. To make it "
-                f"anew: rm {quoted(path)}, then recover, or merge, again"
+                f"{path} is not the piece that {self._file.path} was published with{file.advice}"
             )
-        file.advice = f". To make it anew: rm {quoted(path)}, then recover, or merge, again"
         return file
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base import files
-from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted, shown_list
+from skerch_ooc.base.errors import IncompleteError, UsageError, quoted, shown_list
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
@@ -146,23 +147,6 @@ def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str
     }
 
 
-def how_to_recover_anew(path: Path, *, alone: bool = False) -> str:
-    """What to say of a result that is damaged, after what is wrong with it.
-
-    Args:
-        path: Of a file of it.
-        alone: Whether only this file is made anew, and not all of the result.
-    """
-    directory, name = path.parent.parent.parent, path.parent.name
-    if is_cleaned(directory):
-        return "; restore it from a copy: its shards were removed"
-    remove = f"rm {quoted(path)}" if alone else f"rm -r {quoted(path.parent)}"
-    again = f"{remove} && skerch-ooc recover {quoted(directory)}"
-    if name != "default":
-        again += f" --name {name} (and with the settings that it had)"
-    return f". To make it anew: {again}"
-
-
 def opened_result(path: Path) -> SealedFile:
     """The file of a result that is to be read.
 
@@ -173,13 +157,9 @@ def opened_result(path: Path) -> SealedFile:
         IncompleteError: If it is not there; names the command that makes it.
         CorruptError: If it is damaged; says how to have it made anew.
     """
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
-        raise IncompleteError(_not_there(path)) from None
-    except CorruptError as error:
-        raise CorruptError(f"{error}{how_to_recover_anew(path)}") from error
-    file.advice = how_to_recover_anew(path)
+    file = open_if_there(path)
+    if file is None:
+        raise IncompleteError(_not_there(path))
     return file
 
 

@@ -282,6 +282,10 @@ class Bulk(Tiles):
 class SealedFile:
     """A sealed file, opened for reading after its seal was verified.
 
+    Args:
+        path: Where it is.
+        advice: How it is made anew: what messages end with that say it is damaged.
+
     Raises:
         CorruptError: If the file is a link, torn, altered, or no sealed file at all.
         FileNotFoundError: If there is none.
@@ -294,14 +298,19 @@ class SealedFile:
         identity: What the file says it is.
         arrays: Its small datasets.
         layout: Its bulk, or the first of them; ``None`` if it has none.
-        advice: What to do if a tile turns out to be altered; ends the error message.
+        advice: How it is made anew.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.advice = ""
+    def __init__(self, path: Path, advice: str = "") -> None:
+        self.path, self.advice = path, advice
         self._bulks: dict[str, Bulk] = {}
         self.arrays: dict[str, Array] = {}
+        try:
+            self._open(path)
+        except CorruptError as error:
+            raise CorruptError(f"{error}{advice}") from error
+
+    def _open(self, path: Path) -> None:
         with opened(path) as descriptor:
             # What libhdf5 is given is the very file that was verified, whatever its name is by now.
             seal = checked_seal(descriptor, path)
@@ -338,6 +347,15 @@ class SealedFile:
         """When, where and with what it was made."""
         found: dict[str, Any] = json.loads(self._provenance)
         return found
+
+    def states(self, expected: Mapping[str, Any]) -> bool:
+        """Whether the file says of itself what is expected, and perhaps more."""
+        return all(self.identity.get(key) == value for key, value in expected.items())
+
+    def states_just(self, expected: Mapping[str, Any]) -> bool:
+        """Whether the file says of itself just what is expected, but for where its data are."""
+        data = ("bulk", "pieces")
+        return {k: value for k, value in self.identity.items() if k not in data} == expected
 
     @property
     def layout(self) -> Layout | None:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, is_there, size_of
 from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import gathers
 from skerch_ooc.store import names
-from skerch_ooc.store.cleaned import is_cleaned
+from skerch_ooc.store.anew import measured_anew, merge_command, merged_anew
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -274,23 +274,6 @@ def wait_for_columns(run: Run, strips: Sequence[Strip]) -> list[Rectangle]:
     )
 
 
-def made_by(run: Run, path: Path) -> str:
-    """What makes a shard that is missing, for messages."""
-    if path.parent != run.shards:
-        return f"skerch-ooc merge {quoted(run.directory)}"
-    rectangle = Rectangle.from_name(path.name)
-    return run.how_to_measure(None if rectangle is None else rectangle.part)
-
-
-def how_to_remake(run: Run, path: Path) -> str:
-    """What to say of a shard that is damaged, after what is wrong with it."""
-    if path.parent == run.shards and is_cleaned(run.directory):
-        return f"; the others were removed: skerch-ooc clean {quoted(run.directory)} --shards"
-    again = made_by(run, path)
-    then = " && " if again.startswith("skerch-ooc") else ", then "
-    return f". To make it anew: rm {quoted(path)}{then}{again}"
-
-
 def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     """Opens a shard and checks that it is what its name says, and of this run.
 
@@ -298,17 +281,13 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
         CorruptError: If it is not, or damaged, or a link; says how to have it made anew.
         IncompleteError: If it is gone.
     """
-    path = folder / rectangle.name
-    again = made_by(run, path)
-    advice = how_to_remake(run, path)
+    path, merged = folder / rectangle.name, folder != run.shards
     try:
-        file = SealedFile(path)
-        check_identity(file, rectangle, run.plan, merged=folder != run.shards)
+        file = SealedFile(path, merged_anew(path) if merged else measured_anew(run, path))
+        check_identity(file, rectangle, run.plan, merged=merged)
     except FileNotFoundError:
+        again = merge_command(run.directory) if merged else run.how_to_measure(rectangle.part)
         raise IncompleteError(f"{path} is gone; make it again with: {again}") from None
-    except CorruptError as error:
-        raise CorruptError(f"{error}{advice}") from error
-    file.advice = advice
     return file
 
 
@@ -331,15 +310,15 @@ def check_identity(
     if stated.get("run") != plan.run_id:
         raise CorruptError(
             f"{file.path} belongs to another run ({str(stated.get('run'))[:16]}..., "
-            f"this one is {plan.run_id[:16]}...)"
+            f"this one is {plan.run_id[:16]}...){file.advice}"
         )
     if stated != wanted:
         different = [key for key in wanted if stated.get(key) != wanted[key]]
         raise CorruptError(
             f"{file.path} holds something else than its name says: "
             + ", ".join(f"{key} {stated.get(key)} instead of {wanted[key]}" for key in different)
-            + " (it may have been renamed or swapped)"
+            + f" (it may have been renamed or swapped){file.advice}"
         )
     dtype = plan.identity.dtype if merged else shard_dtype(plan, rectangle)
     if file.layout != shard_layout(plan, rectangle, dtype):
-        raise CorruptError(f"{file.path} is not laid out as this plan's shards are")
+        raise CorruptError(f"{file.path} is not laid out as this plan's shards are{file.advice}")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
@@ -27,6 +27,7 @@ from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjo
 from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
@@ -340,18 +341,11 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
     """
     run = round_.run
     path = sketch_folder(run, sketch_digest) / names.BASIS.name()
-    advice = f". To make it anew: rm {quoted(path)} && skerch-ooc merge {quoted(run.directory)}"
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
+    file = open_if_there(path)
+    if file is None:
         return None
-    except CorruptError as error:
-        raise CorruptError(f"{error}{advice}") from error
-    data = ("bulk", "pieces")
-    stated = {key: value for key, value in file.identity.items() if key not in data}
-    if stated != basis_identity(run.plan, sketch_digest):
-        raise CorruptError(f"{path} is not of this sketch{advice}")
-    file.advice = advice
+    if not file.states_just(basis_identity(run.plan, sketch_digest)):
+        raise CorruptError(f"{path} is not of this sketch{file.advice}")
     return None if lost_pieces(file) else Basis(file)
 
 

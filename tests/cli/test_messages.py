@@ -123,8 +123,8 @@ NEXT_STEP = re.compile(
 """Words that ask for something, or say what is allowed."""
 
 ADVICE = {
-    "_CAUSES", "advice", "again", "command", "self._again(file.path)", "self._again(path)",
-    "self.advice", "self.file.advice", "how_to_recover_anew(path)", "run.how_to_measure()",
+    "_CAUSES", "advice", "again", "command", "file.advice", "merge_command(run.directory)",
+    "self._file.advice", "self.file.advice", "recovered_anew(path)", "run.how_to_measure()",
     "_not_there(path)", "_for_less(plan)",
 }  # fmt: skip
 """Variables that hold what to do next; where they are made they are read by these rules too."""
@@ -179,9 +179,6 @@ COMPLETED_BY_OTHERS = {
         f"store/sealed.py: {HOLE} cannot be opened any more",
         f"store/sealed.py: {HOLE} cannot be read as HDF5",
         f"store/pieces.py: {HOLE}: it does not describe the pieces",
-        f"store/shards.py: {HOLE} belongs to another run",
-        f"store/shards.py: {HOLE} holds something else than its name says",
-        f"store/shards.py: {HOLE} is not laid out as this plan's shards are",
     ],
     "who reads a plan names the file, and says to restore it": [
         "planning/parts.py: the parts are not numbered in order",

@@ -19,12 +19,12 @@ from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
 from skerch_ooc.results.report.values import Values
 from skerch_ooc.stages.recover.recipes import rounds_for
+from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.result_files import (
     VALUES,
     assessment_path,
     bytes_of_result,
     command_of,
-    how_to_recover_anew,
     opened_result,
     result_path,
 )
@@ -140,10 +140,10 @@ def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpe
         sensible = sensible and all(f is None or math.isfinite(f) for f in figures)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise CorruptError(
-            f"{path} is not a result as this version writes it: {error}{how_to_recover_anew(path)}"
+            f"{path} is not a result as this version writes it: {error}{recovered_anew(path)}"
         ) from error
     if not sensible:
-        raise CorruptError(f"{path} holds values that are no numbers{how_to_recover_anew(path)}")
+        raise CorruptError(f"{path} holds values that are no numbers{recovered_anew(path)}")
     return assessment, file, settings
 
 

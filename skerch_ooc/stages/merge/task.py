@@ -33,7 +33,7 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import is_there, make_folder, wait_for_files
 from skerch_ooc.base.partition import Range, aligned_runs, tree_sum
 from skerch_ooc.base.progress import Advance, Progress
@@ -55,6 +55,7 @@ from skerch_ooc.stages.merge.drift import (
 )
 from skerch_ooc.stages.merge.testmatrices import open_noise
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import open_run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
@@ -587,14 +588,10 @@ class _SideMerge:
             )
 
     def _read_sums(self, path: Path, tiles: Range) -> Sums | None:
-        again = f"rm {quoted(path)} && skerch-ooc merge {quoted(self._run.directory)}"
-        try:
-            file = SealedFile(path)
-        except FileNotFoundError:
+        file = open_if_there(path)
+        if file is None:
             return None
-        except CorruptError as error:
-            raise CorruptError(f"{error}. To make it anew: {again}") from error
         squares = "triangle" if is_double(self.plan) else "gram"
         if file.identity != self._identity(tiles) or squares not in file.arrays:
-            raise CorruptError(f"{path} is not of this sketch; remove it: {again}")
+            raise CorruptError(f"{path} is not of this sketch{file.advice}")
         return Sums(file.arrays[squares], file.arrays["cross"], is_double(self.plan))

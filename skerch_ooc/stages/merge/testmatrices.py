@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy.typing as npt
 from skerch_ooc.algebra.noise import Entries, draw, draw_entries
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.distributions import WHOLE_COLUMNS
-from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there, open_sealed
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
 from skerch_ooc.store.sketch import Sketch
@@ -101,9 +101,8 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
         "run": plan.run_id,
         "noise": name,
     }
-    directory = sketch.round.run.directory
-    with contextlib.suppress(FileNotFoundError):
-        return _opened(path, identity, directory)
+    if (kept := open_if_there(path)) is not None:
+        return _of_noise(kept, identity)
     rows = Range(0, height_of_noise(plan, name))
     layout = Layout(
         name="noise",
@@ -121,19 +120,12 @@ def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
             for row in range(layout.grid[0]):
                 bulk.write_tile(row, number, drawn[layout.rows(row).slice])
         writer.publish(identity, provenance=provenance())
-    return _opened(path, identity, directory)
+    return _of_noise(open_sealed(path), identity)
 
 
-def _opened(path: Path, identity: Mapping[str, Any], directory: Path) -> SealedFile:
-    advice = f". To make it anew: rm {quoted(path)} && skerch-ooc merge {quoted(directory)}"
-    try:
-        file = SealedFile(path)
-    except CorruptError as error:
-        raise CorruptError(f"{error}{advice}") from error
-    stated = {key: value for key, value in file.identity.items() if key != "bulk"}
-    if stated != identity:
-        raise CorruptError(f"{path} is not what its name says{advice}")
-    file.advice = advice
+def _of_noise(file: SealedFile, identity: Mapping[str, Any]) -> SealedFile:
+    if not file.states_just(identity):
+        raise CorruptError(f"{file.path} is not what its name says{file.advice}")
     return file
 
 

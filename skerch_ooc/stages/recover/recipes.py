@@ -27,6 +27,7 @@ from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -138,13 +139,10 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
     Raises:
         CorruptError: If the file is damaged.
     """
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
+    file = open_if_there(path)
+    if file is None:
         return None
-    except CorruptError as error:
-        raise CorruptError(f"{error}. It can be made anew: rm {quoted(path)}") from error
-    if {key: file.identity.get(key) for key in expected} != dict(expected):
+    if not file.states(expected):
         # Derived data, of a sketch that has grown or was measured anew, or of other settings.
         remove(path)
         return None

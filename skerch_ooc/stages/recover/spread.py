@@ -18,7 +18,7 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import is_there, make_folder, remove, wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
@@ -30,6 +30,7 @@ from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there, repeated_anew
 from skerch_ooc.store.pieces import describe_pieces, piece_path
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -95,11 +96,8 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
     Raises:
         CorruptError: If the file is damaged.
     """
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
-        return None
-    if {key: file.identity.get(key) for key in expected} != dict(expected):
+    file = open_if_there(path)
+    if file is None or not file.states(expected):
         return None
     left, before = [], 0
     for matrix, rows in file.identity["rows"].items():
@@ -324,7 +322,7 @@ class Spread:
         file = self._published(task.matrix, task.gram, Range(task.start, task.stop))
         if file is not None:
             # Of a process that did not come to an end, perhaps with its machine.
-            self._verify(file)
+            file.verify_bulk()
         return file is not None
 
     def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
@@ -366,27 +364,15 @@ class Spread:
         path_of = _gram_path if gram else _piece_path
         return path_of(self._recipes, matrix, tiles)
 
-    def _verify(self, file: SealedFile) -> None:
-        try:
-            file.verify_bulk()
-        except CorruptError as error:
-            raise CorruptError(f"{error}. {self._again(file.path)}") from error
-
-    @staticmethod
-    def _again(path: Path) -> str:
-        return f"To make it anew: rm {quoted(path)}, then the same command again"
-
     def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
         """What was published for a task; what is of another recipe is removed."""
         path = self._path(matrix, gram, tiles)
         try:
-            file = SealedFile(path)
+            file = SealedFile(path, repeated_anew(path, "the same command"))
         except FileNotFoundError:
             return None
-        except CorruptError as error:
-            raise CorruptError(f"{error}. {self._again(path)}") from error
         expected = _identity(self._plan, self._recipes, "gram" if gram else "piece", matrix, tiles)
-        if {key: value for key, value in file.identity.items() if key != "bulk"} == expected:
+        if file.states_just(expected):
             return file
         # Derived data, of a recipe that was replaced.
         remove(path)

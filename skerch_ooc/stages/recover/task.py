@@ -37,6 +37,7 @@ from skerch_ooc.stages.recover.solutions import (
 )
 from skerch_ooc.stages.recover.spread import Spread, in_pieces, pieces_left
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, deviation, layout_of
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
 from skerch_ooc.store.result_files import (
     VALUES,
@@ -77,7 +78,7 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
         return path
     digest = rounds_for(run, settings)[0].sketch.digest
     identity = result_identity(run.plan, digest, settings)
-    if _is_current(path, identity, run):
+    if _discard_stale(path, identity, run):
         return path
     remove_what_followed(path)
     with run.receipt_of("recover", name=name):
@@ -121,7 +122,7 @@ def spread_vectors(
     """
     path = result_path(run, name)
     digest = rounds_for(run, settings)[0].sketch.digest
-    if settings.vectors == "stored" and not _is_current(
+    if settings.vectors == "stored" and not _discard_stale(
         path, result_identity(run.plan, digest, settings), run
     ):
         writing = _Writing(run, settings, digest, path, work)
@@ -257,7 +258,7 @@ class _Writing:
             )
         if not first:
             # By another process, with other settings perhaps.
-            _is_current(self._path, identity, self._run)
+            _discard_stale(self._path, identity, self._run)
         return True
 
     def _spread(
@@ -275,31 +276,25 @@ class _Writing:
 
 def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     """Refuses anything but a result that is there, of a run whose shards were removed."""
-    try:
-        file = SealedFile(path)
-    except FileNotFoundError:
+    file = open_if_there(path)
+    if file is None or not file.states(identity):
+        if file is not None:
+            log.warning("%s is a result of other settings, or of another sketch", path)
         run.require_shards()
-        raise
-    except CorruptError as error:
-        raise CorruptError(f"{error}; restore it from a copy: its shards were removed") from error
-    if {key: file.identity.get(key) for key in identity} != dict(identity):
-        log.warning("%s is a result of other settings, or of another sketch", path)
-        run.require_shards()
+    assert file is not None
     check_pieces(file)
 
 
-def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
-    """Whether a result is there and of this very sketch; a stale one is removed."""
-    command = command_of(run, path.parent.name, identity["settings"])
-    again = f"rm -r {quoted(path.parent)} && {command}"
+def _discard_stale(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
+    """Removes a result that is of another sketch, or lacks pieces; whether a good one is there."""
+    again = command_of(run, path.parent.name, identity["settings"])
+    again = f"rm -r {quoted(path.parent)} && {again}"
     try:
-        file = SealedFile(path)
+        file = SealedFile(path, f". To make it anew: {again}")
     except FileNotFoundError:
         return False
-    except CorruptError as error:
-        raise CorruptError(f"{error}. To make it anew: {again}") from error
-    stated = {key: value for key, value in file.identity.items() if key in identity}
-    if stated == identity:
+    stated = file.identity
+    if file.states(identity):
         if not lost_pieces(file):
             check_pieces(file)
             return True
