@@ -1,4 +1,9 @@
-"""Every combination of kind, method, type and noise, through the whole pipeline, against torch."""
+"""Kinds, methods, types and noises through the whole pipeline, against torch.
+
+That the methods are right is asserted on arrays in tests/algebra/test_methods.py. Only here is it
+seen that what they need is planned, measured, merged and kept for each combination. By default each
+two values of two of the four meet; all combinations are thorough.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import gc
 import tempfile
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from typing import Any
 
 import pytest
@@ -23,6 +27,7 @@ from operators import (
     relative_error,
     triple,
 )
+from pairwise import covered
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw
@@ -33,12 +38,6 @@ METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
 ONE_PASS = METHODS[:3]
 NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
 PROBE = {"eigh": 18, "svd": 34}
-
-COMBINATIONS = [
-    (kind, method, dtype, noise)
-    for kind, method, dtype, noise in product(KINDS, METHODS, DTYPES, NOISES)
-    if noise != "phase" or dtype.startswith("complex")
-]
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,25 @@ def orthogonality_limit(dtype: str) -> float:
     return 1e-6 if dtype in SINGLE else 1e-11
 
 
-SOME_DTYPES = [
-    "float32",
-    "complex128",
-    pytest.param("float64", marks=pytest.mark.soak),
-    pytest.param("complex64", marks=pytest.mark.soak),
-]
-
-combinations = pytest.mark.parametrize(("kind", "method", "dtype", "noise"), COMBINATIONS)
+def can_be_drawn(kind, method, dtype, noise):
+    return noise != "phase" or dtype.startswith("complex")
 
 
-@pytest.mark.sampled(36)
+combinations = pytest.mark.parametrize(
+    ("kind", "method", "dtype", "noise"),
+    covered(KINDS, METHODS, DTYPES, NOISES, allowed=can_be_drawn),
+)
+
+
+def once(names, *axes):
+    """All combinations; by default each value is in one at least."""
+    return pytest.mark.parametrize(names, covered(*axes, together=1))
+
+
+every_method = once(("kind", "method"), KINDS, METHODS)
+every_dtype = once(("kind", "method", "dtype"), KINDS, METHODS, DTYPES)
+
+
 @combinations
 def test_operator_of_low_rank_is_recovered_to_the_precision_of_its_products(
     kind, method, dtype, noise
@@ -178,10 +185,7 @@ def test_first_test_vector_is_at_an_acute_angle_to_each_vector(kind, method, dty
         assert angles.imag.abs().max() < 100 * orthogonality_limit(dtype)
 
 
-@pytest.mark.sampled(8)
-@pytest.mark.parametrize("method", METHODS[1:])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "dtype", "method"), KINDS, DTYPES, METHODS[1:])
 def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     found, other = outcome(kind, "nystrom", dtype), outcome(kind, method, dtype)
     allowed = 1e-4 if dtype in SINGLE else 1e-10
@@ -189,28 +193,19 @@ def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     torch.testing.assert_close(found.u[:, :20], other.u[:, :20], rtol=0, atol=allowed)
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("dtype", SOME_DTYPES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_dtype
 def test_estimated_error_is_within_a_factor_of_two_of_the_true_one(kind, method, dtype):
     found = outcome(kind, method, dtype, measurements=40, spectrum="decay")
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
-@pytest.mark.sampled(8)
-@pytest.mark.parametrize("noise", NOISES[2:])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "method", "noise"), KINDS, METHODS, NOISES[2:])
 def test_estimated_error_is_near_the_true_one_whatever_the_noise(kind, method, noise):
     found = outcome(kind, method, "complex64", noise, measurements=64, spectrum="slow")
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", ["tall", "wide"])
+@once(("shape", "method", "dtype"), ["tall", "wide"], METHODS, ["float32", "complex128"])
 def test_operators_that_are_not_square_are_decomposed(shape, method, dtype):
     found = outcome("svd", method, dtype, shape=shape)
     assert (len(found.u), len(found.v)) == tuple(found.a.shape)
@@ -218,8 +213,7 @@ def test_operators_that_are_not_square_are_decomposed(shape, method, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.parametrize("powers", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "powers"), KINDS, [1, 2])
 def test_power_iterations_sharpen_the_range(kind, powers):
     found = outcome(kind, "hmt", spectrum="slow", measurements=40, power_iterations=powers)
     fewer = outcome(kind, "hmt", spectrum="slow", measurements=40, power_iterations=powers - 1)
@@ -228,8 +222,7 @@ def test_power_iterations_sharpen_the_range(kind, powers):
     assert found.orthogonality <= 1e-11
 
 
-@pytest.mark.parametrize("powers", [0, 1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "powers"), KINDS, [0, 1, 2])
 def test_each_power_iteration_of_a_general_operator_takes_two_rounds(kind, powers):
     found = outcome(kind, "hmt", spectrum="slow", measurements=40, power_iterations=powers)
     rounds = 2 + powers * (1 if kind == "eigh" else 2)
@@ -237,36 +230,28 @@ def test_each_power_iteration_of_a_general_operator_takes_two_rounds(kind, power
     assert found.measured == found.planned + PROBE[kind]
 
 
-@pytest.mark.parametrize("dtype", SOME_DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "dtype"), KINDS, ["float32", "complex128"])
 def test_power_iterations_in_every_dtype(kind, dtype):
     found = outcome(kind, "hmt", dtype, power_iterations=2)
     assert found.error <= error_limit("hmt", dtype)
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("dtype", SOME_DTYPES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_dtype
 def test_spectrum_that_decays_to_the_rounding_errors_is_recovered(kind, method, dtype):
     found = outcome(kind, method, dtype, spectrum="steep")
     assert found.error <= error_limit(method, dtype)
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_clustered_values_are_recovered(kind, method):
     found = outcome(kind, method, spectrum="clustered")
     assert found.error <= 1e-12
     assert found.orthogonality <= 1e-11
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "method", "dtype"), KINDS, METHODS, ["float32", "float64"])
 def test_flat_spectrum_is_told_to_be_approximated_badly(kind, method, dtype):
     found = outcome(kind, method, dtype, spectrum="flat", measurements=60)
     assert 0.5 < found.error < 1.5
@@ -274,8 +259,7 @@ def test_flat_spectrum_is_told_to_be_approximated_badly(kind, method, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.parametrize("definite", [True, False], ids=["definite", "indefinite"])
-@pytest.mark.parametrize("method", METHODS)
+@once(("definite", "method"), [True, False], METHODS)
 def test_eigenvalues_have_their_signs(method, definite):
     found = outcome("eigh", method, definite=definite)
     exact = exact_values(found.a, "eigh")[:30]
@@ -283,9 +267,7 @@ def test_eigenvalues_have_their_signs(method, definite):
     assert torch.equal(found.values[:30].sign(), exact.sign())
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
     whole, cut = outcome(kind, method), outcome(kind, method, rank=7)
     assert cut.u.shape[1] == cut.v.shape[1] == len(cut.values) == cut.assessment.rank == 7
@@ -294,15 +276,13 @@ def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
     assert cut.error == pytest.approx(best_error(cut.a, 7), rel=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_estimated_error_holds_what_rank_cut_off(kind, method):
     found = outcome(kind, method, rank=7)
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
-@pytest.mark.parametrize("method", ONE_PASS)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "method"), KINDS, ONE_PASS)
 def test_core_is_as_large_as_was_asked_for(kind, method):
     found = outcome(kind, method, core=12, spectrum="slow")
     assert found.assessment.core == 12
@@ -315,19 +295,14 @@ def test_core_of_a_method_without_one_is_refused(tmp_path, kind):
         getattr(ooc, kind)(make(), measurements=20, run_dir=tmp_path / "run", method="hmt", core=10)
 
 
-@pytest.mark.sampled(6)
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "method", "dtype"), KINDS, METHODS, ["float32", "complex128"])
 def test_as_many_measurements_as_columns_recover_everything(kind, method, dtype):
     found = outcome(kind, method, dtype, measurements=60, shape=(60, 60), spectrum="slow")
     assert found.error < (1e-4 if dtype in SINGLE else 1e-11)
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
-@pytest.mark.sampled(8)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 90), (90, 2)], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@once(("shape", "method"), [(1, 1), (1, 90), (90, 1), (2, 90), (90, 2)], METHODS)
 def test_operators_of_one_or_two_rows_or_columns_are_decomposed(method, shape):
     found = outcome("svd", method, noise="gaussian", measurements=min(shape), shape=shape,
                     spectrum="slow")  # fmt: skip
@@ -342,8 +317,7 @@ def test_operator_of_one_number_has_this_eigenvalue(tmp_path, method):
     torch.testing.assert_close(eig.eigenvalues, a[0], rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_operator_of_rank_one_has_one_value(kind, method):
     found = outcome(kind, method, measurements=20, spectrum="rank 1")
     assert found.values[0] == pytest.approx(2.0, rel=1e-12)
@@ -366,8 +340,7 @@ class LateZero(Operator):
         return super().apply(matrix, x) * (self.products <= PROBE["svd"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_zero_sketch_is_refused_by_the_recovery(tmp_path, kind, method):
     a = LateZero(dense((50, 50)))
     a.products = PROBE["svd"] - PROBE[kind]
@@ -375,20 +348,18 @@ def test_zero_sketch_is_refused_by_the_recovery(tmp_path, kind, method):
         getattr(ooc, kind)(a, measurements=10, run_dir=tmp_path / "run", method=method)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_method
 def test_decomposition_without_test_columns_has_no_estimate_but_is_as_good(kind, method):
     found = outcome(kind, method, test_measurements=0)
     assert found.assessment.relative_error is None
     assert found.error < 1e-12
 
 
-@pytest.mark.parametrize("sizes", [{"left_measurements": 100}, {"left_measurements": 80}], ids=str)
-@pytest.mark.parametrize("method", ONE_PASS)
-def test_left_sketch_is_as_wide_as_was_asked_for(method, sizes):
-    found = outcome("svd", method, **sizes)
+@once(("method", "left"), ONE_PASS, [100, 80])
+def test_left_sketch_is_as_wide_as_was_asked_for(method, left):
+    found = outcome("svd", method, left_measurements=left)
     inner = 150 if method == "oversampled" else 0
-    assert found.planned == 80 + 30 + sizes["left_measurements"] + inner
+    assert found.planned == 80 + 30 + left + inner
     assert found.error < 1e-10
 
 
@@ -399,10 +370,7 @@ def test_inner_sketch_is_as_wide_as_was_asked_for(kind):
     assert found.error < 1e-11
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("block", [1, 7])
-@pytest.mark.parametrize("method", ["oversampled", "hmt"])
-@pytest.mark.parametrize("kind", KINDS)
+@once(("kind", "method", "block"), KINDS, ["oversampled", "hmt"], [1, 7])
 def test_blocks_may_be_narrow(kind, method, block):
     found = outcome(
         kind, method, shape=(40, 40), measurements=36, test_measurements=6, block=block
