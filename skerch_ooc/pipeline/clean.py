@@ -24,7 +24,7 @@ from skerch_ooc.executors.slurm.queue import elements_in_queue
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned
-from skerch_ooc.store.inventory import Entry, Inventory, remove, take_inventory
+from skerch_ooc.store.inventory import Entry, Inventory, remove_entries, take_inventory
 from skerch_ooc.store.leftovers import DAY, Owner, may_be_at_work, seconds_of
 from skerch_ooc.store.rundir import Run
 
@@ -171,7 +171,7 @@ def clean(
             publish_mark(run, mark)
     entries = [(kind, entry) for kind in steps for entry in going.kinds[kind]]
     if not dry_run:
-        gone = {e.path for e in remove(run.directory, [entry for _, entry in entries])}
+        gone = {e.path for e in remove_entries(run.directory, [entry for _, entry in entries])}
         entries = [(kind, entry) for kind, entry in entries if entry.path in gone]
     return Cleaning(
         directory=str(run.directory),

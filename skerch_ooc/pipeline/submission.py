@@ -32,7 +32,7 @@ from skerch_ooc.executors.slurm.records import (
     FOLDER,
     Submission,
     SubmittedJob,
-    begun,
+    begin,
     draft,
     submissions,
 )
@@ -114,12 +114,12 @@ def _submit(
     run: Run, options: JobOptions, left: Sequence[Left], *, unchanged: int, after: str | None = None
 ) -> Submitted:
     _require_name(run)
-    submission = begun(draft(run.logs, options, _digest(run, left), unchanged))
+    submission = begin(draft(run.logs, options, _digest(run, left), unchanged))
     try:
         jobs = _jobs(run, submission, left, dry_run=False)
         for job in jobs:
             submission.write_script(job.file, job.script)
-        return Submitted(submission, jobs, _sent(submission, jobs, after))
+        return Submitted(submission, jobs, _send(submission, jobs, after))
     except BaseException:
         # What was refused, or interrupted, must not be taken for the submission that is at work.
         submission.withdraw()
@@ -185,7 +185,7 @@ def _require_name(run: Run) -> None:
         )
 
 
-def _sent(submission: Submission, jobs: Sequence[Job], after: str | None) -> list[str]:
+def _send(submission: Submission, jobs: Sequence[Job], after: str | None) -> list[str]:
     """Submits jobs, all of them or none.
 
     Returns:
@@ -204,10 +204,10 @@ def _sent(submission: Submission, jobs: Sequence[Job], after: str | None) -> lis
                 if heard:
                     raise KeyboardInterrupt
             except (SlurmError, OSError) as error:
-                undone = _undone(submission, numbers)
+                undone = _undo(submission, numbers)
                 raise SlurmError(f"{job.stage} was not submitted: {error}{undone}") from error
             except KeyboardInterrupt:
-                log.warning("nothing was submitted%s", _undone(submission, numbers))
+                log.warning("nothing was submitted%s", _undo(submission, numbers))
                 raise
     return numbers
 
@@ -234,7 +234,7 @@ def _heard_later() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _undone(submission: Submission, numbers: Sequence[str]) -> str:
+def _undo(submission: Submission, numbers: Sequence[str]) -> str:
     """Cancels jobs, also one that sbatch had no time to name; what people are told of that."""
     try:
         own = commands.Question().answer(commands.ASK_SECONDS)

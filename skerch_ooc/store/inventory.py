@@ -148,7 +148,7 @@ def _mark(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def remove(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
+def remove_entries(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
     """Removes files, in the order given, and folders of sketches that are empty then.
 
     Args:
@@ -165,7 +165,7 @@ def remove(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
     for folder, group in groupby(entries, key=lambda entry: entry.folder):
         try:
             with _opened(directory, folder) as descriptor:
-                removed += [entry for entry in group if _removed(directory, descriptor, entry)]
+                removed += [entry for entry in group if _remove_one(directory, descriptor, entry)]
         except _NO_FOLDER:
             continue
     for folder in {entry.folder for entry in removed}:
@@ -174,7 +174,7 @@ def remove(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
     return removed
 
 
-def _removed(directory: Path, descriptor: int, entry: Entry) -> bool:
+def _remove_one(directory: Path, descriptor: int, entry: Entry) -> bool:
     try:
         status = os.stat(entry.name, dir_fd=descriptor, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode) or _mark(status) != entry.mark:

@@ -122,10 +122,10 @@ def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
             file.unlink(missing_ok=True)
 
 
-def remove_what_followed(path: Path) -> None:
-    """Removes assessment, report and figures of a result that is gone, or is to be replaced."""
+def remove_result(path: Path) -> None:
+    """Removes the file of a result that is to be replaced, its assessment, report and figures."""
     figures = (_figure_path(path, figure) for figure in names.FIGURES)
-    for made in (assessment_path(path), report_path(path), *figures):
+    for made in (path, assessment_path(path), report_path(path), *figures):
         made.unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ from skerch_ooc.stages.merge.testmatrices import (
     COLUMNS_AT_ONCE,
     NoiseReader,
     gaussian_probes,
-    open_noise,
+    prepare_noise,
 )
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.sketch import Round
@@ -66,7 +66,7 @@ class TestDrawn:
     @drawn_noises
     def test_rows_are_those_of_the_noise(self, tmp_path, noise, dtype):
         round_ = measured(tmp_path, noise, dtype, columns=64)
-        reader = open_noise(round_.sketch, side_of(round_, RANGE))
+        reader = prepare_noise(round_.sketch, side_of(round_, RANGE))
         rows, columns = Range(64, 101), Range(3, 20)
         found = reader.tile("left", rows, columns, dtype, None)
         np.testing.assert_array_equal(found, draw(noise, 1, "left", rows, columns, dtype))
@@ -74,7 +74,7 @@ class TestDrawn:
     @drawn_noises
     def test_are_never_kept(self, tmp_path, noise, dtype):
         round_ = measured(tmp_path, noise, dtype, columns=64)
-        open_noise(round_.sketch, side_of(round_, RANGE))
+        prepare_noise(round_.sketch, side_of(round_, RANGE))
         assert kept(round_) == []
 
 
@@ -85,7 +85,7 @@ class TestKept:
     )
     def test_rows_are_those_of_the_whole_columns(self, tmp_path, side, name, columns, dtype):
         round_ = measured(tmp_path, dtype=dtype)
-        reader = open_noise(round_.sketch, side_of(round_, side))
+        reader = prepare_noise(round_.sketch, side_of(round_, side))
         rows, some = Range(64, 91), Range(3, columns)
         height = height_of_noise(round_.run.plan, name)
         whole = draw("ssrft", 1, name, Range(0, height), some, dtype)
@@ -94,7 +94,7 @@ class TestKept:
 
     def test_are_given_in_any_dtype(self, tmp_path):
         round_ = measured(tmp_path)
-        reader = open_noise(round_.sketch, side_of(round_, RANGE))
+        reader = prepare_noise(round_.sketch, side_of(round_, RANGE))
         rows, columns = Range(0, 9), Range(0, 30)
         wide = reader.tile("left", rows, columns, "float64", None)
         narrow = reader.tile("left", rows, columns, "float32", None)
@@ -102,42 +102,42 @@ class TestKept:
 
     def test_are_written_into_the_corner_of_a_buffer(self, tmp_path):
         round_ = measured(tmp_path)
-        reader = open_noise(round_.sketch, side_of(round_, RANGE))
+        reader = prepare_noise(round_.sketch, side_of(round_, RANGE))
         buffer = np.full((20, 40), np.nan)
         reader.tile("left", Range(5, 14), Range(2, 30), "float64", buffer)
         assert np.isfinite(buffer).sum() == 9 * 28
 
     def test_are_not_those_of_the_error_test(self, tmp_path):
         round_ = measured(tmp_path)
-        open_noise(round_.sketch, side_of(round_, CORANGE))
+        prepare_noise(round_.sketch, side_of(round_, CORANGE))
         assert [path.name for path in kept(round_)] == ["noise-right.h5"]
 
     def test_lie_in_narrow_tiles(self, tmp_path):
         round_ = measured(tmp_path)
-        open_noise(round_.sketch, side_of(round_, CORANGE))
+        prepare_noise(round_.sketch, side_of(round_, CORANGE))
         (path,) = kept(round_)
         assert SealedFile(path).layout.tile == (100, COLUMNS_AT_ONCE)
 
     def test_are_not_drawn_again(self, tmp_path, monkeypatch):
         round_ = measured(tmp_path)
-        open_noise(round_.sketch, side_of(round_, RANGE))
+        prepare_noise(round_.sketch, side_of(round_, RANGE))
         monkeypatch.setattr("skerch_ooc.stages.merge.testmatrices.draw", None)
-        reader = open_noise(round_.sketch, side_of(round_, RANGE))
+        reader = prepare_noise(round_.sketch, side_of(round_, RANGE))
         assert reader.tile("left", Range(0, 5), Range(0, 5), "float32", None).shape == (5, 5)
 
     def test_that_were_removed_are_drawn_again(self, tmp_path):
         round_ = measured(tmp_path)
-        open_noise(round_.sketch, side_of(round_, RANGE))
+        prepare_noise(round_.sketch, side_of(round_, RANGE))
         (path,) = kept(round_)
         before = path.read_bytes()[:512]
         path.unlink()
-        open_noise(round_.sketch, side_of(round_, RANGE))
+        prepare_noise(round_.sketch, side_of(round_, RANGE))
         assert path.read_bytes()[:512].splitlines()[:2] == before.splitlines()[:2]
 
     @pytest.mark.parametrize("position", [30, 600, 9000, -1])
     def test_an_altered_byte_is_noticed(self, tmp_path, position):
         round_ = measured(tmp_path)
-        open_noise(round_.sketch, side_of(round_, RANGE))
+        prepare_noise(round_.sketch, side_of(round_, RANGE))
         (path,) = kept(round_)
         data = bytearray(path.read_bytes())
         data[position] ^= 1
@@ -150,12 +150,12 @@ class TestKept:
     def test_one_under_the_name_of_another_is_refused(self, tmp_path):
         round_ = measured(tmp_path)
         for side in round_.sides:
-            open_noise(round_.sketch, side)
+            prepare_noise(round_.sketch, side)
         left, right = kept(round_)
         left.unlink()
         right.rename(left)
         with pytest.raises(CorruptError, match=r"noise-left\.h5 is not what its name says"):
-            open_noise(round_.sketch, side_of(round_, RANGE))
+            prepare_noise(round_.sketch, side_of(round_, RANGE))
 
 
 class TestBasis:

@@ -137,7 +137,7 @@ def draft(logs: Path, options: JobOptions, left: str, unchanged: int) -> Submiss
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
 
 
-def begun(submission: Submission) -> Submission:
+def begin(submission: Submission) -> Submission:
     """Makes the folder of a submission, and writes its record.
 
     Returns:

@@ -66,7 +66,7 @@ class Operands:
                 )
             product = product.part(part.terms)
         if part.number not in self._checked:
-            self._check(part, product)
+            self._check_or_publish(part, product)
             self._checked.add(part.number)
         return product
 
@@ -101,8 +101,8 @@ class Operands:
             )
         return product
 
-    def _check(self, part: Part, product: Product) -> None:
-        """Takes one product of the part."""
+    def _check_or_publish(self, part: Part, product: Product) -> None:
+        """Takes one product, and compares it with the fingerprint; the first publishes that."""
         run, seed = self._run, self._run.plan.identity.seed
         stored = run.fingerprint(part.number)
         count = 0 if product.together else 1

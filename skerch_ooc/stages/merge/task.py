@@ -53,7 +53,7 @@ from skerch_ooc.stages.merge.drift import (
     relative_difference,
     require_one_operator,
 )
-from skerch_ooc.stages.merge.testmatrices import open_noise
+from skerch_ooc.stages.merge.testmatrices import prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.readers import SketchReader
@@ -401,7 +401,7 @@ class _SideMerge:
             progress.stage(self._stage, total, "tiles", self._tile_bytes) as advance,
             self._adding(),
         ):
-            sums = tree_sum(self._partial_sums(work.resources, advance), Sums.add)
+            sums = tree_sum(self._form_partial_sums(work.resources, advance), Sums.add)
         if not sums.triangular:
             sums.squares = mirrored(sums.squares)
         return sums
@@ -459,7 +459,7 @@ class _SideMerge:
             What publishes them.
         """
         with self._adding():
-            sums, publish_rows = self._sum_of_run(
+            sums, publish_rows = self._sum_run(
                 task, self._in_flight(resources), _ignore, arithmetic_on(resources.device)
             )
         return partial(self._publish_run, publish_rows, task, sums)
@@ -472,7 +472,7 @@ class _SideMerge:
             load_integer_units(self.plan, self.side, in_flight, resources.memory - held)
         return in_flight
 
-    def _partial_sums(self, resources: Resources, advance: Advance) -> Iterator[Sums]:
+    def _form_partial_sums(self, resources: Resources, advance: Advance) -> Iterator[Sums]:
         in_flight, arithmetic = self._in_flight(resources), arithmetic_on(resources.device)
         # While the sums of a task go to the disk, those of the next are formed.
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as publisher:
@@ -480,7 +480,7 @@ class _SideMerge:
             for task in self.tasks:
                 sums = self._read_sums(self._partial(task), task)
                 if sums is None:
-                    sums, publish = self._sum_of_run(task, in_flight, advance, arithmetic)
+                    sums, publish = self._sum_run(task, in_flight, advance, arithmetic)
                 else:
                     publish = _nothing
                 if before:
@@ -498,13 +498,13 @@ class _SideMerge:
         publish_rows()
         self._publish_sums(self._partial(task), task, sums)
 
-    def _sum_of_run(
+    def _sum_run(
         self, task: Range, in_flight: int, advance: Advance, arithmetic: Arithmetic
     ) -> tuple[Sums, Callable[[], None]]:
         """The sums of a task, and what publishes its rows of the sketch."""
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
-        matrices = open_noise(self._sketch, self.side)
+        matrices = prepare_noise(self._sketch, self.side)
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}

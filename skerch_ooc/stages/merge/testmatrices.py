@@ -76,7 +76,7 @@ class NoiseReader:
         return out
 
 
-def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
+def prepare_noise(sketch: Sketch, side: Side) -> NoiseReader:
     """Makes the test matrices of a side readable by rows.
 
     Those of which only whole columns can be drawn are written to the folder of the sketch first,
@@ -84,7 +84,7 @@ def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
     """
     plan = sketch.round.run.plan
     kept: dict[str, Tiles] = {
-        name: _keep(sketch, plan, name, len(place)).bulk()
+        name: _write_noise(sketch, plan, name, len(place)).bulk()
         for name, place in side.noise.items()
         if name != BASIS and plan.identity.noise[name] in WHOLE_COLUMNS
     }
@@ -93,7 +93,7 @@ def open_noise(sketch: Sketch, side: Side) -> NoiseReader:
     return NoiseReader(plan, kept)
 
 
-def _keep(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
+def _write_noise(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
     path: Path = sketch.folder / names.NOISE.name(noise=name)
     identity = {
         "format": FORMAT_VERSION,

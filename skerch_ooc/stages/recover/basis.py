@@ -23,8 +23,9 @@ from skerch_ooc.stages.recover.recipes import (
     publish_recipes,
     read_recipes,
     recipe_identity,
+    remove_other_recipes,
 )
-from skerch_ooc.stages.recover.spread import Spread, gram_of_vectors, in_pieces, pieces_left
+from skerch_ooc.stages.recover.spread import Spread, form_gram, in_pieces, pieces_left
 from skerch_ooc.stages.recover.vectors import Making, Recipe, Vectors, deviation, layout_of
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
@@ -105,11 +106,11 @@ class _Writing:
 
     def write(self, path: Path) -> None:
         """Writes the basis and publishes it."""
-        recipe, stage = self._recipe(), self._stage
+        recipe, stage = self._prepare_recipe(), self._stage
         pieces: dict[str, Any] = {}
         layouts = []
         if in_pieces(self._plan, recipe):
-            described, figures = self._spread(recipe).write(BASIS_MATRIX, stage)
+            described, figures = self._publish_recipe(recipe).write(BASIS_MATRIX, stage)
             pieces = {"pieces": {BASIS_MATRIX: described}}
         else:
             layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
@@ -135,9 +136,9 @@ class _Writing:
         """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
         if not may_be_in_pieces(self._plan):
             return
-        recipe = self._recipe()
+        recipe = self._prepare_recipe()
         if in_pieces(self._plan, recipe):
-            spread = self._spread(recipe)
+            spread = self._publish_recipe(recipe)
             if pieces:
                 spread.spread(BASIS_MATRIX, gram=False, stage=self._stage)
 
@@ -145,16 +146,19 @@ class _Writing:
     def _stage(self) -> str:
         return f"basis {self._round.number + 1}"
 
-    def _recipe(self) -> Recipe:
-        return self._known() or self._found()
+    def _prepare_recipe(self) -> Recipe:
+        """Reads the recipe that is published, or finds it, and removes that of something else."""
+        if (known := self._known()) is not None:
+            return known
+        remove_other_recipes(self._recipe_path, self._identity)
+        return self._found()
 
-    def _spread(self, recipe: Recipe) -> Spread:
-        recipes = publish_recipes(
-            self._sketch.folder / names.BASIS_RECIPE.name(),
-            self._identity,
-            {BASIS_MATRIX: recipe},
-            {},
-        )
+    @property
+    def _recipe_path(self) -> Path:
+        return self._sketch.folder / names.BASIS_RECIPE.name()
+
+    def _publish_recipe(self, recipe: Recipe) -> Spread:
+        recipes = publish_recipes(self._recipe_path, self._identity, {BASIS_MATRIX: recipe}, {})
         return Spread(self._run, recipes, self._work)
 
     def _recipe_of(self, vectors: Vectors) -> Recipe:
@@ -165,9 +169,7 @@ class _Writing:
         """The recipe that a process which did not come to an end has published."""
         recipe = self._recipe_of(Vectors(self._source, np.zeros((0, 0))))
         columns = Columns(self._sketch.digest, self._source, None, recipe.test)
-        file = read_recipes(
-            self._sketch.folder / names.BASIS_RECIPE.name(), self._identity, columns
-        )
+        file = read_recipes(self._recipe_path, self._identity, columns)
         return file.matrices[BASIS_MATRIX] if file else None
 
     @property
@@ -186,7 +188,7 @@ class _Writing:
         recipe = self._recipe_of(Vectors(self._source, root.inverse))
         if not needs_correction(self._plan, root.condition):
             return recipe
-        gram = gram_of_vectors(
+        gram = form_gram(
             self._run, recipe, self._identity, self._sketch.folder / names.BASIS_DRAFT.name(),
             self._work,
         )  # fmt: skip

@@ -134,7 +134,7 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
         columns: What the matrices are made of.
 
     Returns:
-        The recipes; ``None`` if there are none, or those of something else, which are removed.
+        The recipes; ``None`` if there are none, or those of something else.
 
     Raises:
         CorruptError: If the file is damaged.
@@ -142,11 +142,22 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
     file = open_if_there(path)
     if file is None:
         return None
-    if not file.states(expected):
-        # Derived data, of a sketch that has grown or was measured anew, or of other settings.
+    return _with_columns(file, columns) if file.states(expected) else None
+
+
+def remove_other_recipes(path: Path, expected: Mapping[str, Any]) -> None:
+    """Removes recipes of something else: a sketch that has grown, or was measured anew, since.
+
+    Args:
+        path: The file.
+        expected: What a file that is to stay says it is, at least.
+
+    Raises:
+        CorruptError: If the file is damaged.
+    """
+    file = open_if_there(path)
+    if file is not None and not file.states(expected):
         remove(path)
-        return None
-    return _with_columns(file, columns)
 
 
 def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:

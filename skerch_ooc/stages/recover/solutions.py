@@ -36,7 +36,7 @@ from skerch_ooc.stages.recover.recipes import (
     recipe_identity,
     rounds_for,
 )
-from skerch_ooc.stages.recover.spread import gram_of_vectors
+from skerch_ooc.stages.recover.spread import form_gram
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store import names
 from skerch_ooc.store.rundir import Run
@@ -235,7 +235,7 @@ def correct(
 
     def gram(name: str, rows: int, vectors: Vectors) -> Array:
         draft, recipe = folder / names.DRAFT.name(matrix=name), Recipe(name, rows, vectors)
-        return gram_of_vectors(run, recipe, identity, draft, work)
+        return form_gram(run, recipe, identity, draft, work)
 
     left = gram(LEFT_VECTORS[plan.identity.kind], height, found.left)
     right = gram(RIGHT_VECTORS, width, found.right) if found.right else None

@@ -66,6 +66,11 @@ class VectorTask:
     device: str
     number: int
 
+    @property
+    def tiles(self) -> Range:
+        """The row tiles."""
+        return Range(self.start, self.stop)
+
     def __str__(self) -> str:
         return f"row tiles {self.start}-{self.stop} of {self.matrix}"
 
@@ -134,7 +139,7 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     # Its memory is for the vectors, and nothing is measured any more.
     forget_operator()
     plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
-    tiles = Range(task.start, task.stop)
+    tiles = task.tiles
     if is_there((_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles)):
         return lambda: {"tiles": len(tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
@@ -150,7 +155,7 @@ def _perform(
     if gram:
         publish = partial(_publish_gram, plan, recipes, matrix, tiles, making.gram(tiles, _ignore))
     else:
-        publish = _written_piece(plan, recipes, matrix, making, tiles)
+        publish = _write_piece(plan, recipes, matrix, making, tiles)
 
     def finish() -> dict[str, Any]:
         publish()
@@ -185,7 +190,7 @@ def _gram_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
     return recipes.path.parent / names.GRAM.name(matrix=matrix, tiles=tiles)
 
 
-def _written_piece(
+def _write_piece(
     plan: Plan, recipes: RecipeFile, matrix: str, making: Making, tiles: Range
 ) -> Callable[[], None]:
     recipe = recipes.matrices[matrix]
@@ -212,10 +217,10 @@ def _publish_gram(plan: Plan, recipes: RecipeFile, matrix: str, tiles: Range, gr
         writer.publish(identity, {"gram": gram}, provenance())
 
 
-def gram_of_vectors(
+def form_gram(
     run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, work: Work
 ) -> Array:
-    """``U^H U`` of vectors that are not written, ``(r, r)``, by one stream over their source.
+    """Forms ``U^H U`` of vectors that are not written, ``(r, r)``, by a stream over their source.
 
     Args:
         run: The run.
@@ -237,7 +242,7 @@ def gram_of_vectors(
             return mirrored(making.gram(making.tiles, advance))
     make_folder(draft.parent)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
-    gram = Spread(run, recipes, work).gram(recipe.name, stage)
+    gram = Spread(run, recipes, work).form_gram(recipe.name, stage)
     remove(draft)
     return gram
 
@@ -281,8 +286,11 @@ class Spread:
         )
         return describe_pieces(layout, done), figures
 
-    def gram(self, matrix: str, stage: str) -> Array:
-        """``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write` does."""
+    def form_gram(self, matrix: str, stage: str) -> Array:
+        """Forms ``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write`.
+
+        What the tasks publish for it is removed at the end.
+        """
         self.spread(matrix, gram=True, stage=stage)
         done = list(self._opened(matrix, gram=True))
         total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
@@ -295,6 +303,8 @@ class Spread:
         # What others are to make is theirs to verify.
         chosen = self._executor.chosen(self._tasks(matrix, gram))
         tasks = [task for task in chosen if not self._is_done(task)]
+        for task in tasks:
+            self._remove_other(task)
         total = sum(task.stop - task.start for task in tasks)
         tile = self._recipes.matrices[matrix].tile_bytes(self._plan)
         with self._progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
@@ -302,8 +312,7 @@ class Spread:
                 work = self._work(matrix, gram)
                 for receipt in self._executor.run(work, tasks, self._resources.task_threads):
                     advance(receipt["tiles"])
-        paths = (self._path(matrix, gram, Range(task.start, task.stop)) for task in tasks)
-        wait_for_files(paths)
+        wait_for_files(self._path(matrix, gram, task.tiles) for task in tasks)
 
     def _runs(self, matrix: str) -> list[Range]:
         recipe = self._recipes.matrices[matrix]
@@ -319,11 +328,17 @@ class Spread:
             yield self._task(matrix, gram, tiles, number)
 
     def _is_done(self, task: VectorTask) -> bool:
-        file = self._published(task.matrix, task.gram, Range(task.start, task.stop))
+        file = self._published(task.matrix, task.gram, task.tiles)
         if file is not None:
             # Of a process that did not come to an end, perhaps with its machine.
             file.verify_bulk()
         return file is not None
+
+    def _remove_other(self, task: VectorTask) -> None:
+        """Removes what was published for a task of a recipe that was replaced: derived data."""
+        path = self._path(task.matrix, task.gram, task.tiles)
+        if is_there(path) and self._published(task.matrix, task.gram, task.tiles) is None:
+            remove(path)
 
     def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
         if self._executor.remote:
@@ -331,8 +346,7 @@ class Spread:
         making = Making(self._plan, self._recipes.matrices[matrix], self._resources)
 
         def work(task: VectorTask) -> Callable[[], dict[str, Any]]:
-            tiles = Range(task.start, task.stop)
-            return _perform(self._plan, self._recipes, matrix, making, gram, tiles)
+            return _perform(self._plan, self._recipes, matrix, making, gram, task.tiles)
 
         return work
 
@@ -365,15 +379,11 @@ class Spread:
         return path_of(self._recipes, matrix, tiles)
 
     def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
-        """What was published for a task; what is of another recipe is removed."""
+        """What was published for a task of this very recipe; ``None`` if there is nothing."""
         path = self._path(matrix, gram, tiles)
         try:
             file = SealedFile(path, repeated_anew(path, "the same command"))
         except FileNotFoundError:
             return None
         expected = _identity(self._plan, self._recipes, "gram" if gram else "piece", matrix, tiles)
-        if file.states_just(expected):
-            return file
-        # Derived data, of a recipe that was replaced.
-        remove(path)
-        return None
+        return file if file.states_just(expected) else None

@@ -26,6 +26,7 @@ from skerch_ooc.stages.recover.recipes import (
     columns_of_result,
     read_recipes,
     recipe_identity,
+    remove_other_recipes,
     rounds_for,
 )
 from skerch_ooc.stages.recover.solutions import (
@@ -43,7 +44,7 @@ from skerch_ooc.store.result_files import (
     VALUES,
     command_of,
     recipe_path,
-    remove_what_followed,
+    remove_result,
     result_identity,
     result_path,
 )
@@ -78,9 +79,9 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
         return path
     digest = rounds_for(run, settings)[0].sketch.digest
     identity = result_identity(run.plan, digest, settings)
-    if _discard_stale(path, identity, run):
+    if _is_current(path, identity, run):
         return path
-    remove_what_followed(path)
+    remove_result(path)
     with run.receipt_of("recover", name=name):
         _write(run, settings, digest, path, identity, work)
     return path
@@ -122,11 +123,11 @@ def spread_vectors(
     """
     path = result_path(run, name)
     digest = rounds_for(run, settings)[0].sketch.digest
-    if settings.vectors == "stored" and not _discard_stale(
-        path, result_identity(run.plan, digest, settings), run
-    ):
-        writing = _Writing(run, settings, digest, path, work)
-        writing.spread(pieces=pieces)
+    if settings.vectors == "implicit":
+        return
+    if not _is_current(path, result_identity(run.plan, digest, settings), run):
+        remove(path)
+        _Writing(run, settings, digest, path, work).spread(pieces=pieces)
 
 
 def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> list[int] | None:
@@ -163,11 +164,11 @@ class _Writing:
 
     def write(self, identity: Mapping[str, Any]) -> None:
         """Writes the vectors and publishes the result."""
-        if self._published(identity, self._known() or self._solved(correcting=False)):
+        if self._publish(identity, self._prepare_solution()):
             return
         # Not to be expected: the condition foretells it. A stream more puts it right.
         remove(self._recipe_path)
-        self._published(identity, self._solved(correcting=True))
+        self._publish(identity, self._solved(correcting=True))
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the solution of a result that is in pieces, and makes these if wanted."""
@@ -175,17 +176,17 @@ class _Writing:
             # Who publishes the result solves it; each element would solve it once more.
             return
         make_folder(self._path.parent)
-        solution = self._known() or self._solved(correcting=False)
+        solution = self._prepare_solution()
         pieced = self._pieced(solution)
         if not pieced:
             return
-        recipes, _ = self._agreed(solution)
+        recipes, _ = self._publish_solution(solution)
         spread = Spread(self._run, recipes, self._work)
         for name in pieced if pieces else ():
             spread.spread(name, gram=False, stage=f"vectors {name}")
 
-    def _agreed(self, solution: Solution) -> tuple[RecipeFile, Solution]:
-        """The solution that is published now: this one, unless another process was faster."""
+    def _publish_solution(self, solution: Solution) -> tuple[RecipeFile, Solution]:
+        """Publishes a solution; returns what is published, should another process be faster."""
         solution.publish(self._recipe_path, self._recipe_identity)
         known = self._known_file()
         if known is None:
@@ -194,6 +195,13 @@ class _Writing:
 
     def _pieced(self, solution: Solution) -> list[str]:
         return [name for name, recipe in solution.matrices.items() if in_pieces(self._plan, recipe)]
+
+    def _prepare_solution(self) -> Solution:
+        """Reads the solution that is published, or solves, and removes that of another sketch."""
+        if (known := self._known()) is not None:
+            return known
+        remove_other_recipes(self._recipe_path, self._recipe_identity)
+        return self._solved(correcting=False)
 
     def _known(self) -> Solution | None:
         """The solution that a process which did not come to an end has published."""
@@ -221,14 +229,18 @@ class _Writing:
             found = correct(self._run, self._settings, found, self._path.parent, self._work)
         return Solution.of(self._plan, found)
 
-    def _published(self, identity: Mapping[str, Any], solution: Solution) -> bool:
-        """Whether the vectors turned out orthonormal; if not, and that can be mended, no result."""
+    def _publish(self, identity: Mapping[str, Any], solution: Solution) -> bool:
+        """Writes the vectors, and publishes the result if they turn out orthonormal.
+
+        Returns:
+            Whether they did; if not, and that can be mended, there is no result.
+        """
         make_folder(self._path.parent)
         plan, matrices = self._plan, solution.matrices
         pieced = self._pieced(solution)
         recipes = None
         if pieced:
-            recipes, solution = self._agreed(solution)
+            recipes, solution = self._publish_solution(solution)
             matrices = solution.matrices
         layouts = [
             layout_of(plan, name, recipe.rows, recipe.vectors.rank)
@@ -242,7 +254,7 @@ class _Writing:
             for name, recipe in matrices.items():
                 stage = f"vectors {name}" if len(matrices) > 1 else "vectors"
                 if recipes is not None and name in pieced:
-                    described[name], found = self._spread(recipes, name, stage)
+                    described[name], found = self._make_pieces(recipes, name, stage)
                 else:
                     found = self._streamed(recipe, bulks[name], stage)
                 figures.append(found)
@@ -258,10 +270,10 @@ class _Writing:
             )
         if not first:
             # By another process, with other settings perhaps.
-            _discard_stale(self._path, identity, self._run)
+            _is_current(self._path, identity, self._run)
         return True
 
-    def _spread(
+    def _make_pieces(
         self, recipes: RecipeFile, name: str, stage: str
     ) -> tuple[dict[str, Any], TileFigures]:
         spread = Spread(self._run, recipes, self._work)
@@ -285,8 +297,13 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     check_pieces(file)
 
 
-def _discard_stale(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
-    """Removes a result that is of another sketch, or lacks pieces; whether a good one is there."""
+def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
+    """Whether a result is there, in one piece, and of this very sketch.
+
+    Raises:
+        UsageError: If it is one with other settings.
+        CorruptError: If it is damaged, or of another run.
+    """
     again = command_of(run, path.parent.name, identity["settings"])
     again = f"rm -r {quoted(path.parent)} && {again}"
     try:
@@ -295,12 +312,11 @@ def _discard_stale(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
         return False
     stated = file.identity
     if file.states(identity):
-        if not lost_pieces(file):
-            check_pieces(file)
-            return True
-        # It is published again once they are made again.
-        remove(path)
-        return False
+        if lost_pieces(file):
+            # It is published again once they are made again.
+            return False
+        check_pieces(file)
+        return True
     if stated.get("run") != identity["run"]:
         raise CorruptError(f"{path} is a result of another run. To replace it: {again}")
     if stated.get("settings") != identity["settings"]:
@@ -309,7 +325,6 @@ def _discard_stale(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
             f"{identity['settings']}; give another --name, or remove it: {again}"
         )
     # A result is derived data. This one is of a sketch that has grown, or was measured anew, since.
-    remove(path)
     return False
 
 
