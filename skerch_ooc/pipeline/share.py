@@ -50,7 +50,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
     elif stage.name == "merge":
         Merge(round_).spread(work)
     elif round_.number < run.plan.rounds:
-        merged = Merge(round_).result(work.here)
+        merged = Merge(round_).run(work.here)
         spread_basis(merged, work, pieces=pieces)
         left = basis_left(merged.sketch)
         # Who makes the last piece puts them together; without pieces there is nothing to share.
@@ -64,7 +64,7 @@ def _require_basis(run: Run, stage: RoundStage, work: Work) -> None:
     """Publishes the basis of the round before, once all of it is there."""
     state = State(run)
     if state.last.number == stage.round - 1 and not state.incomplete:
-        make_basis(Merge(state.last).result(work.here), work.here)
+        make_basis(Merge(state.last).run(work.here), work.here)
 
 
 def _too_early(run: Run, stage: RoundStage, last: Round) -> IncompleteError:

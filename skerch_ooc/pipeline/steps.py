@@ -129,7 +129,7 @@ def merge(
 def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> bool:
     """As :func:`merge`; also returns whether another round is to be measured now."""
     last = State(run).last
-    merged = Merge(last, rechunk).result(work)
+    merged = Merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
         return False
     make_basis(merged, work)

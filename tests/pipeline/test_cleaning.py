@@ -585,7 +585,7 @@ def test_process_that_finds_its_input_gone_ends_with_an_error(copied):
     merge = Merge(Round(run))
     ooc.clean(run, shards=True)
     with pytest.raises(OocError, match=r"right\.p0.*(gone|cannot be opened any more)"):
-        merge.result(Work.of(threads=1))
+        merge.run(Work.of(threads=1))
 
 
 def test_process_whose_private_file_is_gone_publishes_nothing(tmp_path):

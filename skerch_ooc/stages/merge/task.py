@@ -195,7 +195,7 @@ class Merge:
             if merge.published() is None:
                 merge.spread(work)
 
-    def result(self, work: Work) -> Merged:
+    def run(self, work: Work) -> Merged:
         """Merges, or finds that this is done.
 
         Args:

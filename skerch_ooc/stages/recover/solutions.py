@@ -183,8 +183,8 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         CorruptError: If a shard is damaged.
     """
     last, before = rounds_for(run, settings)
-    merged = Merge(last).result(work)
-    merged_before = Merge(before).result(work) if before else None
+    merged = Merge(last).run(work)
+    merged_before = Merge(before).run(work) if before else None
     with (
         work.progress.stage("solve", 1, "problem") as advance,
         torch_threads(work.resources.threads),
