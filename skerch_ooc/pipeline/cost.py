@@ -5,25 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.planning.memory import (
-    RECHUNK_ABOVE,
-    SLAB_BYTES,
     block_bytes,
-    merge_bytes,
-    rows_bytes,
-    solve_bytes,
-    sums_bytes,
+    measure_tasks,
+    result_bytes,
+    shard_bytes,
+    stage_bytes,
 )
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
-from skerch_ooc.planning.sides import CORANGE, Side, first_round, height_of_role, later_round
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
-from skerch_ooc.store.shards import Rectangle, shard_dtype, strip_of
 
 ASSUMED_BASELINE = 512 * 1024**2
 """Resident memory of a process with its libraries, where no probe has measured it."""
@@ -72,86 +66,25 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
         probe: What the probe of its operator found, if there was one.
         held: Resident memory of a process that has the operator, if that is known.
     """
-    height, width = plan.identity.shape
-    itemsize = np.dtype(plan.identity.dtype).itemsize
     baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
-    right = plan.reach("right")
-    later = plan.rounds - 1
-    tasks = measure_tasks(plan) + later * len(plan.parts) * block_count(plan, "right")
-    widest = max(piece.widest for role in ROLES for piece in plan.cuts(role))
-    operator_bytes = probe.column_bytes if probe else 0
-    rank = right if plan.recovery.rank == "all" else min(right, int(plan.recovery.rank))
-    shard_bytes = _shard_bytes(plan)
-    sides = _all_sides(plan)
-    vectors = height if plan.identity.kind == "eigh" else height + width
-    if plan.recovery.vectors == "implicit":
-        vectors = 0
-    bases = later * right * max(height, width)
-    rechunked = shard_bytes if tasks > RECHUNK_ABOVE else 0
+    peaks = stage_bytes(plan)
+    if probe:
+        widest = max(map(plan.widest, ROLES))
+        peaks["measure"] = max(peaks["measure"], widest * probe.column_bytes)
+    tasks = measure_tasks(plan)
     seconds_with = _seconds_with(plan, probe) if probe else None
     return Estimate(
         products=plan.products,
         probe_products=probe.products if probe else 1,
         tasks=tasks,
-        shard_bytes=shard_bytes,
-        result_bytes=rechunked
-        + sum(sums_bytes(plan, side) for side in sides)
-        + (vectors * rank + bases) * itemsize,
+        shard_bytes=shard_bytes(plan),
+        result_bytes=result_bytes(plan),
         files=tasks + 8,
-        peak_bytes={
-            "measure": baseline + max(_measure_bytes(plan, widest), widest * operator_bytes),
-            "merge": baseline + max(sum(merge_bytes(plan, side)) for side in sides),
-            "recover": baseline
-            + max(solve_bytes(plan), max(_vectors_bytes(plan, side, rank) for side in sides)),
-        },
+        peak_bytes={stage: baseline + needed for stage, needed in peaks.items()},
         seconds=seconds_with[1] if seconds_with else None,
         seconds_with=seconds_with,
         useful_workers=_useful_workers(plan, probe) if probe else None,
     )
-
-
-def measure_tasks(plan: Plan) -> int:
-    """How many tasks the first round has."""
-    counts = [block_count(plan, role) for role in ROLES]
-    return sum(max(counts) if part.together else sum(counts) for part in plan.parts)
-
-
-def block_count(plan: Plan, role: str) -> int:
-    """How many blocks of a role the first round has; there may be millions."""
-    return sum(piece.count for piece in plan.cuts(role))
-
-
-def _measure_bytes(plan: Plan, widest: int) -> int:
-    """Memory that measuring takes, besides the operator's own."""
-    identity = plan.identity
-    needed = widest * block_bytes(identity.shape, np.dtype(identity.dtype).itemsize)
-    rows = [
-        identity.shape[0] if part.rows is None else len(part.rows)
-        for part in plan.parts
-        if part.together
-    ]
-    if rows:
-        columns = {
-            role: max(piece.widest for piece in cuts) for role in ROLES if (cuts := plan.cuts(role))
-        }
-        whole = rows_bytes(identity.shape, identity.dtype, max(rows), columns, 2 * SLAB_BYTES)
-        # The others, if there are any, are measured by themselves.
-        needed = whole if len(rows) == len(plan.parts) else max(whole, needed)
-    return needed
-
-
-def _shard_bytes(plan: Plan) -> int:
-    """Bytes of all column shards."""
-    total = 0
-    for part in plan.parts:
-        for role in ROLES:
-            strip = strip_of(plan, part, role, plan.span(role), height_of_role(plan, role))
-            rectangle = Rectangle(role, part.number, strip.columns, strip.rows)
-            itemsize = np.dtype(shard_dtype(plan, rectangle)).itemsize
-            total += len(strip.rows) * len(strip.columns) * itemsize
-    itemsize = np.dtype(plan.identity.dtype).itemsize
-    later = sum(_later_entries(plan, number) for number in range(2, plan.rounds + 1))
-    return total + later * itemsize * len(plan.parts)
 
 
 def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
@@ -192,30 +125,6 @@ def _seconds_with(plan: Plan, probe: Probe) -> dict[int, float]:
     return {workers: _seconds(plan, probe, workers) for workers in counts}
 
 
-def _all_sides(plan: Plan) -> list[Side]:
-    right = plan.reach("right")
-    sides = first_round(plan)
-    for number in range(2, plan.rounds + 1):
-        sides += later_round(plan, number, f"round{number}", right)
-    return sides
-
-
-def _later_entries(plan: Plan, number: int) -> int:
-    right = plan.reach("right")
-    (side,) = later_round(plan, number, "later", right)
-    return plan.identity.shape[1 if side.name == CORANGE else 0] * right
-
-
-def _vectors_bytes(plan: Plan, side: Side, rank: int) -> int:
-    """Memory of the vectors' stream: a tile of the sketch, one of the vectors, and their copies."""
-    wide = np.result_type(plan.identity.dtype, np.float64).itemsize
-    narrow = np.dtype(plan.identity.dtype).itemsize
-    rows = min(plan.identity.tile[0], side.rows)
-    columns, test = side.columns, plan.reach("test")
-    per_tile = rows * (columns * (wide + narrow) + rank * (2 * wide + 2 * narrow) + 2 * test * wide)
-    return per_tile + columns * rank * wide + 40 * rank * (8 + test) * wide
-
-
 def require_memory(costs: Estimate, resources: Resources) -> None:
     """Refuses a plan of which a stage would not fit.
 
@@ -243,7 +152,7 @@ def choose_block(
         return int(spec.sketch.block)
     block = DEFAULT_BLOCK
     baseline = (probe.baseline_bytes if probe else ASSUMED_BASELINE) + SPARE_BYTES
-    column = block_bytes(shape, np.dtype(spec.dtype).itemsize)
+    column = block_bytes(shape, spec.dtype)
     if probe:
         column = max(column, probe.column_bytes)
         if probe.column_seconds > 0:

@@ -12,7 +12,7 @@ from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
-from skerch_ooc.planning.memory import SLAB_BYTES, rows_bytes
+from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import OperatorSource, Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan, require_sound
@@ -184,9 +184,10 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
 
 def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:
     """How many parts of equal height there must be, for all columns of one to fit into memory."""
-    counts = sizes.as_dict()
-    fixed = rows_bytes(shape, spec.dtype, 0, counts, 2 * SLAB_BYTES)
-    row = rows_bytes(shape, spec.dtype, 1, counts, 2 * SLAB_BYTES) - fixed
+    fixed, first = (
+        rows_bytes(shape, spec.dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES) for rows in (0, 1)
+    )
+    row = first - fixed
     free = resources.memory - resident_memory() - SPARE_BYTES - fixed
     return max(1, math.ceil(shape[0] * row / max(row, free)))
 
@@ -198,13 +199,14 @@ def _widths_for_rows(
     counts = sizes.as_dict()
     baseline = resident_memory() + SPARE_BYTES
     rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)
+    adjoint = spec.kind == "svd" and not METHODS[spec.recovery.method].is_one_pass
     number = 1
     while True:
         widths = {role: max(1, -(-count // number)) for role, count in counts.items()}
         if isinstance(spec.sketch.block, int):
             return dict.fromkeys(widths, spec.sketch.block)
-        held = {role: widths[role] for role, count in counts.items() if count}
-        needed = baseline + rows_bytes(shape, spec.dtype, rows, held, 2 * SLAB_BYTES)
+        held = {role: widths[role] if count else 0 for role, count in counts.items()}
+        needed = baseline + most_rows_bytes(shape, spec.dtype, rows, held, adjoint=adjoint)
         if needed <= resources.memory:
             return widths
         if number >= max(counts.values()):

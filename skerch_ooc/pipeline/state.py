@@ -12,9 +12,9 @@ from functools import cached_property
 from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.base.files import is_there
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning.memory import merge_tasks, vector_tasks
+from skerch_ooc.planning.memory import later_measure_tasks, merge_tasks, vector_tasks
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import first_round, later_round
+from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.stage_names import Left, RoundStage
 from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import Merge
@@ -176,8 +176,7 @@ class State:
             return
         yield from self._left_of_last()
         for number in range(self.last.number + 1, plan.rounds + 1):
-            count = len(plan.parts) * sum(piece.count for piece in plan.cuts("right"))
-            yield RoundStage("measure", number), range(count)
+            yield RoundStage("measure", number), range(later_measure_tasks(plan))
             yield from _after_measuring(plan, number)
         yield RoundStage("assess"), [0]
 
@@ -203,11 +202,7 @@ class State:
 
 def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[RoundStage, Sequence[int]]]:
     """The stages of a round after it is measured, if none of their tasks is known to be done."""
-    if number == 1:
-        sides = first_round(plan)
-    else:
-        sides = later_round(plan, number, f"round{number}", plan.reach("right"))
-    yield RoundStage("merge", number), merge_tasks(plan, sides)
+    yield RoundStage("merge", number), merge_tasks(plan, planned_sides(plan, number))
     wanted = plan.recovery.vectors == "stored" or number < plan.rounds
     pieces = vector_tasks(plan) if wanted else 0
     # The process that publishes a small result also solves it; a basis must be there before the

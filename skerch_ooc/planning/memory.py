@@ -1,50 +1,58 @@
-"""Bytes, and numbers of tasks, that follow from the plan alone."""
+"""Bytes in memory and on disk, and numbers of tasks, that follow from the plan alone.
+
+What ``plan`` foretells and what a stage asks for before it begins are the same functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from skerch_ooc.base.partition import Range, aligned_runs, levels
+from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import Side
+from skerch_ooc.planning.sides import (
+    Side,
+    dtype_of_part,
+    height_of_role,
+    is_adjoint,
+    planned_sides,
+    rows_of_part,
+)
+from skerch_ooc.planning.spec import ROLES
 
 SMALLEST_RUN = 5
-"""A merge task has at least 2**5 tiles."""
+"""A task of the merge, or of the vectors, has at least 2**5 tiles."""
 
 RECHUNK_ABOVE = 128
 """With more column shards than this, the merge writes row shards for the recovery to read."""
 
+SLAB_BYTES = 1 << 26
+"""Rows that are in memory together have at most this size, unless one row is larger."""
 
-def run_exponent(plan: Plan, side: Side) -> int:
-    """Merge tasks are runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
-    tile = plan.identity.tile[0] * side.columns * np.dtype(plan.identity.dtype).itemsize
-    return max(SMALLEST_RUN, (10 * sums_bytes(plan, side) // tile).bit_length())
-
-
-def merge_bytes(plan: Plan, side: Side) -> tuple[int, int]:
-    """Memory of a side's merge: bytes needed once, and bytes for each tile in flight."""
-    tiles, longest = len(plan.tiles(side.rows)), 1 << run_exponent(plan, side)
-    partials = levels(min(tiles, longest)) + (
-        levels(-(-tiles // longest)) if tiles > longest else 0
-    )
-    # More than the tree's partial sums: a finished tile that waits for its turn, and the sums of
-    # a task that are being published.
-    waiting = 2 if tiles > longest else 1
-    return (partials + waiting) * sums_bytes(plan, side), tile_bytes(plan, side)
+PROBES = 8
+"""Random vectors that the orthogonality is estimated from."""
 
 
-def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
-    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
-    numbers: list[int] = []
-    before = 0
-    for side in sides:
-        runs = list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
-        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
-        before += len(runs)
-    return numbers
+class Needed(NamedTuple):
+    """Memory of a stream over tiles.
+
+    Attributes:
+        fixed: Bytes that are needed once.
+        per_tile: Bytes that each tile in flight needs.
+    """
+
+    fixed: int
+    per_tile: int
+
+    @property
+    def least(self) -> int:
+        """Bytes with one tile in flight."""
+        return self.fixed + self.per_tile
 
 
 def is_double(plan: Plan) -> bool:
@@ -57,63 +65,45 @@ def wide_dtype(plan: Plan) -> np.dtype[Any]:
     return np.result_type(plan.identity.dtype, np.float64)
 
 
-def sums_bytes(plan: Plan, side: Side) -> int:
-    """Bytes of the accumulators of a side."""
-    return (side.columns + side.noise_columns) * side.columns * wide_dtype(plan).itemsize
+def stored_bytes(plan: Plan, rows: int, columns: int) -> int:
+    """Bytes of a matrix of the plan's dtype."""
+    return rows * columns * np.dtype(plan.identity.dtype).itemsize
 
 
-def tile_bytes(plan: Plan, side: Side) -> int:
-    """Bytes that one tile in flight needs, its sums included."""
-    columns, wide = side.columns, wide_dtype(plan).itemsize
-    rows = min(plan.identity.tile[0], side.rows)
-    width = min(plan.identity.tile[1], max(1, side.noise_columns))
-    narrow = np.dtype(plan.identity.dtype).itemsize
-    # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
-    # makes; a temporary of one block.
-    copies = 2 * wide if is_double(plan) else narrow
-    adding = adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
-    own = rows * columns * (wide + copies) + 2 * rows * width * wide
-    return own + adding + sums_bytes(plan, side)
+def tile_rows(plan: Plan, rows: int) -> int:
+    """Rows of the highest tile of a matrix of so many rows."""
+    return min(plan.identity.tile[0], rows)
 
 
-SMALLEST_PIECE = 5
-"""A piece has at least 2**5 tiles."""
+def stage_bytes(plan: Plan) -> dict[str, int]:
+    """The memory that each stage needs at least, besides what its process holds anyway."""
+    sides = [side for number in range(1, plan.rounds + 1) for side in planned_sides(plan, number)]
+    bases = [sizes_of_basis(plan, number) for number in range(2, plan.rounds + 1)]
+    stored = plan.recovery.vectors == "stored"
+    vectors = [_tall_bytes(plan, sizes, stored=stored) for sizes in sizes_of_result(plan)]
+    return {
+        "measure": measure_bytes(plan),
+        "merge": max(
+            [
+                *(merge_bytes(plan, side).least for side in sides),
+                *(_tall_bytes(plan, sizes, stored=True) for sizes in bases),
+            ]
+        ),
+        "recover": max([solve_bytes(plan), *vectors]),
+    }
 
 
-def runs_of(plan: Plan, rows: int, rank: int) -> list[Range]:
-    """The runs of tiles that a matrix is cut into; one, if it is no larger than that.
-
-    They are aligned runs of ``2**j`` tiles, so long that Gram matrices stay below a tenth of the
-    data.
-    """
-    tile = plan.identity.tile[0] * rank * np.dtype(plan.identity.dtype).itemsize
-    gram = rank**2 * wide_dtype(plan).itemsize
-    exponent = max(SMALLEST_PIECE, (10 * gram // tile).bit_length())
-    return list(aligned_runs(len(plan.tiles(rows)), exponent))
+# Measuring.
 
 
-def may_be_in_pieces(plan: Plan) -> bool:
-    """Whether any matrix of the run can be, whatever its rank."""
-    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_PIECE
-
-
-def vector_tasks(plan: Plan) -> int:
-    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
-    rows, rank = max(plan.identity.shape), plan.reach("right")
-    if len(runs_of(plan, rows, rank)) == 1:
-        return 0
-    sides = 1 if plan.identity.kind == "eigh" else 2
-    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_PIECE))
-
-
-def block_bytes(shape: tuple[int, int], itemsize: int) -> int:
+def block_bytes(shape: tuple[int, int], dtype: str) -> int:
     """Bytes that each column of a block needs in the measuring process.
 
     The test matrix, the product, and the block before it on its way to the disk; what the operator
     needs for itself comes on top.
     """
     height, width = shape
-    return itemsize * max(width + 3 * height, height + 3 * width)
+    return np.dtype(dtype).itemsize * max(width + 3 * height, height + 3 * width)
 
 
 def rows_bytes(
@@ -140,11 +130,84 @@ def rows_bytes(
     return needed + 3 * slab_bytes // 2
 
 
-SLAB_BYTES = 1 << 26
-"""Rows that are in memory together have at most this size, unless one row is larger."""
+def most_rows_bytes(
+    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], *, adjoint: bool
+) -> int:
+    """Bytes that tasks need which take rows and all roles together, in whatever round.
+
+    Args:
+        shape: Of the operator.
+        dtype: Of its products.
+        rows: Of the part.
+        columns: Of the widest block of each role of the first round.
+        adjoint: Whether a later round applies the adjoint to a basis.
+    """
+    rounds = [columns, {"left": columns["right"]}] if adjoint else [columns]
+    # Two slabs at a time.
+    return max(rows_bytes(shape, dtype, rows, each, 2 * SLAB_BYTES) for each in rounds)
 
 
-def adding_bytes(plan: Plan, rows: int, columns: int) -> int:
+def measure_bytes(plan: Plan) -> int:
+    """Memory that measuring takes at most, besides the operator's own."""
+    return max(_part_bytes(plan, part) for part in plan.parts)
+
+
+def _part_bytes(plan: Plan, part: Part) -> int:
+    shape, dtype = plan.identity.shape, plan.identity.dtype
+    widths = {role: plan.widest(role) for role in ROLES}
+    if not part.together:
+        return max(widths.values()) * block_bytes(shape, dtype)
+    rows = len(rows_of_part(plan, part, "right", shape[0]))
+    adjoint = any(is_adjoint(plan, number) for number in range(2, plan.rounds + 1))
+    return most_rows_bytes(shape, dtype, rows, widths, adjoint=adjoint)
+
+
+def measure_tasks(plan: Plan) -> int:
+    """How many tasks measure all rounds; each leaves a shard of every role that it takes."""
+    counts = [plan.block_count(role) for role in ROLES]
+    first = sum(max(counts) if part.together else sum(counts) for part in plan.parts)
+    return first + (plan.rounds - 1) * later_measure_tasks(plan)
+
+
+def later_measure_tasks(plan: Plan) -> int:
+    """How many tasks measure a later round, at most."""
+    return len(plan.parts) * plan.block_count("right")
+
+
+# Merging.
+
+
+def sums_bytes(plan: Plan, side: Side) -> int:
+    """Bytes of the accumulators of a side."""
+    return (side.columns + side.noise_columns) * side.columns * wide_dtype(plan).itemsize
+
+
+def merge_bytes(plan: Plan, side: Side) -> Needed:
+    """Memory of a side's merge."""
+    tiles, longest = len(plan.tiles(side.rows)), 1 << _run_exponent(plan, side)
+    partials = levels(min(tiles, longest)) + (
+        levels(-(-tiles // longest)) if tiles > longest else 0
+    )
+    # More than the tree's partial sums: a finished tile that waits for its turn, and the sums of
+    # a task that are being published.
+    waiting = 2 if tiles > longest else 1
+    return Needed((partials + waiting) * sums_bytes(plan, side), _merge_tile_bytes(plan, side))
+
+
+def _merge_tile_bytes(plan: Plan, side: Side) -> int:
+    """Bytes that one tile in flight needs, its sums included."""
+    wide, rows = wide_dtype(plan).itemsize, tile_rows(plan, side.rows)
+    width = min(plan.identity.tile[1], max(1, side.noise_columns))
+    narrow = np.dtype(plan.identity.dtype).itemsize
+    # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
+    # makes; a temporary of one block.
+    copies = 2 * wide if is_double(plan) else narrow
+    adding = _adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
+    own = rows * side.columns * (wide + copies) + 2 * rows * width * wide
+    return own + adding + sums_bytes(plan, side)
+
+
+def _adding_bytes(plan: Plan, rows: int, columns: int) -> int:
     """Memory that reading a tile takes where sketches of several parts are added up.
 
     Args:
@@ -156,10 +219,167 @@ def adding_bytes(plan: Plan, rows: int, columns: int) -> int:
     if plan.summands == 1 and not parts:
         return 0
     arrays = 2 + (levels(len(parts)) + 1 if parts else 0)
-    return arrays * rows * columns * np.result_type(plan.identity.dtype, np.float64).itemsize
+    return arrays * rows * columns * wide_dtype(plan).itemsize
+
+
+def _exponent(plan: Plan, columns: int, sums: int) -> int:
+    """The ``j`` of runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
+    tile = stored_bytes(plan, plan.identity.tile[0], columns)
+    return max(SMALLEST_RUN, (10 * sums // tile).bit_length())
+
+
+def _run_exponent(plan: Plan, side: Side) -> int:
+    return _exponent(plan, side.columns, sums_bytes(plan, side))
+
+
+def merge_runs(plan: Plan, side: Side) -> list[Range]:
+    """The aligned runs of tiles that are the merge tasks of a side."""
+    return list(aligned_runs(len(plan.tiles(side.rows)), _run_exponent(plan, side)))
+
+
+def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
+    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
+    numbers: list[int] = []
+    before = 0
+    for side in sides:
+        runs = merge_runs(plan, side)
+        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
+        before += len(runs)
+    return numbers
+
+
+# Recovering.
+
+
+@dataclass(frozen=True)
+class TallSizes:
+    """Sizes of tall vectors ``(X transform) correction``, and of what is formed with them.
+
+    Attributes:
+        rows: Their height.
+        columns: Columns of ``X``.
+        rank: How many vectors.
+        tests: Columns of the test sketch that they are compared with.
+        corrected: Whether there is a correction.
+    """
+
+    rows: int
+    columns: int
+    rank: int
+    tests: int = 0
+    corrected: bool = True
+
+
+def sizes_of_result(plan: Plan) -> list[TallSizes]:
+    """The vectors of the planned result, as large as they may become: the left ones first."""
+    right, left, rank = plan.reach("right"), plan.reach("left"), plan.recovery.rank
+    kept = right if rank == "all" else min(right, int(rank))
+    height, width = plan.identity.shape
+    found = [TallSizes(height, right, kept, plan.reach("test"))]
+    if plan.identity.kind == "svd":
+        found.append(TallSizes(width, left or right, kept))
+    return found
+
+
+def sizes_of_basis(plan: Plan, number: int) -> TallSizes:
+    """The basis that is the test matrix of a later round, as large as it may become."""
+    side = planned_sides(plan, number - 1)[0]
+    right = plan.reach("right")
+    return TallSizes(side.rows, right, right, len(side.sketches.get("test", ())))
 
 
 def solve_bytes(plan: Plan) -> int:
     """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
     m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
     return 12 * m * max(m, left) * wide_dtype(plan).itemsize
+
+
+def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
+    """Memory of making vectors that may have to be corrected, and may be written."""
+    return max(gram_bytes(plan, sizes).least, vectors_bytes(plan, sizes).least if stored else 0)
+
+
+def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
+    """Memory of the stream that writes vectors."""
+    wide, rows = wide_dtype(plan).itemsize, tile_rows(plan, sizes.rows)
+    figures = sizes.rank * (PROBES + sizes.tests) * wide
+    adding = _adding_bytes(plan, rows, max(sizes.tests, sizes.columns))
+    of_tile = _vectors_tile_bytes(plan, sizes) + 2 * rows * sizes.tests * wide + adding
+    return _summed_bytes(plan, sizes, figures, of_tile)
+
+
+def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
+    """Memory of the stream that forms ``U^H U`` of vectors that are to be corrected."""
+    gram = sizes.rank**2 * wide_dtype(plan).itemsize
+    adding = _adding_bytes(plan, tile_rows(plan, sizes.rows), sizes.columns)
+    bare = dataclasses.replace(sizes, corrected=False)
+    return _summed_bytes(plan, bare, gram, _vectors_tile_bytes(plan, bare) + adding)
+
+
+def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
+    """Bytes of a tile of ``X`` and of one of the vectors, as they are made and as they are kept."""
+    wide, narrow = wide_dtype(plan).itemsize, np.dtype(plan.identity.dtype).itemsize
+    made = (2 if sizes.corrected else 1) * sizes.rank * wide
+    columns = sizes.columns * (wide + narrow) + made + 2 * sizes.rank * narrow
+    return tile_rows(plan, sizes.rows) * columns
+
+
+def _summed_bytes(plan: Plan, sizes: TallSizes, sums: int, of_tile: int) -> Needed:
+    """Memory of a stream whose tiles each give sums of so many bytes, besides their own."""
+    factors = (sizes.columns + (sizes.rank if sizes.corrected else 0)) * sizes.rank
+    transform = factors * wide_dtype(plan).itemsize
+    return Needed(transform + (levels(len(plan.tiles(sizes.rows))) + 2) * sums, of_tile + sums)
+
+
+def pieces_of(plan: Plan, rows: int, rank: int) -> list[Range]:
+    """The aligned runs of tiles that vectors are cut into; one, if they are no larger than that."""
+    gram = rank**2 * wide_dtype(plan).itemsize
+    return list(aligned_runs(len(plan.tiles(rows)), _exponent(plan, rank, gram)))
+
+
+def may_be_in_pieces(plan: Plan) -> bool:
+    """Whether any vectors of the run can be, whatever their rank."""
+    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_RUN
+
+
+def vector_tasks(plan: Plan) -> int:
+    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
+    rows, rank = max(plan.identity.shape), plan.reach("right")
+    if len(pieces_of(plan, rows, rank)) == 1:
+        return 0
+    sides = 1 if plan.identity.kind == "eigh" else 2
+    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_RUN))
+
+
+# On disk.
+
+
+def shard_bytes(plan: Plan) -> int:
+    """Bytes of all column shards, at most."""
+    return sum(
+        len(rows_of_part(plan, part, role, height))
+        * columns
+        * np.dtype(dtype_of_part(plan, part, role)).itemsize
+        for part in plan.parts
+        for role, height, columns in _planned_roles(plan)
+    )
+
+
+def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
+    """The roles of all rounds, with the rows and the columns of their sketches."""
+    for role in ROLES:
+        yield role, height_of_role(plan, role), plan.reach(role)
+    for number in range(2, plan.rounds + 1):
+        (side,) = planned_sides(plan, number)
+        yield f"round{number}", side.rows, plan.reach("right")
+
+
+def result_bytes(plan: Plan) -> int:
+    """Bytes of row shards, sums, bases and vectors, at most."""
+    rounds = range(1, plan.rounds + 1)
+    sums = sum(sums_bytes(plan, side) for number in rounds for side in planned_sides(plan, number))
+    tall = [sizes_of_basis(plan, number) for number in rounds[1:]]
+    if plan.recovery.vectors == "stored":
+        tall += sizes_of_result(plan)
+    rechunked = shard_bytes(plan) if measure_tasks(plan) > RECHUNK_ABOVE else 0
+    return rechunked + sums + sum(stored_bytes(plan, sizes.rows, sizes.rank) for sizes in tall)

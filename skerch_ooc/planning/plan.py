@@ -320,11 +320,13 @@ class Plan:
         """The columns of a role of the first round, and how they are cut into blocks, in order."""
         return [a.blocks[role] for a in self.amendments if role in a.blocks]
 
-    @property
-    def block_count(self) -> int:
-        """How many blocks :meth:`blocks` has, of all roles of the first round together."""
-        pieces = [piece for amendment in self.amendments for piece in amendment.blocks.values()]
-        return sum(-(-(piece.stop - piece.start) // piece.width) for piece in pieces)
+    def block_count(self, role: str) -> int:
+        """How many blocks :meth:`blocks` has; there may be millions."""
+        return sum(piece.count for piece in self.cuts(role))
+
+    def widest(self, role: str) -> int:
+        """The width of the widest block of a role; 0 if it has no columns."""
+        return max((piece.widest for piece in self.cuts(role)), default=0)
 
     def width(self, role: str) -> int:
         """The width of the blocks in which further columns of a role are measured."""
@@ -402,7 +404,7 @@ def _require_joined(plan: Plan, role: str) -> None:
 
 
 def _require_few_tasks(plan: Plan) -> None:
-    tasks = plan.block_count * len(plan.parts)
+    tasks = sum(map(plan.block_count, ROLES)) * len(plan.parts)
     if tasks > MOST_TASKS:
         raise UsageError(
             f"there are {tasks} tasks, each of which makes a file; at most {MOST_TASKS} can be "

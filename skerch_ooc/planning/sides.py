@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 
 RANGE = "range"
@@ -100,6 +103,13 @@ def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
     return [side_of(RANGE, height, {role: columns, "test": test}, {})]
 
 
+def planned_sides(plan: Plan, number: int) -> list[Side]:
+    """The sides of a round, those of a later one as large as they may become."""
+    if number == 1:
+        return first_round(plan)
+    return later_round(plan, number, f"round{number}", plan.reach("right"))
+
+
 def is_adjoint(plan: Plan, number: int) -> bool:
     """Whether a later round applies the adjoint of the operator."""
     return plan.identity.kind == "svd" and number % 2 == 0
@@ -111,6 +121,18 @@ def gathers(plan: Plan, role: str) -> bool:
         number = role.removeprefix("round").partition("-")[0]
         return is_adjoint(plan, int(number))
     return role in ("left", "inner")
+
+
+def rows_of_part(plan: Plan, part: Part, role: str, height: int) -> Range:
+    """The rows that a part makes, or adds to, of the sketch of a role that has so many rows."""
+    return Range(0, height) if part.rows is None or gathers(plan, role) else part.rows
+
+
+def dtype_of_part(plan: Plan, part: Part, role: str) -> str:
+    """The dtype of a part's shards: the plan's, or in double precision where others are added."""
+    if part.is_partial(adjoint=gathers(plan, role)):
+        return str(np.result_type(plan.identity.dtype, np.float64))
+    return plan.identity.dtype
 
 
 def test_matrix_of(plan: Plan, role: str) -> str:

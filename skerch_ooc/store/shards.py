@@ -23,7 +23,7 @@ from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, is_there, size_of
 from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
-from skerch_ooc.planning.sides import gathers
+from skerch_ooc.planning.sides import dtype_of_part, rows_of_part
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import measured_anew, merge_command, merged_anew
 from skerch_ooc.store.layout import Layout
@@ -106,9 +106,7 @@ def publish_shard(
 def shard_dtype(plan: Plan, rectangle: Rectangle) -> str:
     """The dtype of a shard: the plan's, or in double precision where others are added to it."""
     part = plan.parts[rectangle.part] if rectangle.part < len(plan.parts) else Part()
-    if part.is_partial(adjoint=gathers(plan, rectangle.role)):
-        return str(np.result_type(plan.identity.dtype, np.float64))
-    return plan.identity.dtype
+    return dtype_of_part(plan, part, rectangle.role)
 
 
 def shard_layout(plan: Plan, rectangle: Rectangle, dtype: str) -> Layout:
@@ -202,8 +200,7 @@ class Strip:
 
 def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Strip:
     """What is planned of a role for a part, where the sketch of the role has so many rows."""
-    rows = Range(0, height) if part.rows is None or gathers(plan, role) else part.rows
-    return Strip(role, part.number, columns, rows)
+    return Strip(role, part.number, columns, rows_of_part(plan, part, role, height))
 
 
 def missing_of(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Range]]:

@@ -102,9 +102,9 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
     import numpy as np
 
     from skerch_ooc import open_run
-    from skerch_ooc.base.partition import Range, aligned_runs
+    from skerch_ooc.base.partition import Range
     from skerch_ooc.base.streams import Pool, ordered_map
-    from skerch_ooc.planning.memory import run_exponent
+    from skerch_ooc.planning.memory import merge_runs
     from skerch_ooc.store.sealed import sealed_writer
     from skerch_ooc.store.shards import Rectangle, shard_layout
     from skerch_ooc.store.sketch import Round
@@ -115,7 +115,7 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
     side = round_.sides[0]
     plan, tiles, reader = run.plan, run.plan.tiles(side.rows), round_.sketch.readers[side.name]
     buffers = Pool(lambda: np.empty((len(tiles[0]), side.columns), plan.identity.dtype))
-    for task in aligned_runs(len(tiles), run_exponent(plan, side)):
+    for task in merge_runs(plan, side):
         rows = Range(tiles[task.start].start, tiles[task.stop - 1].stop)
         with contextlib.ExitStack() as stack:
             writers = []

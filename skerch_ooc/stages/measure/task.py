@@ -274,22 +274,24 @@ def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resou
 def _require_memory(
     round_: Round, tasks: MissingTasks, product: Product, resources: Resources
 ) -> None:
-    identity = round_.run.plan.identity
     widest = tasks.widest
-    itemsize = np.dtype(identity.dtype).itemsize
-    if product.together:
-        columns = {
-            "left" if is_adjoint_role(round_, role) else role: stop - start
-            for role, start, stop in widest.blocks
-        }
-        slabs = getattr(product, "slab_bytes", 0)
-        needed = rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)
-    else:
-        needed = widest.columns * block_bytes(identity.shape, itemsize)
-    needed += resident_memory() + SPARE_BYTES
+    needed = _task_bytes(round_, widest, product) + resident_memory() + SPARE_BYTES
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: a block of {widest.columns} "
             f"columns needs {format_bytes(needed)} besides what the operator needs for itself; "
             f"give at least --memory {ask_for(needed)}, or plan a new run with a smaller block"
         )
+
+
+def _task_bytes(round_: Round, task: MeasureTask, product: Product) -> int:
+    """Memory of a task, besides the operator's own."""
+    identity = round_.run.plan.identity
+    if not product.together:
+        return task.columns * block_bytes(identity.shape, identity.dtype)
+    columns = {
+        "left" if is_adjoint_role(round_, role) else role: stop - start
+        for role, start, stop in task.blocks
+    }
+    slabs = getattr(product, "slab_bytes", 0)
+    return rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)

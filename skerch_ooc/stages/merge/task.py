@@ -35,13 +35,19 @@ from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import is_there, make_folder, wait_for_files
-from skerch_ooc.base.partition import Range, aligned_runs, tree_sum
+from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import Advance, Progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import RECHUNK_ABOVE, is_double, merge_bytes, run_exponent
+from skerch_ooc.planning.memory import (
+    RECHUNK_ABOVE,
+    is_double,
+    merge_bytes,
+    merge_runs,
+    stored_bytes,
+)
 from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, Side
 from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile, load_integer_units
@@ -363,13 +369,12 @@ class _SideMerge:
         self._folder = merge.sketch.folder
         self._reader = merge.sketch.readers[side.name]
         self._tiles = merge.plan.tiles(side.rows)
-        self.tasks = list(aligned_runs(len(self._tiles), run_exponent(merge.plan, side)))
+        self.tasks = merge_runs(merge.plan, side)
 
     @property
     def _tile_bytes(self) -> int:
         """Bytes of a row tile of the sketches of this side."""
-        itemsize = np.dtype(self.plan.identity.dtype).itemsize
-        return len(self._tiles[0]) * self.side.columns * itemsize
+        return stored_bytes(self.plan, len(self._tiles[0]), self.side.columns)
 
     @property
     def _total(self) -> Path:
@@ -465,9 +470,9 @@ class _SideMerge:
         return partial(self._publish_run, publish_rows, task, sums)
 
     def _in_flight(self, resources: Resources) -> int:
-        fixed, per_tile = merge_bytes(self.plan, self.side)
-        in_flight = tiles_in_flight("merge", resources, fixed, per_tile)
-        held = resident_memory() + SPARE_BYTES + fixed + resources.cores * per_tile
+        needed = merge_bytes(self.plan, self.side)
+        in_flight = tiles_in_flight("merge", resources, *needed)
+        held = resident_memory() + SPARE_BYTES + needed.fixed + resources.cores * needed.per_tile
         if resources.device == "cpu":
             load_integer_units(self.plan, self.side, in_flight, resources.memory - held)
         return in_flight

@@ -24,7 +24,7 @@ from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import runs_of
+from skerch_ooc.planning.memory import pieces_of
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
@@ -84,7 +84,7 @@ def _is_of(piece: Path, content: str) -> bool:
 
 def in_pieces(plan: Plan, recipe: Recipe) -> bool:
     """Whether a matrix is so large that it lies in several files."""
-    return len(runs_of(plan, recipe.rows, recipe.vectors.rank)) > 1
+    return len(pieces_of(plan, recipe.rows, recipe.vectors.rank)) > 1
 
 
 def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int] | None:
@@ -106,7 +106,7 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
         return None
     left, before = [], 0
     for matrix, rows in file.identity["rows"].items():
-        runs = runs_of(plan, int(rows), file.arrays[f"{matrix}.transform"].shape[1])
+        runs = pieces_of(plan, int(rows), file.arrays[f"{matrix}.transform"].shape[1])
         if len(runs) > 1:
             pieces = (piece_path(path.parent, matrix, tiles) for tiles in runs)
             left += [
@@ -316,7 +316,7 @@ class Spread:
 
     def _runs(self, matrix: str) -> list[Range]:
         recipe = self._recipes.matrices[matrix]
-        return runs_of(self._plan, recipe.rows, recipe.vectors.rank)
+        return pieces_of(self._plan, recipe.rows, recipe.vectors.rank)
 
     def _tasks(self, matrix: str, gram: bool) -> Iterator[VectorTask]:
         before = 0

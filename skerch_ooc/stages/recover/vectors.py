@@ -17,11 +17,19 @@ from typing import TypeVar
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, empty_aligned
-from skerch_ooc.base.partition import Range, levels, tree_sum
+from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import Advance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
-from skerch_ooc.planning.memory import adding_bytes, wide_dtype
+from skerch_ooc.planning.memory import (
+    PROBES,
+    TallSizes,
+    gram_bytes,
+    stored_bytes,
+    tile_rows,
+    vectors_bytes,
+    wide_dtype,
+)
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import gaussian_probes
@@ -33,9 +41,6 @@ Tile = TypeVar("Tile")
 
 VECTOR_TILE_COLUMNS = 64
 """Tiles of the vectors are narrow, so that a few leading vectors are read without the rest."""
-
-PROBES = 8
-"""Random vectors that the orthogonality is estimated from."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,6 @@ class Vectors:
             return Vectors(self.source, self.transform * signs)
         return Vectors(self.source, self.transform, self.correction * signs)
 
-    def bytes_per_tile(self, plan: Plan, rows: int) -> int:
-        """Memory of a tile in flight."""
-        wide = wide_dtype(plan).itemsize
-        narrow = np.dtype(plan.identity.dtype).itemsize
-        height = min(plan.identity.tile[0], rows)
-        corrected = 0 if self.correction is None else self.rank * wide
-        columns = self.source.shape[1] * (wide + narrow) + self.transform.shape[1] * wide
-        return int(height * (columns + corrected + 2 * self.rank * narrow))
-
 
 class VectorMaker:
     """Computes row tiles of vectors in double precision.
@@ -96,7 +92,7 @@ class VectorMaker:
         if vectors.correction is not None:
             self._correction = arithmetic.load(np.ascontiguousarray(vectors.correction))
         self.tiles = plan.tiles(rows)
-        height, wide = min(plan.identity.tile[0], rows), wide_dtype(plan)
+        height, wide = tile_rows(plan, rows), wide_dtype(plan)
         self._pool = Pool(
             lambda: [
                 empty_aligned((height, columns), wide)
@@ -178,19 +174,8 @@ def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
         name=name,
         shape=(rows, rank),
         dtype=plan.identity.dtype,
-        tile=(min(plan.identity.tile[0], rows), min(VECTOR_TILE_COLUMNS, rank)),
+        tile=(tile_rows(plan, rows), min(VECTOR_TILE_COLUMNS, rank)),
     )
-
-
-def vectors_bytes(plan: Plan, recipe: Recipe) -> tuple[int, int]:
-    """Memory of the stream: bytes needed once, and bytes for each tile in flight."""
-    vectors, rows, test = recipe.vectors, recipe.rows, recipe.tests
-    wide = wide_dtype(plan).itemsize
-    figures = vectors.rank * (PROBES + test) * wide
-    fixed = vectors.transform.nbytes + (levels(len(plan.tiles(rows))) + 2) * figures
-    height = min(plan.identity.tile[0], rows)
-    adding = adding_bytes(plan, height, max(test, vectors.source.shape[1]))
-    return fixed, vectors.bytes_per_tile(plan, rows) + figures + 2 * height * test * wide + adding
 
 
 @dataclass(frozen=True)
@@ -214,8 +199,19 @@ class Recipe:
 
     def tile_bytes(self, plan: Plan) -> int:
         """Bytes of a row tile as it is stored."""
-        height = min(plan.identity.tile[0], self.rows)
-        return height * self.vectors.rank * np.dtype(plan.identity.dtype).itemsize
+        return stored_bytes(plan, tile_rows(plan, self.rows), self.vectors.rank)
+
+    @property
+    def sizes(self) -> TallSizes:
+        """Its sizes, by which it needs memory."""
+        vectors = self.vectors
+        return TallSizes(
+            rows=self.rows,
+            columns=vectors.source.shape[1],
+            rank=vectors.rank,
+            tests=self.tests,
+            corrected=vectors.correction is not None,
+        )
 
     @property
     def tests(self) -> int:
@@ -248,7 +244,7 @@ class Making:
         # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
         weights = () if recipe.weights is None else (recipe.weights,)
         self._factors = np.concatenate([self._probes, *weights], axis=1)
-        height = min(plan.identity.tile[0], recipe.rows)
+        height = tile_rows(plan, recipe.rows)
         self._spaces = Pool(lambda: empty_aligned((height, recipe.tests), self._wide))
 
     @property
@@ -286,8 +282,8 @@ class Making:
     @cached_property
     def _in_flight(self) -> int:
         """How many tiles may be held at once while vectors are written."""
-        memory = vectors_bytes(self._plan, self.recipe)
-        return tiles_in_flight("recover", self._resources, *memory, tidy=self._tidy)
+        needed = vectors_bytes(self._plan, self.recipe.sizes)
+        return tiles_in_flight("recover", self._resources, *needed, tidy=self._tidy)
 
     def _figures(self, number: int, u: Array) -> TileFigures:
         recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
@@ -329,17 +325,9 @@ class Making:
         Raises:
             UsageError: If memory is too little.
         """
-        vectors = self.recipe.vectors
-        shape = (vectors.rank, vectors.rank)
-        sums = vectors.rank**2 * self._wide.itemsize
-        fixed = (levels(len(tiles)) + 2) * sums + vectors.transform.nbytes
-        in_flight = tiles_in_flight(
-            "recover",
-            self._resources,
-            fixed,
-            vectors.bytes_per_tile(self._plan, self.recipe.rows) + sums,
-            tidy=self._tidy,
-        )
+        shape = (self.recipe.vectors.rank, self.recipe.vectors.rank)
+        needed = gram_bytes(self._plan, self.recipe.sizes)
+        in_flight = tiles_in_flight("recover", self._resources, *needed, tidy=self._tidy)
         grams = Pool(lambda: np.zeros(shape, self._wide))
 
         def gram_of_tile(number: int) -> Array:
