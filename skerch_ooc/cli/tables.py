@@ -14,6 +14,7 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Step, advise
 from skerch_ooc.results.assess import CONFIDENCE, count_within
 from skerch_ooc.results.words import (
+    NOUNS,
     bound_text,
     core_text,
     error_test_line,
@@ -23,6 +24,7 @@ from skerch_ooc.results.words import (
     plain,
     products_text,
 )
+from skerch_ooc.store.result_files import VALUES
 from skerch_ooc.store.sealed import SealedFile
 
 if TYPE_CHECKING:
@@ -286,10 +288,10 @@ def submitted_table(submitted: Submitted, directory: Path) -> str:
 def result_table(path: Path, assessment: Assessment) -> str:
     """What was found, and how sure that is."""
     arrays = SealedFile(path).arrays
-    name = "eigenvalues" if "eigenvalues" in arrays else "S"
-    values = arrays[name][:_SHOWN_VALUES]
-    named = "eigenvalues" if name == "eigenvalues" else "singular values"
-    lines = [f"{assessment.rank} {named}, the leading {len(values)}:"]
+    (kind,) = (kind for kind, name in VALUES.items() if name in arrays)
+    found = arrays[VALUES[kind]]
+    values = found[:_SHOWN_VALUES]
+    lines = [f"{assessment.rank} {NOUNS[kind]}, the leading {len(values)}:"]
     for start in range(0, len(values), _VALUES_IN_A_ROW):
         row = values[start : start + _VALUES_IN_A_ROW]
         lines.append("  " + " ".join(f"{value:14.6e}" for value in row))
@@ -308,13 +310,13 @@ def result_table(path: Path, assessment: Assessment) -> str:
         pairs.append(("error", "the test vectors found nothing but zero"))
     bounds = assessment.bounds_of(arrays.get("residuals"))
     if bounds is not None:
-        pairs += _each_value(arrays[name], bounds)
+        pairs += _each_value(found, bounds)
     if assessment.leave_one_out is not None:
         remark = leave_one_out_remark(assessment)
         pairs.append(("leave-one-out", f"{assessment.leave_one_out:.4e} ({remark})"))
     pairs += [
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
-        ("core", core_text(assessment, "eigh" if named == "eigenvalues" else "svd")),
+        ("core", core_text(assessment, kind)),
         ("products", products_text(assessment)),
         ("result", str(path)),
     ]  # fmt: skip

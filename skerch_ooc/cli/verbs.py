@@ -311,5 +311,4 @@ def recover(
     work = Work.of(chosen, memory, threads, device, for_terminal())
     with work.session():
         path = stage.recover(opened, settings, name, work)
-    suffix = "" if name == "default" else f" --name {name}"
-    click.echo(f"{path}; next: skerch-ooc assess {quoted(directory)}{suffix}")
+    click.echo(f"{path}; next: {result_files.command_on('assess', directory, name)}")

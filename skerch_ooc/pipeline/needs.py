@@ -35,7 +35,7 @@ from skerch_ooc.store.result_files import (
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedFile, verify
 from skerch_ooc.store.shards import Rectangle
-from skerch_ooc.store.sketch import Round, count_products, is_later_role, known_rounds
+from skerch_ooc.store.sketch import Round, is_later_role, known_rounds
 
 
 @dataclass(frozen=True)
@@ -319,9 +319,7 @@ def _assessed(run: Run) -> Assessment:
         IncompleteError: If it is not.
     """
     path = result_path(run, "default")
-    is_complex = run.plan.identity.dtype.startswith("complex")
-    looks = sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1
-    assessment = assess_result(path, count_products(run), is_complex=is_complex, looks=looks)
+    assessment = assess_result(run, path)
     stored, found = read_assessment(path), assessment.as_json()
     # A later look at the operator is no reason to assess the result again.
     if stored | {"products": None} != found | {"products": None}:

@@ -24,7 +24,6 @@ from skerch_ooc.stages.recover.basis import make_basis
 from skerch_ooc.store import result_files, rundir
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.sketch import count_products
 
 if TYPE_CHECKING:
     from skerch_ooc.results.estimates import Estimates
@@ -229,12 +228,7 @@ def assess(run: Run | str | Path, name: str = "default") -> Assessment:
     run = run if isinstance(run, Run) else open_run(run)
     path = result_files.result_path(run, name)
     _warn_of_amendments(run, path)
-    assessment = assess_stage.assess_result(
-        path,
-        count_products(run),
-        is_complex=run.plan.identity.dtype.startswith("complex"),
-        looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
-    )
+    assessment = assess_stage.assess_result(run, path)
     assess_stage.write_assessment(path, assessment)
     return assessment
 

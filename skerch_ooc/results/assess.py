@@ -8,7 +8,6 @@ section 6.4. Test columns that chose the core are left out of it.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.base.errors import CorruptError, QualityError
+from skerch_ooc.base.errors import CorruptError, QualityError, quoted
 from skerch_ooc.base.files import (
     digest,
     digest_of_any,
@@ -35,7 +34,9 @@ from skerch_ooc.store.result_files import (
     assessment_path,
     opened_result,
 )
+from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sketch import count_products
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Factors whose probabilities are always stated."""
@@ -184,21 +185,18 @@ def factor_for(confidence: float, columns: int, is_complex: bool) -> float:
     return high
 
 
-def assess_result(
-    path: Path, products: dict[str, int], is_complex: bool, looks: int = 1
-) -> Assessment:
+def assess_result(run: Run, path: Path) -> Assessment:
     """Computes the figures of a result from what is stored in it.
 
     Args:
+        run: Its run.
         path: Its file.
-        products: Counts ``planned``, ``done`` and ``probe``.
-        is_complex: Whether the operator is complex.
-        looks: How often the test columns were looked at before measuring stopped.
 
     Raises:
         IncompleteError: If there is no result, or a piece of it is gone.
         CorruptError: If it is damaged.
     """
+    products = count_products(run)
     file = opened_result(path)
     try:
         values = file.arrays[VALUES[file.identity["type"]]]
@@ -228,10 +226,10 @@ def assess_result(
         orthogonality=orthogonality,
         rank=len(values),
         core=core,
-        is_complex=is_complex,
+        is_complex=run.plan.identity.dtype.startswith("complex"),
         scree=() if error is None or not norm else scree(values, error, norm),
         products=products,
-        looks=looks,
+        looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
     )
 
 
@@ -266,8 +264,8 @@ def read_assessment(path: Path) -> dict[str, Any]:
     written = assessment_path(path)
     content = read_json(written)
     stated = content.pop("sha256", None) if isinstance(content, dict) else None
-    run = shlex.quote(str(path.parent.parent.parent))
-    again = f"skerch-ooc assess {run} --name {shlex.quote(path.parent.name)}"
+    directory, name = path.parent.parent.parent, path.parent.name
+    again = f"skerch-ooc assess {quoted(directory)} --name {quoted(name)}"
     sealed = stated is not None and stated == digest_of_any(content)
     if not sealed or not holds(written, readable_json(content | {"sha256": stated})):
         raise CorruptError(f"{written} was altered; write it anew with: {again}")

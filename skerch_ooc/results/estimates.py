@@ -22,10 +22,10 @@ of about ``1 + 1 / sqrt(2 n)`` themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ from skerch_ooc.store.shards import strip_of, wait_for_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -141,16 +143,13 @@ class Estimates:
 
     def as_json(self) -> dict[str, Any]:
         """All figures but the diagonal, as JSON values."""
-
-        def shown(figure: Figure | SpectralNorm | None) -> dict[str, Any] | None:
-            return figure.as_json() if figure else None
-
-        return {
-            "trace": shown(self.trace),
-            "frobenius_norm": shown(self.frobenius_norm),
-            "spectral_norm": shown(self.spectral_norm),
-            "test_measurements": self.test_measurements,
+        figures: dict[str, Figure | SpectralNorm | None] = {
+            "trace": self.trace,
+            "frobenius_norm": self.frobenius_norm,
+            "spectral_norm": self.spectral_norm,
         }
+        shown = {name: figure and figure.as_json() for name, figure in figures.items()}
+        return shown | {"test_measurements": self.test_measurements}
 
 
 def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> Estimates:
@@ -182,8 +181,7 @@ def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> E
     )
 
 
-@dataclass
-class _Sums:
+class _Sums(NamedTuple):
     """What is summed over the rows of a decomposition ``U diag(values) V^H``.
 
     Attributes:
@@ -201,11 +199,8 @@ class _Sums:
     forms: Array
 
     def add(self, other: _Sums) -> _Sums:
-        self.right += other.right
-        self.squares += other.squares
-        self.left += other.left
-        self.overlaps += other.overlaps
-        self.forms += other.forms
+        for mine, more in zip(self, other, strict=True):
+            mine += more
         return self
 
 
@@ -266,14 +261,16 @@ class _Sketched:
         in_flight = tiles_in_flight(
             "estimate", self._resources, (levels(len(tiles)) + 2) * sums, self._tile_bytes + sums
         )
-        with self._progress.stage("estimate", len(tiles), "tiles") as advance:
+        return tree_sum(self._over("estimate", self._sums_of_tile, tiles, in_flight), _Sums.add)
 
-            def counted() -> Iterator[_Sums]:
-                for sums in ordered_map(self._sums_of_tile, tiles, in_flight):
-                    advance(1)
-                    yield sums
-
-            return tree_sum(counted(), _Sums.add)
+    def _over(
+        self, stage: str, function: Callable[[int], _Result], tiles: Sequence[int], in_flight: int
+    ) -> Iterator[_Result]:
+        """What a function makes of each tile, in their order, with progress shown."""
+        with self._progress.stage(stage, len(tiles), "tiles") as advance:
+            for result in ordered_map(function, tiles, in_flight):
+                advance(1)
+                yield result
 
     def _sums_of_tile(self, number: int) -> _Sums:
         v, g = self._right.read_wide(number), self._gaussian(self._right.layout.rows(number))
@@ -318,9 +315,8 @@ class _Sketched:
             values[rows.slice] = found + slope if self._is_complex else (found + slope).real
             errors[rows.slice] = np.sqrt(square)
 
-        with self._progress.stage("diagonal", len(tiles), "tiles") as advance:
-            for _ in ordered_map(estimate_tile, tiles, in_flight):
-                advance(1)
+        for _ in self._over("diagonal", estimate_tile, tiles, in_flight):
+            pass
         return values, errors
 
     @property

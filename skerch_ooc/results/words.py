@@ -11,6 +11,9 @@ from skerch_ooc.results.assess import overestimate_probability, underestimate_pr
 if TYPE_CHECKING:
     from skerch_ooc.results.assess import Assessment
 
+NOUNS = {"eigh": "eigenvalues", "svd": "singular values"}
+"""What the values of each kind of decomposition are called."""
+
 _FAR = 3.0
 
 

@@ -163,6 +163,11 @@ def opened_result(path: Path) -> SealedFile:
     return file
 
 
+def command_on(verb: str, directory: Path, name: str) -> str:
+    """A command about a result, such as ``skerch-ooc assess DIR --name NAME``."""
+    return f"skerch-ooc {verb} {quoted(directory)}" + f" --name {name}" * (name != "default")
+
+
 def _not_there(path: Path) -> str:
     directory, name = path.parent.parent.parent, path.parent.name
     if is_cleaned(directory):
@@ -172,7 +177,7 @@ def _not_there(path: Path) -> str:
             f"there is no result {path}, and the shards were removed: it can be had of a new run "
             f"only. Results that are there: {shown_list(others)}"
         )
-    again = f"skerch-ooc recover {quoted(directory)}" + (f" --name {name}" * (name != "default"))
+    again = command_on("recover", directory, name)
     return f"there is no result {path}; make it with: {again}"
 
 

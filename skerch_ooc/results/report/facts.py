@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import digest, read_json
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import Assessment, assess_result
@@ -25,13 +25,14 @@ from skerch_ooc.store.result_files import (
     assessment_path,
     bytes_of_result,
     command_of,
+    command_on,
     opened_result,
     result_path,
 )
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import bytes_of, list_shards
-from skerch_ooc.store.sketch import count_products, noted_digest
+from skerch_ooc.store.sketch import noted_digest
 
 _AS_WRITTEN = 1e-9
 
@@ -124,12 +125,7 @@ def gather(run: Run, name: str) -> Facts:
 def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpec]:
     """The figures of a result as they follow from its file, which is checked for sense."""
     try:
-        assessment = assess_result(
-            path,
-            count_products(run),
-            is_complex=run.plan.identity.dtype.startswith("complex"),
-            looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
-        )
+        assessment = assess_result(run, path)
         file = opened_result(path)
         if file.identity.get("run") != run.plan.run_id:
             raise CorruptError(f"{path} is a result of another run; restore it from a copy")
@@ -149,13 +145,10 @@ def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpe
 
 def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoverySpec) -> None:
     """Refuses a result that was recovered before the run grew, or is still growing."""
-    round_ = rounds_for(run, settings)[0]
-    listed = list_shards(run.shards)
-    now = None
-    if not any(round_.missing(listed).values()):
-        now = noted_digest(round_, listed)
-    # Says what is missing, if anything is.
-    now = now or round_.sketch.digest
+    round_, listed = rounds_for(run, settings)[0], list_shards(run.shards)
+    missing = any(round_.missing(listed).values())
+    # The sketch says what is missing, if anything is.
+    now = (None if missing else noted_digest(round_, listed)) or round_.sketch.digest
     if file.identity.get("sketch") != now:
         command = command_of(
             run, path.parent.name, settings.as_json() | {"vectors": settings.vectors}
@@ -168,9 +161,7 @@ def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoveryS
 
 def _require_assessment(run: Run, path: Path, assessment: Assessment) -> None:
     """Refuses a result that nobody has assessed since it was recovered."""
-    name = path.parent.name
-    command = f"skerch-ooc assess {quoted(run.directory)}"
-    command += f" --name {name}" * (name != "default")
+    command = command_on("assess", run.directory, path.parent.name)
     written = assessment_path(path)
     try:
         found = read_json(written)

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from skerch_ooc.store.rundir import Run
 
@@ -25,6 +25,7 @@ _LATEST = 4.1e9
 
 _MOST_BYTES = 1e18
 _OTHER_STAGES = ("merge", "basis", "recover")
+_Entry = TypeVar("_Entry")
 _ROLES = ("right", "left", "inner", "test")
 
 
@@ -94,8 +95,8 @@ class Logged:
         versions = record.get("versions")
         for name, version in versions.items() if isinstance(versions, Mapping) else ():
             known, text = _text(name), _text(version)
-            if known and text and (known in self.versions or len(self.versions) < _MOST_NAMES):
-                _note(self.versions.setdefault(known, set()), text)
+            if known and text:
+                _note(_entry(self.versions, known, set()), text)
 
     @property
     def versions_text(self) -> str:
@@ -178,7 +179,7 @@ def _take(found: Logged, record: Mapping[str, Any]) -> None:
     work = _work(record)
     if work is None:
         return
-    cost = found.costs.setdefault(stage_name(work), Cost()) if _room(found, work) else Cost()
+    cost = _entry(found.costs, stage_name(work), Cost())
     cost.tasks += 1
     cost.seconds += work.end - work.start
     peak = _number(record.get("peak_bytes"), _MOST_BYTES)
@@ -193,10 +194,6 @@ def _take(found: Logged, record: Mapping[str, Any]) -> None:
         found.work.append(work)
     else:
         found.more += 1
-
-
-def _room(found: Logged, work: WorkSpan) -> bool:
-    return stage_name(work) in found.costs or len(found.costs) < _MOST_NAMES
 
 
 def _tell_apart(found: Logged) -> None:
@@ -226,22 +223,15 @@ def _work(record: Mapping[str, Any]) -> WorkSpan | None:
         writing = _number(record.get("write_seconds"), _MOST_SECONDS)
         if not blocks or not seconds or writing is None or record.get("products") == 0:
             return None
+        role, end = blocks[0][0], noted + writing
         what = ", ".join(f"columns {start} to {stop} of {role}" for role, start, stop in blocks)
         part = _whole(record.get("part", 0))
         what += f", part {part}" if part else ""
-        end = noted + writing
-        role = blocks[0][0]
-    elif stage in _OTHER_STAGES:
-        seconds, what, role, end = (
-            _number(record.get("seconds"), _MOST_SECONDS),
-            stage,
-            stage,
-            noted,
-        )
-        if seconds is None:
-            return None
     else:
-        return None
+        seconds, end = _number(record.get("seconds"), _MOST_SECONDS), noted
+        if seconds is None or stage not in _OTHER_STAGES:
+            return None
+        role = what = stage
     return WorkSpan(stage, number, role, what, (host, pid), end - seconds, end)
 
 
@@ -269,6 +259,12 @@ def _estimate(stated: Any) -> dict[str, float]:
         named[f"peak_bytes.{stage}"] = peaks.get(stage)
     numbers = {key: _number(entry, _MOST_BYTES) for key, entry in named.items()}
     return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _entry(entries: dict[str, _Entry], name: str, new: _Entry) -> _Entry:
+    """The entry of a name: one that is not kept if there are too many already."""
+    has_room = name in entries or len(entries) < _MOST_NAMES
+    return entries.setdefault(name, new) if has_room else new
 
 
 def _note(names: set[str], name: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.results.assess import count_within
 from skerch_ooc.results.report.chart import thinned
+from skerch_ooc.results.words import NOUNS
 
 MOST_POINTS = 600
 """Of more values than these only some are drawn."""
@@ -36,7 +37,7 @@ class Values:
     @property
     def noun(self) -> str:
         """What they are called."""
-        return "eigenvalues" if self.kind == "eigh" else "singular values"
+        return NOUNS[self.kind]
 
     @property
     def counted(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from skerch_ooc.base import files
-from skerch_ooc.base.errors import IncompleteError, quoted
+from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.report import numbers, quality
 from skerch_ooc.results.report.chart import Chart
@@ -14,7 +14,7 @@ from skerch_ooc.results.report.leading import leading_vectors
 from skerch_ooc.results.report.render import rendered
 from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
 from skerch_ooc.results.report.timeline import timeline
-from skerch_ooc.store.result_files import report_path, result_path, write_figures
+from skerch_ooc.store.result_files import command_on, report_path, result_path, write_figures
 from skerch_ooc.store.rundir import Run
 
 
@@ -49,8 +49,7 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
             write_figures(result, {chart.name: chart.file() for chart in drawn})
         files.replace_bytes(path, content)
     except OSError as failure:
-        elsewhere = "" if name == "default" else f" --name {name}"
-        command = f"skerch-ooc report {quoted(run.directory)}{elsewhere} --output FILE"
+        command = f"{command_on('report', run.directory, name)} --output FILE"
         raise IncompleteError(
             f"cannot write {path}: {failure.strerror}; write the page elsewhere with: {command}"
         ) from failure
