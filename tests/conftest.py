@@ -9,13 +9,15 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from commands import CommandLine
 from forking import served
-from slurmd import empty_queue, slurm  # noqa: F401 (fixtures)
+from slurmd import empty_queue, real_python, slurm  # noqa: F401 (fixtures)
 
 # Before any library reads them: products that are compared bit for bit, in this process and in
 # those that tests start, must be made by as many threads.
@@ -23,9 +25,22 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
 
+SAMPLE = "SKERCH_OOC_THOROUGH_SAMPLE"
+"""A variable such as ``"1/8:SEED"``: that share of the thorough cases, another one for each seed,
+is run by default too."""
+
+
+def _is_drawn() -> Callable[[pytest.Item], bool]:
+    """Which thorough cases are run by default, too."""
+    share, _, seed = (os.environ.get(SAMPLE) or "0").partition(":")
+    below = Fraction(share) * 2**32
+    return lambda item: zlib.crc32(f"{seed} {item.nodeid}".encode()) < below
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as soak what is thorough, and of sampled tests all cases but a few."""
+    is_drawn = _is_drawn()
     sampled: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         mark = item.get_closest_marker("sampled")
@@ -38,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if len(cases) > most and number not in by_default:
                 item.add_marker("thorough")
     for item in items:
-        if item.get_closest_marker("thorough") is not None:
+        if item.get_closest_marker("thorough") is not None and not is_drawn(item):
             item.add_marker("soak")
 
 

@@ -252,33 +252,54 @@ def is_completed(message):
     )
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=str)
-class TestMessage:
-    def test_names_the_value_that_is_wrong(self, message):
-        assert message.values or is_listed(message.text, NAMES_NO_VALUE)
+def offenders(is_right):
+    """The messages of which something is not true."""
+    return [str(message) for message in MESSAGES if not is_right(message)]
 
-    def test_says_what_is_allowed_or_what_to_do(self, message):
+
+def is_short_and_plain(message):
+    text = message.text
+    return (
+        len(text) <= LONGEST
+        and not re.match("[A-Z]", text)
+        and not re.search(r"[^.]\.$|[;:,!\s]$", text)
+        and not READ_ALOUD.search(text)
+    )
+
+
+def speaks_of_what_users_know(message):
+    dotted = re.findall(r"[A-Za-z_.]*[a-z]_[A-Za-z_.]*", message.text)
+    return (
+        {name.strip(".") for name in dotted} <= OUR_NAMES
+        and set(re.findall(r"\b[A-Z]\w*[a-z][A-Z]\w*", message.text)) <= THEIR_NAMES
+        and not re.search(r"\bself\b|\bNone\b|(?<!=)\b(?:True|False)\b|<class", message.text)
+    )
+
+
+class TestEachMessage:
+    def test_names_the_value_that_is_wrong(self):
+        assert offenders(lambda one: one.values or is_listed(one.text, NAMES_NO_VALUE)) == []
+
+    def test_says_what_is_allowed_or_what_to_do(self):
         assert (
-            NEXT_STEP.search(message.text)
-            or ADVICE & set(message.values)
-            or is_completed(message)
-        )  # fmt: skip
+            offenders(
+                lambda one: (
+                    NEXT_STEP.search(one.text) or ADVICE & set(one.values) or is_completed(one)
+                )
+            )
+            == []
+        )
 
-    def test_is_short_and_plain(self, message):
-        assert len(message.text) <= LONGEST
-        assert not re.match("[A-Z]", message.text)
-        assert not re.search(r"[^.]\.$|[;:,!\s]$", message.text)
-        assert not READ_ALOUD.search(message.text)
+    def test_is_short_and_plain(self):
+        assert offenders(is_short_and_plain) == []
 
-    def test_speaks_of_nothing_but_what_users_know(self, message):
-        dotted = re.findall(r"[A-Za-z_.]*[a-z]_[A-Za-z_.]*", message.text)
-        assert {name.strip(".") for name in dotted} <= OUR_NAMES
-        assert set(re.findall(r"\b[A-Z]\w*[a-z][A-Z]\w*", message.text)) <= THEIR_NAMES
-        assert not re.search(r"\bself\b|\bNone\b|(?<!=)\b(?:True|False)\b|<class", message.text)
+    def test_speaks_of_nothing_but_what_users_know(self):
+        assert offenders(speaks_of_what_users_know) == []
 
-    def test_commands_in_it_exist(self, message):
-        verbs = re.findall(r"skerch-ooc ([a-z]+)", message.text)
-        assert set(verbs) <= cli.commands.keys() | {"says"}
+    def test_names_commands_that_exist(self):
+        known = cli.commands.keys() | {"says"}
+        verbs = re.compile(r"skerch-ooc ([a-z]+)")
+        assert offenders(lambda one: set(verbs.findall(one.text)) <= known) == []
 
 
 def test_all_messages_are_gathered():
@@ -304,16 +325,19 @@ def test_messages_are_read_as_they_are_written(source, text, values):
     assert [(one.text, one.values) for one in messages_of("x.py", source)] == [(text, values)]
 
 
-@pytest.mark.parametrize("entry", listed(NAMES_NO_VALUE))
-def test_every_message_that_is_excused_for_its_value_is_there(entry):
-    assert any(one.text.startswith(entry) and not one.values for one in MESSAGES)
+def test_every_message_that_is_excused_for_its_value_is_there():
+    texts = [one.text for one in MESSAGES if not one.values]
+    excused = listed(NAMES_NO_VALUE)
+    assert [entry for entry in excused if not any(text.startswith(entry) for text in texts)] == []
 
 
-@pytest.mark.parametrize("entry", listed(COMPLETED_BY_OTHERS))
-def test_every_message_that_is_completed_by_others_is_there_and_needs_it(entry):
-    found = [one for one in MESSAGES if str(one).startswith(entry) and is_completed(one)]
-    assert found
-    assert not any(NEXT_STEP.search(one.text) for one in found)
+def test_every_message_that_is_completed_by_others_is_there_and_needs_it():
+    wrong = []
+    for entry in listed(COMPLETED_BY_OTHERS):
+        found = [one for one in MESSAGES if str(one).startswith(entry) and is_completed(one)]
+        if not found or any(NEXT_STEP.search(one.text) for one in found):
+            wrong.append(entry)
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")

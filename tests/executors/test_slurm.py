@@ -112,7 +112,9 @@ def require_files_of_a_serial_recovery(run, copy):
     assert run_contents(run.directory) == run_contents(copy)
 
 
-def test_digits_hessian_is_measured_and_recovered_by_submit_alone(tmp_path, empty_queue):
+def test_digits_hessian_is_measured_and_recovered_by_submit_alone(
+    tmp_path, empty_queue, real_python
+):
     spec = WORKFLOWS / "digits_hessian.toml"
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
     run = ooc.plan(spec, tmp_path / "run", threads=1)

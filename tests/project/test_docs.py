@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forking import served
 from snippets import ROOT, RUN, SHOWN, Block, Page, blocks_of, environment_of
 
 import skerch_ooc as ooc
@@ -64,12 +63,6 @@ def marked(path: Path):
 # That it runs.
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("commands")) as folder:
-        yield folder
-
-
 def is_run(block: Block) -> bool:
     return not (block.not_run or block.directive) and (
         block.language in RUN or block.caption is not None
@@ -80,17 +73,17 @@ def is_run(block: Block) -> bool:
 @pytest.mark.parametrize(
     "path", [marked(path) for path in PAGES if any(map(is_run, blocks_in(path)))]
 )
-def test_code_of_a_page_runs(tmp_path, monkeypatch, commands, path):
+def test_code_of_a_page_runs(tmp_path, monkeypatch, served_commands, path):
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
     monkeypatch.chdir(tmp_path)
-    page = Page(path, tmp_path, environment_of(commands))
+    page = Page(path, tmp_path, environment_of(served_commands))
     for block in blocks_in(path):
         page.run(block)
 
 
-def test_commands_of_the_readme_run(tmp_path, monkeypatch, commands):
+def test_commands_of_the_readme_run(tmp_path, monkeypatch, served_commands):
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
-    page = Page(README, tmp_path, environment_of(commands))
+    page = Page(README, tmp_path, environment_of(served_commands))
     for block in blocks_in(README):
         # tests/project/test_readme.py runs what is in Python, block by block.
         left_out = block.language != "bash" or block.text.startswith(tuple(NOT_RUN_IN_README))
@@ -197,10 +190,10 @@ def test_misspelt_option_would_be_found(tmp_path, text):
     assert list(commands_in(tmp_path / "page.md")) == [("run", ["--runs"])]
 
 
-@pytest.mark.parametrize("name", ooc.__all__)
-def test_public_name_is_in_the_reference(name):
+def test_every_public_name_is_in_the_reference():
     text = (DOCS / "python.md").read_text()
-    assert re.search(rf"^\.\. auto\w+:: {name}\b(?!\.)", text, re.M)
+    entry = r"^\.\. auto\w+:: {}\b(?!\.)"
+    assert [name for name in ooc.__all__ if not re.search(entry.format(name), text, re.M)] == []
 
 
 ERRORS = [name for name in ooc.__all__ if name.endswith("Error") and name != "OocError"]

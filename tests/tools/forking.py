@@ -24,6 +24,8 @@ from pathlib import Path
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STARTING = 120.0
+INTERPRETER = "SKERCH_OOC_TEST_PYTHON"
+"""Which Python a command takes for its own; see :func:`write_interpreter`."""
 WITH_TORCH = ("plan", "probe", "run", "measure", "extend", "update", "task")
 
 # Without site packages it starts in a hundredth of a second.
@@ -33,13 +35,15 @@ import array, json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 kind = "torch" if sys.argv[1:2] and sys.argv[1] in {WITH_TORCH} else "plain"
 server.connect({{folder!r}} + "/" + kind)
-request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+numbers = {[int(number) for number in PASSED_ON]}
+ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored]).encode()
 descriptors = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
 server.sendmsg([len(request).to_bytes(8, "big")], descriptors)
 server.sendall(request)
 reader = server.makefile()
 pid = int(reader.readline())
-for number in {[int(number) for number in PASSED_ON]}:
+for number in numbers:
     signal.signal(number, lambda number, _: os.kill(pid, number))
 code = int(reader.readline())
 if code < 0:
@@ -70,6 +74,15 @@ def served(folder: Path) -> Iterator[Path]:
         for server in servers:
             server.terminate()
             server.wait()
+
+
+def write_interpreter(path: Path, commands: Path) -> None:
+    """Writes a Python whose ``-P -m skerch_ooc`` is a served command; what else it runs is real."""
+    path.write_text(
+        '#!/bin/sh\nif [ "$1 $2 $3" = "-P -m skerch_ooc" ]; then\n    shift 3\n'
+        f'    exec "{commands}/skerch-ooc" "$@"\nfi\nexec "{sys.executable}" "$@"\n'
+    )
+    path.chmod(0o755)
 
 
 def _serve(address: str) -> None:
@@ -122,14 +135,17 @@ def _started(connection: socket.socket) -> int:
 
 def _be_command(request: list, descriptors: list[int]) -> None:
     """What the forked process does; never returns."""
-    arguments, folder, environment = request
+    arguments, folder, environment, ignored = request
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     os.closerange(3, 256)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     sys.argv[:] = ["skerch-ooc", *arguments]
+    sys.executable = environment.get(INTERPRETER, sys.executable)
     from skerch_ooc.__main__ import main
 
     main()

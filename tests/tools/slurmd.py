@@ -10,12 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forking import INTERPRETER, write_interpreter
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 PATIENCE = 60.0
@@ -47,7 +47,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 MaxArraySize={max_array_size}
 KillWait=2
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -68,10 +68,12 @@ class Slurm:
 
     Attributes:
         environment: What processes need to talk to it.
+        interpreter: A Python whose commands are forked; see :mod:`forking`.
     """
 
     def __init__(self, folder: Path, max_array_size: int) -> None:
         self.folder = folder
+        self.interpreter = ""
         self.environment = os.environ | {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
@@ -130,7 +132,7 @@ class Slurm:
         end = time.monotonic() + 3 * PATIENCE
         while self.queue():
             assert time.monotonic() < end, self.queue()
-            time.sleep(0.2)
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Ends all of it, jobs included."""
@@ -169,28 +171,36 @@ def slurm_in(folder: Path, max_array_size: int) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory, request):
-    """A Slurm of this machine; a module's ``MAX_ARRAY_SIZE`` is its limit."""
+    """A Slurm of this machine; a module's ``MAX_ARRAY_SIZE`` is its limit.
+
+    What its elements run is forked from processes that have torch loaded.
+    """
     missing = missing_programs()
     if missing and os.environ.get("SKERCH_OOC_REQUIRE_SLURM"):
         pytest.fail(f"Slurm is required here, and there is no {', '.join(missing)}")
     if missing:
         pytest.skip(f"Slurm is not installed: there is no {', '.join(missing)}")
+    commands = request.getfixturevalue("served_commands")
     # Its socket's path must be short.
     folder = Path(tmp_path_factory.mktemp("s"))
     with slurm_in(folder, getattr(request.module, "MAX_ARRAY_SIZE", 1001)) as started:
-        bin_ = folder / "bin"
-        bin_.mkdir()
-        command = bin_ / "skerch-ooc"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m skerch_ooc "$@"\n')
-        command.chmod(0o755)
-        started.environment["PATH"] = f"{bin_}:{started.environment['PATH']}"
+        started.interpreter = str(folder / "python")
+        write_interpreter(folder / "python", commands)
+        started.environment["PATH"] = f"{commands}:{started.environment['PATH']}"
         yield started
 
 
 @pytest.fixture
 def empty_queue(slurm):
     """The Slurm, with no jobs of an earlier test."""
+    slurm.environment[INTERPRETER] = slurm.interpreter
     yield slurm
     slurm.call("scancel", "--user", str(os.getuid()), check=False)
     slurm.wait()
     slurm.environment.pop("SKERCH_OOC_TEST_LOG", None)
+
+
+@pytest.fixture
+def real_python(empty_queue):
+    """Has the elements start new Pythons, as they do for everybody."""
+    empty_queue.environment.pop(INTERPRETER)
