@@ -122,6 +122,13 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 
 @pytest.fixture
+def no_late_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing files are looked for once more, and not waited for: there are no other hosts."""
+    for module in ("base.files", "pipeline.submission", "store.shards"):
+        monkeypatch.setattr(f"skerch_ooc.{module}.LATE_FILES_SECONDS", (0.0,))
+
+
+@pytest.fixture
 def quick_workers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Workers that ``ooc.Dask`` starts here are forked, and need not import torch first."""
     from workers import forked_workers

@@ -548,11 +548,11 @@ def test_run_that_grows_at_the_moment_keeps_its_shards(copied, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 4, pytest.param(8, marks=pytest.mark.soak)])
 def test_killed_clean_leaves_a_run_that_says_so_and_the_same_command_completes_it(
-    copied, tmp_path, inside, count, call_log
+    copied, forked_command, inside, count, call_log
 ):
     run = copied()
     results = results_of(run)
-    killed_while_removing(tmp_path, count, "clean", "run", "--shards")
+    killed_while_removing(forked_command, count, "clean", "run", "--shards")
     assert results_of(run) == results
     assert inside("measure", "run").returncode == 4
     assert inside("status", "run").stdout.endswith("skerch-ooc clean run --shards\n")
@@ -567,11 +567,11 @@ def test_killed_clean_leaves_a_run_that_says_so_and_the_same_command_completes_i
 @pytest.mark.parametrize("case", ["pieces hmt", "extended hmt"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_killed_clean_leaves_a_run_that_makes_the_same(
-    copied, tmp_path, case, option, count, inside, call_log
+    copied, forked_command, case, option, count, inside, call_log
 ):
     run = copied(case)
     results = {name: bits for name, bits in results_of(run).items() if "recipe" not in name}
-    killed_while_removing(tmp_path, count, "clean", "run", *option)
+    killed_while_removing(forked_command, count, "clean", "run", *option)
     assert inside("verify", "run").returncode == 0
     shutil.rmtree(run.results / "default")
     assert inside("run", "--run", "run", "--threads", 1).returncode == 0

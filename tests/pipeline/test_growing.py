@@ -285,12 +285,14 @@ def test_same_operator_goes_on_with_an_extended_run_from_python(tmp_path):
     ],
     ids=lambda command: command[0],
 )
-def test_extension_that_was_killed_before_it_measured_goes_on(inside, tmp_path, call_log, command):
+def test_extension_that_was_killed_before_it_measured_goes_on(
+    inside, forked_command, tmp_path, call_log, command
+):
     growing_spec(tmp_path)
     growing_spec(tmp_path, 40, name="new.toml")
     inside("run", "spec.toml", "--run", "run", "--threads", 1)
     extension = ("extend", "run", "--measurements", 40, "--threads", 1)
-    killed_while_writing(tmp_path, "right", 1, *extension)
+    killed_while_writing(forked_command, "right", 1, *extension)
     calls = len(call_log())
     assert inside(*command).returncode == 0
     assert width(call_log()[calls:]) == 16 + 1
@@ -298,12 +300,14 @@ def test_extension_that_was_killed_before_it_measured_goes_on(inside, tmp_path, 
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
-def test_extension_that_was_killed_while_it_measured_repeats_no_product(inside, tmp_path, call_log):
+def test_extension_that_was_killed_while_it_measured_repeats_no_product(
+    inside, forked_command, tmp_path, call_log
+):
     growing_spec(tmp_path, kind="svd")
     growing_spec(tmp_path, 40, kind="svd", name="new.toml")
     inside("run", "spec.toml", "--run", "run", "--threads", 1)
     extension = ("extend", "run", "--measurements", 40, "--threads", 1)
-    killed_while_writing(tmp_path, "left", 2, *extension)
+    killed_while_writing(forked_command, "left", 2, *extension)
     products = count_products(ooc.open_run(tmp_path / "run"))
     missing = products["planned"] - products["done"]
     assert 0 < missing < 40
@@ -421,12 +425,12 @@ def test_same_command_does_not_measure_again_what_met_the_tolerance(inside, tmp_
     ],
 )
 def test_run_with_a_tolerance_that_was_killed_goes_on(
-    inside, tmp_path, call_log, kind, target, count
+    inside, forked_command, tmp_path, call_log, kind, target, count
 ):
     spec = tolerant_spec(tmp_path, tolerance=3e-4, kind=kind)
     arguments = ("run", spec, "--threads", 1, "--run")
     assert inside(*arguments, "whole").returncode == 0
-    killed_while_writing(tmp_path, target, count, *arguments, "run")
+    killed_while_writing(forked_command, target, count, *arguments, "run")
     done = count_products(ooc.open_run(tmp_path / "run"))["done"]
     calls = len(call_log())
     assert inside(*arguments, "run").returncode == 0

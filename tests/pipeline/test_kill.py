@@ -27,6 +27,13 @@ OFTEN = [("eigh", "measure"), ("eigh", "merge")]
 SIZE = {"n": 30000, "rank": 30, "delay": 0.05}
 
 
+def spec_of(folder, kind="eigh"):
+    return write_spec(
+        folder, "synthetic", 320, kind=kind, operator={"args": SIZE},
+        sketch={"test_measurements": 12, "block": 16}, recovery={"rank": 200},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run as it is when nobody interferes, and how long each stage takes."""
@@ -34,10 +41,7 @@ def undisturbed(tmp_path_factory):
     @cache
     def undisturbed_run(kind):
         folder = tmp_path_factory.mktemp("undisturbed")
-        spec = write_spec(
-            folder, "synthetic", 320, kind=kind, operator={"args": SIZE},
-            sketch={"test_measurements": 12, "block": 16}, recovery={"rank": 200},
-        )  # fmt: skip
+        spec = spec_of(folder, kind)
         command = CommandLine(folder)
         with pytest.MonkeyPatch.context() as patch:
             # These calls are none of those that a test counts.
@@ -160,11 +164,9 @@ def test_leftovers_of_killed_processes_are_ignored_and_counted(ooc_command, undi
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
-    ooc_command, undisturbed, number
-):
-    spec, _, _ = undisturbed("eigh")
-    process = ooc_command.start("run", spec, "--run", "run", "--threads", 1)
+def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(forked_command, number):
+    spec = spec_of(forked_command.cwd)
+    process = forked_command.start("run", spec, "--run", "run", "--threads", 1)
     for line in process.stderr:
         if " measure: " in line:
             break
@@ -172,7 +174,7 @@ def test_signal_while_measuring_finishes_the_task_and_exits_in_good_order(
     process.send_signal(number)
     _, err = process.communicate()
     assert (process.returncode, "stopped in good order" in err) == (0, True)
-    assert not list((ooc_command.cwd / "run/shards").glob(".tmp*"))
+    assert not list((forked_command.cwd / "run/shards").glob(".tmp*"))
 
 
 @pytest.mark.thorough

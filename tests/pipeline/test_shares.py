@@ -14,6 +14,8 @@ import skerch_ooc as ooc
 from skerch_ooc.executors.share import Share
 from skerch_ooc.store.shards import list_shards
 
+pytestmark = pytest.mark.usefixtures("no_late_files")
+
 ROWS = 140_000
 """So many that merge and vectors have two tasks."""
 
@@ -150,13 +152,13 @@ def test_shares_have_no_task_in_common():
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_share_that_is_told_to_stop_finishes_its_task_and_ends_with_0(
-    ooc_command, tmp_path, number
+    forked_command, tmp_path, number
 ):
     spec = write_spec(
-        tmp_path, "matrix", 40, operator={"args": {"delay": 0.3}}, sketch={"block": 2}
+        tmp_path, "matrix", 40, operator={"args": {"delay": 0.1}}, sketch={"block": 2}
     )
     run = ooc.plan(spec, tmp_path / "run", threads=1)
-    process = ooc_command.start("task", "run", "measure", "--index", 0, "--of", 1)
+    process = forked_command.start("task", "run", "measure", "--index", 0, "--of", 1)
     end = time.monotonic() + 60
     while not list_shards(run.shards):
         assert time.monotonic() < end

@@ -26,6 +26,8 @@ from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, wa
 from skerch_ooc.executors.slurm.records import submissions
 from skerch_ooc.pipeline.state import State
 
+pytestmark = pytest.mark.usefixtures("no_late_files")
+
 GOOD = {
     "sbatch": 'echo "$@" >>"$FAKE/calls"; echo $((100 + $(wc -l <"$FAKE/calls")))',
     "squeue": "true",

@@ -230,6 +230,7 @@ def test_result_that_is_not_there_is_incomplete(tmp_path):
         ooc.estimates(ooc.open_run(tmp_path / "run"), "other")
 
 
+@pytest.mark.usefixtures("no_late_files")
 def test_shards_that_are_gone_are_named(tmp_path):
     decompose(tmp_path / "run", "eigh", "float64")
     run = ooc.open_run(tmp_path / "run")
@@ -268,19 +269,19 @@ def test_json_has_all_figures(estimated, kind, dtype):
     }[kind]  # fmt: skip
 
 
-def test_command_line_shows_and_prints_the_estimates(ooc_command):
-    spec = write_spec(ooc_command.cwd, "matrix", 40)
-    ooc_command("run", spec, "--run", "run")
-    table = ooc_command("estimates", "run").stdout
-    shown = json.loads(ooc_command("estimates", "run", "--json").stdout)
+def test_command_line_shows_and_prints_the_estimates(inside, tmp_path):
+    spec = write_spec(tmp_path, "matrix", 40)
+    inside("run", spec, "--run", "run")
+    table = inside("estimates", "run").stdout
+    shown = json.loads(inside("estimates", "run", "--json").stdout)
     assert f"{shown['trace']['value']:.6e}, standard error" in table
     assert "Frobenius norm" in table
     assert "off by at most about" in table
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_command_line_says_that_there_is_nothing_to_estimate_from(ooc_command):
-    spec = write_spec(ooc_command.cwd, "matrix", 40, sketch={"test_measurements": 0})
-    ooc_command("run", spec, "--run", "run")
-    done = ooc_command("estimates", "run")
+def test_command_line_says_that_there_is_nothing_to_estimate_from(inside, tmp_path):
+    spec = write_spec(tmp_path, "matrix", 40, sketch={"test_measurements": 0})
+    inside("run", spec, "--run", "run")
+    done = inside("estimates", "run")
     assert (done.returncode, "no test vectors" in done.stdout) == (0, True)

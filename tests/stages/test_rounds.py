@@ -15,6 +15,8 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.store.sketch import count_products
 
+pytestmark = pytest.mark.usefixtures("no_late_files")
+
 N = 90
 COLUMNS = 24
 TESTS = 12
@@ -184,11 +186,11 @@ def test_products_of_all_rounds_are_counted(undisturbed, kind, powers):
     ],
 )
 def test_killed_run_goes_on_without_repeating_a_product(
-    inside, tmp_path, undisturbed, call_log, kind, powers, target, count
+    inside, forked_command, tmp_path, undisturbed, call_log, kind, powers, target, count
 ):
     hmt_spec(tmp_path, kind, powers)
     arguments = ("run", "spec.toml", "--run", "run", "--threads", 1)
-    killed_while_writing(tmp_path, target, count, *arguments)
+    killed_while_writing(forked_command, target, count, *arguments)
     calls = len(call_log())
     missing = rounds_of(kind, powers) * COLUMNS + TESTS
     missing -= count_products(ooc.open_run(tmp_path / "run"))["done"]

@@ -202,7 +202,7 @@ def test_recovery_that_was_killed_goes_on_with_its_pieces(forked_command, copied
     folder = run_dir / "results/default"
     shutil.rmtree(folder)
     arguments = ("recover", run_dir, "--threads", 1)
-    killed_while_writing(run_dir.parent, matrix, 20, *arguments)
+    killed_while_writing(forked_command, matrix, 20, *arguments)
     before = inodes(folder, "*.t*.h5") | inodes(folder, "recipe.h5")
     assert sorted(before) == sorted([*kept, "recipe.h5"])
     assert forked_command(*arguments).returncode == 0

@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from killing import arm
+
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STARTING = 120.0
 INTERPRETER = "SKERCH_OOC_TEST_PYTHON"
@@ -47,7 +49,8 @@ for number in numbers:
     signal.signal(number, lambda number, _: os.kill(pid, number))
 code = int(reader.readline())
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -146,6 +149,7 @@ def _be_command(request: list, descriptors: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     sys.argv[:] = ["skerch-ooc", *arguments]
     sys.executable = environment.get(INTERPRETER, sys.executable)
+    arm()
     from skerch_ooc.__main__ import main
 
     main()

@@ -1,87 +1,73 @@
-"""SIGKILL at a chosen moment: when a process is about to write a file."""
+"""SIGKILL at a chosen moment: when a process is about to write or to remove a file."""
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
-KILLER = """
-import os, signal, sys
-from skerch_ooc.store import sealed
-from skerch_ooc.cli.running import run_command_line
+import pytest
+from commands import CommandLine
 
-target, left = sys.argv[1], int(sys.argv[2])
-write_tile = sealed.BulkWriter.write_tile
-
-def write_or_die(self, *tile):
-    global left
-    if self.layout.name.startswith(target):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write_tile(self, *tile)
-
-sealed.BulkWriter.write_tile = write_or_die
-sys.exit(run_command_line(sys.argv[3:]))
-"""
+VARIABLE = "SKERCH_OOC_TEST_KILL"
+"""Says to a forked command when it is to be killed."""
 
 
-def killed_while_writing(folder: Path, target: str, count: int, *arguments: object) -> None:
+def killed_while_writing(command: CommandLine, target: str, count: int, *arguments: object) -> None:
     """Runs a command that is killed when it is about to write a tile for the n-th time.
 
     Args:
-        folder: Where it runs.
+        command: The forked command line.
         target: What the name of the matrix begins with: a role, ``"basis"``, ``"eigenvectors"``.
         count: Which writing of such a tile it does not live to see.
         *arguments: Of the command line.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, target, str(count), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    _killed(command, f"write {count} {target}", arguments)
 
 
-REMOVER = """
-import os, signal, sys
-from skerch_ooc.cli.running import run_command_line
-
-left = int(sys.argv[1])
-unlink = os.unlink
-
-def unlink_or_die(path, *, dir_fd=None):
-    global left
-    if dir_fd is not None:
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return unlink(path, dir_fd=dir_fd)
-
-os.unlink = unlink_or_die
-sys.exit(run_command_line(sys.argv[2:]))
-"""
-
-
-def killed_while_removing(folder: Path, count: int, *arguments: object) -> None:
+def killed_while_removing(command: CommandLine, count: int, *arguments: object) -> None:
     """Runs a command that is killed when it is about to remove a file of a run for the n-th time.
 
     Args:
-        folder: Where it runs.
+        command: The forked command line.
         count: Which removal it does not live to see.
         *arguments: Of the command line.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", REMOVER, str(count), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    _killed(command, f"remove {count} ", arguments)
+
+
+def _killed(command: CommandLine, moment: str, arguments: tuple[object, ...]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, moment)
+        process = command.start(*arguments)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, err
+
+
+def arm() -> None:
+    """Prepares this process, which is to become a command, to be killed if that was said."""
+    moment = os.environ.pop(VARIABLE, "")
+    if not moment:
+        return
+    what, count, target = moment.split(" ", 2)
+    if what == "write":
+        from skerch_ooc.store.sealed import BulkWriter
+
+        BulkWriter.write_tile = _fatal(
+            BulkWriter.write_tile, int(count), lambda self, *_: self.layout.name.startswith(target)
+        )
+    else:
+        os.unlink = _fatal(os.unlink, int(count), lambda *_, dir_fd=None: dir_fd is not None)
+
+
+def _fatal(call: Callable, left: int, counts: Callable[..., bool]) -> Callable:
+    """A call that kills its process when it counts for the n-th time."""
+
+    def call_or_die(*args, **kwargs):
+        nonlocal left
+        left -= counts(*args, **kwargs)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+
+    return call_or_die
