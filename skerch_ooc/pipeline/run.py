@@ -27,7 +27,7 @@ from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, to
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands, operands_of
 from skerch_ooc.stages.recover import task as recover_stage
-from skerch_ooc.stages.recover.solutions import solve
+from skerch_ooc.stages.recover.decomposition import solve
 from skerch_ooc.store import result_files, rundir
 from skerch_ooc.store.rundir import Run
 
@@ -330,9 +330,10 @@ def reached(run: Run, work: Work) -> bool:
     if tolerance is None or most is None or plan.reach("right") >= most:
         return True
     found = solve(run, plan.recovery, work.here)
-    problem, choosing = found.posed.problem, found.core.choosing
+    problem, choosing = found.problem, found.choosing
+    assert problem is not None
     weights, tests = found.weights()[:, choosing:], problem.t[:, choosing:]
-    residual = tests - found.left.compressed(problem.y) @ weights
+    residual = tests - found.left.vectors.compressed(problem.y) @ weights
     columns = residual.shape[1]
     error = float(np.linalg.norm(residual)) / math.sqrt(columns)
     norm = norm_of(found.values, _squares(tests), _squares(weights))

@@ -27,8 +27,7 @@ from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.spec import DTYPES, KINDS, VECTORS, RecoverySpec, Spec
 from skerch_ooc.stages.measure import task as measuring
 from skerch_ooc.stages.merge import task as merging
-from skerch_ooc.stages.recover import basis, solutions
-from skerch_ooc.stages.recover import task as recovering
+from skerch_ooc.stages.recover import basis, decomposition
 from skerch_ooc.stages.recover import vectors as writing
 
 SHAPES = {"tall": (90, 70), "wide": (70, 90), "several tiles": (9000, 8200)}
@@ -92,7 +91,7 @@ class Overheard:
 def asked(monkeypatch):
     found = Overheard(monkeypatch)
     found.listen(measuring, "_task_bytes", lambda _, result: result)
-    for module in (merging, solutions, writing):
+    for module in (merging, decomposition, writing):
         found.listen(module, "tiles_in_flight", lambda arguments, _: sum(arguments[2:4]))
     return found
 
@@ -127,8 +126,8 @@ def test_stages_ask_for_what_was_foretold(
         operator={"parts": terms}, sketch={"test_measurements": 6, "block": 8},
         recovery={"method": method, "core": core, "rank": rank, "vectors": vectors},
     )  # fmt: skip
-    for module, name in ((recovering, "needs_correction_of"), (basis, "needs_correction")):
-        monkeypatch.setattr(module, name, lambda *_: correcting)
+    for module in (decomposition, basis):
+        monkeypatch.setattr(module, "may_miss_bound", lambda *_: correcting)
     operator = ooc.Sum([Diagonal(shape, dtype) for _ in range(terms)])
     run = ooc.plan(spec, tmp_path / "run", operator=operator)
     for _ in range(run.plan.rounds):

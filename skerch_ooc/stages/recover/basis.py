@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,16 +16,23 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.stages.merge.task import Merged
-from skerch_ooc.stages.recover.orthogonality import corrected, needs_correction
+from skerch_ooc.stages.recover.orthogonality import corrected, expected_deviation, may_miss_bound
 from skerch_ooc.stages.recover.recipes import (
     Columns,
+    RecipeFile,
     publish_recipes,
     read_recipes,
     recipe_identity,
     remove_other_recipes,
 )
-from skerch_ooc.stages.recover.spread import Spread, form_gram, in_pieces, pieces_left
-from skerch_ooc.stages.recover.vectors import Making, Recipe, Vectors, deviation, layout_of
+from skerch_ooc.stages.recover.spread import (
+    MatrixWriting,
+    Spread,
+    form_gram,
+    in_pieces,
+    pieces_left,
+)
+from skerch_ooc.stages.recover.vectors import Recipe, Vectors, deviation
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import sealed_writer
@@ -56,7 +62,7 @@ def make_basis(merged: Merged, work: Work) -> None:
     remove(path)
     round_ = merged.sketch.round
     with round_.run.receipt_of("basis", round=round_.number):
-        _Writing(merged, work).write(path)
+        BasisWriting(merged, work).write(path)
 
 
 def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
@@ -72,7 +78,7 @@ def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
         CorruptError: If a shard is damaged.
     """
     if merged.sketch.basis() is None:
-        _Writing(merged, work).spread(pieces=pieces)
+        BasisWriting(merged, work).spread(pieces=pieces)
 
 
 def basis_left(sketch: Sketch) -> list[int] | None:
@@ -92,7 +98,7 @@ def basis_left(sketch: Sketch) -> list[int] | None:
     return pieces_left(round_.run.plan, sketch.folder / names.BASIS_RECIPE.name(), expected)
 
 
-class _Writing:
+class BasisWriting:
     """A basis on its way to the disk."""
 
     def __init__(self, merged: Merged, work: Work) -> None:
@@ -106,31 +112,18 @@ class _Writing:
 
     def write(self, path: Path) -> None:
         """Writes the basis and publishes it."""
-        recipe, stage = self._prepare_recipe(), self._stage
-        pieces: dict[str, Any] = {}
-        layouts = []
-        if in_pieces(self._plan, recipe):
-            described, figures = self._publish_recipe(recipe).write(BASIS_MATRIX, stage)
-            pieces = {"pieces": {BASIS_MATRIX: described}}
-        else:
-            layouts = [layout_of(self._plan, BASIS_MATRIX, recipe.rows, recipe.vectors.rank)]
-        with sealed_writer(path, *layouts) as writer:
-            if layouts:
-                making = Making(self._plan, recipe, self._work.resources)
-                tile = recipe.tile_bytes(self._plan)
-                with self._work.progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
-                    figures = making.write(making.tiles, writer.bulks[0], advance)
+        recipe = self._prepare_recipe()
+        recipes = self._publish_recipe(recipe) if in_pieces(self._plan, recipe) else None
+        matrices = MatrixWriting(self._run, {BASIS_MATRIX: recipe}, recipes, self._work)
+        with sealed_writer(path, *matrices.layouts) as writer:
+            described, (figures,) = matrices.write(writer, {BASIS_MATRIX: self._stage})
             arrays = {
-                "transform": recipe.vectors.transform,
                 "test_products": figures.test_products,
                 "orthogonality": np.array(deviation(self._plan, figures)),
+                **recipe.vectors.as_arrays(""),
             }
-            if recipe.vectors.correction is not None:
-                arrays["correction"] = recipe.vectors.correction
-            identity = basis_identity(self._plan, self._sketch.digest)
-            writer.publish(
-                identity | pieces, arrays, provenance(threads=self._work.resources.threads)
-            )
+            identity = basis_identity(self._plan, self._sketch.digest) | described
+            writer.publish(identity, arrays, provenance(threads=self._work.resources.threads))
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
@@ -138,7 +131,7 @@ class _Writing:
             return
         recipe = self._prepare_recipe()
         if in_pieces(self._plan, recipe):
-            spread = self._publish_recipe(recipe)
+            spread = Spread(self._run, self._publish_recipe(recipe), self._work)
             if pieces:
                 spread.spread(BASIS_MATRIX, gram=False, stage=self._stage)
 
@@ -157,9 +150,8 @@ class _Writing:
     def _recipe_path(self) -> Path:
         return self._sketch.folder / names.BASIS_RECIPE.name()
 
-    def _publish_recipe(self, recipe: Recipe) -> Spread:
-        recipes = publish_recipes(self._recipe_path, self._identity, {BASIS_MATRIX: recipe}, {})
-        return Spread(self._run, recipes, self._work)
+    def _publish_recipe(self, recipe: Recipe) -> RecipeFile:
+        return publish_recipes(self._recipe_path, self._identity, {BASIS_MATRIX: recipe}, {})
 
     def _recipe_of(self, vectors: Vectors) -> Recipe:
         test = self._side.reader.roles.get("test")
@@ -186,11 +178,11 @@ class _Writing:
                 "zero; check its data"
             )
         recipe = self._recipe_of(Vectors(self._source, root.inverse))
-        if not needs_correction(self._plan, root.condition):
+        if not may_miss_bound(self._plan, expected_deviation(self._plan, root.condition)):
             return recipe
         gram = form_gram(
             self._run, recipe, self._identity, self._sketch.folder / names.BASIS_DRAFT.name(),
             self._work,
         )  # fmt: skip
         ones = np.ones(recipe.vectors.rank)
-        return self._recipe_of(corrected(ones, recipe.vectors, gram, None, None)[1])
+        return self._recipe_of(corrected(ones, [recipe.vectors], [gram])[1][0])

@@ -10,6 +10,8 @@ rounding of ``X T`` is the same in both streams, the correction sees it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from skerch_ooc.algebra.linalg import eigh_by_magnitude, gram_root, hermitian_part, svd
@@ -36,15 +38,14 @@ def expected_deviation(plan: Plan, condition: float) -> float:
     return _DOUBLE * (condition if is_double(plan) else condition**2)
 
 
-def needs_correction(plan: Plan, condition: float) -> bool:
-    """Whether the vectors may miss their bound, so that a stream that corrects them is worth it."""
-    return 8 * expected_deviation(plan, condition) > orthogonality_bound(plan)
+def may_miss_bound(plan: Plan, deviation: float) -> bool:
+    """Whether vectors of this deviation may miss it: a stream that corrects them is worth it."""
+    return 8 * deviation > orthogonality_bound(plan)
 
 
 def corrected(
-    values: Array, left: Vectors, left_gram: Array | None, right: Vectors | None,
-    right_gram: Array | None,
-) -> tuple[Array, Vectors, Vectors | None]:  # fmt: skip
+    values: Array, vectors: Sequence[Vectors], grams: Sequence[Array]
+) -> tuple[Array, list[Vectors]]:
     """Makes an orthonormal decomposition of one whose vectors are not quite orthonormal.
 
     With ``U^H U = L^H L`` and ``V^H V = R^H R`` the product ``U diag(values) V^H`` has the core
@@ -52,21 +53,17 @@ def corrected(
 
     Args:
         values: Eigenvalues, or singular values.
-        left: The vectors ``U``, not corrected yet.
-        left_gram: ``U^H U``; ``None`` if it is known to be good.
-        right: The vectors ``V``; ``None`` for eigenvectors.
-        right_gram: ``V^H V``; ``None`` if it is known to be good.
+        vectors: The eigenvectors ``U``, or ``U`` and ``V``, not corrected yet.
+        grams: ``U^H U``, or that and ``V^H V``.
     """
-    identity = np.eye(len(values))
-    left_root = identity if left_gram is None else gram_root(left_gram)
-    if right is None:
-        middle = hermitian_part((left_root * values) @ left_root.conj().T)
-        found, u = eigh_by_magnitude(middle)
-        return found, _corrected(left, left_root, u), None
-    right_root = identity if right_gram is None else gram_root(right_gram)
-    u, found, vh = svd((left_root * values) @ right_root.conj().T)
-    v = vh.conj().T
-    return found, _corrected(left, left_root, u), _corrected(right, right_root, v)
+    left, *right = map(gram_root, grams)
+    if right:
+        u, found, vh = svd((left * values) @ right[0].conj().T)
+        rotations = [u, vh.conj().T]
+    else:
+        found, u = eigh_by_magnitude(hermitian_part((left * values) @ left.conj().T))
+        rotations = [u]
+    return found, list(map(_corrected, vectors, (left, *right), rotations))
 
 
 def _corrected(vectors: Vectors, root: Array, rotation: Array) -> Vectors:

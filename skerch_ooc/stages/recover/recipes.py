@@ -100,9 +100,7 @@ def publish_recipes(
     """
     stored = dict(arrays)
     for name, recipe in matrices.items():
-        stored[f"{name}.transform"] = recipe.vectors.transform
-        if recipe.vectors.correction is not None:
-            stored[f"{name}.correction"] = recipe.vectors.correction
+        stored |= recipe.vectors.as_arrays(f"{name}.")
         if recipe.weights is not None:
             stored[f"{name}.weights"] = recipe.weights
     whole = dict(identity) | {"rows": {name: recipe.rows for name, recipe in matrices.items()}}

@@ -33,7 +33,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, repeated_anew
 from skerch_ooc.store.pieces import describe_pieces, piece_path
 from skerch_ooc.store.rundir import Run, open_run
-from skerch_ooc.store.sealed import SealedFile, sealed_writer
+from skerch_ooc.store.sealed import BulkWriter, SealedFile, SealedWriter, sealed_writer
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,73 @@ def form_gram(
     gram = Spread(run, recipes, work).form_gram(recipe.name, stage)
     remove(draft)
     return gram
+
+
+def pieced_of(plan: Plan, matrices: Mapping[str, Recipe]) -> list[str]:
+    """Those of some matrices that lie in several files."""
+    return [name for name, recipe in matrices.items() if in_pieces(plan, recipe)]
+
+
+class MatrixWriting:
+    """Tall matrices of a file on their way to the disk: into it, or in pieces beside it.
+
+    Args:
+        run: The run.
+        matrices: How they are made, by their names.
+        recipes: The same, published; ``None`` if none of them is in pieces.
+        work: What makes pieces, and with which resources.
+
+    Attributes:
+        layouts: Of those that lie in the file itself.
+    """
+
+    def __init__(
+        self, run: Run, matrices: Mapping[str, Recipe], recipes: RecipeFile | None, work: Work
+    ) -> None:
+        self._run, self._plan, self._matrices = run, run.plan, matrices
+        self._recipes, self._work = recipes, work
+        pieced = pieced_of(self._plan, matrices)
+        self.layouts = [
+            layout_of(self._plan, name, recipe.rows, recipe.vectors.rank)
+            for name, recipe in matrices.items()
+            if name not in pieced
+        ]
+
+    def write(
+        self, writer: SealedWriter, stages: Mapping[str, str]
+    ) -> tuple[dict[str, Any], list[TileFigures]]:
+        """Makes all of them.
+
+        Args:
+            writer: Writes the file.
+            stages: What the user is told while each is made.
+
+        Returns:
+            What the identity of the file says of pieces, and the figures of each matrix.
+
+        Raises:
+            IncompleteError: If a piece cannot be written.
+            CorruptError: If a shard, or a piece that is there, is damaged.
+            UsageError: If memory is too little.
+        """
+        bulks = {bulk.layout.name: bulk for bulk in writer.bulks}
+        described: dict[str, Any] = {}
+        figures = []
+        for name, recipe in self._matrices.items():
+            if name in bulks:
+                figures.append(self._streamed(recipe, bulks[name], stages[name]))
+                continue
+            assert self._recipes is not None
+            spread = Spread(self._run, self._recipes, self._work)
+            described[name], found = spread.write(name, stages[name])
+            figures.append(found)
+        return {"pieces": described} if described else {}, figures
+
+    def _streamed(self, recipe: Recipe, bulk: BulkWriter, stage: str) -> TileFigures:
+        making = Making(self._plan, recipe, self._work.resources)
+        tile = recipe.tile_bytes(self._plan)
+        with self._work.progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
+            return making.write(making.tiles, bulk, advance)
 
 
 class Spread:

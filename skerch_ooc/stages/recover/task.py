@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.stages.recover.decomposition import Decomposition, solve_and_correct
 from skerch_ooc.stages.recover.orthogonality import orthogonality_bound
 from skerch_ooc.stages.recover.recipes import (
     RecipeFile,
@@ -29,15 +29,8 @@ from skerch_ooc.stages.recover.recipes import (
     remove_other_recipes,
     rounds_for,
 )
-from skerch_ooc.stages.recover.solutions import (
-    Decomposition,
-    Solution,
-    correct,
-    needs_correction_of,
-    solve,
-)
-from skerch_ooc.stages.recover.spread import Spread, in_pieces, pieces_left
-from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, deviation, layout_of
+from skerch_ooc.stages.recover.spread import MatrixWriting, Spread, pieced_of, pieces_left
+from skerch_ooc.stages.recover.vectors import TileFigures, deviation
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
 from skerch_ooc.store.result_files import (
@@ -49,7 +42,7 @@ from skerch_ooc.store.result_files import (
     result_path,
 )
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sealed import BulkWriter, SealedFile, sealed_writer
+from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 log = logging.getLogger("skerch_ooc")
 
@@ -77,31 +70,13 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
     if (mark := run.cleaned()) is not None:
         _require_kept(path, result_identity(run.plan, mark.sketch, settings), run)
         return path
-    digest = rounds_for(run, settings)[0].sketch.digest
-    identity = result_identity(run.plan, digest, settings)
-    if _is_current(path, identity, run):
+    writing = ResultWriting(run, settings, path, work)
+    if writing.is_current():
         return path
     remove_result(path)
     with run.receipt_of("recover", name=name):
-        _write(run, settings, digest, path, identity, work)
+        writing.write()
     return path
-
-
-def _write(
-    run: Run, settings: RecoverySpec, digest: str, path: Path, identity: dict[str, Any], work: Work
-) -> None:
-    """Recovers a decomposition that is not there, and writes it."""
-    if settings.vectors == "implicit":
-        found = solve(run, settings, work)
-        if needs_correction_of(run.plan, found):
-            # They are made by the processor: it is its rounding that is to be corrected.
-            on = dataclasses.replace(work.resources, device="cpu")
-            there = dataclasses.replace(work, resources=on)
-            found = correct(run, settings, found, path.parent, there)
-        make_folder(path.parent)
-        _publish_implicit(path, identity, run.plan, found.with_fixed_signs())
-    else:
-        _Writing(run, settings, digest, path, work).write(identity)
 
 
 def spread_vectors(
@@ -121,13 +96,11 @@ def spread_vectors(
         IncompleteError: If measurements are missing.
         CorruptError: If a file is damaged.
     """
-    path = result_path(run, name)
-    digest = rounds_for(run, settings)[0].sketch.digest
-    if settings.vectors == "implicit":
-        return
-    if not _is_current(path, result_identity(run.plan, digest, settings), run):
-        remove(path)
-        _Writing(run, settings, digest, path, work).spread(pieces=pieces)
+    if settings.vectors == "stored":
+        writing = ResultWriting(run, settings, result_path(run, name), work)
+        if not writing.is_current():
+            remove(writing.path)
+            writing.spread(pieces=pieces)
 
 
 def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> list[int] | None:
@@ -150,63 +123,71 @@ def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> li
     return pieces_left(run.plan, path, expected)
 
 
-class _Writing:
-    """The vectors of a result on their way to the disk."""
+class ResultWriting:
+    """A result on its way to the disk.
 
-    def __init__(
-        self, run: Run, settings: RecoverySpec, digest: str, path: Path, work: Work
-    ) -> None:
+    Args:
+        run: The run.
+        settings: Method, core, rank and kind of vectors.
+        path: The file of the result.
+        work: What makes vectors that are in several pieces, and with which resources.
+    """
+
+    def __init__(self, run: Run, settings: RecoverySpec, path: Path, work: Work) -> None:
         self._run, self._plan, self._settings = run, run.plan, settings
-        self._path = path
-        self._work = work
+        self.path, self._work = path, work
+        digest = rounds_for(run, settings)[0].sketch.digest
+        self._identity = result_identity(run.plan, digest, settings)
         self._recipe_path = recipe_path(path)
         self._recipe_identity = recipe_identity(run, digest, {"settings": settings.as_json()})
 
-    def write(self, identity: Mapping[str, Any]) -> None:
-        """Writes the vectors and publishes the result."""
-        if self._publish(identity, self._prepare_solution()):
-            return
-        # Not to be expected: the condition foretells it. A stream more puts it right.
-        remove(self._recipe_path)
-        self._publish(identity, self._solved(correcting=True))
+    def is_current(self) -> bool:
+        """Whether the result is there, as it should be; see :func:`_is_current`."""
+        return _is_current(self.path, self._identity, self._run)
+
+    def write(self) -> None:
+        """Recovers the decomposition, and writes it."""
+        if self._settings.vectors == "implicit":
+            _publish_implicit(self.path, self._identity, self._plan, self._solved())
+        elif not self._publish(self._prepare_solution()):
+            # Not to be expected: the condition foretells it. A stream more puts it right.
+            remove(self._recipe_path)
+            self._publish(self._solved(correcting=True))
 
     def spread(self, *, pieces: bool) -> None:
         """Publishes the solution of a result that is in pieces, and makes these if wanted."""
         if not may_be_in_pieces(self._plan):
-            # Who publishes the result solves it; each element would solve it once more.
+            # The process that publishes the result solves it; each element would solve it again.
             return
-        make_folder(self._path.parent)
-        solution = self._prepare_solution()
-        pieced = self._pieced(solution)
-        if not pieced:
-            return
-        recipes, _ = self._publish_solution(solution)
-        spread = Spread(self._run, recipes, self._work)
-        for name in pieced if pieces else ():
-            spread.spread(name, gram=False, stage=f"vectors {name}")
+        make_folder(self.path.parent)
+        found = self._prepare_solution()
+        pieced = pieced_of(self._plan, found.matrices)
+        if pieced:
+            recipes = self._publish_solution(found)
+            for name in pieced if pieces else ():
+                Spread(self._run, recipes, self._work).spread(
+                    name, gram=False, stage=f"vectors {name}"
+                )
 
-    def _publish_solution(self, solution: Solution) -> tuple[RecipeFile, Solution]:
+    def _publish_solution(self, found: Decomposition) -> RecipeFile:
         """Publishes a solution; returns what is published, should another process be faster."""
-        solution.publish(self._recipe_path, self._recipe_identity)
+        found.publish(self._recipe_path, self._recipe_identity)
         known = self._known_file()
         if known is None:
             raise IncompleteError(f"{self._recipe_path} is gone again; run the same command again")
-        return known, Solution.read(known)
+        return known
 
-    def _pieced(self, solution: Solution) -> list[str]:
-        return [name for name, recipe in solution.matrices.items() if in_pieces(self._plan, recipe)]
-
-    def _prepare_solution(self) -> Solution:
+    def _prepare_solution(self) -> Decomposition:
         """Reads the solution that is published, or solves, and removes that of another sketch."""
         if (known := self._known()) is not None:
             return known
         remove_other_recipes(self._recipe_path, self._recipe_identity)
-        return self._solved(correcting=False)
+        return self._solved()
 
-    def _known(self) -> Solution | None:
+    def _known(self) -> Decomposition | None:
         """The solution that a process which did not come to an end has published."""
         file = self._known_file()
-        return Solution.read(file) if file else None
+        return Decomposition.read(file) if file else None
 
     def _known_file(self) -> RecipeFile | None:
         with contextlib.suppress(FileNotFoundError, CorruptError):
@@ -214,76 +195,51 @@ class _Writing:
             same = stated.get("sketch") == self._recipe_identity["sketch"]
             if same and stated.get("settings") != self._recipe_identity["settings"]:
                 raise UsageError(
-                    f"{self._path.parent} is being made with {stated.get('settings')}, or was when "
+                    f"{self.path.parent} is being made with {stated.get('settings')}, or was when "
                     f"that was killed, not with {self._recipe_identity['settings']}; give another "
-                    f"--name, or remove it: rm -r {quoted(self._path.parent)}"
+                    f"--name, or remove it: rm -r {quoted(self.path.parent)}"
                 )
         if not is_there(self._recipe_path):
             return None
         columns = columns_of_result(self._run, self._settings)
         return read_recipes(self._recipe_path, self._recipe_identity, columns)
 
-    def _solved(self, *, correcting: bool) -> Solution:
-        found = solve(self._run, self._settings, self._work)
-        if correcting or needs_correction_of(self._plan, found):
-            found = correct(self._run, self._settings, found, self._path.parent, self._work)
-        return Solution.of(self._plan, found)
+    def _solved(self, *, correcting: bool = False) -> Decomposition:
+        return solve_and_correct(
+            self._run, self._settings, self._recipe_identity, self.path.parent, self._work,
+            correcting=correcting,
+        )  # fmt: skip
 
-    def _publish(self, identity: Mapping[str, Any], solution: Solution) -> bool:
+    def _publish(self, found: Decomposition) -> bool:
         """Writes the vectors, and publishes the result if they turn out orthonormal.
 
         Returns:
             Whether they did; if not, and that can be mended, there is no result.
         """
-        make_folder(self._path.parent)
-        plan, matrices = self._plan, solution.matrices
-        pieced = self._pieced(solution)
+        make_folder(self.path.parent)
         recipes = None
-        if pieced:
-            recipes, solution = self._publish_solution(solution)
-            matrices = solution.matrices
-        layouts = [
-            layout_of(plan, name, recipe.rows, recipe.vectors.rank)
-            for name, recipe in matrices.items()
-            if name not in pieced
-        ]
-        described: dict[str, Any] = {}
-        figures: list[TileFigures] = []
-        with sealed_writer(self._path, *layouts) as writer:
-            bulks = {bulk.layout.name: bulk for bulk in writer.bulks}
-            for name, recipe in matrices.items():
-                stage = f"vectors {name}" if len(matrices) > 1 else "vectors"
-                if recipes is not None and name in pieced:
-                    described[name], found = self._make_pieces(recipes, name, stage)
-                else:
-                    found = self._streamed(recipe, bulks[name], stage)
-                figures.append(found)
-            orthogonality = max(deviation(plan, found) for found in figures)
-            per_vector = orthogonality / math.sqrt(len(solution.values))
-            if per_vector > orthogonality_bound(plan) and not solution.corrected:
+        if pieced_of(self._plan, found.matrices):
+            recipes = self._publish_solution(found)
+            found = Decomposition.read(recipes)
+        stages = {name: f"vectors {name}" for name in found.matrices}
+        if len(stages) == 1:
+            stages = dict.fromkeys(stages, "vectors")
+        matrices = MatrixWriting(self._run, found.matrices, recipes, self._work)
+        with sealed_writer(self.path, *matrices.layouts) as writer:
+            described, figures = matrices.write(writer, stages)
+            orthogonality = max(deviation(self._plan, made) for made in figures)
+            per_vector = orthogonality / math.sqrt(len(found.values))
+            if per_vector > orthogonality_bound(self._plan) and not found.corrected:
                 return False
-            pieces = {"pieces": described} if described else {}
             first = writer.publish(
-                {**identity, "core": solution.core, "choosing": solution.choosing, **pieces},
-                _arrays(plan, solution, figures[0], orthogonality),
+                {**self._identity, "core": found.core, "choosing": found.choosing, **described},
+                _arrays(self._plan, found, figures[0], orthogonality),
                 provenance(threads=self._work.resources.threads),
             )
         if not first:
             # By another process, with other settings perhaps.
-            _is_current(self._path, identity, self._run)
+            self.is_current()
         return True
-
-    def _make_pieces(
-        self, recipes: RecipeFile, name: str, stage: str
-    ) -> tuple[dict[str, Any], TileFigures]:
-        spread = Spread(self._run, recipes, self._work)
-        return spread.write(name, stage)
-
-    def _streamed(self, recipe: Recipe, bulk: BulkWriter, stage: str) -> TileFigures:
-        making = Making(self._plan, recipe, self._work.resources)
-        tile = recipe.tile_bytes(self._plan)
-        with self._work.progress.stage(stage, len(making.tiles), "tiles", tile) as advance:
-            return making.write(making.tiles, bulk, advance)
 
 
 def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
@@ -332,8 +288,9 @@ def _publish_implicit(
     path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition
 ) -> None:
     """Publishes the transforms that vectors are made with as they are read."""
-    problem = found.posed.problem
-    compressed = found.left.compressed(problem.y)
+    problem = found.problem
+    assert problem is not None
+    compressed = found.left.vectors.compressed(problem.y)
     residual = problem.t - compressed @ found.weights()
     products = compressed.conj().T @ residual
     figures = TileFigures(
@@ -344,12 +301,11 @@ def _publish_implicit(
         residual_products=products if plan.identity.kind == "eigh" else products[:0],
     )
     deviation = found.deviation * math.sqrt(len(found.values))
-    arrays = _arrays(plan, Solution.of(plan, found), figures, deviation)
-    for side, vectors in (("left", found.left), ("right", found.right)):
-        if vectors is not None:
-            arrays[f"{side}_transform"] = vectors.transform
-            if vectors.correction is not None:
-                arrays[f"{side}_correction"] = vectors.correction
+    # Turned once more, as ever: of complex vectors that moves the last bits of the weights.
+    arrays = _arrays(plan, found.finished(), figures, deviation)
+    for side, recipe in (("left", found.left), ("right", found.right)):
+        if recipe is not None:
+            arrays |= recipe.vectors.as_arrays(f"{side}_")
     # What the vectors are like, and of which columns they are made, should the plan grow.
     made = {
         "shape": list(plan.identity.shape),
@@ -357,31 +313,32 @@ def _publish_implicit(
         "tile": plan.identity.tile[0],
         "amendments": len(plan.amendments),
     }
+    make_folder(path.parent)
     with sealed_writer(path) as writer:
         writer.publish(
-            identity | {"core": found.core.size, "choosing": found.core.choosing} | made,
+            identity | {"core": found.core, "choosing": found.choosing} | made,
             arrays,
             provenance(),
         )
 
 
 def _arrays(
-    plan: Plan, solution: Solution, figures: TileFigures, orthogonality: float
+    plan: Plan, found: Decomposition, figures: TileFigures, orthogonality: float
 ) -> dict[str, Array]:
     """What a result holds besides its vectors."""
-    left_out = solution.leave_one_out
-    products = figures.residual_products[:, solution.choosing :]
+    left_out = found.leave_one_out
+    products = figures.residual_products[:, found.choosing :]
     of_values = {}
     if products.size:
         # ||A u - value u||, as Ahat u is value u: the mean of |u^H (A - Ahat) g|^2 is its square.
         of_values["residuals"] = np.sqrt(np.mean(np.abs(products) ** 2, axis=1))
     return {
-        VALUES[plan.identity.kind]: solution.values.astype(np.float64),
+        VALUES[plan.identity.kind]: found.values.astype(np.float64),
         **of_values,
         "residual_squares": figures.residual,
         "test_squares": figures.test,
-        "approximation_squares": solution.approximation_squares,
+        "approximation_squares": found.approximation_squares,
         "orthogonality": np.array(orthogonality),
         "leave_one_out": np.array(math.nan if left_out is None else left_out),
-        "tested_cores": solution.tested,
+        "tested_cores": found.tested,
     }

@@ -68,6 +68,11 @@ class Vectors:
         made = copy @ self.transform
         return made if self.correction is None else made @ self.correction
 
+    def as_arrays(self, prefix: str) -> dict[str, Array]:
+        """Transform and correction, as files hold them: by their names after a prefix."""
+        factors = {"transform": self.transform, "correction": self.correction}
+        return {f"{prefix}{name}": array for name, array in factors.items() if array is not None}
+
     def turned(self, signs: Array) -> Vectors:
         """With each vector multiplied by a number of modulus 1."""
         if self.correction is None:

@@ -1,7 +1,8 @@
-"""The solution of the small problems: values, and how the tall vectors are made."""
+"""The decomposition that the small problems give: values, and how the tall vectors are made."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.algebra.methods.decompose import decompose
-from skerch_ooc.algebra.methods.problem import Core
+from skerch_ooc.algebra.methods.problem import Problem
 from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
@@ -19,21 +20,19 @@ from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import solve_bytes, wide_dtype
-from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.orthogonality import (
     corrected,
     expected_deviation,
-    orthogonality_bound,
+    may_miss_bound,
 )
-from skerch_ooc.stages.recover.problems import Posed, pose
+from skerch_ooc.stages.recover.problems import pose
 from skerch_ooc.stages.recover.recipes import (
     LEFT_VECTORS,
     RIGHT_VECTORS,
     RecipeFile,
     publish_recipes,
-    recipe_identity,
     rounds_for,
 )
 from skerch_ooc.stages.recover.spread import form_gram
@@ -44,103 +43,78 @@ from skerch_ooc.store.rundir import Run
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A decomposition that is known, and whose vectors can be made.
-
-    Attributes:
-        posed: What it was made from.
-        core: What the method found.
-        values: Eigenvalues in descending magnitude, or singular values descending.
-        left: How the left vectors, or the eigenvectors, are made.
-        right: How the right vectors are made; ``None`` for eigenvectors.
-        deviation: About how far the vectors are from orthonormal, storing them apart.
-        corrected: Whether a stream of its own has seen to that.
-    """
-
-    posed: Posed
-    core: Core
-    values: Array
-    left: Vectors
-    right: Vectors | None
-    deviation: float
-    corrected: bool = False
-
-    def weights(self) -> Array:
-        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
-        products = self.posed.problem.g_w
-        assert products is not None
-        return np.asarray(
-            self.values[:, None] * (self.right or self.left).compressed(products).conj().T
-        )
-
-    def with_fixed_signs(self) -> Decomposition:
-        """With vectors turned so that the first test vector is at an acute angle to each.
-
-        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
-        that depends on neither the method nor the number of measurements.
-        """
-        products = self.posed.problem.omega_w
-        assert products is not None
-        angle = (self.right or self.left).compressed(products[:1])[0]
-        size = np.abs(angle)
-        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
-        return Decomposition(
-            self.posed,
-            self.core,
-            self.values,
-            self.left.turned(turn),
-            self.right.turned(turn) if self.right else None,
-            self.deviation,
-            self.corrected,
-        )
-
-
-@dataclass(frozen=True)
-class Solution:
     """All that is known of a result before its vectors are made.
 
     Attributes:
         values: Eigenvalues in descending magnitude, or singular values descending, ``(r,)``.
-        matrices: How the vectors are made: the left ones first.
+        left: How the left vectors, or the eigenvectors, are made.
+        right: How the right vectors are made; ``None`` for eigenvectors.
         core: How many singular values of the core were inverted.
         choosing: How many test columns chose it.
         leave_one_out: The error as leave-one-out estimates it; ``None`` if it is not known.
         tested: Sizes of the core that were tried, with their errors, ``(t, 2)``.
         corrected: Whether a stream of its own has seen to the vectors being orthonormal.
+        problem: What was solved; ``None`` where it was read.
+        deviation: About how far the vectors are from orthonormal, storing them apart; NaN where it
+            was read.
     """
 
     values: Array
-    matrices: Mapping[str, Recipe]
+    left: Recipe
+    right: Recipe | None
     core: int
     choosing: int
     leave_one_out: float | None
     tested: Array
-    corrected: bool
+    corrected: bool = False
+    problem: Problem | None = None
+    deviation: float = math.nan
 
-    @classmethod
-    def of(cls, plan: Plan, found: Decomposition) -> Solution:
-        """The solution that a decomposition is, with signs fixed."""
-        found = found.with_fixed_signs()
-        height, width = plan.identity.shape
-        name = LEFT_VECTORS[plan.identity.kind]
-        matrices = {name: Recipe(name, height, found.left, found.posed.test, found.weights())}
-        if found.right is not None:
-            matrices[RIGHT_VECTORS] = Recipe(RIGHT_VECTORS, width, found.right)
-        return cls(
-            values=found.values,
-            matrices=matrices,
-            core=found.core.size,
-            choosing=found.core.choosing,
-            leave_one_out=found.core.leave_one_out,
-            tested=np.array(found.core.tested, np.float64).reshape(-1, 2),
-            corrected=found.corrected,
-        )
+    @property
+    def matrices(self) -> dict[str, Recipe]:
+        """How the vectors are made, by the names of their matrices: the left ones first."""
+        return {recipe.name: recipe for recipe in (self.left, self.right) if recipe}
 
     @property
     def approximation_squares(self) -> Array:
         """Squared norm of each column of ``Ahat G``, ``(q,)``, as ``U`` is orthonormal."""
-        left = next(iter(self.matrices.values()))
-        assert left.weights is not None
-        return np.asarray(np.sum(np.abs(left.weights) ** 2, axis=0))
+        assert self.left.weights is not None
+        return np.asarray(np.sum(np.abs(self.left.weights) ** 2, axis=0))
+
+    def weights(self) -> Array:
+        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
+        assert self.problem is not None
+        assert self.problem.g_w is not None
+        right = (self.right or self.left).vectors
+        return np.asarray(self.values[:, None] * right.compressed(self.problem.g_w).conj().T)
+
+    def finished(self) -> Decomposition:
+        """With weights, and vectors turned so that the first test vector is at an acute angle.
+
+        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
+        that depends on neither the method nor the number of measurements.
+        """
+        assert self.problem is not None
+        assert self.problem.omega_w is not None
+        angle = (self.right or self.left).vectors.compressed(self.problem.omega_w[:1])[0]
+        size = np.abs(angle)
+        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
+        turned = self.with_vectors(
+            self.left.vectors.turned(turn), self.right.vectors.turned(turn) if self.right else None
+        )
+        left = dataclasses.replace(turned.left, weights=turned.weights())
+        return dataclasses.replace(turned, left=left)
+
+    def with_vectors(
+        self, left: Vectors, right: Vectors | None = None, **more: Any
+    ) -> Decomposition:
+        """With vectors that are made in another way, and perhaps more that differs."""
+        return dataclasses.replace(
+            self,
+            left=dataclasses.replace(self.left, vectors=left),
+            right=dataclasses.replace(self.right, vectors=right) if self.right and right else None,
+            **more,
+        )
 
     def publish(self, path: Path, identity: Mapping[str, Any]) -> RecipeFile:
         """Publishes it for other processes, and for those that come after a crash.
@@ -159,12 +133,14 @@ class Solution:
         return publish_recipes(path, dict(identity) | more, self.matrices, arrays)
 
     @classmethod
-    def read(cls, file: RecipeFile) -> Solution:
+    def read(cls, file: RecipeFile) -> Decomposition:
         """What :meth:`publish` published."""
         left_out = float(file.arrays["leave_one_out"])
+        left, *right = file.matrices.values()
         return cls(
             values=file.arrays["values"],
-            matrices=file.matrices,
+            left=left,
+            right=right[0] if right else None,
             core=int(file.identity["core"]),
             choosing=int(file.identity["choosing"]),
             leave_one_out=None if math.isnan(left_out) else left_out,
@@ -200,46 +176,54 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
             "or below its rounding errors; give another seed, more measurements, or another method"
         )
     condition = max(solution.left_condition, solution.right_condition)
+    height, width = run.plan.identity.shape
+    name, left = LEFT_VECTORS[run.plan.identity.kind], Vectors(posed.left, solution.left)
+    right = Vectors(posed.right, solution.right) if posed.right else None
     return Decomposition(
-        posed=posed,
-        core=core,
         values=solution.values,
-        left=Vectors(posed.left, solution.left),
-        right=Vectors(posed.right, solution.right) if posed.right else None,
+        left=Recipe(name, height, left, posed.test),
+        right=Recipe(RIGHT_VECTORS, width, right) if right else None,
+        core=core.size,
+        choosing=core.choosing,
+        leave_one_out=core.leave_one_out,
+        tested=np.array(core.tested, np.float64).reshape(-1, 2),
+        problem=posed.problem,
         deviation=expected_deviation(run.plan, condition),
     )
 
 
-def needs_correction_of(plan: Plan, found: Decomposition) -> bool:
-    """Whether vectors of a solved problem may miss their bound of orthogonality."""
-    return 8 * found.deviation > orthogonality_bound(plan)
-
-
-def correct(
-    run: Run, settings: RecoverySpec, found: Decomposition, folder: Path, work: Work
-) -> Decomposition:
-    """Makes the vectors orthonormal, by a stream over their sources.
+def solve_and_correct(
+    run: Run, settings: RecoverySpec, identity: Mapping[str, Any], folder: Path, work: Work,
+    *, correcting: bool = False,
+) -> Decomposition:  # fmt: skip
+    """Finds a decomposition, and corrects vectors that may not be orthonormal, by a stream.
 
     Args:
         run: The run.
         settings: Those of the result.
-        found: What is to be corrected.
+        identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         folder: Of the result; what other processes need lies there for a while.
         work: What runs tasks, and with which resources.
-    """
-    plan = run.plan
-    height, width = plan.identity.shape
-    identity = recipe_identity(
-        run, rounds_for(run, settings)[0].sketch.digest, {"settings": settings.as_json()}
-    )
+        correcting: Whether they are corrected in any case.
 
-    def gram(name: str, rows: int, vectors: Vectors) -> Array:
-        draft, recipe = folder / names.DRAFT.name(matrix=name), Recipe(name, rows, vectors)
+    Raises:
+        UsageError: As :func:`solve` does; IncompleteError and CorruptError, too.
+    """
+    found = solve(run, settings, work)
+    if not correcting and not may_miss_bound(run.plan, found.deviation):
+        return found.finished()
+    if settings.vectors == "implicit":
+        # They are made by the processor: it is its rounding that is to be corrected.
+        on_processor = dataclasses.replace(work.resources, device="cpu")
+        work = dataclasses.replace(work, resources=on_processor)
+
+    def gram(recipe: Recipe) -> Array:
+        draft = folder / names.DRAFT.name(matrix=recipe.name)
         return form_gram(run, recipe, identity, draft, work)
 
-    left = gram(LEFT_VECTORS[plan.identity.kind], height, found.left)
-    right = gram(RIGHT_VECTORS, width, found.right) if found.right else None
+    recipes = list(found.matrices.values())
+    grams = [gram(recipe) for recipe in recipes]
     with torch_threads(work.resources.threads):
-        values, u, v = corrected(found.values, found.left, left, found.right, right)
-    floor = float(np.finfo(wide_dtype(plan)).eps)
-    return Decomposition(found.posed, found.core, values, u, v, floor, corrected=True)
+        values, (u, *v) = corrected(found.values, [recipe.vectors for recipe in recipes], grams)
+    floor = float(np.finfo(wide_dtype(run.plan)).eps)
+    return found.with_vectors(u, *v, values=values, deviation=floor, corrected=True).finished()
