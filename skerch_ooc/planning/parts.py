@@ -13,7 +13,7 @@ rounded once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError, shown
@@ -22,7 +22,7 @@ from skerch_ooc.planning import values
 
 
 @dataclass(frozen=True)
-class OperatorSource:
+class OperatorSource(values.Checked):
     """Where the operator of a later summand comes from.
 
     Attributes:
@@ -32,10 +32,10 @@ class OperatorSource:
         folder: The factory's folder, relative to the run directory.
     """
 
-    factory: str | None
-    args: Mapping[str, Any] = field(hash=False)
-    sha256: str | None
-    folder: str
+    factory: str | None = values.checked(values.factory)
+    args: Mapping[str, Any] = values.checked(values.arguments, hash=False)
+    sha256: str | None = values.checked(values.sha256)
+    folder: str = values.checked(values.text)
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in an amendment."""
@@ -45,20 +45,6 @@ class OperatorSource:
             "sha256": self.sha256,
             "folder": self.folder,
         }
-
-    @classmethod
-    def from_json(cls, value: Any) -> OperatorSource:
-        """Reads what :meth:`as_json` makes.
-
-        Raises:
-            UsageError: If it names no operator that can be built.
-        """
-        source = cls(**value)
-        values.factory("factory", source.factory)
-        values.arguments("args", source.args)
-        values.sha256("sha256", source.sha256)
-        values.text("folder", source.folder)
-        return source
 
 
 @dataclass(frozen=True)
@@ -146,7 +132,7 @@ class Part:
                 of=value.get("of", 1),
                 rows=_range(value.get("rows")),
                 together=value.get("together", False),
-                source=None if source is None else OperatorSource.from_json(source),
+                source=None if source is None else OperatorSource(**source),
             )
             if not part._is_sound():
                 raise UsageError(f"{shown(value)} is no part")
@@ -173,10 +159,7 @@ def require_numbered(parts: tuple[Part, ...]) -> None:
 
 def exponent_for(terms: int, parts: int) -> int:
     """The smallest ``j`` with at most so many aligned runs of ``2**j`` terms."""
-    exponent = 0
-    while -(-terms // (1 << exponent)) > parts:
-        exponent += 1
-    return exponent
+    return (-(-terms // parts) - 1).bit_length()
 
 
 def runs_of(terms: int, parts: int) -> list[Range | None]:

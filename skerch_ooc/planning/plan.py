@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
@@ -43,7 +43,7 @@ FEWEST_TILES = 32
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(values.Checked):
     """All that decides the numbers of a run; the content of ``plan.json``.
 
     Attributes:
@@ -58,14 +58,17 @@ class Identity:
         tile: Rows and columns of the unit of arithmetic.
     """
 
-    kind: str
-    factory: str | None
-    args: Mapping[str, Any] = field(hash=False)
-    factory_sha256: str | None
-    shape: tuple[int, int]
-    dtype: str
-    seed: int
-    noise: Mapping[str, str] = field(hash=False)
+    kind: str = values.checked(values.one_of(*KINDS))
+    factory: str | None = values.checked(values.factory)
+    args: Mapping[str, Any] = values.checked(values.arguments, hash=False)
+    factory_sha256: str | None = values.checked(values.sha256)
+    shape: tuple[int, int] = values.checked(values.shape)
+    dtype: str = values.checked(values.one_of(*DTYPES))
+    seed: int = values.checked(values.integer(0, MAX_SEED))
+    noise: Mapping[str, str] = values.checked(
+        values.table_of(values.one_of(*TEST_MATRICES), values.one_of(*NOISES, *SPARSER)),
+        hash=False,
+    )
     tile: tuple[int, int] = (TILE_ROWS, TILE_COLUMNS)
 
     def as_json(self) -> dict[str, Any]:
@@ -110,42 +113,51 @@ class Identity:
                         f"{source}: {key} {value[key]}, but this version of skerch_ooc knows "
                         f"{known}; use the version that planned the run"
                     )
-        try:
+
+        def read() -> Identity:
             operator = value["operator"]
-            identity = cls(
-                kind=values.one_of(*KINDS)("kind", value["kind"]),
-                factory=values.factory("factory", operator["factory"]),
-                args=values.arguments("args", operator["args"]),
-                factory_sha256=values.sha256("sha256", operator["sha256"]),
-                shape=values.shape("shape", operator["shape"]) or (0, 0),
-                dtype=values.one_of(*DTYPES)("dtype", operator["dtype"]),
-                seed=values.integer(0, MAX_SEED)("seed", value["seed"]),
-                noise={
-                    values.one_of(*TEST_MATRICES)("noise", role): values.one_of(*NOISES, *SPARSER)(
-                        "noise", noise
-                    )
-                    for role, noise in value["noise"].items()
-                },
-                tile=(TILE_ROWS, TILE_COLUMNS),
+            return cls(
+                kind=value["kind"],
+                factory=operator["factory"],
+                args=operator["args"],
+                factory_sha256=operator["sha256"],
+                shape=operator["shape"],
+                dtype=operator["dtype"],
+                seed=value["seed"],
+                noise=value["noise"],
             )
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
-            raise CorruptError(
-                f"{source} is not a plan: {error}; restore it from a copy"
-            ) from error
-        if identity.as_json() != value:
-            raise CorruptError(
-                f"{source} is not a plan: it has unknown or altered entries; restore it from a copy"
-            )
-        return identity
+
+        return _read("a plan", source, value, read)
+
+
+Item = TypeVar("Item", "Identity", "Amendment")
+
+
+def _read(what: str, source: str, value: Any, read: Callable[[], Item]) -> Item:
+    """What a file holds, if it is what would be written.
+
+    Raises:
+        CorruptError: If it is not.
+    """
+    try:
+        found = read()
+        same = found.as_json() == value
+    except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
+        raise CorruptError(f"{source} is not {what}: {error}; restore it from a copy") from error
+    if not same:
+        raise CorruptError(
+            f"{source} is not {what}: it has unknown or altered entries; restore it from a copy"
+        )
+    return found
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(values.Checked):
     """Columns ``start`` to ``stop`` of a role, to be measured in blocks of ``width``."""
 
-    start: int
-    stop: int
-    width: int
+    start: int = values.checked(values.integer(0))
+    stop: int = values.checked(values.integer(0))
+    width: int = values.checked(values.integer(1))
 
     @property
     def columns(self) -> Range:
@@ -164,7 +176,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Amendment:
+class Amendment(values.Checked):
     """One numbered file of ``plan.d``: what was added to the plan, and the settings it came with.
 
     Attributes:
@@ -179,14 +191,16 @@ class Amendment:
         parts: The parts of the operator, and their scales, in force from here on.
     """
 
-    run_id: str
-    number: int
-    blocks: Mapping[str, Cut] = field(hash=False)
-    recovery: RecoverySpec
-    device: str
-    folder: str
-    tolerance: float | None = None
-    most: int | None = None
+    run_id: str = values.checked(values.text)
+    number: int = values.checked(values.integer(1))
+    blocks: Mapping[str, Cut] = values.checked(
+        values.table_of(values.one_of(*ROLES), values.section(Cut)), hash=False
+    )
+    recovery: RecoverySpec = values.checked(values.section(RecoverySpec))
+    device: str = values.checked(values.text)
+    folder: str = values.checked(values.text)
+    tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+    most: int | None = values.checked(values.optional(values.integer(1)), None)
     parts: tuple[Part, ...] = (Part(),)
 
     def as_json(self) -> dict[str, Any]:
@@ -212,43 +226,28 @@ class Amendment:
         Raises:
             CorruptError: If it is not what :meth:`as_json` makes.
         """
-        try:
-            blocks = {}
-            for role, piece in value["blocks"].items():
-                values.one_of(*ROLES)("role", role)
-                blocks[role] = Cut(
-                    start=values.integer(0)("start", piece["start"]),
-                    stop=values.integer(0)("stop", piece["stop"]),
-                    width=values.integer(1)("width", piece["width"]),
-                )
+
+        def read() -> Amendment:
             amendment = cls(
-                run_id=values.text("run", value["run"]),
-                number=values.integer(1)("number", value["number"]),
-                blocks=blocks,
-                recovery=values.from_table(RecoverySpec, value["recovery"], "recovery"),
-                device=values.text("device", value["device"]),
-                folder=values.text("folder", value["folder"]),
-                tolerance=values.optional(values.tolerance)("tolerance", value.get("tolerance")),
-                most=values.optional(values.integer(1))("most", value.get("most")),
+                run_id=value["run"],
+                number=value["number"],
+                blocks=value["blocks"],
+                recovery=value["recovery"],
+                device=value["device"],
+                folder=value["folder"],
+                tolerance=value.get("tolerance"),
+                most=value.get("most"),
                 parts=tuple(Part.from_json(part) for part in value["parts"]),
             )
             require_numbered(amendment.parts)
-            for role, piece in blocks.items():
+            for role, piece in amendment.blocks.items():
                 if piece.start >= piece.stop:
                     raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
             if (amendment.tolerance is None) != (amendment.most is None):
                 raise UsageError("tolerance and most belong together")
-            same = amendment.as_json() == value
-        except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
-            raise CorruptError(
-                f"{source} is not an amendment: {error}; restore it from a copy"
-            ) from error
-        if not same:
-            raise CorruptError(
-                f"{source} is not an amendment: it has unknown or altered entries; restore it "
-                "from a copy"
-            )
-        return amendment
+            return amendment
+
+        return _read("an amendment", source, value, read)
 
 
 @dataclass(frozen=True)

@@ -160,14 +160,12 @@ class Spec(values.Checked):
     tolerance: float | None = values.checked(values.optional(values.tolerance), None)
     seed: int = values.checked(values.integer(0, MAX_SEED), 1)
     dtype: str = values.checked(values.one_of(*DTYPES), "float32")
-    operator: OperatorSpec = field(
-        default_factory=OperatorSpec, metadata={"check": values.section(OperatorSpec)}
+    operator: OperatorSpec = values.checked(
+        values.section(OperatorSpec), default_factory=OperatorSpec
     )
-    sketch: SketchSpec = field(
-        default_factory=SketchSpec, metadata={"check": values.section(SketchSpec)}
-    )
-    recovery: RecoverySpec = field(
-        default_factory=RecoverySpec, metadata={"check": values.section(RecoverySpec)}
+    sketch: SketchSpec = values.checked(values.section(SketchSpec), default_factory=SketchSpec)
+    recovery: RecoverySpec = values.checked(
+        values.section(RecoverySpec), default_factory=RecoverySpec
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
 

@@ -51,30 +51,22 @@ def one_of(*words: str) -> Check:
     return check
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def number(is_allowed: Callable[[float], bool], allowed: str) -> Check:
+    """A real number, and no truth value, of which something is true."""
+
+    def check(key: str, value: Any) -> float:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        if not real or not is_allowed(value):
+            raise UsageError(f"{key} = {shown(value)}: must be {allowed}")
+        return float(value)
+
+    return check
 
 
-def positive_seconds(key: str, value: Any) -> float:
-    """A time that is no longer than any number may be large."""
-    if not is_number(value) or not 0 < value <= MAX_SIZE:
-        raise UsageError(f"{key} = {shown(value)}: must be a positive number of seconds")
-    return float(value)
-
-
-def tolerance(key: str, value: Any) -> float:
-    """A relative error."""
-    if not is_number(value) or not 0 < value < 1:
-        raise UsageError(f"{key} = {shown(value)}: must be a relative error between 0 and 1")
-    return float(value)
-
-
-def factor(key: str, value: Any) -> float:
-    """A number by which a summand is multiplied: finite, and not 0."""
-    if not is_number(value) or not 0 < abs(value) <= sys.float_info.max:
-        raise UsageError(f"{key} = {shown(value)}: must be a finite number, and not 0")
-    return float(value)
+positive_seconds = number(lambda value: 0 < value <= MAX_SIZE, "a positive number of seconds")
+tolerance = number(lambda value: 0 < value < 1, "a relative error between 0 and 1")
+factor = number(lambda value: 0 < abs(value) <= sys.float_info.max, "a finite number, and not 0")
+"""What a summand is multiplied by."""
 
 
 def optional(check: Check) -> Check:
@@ -84,6 +76,15 @@ def optional(check: Check) -> Check:
         return None if value is None else check(key, value)
 
     return check_if_given
+
+
+def table_of(key_check: Check, value_check: Check) -> Check:
+    """A table whose keys and values are checked."""
+
+    def check(key: str, value: Any) -> dict[Any, Any]:
+        return {key_check(key, name): value_check(key, inner) for name, inner in value.items()}
+
+    return check
 
 
 def text(key: str, value: Any) -> str:
