@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from commands import CommandLine
 from forking import served
+from pairwise import cover
 from slurmd import empty_queue, real_python, slurm  # noqa: F401 (fixtures)
 
 # Before any library reads them: products that are compared bit for bit, in this process and in
@@ -37,21 +38,32 @@ def _is_drawn() -> Callable[[pytest.Item], bool]:
     return lambda item: zlib.crc32(f"{seed} {item.nodeid}".encode()) < below
 
 
+def _cases_of_tests(items: list[pytest.Item], mark: str) -> Iterator[tuple[list[pytest.Item], int]]:
+    """The cases of each test that is marked so, and the number that the mark has."""
+    tests: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker(mark) and not item.get_closest_marker("soak"):
+            tests.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
+    for cases in tests.values():
+        (number,) = cases[0].get_closest_marker(mark).args
+        yield cases, number
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as soak what is thorough, and of sampled tests all cases but a few."""
+    """Marks as soak what is thorough, and of sampled and covered tests all cases but a few."""
     is_drawn = _is_drawn()
-    sampled: dict[tuple[Path, str], list[pytest.Item]] = {}
-    for item in items:
-        mark = item.get_closest_marker("sampled")
-        if mark is not None and item.get_closest_marker("soak") is None:
-            sampled.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
-    for cases in sampled.values():
-        (most,) = cases[0].get_closest_marker("sampled").args
+    for cases, most in _cases_of_tests(items, "sampled"):
         by_default = {(2 * i + 1) * len(cases) // (2 * most) for i in range(most)}
         for number, item in enumerate(cases):
             if len(cases) > most and number not in by_default:
                 item.add_marker("thorough")
+    for cases, together in _cases_of_tests(items, "covered"):
+        # Values are told apart by what is written of them.
+        names = sorted(cases[0].callspec.params)
+        values = [[repr(item.callspec.params[name]) for name in names] for item in cases]
+        for number in set(range(len(cases))).difference(cover(values, together)):
+            cases[number].add_marker("thorough")
     for item in items:
         if item.get_closest_marker("thorough") is not None and not is_drawn(item):
             item.add_marker("soak")

@@ -11,6 +11,7 @@ import gc
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -27,7 +28,6 @@ from operators import (
     relative_error,
     triple,
 )
-from pairwise import covered
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw
@@ -110,19 +110,24 @@ def orthogonality_limit(dtype: str) -> float:
     return 1e-6 if dtype in SINGLE else 1e-11
 
 
-def can_be_drawn(kind, method, dtype, noise):
-    return noise != "phase" or dtype.startswith("complex")
-
-
-combinations = pytest.mark.parametrize(
-    ("kind", "method", "dtype", "noise"),
-    covered(KINDS, METHODS, DTYPES, NOISES, allowed=can_be_drawn),
-)
+def combinations(test):
+    """All that can be; by default any two values of two parameters are in one."""
+    cases = [
+        (kind, method, dtype, noise)
+        for kind, method, dtype, noise in product(KINDS, METHODS, DTYPES, NOISES)
+        if noise != "phase" or dtype.startswith("complex")
+    ]
+    names = ("kind", "method", "dtype", "noise")
+    return pytest.mark.covered(2)(pytest.mark.parametrize(names, cases)(test))
 
 
 def once(names, *axes):
-    """All combinations; by default each value is in one at least."""
-    return pytest.mark.parametrize(names, covered(*axes, together=1))
+    """All combinations; by default each value is in one."""
+
+    def mark(test):
+        return pytest.mark.covered(1)(pytest.mark.parametrize(names, [*product(*axes)])(test))
+
+    return mark
 
 
 every_method = once(("kind", "method"), KINDS, METHODS)

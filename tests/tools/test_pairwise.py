@@ -1,4 +1,4 @@
-"""The cover of all pairs, by which tests choose their cases."""
+"""The cover of all pairs, by which tests choose the cases that are run by default."""
 
 from __future__ import annotations
 
@@ -7,48 +7,50 @@ from itertools import combinations, product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pairwise import cover, covered
+from pairwise import cover
 
-AXES = (("a", "b"), (1, 2, 3, 4), ("x", "y", "z"))
-
-axes = st.lists(st.integers(1, 4), min_size=2, max_size=4)
+CASES = list(product("ab", range(4), "xyz"))
 
 
 def meetings(cases, together):
     return {met for case in cases for met in combinations(enumerate(case), together)}
 
 
-@given(axes, st.integers(1, 2), st.integers(0, 9))
-def test_whatever_is_allowed_to_meet_meets(sizes, together, seed):
-    def allowed(*case):
-        return hash((case, seed)) % 3 > 0
-
-    ranges = [range(size) for size in sizes]
-    every = [case for case in product(*ranges) if allowed(*case)]
-    chosen = cover(*ranges, together=together, allowed=allowed)
-    assert set(chosen) <= set(every)
-    assert meetings(chosen, together) == meetings(every, together)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2)), unique=True),
+    st.integers(1, 3),
+)
+def test_what_meets_in_any_case_meets_in_one_that_is_chosen(cases, together):
+    chosen = cover(cases, together)
+    assert meetings([cases[number] for number in chosen], together) == meetings(cases, together)
+    assert chosen == sorted(set(chosen))
 
 
-def test_cases_are_few():
-    assert len(cover(*AXES)) == 12
-    assert len(cover(*AXES, together=1)) == 4
+@pytest.mark.parametrize(("together", "count"), [(1, 4), (2, 12), (3, 24)])
+def test_cases_are_few(together, count):
+    assert len(cover(CASES, together)) == count
 
 
-def test_values_are_used_evenly():
-    chosen = cover(*AXES, together=1)
-    assert [case[0] for case in chosen].count("a") == 2
+def test_values_are_chosen_evenly():
+    assert [CASES[number][0] for number in cover(CASES, 1)].count("a") == 2
 
 
-def test_case_that_adds_nothing_is_not_chosen():
-    chosen = cover(*AXES)
-    for case in chosen:
-        others = [other for other in chosen if other != case]
-        assert meetings(others, 2) < meetings(chosen, 2)
+def test_each_chosen_case_adds_something():
+    chosen = cover(CASES)
+    for number in chosen:
+        others = [CASES[other] for other in chosen if other != number]
+        assert meetings(others, 2) < meetings(CASES, 2)
 
 
-def test_all_other_cases_are_thorough():
-    params = covered(*AXES)
-    assert [param.values for param in params] == list(product(*AXES))
-    by_default = [param.values for param in params if pytest.mark.thorough not in param.marks]
-    assert by_default == cover(*AXES)
+def test_no_case_is_chosen_of_none():
+    assert cover([]) == []
+
+
+SOME = [case for case in CASES if case[:2] != ("a", 0)]
+
+
+@pytest.mark.covered(2)
+@pytest.mark.parametrize(("letter", "number", "other"), SOME)
+def test_other_cases_of_a_covered_test_are_thorough(request, letter, number, other):
+    chosen = (letter, number, other) in [SOME[place] for place in cover(SOME)]
+    assert (request.node.get_closest_marker("thorough") is None) == chosen
