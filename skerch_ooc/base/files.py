@@ -300,6 +300,29 @@ def _is_spelt(content: bytes, value: Any, spelling: Callable[[Any], bytes]) -> b
     return False
 
 
+def signed_line(value: dict[str, Any]) -> bytes:
+    """The content of a file that holds a value and, beside it, the hash of it."""
+    return canonical_line(value | {"sha256": digest(value)})
+
+
+def read_signed(path: Path, advice: str) -> dict[str, Any]:
+    """Reads what :func:`signed_line` made, and checks it.
+
+    Args:
+        path: The file.
+        advice: What to say of a file that was altered, after that.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        CorruptError: If it was altered.
+    """
+    value = read_json(path, canonical_line)
+    stated = value.pop("sha256", None) if isinstance(value, dict) else None
+    if stated is None or stated != digest_of_any(value):
+        raise CorruptError(f"{path} was altered{advice}")
+    return dict(value)
+
+
 def read_log(path: Path) -> bytes:
     """Reads a file that others may write to, or may have put anything in the place of.
 

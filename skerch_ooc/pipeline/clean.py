@@ -12,9 +12,8 @@ real folders of the run.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
@@ -72,11 +71,8 @@ class Cleaning:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Files and bytes of each kind of which there are any, in order."""
-        count = Counter(one.kind for one in self.freed)
-        size: Counter[str] = Counter()
-        for one in self.freed:
-            size[one.kind] += one.bytes
-        return {kind: (count[kind], size[kind]) for kind in KINDS if count[kind]}
+        sizes = {kind: [one.bytes for one in self.freed if one.kind == kind] for kind in KINDS}
+        return {kind: (len(found), sum(found)) for kind, found in sizes.items() if found}
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
@@ -88,8 +84,7 @@ class Cleaning:
                 for kind, (files, size) in self.counts().items()
             },
             "bytes": sum(one.bytes for one in self.freed),
-            "files": [{"path": one.path, "kind": one.kind, "bytes": one.bytes}
-                      for one in self.freed],
+            "files": [asdict(one) for one in self.freed],
             "kept": self.kept,
             "strangers": self.strangers,
             "larger": self.larger,
@@ -97,16 +92,16 @@ class Cleaning:
 
 
 @dataclass
-class _Sorted:
-    """The files of a run by why they would go, each once."""
+class _Going:
+    """The files of a run by why they would go, each once, and why others are kept."""
 
+    kept: list[str] = field(default_factory=list)
     kinds: dict[str, list[Entry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    taken: set[str] = field(default_factory=set)
+    finished: bool = True
 
     def add(self, kind: str, entries: Sequence[Entry]) -> None:
-        fresh = [entry for entry in entries if entry.path not in self.taken]
-        self.taken |= {entry.path for entry in fresh}
-        self.kinds[kind] += fresh
+        taken = {entry.path for known in self.kinds.values() for entry in known}
+        self.kinds[kind] += [entry for entry in entries if entry.path not in taken]
 
     def size(self, *kinds: str) -> int:
         return sum(entry.size for kind in kinds for entry in self.kinds[kind])
@@ -144,31 +139,18 @@ def clean(
         UsageError: If jobs of the run are in the queue of Slurm, or folders of it are links.
         CorruptError: If a file that is to stay, or must be read first, is damaged.
     """
-    inventory = take_inventory(run.directory)
-    seconds = seconds_of(older_than)
-    working = _at_work(inventory, seconds)
-    going, kept = _Sorted(), [_told(working)] if working else []
-    going.add(LEFTOVERS, [entry for entry in _private(inventory) if entry not in working])
-    mark, finished = run.cleaned(), False
+    inventory, seconds = take_inventory(run.directory), seconds_of(older_than)
     if sketch or shards:
         _require_rest(run, seconds, queue=shards)
-    try:
-        _sort(run, mark, inventory, going, unused=not working)
-        finished = True
-    except (IncompleteError, CorruptError) as error:
-        if sketch or shards:
-            raise
-        kept.append(f"all but leftovers: {error}")
-    steps = [LEFTOVERS, SUPERSEDED, DUPLICATES]
-    steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
+    going = _sort(run, inventory, seconds, whole=sketch or shards)
     if shards:
-        shown = [entry.size for entry in inventory.inside((names.SHARDS,)) if entry.kind]
-        mark = mark or mark_of(run, len(shown), sum(shown))
-        verify_kept(run, mark, progress or Progress())
+        mark = _verified_mark(run, inventory, progress or Progress())
         # That may have taken a while.
         _require_rest(run, seconds, queue=False)
         if not dry_run:
             publish_mark(run, mark)
+    steps = [LEFTOVERS, SUPERSEDED, DUPLICATES]
+    steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
     entries = [(kind, entry) for kind in steps for entry in going.kinds[kind]]
     if not dry_run:
         gone = {e.path for e in remove_entries(run.directory, [entry for _, entry in entries])}
@@ -177,10 +159,41 @@ def clean(
         directory=str(run.directory),
         dry_run=dry_run,
         freed=[Freed(entry.path, kind, entry.size) for kind, entry in entries],
-        kept=kept,
+        kept=going.kept,
         strangers=_strangers(inventory),
-        larger=_larger(going, sketch, shards) if finished else {},
+        larger=_larger(going, sketch, shards),
     )
+
+
+def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> _Going:
+    """Sorts the files of a run by why they would go.
+
+    Args:
+        run: The run.
+        inventory: Its files.
+        older_than: Seconds after which a private file of another host is of a dead process.
+        whole: Whether a run that is not finished, or damaged, is refused; else its leftovers go.
+    """
+    working = _at_work(inventory, older_than)
+    going = _Going([_told(working)] if working else [])
+    going.add(LEFTOVERS, [entry for entry in _private(inventory) if entry not in working])
+    mark = run.cleaned()
+    try:
+        _sort_published(run, mark, inventory, going, unused=not working)
+    except (IncompleteError, CorruptError) as error:
+        if whole:
+            raise
+        going.finished = False
+        going.kept.append(f"all but leftovers: {error}")
+    return going
+
+
+def _verified_mark(run: Run, inventory: Inventory, progress: Progress) -> Cleaned:
+    """What is noted of a run before its shards go, once all that stays was read."""
+    shown = [entry.size for entry in inventory.entries if entry.kind is names.COLUMN_SHARD]
+    mark = run.cleaned() or mark_of(run, len(shown), sum(shown))
+    verify_kept(run, mark, progress)
+    return mark
 
 
 def _private(inventory: Inventory) -> list[Entry]:
@@ -233,8 +246,8 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
         )
 
 
-def _sort(
-    run: Run, mark: Cleaned | None, inventory: Inventory, going: _Sorted, *, unused: bool
+def _sort_published(
+    run: Run, mark: Cleaned | None, inventory: Inventory, going: _Going, *, unused: bool
 ) -> None:
     """Sorts the files of a finished run; of one whose shards were removed nothing else is needed.
 
@@ -262,8 +275,10 @@ def _heads_first(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.folder, ".t" in entry.name, entry.name))
 
 
-def _larger(going: _Sorted, sketch: bool, shards: bool) -> dict[str, int]:
+def _larger(going: _Going, sketch: bool, shards: bool) -> dict[str, int]:
     """What further options would free."""
+    if not going.finished:
+        return {}
     found = {}
     if not (sketch or shards):
         found["--sketch"] = going.size(SKETCH)

@@ -1,8 +1,11 @@
-"""Which files of a finished run are of use, and which of its derived files are not any more."""
+"""What is needed of a finished run: which files are of use, and what must be there to do without.
+
+First which derived files and column shards nothing makes use of any more. Then what must be there,
+and whole, before the shards that it was made of may be removed.
+"""
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,13 +20,14 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.status import status
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.results.assess import Assessment, assess_result, read_assessment, tolerance_factor
+from skerch_ooc.results.assess import Assessment, assess_result, meets_tolerance, read_assessment
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.store import names
+from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.cleaned import Cleaned, mark_path, remove_mark
 from skerch_ooc.store.inventory import Entry, Inventory
 from skerch_ooc.store.names import FileKind, Folder
-from skerch_ooc.store.pieces import PiecedMatrix, check_pieces, lost_pieces, pieced_names
+from skerch_ooc.store.pieces import check_pieces, lost_pieces, piece_paths
 from skerch_ooc.store.result_files import (
     assessment_path,
     begun_results,
@@ -134,7 +138,7 @@ class Needs:
             # It may be in the making.
             return []
         file = SealedFile(self.run.results / folder[1] / result.name())
-        recipe = _sketch_of(recipe_path(file.path)) if _has(inside, names.RECIPE) else None
+        recipe = _sketch_of(recipe_path(file.path))
         if lost_pieces(file) or (recipe == self.sketch != file.identity.get("sketch")):
             return []
         named = {piece.name for piece in piece_paths(file)}
@@ -145,12 +149,6 @@ class Needs:
             or (entry.kind is names.PIECE and entry.name not in named)
             or (entry.kind is names.RECIPE and recipe != file.identity.get("sketch"))
         ]
-
-
-def piece_paths(file: SealedFile) -> list[Path]:
-    """The pieces of all matrices of a file."""
-    names = pieced_names(file.identity)
-    return [path for name in names for path in PiecedMatrix(file, name).paths]
 
 
 def needs_of(run: Run) -> Needs:
@@ -222,10 +220,8 @@ def _has(entries: Iterable[Entry], kind: FileKind) -> bool:
 
 def _sketch_of(path: Path) -> Any:
     """The sketch that a file says it is of."""
-    try:
-        return SealedFile(path).identity.get("sketch")
-    except FileNotFoundError:
-        return None
+    file = open_if_there(path)
+    return None if file is None else file.identity.get("sketch")
 
 
 def _alike(one: Rectangle, other: Rectangle) -> bool:
@@ -265,11 +261,11 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
         UsageError: If the default result is one of other settings than the plan's.
         CorruptError: If a file is damaged.
     """
-    quoted = shlex.quote(str(run.directory))
     for name in implicit_results(run):
         raise IncompleteError(
             f"results/{name} is implicit: its vectors are made of the shards as they are read. "
-            f'Recover it with vectors = "stored", or remove it: rm -r {quoted}/results/{name}'
+            'Recover it with vectors = "stored", or remove it: '
+            f"rm -r {quoted(run.directory)}/results/{name}"
         )
     sketch = State(run).last.sketch.digest
     _require_default(run, sketch)
@@ -332,12 +328,9 @@ def _assessed(run: Run) -> Assessment:
 
 def _require_tolerance(run: Run, assessment: Assessment) -> None:
     """Refuses if the run would go on measuring to meet its tolerance."""
-    tolerance, most = run.plan.amendments[-1].tolerance, run.plan.amendments[-1].most
-    if tolerance is None or most is None or run.plan.reach("right") >= most:
-        return
-    error = assessment.relative_error
-    margin = tolerance_factor(run.plan, assessment.test_measurements)
-    if error is None or error * margin > tolerance:
+    most = run.plan.amendments[-1].most
+    going_on = most is not None and run.plan.reach("right") < most
+    if going_on and not meets_tolerance(run.plan, assessment):
         raise IncompleteError(
             f"the tolerance of {run.directory} is not met yet; go on with: skerch-ooc run --run "
             f"{quoted(run.directory)}"
@@ -354,7 +347,7 @@ def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
     files = {name: result_path(run, name) for name in mark.results}
     advice = (
         "; no further shard is removed. If all shards are still there, this makes the run an "
-        f"ordinary one again: rm {shlex.quote(str(mark_path(run.directory)))}"
+        f"ordinary one again: rm {quoted(mark_path(run.directory))}"
     )
     with progress.stage("verify", len(files), "results") as advance:
         for name, path in files.items():

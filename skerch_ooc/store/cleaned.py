@@ -46,8 +46,7 @@ class Cleaned:
     def publish(self, directory: Path, run_id: str) -> bool:
         """Publishes the mark, unless there is one; whether this call did."""
         value = {"format": _FORMAT, "type": names.CLEANED.type, "run": run_id} | asdict(self)
-        content = files.canonical_line(value | {"sha256": files.digest(value)})
-        return files.publish_bytes(content, mark_path(directory))
+        return files.publish_bytes(files.signed_line(value), mark_path(directory))
 
 
 def mark_path(directory: Path) -> Path:
@@ -72,16 +71,13 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
         CorruptError: If the mark is damaged, or of another run.
     """
     path = mark_path(directory)
-    try:
-        value = files.read_json(path, files.canonical_line)
-    except FileNotFoundError:
-        return None
     advice = (
         f"; restore it from a copy. If all shards are there, it can be removed: rm {quoted(path)}"
     )
-    stated = value.pop("sha256", None) if isinstance(value, dict) else None
-    if stated != files.digest(value):
-        raise CorruptError(f"{path} was altered{advice}")
+    try:
+        value = files.read_signed(path, advice)
+    except FileNotFoundError:
+        return None
     if value.pop("run", None) != run_id:
         raise CorruptError(f"{path} belongs to another run{advice}")
     if (value.pop("format", None), value.pop("type", None)) != (_FORMAT, names.CLEANED.type):

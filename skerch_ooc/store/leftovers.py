@@ -8,12 +8,12 @@ which then began long after the file was written. Of other hosts only the age of
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.files import PRIVATE_PREFIX
@@ -77,28 +77,9 @@ def may_be_at_work(name: str, written: float, older_than: float) -> bool:
     owner, age = Owner.of(name), time.time() - written
     if owner is None or owner.host != socket.gethostname():
         return age < older_than
-    if not _lives(owner.pid):
+    try:
+        return bool(psutil.Process(owner.pid).create_time() < written + _CLOCKS)
+    except psutil.NoSuchProcess:
         return age < min(MOMENT, older_than)
-    began = _began(owner.pid)
-    return began is None or began < written + _CLOCKS
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True
-
-
-def _began(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch; ``None`` where the system does not tell."""
-    try:
-        # After the name, which may hold anything, the third field comes first.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        (booted,) = re.findall(rb"^btime (\d+)$", Path("/proc/stat").read_bytes(), re.M)
-        return int(booted) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -150,18 +150,19 @@ def open_matrix(file: SealedFile, name: str) -> Tiles | None:
     return PiecedMatrix(file, name) if name in pieced_names(file.identity) else None
 
 
-def lost_pieces(file: SealedFile) -> list[Path]:
-    """The pieces of a file's matrices that are not there.
+def piece_paths(file: SealedFile) -> list[Path]:
+    """The pieces of all matrices of a file.
 
     Raises:
         CorruptError: If the file does not describe them.
     """
-    return [
-        path
-        for name in pieced_names(file.identity)
-        for path in PiecedMatrix(file, name).paths
-        if not path.exists()
-    ]
+    matrices = pieced_names(file.identity)
+    return [path for name in matrices for path in PiecedMatrix(file, name).paths]
+
+
+def lost_pieces(file: SealedFile) -> list[Path]:
+    """The pieces of a file's matrices that are not there; raises as :func:`piece_paths` does."""
+    return [path for path in piece_paths(file) if not path.exists()]
 
 
 def check_pieces(file: SealedFile) -> None:

@@ -71,12 +71,9 @@ class Run:
         """
         path = self.fingerprint_path(part)
         try:
-            value = files.read_json(path, files.canonical_line)
+            value = files.read_signed(path, "; restore it from a copy")
         except FileNotFoundError:
             return None
-        stated = value.pop("sha256", None) if isinstance(value, dict) else None
-        if stated is None or stated != files.digest_of_any(value):
-            raise CorruptError(f"{path} was altered; restore it from a copy")
         if value.get("run") != self.plan.run_id:
             raise CorruptError(
                 f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it "
@@ -90,17 +87,14 @@ class Run:
                 f"{path} is the fingerprint of part {value['part']}; restore that of part {part} "
                 "from a copy"
             )
-        return dict(value)
+        return value
 
     def publish_fingerprint(self, value: dict[str, Any], part: int = 0) -> None:
         """Publishes the fingerprint of a part, unless another process already has."""
         value = value | {"run": self.plan.run_id}
         if len(self.plan.parts) > 1:
             value["part"] = part
-        files.publish_bytes(
-            files.canonical_line(value | {"sha256": files.digest(value)}),
-            self.fingerprint_path(part),
-        )
+        files.publish_bytes(files.signed_line(value), self.fingerprint_path(part))
 
     def cleaned(self) -> Cleaned | None:
         """What was noted when the shards of this run were removed; ``None`` if they never were.
