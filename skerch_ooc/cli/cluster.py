@@ -13,12 +13,22 @@ import click
 from skerch_ooc.base.errors import IncompleteError, UsageError
 from skerch_ooc.base.progress import Progress, for_terminal
 from skerch_ooc.cli.group import operators_print_to_stderr, say_stopped, show_result, verb
-from skerch_ooc.cli.options import DEVICE, DIR, MAX_SECONDS, MEMORY, PATH, THREADS, with_options
+from skerch_ooc.cli.options import (
+    DEVICE,
+    DIR,
+    MAX_SECONDS,
+    MEMORY,
+    PATH,
+    THREADS,
+    WORKING,
+    WorkOptions,
+    with_options,
+)
 from skerch_ooc.cli.signals import budget_of
 
 
 @verb("task runs/hessian measure --index 0 --of 16")
-@with_options(DIR, MEMORY, THREADS, DEVICE, MAX_SECONDS)
+@with_options(DIR, WORKING, MEMORY, THREADS, DEVICE, MAX_SECONDS)
 @click.argument("stage", metavar="STAGE")
 @click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
 @click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
@@ -28,36 +38,30 @@ from skerch_ooc.cli.signals import budget_of
     help="The submission it is of, which it goes on with.",
 )
 def task(
-    directory: Path, stage: str, index: int, of: int, memory: str | None, threads: int | None,
-    device: str | None, max_seconds: float | None, submission: str | None,
-) -> None:  # fmt: skip
+    directory: Path, working: WorkOptions, stage: str, index: int, of: int, submission: str | None
+) -> None:
     """Do a share of a stage, for job arrays: tasks t with t mod N = I.
 
     STAGE is measure, merge, solve, vectors or assess; of a later round measure.2 and so on. Nothing
     published is done again, and shares do not know of each other.
     """
     # Before anything else: while libraries are loaded, a signal would end the process.
-    budget = budget_of(max_seconds, patient=True)
+    budget = budget_of(working.max_seconds, patient=True)
     from skerch_ooc.executors.share import Share
-    from skerch_ooc.executors.work import Work
-    from skerch_ooc.pipeline import share as shares
     from skerch_ooc.pipeline import steps
-    from skerch_ooc.pipeline.run import finish
+    from skerch_ooc.pipeline.share import perform_share
     from skerch_ooc.planning.stage_names import RoundStage
 
     opened = steps.open_run(directory)
-    share = Share(index, of, budget)
     wanted = RoundStage.parse(stage, opened.plan.rounds)
-    work = Work.of(share, memory, threads, device, for_terminal())
+    work = working.work(executor=Share(index, of, budget))
     with _told_of_submission(opened, wanted, submission, budget, work.progress):
-        if wanted.name != "assess":
-            with operators_print_to_stderr():
-                shares.perform_share(opened, wanted, work)
-            if budget.stopped:
-                say_stopped(work.progress)
-        elif share.first:
-            assessment = finish(opened, work)
+        with operators_print_to_stderr():
+            assessment = perform_share(opened, wanted, work)
+        if assessment is not None:
             show_result(opened, "default", assessment, as_json=False)
+        elif budget.stopped:
+            say_stopped(work.progress)
 
 
 @contextlib.contextmanager
@@ -84,6 +88,24 @@ def _told_of_submission(
         raise click.exceptions.Exit(error.exit_code) from error
 
 
+def _by_stages(_: click.Context, option: click.Parameter, texts: Sequence[str]) -> Any:
+    """Options of sbatch by the stage that they are for."""
+    from skerch_ooc.executors.slurm.options import options_of_stages
+
+    del option
+    return options_of_stages(texts)
+
+
+def _text_of(_: click.Context, option: click.Parameter, path: Path | None) -> str | None:
+    """What a file of shell lines holds."""
+    try:
+        return None if path is None else path.read_text(errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; give {option.opts[0]} a file of shell lines"
+        ) from error
+
+
 @verb("submit runs/hessian --time 2:00:00 --mem 16G -- --qos=x")
 @with_options(DIR)
 @click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
@@ -98,12 +120,14 @@ def _told_of_submission(
     "--for",
     "of_stage",
     multiple=True,
+    callback=_by_stages,
     metavar="STAGE=OPTIONS",
     help='Of sbatch, for a stage only: "measure=--gpus=1".',
 )
 @click.option(
     "--setup",
     type=PATH,
+    callback=_text_of,
     metavar="FILE",
     help="Shell lines for the nodes, such as module load.",
 )
@@ -126,9 +150,8 @@ def _told_of_submission(
 @click.option("--dry-run", is_flag=True, help="Print scripts and commands; submits nothing.")
 @click.option("--follow", metavar="NUMBER", hidden=True)
 def submit(
-    directory: Path, of_stage: Sequence[str], setup: Path | None, again: bool, dry_run: bool,
-    follow: str | None, further: Sequence[str], **given: Any,
-) -> None:  # fmt: skip
+    directory: Path, *, again: bool, dry_run: bool, follow: str | None, **given: Any
+) -> None:
     """Submit what is left of a planned run to Slurm, as job arrays.
 
     They wait for each other; `status DIR` shows how far they are. `submit DIR` again submits what
@@ -136,7 +159,7 @@ def submit(
     all options from --time to --job-name.
     """
     from skerch_ooc.cli import tables
-    from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages
+    from skerch_ooc.executors.slurm.options import JobOptions
     from skerch_ooc.pipeline import submission
     from skerch_ooc.store import rundir
 
@@ -145,11 +168,7 @@ def submit(
         budget = budget_of(None, patient=True)
         submission.follow(directory, follow, budget, for_terminal().say)
         return
-    options = JobOptions(
-        further=tuple(further), of_stage=options_of_stages(of_stage),
-        setup="" if setup is None else _text_of(setup),
-        **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
+    options = JobOptions(**{name: value for name, value in given.items() if value is not None})
     opened = rundir.open_run(directory)
     as_before = None if options == JobOptions() else options
     done = submission.submit(opened, as_before, again=again, dry_run=dry_run)
@@ -160,12 +179,3 @@ def submit(
         click.echo(tables.dry_run_text(done))
     else:
         click.echo(tables.submitted_table(done, directory))
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; give --setup a file of shell lines"
-        ) from error

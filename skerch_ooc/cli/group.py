@@ -6,13 +6,19 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from skerch_ooc.base.errors import quoted
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER, Progress
 from skerch_ooc.base.version import __version__
+
+if TYPE_CHECKING:
+    from skerch_ooc.cli.options import ResultOptions
+    from skerch_ooc.executors.work import Work
+    from skerch_ooc.pipeline.start import Planned
+    from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.store.rundir import Run
 
 
 class _Verbs(click.Group):
@@ -51,15 +57,6 @@ def verb(example: str) -> Callable[[Callable[..., Any]], click.Command]:
     return cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
 
 
-def how_to_measure(run: Any) -> str:
-    """What to do with a plan that has grown."""
-    command = run.how_to_measure()
-    if not command.startswith("skerch-ooc"):
-        return str(command)
-    path = quoted(run.directory)
-    return f"skerch-ooc run --run {path}, or skerch-ooc submit {path}"
-
-
 @contextlib.contextmanager
 def operators_print_to_stderr() -> Iterator[None]:
     """Keeps standard output for results: what an operator prints would spoil the JSON."""
@@ -67,22 +64,23 @@ def operators_print_to_stderr() -> Iterator[None]:
         yield
 
 
-def conclude(
-    run: Any, assessment: Any, progress: Any, max_relative_error: float | None, as_json: bool
-) -> None:
-    """Shows what all stages led to, and holds it against what was asked for."""
-    from skerch_ooc.pipeline import steps
+def complete(planned: Planned, work: Work, shown: ResultOptions) -> None:
+    """Does all stages, shows what they led to, and holds it against what was asked for."""
+    from skerch_ooc.pipeline.run import run_all
+    from skerch_ooc.pipeline.steps import require_quality
     from skerch_ooc.results.assess import require_tolerance
 
+    with operators_print_to_stderr():
+        assessment = run_all(planned, work)
     if assessment is None:
-        say_stopped(progress)
+        say_stopped(work.progress)
         return
-    show_result(run, "default", assessment, as_json)
-    require_tolerance(run.plan, assessment)
-    steps.require_quality(assessment, max_relative_error)
+    show_result(planned.run, "default", assessment, as_json=shown.as_json)
+    require_tolerance(planned.run.plan, assessment)
+    require_quality(assessment, shown.max_relative_error)
 
 
-def show_result(run: Any, name: str, assessment: Any, as_json: bool) -> None:
+def show_result(run: Run, name: str, assessment: Assessment, *, as_json: bool) -> None:
     """Prints the figures of a result, and what they advise."""
     from skerch_ooc.cli import tables
     from skerch_ooc.results.advice import Found

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
+from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.progress import for_terminal
 from skerch_ooc.cli.group import json_of, print_json, show_result, verb
 from skerch_ooc.cli.options import (
@@ -23,10 +21,6 @@ from skerch_ooc.cli.options import (
     with_options,
 )
 
-_QUEUE_SECONDS = 5.0
-"""How long status waits for the queue, which is but decoration."""
-_LONGEST_INTERVAL = 86400.0
-
 
 @verb("assess runs/hessian --max-relative-error 0.01")
 @with_options(DIR, RESULT, MAX_ERROR, JSON)
@@ -36,7 +30,7 @@ def assess(directory: Path, name: str, max_relative_error: float | None, as_json
 
     opened = steps.open_run(directory)
     assessment = steps.assess(opened, name)
-    show_result(opened, name, assessment, as_json)
+    show_result(opened, name, assessment, as_json=as_json)
     steps.require_quality(assessment, max_relative_error)
 
 
@@ -89,19 +83,10 @@ def report(directory: Path, name: str, output: Path | None) -> None:
 def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None:
     """Show what is done, what is in Slurm's queue, and what comes next."""
     from skerch_ooc.cli import tables
-    from skerch_ooc.executors.slurm.queue import QueueQuestion
-    from skerch_ooc.pipeline.status import status as status_of
-    from skerch_ooc.store import rundir
+    from skerch_ooc.pipeline.status import looks
 
     shown = None
-    while True:
-        run = rundir.open_run(directory)
-        question = QueueQuestion(run.logs)
-        state = status_of(run)
-        queue = question.answer(_QUEUE_SECONDS)
-        if queue and state.next and state.cleaned is None:
-            # Who submitted a run goes on with it in the same way.
-            state = replace(state, next=f"skerch-ooc submit {quoted(directory)}")
+    for state, queue in looks(directory, interval):
         if as_json:
             text = json_of(state.as_json() | {"slurm": queue and queue.as_json()})
         else:
@@ -110,12 +95,9 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
             if shown is not None and sys.stdout.isatty() and not as_json:
                 click.clear()
             click.echo(text)
-        if not watch or state.next is None:
+        if not watch:
             return
-        if queue and queue.is_over:
-            raise IncompleteError(f"no job is in the queue any more; go on with: {state.next}")
         shown = text
-        time.sleep(min(interval, _LONGEST_INTERVAL))
 
 
 @verb("verify runs/hessian")

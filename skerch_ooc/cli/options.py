@@ -10,11 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.progress import for_terminal
+from skerch_ooc.cli.signals import budget_of
+
+if TYPE_CHECKING:
+    from skerch_ooc.base.budget import Budget
+    from skerch_ooc.executors.executor import Executor
+    from skerch_ooc.executors.work import Work
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -121,32 +128,61 @@ RESULT = click.option(
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where a command is to do its work.
+class WorkOptions:
+    """By whom a verb has its work done, and with what.
 
     Attributes:
-        name: Of the executor.
+        executor: Its name.
         workers: Worker processes to start.
         scheduler: Of workers that are running.
         tries: How often a task that fails is tried.
+        memory: Peak resident memory of each process.
+        threads: Threads of each process.
+        device: Torch device of the operator and of the tiles.
+        max_seconds: Time after which measuring stops in good order.
     """
 
-    name: str
-    workers: int | None
-    scheduler: str | None
-    tries: int | None
+    executor: str = "serial"
+    workers: int | None = None
+    scheduler: str | None = None
+    tries: int | None = None
+    memory: str | None = None
+    threads: int | None = None
+    device: str | None = None
+    max_seconds: float | None = None
 
-    def executor(self, device: str | None) -> Any:
-        """The executor for work on a device.
+    def work(
+        self,
+        planned_device: str | None = None,
+        *,
+        executor: Executor | None = None,
+        budget: Budget | None = None,
+    ) -> Work:
+        """Work that is shown on the terminal.
+
+        Args:
+            planned_device: The operator's, if none was given.
+            executor: Instead of the one that the options name.
+            budget: When to stop.
 
         Raises:
             UsageError: If the options contradict each other.
         """
+        from skerch_ooc.executors.work import Work
+
+        executor = executor or self._executor(self.device or planned_device)
+        return Work.of(executor, self.memory, self.threads, self.device, for_terminal(), budget)
+
+    def stoppable_work(self, planned_device: str) -> Work:
+        """The same, which stops in good order at its time, or when it is asked to."""
+        return self.work(planned_device, budget=budget_of(self.max_seconds))
+
+    def _executor(self, device: str | None) -> Executor:
         from skerch_ooc.base.resources import available_cores
         from skerch_ooc.executors.dask import Dask, visible_gpus
         from skerch_ooc.executors.serial import Serial
 
-        if self.name == "dask":
+        if self.executor == "dask":
             _quiet_distributed()
             tries, workers = 1 if self.tries is None else self.tries, self.workers
             if self.scheduler is not None:
@@ -154,10 +190,9 @@ class Where:
             gpus = len(visible_gpus()) if (device or "").startswith("cuda") else 0
             return Dask(workers=(gpus or available_cores()) if workers is None else workers,
                         tries=tries)  # fmt: skip
-        if self.scheduler is not None:
-            raise UsageError(f"--scheduler {self.scheduler} needs --executor dask")
-        if self.tries is not None:
-            raise UsageError(f"--tries {self.tries} needs --executor dask")
+        for option, value in (("--scheduler", self.scheduler), ("--tries", self.tries)):
+            if value is not None:
+                raise UsageError(f"{option} {value} needs --executor dask")
         if self.workers not in (None, 1):
             raise UsageError(
                 f"--workers {self.workers} needs --executor dask; serial is one process"
@@ -176,20 +211,38 @@ def _quiet_distributed() -> None:
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def with_place(command: Command) -> Command:
-    """Gives a command the options that say where it works, as the one argument ``where``."""
+@dataclass(frozen=True)
+class ResultOptions:
+    """How a result is shown, and when it is not good enough.
 
-    @functools.wraps(command)
-    def with_where(
-        *args: Any, executor: str, workers: int | None, scheduler: str | None, tries: int | None,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        return command(*args, where=Where(executor, workers, scheduler, tries), **kwargs)
+    Attributes:
+        max_relative_error: Above it the exit code says so.
+        as_json: Show figures as JSON.
+    """
 
-    decorated: Any = with_where
-    for option in reversed(_WHERE):
-        decorated = option(decorated)
-    return cast("Command", decorated)
+    max_relative_error: float | None
+    as_json: bool
+
+
+def gathered(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gives a command options, and the values of all that a class has fields for as one argument.
+
+    Args:
+        name: Of the argument.
+        kind: The class.
+        options: The options; others of the command may belong to the argument as well.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_one(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in kind.__dataclass_fields__ if key in values}
+            return command(**{name: kind(**own)}, **values)
+
+        decorated: Callable[..., Any] = with_options(*options)(with_one)
+        return decorated
+
+    return decorate
 
 
 def with_options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -203,8 +256,14 @@ def with_options(*decorators: Callable[[Command], Command]) -> Callable[[Command
     return decorate
 
 
-def number(text: str | None) -> int | str | None:
-    """The whole number that a text is, or the text."""
+WORKING = gathered("working", WorkOptions)
+PLACE = gathered("working", WorkOptions, *_WHERE)
+SHOWN = gathered("shown", ResultOptions, MAX_ERROR, JSON)
+
+
+def number(_: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+    """The whole number that a text is, or the text; for click."""
+    del option
     if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
         return text
     return int(text)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import Resources, operator_threads
+from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
-from skerch_ooc.operators.probe import check_fingerprint, examine, sizes_allowed
+from skerch_ooc.operators.probe import Probe, check_fingerprint, examine, sizes_allowed
 from skerch_ooc.pipeline import freeze
+from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import names_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
-from skerch_ooc.planning.spec import OperatorSpec, SketchSpec
+from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
 from skerch_ooc.planning.tolerance import grown_sizes
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
@@ -53,17 +54,32 @@ class Update:
     again: bool = False
     assessed: bool = False
 
+    @classmethod
+    def by_factory(
+        cls, factory: str, arguments: Sequence[str], parts: int | None, **more: Any
+    ) -> Update:
+        """What a factory makes, named in the current folder, is added and leads to an assessment.
 
-def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Operands | None]:
+        Args:
+            factory: Its name.
+            arguments: Its keyword arguments, as in ``"batch=8"``.
+            parts: The most parts that ``B`` is measured in.
+            **more: Factors, and whether it is added once more.
+        """
+        spec = OperatorSpec(factory, parse_arguments(arguments), parts=parts or "auto")
+        return cls(spec, folder=Path.cwd(), assessed=True, **more)
+
+
+def update_run(run: Run, update: Update, work: Work) -> Planned:
     """Plans a further summand, after a probe; one that was planned and not finished is kept.
 
     Args:
         run: The run; complete, unless it is this very update that was interrupted.
         update: What is added.
-        resources: Memory and cores.
+        work: By whom it is going to be measured, and with which resources.
 
     Returns:
-        The run with the plan now in force; and the operator, if it was built.
+        The run with the plan now in force, and the operator, if it was built and is of use.
 
     Raises:
         IncompleteError: If something else is not measured yet.
@@ -71,8 +87,11 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         UsageError: If the method's sketch is not linear, this was added before, or the factors lead
             out of the range of the dtype.
     """
-    scale = values.factor("scale", update.scale)
-    forget = values.factor("forget", update.forget)
+    update = replace(
+        update,
+        scale=values.factor("scale", update.scale),
+        forget=values.factor("forget", update.forget),
+    )
     plan = run.plan
     if not plan.method.is_one_pass:
         *others, last = names_of(lambda method: method.is_one_pass)
@@ -83,48 +102,64 @@ def update_run(run: Run, update: Update, resources: Resources) -> tuple[Run, Ope
         )
     if (update.operator.factory is None) == (update.at_hand is None):
         raise UsageError("give the operator that is to be added, or the factory that makes it")
-    source = _source(run, update)
-    state = State(run)
-    product, examined = None, None
-    if source.factory is None:
-        product = _product(run, update)
-        with operator_threads(resources.threads):
-            examined = examine(product, plan.identity.seed, plan.identity.kind)
-    added = _added_before(run, source, product)
+    source, state = _source(run, update), State(run)
+    examined = None if source.factory else _examined(run, update, work)
+    added = _added_before(run, source, examined.product if examined else None)
     if state.incomplete:
         if added != plan.summands - 1:
             raise _unfinished(run)
-        return run, None
+        return planned_before(run)
     if added is not None and not update.again:
         if state.stale or (update.assessed and not state.assessed):
-            return run, None
+            return planned_before(run)
         raise UsageError(
             f"this was added to {run.directory} before, as summand {added}; if it is to be added "
             "once more, say --again (in Python: again=True)"
         )
-    if product is None or examined is None:
-        product = _product(run, update)
-        with operator_threads(resources.threads):
-            examined = examine(product, plan.identity.seed, plan.identity.kind)
-    findings, fingerprint = examined
-    _require_range(run, forget, scale * float(fingerprint["norm"]))
+    return _amended(run, update, source, examined or _examined(run, update, work), work)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """An operator that is to be added, and what its probe found."""
+
+    product: Product
+    findings: Probe | None
+    fingerprint: dict[str, Any]
+
+
+def _examined(run: Run, update: Update, work: Work) -> _Examined:
+    product, identity = _product(run, update), run.plan.identity
+    with operator_threads(work.resources.threads):
+        return _Examined(product, *examine(product, identity.seed, identity.kind))
+
+
+def _amended(
+    run: Run, update: Update, source: OperatorSource, examined: _Examined, work: Work
+) -> Planned:
+    """Publishes the plan with one more summand."""
+    product, findings, fingerprint = examined.product, examined.findings, examined.fingerprint
+    _require_range(run, update.forget, update.scale * float(fingerprint["norm"]))
     parts = freeze.parts_of(
         product,
         update.operator.parts,
         SketchSpec().task_seconds,
         findings,
-        freeze.next_part(plan, source, scale),
-        left=plan.reach("left"),
+        freeze.next_part(run.plan, source, update.scale),
+        left=run.plan.reach("left"),
     )
-    grown = rundir.amend_run(run, freeze.updated(plan, parts, forget))
+    grown = rundir.amend_run(run, freeze.updated(run.plan, parts, update.forget))
     if not parts[0].is_piece:
         grown.publish_fingerprint(fingerprint, parts[0].number)
     if findings:
         grown.record("receipts", provenance(stage="probe", **findings.as_json()))
-    operands = Operands(
-        grown, product.device, resources.threads, product=product, summand=parts[0].summand
-    )
-    return grown, operands
+    planned = planned_before(grown)
+    if not work.executor.remote:
+        threads, summand = work.resources.threads, parts[0].summand
+        planned.operands = Operands(
+            grown, product.device, threads, product=product, summand=summand
+        )
+    return planned
 
 
 def _require_range(run: Run, forget: float, added: float) -> None:
@@ -270,7 +305,7 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
         )
     amendment = freeze.grown(plan, sizes)
     if amendment.tolerance is not None:
-        amendment = dataclasses.replace(amendment, most=measurements)
+        amendment = replace(amendment, most=measurements)
     return rundir.amend_run(run, amendment)
 
 
@@ -323,7 +358,15 @@ def update(
     spec = operator if isinstance(operator, OperatorSpec) else OperatorSpec()
     asked = Update(spec, scale, forget, None if named else operator, Path.cwd(), again)
     work = Work.of(executor, memory, threads, device, progress)
-    run, operands = update_run(run, asked, work.resources)
-    operands = None if work.executor.remote else operands
-    measure_stage.measure(run, work, operator=asked.at_hand, operands=operands)
-    return run
+    planned = update_run(run, asked, work)
+    measure_stage.measure(planned.run, work, operator=asked.at_hand, operands=planned.operands)
+    return planned.run
+
+
+def how_to_go_on(run: Run) -> str:
+    """What to do with a plan that has grown."""
+    command = run.how_to_measure()
+    if not command.startswith("skerch-ooc"):
+        return command
+    path = quoted(run.directory)
+    return f"skerch-ooc run --run {path}, or skerch-ooc submit {path}"

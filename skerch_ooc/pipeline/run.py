@@ -55,7 +55,12 @@ def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment
             planned.run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
         # The memory of the operator is for the stages that follow.
         planned.operands = None
-        recover_stage.recover(run, run.plan.recovery, "default", work)
+        return _concluded(run, work)
+
+
+def _concluded(run: Run, work: Work) -> Assessment:
+    """Recovers and assesses what is measured."""
+    recover_stage.recover(run, run.plan.recovery, "default", work)
     return assess(run)
 
 
@@ -68,8 +73,7 @@ def _finished_before(run: Run, work: Work) -> Assessment:
     mark = run.cleaned()
     if mark is None or mark.amendments != len(run.plan.amendments):
         run.require_shards()
-    recover_stage.recover(run, run.plan.recovery, "default", work.here)
-    return assess(run)
+    return _concluded(run, work)
 
 
 def finish(run: Run, work: Work) -> Assessment:
@@ -77,7 +81,7 @@ def finish(run: Run, work: Work) -> Assessment:
 
     Args:
         run: The run.
-        work: With which resources.
+        work: By whom, and with which resources.
 
     Raises:
         IncompleteError: If measurements are missing; also if the tolerance is not met yet: the plan
@@ -92,8 +96,7 @@ def finish(run: Run, work: Work) -> Assessment:
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
             f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"
         )
-    recover_stage.recover(run, run.plan.recovery, "default", work.here)
-    return assess(run)
+    return _concluded(run, work)
 
 
 def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:

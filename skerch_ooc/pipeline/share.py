@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from skerch_ooc.base.errors import IncompleteError, quoted
 from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.run import finish
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import RoundStage
+from skerch_ooc.results.assess import Assessment
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover import task as recover_stage
@@ -18,13 +20,16 @@ from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sketch import Round
 
 
-def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
+def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
     """Does a share of a stage, but for what is published already.
 
     Args:
         run: The run.
-        stage: The stage; not ``assess``.
+        stage: The stage.
         work: Which of its tasks, and with which resources.
+
+    Returns:
+        The assessment, if that was the stage and the share is the first.
 
     Raises:
         IncompleteError: If a stage before this one is not complete; says which.
@@ -33,6 +38,9 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
         OperatorError: If the operator is unusable.
         UsageError: If memory is too little.
     """
+    first = work.executor.share[0] == 0
+    if stage.name == "assess":
+        return finish(run, work.here) if first else None
     if stage.name == "measure" and stage.round > 1:
         _require_basis(run, stage, work)
     rounds = State(run).rounds
@@ -40,11 +48,11 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
         raise _too_early(run, stage, rounds[-1])
     if stage.round < len(rounds):
         # It is complete, as the next round has its basis.
-        return
+        return None
     round_ = rounds[-1]
     pieces = stage.name == "vectors"
-    if stage.name == "solve" and work.executor.share[0] != 0:
-        return
+    if stage.name == "solve" and not first:
+        return None
     if stage.name == "measure":
         measure_stage.measure(run, work)
     elif stage.name == "merge":
@@ -58,6 +66,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> None:
             make_basis(merged, work.here)
     else:
         recover_stage.spread_vectors(run, run.plan.recovery, "default", work, pieces=pieces)
+    return None
 
 
 def _require_basis(run: Run, stage: RoundStage, work: Work) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
+from skerch_ooc.base.resources import operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of, shape_of
 from skerch_ooc.operators.loading import build, factory_sha256
@@ -51,6 +51,11 @@ class Planned:
     operands: Operands | None = None
     findings: Probe | None = None
     fresh: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What was planned, and what it costs, as JSON values."""
+        findings = self.findings.as_json() if self.findings else None
+        return {"run": self.run.plan.run_id, "costs": self.costs.as_json(), "probe": findings}
 
 
 def as_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
@@ -212,10 +217,16 @@ def probe_spec(
         OperatorError: If the operator is unusable.
         UsageError: If the spec is not allowed.
     """
-    spec, resources = as_spec(spec), Resources.of(memory, threads)
+    work = Work.of(memory=memory, threads=threads, device=device)
+    return probe_operator(as_spec(spec), work, operator=operator)
+
+
+def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
+    """As :func:`probe_spec`."""
+    resources = work.resources
     require_sense(spec)
     _require_operator(spec, operator)
-    product = _product(spec, operator, device or spec.operator.device)
+    product = _product(spec, operator, work.device or spec.operator.device)
     with operator_threads(resources.threads):
         findings, _ = probe(product, spec.seed, hermitian=spec.kind == "eigh")
         taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)

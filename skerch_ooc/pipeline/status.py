@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import private_files
 from skerch_ooc.base.partition import Range
+from skerch_ooc.executors.slurm.queue import QueueQuestion
+from skerch_ooc.executors.slurm.state import QueueStatus
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
-from skerch_ooc.store.rundir import Run, require_folder
+from skerch_ooc.store.rundir import Run, open_run, require_folder
 from skerch_ooc.store.shards import Rectangle, bytes_of, list_shards, strangers
 from skerch_ooc.store.sketch import Round, count_products
+
+_QUEUE_SECONDS = 5.0
+"""How long a look waits for the queue, which is but decoration."""
+_LONGEST_INTERVAL = 86400.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,36 @@ def status(run: Run) -> Status:
     require_folder(run)
     mark = run.cleaned()
     return _status_of(State(run, by_notes=True)) if mark is None else _cleaned(run, mark)
+
+
+def looks(directory: Path, interval: float) -> Iterator[tuple[Status, QueueStatus | None]]:
+    """Looks at a run again and again, until all is done.
+
+    Args:
+        directory: The run directory.
+        interval: Seconds between two looks.
+
+    Yields:
+        The status, and that of the last submission to Slurm if there was any. The run goes on in
+        the way in which it was submitted.
+
+    Raises:
+        IncompleteError: If jobs were submitted, and none of them is in the queue any more.
+    """
+    while True:
+        run = open_run(directory)
+        # It is asked at once, and answers later.
+        question = QueueQuestion(run.logs)
+        found = status(run)
+        queue = question.answer(_QUEUE_SECONDS)
+        if queue and found.next and found.cleaned is None:
+            found = replace(found, next=f"skerch-ooc submit {quoted(directory)}")
+        yield found, queue
+        if found.next is None:
+            return
+        if queue and queue.is_over:
+            raise IncompleteError(f"no job is in the queue any more; go on with: {found.next}")
+        time.sleep(min(interval, _LONGEST_INTERVAL))
 
 
 def _status_of(state: State) -> Status:

@@ -125,14 +125,14 @@ def merge(
         merge_stage(run, work, rechunk)
 
 
-def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> bool:
-    """As :func:`merge`; also returns whether another round is to be measured now."""
+def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> str:
+    """As :func:`merge`; returns the name of the stage that comes next."""
     last = State(run).last
     merged = Merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
-        return False
+        return "recover"
     make_basis(merged, work)
-    return True
+    return "measure"
 
 
 def recover(
@@ -179,11 +179,15 @@ def recover(
     from skerch_ooc.results.lowrank import open_result
 
     settings = recovery_settings(run, method, core, rank, vectors)
-    name = result_files.result_name(settings, run.plan) if name is None else name
     work = Work.of(executor, memory, threads, device, progress)
+    return open_result(recover_result(run, settings, name, work))
+
+
+def recover_result(run: Run, settings: RecoverySpec, name: str | None, work: Work) -> Path:
+    """As :func:`recover`; returns the path of the result."""
+    name = result_files.result_name(settings, run.plan) if name is None else name
     with work.session():
-        path = recover_stage.recover(run, settings, name, work)
-    return open_result(path)
+        return recover_stage.recover(run, settings, name, work)
 
 
 def recovery_settings(

@@ -575,7 +575,7 @@ class TestStatus:
 
     def test_queue_that_is_silent_is_not_waited_for(self, inside, fake, run, monkeypatch):
         inside("submit", "run")
-        monkeypatch.setattr("skerch_ooc.cli.look._QUEUE_SECONDS", 0.2)
+        monkeypatch.setattr("skerch_ooc.pipeline.status._QUEUE_SECONDS", 0.2)
         fake(squeue="exec sleep 60")
         assert "squeue did not answer within 0.2 s" in inside("status", "run").stdout
 
