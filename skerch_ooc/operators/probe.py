@@ -34,7 +34,6 @@ log = logging.getLogger("skerch_ooc")
 
 WIDTH = FUNCTIONALS
 _WIDER = 4
-_VECTORS = Range(0, WIDTH)
 _FUNCTIONALS = Range(64, 64 + WIDTH)
 _ROWS_AT_ONCE = 4096
 _LARGEST = 1e100

@@ -10,15 +10,12 @@ _THIN = "\u202f"
 
 def whole(number: int) -> str:
     """A whole number, its thousands apart."""
-    text = f"{number:,}".replace(",", _THIN) if abs(number) >= 10_000 else str(number)
-    return text.replace("-", "−")
+    return _signed(f"{number:,}" if abs(number) >= 10_000 else str(number))
 
 
 def power(exponent: int) -> str:
     """A power of ten; those near one are written out."""
-    if -2 <= exponent <= 3:
-        return f"{10.0**exponent:g}"
-    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+    return f"{10.0**exponent:g}" if -2 <= exponent <= 3 else _power(exponent)
 
 
 def value(number: float, digits: int = 4) -> str:
@@ -27,12 +24,12 @@ def value(number: float, digits: int = 4) -> str:
         return "unknown"
     if number == 0:
         return "0"
-    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    rounded = f"{number:.{digits - 1}e}"
+    mantissa, exponent = rounded.split("e")
     if -4 <= int(exponent) < max(5, digits):
         places = max(0, digits - 1 - int(exponent))
-        return f"{float(f'{number:.{digits - 1}e}'):.{places}f}".replace("-", "−")
-    superscript = str(int(exponent)).translate(_SUPERSCRIPTS)
-    return f"{mantissa.replace('-', '−')} × 10{superscript}"
+        return _signed(f"{float(rounded):.{places}f}")
+    return f"{_signed(mantissa)} × {_power(int(exponent))}"
 
 
 def tick(number: float, step: float) -> str:
@@ -40,15 +37,19 @@ def tick(number: float, step: float) -> str:
     if number == 0:
         return "0"
     if max(abs(number), step) >= 1e5 or step < 1e-4:
-        mantissa, exponent = f"{number:.3g}", 0
-        if "e" in f"{number:.2e}":
-            mantissa, text = f"{number:.2e}".split("e")
-            exponent = int(text)
-        mantissa = mantissa.rstrip("0").rstrip(".").replace("-", "−")
-        return f"{mantissa}·10{str(exponent).translate(_SUPERSCRIPTS)}"
+        mantissa, exponent = f"{number:.2e}".split("e")
+        return f"{_signed(mantissa.rstrip('0').rstrip('.'))}·{_power(int(exponent))}"
     places = max(0, -math.floor(math.log10(step) + 1e-9))
-    text = f"{number:,.{places}f}" if abs(number) >= 10_000 else f"{number:.{places}f}"
-    return text.replace(",", _THIN).replace("-", "−")
+    return _signed(f"{number:,.{places}f}" if abs(number) >= 10_000 else f"{number:.{places}f}")
+
+
+def _power(exponent: int) -> str:
+    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def _signed(text: str) -> str:
+    """A number with a true minus sign, and thin spaces between thousands."""
+    return text.replace("-", "−").replace(",", _THIN)
 
 
 def share(number: float) -> str:

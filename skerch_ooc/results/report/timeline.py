@@ -29,7 +29,7 @@ _LATER_ROUNDS = "teal"
 
 
 @dataclass(frozen=True)
-class Bar:
+class TaskBar:
     """Tasks that are drawn as one, as those too short to be seen are with their neighbours.
 
     Attributes:
@@ -154,11 +154,11 @@ def _pauses(clock: Clock, x: Axis, scale: float) -> list[float]:
 
 def _bars(
     pieces: list[WorkSpan], clock: Clock, x: Axis, scale: float
-) -> dict[tuple[str, int], list[Bar]]:
+) -> dict[tuple[str, int], list[TaskBar]]:
     """The tasks of each process; the more there are, the wider are those drawn as one."""
     narrow = 1.0
     while True:
-        drawn: dict[tuple[str, int], list[Bar]] = {}
+        drawn: dict[tuple[str, int], list[TaskBar]] = {}
         for piece in pieces:
             start, end = (x.at(clock.at(moment) / scale) for moment in (piece.start, piece.end))
             bars, colour = drawn.setdefault(piece.worker, []), _colour(piece)
@@ -169,7 +169,7 @@ def _bars(
                 bars[-1] = replace(last, end=max(end, last.end), tasks=last.tasks + 1)
             else:
                 said = f"{piece.what}, {format_seconds(piece.end - piece.start)}"
-                bars.append(Bar(start, max(end, start + 0.75), colour, said))
+                bars.append(TaskBar(start, max(end, start + 0.75), colour, said))
         if sum(map(len, drawn.values())) <= _MOST_PIECES or narrow > WIDTH:
             return drawn
         narrow *= 2
