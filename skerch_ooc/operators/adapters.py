@@ -279,13 +279,10 @@ def dtype_of(operator: Any) -> str:
 
 
 def _wants_numpy(operator: Any) -> bool:
-    if isinstance(operator, np.ndarray):
-        return True
     # SciPy operators can only be at hand if someone has imported SciPy.
     linalg = sys.modules.get("scipy.sparse.linalg")
-    return _is_sparse(operator) or (
-        linalg is not None and isinstance(operator, linalg.LinearOperator)
-    )
+    kinds = (np.ndarray, linalg.LinearOperator) if linalg else (np.ndarray,)
+    return isinstance(operator, kinds) or _is_sparse(operator)
 
 
 def _describe(error: Exception, columns: Array, adjoint: bool, advice: Any) -> str:

@@ -1,4 +1,4 @@
-"""Figures in words: times, bounds, products, the error test."""
+"""How figures are worded, on the terminal and on the page: times, bounds, products, error test."""
 
 from __future__ import annotations
 
