@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
+from skerch_ooc.planning.growth import cuts, first_look
 from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
-from skerch_ooc.planning.parts import OperatorSource, Part, runs_of
-from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan, require_sound
+from skerch_ooc.planning.parts import Part, runs_of
+from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
 from skerch_ooc.planning.sizes import Sizes, sizes_of
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
-from skerch_ooc.planning.tolerance import first_look
 
 TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
@@ -212,36 +211,3 @@ def _widths_for_rows(
         if number >= max(counts.values()):
             require_fitting(shape, needed, resources)
         number *= 2
-
-
-def cuts(kind: str, before: Plan | None, sizes: Sizes, widths: Mapping[str, int]) -> dict[str, Cut]:
-    """The columns of each role that are added to a plan, and how they are cut."""
-    # The first columns of a Hermitian operator's inner sketch follow from the right one.
-    start = {"inner": sizes.right if kind == "eigh" and sizes.inner else 0}
-    found = {}
-    for role, stop in sizes.as_dict().items():
-        first = before.span(role).stop if before and before.reach(role) else start.get(role, 0)
-        if stop > first:
-            width = widths[role]
-            found[role] = Cut(first, stop, min(width, stop - first) if before is None else width)
-    return found
-
-
-def grown(plan: Plan, sizes: Sizes) -> Amendment:
-    """The amendment by which a plan reaches the given sizes."""
-    last = plan.amendments[-1]
-    widths = {role: plan.width(role) for role in ROLES}
-    added = cuts(plan.identity.kind, plan, sizes, widths)
-    return dataclasses.replace(last, number=last.number + 1, blocks=added)
-
-
-def updated(plan: Plan, parts: tuple[Part, ...], forget: float) -> Amendment:
-    """The amendment by which the operator becomes ``forget`` times itself, plus further parts."""
-    last = plan.amendments[-1]
-    scaled = tuple(dataclasses.replace(p, scale=p.scale * forget) for p in plan.parts)
-    return dataclasses.replace(last, number=last.number + 1, blocks={}, parts=scaled + parts)
-
-
-def next_part(plan: Plan, source: OperatorSource, scale: float) -> Part:
-    """What the parts of a further summand have in common, and the number of the first."""
-    return Part(len(plan.parts), scale, plan.summands, source=source)

@@ -21,11 +21,11 @@ from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
+from skerch_ooc.planning.growth import grown_sizes, more_columns, more_parts, next_part
 from skerch_ooc.planning.methods import names_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
-from skerch_ooc.planning.tolerance import grown_sizes
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
@@ -145,10 +145,10 @@ def _amended(
         update.operator.parts,
         SketchSpec().task_seconds,
         findings,
-        freeze.next_part(run.plan, source, update.scale),
+        next_part(run.plan, source, update.scale),
         left=run.plan.reach("left"),
     )
-    grown = rundir.amend_run(run, freeze.updated(run.plan, parts, update.forget))
+    grown = rundir.amend_run(run, more_parts(run.plan, parts, update.forget))
     if not parts[0].is_piece:
         grown.publish_fingerprint(fingerprint, parts[0].number)
     if findings:
@@ -303,7 +303,7 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             f"measurements = {measurements}: the operator is {plan.identity.shape[0]} x "
             f"{plan.identity.shape[1]}, so that at most {min(plan.identity.shape)} make sense"
         )
-    amendment = freeze.grown(plan, sizes)
+    amendment = more_columns(plan, sizes)
     if amendment.tolerance is not None:
         amendment = replace(amendment, most=measurements)
     return rundir.amend_run(run, amendment)

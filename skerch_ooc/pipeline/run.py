@@ -17,12 +17,11 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import dtype_of
-from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.steps import assess, merge_stage
+from skerch_ooc.planning.growth import more_columns, next_look
 from skerch_ooc.planning.spec import Spec
-from skerch_ooc.planning.tolerance import next_look
 from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands, operands_of
@@ -52,7 +51,7 @@ def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment
                 merge_stage(run, work)
             if reached(run, work):
                 break
-            planned.run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
+            planned.run = rundir.amend_run(run, more_columns(run.plan, next_look(run.plan)))
         # The memory of the operator is for the stages that follow.
         planned.operands = None
         return _concluded(run, work)
@@ -91,7 +90,7 @@ def finish(run: Run, work: Work) -> Assessment:
     if run.cleaned() is not None:
         return _finished_before(run, work)
     if not reached(run, work):
-        run = rundir.amend_run(run, freeze.grown(run.plan, next_look(run.plan)))
+        run = rundir.amend_run(run, more_columns(run.plan, next_look(run.plan)))
         raise IncompleteError(
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
             f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"

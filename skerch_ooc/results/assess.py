@@ -25,8 +25,8 @@ from skerch_ooc.base.files import (
     readable_json,
     write_json,
 )
+from skerch_ooc.planning.growth import looks
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.tolerance import looks
 from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import (

@@ -15,8 +15,8 @@ from operators import FACTORY, SHAPES, make, relative_error
 from specs import write_spec
 
 import skerch_ooc as ooc
+from skerch_ooc.planning.growth import looks
 from skerch_ooc.planning.sizes import default_left
-from skerch_ooc.planning.tolerance import looks
 from skerch_ooc.results.assess import tolerance_factor, underestimate_probability
 from skerch_ooc.store.shards import list_shards
 from skerch_ooc.store.sketch import count_products, known_rounds
