@@ -83,14 +83,24 @@ def test_script_without_its_arguments_says_how_it_is_used(shell, name):
     assert (done.returncode, "usage: bash" in done.stderr) == (2, True)
 
 
-def test_digits_hessian_has_about_as_many_outliers_as_classes(ooc_command):
-    done = ooc_command(
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(("measurements=60", *SMALL), id="small"),
+        pytest.param(
+            ("measurements=160", "operator.args.hidden=24", "operator.args.samples=600"),
+            marks=pytest.mark.thorough,
+            id="larger",
+        ),
+    ],
+)
+def test_digits_hessian_has_about_as_many_outliers_as_classes(forked_command, network):
+    done = forked_command(
         "run", WORKFLOWS / "digits_hessian.toml", "--run", "run", "--json",
-        "--set", "measurements=160", "--set", "operator.args.hidden=24",
-        "--set", "operator.args.samples=600",
+        *(word for text in network for word in ("--set", text)),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    values = ooc.recover(ooc.open_run(ooc_command.cwd / "run")).eigenvalues
+    values = ooc.recover(ooc.open_run(forked_command.cwd / "run")).eigenvalues
     assert 5 <= int((values > 0.1 * values[0]).sum()) <= 30
 
 
@@ -111,8 +121,8 @@ def test_training_makes_one_outlier_less_than_classes_which_the_gradient_prefers
 
 
 @pytest.mark.thorough
-def test_mlp_hessian_in_small_is_recovered_to_rounding(ooc_command):
-    done = ooc_command(
+def test_mlp_hessian_in_small_is_recovered_to_rounding(forked_command):
+    done = forked_command(
         "run", WORKFLOWS / "mlp_hessian.toml", "--run", "run", "--json",
         "--set", "measurements=500", "--set", "operator.args.inputs=60",
         "--set", "operator.args.hidden=10", "--set", "operator.args.batch_size=10",
@@ -272,7 +282,7 @@ def test_benchmark_prints_ratios(tmp_path):
 
 def test_noise_benchmark_prints_a_ratio():
     done = subprocess.run(
-        [sys.executable, WORKFLOWS / "benchmarks/noise.py", "--rows", "5000", "--columns", "128"],
+        [sys.executable, WORKFLOWS / "benchmarks/noise.py", "--rows", "1000", "--columns", "64"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "ratio" in done.stdout
