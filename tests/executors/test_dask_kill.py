@@ -312,7 +312,10 @@ def test_no_process_is_left_behind_by_a_command_that_was_killed(ooc_command):
     process = ooc_command.start("run", spec, "--run", "run", "--threads", 1, "--executor", "dask",
                                 "--workers", 1, start_new_session=True)  # fmt: skip
     wait_for_stage(process, "measure")
-    time.sleep(3)
+    while not list_shards(ooc_command.cwd / "run/shards"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert len(members_of(process.pid)) > 1
     process.kill()
     process.communicate()
     end = time.monotonic() + 30
