@@ -1,4 +1,10 @@
-"""Growing a run: more measurements, or one more summand."""
+"""Grow a run: more measurements, or one more summand of its operator.
+
+Columns of a sketch do not depend on how many there are, so that only new ones are measured. And
+sketches are linear: with equal test matrices, that of ``b A + a B`` is ``b`` times that of ``A``
+plus ``a`` times that of ``B``. So the run becomes one of ``b A + a B``, its test sketch and error
+figures included, and nothing that was measured of ``A`` is measured again.
+"""
 
 from __future__ import annotations
 

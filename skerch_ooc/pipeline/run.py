@@ -237,28 +237,14 @@ def _require_known(options: Mapping[str, Any]) -> None:
 
 
 def decompose(
-    kind: str,
-    A: Any,
-    measurements: int,
-    run_dir: str | Path,
-    *,
-    method: str = "nystrom",
-    core: int | str = "auto",
-    rank: int | str = "all",
-    power_iterations: int = 0,
-    vectors: str = "stored",
-    seed: int = 1,
-    noise: str = "rademacher",
-    dtype: str | None = None,
-    test_measurements: int = 30,
-    left_measurements: int | str = "auto",
-    inner_measurements: int | str = "auto",
-    block: int | str = "auto",
-    tolerance: float | None = None,
-    memory: int | str | None = None,
-    device: str = "cpu",
+    kind: str, A: Any, measurements: int, run_dir: str | Path, *,
+    method: str = "nystrom", core: int | str = "auto", rank: int | str = "all",
+    power_iterations: int = 0, vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
+    dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
+    inner_measurements: int | str = "auto", block: int | str = "auto",
+    tolerance: float | None = None, memory: int | str | None = None, device: str = "cpu",
     progress: Progress | None = None,
-) -> Eigh | Svd:
+) -> Eigh | Svd:  # fmt: skip
     """What :func:`eigh` and :func:`svd` share; its options are the keys of a spec.
 
     Args:
@@ -293,31 +279,19 @@ def decompose(
         QualityError: If the tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
-    spec = Spec.from_table(
-        {
-            "kind": kind,
-            "measurements": measurements,
-            "seed": seed,
-            "dtype": dtype or dtype_of(A),
-            "tolerance": tolerance,
-            "operator": {"device": device},
-            "sketch": {
-                "noise": noise,
-                "test_measurements": test_measurements,
-                "left_measurements": left_measurements,
-                "inner_measurements": inner_measurements,
-                "block": block,
-            },
-            "recovery": {
-                "method": method,
-                "core": core,
-                "rank": rank,
-                "vectors": vectors,
-                "power_iterations": power_iterations,
-            },
-        }
-    )
-    return run(spec, run_dir, operator=A, memory=memory, device=device, progress=progress)
+    table = {
+        "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype or dtype_of(A),
+        "tolerance": tolerance, "operator": {"device": device},
+        "sketch": {
+            "noise": noise, "test_measurements": test_measurements, "block": block,
+            "left_measurements": left_measurements, "inner_measurements": inner_measurements,
+        },
+        "recovery": {
+            "method": method, "core": core, "rank": rank, "vectors": vectors,
+            "power_iterations": power_iterations,
+        },
+    }  # fmt: skip
+    return run(table, run_dir, operator=A, memory=memory, device=device, progress=progress)
 
 
 def reached(run: Run, work: Work) -> bool:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from skerch_ooc.base.budget import Budget
@@ -347,23 +348,18 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     if not left:
         say("nothing is missing: all stages are done")
         return True
+    before, later = _around(own, [job.job for job in last.jobs()])
     unchanged = last.unchanged + 1 if last.left == _digest(run, left) else 0
     if unchanged > last.options.tries:
-        jobs = [job.job for job in last.jobs()]
-        failing = last_failing(last, over=jobs[: jobs.index(own)] if own in jobs else ())
+        failing = last_failing(last, over=before)
         why = f": {reason_of(failing)} (in {failing.path})" if failing else ""
         raise IncompleteError(
             f"of {left[0].stage} {_shown(left[0])} not done, and the last {unchanged} submission(s)"
             f" have changed nothing about that{why}. When it is mended: skerch-ooc submit "
             f"{shlex.quote(str(directory))}"
         )
-    jobs = [job.job for job in last.jobs()]
-    later = jobs[jobs.index(own) + 1 :] if own in jobs else []
-
-    def again() -> Submitted:
-        # Elements of this array are still in the queue: what they may yet do is theirs.
-        return _submit(run, last.options, left, unchanged=unchanged, after=own)
-
+    # Elements of this array are still in the queue: what they may yet do is theirs.
+    again = partial(_submit, run, last.options, left, unchanged=unchanged, after=own)
     with _alone(run):
         try:
             done = again()
@@ -381,3 +377,11 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     commands.cancel(later)
     commands.cancel([own], waiting=True)
     return True
+
+
+def _around(own: str, jobs: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The jobs of a submission before and after one of them; none if it is of another."""
+    if own not in jobs:
+        return (), ()
+    position = jobs.index(own)
+    return jobs[:position], jobs[position + 1 :]
