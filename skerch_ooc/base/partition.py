@@ -62,7 +62,7 @@ def cut(whole: Range, width: int) -> list[Range]:
 
 
 @dataclass(frozen=True)
-class Tiles(Sequence[Range]):
+class TileRanges(Sequence[Range]):
     """The pieces of :func:`cut`, each made when it is asked for, however many there are.
 
     Attributes:

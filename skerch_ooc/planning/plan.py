@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
-from skerch_ooc.base.partition import Range, Tiles, cut
+from skerch_ooc.base.partition import Range, TileRanges, cut
 from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import OperatorSource, Part, require_numbered
@@ -352,7 +352,7 @@ class Plan:
     def tiles(self, height: int | None = None) -> Sequence[Range]:
         """The row tiles of sketches of the operator's height, or of another."""
         rows = self.identity.shape[0] if height is None else height
-        return Tiles(Range(0, rows), self.identity.tile[0])
+        return TileRanges(Range(0, rows), self.identity.tile[0])
 
 
 def require_sound(plan: Plan) -> None:

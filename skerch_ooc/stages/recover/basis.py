@@ -26,6 +26,7 @@ from skerch_ooc.stages.recover.recipes import (
     remove_other_recipes,
 )
 from skerch_ooc.stages.recover.spread import (
+    MatrixFiles,
     MatrixWriting,
     Spread,
     form_gram,
@@ -131,9 +132,9 @@ class BasisWriting:
             return
         recipe = self._prepare_recipe()
         if in_pieces(self._plan, recipe):
-            spread = Spread(self._run, self._publish_recipe(recipe), self._work)
+            files = MatrixFiles(self._plan, self._publish_recipe(recipe), BASIS_MATRIX)
             if pieces:
-                spread.spread(BASIS_MATRIX, gram=False, stage=self._stage)
+                Spread(self._run, files, self._work).run_tasks(self._stage)
 
     @property
     def _stage(self) -> str:

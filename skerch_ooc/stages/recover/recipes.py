@@ -3,6 +3,9 @@
 Where vectors are made in several pieces, whoever solved the small problems publishes transforms and
 values first. Each piece names the recipe by a hash of its content: what a killed process has left
 is gone on with if it is of the same recipe, and made anew if it is not.
+
+The columns that tall vectors are made of stay where they are: here it is also found which shards or
+bases they are, and of which round.
 """
 
 from __future__ import annotations

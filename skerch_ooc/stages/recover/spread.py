@@ -8,9 +8,10 @@ in one fixed tree, so who made them changes nothing. A piece that is there is no
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes,
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, repeated_anew
+from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.pieces import describe_pieces, piece_path
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import BulkWriter, SealedFile, SealedWriter, sealed_writer
@@ -118,6 +120,91 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
     return left
 
 
+@dataclass(frozen=True)
+class MatrixFiles:
+    """The files that tasks make of a matrix: its pieces, or the Gram matrices of their rows.
+
+    Attributes:
+        plan: The plan in force.
+        recipes: The recipes, published.
+        matrix: Name of the matrix.
+        gram: Whether Gram matrices are made, instead of pieces.
+    """
+
+    plan: Plan
+    recipes: RecipeFile
+    matrix: str
+    gram: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the matrix is made."""
+        return self.recipes.matrices[self.matrix]
+
+    @property
+    def runs(self) -> list[Range]:
+        """The row tiles of each task."""
+        return pieces_of(self.plan, self.recipe.rows, self.recipe.vectors.rank)
+
+    def path(self, tiles: Range) -> Path:
+        """The file of some row tiles."""
+        folder = self.recipes.path.parent
+        if self.gram:
+            return folder / names.GRAM.name(matrix=self.matrix, tiles=tiles)
+        return piece_path(folder, self.matrix, tiles)
+
+    def published(self, tiles: Range) -> SealedFile | None:
+        """What was published for a task of this very recipe; ``None`` if there is nothing."""
+        path = self.path(tiles)
+        try:
+            file = SealedFile(path, repeated_anew(path, "the same command"))
+        except FileNotFoundError:
+            return None
+        return file if file.states_just(self._identity(tiles)) else None
+
+    def form(self, making: Making, tiles: Range) -> Callable[[], dict[str, Any]]:
+        """Makes some row tiles, or their Gram matrix.
+
+        Returns:
+            A function that publishes it, and returns the receipt.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.gram:
+                arrays = {"gram": making.gram(tiles, _ignore)}
+                writer = stack.enter_context(sealed_writer(self.path(tiles)))
+            else:
+                writer = stack.enter_context(sealed_writer(self.path(tiles), self._layout(tiles)))
+                arrays = making.write(tiles, writer.bulks[0], _ignore).as_arrays()
+            opened = stack.pop_all()
+
+        def publish() -> dict[str, Any]:
+            with opened:
+                writer.publish(self._identity(tiles), arrays, provenance())
+            return {"tiles": len(tiles)}
+
+        return publish
+
+    def _layout(self, tiles: Range) -> Layout:
+        rows = self.plan.tiles(self.recipe.rows)
+        height = rows[tiles.stop - 1].stop - rows[tiles.start].start
+        return layout_of(self.plan, self.matrix, height, self.recipe.vectors.rank)
+
+    def _identity(self, tiles: Range) -> dict[str, Any]:
+        return {
+            "format": FORMAT_VERSION,
+            "type": "gram" if self.gram else "piece",
+            "run": self.plan.run_id,
+            "sketch": self.recipes.identity["sketch"],
+            "recipe": self.recipes.content,
+            "matrix": self.matrix,
+            "tiles": [tiles.start, tiles.stop],
+        }
+
+
+def _ignore(_: int) -> None:
+    """Progress that is told by the task."""
+
+
 @lru_cache(maxsize=1)
 def _recipes_of_process(directory: str, path: str, content: str) -> tuple[Plan, RecipeFile]:
     """The recipes that this process works by; opened once."""
@@ -139,82 +226,12 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     # Its memory is for the vectors, and nothing is measured any more.
     forget_operator()
     plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
-    tiles = task.tiles
-    if is_there((_gram_path if task.gram else _piece_path)(recipes, task.matrix, tiles)):
-        return lambda: {"tiles": len(tiles)}
+    files = MatrixFiles(plan, recipes, task.matrix, task.gram)
+    if is_there(files.path(task.tiles)):
+        return lambda: {"tiles": len(task.tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
     # One task after the other: what the one has freed is what the next takes.
-    making = Making(plan, recipes.matrices[task.matrix], resources, tidy=False)
-    return _perform(plan, recipes, task.matrix, making, task.gram, tiles)
-
-
-def _perform(
-    plan: Plan, recipes: RecipeFile, matrix: str, making: Making, gram: bool, tiles: Range
-) -> Callable[[], dict[str, Any]]:
-    publish: Callable[[], None]
-    if gram:
-        publish = partial(_publish_gram, plan, recipes, matrix, tiles, making.gram(tiles, _ignore))
-    else:
-        publish = _write_piece(plan, recipes, matrix, making, tiles)
-
-    def finish() -> dict[str, Any]:
-        publish()
-        return {"tiles": len(tiles)}
-
-    return finish
-
-
-def _ignore(_: int) -> None:
-    """Progress that is told by the task."""
-
-
-def _identity(
-    plan: Plan, recipes: RecipeFile, kind: str, matrix: str, tiles: Range
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT_VERSION,
-        "type": kind,
-        "run": plan.run_id,
-        "sketch": recipes.identity["sketch"],
-        "recipe": recipes.content,
-        "matrix": matrix,
-        "tiles": [tiles.start, tiles.stop],
-    }
-
-
-def _piece_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
-    return piece_path(recipes.path.parent, matrix, tiles)
-
-
-def _gram_path(recipes: RecipeFile, matrix: str, tiles: Range) -> Path:
-    return recipes.path.parent / names.GRAM.name(matrix=matrix, tiles=tiles)
-
-
-def _write_piece(
-    plan: Plan, recipes: RecipeFile, matrix: str, making: Making, tiles: Range
-) -> Callable[[], None]:
-    recipe = recipes.matrices[matrix]
-    of_tiles = plan.tiles(recipe.rows)
-    rows = of_tiles[tiles.stop - 1].stop - of_tiles[tiles.start].start
-    layout = layout_of(plan, matrix, rows, recipe.vectors.rank)
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(sealed_writer(_piece_path(recipes, matrix, tiles), layout))
-        figures = making.write(tiles, writer.bulks[0], _ignore)
-        opened = stack.pop_all()
-    identity = _identity(plan, recipes, "piece", matrix, tiles)
-
-    def publish() -> None:
-        with opened:
-            writer.publish(identity, figures.as_arrays(), provenance())
-
-    return publish
-
-
-def _publish_gram(plan: Plan, recipes: RecipeFile, matrix: str, tiles: Range, gram: Array) -> None:
-    path = _gram_path(recipes, matrix, tiles)
-    with sealed_writer(path) as writer:
-        identity = _identity(plan, recipes, "gram", matrix, tiles)
-        writer.publish(identity, {"gram": gram}, provenance())
+    return files.form(Making(plan, files.recipe, resources, tidy=False), task.tiles)
 
 
 def form_gram(
@@ -242,7 +259,7 @@ def form_gram(
             return mirrored(making.gram(making.tiles, advance))
     make_folder(draft.parent)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
-    gram = Spread(run, recipes, work).form_gram(recipe.name, stage)
+    gram = Spread(run, MatrixFiles(run.plan, recipes, recipe.name, gram=True), work).gram(stage)
     remove(draft)
     return gram
 
@@ -302,8 +319,8 @@ class MatrixWriting:
                 figures.append(self._streamed(recipe, bulks[name], stages[name]))
                 continue
             assert self._recipes is not None
-            spread = Spread(self._run, self._recipes, self._work)
-            described[name], found = spread.write(name, stages[name])
+            files = MatrixFiles(self._plan, self._recipes, name)
+            described[name], found = Spread(self._run, files, self._work).pieces(stages[name])
             figures.append(found)
         return {"pieces": described} if described else {}, figures
 
@@ -315,25 +332,21 @@ class MatrixWriting:
 
 
 class Spread:
-    """The matrices of a file of recipes, made by the tasks of an executor.
+    """A matrix of which an executor has tasks make the files.
 
     Args:
         run: The run.
-        recipes: The recipes, published.
+        files: The files.
         work: What runs the tasks, and what each process may use.
     """
 
-    def __init__(self, run: Run, recipes: RecipeFile, work: Work) -> None:
-        self._run, self._plan = run, run.plan
-        self._recipes = recipes
-        self._resources, self._executor = work.resources, work.executor
-        self._progress = work.progress
+    def __init__(self, run: Run, files: MatrixFiles, work: Work) -> None:
+        self._run, self._files, self._work = run, files, work
 
-    def write(self, matrix: str, stage: str) -> tuple[dict[str, Any], TileFigures]:
-        """Makes the pieces of a matrix that are not there yet.
+    def pieces(self, stage: str) -> tuple[dict[str, Any], TileFigures]:
+        """Makes the pieces that are not there yet.
 
         Args:
-            matrix: Its name.
             stage: What the user is told.
 
         Returns:
@@ -344,113 +357,83 @@ class Spread:
             CorruptError: If a shard, or a piece that is there, is damaged.
             UsageError: If memory is too little.
         """
-        recipe = self._recipes.matrices[matrix]
-        self.spread(matrix, gram=False, stage=stage)
-        done = list(self._opened(matrix, gram=False))
-        layout = layout_of(self._plan, matrix, recipe.rows, recipe.vectors.rank)
+        self.run_tasks(stage)
+        files, done = self._files, list(self._opened())
+        recipe = files.recipe
+        layout = layout_of(files.plan, files.matrix, recipe.rows, recipe.vectors.rank)
         figures = tree_sum(
             (TileFigures.from_arrays(file.arrays) for _, file in done), TileFigures.add
         )
         return describe_pieces(layout, done), figures
 
-    def form_gram(self, matrix: str, stage: str) -> Array:
-        """Forms ``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`write`.
+    def gram(self, stage: str) -> Array:
+        """Forms ``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`pieces`.
 
         What the tasks publish for it is removed at the end.
         """
-        self.spread(matrix, gram=True, stage=stage)
-        done = list(self._opened(matrix, gram=True))
+        self.run_tasks(stage)
+        done = list(self._opened())
         total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
         for _, file in done:
             remove(file.path)
         return total
 
-    def spread(self, matrix: str, *, gram: bool, stage: str) -> None:
-        """Has the executor do its tasks of a matrix; raises as :meth:`write` does."""
+    def run_tasks(self, stage: str) -> None:
+        """Has the executor do its tasks; raises as :meth:`pieces` does."""
+        files, work = self._files, self._work
         # What others are to make is theirs to verify.
-        chosen = self._executor.chosen(self._tasks(matrix, gram))
-        tasks = [task for task in chosen if not self._is_done(task)]
+        tasks = [task for task in work.executor.chosen(self._tasks()) if not self._is_done(task)]
         for task in tasks:
-            self._remove_other(task)
-        total = sum(task.stop - task.start for task in tasks)
-        tile = self._recipes.matrices[matrix].tile_bytes(self._plan)
-        with self._progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
+            path = files.path(task.tiles)
+            if is_there(path) and files.published(task.tiles) is None:
+                # Derived data, of a recipe that was replaced.
+                remove(path)
+        total = sum(len(task.tiles) for task in tasks)
+        tile = files.recipe.tile_bytes(files.plan)
+        with work.progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
             if tasks:
-                work = self._work(matrix, gram)
-                for receipt in self._executor.run(work, tasks, self._resources.task_threads):
+                perform = self._perform()
+                for receipt in work.executor.run(perform, tasks, work.resources.task_threads):
                     advance(receipt["tiles"])
-        wait_for_files(self._path(matrix, gram, task.tiles) for task in tasks)
-
-    def _runs(self, matrix: str) -> list[Range]:
-        recipe = self._recipes.matrices[matrix]
-        return pieces_of(self._plan, recipe.rows, recipe.vectors.rank)
-
-    def _tasks(self, matrix: str, gram: bool) -> Iterator[VectorTask]:
-        before = 0
-        for other in self._recipes.matrices:
-            if other == matrix:
-                break
-            before += len(self._runs(other))
-        for number, tiles in enumerate(self._runs(matrix), before):
-            yield self._task(matrix, gram, tiles, number)
+        wait_for_files(files.path(task.tiles) for task in tasks)
 
     def _is_done(self, task: VectorTask) -> bool:
-        file = self._published(task.matrix, task.gram, task.tiles)
+        file = self._files.published(task.tiles)
         if file is not None:
             # Of a process that did not come to an end, perhaps with its machine.
             file.verify_bulk()
         return file is not None
 
-    def _remove_other(self, task: VectorTask) -> None:
-        """Removes what was published for a task of a recipe that was replaced: derived data."""
-        path = self._path(task.matrix, task.gram, task.tiles)
-        if is_there(path) and self._published(task.matrix, task.gram, task.tiles) is None:
-            remove(path)
-
-    def _work(self, matrix: str, gram: bool) -> Callable[[VectorTask], Callable[[], Any]]:
-        if self._executor.remote:
+    def _perform(self) -> Callable[[VectorTask], Callable[[], Any]]:
+        if self._work.executor.remote:
             return perform_vectors
-        making = Making(self._plan, self._recipes.matrices[matrix], self._resources)
+        making = Making(self._files.plan, self._files.recipe, self._work.resources)
+        return lambda task: self._files.form(making, task.tiles)
 
-        def work(task: VectorTask) -> Callable[[], dict[str, Any]]:
-            return _perform(self._plan, self._recipes, matrix, making, gram, task.tiles)
+    def _tasks(self) -> Iterator[VectorTask]:
+        files, resources = self._files, self._work.resources
+        directory, recipes = self._run.directory.resolve(), files.recipes
+        before = itertools.takewhile(lambda name: name != files.matrix, recipes.matrices)
+        first = sum(len(replace(files, matrix=name).runs) for name in before)
+        for number, tiles in enumerate(files.runs, first):
+            yield VectorTask(
+                run=str(directory),
+                recipe=str(recipes.path.resolve().relative_to(directory)),
+                content=recipes.content,
+                matrix=files.matrix,
+                start=tiles.start,
+                stop=tiles.stop,
+                gram=files.gram,
+                memory=resources.memory,
+                threads=resources.task_threads,
+                device=resources.device,
+                number=number,
+            )
 
-        return work
-
-    def _task(self, matrix: str, gram: bool, tiles: Range, number: int) -> VectorTask:
-        directory = self._run.directory.resolve()
-        return VectorTask(
-            run=str(directory),
-            recipe=str(self._recipes.path.resolve().relative_to(directory)),
-            content=self._recipes.content,
-            matrix=matrix,
-            start=tiles.start,
-            stop=tiles.stop,
-            gram=gram,
-            memory=self._resources.memory,
-            threads=self._resources.task_threads,
-            device=self._resources.device,
-            number=number,
-        )
-
-    def _opened(self, matrix: str, gram: bool) -> Iterator[tuple[Range, SealedFile]]:
-        for tiles in self._runs(matrix):
-            file = self._published(matrix, gram, tiles)
+    def _opened(self) -> Iterator[tuple[Range, SealedFile]]:
+        for tiles in self._files.runs:
+            file = self._files.published(tiles)
             if file is None:
-                path = self._path(matrix, gram, tiles)
+                path = self._files.path(tiles)
                 raise IncompleteError(f"{path} is gone again; run the same command again")
             yield tiles, file
-
-    def _path(self, matrix: str, gram: bool, tiles: Range) -> Path:
-        path_of = _gram_path if gram else _piece_path
-        return path_of(self._recipes, matrix, tiles)
-
-    def _published(self, matrix: str, gram: bool, tiles: Range) -> SealedFile | None:
-        """What was published for a task of this very recipe; ``None`` if there is nothing."""
-        path = self._path(matrix, gram, tiles)
-        try:
-            file = SealedFile(path, repeated_anew(path, "the same command"))
-        except FileNotFoundError:
-            return None
-        expected = _identity(self._plan, self._recipes, "gram" if gram else "piece", matrix, tiles)
-        return file if file.states_just(expected) else None

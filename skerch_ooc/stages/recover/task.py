@@ -29,7 +29,13 @@ from skerch_ooc.stages.recover.recipes import (
     remove_other_recipes,
     rounds_for,
 )
-from skerch_ooc.stages.recover.spread import MatrixWriting, Spread, pieced_of, pieces_left
+from skerch_ooc.stages.recover.spread import (
+    MatrixFiles,
+    MatrixWriting,
+    Spread,
+    pieced_of,
+    pieces_left,
+)
 from skerch_ooc.stages.recover.vectors import TileFigures, deviation
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
@@ -165,9 +171,8 @@ class ResultWriting:
         if pieced:
             recipes = self._publish_solution(found)
             for name in pieced if pieces else ():
-                Spread(self._run, recipes, self._work).spread(
-                    name, gram=False, stage=f"vectors {name}"
-                )
+                files = MatrixFiles(self._plan, recipes, name)
+                Spread(self._run, files, self._work).run_tasks(f"vectors {name}")
 
     def _publish_solution(self, found: Decomposition) -> RecipeFile:
         """Publishes a solution; returns what is published, should another process be faster."""
