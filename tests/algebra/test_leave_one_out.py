@@ -94,6 +94,7 @@ class TestGeneralNystrom:
             norms.append(np.linalg.norm(y[:, column] - y[:, rest] @ (combine[rest] @ x)))
         return root_mean_square(norms)
 
+    @pytest.mark.covered(2)
     @dtypes
     @spectra
     @pytest.mark.parametrize("left", [20, 30])
@@ -103,6 +104,7 @@ class TestGeneralNystrom:
         estimate = found.solve(core_size=size).leave_one_out
         assert estimate == pytest.approx(self.recomputed(found, size), rel=1e-7)
 
+    @pytest.mark.covered(2)
     @dtypes
     @spectra
     @pytest.mark.parametrize("left", [20, 30])
@@ -180,6 +182,7 @@ def shares(method, kind, spectrum, dtype, seeds, m=60, **more):
 class TestCalibration:
     """On average; the estimates are of one column fewer, which counts where the values decay."""
 
+    @pytest.mark.covered(2)
     @both_fields
     @spectra
     @kinds
@@ -193,6 +196,7 @@ class TestCalibration:
         found = shares("nystrom", "svd", spectrum, dtype, 4, core_size=60)
         assert 0.88 < np.mean(found) < 1.15
 
+    @pytest.mark.covered(2)
     @both_fields
     @spectra
     @kinds

@@ -61,6 +61,7 @@ def deviation(vectors):
 class TestLowRank:
     """An operator of lower rank than there are measurements is recovered exactly."""
 
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @shapes_of_kinds
@@ -70,6 +71,7 @@ class TestLowRank:
         error = found.error_of(found.decompose()) / np.linalg.norm(found.a)
         assert error <= precision(dtype)
 
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @kinds
@@ -81,6 +83,7 @@ class TestLowRank:
             np.abs(values[:rank]), SPECTRA[spectrum][:rank], rtol=0, atol=precision(dtype)
         )
 
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @kinds
@@ -127,6 +130,7 @@ class TestLowRank:
 
 
 class TestVectors:
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @kinds
@@ -138,6 +142,7 @@ class TestVectors:
         worst = max(map(deviation, found.vectors(solution)))
         assert worst <= 1e-14 * max(10.0, condition)
 
+    @pytest.mark.covered(2)
     @methods
     @kinds
     @pytest.mark.parametrize("spectrum", FULL_RANK)
@@ -151,6 +156,7 @@ class TestVectors:
             atol=1e-6 * SPECTRA[spectrum][0],
         )
 
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @kinds
@@ -189,6 +195,7 @@ class TestCopiesFromGramMatrices:
         small = replace(problem, y=y, t=packed[:, columns:], w=w, before=before)
         return replace(found, problem=small)
 
+    @pytest.mark.covered(2)
     @methods
     @kinds
     @pytest.mark.parametrize("dtype", SINGLE)
@@ -197,6 +204,7 @@ class TestCopiesFromGramMatrices:
         found = self.with_gram(case(method, kind, spectrum, dtype))
         assert found.error_of(found.decompose()) <= 2e-6 * np.linalg.norm(found.a)
 
+    @pytest.mark.covered(2)
     @methods
     @kinds
     @pytest.mark.parametrize("spectrum", ["rank 58", "steep", "exp .1", "poly 1"])
@@ -219,6 +227,7 @@ class TestAccuracy:
 
     LIMITS = {"nystrom": 0.5, "singlepass": 0.6, "oversampled": 1.3, "hmt": 0.3}  # noqa: RUF012
 
+    @pytest.mark.covered(2)
     @methods
     @kinds
     @pytest.mark.parametrize("dtype", SINGLE)
@@ -237,6 +246,7 @@ class TestAccuracy:
 
 
 class TestEdges:
+    @pytest.mark.covered(2)
     @methods
     @kinds
     @dtypes
@@ -257,6 +267,7 @@ class TestEdges:
         problem = replace(problem, psi_y=np.zeros((20, 20)), before=problem.y, second_square=0.0)
         assert decompose(problem, SOLVERS["hmt"](problem)).values.shape == (0,)
 
+    @pytest.mark.covered(2)
     @methods
     @shapes_of_kinds
     @pytest.mark.parametrize("m", [1, 2, 3])
@@ -267,6 +278,7 @@ class TestEdges:
         assert 1 <= len(solution.values) <= m
         assert found.error_of(solution) < 4 * np.linalg.norm(found.a)
 
+    @pytest.mark.covered(2)
     @methods
     @dtypes
     @kinds

@@ -35,6 +35,7 @@ def sketched(spectrum, dtype, **more):
 
 
 class TestApproximation:
+    @pytest.mark.covered(2)
     @all_dtypes
     @spectra
     @pytest.mark.parametrize("size", [1, 17, 45])
@@ -93,6 +94,7 @@ class TestLeaveOneOut:
             squares.append(np.linalg.norm(found.y[:, column] - predicted) ** 2)
         return math.sqrt(np.mean(squares))
 
+    @pytest.mark.covered(2)
     @all_dtypes
     @spectra
     @pytest.mark.parametrize("size", [10, 45, M])
