@@ -133,6 +133,14 @@ def call_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield calls
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Operators are applied by one thread: of small products more cost what they do not gain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CPUS_PER_TASK", "1")
+        yield
+
+
 @pytest.fixture
 def no_late_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing files are looked for once more, and not waited for: there are no other hosts."""

@@ -13,6 +13,8 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def approximation(eig: ooc.Eigh) -> torch.Tensor:
     wide = torch.complex128 if eig.eigenvectors.dtype.is_complex else torch.float64

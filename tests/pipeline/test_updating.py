@@ -10,6 +10,8 @@ import skerch_ooc as ooc
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError
 from skerch_ooc.pipeline.status import status
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = (300, 40)
 
 

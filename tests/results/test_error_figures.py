@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from skerch_ooc.results.assess import norm_of
 from skerch_ooc.results.report.facts import gather
 from skerch_ooc.results.report.spectrum import linear_spectrum
 from skerch_ooc.stages.recover.vectors import TileFigures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 N, SPIKES = 300, (14.0, 9.0, -6.0, 4.0)
 METHODS = ("nystrom", "singlepass", "oversampled", "hmt")
@@ -49,25 +52,40 @@ def decomposed(folder, operator=None, *, kind=ooc.eigh, **options):
     return kind(spiked() if operator is None else operator, run_dir=folder / "run", **chosen)
 
 
+@pytest.fixture(scope="module")
+def of(tmp_path_factory):
+    """The decomposition of the spiked operator by a method, made once; only to be read."""
+
+    @cache
+    def made(method="nystrom", vectors="stored"):
+        folder = tmp_path_factory.mktemp("of")
+        return decomposed(folder, method=method, vectors=vectors)
+
+    return made
+
+
+def run_of(found):
+    return ooc.open_run(found.path.parents[2])
+
+
 def true_residuals(operator, found):
     vectors, values = found.eigenvectors[:], found.eigenvalues
     return torch.linalg.norm(operator @ vectors - vectors * values, dim=0)
 
 
 class TestResiduals:
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("vectors", ["stored", "implicit"])
     @pytest.mark.parametrize("method", METHODS)
-    def test_they_are_those_of_the_dense_operator(self, tmp_path, method, vectors):
-        operator = spiked()
-        found = decomposed(tmp_path, operator, method=method, vectors=vectors)
+    def test_they_are_those_of_the_dense_operator(self, of, method, vectors):
+        operator, found = spiked(), of(method, vectors)
         # Each from at least 13 columns: within a factor of 3 but for one in 10^5.
         ratio = found.residuals / true_residuals(operator, found)
         assert float(ratio.log().abs().max()) < math.log(3)
 
     @pytest.mark.parametrize("method", METHODS)
-    def test_together_they_are_unbiased(self, tmp_path, method):
-        operator = spiked()
-        found = decomposed(tmp_path, operator, method=method)
+    def test_together_they_are_unbiased(self, of, method):
+        operator, found = spiked(), of(method)
         ratio = (found.residuals / true_residuals(operator, found)) ** 2
         assert float(ratio.mean()) == pytest.approx(1, abs=0.2)
 
@@ -77,16 +95,14 @@ class TestResiduals:
         ratio = found.residuals / true_residuals(operator, found)
         assert float(ratio.log().abs().max()) < math.log(3)
 
-    def test_there_is_an_eigenvalue_within_twice_the_residual(self, tmp_path):
-        operator = spiked()
-        found = decomposed(tmp_path, operator)
+    def test_there_is_an_eigenvalue_within_twice_the_residual(self, of):
+        operator, found = spiked(), of()
         there = torch.linalg.eigvalsh(operator)
         distance = (found.eigenvalues[:, None] - there[None]).abs().min(dim=1).values
         assert bool((distance <= 2 * found.residuals).all())
 
-    def test_columns_that_chose_the_core_have_no_part_in_them(self, tmp_path):
-        operator = spiked()
-        found = decomposed(tmp_path, operator, method="oversampled")
+    def test_columns_that_chose_the_core_have_no_part_in_them(self, of):
+        found = of("oversampled")
         squares = found._file.arrays["residual_squares"][found._file.identity["choosing"] :]
         # The rows of U^H R are part of R.
         assert float((found.residuals**2).sum()) <= float(squares.mean()) * (1 + 1e-9)
@@ -108,13 +124,15 @@ class TestResiduals:
         assert new.add(figures()).residual_products.shape == (0, 3)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose error is large, and one of whose values is known."""
+    folder = tmp_path_factory.mktemp("diagonal")
+    return run_of(decomposed(folder, Diagonal(), method="hmt", power_iterations=1))
+
+
 class TestSaid:
     """What people are told of it, who look for outliers above a bulk."""
-
-    @pytest.fixture
-    def run(self, tmp_path):
-        decomposed(tmp_path, Diagonal(), method="hmt", power_iterations=1)
-        return ooc.open_run(tmp_path / "run")
 
     def test_a_large_error_is_not_held_against_values_that_are_known(self, run):
         assessment = ooc.assess(run)
@@ -136,15 +154,12 @@ class TestSaid:
 
 class TestNorm:
     @pytest.mark.parametrize("method", METHODS)
-    def test_few_test_vectors_tell_the_norm_of_a_spiked_operator(self, tmp_path, method):
-        operator = spiked()
-        decomposed(tmp_path, operator, method=method)
-        found = ooc.assess(ooc.open_run(tmp_path / "run"))
-        assert found.norm == pytest.approx(float(torch.linalg.norm(operator)), rel=0.02)
+    def test_few_test_vectors_tell_the_norm_of_a_spiked_operator(self, of, method):
+        found = ooc.assess(run_of(of(method)))
+        assert found.norm == pytest.approx(float(torch.linalg.norm(spiked())), rel=0.02)
 
-    def test_it_is_that_of_the_estimates(self, tmp_path):
-        decomposed(tmp_path)
-        run = ooc.open_run(tmp_path / "run")
+    def test_it_is_that_of_the_estimates(self, of):
+        run = run_of(of())
         assert ooc.assess(run).norm == pytest.approx(ooc.estimates(run).frobenius_norm.value)
 
     def test_results_of_the_first_versions_have_that_of_the_test_columns(self):

@@ -18,6 +18,8 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.store.shards import list_shards
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = 12
 SHAPES = {"eigh": (110, 110), "svd": (110, 110), "wide": (60, 140)}
 CASES = [("eigh", "float32"), ("eigh", "complex128"), ("svd", "float32"), ("svd", "complex128")]
@@ -124,6 +126,7 @@ def test_decomposition_makes_the_trace_surer(estimated, kind, dtype):
     assert found.trace.standard_error < 0.6 * plain
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
 def test_implicit_vectors_give_the_same_estimates(estimated, kind, dtype):
     (_, stored), (_, implicit) = (estimated(kind, dtype, 0, v) for v in ("stored", "implicit"))
@@ -240,6 +243,7 @@ def test_shards_that_are_gone_are_named(tmp_path):
         ooc.estimates(run)
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("method", ["singlepass", "oversampled", "hmt"])
 @pytest.mark.parametrize("kind", ["eigh", "svd"])
 def test_every_method_serves(tmp_path, kind, method):

@@ -22,6 +22,8 @@ from skerch_ooc.results.indexing import crossed, select
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import list_shards, publish_shard
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = ("eigh", "svd")
 SHAPES = {"eigh": (150, 150), "svd": (4200, 110)}
 MEASUREMENTS, RANK = 70, 66
@@ -255,11 +257,11 @@ def test_altered_tile_is_found_when_it_is_read(tmp_path):
         result.U[4199]
 
 
+@pytest.mark.covered(2)
 @pytest.mark.parametrize("vectors", ["stored", "implicit"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 class TestProducts:
-    @pytest.mark.sampled(6)
     @pytest.mark.parametrize("columns", [(), (3,), (0,)], ids=["vector", "matrix", "no columns"])
     def test_from_the_left_are_those_of_the_approximation(
         self, results, kind, dtype, vectors, columns
@@ -556,6 +558,7 @@ def a_shard(folder: Path) -> tuple[ooc.Run, Any]:
     return run, next(shard for shard in list_shards(run.shards) if shard.role == "right")
 
 
+@pytest.mark.usefixtures("no_late_files")
 def test_implicit_vectors_without_their_shards_say_what_to_measure(tmp_path):
     eig = decompose(tmp_path / "run", "eigh", "float32", "implicit")
     run, shard = a_shard(tmp_path / "run")

@@ -38,7 +38,7 @@ from skerch_ooc.planning.spec import Spec
 from skerch_ooc.stages.measure.task import missing_tasks
 from skerch_ooc.store.sketch import Round
 
-pytestmark = pytest.mark.usefixtures("no_late_files")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_late_files")
 
 TERMS = 8
 HEIGHTS = (700, 5000, 1, 300, 4096, 900, 20, 60)
