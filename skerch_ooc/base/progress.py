@@ -178,7 +178,7 @@ class Bar(Progress):
         print(text, file=sys.stderr, flush=True)
 
 
-def for_terminal() -> Progress:
+def terminal_progress() -> Progress:
     """A bar where standard error is a terminal that can move its cursor, lines elsewhere."""
     able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
     return Bar() if able else Lines()

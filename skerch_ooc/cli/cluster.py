@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from skerch_ooc.base.errors import IncompleteError, UsageError
-from skerch_ooc.base.progress import Progress, for_terminal
+from skerch_ooc.base.progress import Progress, terminal_progress
 from skerch_ooc.cli.group import operators_print_to_stderr, say_stopped, show_result, verb
 from skerch_ooc.cli.options import (
     DEVICE,
@@ -166,7 +166,7 @@ def submit(
     if follow is not None:
         # The last job of a submission.
         budget = budget_of(None, patient=True)
-        submission.follow(directory, follow, budget, for_terminal().say)
+        submission.follow(directory, follow, budget, terminal_progress().say)
         return
     options = JobOptions(**{name: value for name, value in given.items() if value is not None})
     opened = rundir.open_run(directory)

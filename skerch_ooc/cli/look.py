@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.progress import for_terminal
+from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.group import json_of, print_json, show_result, verb
 from skerch_ooc.cli.options import (
     DIR,
@@ -45,7 +45,7 @@ def estimates(
 
     found = steps.estimates(
         steps.open_run(directory), name, memory=memory,
-        threads=threads, progress=for_terminal(),
+        threads=threads, progress=terminal_progress(),
     )  # fmt: skip
     if as_json:
         print_json(found.as_json())
@@ -112,7 +112,7 @@ def verify(directory: Path) -> None:
     from skerch_ooc.store import rundir
 
     opened = rundir.open_run(directory)
-    wrong = verify_run(opened, for_terminal())
+    wrong = verify_run(opened, terminal_progress())
     if wrong:
         raise CorruptError("\n".join(wrong))
     click.echo("every byte is as it was published")
@@ -143,7 +143,7 @@ def clean(
 
     done = cleaning.clean(
         rundir.open_run(directory), sketch=sketch, shards=shards, older_than=older_than,
-        dry_run=dry_run, progress=for_terminal() if shards else None,
+        dry_run=dry_run, progress=terminal_progress() if shards else None,
     )  # fmt: skip
     if as_json:
         print_json(done.as_json())

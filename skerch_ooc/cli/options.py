@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.progress import for_terminal
+from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.signals import budget_of
 
 if TYPE_CHECKING:
@@ -171,7 +171,9 @@ class WorkOptions:
         from skerch_ooc.executors.work import Work
 
         executor = executor or self._executor(self.device or planned_device)
-        return Work.of(executor, self.memory, self.threads, self.device, for_terminal(), budget)
+        return Work.of(
+            executor, self.memory, self.threads, self.device, terminal_progress(), budget
+        )
 
     def stoppable_work(self, planned_device: str) -> Work:
         """The same, which stops in good order at its time, or when it is asked to."""

@@ -22,7 +22,7 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.progress import Bar, Lines, Stage, for_terminal
+from skerch_ooc.base.progress import Bar, Lines, Stage, terminal_progress
 from skerch_ooc.cli.running import cli
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.run import run_all
@@ -358,18 +358,18 @@ class TestBar:
 class TestForTerminal:
     def test_is_a_bar(self, terminal):
         terminal()
-        assert isinstance(for_terminal(), Bar)
+        assert isinstance(terminal_progress(), Bar)
 
     @pytest.mark.parametrize("kind", ["dumb", "", "unknown"])
     def test_that_cannot_move_its_cursor_is_lines(self, terminal, monkeypatch, kind):
         terminal()
         monkeypatch.setenv("TERM", kind)
-        assert isinstance(for_terminal(), Lines)
+        assert isinstance(terminal_progress(), Lines)
 
     def test_of_a_file_is_lines(self, tmp_path, monkeypatch):
         with open(tmp_path / "log", "w") as log:
             monkeypatch.setattr(sys, "stderr", log)
-            assert isinstance(for_terminal(), Lines)
+            assert isinstance(terminal_progress(), Lines)
 
 
 class OnTerminal:
