@@ -9,11 +9,12 @@ test sketch ``T = A G``, which no method has seen, and the error is later estima
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import count_above, svd
+from skerch_ooc.algebra.linalg import count_above, svd, triangular_inverse
 from skerch_ooc.algebra.methods.problem import Problem
 from skerch_ooc.base.arrays import Array
 
@@ -100,6 +101,73 @@ def range_basis(y: Array, floor: float) -> RangeBasis:
     u, s, vh = svd(y)
     kept = count_above(s, floor)
     return RangeBasis(u[:, :kept], s[:kept], vh[:kept])
+
+
+class SeenBasis:
+    """The leading vectors ``Q`` of a basis that a test matrix sees: ``N = Psi^H Q = U R``.
+
+    One QR factorisation serves all sizes: ``N_c^+ = (R^-1)_c U_c^H``, where ``_c`` takes the
+    leading rows and columns.
+
+    Attributes:
+        size: How many vectors are seen: a column of ``N`` in the span of those before it can have
+            no inverse.
+        basis: ``Q``, without the others.
+        seen: ``N``, ``(s, c)``.
+        u: ``U``, ``(s, c)``.
+        inverse: ``R^-1``, ``(c, c)``.
+    """
+
+    def __init__(self, psi_y: Array, basis: RangeBasis, floor: float) -> None:
+        seen = psi_y @ basis.coefficients()
+        u, r = np.linalg.qr(seen)
+        diagonal = np.abs(np.diagonal(r))
+        bad = np.flatnonzero(diagonal <= floor * diagonal.max(initial=0.0))
+        self.size = int(bad[0]) if bad.size else len(diagonal)
+        self.basis = basis.cut(self.size)
+        self.seen = seen[:, : self.size]
+        self.u = u[:, : self.size]
+        self.inverse = triangular_inverse(r[: self.size, : self.size])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The size of a core.
+
+    Attributes:
+        size: How many singular values are inverted.
+        tested: ``(size, estimated error)`` for each size that was tried.
+        choosing: How many of the first test columns chose it.
+    """
+
+    size: int
+    tested: tuple[tuple[int, float], ...] = ()
+    choosing: int = 0
+
+
+def choose_size(
+    problem: Problem,
+    largest: int,
+    held_out: Callable[[list[int], int], list[float]],
+    left_out: Callable[[list[int]], list[float]],
+) -> Choice:
+    """The size that was asked for, or the one with the smallest error.
+
+    Args:
+        problem: The problem.
+        largest: What there is to be inverted.
+        held_out: Gives the errors of sizes on so many test columns.
+        left_out: Gives them where there are no test columns.
+    """
+    if problem.core_size is not None:
+        return Choice(min(problem.core_size, largest))
+    sizes = candidates(largest, problem.y.shape[1])
+    if not sizes:
+        return Choice(0)
+    choosing = choosing_columns(problem)
+    errors = held_out(sizes, choosing) if choosing else left_out(sizes)
+    tested = tuple(zip(sizes, errors, strict=True))
+    return Choice(min(tested, key=lambda pair: pair[1])[0], tested, choosing)
 
 
 class HeldOut:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -24,13 +25,12 @@ from skerch_ooc.algebra.linalg import (
     count_above,
     eigh_by_magnitude,
     hermitian_part,
-    triangular_inverse,
 )
 from skerch_ooc.algebra.methods.choosing import (
     HeldOut,
     RangeBasis,
-    candidates,
-    choosing_columns,
+    SeenBasis,
+    choose_size,
     floor_of,
     range_basis,
     root_mean,
@@ -57,28 +57,21 @@ def _solve_hermitian(problem: Problem) -> Core:
     values, vectors = core_of(problem)
     largest = count_above(np.abs(values), floor_of(problem))
     measured = problem.y @ vectors[:, :largest]
-    tested: list[tuple[int, float]] = []
-    choosing = 0
-    if problem.core_size is not None:
-        size = min(problem.core_size, largest)
-    elif sizes := candidates(largest, len(values)):
-        choosing = choosing_columns(problem)
-        if choosing:
-            errors = held_out_errors(problem, values, vectors, measured, sizes, choosing)
-        else:
-            errors = [leave_one_out(problem, values, vectors, measured, c) for c in sizes]
-        tested = list(zip(sizes, errors, strict=True))
-        size = min(tested, key=lambda pair: pair[1])[0]
-    else:
-        size = 0
+    choice = choose_size(
+        problem,
+        largest,
+        partial(held_out_errors, problem, values, vectors, measured),
+        lambda sizes: [leave_one_out(problem, values, vectors, measured, c) for c in sizes],
+    )
+    size = choice.size
     left = vectors[:, :size]
     return Core(
         left=left,
         middle=np.diag((1.0 / values[:size]).astype(left.dtype)),
         right=left,
         size=size,
-        tested=tuple(tested),
-        choosing=choosing,
+        tested=choice.tested,
+        choosing=choice.choosing,
         leave_one_out=leave_one_out(problem, values, vectors, measured, size),
         measured=measured[:, :size],
     )
@@ -168,30 +161,19 @@ def leave_one_out(
     return float(np.linalg.norm(residual)) / math.sqrt(residual.shape[1])
 
 
-class GeneralCores:
-    """The cores ``N_c = Psi^H Q_c`` of all sizes: one QR factorisation serves them all.
-
-    ``N = U R`` gives ``N_c^+ = (R^-1)_c U_c^H``, where ``_c`` takes the leading rows and columns.
-    """
+class GeneralCores(SeenBasis):
+    """The cores ``N_c = Psi^H Q_c`` of all sizes, and what tells their errors."""
 
     def __init__(self, problem: Problem, basis: RangeBasis) -> None:
         assert problem.psi_y is not None
-        self._psi_y = problem.psi_y
-        core = problem.psi_y @ basis.coefficients()
-        u, r = np.linalg.qr(core)
-        # A column of the core in the span of those before it can have no inverse.
-        diagonal = np.abs(np.diagonal(r))
-        bad = np.flatnonzero(diagonal <= floor_of(problem) * diagonal.max(initial=0.0))
-        self.largest = int(bad[0]) if bad.size else len(diagonal)
-        self.basis = basis.cut(self.largest)
-        self.u = u[:, : self.largest]
-        self.inverse = triangular_inverse(r[: self.largest, : self.largest])
+        self._problem, self._psi_y = problem, problem.psi_y
+        super().__init__(problem.psi_y, basis, floor_of(problem))
 
-    def errors(self, problem: Problem, sizes: Sequence[int], choosing: int) -> list[float]:
+    def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
         """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
-        assert problem.g_w is not None
-        test = HeldOut(problem.t[:, :choosing], self.basis.vectors)
-        projected = self.u.conj().T @ problem.g_w[:choosing].conj().T
+        assert self._problem.g_w is not None
+        test = HeldOut(self._problem.t[:, :choosing], self.basis.vectors)
+        projected = self.u.conj().T @ self._problem.g_w[:choosing].conj().T
         return [test.error(self.inverse[:c, :c] @ projected[:c]) for c in sizes]
 
     def leave_one_out(self, sizes: Sequence[int]) -> list[float]:
@@ -240,24 +222,15 @@ class GeneralCores:
 
 def _solve_general(problem: Problem) -> Core:
     cores = GeneralCores(problem, range_basis(problem.y, floor_of(problem)))
-    tested: list[tuple[int, float]] = []
-    choosing = 0
-    if problem.core_size is not None:
-        size = min(problem.core_size, cores.largest)
-    elif sizes := candidates(cores.largest, problem.y.shape[1]):
-        choosing = choosing_columns(problem)
-        errors = cores.errors(problem, sizes, choosing) if choosing else cores.leave_one_out(sizes)
-        tested = list(zip(sizes, errors, strict=True))
-        size = min(tested, key=lambda pair: pair[1])[0]
-    else:
-        size = 0
+    choice = choose_size(problem, cores.size, cores.errors, cores.leave_one_out)
+    size = choice.size
     return Core(
         left=cores.basis.coefficients()[:, :size],
         middle=cores.inverse[:size, :size],
         right=cores.u[:, :size],
         size=size,
-        tested=tuple(tested),
-        choosing=choosing,
+        tested=choice.tested,
+        choosing=choice.choosing,
         leave_one_out=cores.leave_one_out([size])[0],
         measured=cores.basis.vectors[:, :size],
     )

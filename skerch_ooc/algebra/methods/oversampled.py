@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import hermitian_part, triangular_inverse
-from skerch_ooc.algebra.methods.choosing import RangeBasis, floor_of, range_basis
+from skerch_ooc.algebra.linalg import hermitian_part
+from skerch_ooc.algebra.methods.choosing import RangeBasis, SeenBasis, floor_of, range_basis
 from skerch_ooc.algebra.methods.problem import Core, Problem
 from skerch_ooc.base.arrays import Array
 
@@ -39,15 +39,15 @@ def solve(problem: Problem) -> Core:
     assert problem.z is not None
     floor = floor_of(problem)
     basis = range_basis(problem.y, floor).cut(problem.core_size)
-    left = _Side(basis, problem.phi_y, floor)
+    left = _Side(problem.phi_y, basis, floor)
     if not problem.hermitian:
         basis = range_basis(problem.w, floor).cut(problem.core_size)
-    right = _Side(basis, problem.xi_w, floor)
+    right = _Side(problem.xi_w, basis, floor)
     if problem.hermitian and left.size != right.size:
         # What one of the inner test matrices cannot see is dropped on both sides.
         basis = basis.cut(min(left.size, right.size))
-        left = _Side(basis, problem.phi_y, floor)
-        right = _Side(basis, problem.xi_w, floor)
+        left = _Side(problem.phi_y, basis, floor)
+        right = _Side(problem.xi_w, basis, floor)
     core = left.pinv @ problem.z @ right.pinv.conj().T
     coefficients = left.basis.coefficients()
     return Core(
@@ -59,44 +59,34 @@ def solve(problem: Problem) -> Core:
     )
 
 
-class _Side:
+class _Side(SeenBasis):
     """A basis ``Q`` of the range of one of the sketches, and what an inner one sees of it.
 
     Attributes:
-        basis: ``Q``, without what ``Phi`` cannot see.
-        seen: ``N = Phi^H Q``, ``(s, c)``.
         pinv: ``N^+``, ``(c, s)``.
         left_over: ``1 - P_ii`` with the projection ``P = N N^+``, ``(s,)``.
     """
 
-    def __init__(self, basis: RangeBasis, phi_y: Array, floor: float) -> None:
-        seen = phi_y @ basis.coefficients()
-        u, r = np.linalg.qr(seen)
-        diagonal = np.abs(np.diagonal(r))
-        bad = np.flatnonzero(diagonal <= floor * diagonal.max(initial=0.0))
-        self.size = int(bad[0]) if bad.size else len(diagonal)
-        self.basis = basis.cut(self.size)
-        self.seen = seen[:, : self.size]
-        self._u = u[:, : self.size]
-        inverse = triangular_inverse(r[: self.size, : self.size])
-        self.pinv = np.asarray(inverse @ self._u.conj().T)
-        self.left_over = np.maximum(1.0 - np.sum(np.abs(self._u) ** 2, axis=1), _NOTHING_LEFT)
+    def __init__(self, phi_y: Array, basis: RangeBasis, floor: float) -> None:
+        super().__init__(phi_y, basis, floor)
+        self.pinv = np.asarray(self.inverse @ self.u.conj().T)
+        self.left_over = np.maximum(1.0 - np.sum(np.abs(self.u) ** 2, axis=1), _NOTHING_LEFT)
 
     def deleted(self, data: Array) -> Array:
         """``D x``: the residual of each row of the data by a fit to the other rows.
 
         ``D_i = (I - P)_i / (1 - P_ii)``.
         """
-        residual = data - self._u @ (self._u.conj().T @ data)
+        residual = data - self.u @ (self.u.conj().T @ data)
         return np.asarray(residual / self.left_over[:, None])
 
     def fitted(self, data: Array) -> Array:
         """What :meth:`deleted_columns` needs of all columns of the data."""
-        return np.asarray(data @ self._u)
+        return np.asarray(data @ self.u)
 
     def deleted_columns(self, data: Array, fitted: Array, columns: slice) -> Array:
         """Some columns of ``x D^H``, given the same columns of ``x``."""
-        residual = data - fitted @ self._u[columns].conj().T
+        residual = data - fitted @ self.u[columns].conj().T
         return np.asarray(residual / self.left_over[columns])
 
 

@@ -115,13 +115,13 @@ class _Equations:
         """
         problem = self._problem
         nystrom = GeneralCores(problem, self.left)
-        grid = candidates(min(nystrom.largest, self.smallest), problem.y.shape[1])
+        grid = candidates(min(nystrom.size, self.smallest), problem.y.shape[1])
         if not grid:
             return 0
         if not choosing:
             errors = nystrom.leave_one_out(grid)
             return grid[errors.index(min(errors))]
-        errors = nystrom.errors(problem, grid, choosing)
+        errors = nystrom.errors(grid, choosing)
         place = errors.index(min(errors))
         sizes = {grid[max(0, place - STRIDE)], grid[place], grid[-1]}
         sizes.add(grid[min(len(grid) - 1, place + STRIDE)])
