@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
+from skerch_ooc.base.provenance import provenance
+from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.probe import Probe
+from skerch_ooc.operators.probe import Probe, examine
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
 from skerch_ooc.planning.growth import cuts, first_look
 from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
@@ -18,6 +21,7 @@ from skerch_ooc.planning.parts import Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
 from skerch_ooc.planning.sizes import Sizes, sizes_of
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
+from skerch_ooc.store.rundir import Run
 
 TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
@@ -33,9 +37,47 @@ _ROWS_FOR_LEFT = 128
 """Rows that a part has at least for each left column."""
 
 
+@dataclass(frozen=True)
+class Examined:
+    """An operator that was loaded, and what was found out about it.
+
+    Attributes:
+        product: The operator.
+        findings: Of the probe, if there was one.
+        fingerprint: By which it is known again; none if nobody asked for it.
+    """
+
+    product: Product
+    findings: Probe | None
+    fingerprint: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, product: Product, seed: int, kind: str, threads: int) -> Examined:
+        """Probes an operator.
+
+        Args:
+            product: The operator.
+            seed: The run's seed.
+            kind: ``"eigh"``, if it must be Hermitian, or ``"svd"``.
+            threads: What it may use.
+
+        Raises:
+            OperatorError: If it cannot be used.
+        """
+        with operator_threads(threads):
+            return cls(product, *examine(product, seed, kind))
+
+    def note_in(self, run: Run, part: Part) -> None:
+        """Publishes the fingerprint of a whole summand, and notes what the probe found."""
+        if self.fingerprint and not part.is_piece:
+            run.publish_fingerprint(self.fingerprint, part.number)
+        if self.findings:
+            run.record("receipts", provenance(stage="probe", **self.findings.as_json()))
+
+
 def planned(
-    spec: Spec, shape: tuple[int, int], sha256: str | None, product: Product | None,
-    findings: Probe | None, resources: Resources, run_dir: Path,
+    spec: Spec, shape: tuple[int, int], sha256: str | None, examined: Examined | None,
+    resources: Resources, run_dir: Path,
 ) -> Plan:  # fmt: skip
     """The plan of a spec.
 
@@ -43,25 +85,22 @@ def planned(
         spec: The spec.
         shape: Of the operator.
         sha256: Hash of the factory's file, if it is one.
-        product: The operator, if it was loaded.
-        findings: Of the probe, if there was one.
+        examined: The operator, if it was loaded.
         resources: Memory and cores of a process.
         run_dir: The run directory.
 
     Raises:
         UsageError: If sizes do not fit the operator, or not even one column fits into memory.
     """
-    together = product is not None and product.together
+    together = examined is not None and examined.product.together
     sizes, left_noise = sizes_of(spec, shape), spec.sketch.noise
     if together:
         sizes, left_noise = _sizes_for_rows(spec, shape, sizes)
     parts: tuple[Part, ...] = (Part(),)
-    if product is not None:
+    if examined is not None:
         wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
         least = _parts_that_fit(spec, shape, sizes, resources) if together else 1
-        parts = parts_of(
-            product, wanted, task_seconds, findings, Part(), left=sizes.left, least=least
-        )
+        parts = parts_of(examined, wanted, task_seconds, Part(), left=sizes.left, least=least)
     identity = _identity(spec, shape, sha256, left_noise)
     now = sizes
     if spec.tolerance is not None:
@@ -69,6 +108,7 @@ def planned(
     if together:
         widths = _widths_for_rows(spec, shape, now, parts, resources)
     else:
+        findings = examined.findings if examined else None
         widths = dict.fromkeys(ROLES, choose_block(spec, shape, findings, resources))
     amendment = Amendment(
         run_id=identity.run_id,
@@ -92,10 +132,9 @@ def relative_folder(folder: Path, run_dir: Path) -> str:
 
 
 def parts_of(
-    product: Product,
+    examined: Examined,
     wanted: int | str,
     task_seconds: float,
-    findings: Probe | None,
     first: Part,
     *,
     left: int,
@@ -108,14 +147,14 @@ def parts_of(
     columns are taken together.
 
     Args:
-        product: The operator.
+        examined: The operator.
         wanted: How many parts at most, or ``"auto"``.
         task_seconds: How long a task may take.
-        findings: Of the probe, if there was one.
         first: What all parts have in common, and the number of the first.
         left: Columns of the left sketch.
         least: How many parts there must be, if there are as many terms.
     """
+    product, findings = examined.product, examined.findings
     terms = product.terms
     if isinstance(wanted, int):
         most = wanted

@@ -16,14 +16,13 @@ from typing import Any
 
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_sha256
-from skerch_ooc.operators.probe import Probe, check_fingerprint, examine, sizes_allowed
+from skerch_ooc.operators.probe import check_fingerprint, sizes_allowed
 from skerch_ooc.pipeline import freeze
+from skerch_ooc.pipeline.freeze import Examined
 from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
@@ -125,42 +124,29 @@ def update_run(run: Run, update: Update, work: Work) -> Planned:
     return _amended(run, update, source, examined or _examined(run, update, work), work)
 
 
-@dataclass(frozen=True)
-class _Examined:
-    """An operator that is to be added, and what its probe found."""
-
-    product: Product
-    findings: Probe | None
-    fingerprint: dict[str, Any]
-
-
-def _examined(run: Run, update: Update, work: Work) -> _Examined:
+def _examined(run: Run, update: Update, work: Work) -> Examined:
     product, identity = _product(run, update), run.plan.identity
-    with operator_threads(work.resources.threads):
-        return _Examined(product, *examine(product, identity.seed, identity.kind))
+    return Examined.of(product, identity.seed, identity.kind, work.resources.threads)
 
 
 def _amended(
-    run: Run, update: Update, source: OperatorSource, examined: _Examined, work: Work
+    run: Run, update: Update, source: OperatorSource, examined: Examined, work: Work
 ) -> Planned:
     """Publishes the plan with one more summand."""
-    product, findings, fingerprint = examined.product, examined.findings, examined.fingerprint
-    _require_range(run, update.forget, update.scale * float(fingerprint["norm"]))
+    assert examined.fingerprint is not None
+    _require_range(run, update.forget, update.scale * float(examined.fingerprint["norm"]))
     parts = freeze.parts_of(
-        product,
+        examined,
         update.operator.parts,
         SketchSpec().task_seconds,
-        findings,
         next_part(run.plan, source, update.scale),
         left=run.plan.reach("left"),
     )
     grown = rundir.amend_run(run, more_parts(run.plan, parts, update.forget))
-    if not parts[0].is_piece:
-        grown.publish_fingerprint(fingerprint, parts[0].number)
-    if findings:
-        grown.record("receipts", provenance(stage="probe", **findings.as_json()))
+    examined.note_in(grown, parts[0])
     planned = planned_before(grown)
     if not work.executor.remote:
+        product = examined.product
         threads, summand = work.resources.threads, parts[0].summand
         planned.operands = Operands(
             grown, product.device, threads, product=product, summand=summand

@@ -16,7 +16,7 @@ from skerch_ooc.base.resources import operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of, shape_of
 from skerch_ooc.operators.loading import build, factory_sha256
-from skerch_ooc.operators.probe import Probe, Timing, examine, probe, timings
+from skerch_ooc.operators.probe import Probe, Timing, probe, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.planning.plan import described
@@ -113,17 +113,17 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         return planned_before(run)
     # Before the operator is built and probed, which may take long.
     rundir.require_place(run_dir)
-    product = findings = fingerprint = None
+    examined = None
     if operator is not None or _needs_operator(spec):
         product = _product(spec, operator, work.device or spec.operator.device)
-        with operator_threads(work.resources.threads):
-            findings, fingerprint = examine(product, spec.seed, spec.kind)
+        examined = freeze.Examined.of(product, spec.seed, spec.kind, work.resources.threads)
         shape = product.shape
     else:
         assert spec.operator.shape is not None
         shape = spec.operator.shape
-    plan = freeze.planned(spec, shape, sha256, product, findings, work.resources, run_dir)
-    costs = estimate(plan, findings, resident_memory() if product else None)
+    plan = freeze.planned(spec, shape, sha256, examined, work.resources, run_dir)
+    findings = examined.findings if examined else None
+    costs = estimate(plan, findings, resident_memory() if examined else None)
     require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
@@ -132,12 +132,10 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         return planned_before(run)
     files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=costs.as_json()))
-    if fingerprint and not plan.parts[0].is_piece:
-        run.publish_fingerprint(fingerprint)
-    if findings:
-        run.record("receipts", provenance(stage="probe", **findings.as_json()))
     made = Planned(run, costs, findings=findings)
-    if product is not None:
+    if examined is not None:
+        examined.note_in(run, plan.parts[0])
+        product = examined.product
         made.operands = Operands(run, product.device, work.resources.threads, product=product)
     return made
 
@@ -232,7 +230,9 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
         taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
     # The block that is best, whatever the spec says.
     free = dataclasses.replace(spec, sketch=dataclasses.replace(spec.sketch, block="auto"))
-    plan = freeze.planned(spec, product.shape, None, product, findings, resources, spec.folder)
+    plan = freeze.planned(
+        spec, product.shape, None, freeze.Examined(product, findings, None), resources, spec.folder
+    )
     return Probed(
         factory=spec.operator.factory,
         shape=product.shape,
