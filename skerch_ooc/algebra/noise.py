@@ -47,7 +47,7 @@ import numpy.typing as npt
 
 from skerch_ooc.algebra.ssrft import Scramble, fill_columns
 from skerch_ooc.base.arrays import Array, empty_aligned
-from skerch_ooc.base.distributions import (
+from skerch_ooc.base.noise_kinds import (
     COMPLEX_ONLY,
     LARGEST_HEIGHT,
     ROLE_NUMBERS,

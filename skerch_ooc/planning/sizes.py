@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.base.distributions import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.resources import parse_bytes
 from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.spec import ROLES, RecoverySpec, Spec

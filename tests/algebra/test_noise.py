@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.distributions import COMPLEX_ONLY, ROLE_NUMBERS, SIGN_SCALE
+from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, ROLE_NUMBERS, SIGN_SCALE
 from skerch_ooc.base.partition import Range
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "noise_v1.json"

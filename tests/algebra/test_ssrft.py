@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from skerch_ooc.algebra import ssrft
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.distributions import ROLE_NUMBERS, WHOLE_COLUMNS
+from skerch_ooc.base.noise_kinds import ROLE_NUMBERS, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
 
 LAST_SEED = 2**64 - 1

@@ -10,8 +10,8 @@ from contents import answer
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw, draw_entries
-from skerch_ooc.base.distributions import SPARSE
 from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError
+from skerch_ooc.base.noise_kinds import SPARSE
 from skerch_ooc.base.partition import Range
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.matrix import stored

@@ -8,7 +8,7 @@ import torch  # noqa: F401 (8-bit integer units are looked for only where torch 
 
 from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.distributions import COMPLEX_ONLY, SIGN_SCALE, WHOLE_COLUMNS
+from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, SIGN_SCALE, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning import memory
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan

@@ -8,8 +8,8 @@ from operators import Operator, dense
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.distributions import WHOLE_COLUMNS
 from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, height_of_noise
 from skerch_ooc.planning.spec import DTYPES, NOISES

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from skerch_ooc.algebra.noise import draw, draw_entries
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.distributions import SPARSE, WHOLE_COLUMNS
+from skerch_ooc.base.noise_kinds import SPARSE, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
 from skerch_ooc.planning.parts import Part

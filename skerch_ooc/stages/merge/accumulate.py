@@ -27,7 +27,7 @@ import numpy as np
 
 from skerch_ooc.algebra.sparse import add_transposed_times
 from skerch_ooc.base.arrays import Array, empty_aligned
-from skerch_ooc.base.distributions import SIGN_SCALE, SPARSE
+from skerch_ooc.base.noise_kinds import SIGN_SCALE, SPARSE
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import processor_flags
 from skerch_ooc.planning.memory import is_double, wide_dtype

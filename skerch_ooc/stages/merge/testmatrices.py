@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from skerch_ooc.algebra.noise import Entries, draw, draw_entries
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.distributions import WHOLE_COLUMNS
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import make_folder
+from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
