@@ -15,7 +15,7 @@ from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.sides import CORANGE, RANGE, first_round
 from skerch_ooc.planning.spec import DTYPES, NOISES, RecoverySpec
 from skerch_ooc.stages.merge import accumulate
-from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile
+from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace
 from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
 SINGLE = ["float32", "complex64"]
@@ -93,7 +93,7 @@ def sums_of(plan, rows, z, side=None):
     out.squares[...] = out.cross[...] = np.nan
     tile = space.z[: len(rows)]
     tile[...] = z
-    accumulate_tile(plan, side, NoiseReader(plan, {}), rows, tile, space, out)
+    Accumulator(plan, side, NoiseReader(plan, {})).form(rows, tile, space, out)
     return out
 
 

@@ -12,7 +12,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.sides import first_round
 from skerch_ooc.planning.spec import DTYPES, RecoverySpec
-from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile
+from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace
 from skerch_ooc.stages.merge.arithmetic import Device, Host, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
@@ -53,7 +53,7 @@ def sums_with(arithmetic, dtype):
     tile = space.z[:ROWS]
     tile[...] = z.astype(dtype)
     matrices = NoiseReader(plan, {})
-    accumulate_tile(plan, side, matrices, Range(0, ROWS), tile, space, out, arithmetic)
+    Accumulator(plan, side, matrices, arithmetic).form(Range(0, ROWS), tile, space, out)
     return out
 
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,13 @@ class Sums:
             triangular,
         )
 
+    @property
+    def column_squares(self) -> Array:
+        """Squared norms of the columns of ``Z``."""
+        if self.triangular:
+            return np.asarray(np.sum(np.abs(self.squares) ** 2, axis=0))
+        return np.diagonal(self.squares).real
+
     def add(self, other: Sums) -> Sums:
         """Adds the sums over further tiles to these."""
         self.cross += other.cross
@@ -111,58 +119,78 @@ class Workspace:
         return cls(empty_aligned((rows, side.columns), wide), empty_aligned((rows, width), wide))
 
 
-def accumulate_tile(
-    plan: Plan, side: Side, matrices: NoiseReader, rows: Range, z: Array, space: Workspace,
-    out: Sums, arithmetic: Arithmetic | None = None,
-) -> None:  # fmt: skip
-    """Forms the sums of one tile.
+@dataclass(frozen=True)
+class Accumulator:
+    """Forms the sums of tiles of a side.
 
-    Args:
+    Attributes:
         plan: The plan in force.
         side: Where the columns stand.
         matrices: Gives rows of the test matrices.
-        rows: The tile's rows.
-        z: The filled part of ``space.z``, ``(len(rows), c)``. Its content is lost.
-        space: The buffers.
-        out: Where the sums go; below its diagonal blocks ``out.squares`` is left as it is.
-        arithmetic: Where products are formed; in main memory by default.
+        on: Where products are formed.
     """
-    on = arithmetic or Host()
-    width = plan.identity.tile[1]
-    loaded = on.load(z)
-    if out.triangular:
-        out.squares = on.triangle(loaded)
-    else:
-        for piece in cut(Range(0, z.shape[1]), width):
+
+    plan: Plan
+    side: Side
+    matrices: NoiseReader
+    on: Arithmetic = field(default_factory=Host)
+
+    def form(self, rows: Range, z: Array, space: Workspace, out: Sums) -> None:
+        """Forms the sums of one tile.
+
+        Args:
+            rows: The tile's rows.
+            z: The filled part of ``space.z``, ``(len(rows), c)``. Its content is lost.
+            space: The buffers.
+            out: Where the sums go; below its diagonal blocks ``out.squares`` is left as it is.
+        """
+        loaded = self.on.load(z)
+        self._form_squares(loaded, out)
+        exact = [name for name in self.side.noise if self._is_exact(name)]
+        for name in self.side.noise:
+            if name not in exact:
+                for columns, place in self._pieces(name):
+                    noise = self.matrices.tile(name, rows, columns, z.dtype, space.noise)
+                    self.on.adjoint_times(self.on.load(noise), loaded, out.cross[place.slice])
+        if exact:
+            self._form_exactly(exact, rows, z, space, out)
+
+    def _form_squares(self, loaded: Any, out: Sums) -> None:
+        if out.triangular:
+            out.squares = self.on.triangle(loaded)
+            return
+        for piece in cut(Range(0, self.side.columns), self.plan.identity.tile[1]):
             left, right = loaded[:, piece.slice], loaded[:, piece.stop :]
-            on.adjoint_times(left, left, out.squares[piece.slice, piece.slice])
-            if piece.stop < z.shape[1]:
-                on.adjoint_times(left, right, out.squares[piece.slice, piece.stop :])
-    exact = [name for name in side.noise if _is_exact(plan, matrices, name)]
-    for name, place in side.noise.items():
-        if name not in exact:
-            for piece in cut(place, width):
-                columns = piece.shifted(-place.start)
-                noise = matrices.tile(name, rows, columns, z.dtype, space.noise)
-                on.adjoint_times(on.load(noise), loaded, out.cross[piece.slice])
-    if exact:
+            self.on.adjoint_times(left, left, out.squares[piece.slice, piece.slice])
+            if piece.stop < self.side.columns:
+                self.on.adjoint_times(left, right, out.squares[piece.slice, piece.stop :])
+
+    def _form_exactly(
+        self, exact: list[str], rows: Range, z: Array, space: Workspace, out: Sums
+    ) -> None:
         # Real and imaginary parts are columns of their own: signs are real.
         real, target = z.view(np.float64), out.cross.view(np.float64)
-        units = _round_to_integers(real)
-        digits = on.device == "cpu" and _has_integer_units()
-        multiply = _Digits(real, units) if digits else _Doubles(real, units, on)
+        units, here = _round_to_integers(real), self.on.device == "cpu"
+        digits = here and _has_integer_units()
+        multiply = _Digits(real, units) if digits else _Doubles(real, units, self.on)
         for name in exact:
-            place = side.noise[name]
-            if matrices.noise(name) in SPARSE and "torch" in sys.modules and on.device == "cpu":
-                multiply.entries(matrices, name, rows, Range(0, len(place)), target[place.slice])
+            place = self.side.noise[name]
+            if self.matrices.noise(name) in SPARSE and "torch" in sys.modules and here:
+                columns = Range(0, len(place))
+                multiply.entries(self.matrices, name, rows, columns, target[place.slice])
                 continue
-            for piece in cut(place, width):
-                columns = piece.shifted(-place.start)
-                multiply.signs(matrices, name, rows, columns, space.noise, target[piece.slice])
+            for columns, place in self._pieces(name):
+                noise = space.noise
+                multiply.signs(self.matrices, name, rows, columns, noise, target[place.slice])
 
+    def _pieces(self, name: str) -> Iterator[tuple[Range, Range]]:
+        """Columns of a test matrix that are multiplied at once, and where their products stand."""
+        whole = self.side.noise[name]
+        for place in cut(whole, self.plan.identity.tile[1]):
+            yield place.shifted(-whole.start), place
 
-def _is_exact(plan: Plan, matrices: NoiseReader, name: str) -> bool:
-    return not is_double(plan) and matrices.noise(name) in SIGN_SCALE
+    def _is_exact(self, name: str) -> bool:
+        return not is_double(self.plan) and self.matrices.noise(name) in SIGN_SCALE
 
 
 def _in_cache(array: Array) -> list[Range]:

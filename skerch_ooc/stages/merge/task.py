@@ -21,15 +21,12 @@ shard was measured anew nothing stale can be taken for current.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
@@ -49,16 +46,10 @@ from skerch_ooc.planning.memory import (
     stored_bytes,
 )
 from skerch_ooc.planning.plan import FORMAT_VERSION
-from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, Side
-from skerch_ooc.stages.merge.accumulate import Sums, Workspace, accumulate_tile, load_integer_units
+from skerch_ooc.planning.sides import RANGE, Side
+from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
+from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.merge.drift import (
-    Applied,
-    pair_asymmetry,
-    pair_difference,
-    relative_difference,
-    require_one_operator,
-)
 from skerch_ooc.stages.merge.testmatrices import prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
@@ -67,8 +58,6 @@ from skerch_ooc.store.rundir import open_run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, Strip, list_shards, shard_layout
 from skerch_ooc.store.sketch import Basis, Round, Sketch
-
-Placed = tuple[Range, Path]
 
 
 @dataclass(frozen=True)
@@ -115,13 +104,6 @@ class Merged:
     sides: Mapping[str, MergedSide]
 
 
-def column_squares(sums: Sums) -> Array:
-    """Squared norms of the columns of ``Z``."""
-    if sums.triangular:
-        return np.asarray(np.sum(np.abs(sums.squares) ** 2, axis=0))
-    return np.diagonal(sums.squares).real
-
-
 @dataclass(frozen=True)
 class MergeTask:
     """A run of tiles to be summed: a path and a few numbers, for any process.
@@ -151,6 +133,11 @@ class MergeTask:
     threads: int
     device: str
     number: int
+
+    @property
+    def tiles(self) -> Range:
+        """The row tiles."""
+        return Range(self.start, self.stop)
 
     def __str__(self) -> str:
         return f"row tiles {self.start}-{self.stop} of the sums, {self.side} side"
@@ -240,85 +227,6 @@ class Merge:
         )
 
 
-def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
-    """Refuses a sketch whose shards were made by different operators, where that can be seen.
-
-    A later round of a general operator is compared with the first if it applies the adjoint, as the
-    last one does, of which the result is made.
-
-    Raises:
-        DriftError: Naming the shards.
-    """
-    identity = round_.run.plan.identity
-    sides = {side.name: side for side in round_.sides}
-    if identity.kind == "eigh":
-        placed, pairs = _hermitian_pairs(round_, sides[RANGE], sums[RANGE])
-    elif CORANGE in sides:
-        placed, pairs = _adjoint_pairs(round_, sides, sums)
-    else:
-        return
-    require_one_operator(pairs, placed, identity.dtype, alike=round_.basis is None)
-
-
-def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed], Array]:
-    """The shards of a round of a Hermitian operator, and how far they disagree."""
-    rows, norms = [], []
-    for role, place in side.sketches.items():
-        of_basis = round_.basis is not None and role == round_.role
-        noise = side.noise[BASIS if of_basis else role]
-        rows.append(sums.cross[noise.slice][: len(place)])
-        norms.append(_basis_norms(len(place)) if of_basis else np.ones(len(place)))
-    square, applied = np.concatenate(rows), Applied(np.concatenate(norms), _column_norms(sums))
-    placed = round_.sketch.readers[side.name].placed_shards()
-    difference = relative_difference(square, square, applied, applied)
-    return placed, pair_asymmetry(difference, [place for place, _ in placed])
-
-
-def _adjoint_pairs(
-    round_: Round, sides: Mapping[str, Side], sums: Mapping[str, Sums]
-) -> tuple[list[Placed], Array]:
-    """The shards of a round that applied the adjoint, and how far they disagree with the first's.
-
-    Those of the first round that they can be compared with come after them: after a round whose
-    test matrix is a basis only the test columns, as the basis is made of the others.
-    """
-    side, total = sides[CORANGE], sums[CORANGE]
-    if round_.basis is None:
-        first, roles = round_, ["right", "test"]
-        there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
-        norms, products = np.ones(len(there)), _column_norms(sums[RANGE])
-    else:
-        first, roles = Round(round_.run), ["test"]
-        there = round_.basis.file.arrays["test_products"]
-        norms, products = _basis_norms(len(there)), np.linalg.norm(there, axis=0)
-    back = [total.cross[side.noise[role].slice] for role in roles if role in side.noise]
-    if not back:
-        return [], np.zeros((0, 0))
-    difference = relative_difference(
-        there,
-        np.concatenate(back),
-        Applied(norms, _column_norms(total)),
-        Applied(np.ones(len(products)), products),
-    )
-    rows = round_.sketch.readers[CORANGE].placed_shards()
-    columns = first.sketch.readers[RANGE].placed_shards(roles)
-    pairs = pair_difference(difference, [place for place, _ in rows], [p for p, _ in columns])
-    return rows + columns, pairs
-
-
-def _basis_norms(columns: int) -> Array:
-    """What the norms of random vectors are to be compared with, for the vectors of a basis.
-
-    A basis of the range of a sketch spans its rounding errors too. If those repeat themselves in
-    the next round, they are not at random angles to it, but within that many dimensions.
-    """
-    return np.full(columns, 1 / math.sqrt(max(1, columns)))
-
-
-def _column_norms(sums: Sums) -> Array:
-    return np.sqrt(column_squares(sums))
-
-
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
     """Does a task in any process, unless somebody has who did not live to tell.
 
@@ -332,12 +240,12 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
     basis = Basis(SealedFile(Path(task.basis))) if task.basis else None
     merge = Merge(Round(open_run(task.run), task.round, basis), task.rechunk)
     resources = Resources(task.memory, task.threads, device=task.device)
-    side, tiles = merge.side(task.side), Range(task.start, task.stop)
-    publish = _nothing if side.has_formed(tiles) else side.form(tiles, resources)
+    side = merge.side(task.side)
+    publish = _nothing if side.has_formed(task.tiles) else side.form(task.tiles, resources)
 
     def finish() -> dict[str, Any]:
         publish()
-        return {"tiles": task.stop - task.start}
+        return {"tiles": len(task.tiles)}
 
     return finish
 
@@ -428,12 +336,12 @@ class _SideMerge:
             return
         make_folder(self._folder)
         tasks = work.executor.chosen(self._merge_tasks(work.resources))
-        total = sum(task.stop - task.start for task in tasks)
+        total = sum(len(task.tiles) for task in tasks)
         stage = self._stage, total, "tiles", self._tile_bytes, len(tasks)
         with work.progress.stage(*stage) as advance:
             for receipt in work.executor.run(perform_merge, tasks, work.resources.task_threads):
                 advance(receipt["tiles"])
-        wait_for_files(self._partial(Range(task.start, task.stop)) for task in tasks)
+        wait_for_files(self._partial(task.tiles) for task in tasks)
 
     def _merge_tasks(self, resources: Resources) -> Iterator[MergeTask]:
         basis = self._round.basis
@@ -509,7 +417,8 @@ class _SideMerge:
         """The sums of a task, and what publishes its rows of the sketch."""
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
-        matrices = prepare_noise(self._sketch, self.side)
+        noise = prepare_noise(self._sketch, self.side)
+        accumulator = Accumulator(self.plan, self.side, noise, arithmetic)
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}
@@ -519,8 +428,7 @@ class _SideMerge:
                 z = self._reader.read_row(number, space.z)
                 for role, writer in writers.items():
                     writer.write_rows(number - task.start, z[:, self.side.sketches[role].slice])
-                rows = self._tiles[number]
-                accumulate_tile(self.plan, self.side, matrices, rows, z, space, tile, arithmetic)
+                accumulator.form(self._tiles[number], z, space, tile)
                 spaces.give(space)
                 return tile
 

@@ -18,7 +18,7 @@ from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
-from skerch_ooc.stages.merge.task import Merged, column_squares
+from skerch_ooc.stages.merge.task import Merged
 from skerch_ooc.store.sketch import Basis
 from skerch_ooc.store.tiles import Tiles
 
@@ -147,7 +147,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
             psi_y=side.cross(BASIS, role),
             omega_w=basis_products(basis, earlier.cross("right", earlier_role)),
             g_w=basis_products(basis, earlier.cross("test", earlier_role)),
-            second_square=float(column_squares(side.sums)[place.slice].sum()),
+            second_square=float(side.sums.column_squares[place.slice].sum()),
             **common,
         )
         return Posed(problem, basis.matrix, None, test)

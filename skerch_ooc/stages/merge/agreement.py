@@ -1,0 +1,104 @@
+"""Whether one operator made all shards of a round: which of their products are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, Side
+from skerch_ooc.stages.merge.accumulate import Sums
+from skerch_ooc.stages.merge.drift import (
+    Applied,
+    pair_asymmetry,
+    pair_difference,
+    relative_difference,
+    require_one_operator,
+)
+from skerch_ooc.store.sketch import Round
+
+Placed = tuple[Range, Path]
+"""The columns of a shard, and its path."""
+
+
+def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
+    """Refuses a sketch whose shards were made by different operators, where that can be seen.
+
+    A later round of a general operator is compared with the first if it applies the adjoint, as the
+    last one does, of which the result is made.
+
+    Raises:
+        DriftError: Naming the shards.
+    """
+    identity = round_.run.plan.identity
+    sides = {side.name: side for side in round_.sides}
+    if identity.kind == "eigh":
+        placed, pairs = _hermitian_pairs(round_, sides[RANGE], sums[RANGE])
+    elif CORANGE in sides:
+        placed, pairs = _adjoint_pairs(round_, sides, sums)
+    else:
+        return
+    require_one_operator(pairs, placed, identity.dtype, alike=round_.basis is None)
+
+
+def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed], Array]:
+    """The shards of a round of a Hermitian operator, and how far they disagree."""
+    rows, norms = [], []
+    for role, place in side.sketches.items():
+        of_basis = round_.basis is not None and role == round_.role
+        noise = side.noise[BASIS if of_basis else role]
+        rows.append(sums.cross[noise.slice][: len(place)])
+        norms.append(_basis_norms(len(place)) if of_basis else np.ones(len(place)))
+    square, applied = np.concatenate(rows), Applied(np.concatenate(norms), _column_norms(sums))
+    placed = round_.sketch.readers[side.name].placed_shards()
+    difference = relative_difference(square, square, applied, applied)
+    return placed, pair_asymmetry(difference, [place for place, _ in placed])
+
+
+def _adjoint_pairs(
+    round_: Round, sides: Mapping[str, Side], sums: Mapping[str, Sums]
+) -> tuple[list[Placed], Array]:
+    """The shards of a round that applied the adjoint, and how far they disagree with the first's.
+
+    Those of the first round that they can be compared with come after them: after a round whose
+    test matrix is a basis only the test columns, as the basis is made of the others.
+    """
+    side, total = sides[CORANGE], sums[CORANGE]
+    if round_.basis is None:
+        first, roles = round_, ["right", "test"]
+        there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
+        norms, products = np.ones(len(there)), _column_norms(sums[RANGE])
+    else:
+        first, roles = Round(round_.run), ["test"]
+        there = round_.basis.file.arrays["test_products"]
+        norms, products = _basis_norms(len(there)), np.linalg.norm(there, axis=0)
+    back = [total.cross[side.noise[role].slice] for role in roles if role in side.noise]
+    if not back:
+        return [], np.zeros((0, 0))
+    difference = relative_difference(
+        there,
+        np.concatenate(back),
+        Applied(norms, _column_norms(total)),
+        Applied(np.ones(len(products)), products),
+    )
+    rows = round_.sketch.readers[CORANGE].placed_shards()
+    columns = first.sketch.readers[RANGE].placed_shards(roles)
+    pairs = pair_difference(difference, [place for place, _ in rows], [p for p, _ in columns])
+    return rows + columns, pairs
+
+
+def _basis_norms(columns: int) -> Array:
+    """What the norms of random vectors are to be compared with, for the vectors of a basis.
+
+    A basis of the range of a sketch spans its rounding errors too. If those repeat themselves in
+    the next round, they are not at random angles to it, but within that many dimensions.
+    """
+    return np.full(columns, 1 / math.sqrt(max(1, columns)))
+
+
+def _column_norms(sums: Sums) -> Array:
+    return np.sqrt(sums.column_squares)
