@@ -45,7 +45,7 @@ class Product:
         if not self._numpy:
             require_device(device)
         elif device != "cpu":
-            # It goes nowhere else than to the processor; a name that is none was misspelt.
+            # The processor applies it whatever the device is; a misspelt name is still refused.
             _require_device_name(device)
 
     together = False
@@ -79,7 +79,7 @@ class Product:
 
     @property
     def sampled(self) -> Product:
-        """What stands for the operator where it is compared with itself: here the operator."""
+        """What is compared with the fingerprint in place of the operator: here itself."""
         return self
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:  # noqa: ARG002
@@ -113,7 +113,7 @@ class Product:
         return self._checked(y, columns.shape, adjoint)
 
     def _warnings(self) -> contextlib.AbstractContextManager[Any]:
-        """Of overflow in a plain array's product nothing is said: it is looked for, and refused."""
+        """Silences numpy's warnings of overflow: what is not finite is refused anyway."""
         if isinstance(self._operator, np.ndarray):
             return np.errstate(over="ignore", invalid="ignore")
         return contextlib.nullcontext()

@@ -184,7 +184,7 @@ def _assembled(
         seed = {"seed": more["seed"] + number} if "seed" in more else {}
         made = constructor(model, loss, chosen, some, **more | seed)
         if constructor.__name__ == "HessianLinearOperator":
-            # What it says itself to whom it fails.
+            # Product quotes this when the operator fails.
             made.advice = _WITHOUT_FORWARD
         return made
 

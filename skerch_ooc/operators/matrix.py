@@ -121,8 +121,8 @@ class StoredMatrix:
             wall, working = time.perf_counter() - begin, time.thread_time() - working
             return tensor, wall - working > _WAITING * wall
 
-        # What is in the page cache already takes a core to read, which arithmetic wants too. Only
-        # where the disk is waited for, the next slab is read meanwhile.
+        # Reading from the page cache takes a core, which arithmetic needs too. So the next slab is
+        # read meanwhile only where the disk is waited for.
         waits = False
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             following: Future[tuple[torch.Tensor, bool]] | None = None

@@ -144,8 +144,8 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
 def examine(product: Product, seed: int, kind: str) -> tuple[Probe | None, dict[str, Any]]:
     """The probe's findings, if it needs to be probed, and the fingerprint of the whole operator.
 
-    Of a matrix whose rows are at hand a few rows are looked at: that its product repeats itself,
-    and that its adjoint is its adjoint, need not be found out, and would take readings of it all.
+    A matrix whose rows are at hand surely repeats itself and has the right adjoint. To probe that
+    would read all of it several times, so that only a few of its rows are looked at.
 
     Args:
         product: The operator.
@@ -217,7 +217,7 @@ def _require_scale(products: Array) -> None:
             f"of double precision; scale the operator to between {1 / _LARGEST:.0e} and "
             f"{_LARGEST:.0e}"
         )
-    # Of the entries that are not zero: those of sparse operators may be few.
+    # Typical among the entries that are not zero: a sparse operator may have few.
     entries, smallest = np.count_nonzero(products), _DIGITS_ROOM * np.finfo(products.dtype).tiny
     typical = size / math.sqrt(entries)
     if typical < smallest:

@@ -57,8 +57,8 @@ class ReverseHessian:
         return self
 
     def _gradients(self, inputs: Any, targets: Any) -> tuple[torch.Tensor, ...]:
-        """Of the loss of a batch, as functions of the parameters."""
-        # Of the kernels of attention only this one can be differentiated twice.
+        """The gradients of the loss of a batch, as functions of the parameters."""
+        # No other kernel of attention can be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             value = self._loss(self._model(inputs), targets)
             return torch.autograd.grad(

@@ -166,7 +166,7 @@ class SumTaker:
             self._sum.copy_(self._few)
         else:
             for rows in cut(Range(0, len(self._few)), _ROWS_ADDED):
-                # Of two types torch makes one first: a whole copy would be fresh memory each time.
+                # torch converts to one type first: all at once, that takes fresh memory each time.
                 self._sum[rows.slice] += self._few[rows.slice]
         self._few.zero_()
 

@@ -148,9 +148,7 @@ def underestimate_probability(factor: float, columns: int, is_complex: bool) -> 
     With ``1 - e = factor^-2``: ``P(err^2 <= (1 - e) E^2) <= (exp(e) (1 - e))^(beta q / 2)``, beta
     being 1 for real, 2 for complex operators (arXiv 1902.08651, section 6.4).
     """
-    remaining = factor**-2
-    exponent = (2 if is_complex else 1) * columns / 2
-    return float((math.exp(1.0 - remaining) * remaining) ** exponent)
+    return _tail(factor**-2, columns, is_complex)
 
 
 def overestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
@@ -158,7 +156,10 @@ def overestimate_probability(factor: float, columns: int, is_complex: bool) -> f
 
     With ``1 + e = factor^2``: ``P(err^2 >= (1 + e) E^2) <= (exp(-e) (1 + e))^(beta q / 2)``.
     """
-    ratio = factor**2
+    return _tail(factor**2, columns, is_complex)
+
+
+def _tail(ratio: float, columns: int, is_complex: bool) -> float:
     exponent = (2 if is_complex else 1) * columns / 2
     return float((math.exp(1.0 - ratio) * ratio) ** exponent)
 

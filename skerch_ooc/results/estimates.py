@@ -310,7 +310,7 @@ class _Sketched:
             scatter = np.sum(np.abs(residual - slope[:, None] * g) ** 2, axis=1)
             square = scatter / (self.columns - 1) / squares if self.columns > 1 else math.nan
             if self._wide.kind == "c" and self._hermitian:
-                # Of a complex slope only the real part is taken.
+                # Only the real part of a complex slope is taken.
                 square = square / 2
             values[rows.slice] = found + slope if self._is_complex else (found + slope).real
             errors[rows.slice] = np.sqrt(square)

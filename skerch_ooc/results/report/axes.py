@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from skerch_ooc.results.report import numbers
 
 WIDTH = 440.0
-"""Of all charts: on a telephone about as many points, so that their text can be read there."""
+"""The width of all charts: about that of a telephone, so that their text can be read there."""
 
 HEIGHT = 290.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, WIDTH - 16, 34.0, HEIGHT - 46

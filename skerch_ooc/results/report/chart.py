@@ -17,7 +17,7 @@ class Chart:
     """A chart of the page.
 
     Attributes:
-        name: Of its file, and of its identifiers on the page.
+        name: What its file is called; its identifiers on the page begin with it.
         template: What draws it: ``TEMPLATE.svg.jinja``.
         drawn: What the template is given.
         height: In units of which the width has :data:`~skerch_ooc.results.report.axes.WIDTH`.

@@ -141,7 +141,7 @@ def _legend(pieces: list[WorkSpan]) -> list[tuple[float, str, str]]:
 def _short_name(host: str, pid: int) -> str:
     """The name of a process, as short as there is room: hosts differ mostly at their end."""
     host, room = plain(host), max(2, _LONGEST_NAME - len(str(pid)) - 1)
-    # Of a cluster, the hosts differ before the first dot.
+    # The hosts of a cluster differ before the first dot.
     first = host if host.replace(".", "").isdigit() else host.partition(".")[0] or host
     return f"{first if len(first) <= room else f'…{first[1 - room :]}'} {pid}"
 

@@ -12,7 +12,7 @@ from skerch_ooc.results.report.chart import thinned
 from skerch_ooc.results.words import NOUNS
 
 MOST_POINTS = 600
-"""Of more values than these only some are drawn."""
+"""If there are more values than these, only some are drawn."""
 
 
 @dataclass(frozen=True)
