@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
 from threadpoolctl import threadpool_limits
 
 from skerch_ooc.base.errors import UsageError
@@ -77,7 +78,7 @@ class Resources:
         """
         if memory is None:
             given, share = _slurm_memory(os.environ), max(workers, 1)
-            memory = min(_DEFAULT_MEMORY, _available_memory() // 2 // share)
+            memory = min(_DEFAULT_MEMORY, psutil.virtual_memory().available // 2 // share)
             # Workers that are started here share the one task that starts them.
             memory = given // share if given else memory
         if isinstance(memory, str):
@@ -153,10 +154,7 @@ def _slurm_memory(environment: Mapping[str, str]) -> int | None:
 
 def resident_memory() -> int:
     """Resident memory of this process now, in bytes."""
-    with contextlib.suppress(OSError):
-        fields = Path("/proc/self/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_memory()
+    return int(psutil.Process().memory_info().rss)
 
 
 @cache
@@ -188,16 +186,6 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _available_memory() -> int:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2 * _DEFAULT_MEMORY
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -703,7 +704,7 @@ class TestLimits:
         assert Resources.of(workers=4).memory == 450 * 1024**2
 
     def test_workers_have_four_gibibytes_each_where_there_is_room(self, monkeypatch):
-        monkeypatch.setattr("skerch_ooc.base.resources._available_memory", lambda: 1 << 40)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 40))
         assert Resources.of(workers=8).memory == 4 << 30
 
 
