@@ -48,33 +48,24 @@ class Needs:
 
     Attributes:
         run: The run.
-        rounds: The rounds of the plan in force, all measured.
-        earlier: Rounds of the plans of implicit results that were made before the run has grown.
+        sketch: The digest of the last round's sketch.
+        rounds: The rounds whose sketches are of use: of the plan in force, and of those plans of
+            which there are implicit results, made before the run has grown.
     """
 
     run: Run
+    sketch: str
     rounds: list[Round]
-    earlier: list[Round]
-
-    @property
-    def sketch(self) -> str:
-        """The digest of the last round's sketch."""
-        return self.rounds[-1].sketch.digest
-
-    @property
-    def all(self) -> list[Round]:
-        """The rounds whose sketches are of use."""
-        return self.rounds + self.earlier
 
     @cached_property
     def folders(self) -> set[str]:
         """The folders of the sketches that are of use."""
-        return {round_.sketch.folder.name for round_ in self.all}
+        return {round_.sketch.folder.name for round_ in self.rounds}
 
     @cached_property
     def shards(self) -> set[str]:
         """The names of the column shards that are of use."""
-        sketches = (round_.sketch for round_ in self.all)
+        sketches = (round_.sketch for round_ in self.rounds)
         return {file.path.name for sketch in sketches for file in sketch.shard_files}
 
     def superseded(self, inventory: Inventory) -> list[Entry]:
@@ -85,13 +76,13 @@ class Needs:
         Raises:
             CorruptError: If a file is damaged.
         """
-        roles = {role for round_ in self.all for role in round_.planned}
+        roles = {role for round_ in self.rounds for role in round_.planned}
         found = [
             entry
             for entry in inventory.entries
             if entry.kind in names.DERIVED and entry.folder[1] not in self.folders
         ]
-        for round_ in {round_.sketch.digest: round_ for round_ in self.all}.values():
+        for round_ in {round_.sketch.digest: round_ for round_ in self.rounds}.values():
             found += _done_with(round_, inventory)
         for folder in inventory.below((names.RESULTS,)):
             found += self._done_with_result(folder, inventory)
@@ -122,10 +113,9 @@ class Needs:
                 for other in used
                 if other and _alike(other, shard) and len(other.columns.common(shard.columns))
             ]
-            if not _is_within(shard, others):
-                continue
-            relied_on |= {other.name for other in others}
-            found.append(entry)
+            if not gaps(shard.columns, [other.columns for other in others]):
+                relied_on |= {other.name for other in others}
+                found.append(entry)
         for name in sorted(relied_on):
             verify(self.run.shards / name)
         return found
@@ -171,7 +161,7 @@ def needs_of(run: Run) -> Needs:
         if isinstance(count := identity.get("amendments"), int) and 0 < count < amended
     }
     earlier = [known for plan in plans.values() for known in _rounds_of(run, plan)]
-    return Needs(run, state.rounds, earlier)
+    return Needs(run, state.last.sketch.digest, state.rounds + earlier)
 
 
 def _rounds_of(run: Run, plan: Plan) -> list[Round]:
@@ -226,11 +216,6 @@ def _sketch_of(path: Path) -> Any:
 
 def _alike(one: Rectangle, other: Rectangle) -> bool:
     return (one.role, one.part, one.rows) == (other.role, other.part, other.rows)
-
-
-def _is_within(shard: Rectangle, others: Iterable[Rectangle]) -> bool:
-    """Whether others hold all columns of a shard."""
-    return not gaps(shard.columns, [other.columns for other in others])
 
 
 def require_finished(run: Run) -> None:

@@ -73,16 +73,12 @@ def _lost_results(run: Run) -> list[str]:
 
 def _with_advice(run: Run, path: Path, text: str) -> str:
     """What is wrong, with the command that makes a derived file anew if none is said."""
-    if run.cleaned() is not None and path.is_relative_to(run.results):
-        return text + recovered_anew(path, alone=True)
+    said = any(word in text for word in (" again", "rm ", "anew"))
     if path.is_relative_to(run.shards):
         return text + measured_anew(run, path)
-    derived = path.is_relative_to(run.sketch) or path.is_relative_to(run.results)
-    if " again" in text or "rm " in text or "anew" in text or not derived:
-        return text
-    if path.is_relative_to(run.results):
+    if path.is_relative_to(run.results) and (not said or run.cleaned() is not None):
         return text + recovered_anew(path, alone=True)
-    return text + merged_anew(path)
+    return text + merged_anew(path) if path.is_relative_to(run.sketch) and not said else text
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Check]]:

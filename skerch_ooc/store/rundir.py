@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class Run:
                 f"{mark.when}, so that nothing can be measured, merged or recovered any more; its "
                 f"results are there: {', '.join(sorted(mark.results))}. For others plan a new run. "
                 "If there is a copy of the shards: put all of them back, then "
-                f"rm {shlex.quote(str(mark_path(self.directory)))}"
+                f"rm {quoted(mark_path(self.directory))}"
             )
 
     def how_to_measure(self, part: int | None = None) -> str:
@@ -255,9 +254,7 @@ def require_place(directory: Path) -> None:
 def _require_no_strangers(directory: Path) -> None:
     if (directory / PLAN).exists():
         return
-    strangers = sorted(
-        entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
-    )
+    strangers = sorted(path.name for path in directory.iterdir() if path.name[0] != ".")
     if not set(names.FOLDERS).issuperset(strangers):
         raise UsageError(
             f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
@@ -333,28 +330,11 @@ def open_run(directory: str | Path) -> Run:
         raise CorruptError(
             f"{path} was altered: it is not spelt as it was written; restore it from a copy"
         )
-    amendments = []
-    for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
-        amendment = Amendment.from_json(files.read_json(file, files.canonical_line), str(file))
-        wanted = names.AMENDMENT.name(number=number)
-        if amendment.number != number or file.name != wanted:
-            raise CorruptError(
-                f"{file}: {wanted} should come here, and is missing or misnamed; restore "
-                "the folder from a copy"
-            )
-        if amendment.run_id != identity.run_id:
-            raise CorruptError(
-                f"{file} belongs to run {amendment.run_id[:16]}..., "
-                f"{path} is run {identity.run_id[:16]}...: one of them was altered or swapped; "
-                "restore "
-                "it from a copy"
-            )
-        amendments.append(amendment)
-    if not amendments:
+    plan = Plan(identity, tuple(_read_amendments(directory, identity)))
+    if not plan.amendments:
         raise IncompleteError(
             f"{directory / AMENDMENTS} holds no part of the plan; plan the run again"
         )
-    plan = Plan(identity, tuple(amendments))
     try:
         require_sound(plan)
     except UsageError as error:
@@ -363,6 +343,29 @@ def open_run(directory: str | Path) -> Run:
             "from a copy"
         ) from error
     return Run(directory, plan)
+
+
+def _read_amendments(directory: Path, identity: Identity) -> Iterator[Amendment]:
+    """The amendments of a plan, in order.
+
+    Raises:
+        CorruptError: If one is damaged, misnamed, missing, or of another run.
+    """
+    for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
+        amendment = Amendment.from_json(files.read_json(file, files.canonical_line), str(file))
+        wanted = names.AMENDMENT.name(number=number)
+        if amendment.number != number or file.name != wanted:
+            raise CorruptError(
+                f"{file}: {wanted} should come here, and is missing or misnamed; restore the "
+                "folder from a copy"
+            )
+        if amendment.run_id != identity.run_id:
+            raise CorruptError(
+                f"{file} belongs to run {amendment.run_id[:16]}..., {directory / PLAN} is run "
+                f"{identity.run_id[:16]}...: one of them was altered or swapped; restore it from a "
+                "copy"
+            )
+        yield amendment
 
 
 def _require_own_folders(directory: Path) -> None:
