@@ -1,4 +1,4 @@
-"""Files that exist if and only if they are complete: private names, fsync, publication once."""
+"""Files: published once they are complete, read as they were written, found, locked and removed."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def wait_for_files(paths: Iterable[Path]) -> list[Path]:
-    """Gives files that other hosts have published some time to be seen here.
+    """Waits a little for files that other hosts have published, until they are seen here.
 
     Returns:
         Those that are not there even then.
@@ -294,7 +294,7 @@ def read_json(path: Path, spelling: Callable[[Any], bytes] | None = None) -> Any
 
 
 def _is_spelt(content: bytes, value: Any, spelling: Callable[[Any], bytes]) -> bool:
-    # Of what is never written, such as 1e999, there is no spelling.
+    # Values that are never written, such as 1e999, have no spelling.
     with contextlib.suppress(ValueError, RecursionError):
         return spelling(value) == content
     return False

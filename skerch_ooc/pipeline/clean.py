@@ -1,9 +1,9 @@
-"""Clean: frees disk space, of files that nothing needs any more, and says what it kept and why.
+"""Clean: removes files that nothing needs any more, and says what it kept and why.
 
-Three steps, each a wish of its own. Without options go leftovers of dead processes, and derived
-files that were superseded. With ``sketch`` goes what the merge stage has made and can make again.
-With ``shards`` go the column shards too, for which products were paid: only of a finished run whose
-results were verified, and not before that was published (:mod:`skerch_ooc.store.cleaned`).
+There are three steps. Without options clean removes leftovers of dead processes, and derived files
+that were superseded. With ``sketch`` it removes what the merge stage has made and can make again.
+With ``shards`` it removes the column shards too, for which products were paid: only of a finished
+run whose results were verified, and after a mark was published (:mod:`skerch_ooc.store.cleaned`).
 
 Nothing of the run is imported, and only plain files with names of this package are removed, in
 real folders of the run.
@@ -30,7 +30,7 @@ from skerch_ooc.store.rundir import Run
 LEFTOVERS, SUPERSEDED, DUPLICATES, SKETCH, SHARDS = KINDS = (
     "leftovers", "superseded", "duplicates", "sketch", "shards",
 )  # fmt: skip
-"""Why a file goes; in the order in which files go."""
+"""Why a file is removed; in the order in which files are removed."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Cleaning:
 
 @dataclass
 class _Going:
-    """The files of a run by why they would go, each once, and why others are kept."""
+    """The files that may be removed, each once, by the reason; and why others are kept."""
 
     kept: list[str] = field(default_factory=list)
     kinds: dict[str, list[Entry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
@@ -145,7 +145,7 @@ def clean(
     going = _sort(run, inventory, seconds, whole=sketch or shards)
     if shards:
         mark = _verified_mark(run, inventory, progress or Progress())
-        # That may have taken a while.
+        # Verifying may have taken a while.
         _require_rest(run, seconds, queue=False)
         if not dry_run:
             publish_mark(run, mark)
@@ -166,7 +166,7 @@ def clean(
 
 
 def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> _Going:
-    """Sorts the files of a run by why they would go.
+    """Sorts the files of a run by the reason for which they may be removed.
 
     Args:
         run: The run.
@@ -189,7 +189,7 @@ def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> 
 
 
 def _verified_mark(run: Run, inventory: Inventory, progress: Progress) -> Cleaned:
-    """What is noted of a run before its shards go, once all that stays was read."""
+    """Verifies all that is to stay, and returns what is to be noted before the shards go."""
     shown = [entry.size for entry in inventory.entries if entry.kind is names.COLUMN_SHARD]
     mark = run.cleaned() or mark_of(run, len(shown), sum(shown))
     verify_kept(run, mark, progress)
@@ -207,7 +207,7 @@ def _at_work(inventory: Inventory, older_than: float) -> list[Entry]:
 
 
 def _told(working: Sequence[Entry]) -> str:
-    """Whose the private files are that are kept."""
+    """Says whose the private files are that are kept."""
     newest = max(working, key=lambda entry: entry.written)
     owner = Owner.of(newest.name) or "some process"
     age = max(0.0, time.time() - newest.written)
@@ -218,7 +218,7 @@ def _told(working: Sequence[Entry]) -> str:
 
 
 def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
-    """Refuses to remove what somebody may be about to read."""
+    """Refuses while some process or job may still read the files."""
     inventory = take_inventory(run.directory)
     working = _at_work(inventory, older_than)
     if working:
@@ -235,7 +235,7 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
             "folder itself in its place"
         )
     if not queue or not commands.available("squeue"):
-        # Nobody here knows; but jobs of a finished run have nothing to do.
+        # Without squeue the queue is not known; but jobs of a finished run have nothing to do.
         return
     queued = elements_in_queue(run.logs)
     if queued:
@@ -260,12 +260,12 @@ def _sort_published(
         require_finished(run)
         needs = needs_of(run)
         if unused:
-            # Both are known before either goes: of a run that is damaged nothing is taken away.
+            # Both are found before either is removed: a damaged run loses nothing.
             superseded, duplicates = needs.superseded(inventory), needs.duplicates(inventory)
             going.add(SUPERSEDED, _heads_first(superseded))
             going.add(DUPLICATES, duplicates)
         going.add(SKETCH, [e for e in entries if e.kind in names.DERIVED - names.BASES])
-    # Without shards a basis serves nobody.
+    # Without shards a basis is of no use.
     going.add(SKETCH if mark else SHARDS, [e for e in entries if e.kind in names.DERIVED])
     going.add(SHARDS, [e for e in entries if e.kind in {names.COLUMN_SHARD, *names.MAKING}])
 

@@ -108,7 +108,7 @@ def update_run(run: Run, update: Update, work: Work) -> Planned:
     if (update.operator.factory is None) == (update.at_hand is None):
         raise UsageError("give the operator that is to be added, or the factory that makes it")
     source, state = _source(run, update), State(run)
-    examined = None if source.factory else _examined(run, update, work)
+    examined = None if source.factory else _examine(run, update, work)
     added = _added_before(run, source, examined.product if examined else None)
     if state.incomplete:
         if added != plan.summands - 1:
@@ -121,15 +121,15 @@ def update_run(run: Run, update: Update, work: Work) -> Planned:
             f"this was added to {run.directory} before, as summand {added}; if it is to be added "
             "once more, say --again (in Python: again=True)"
         )
-    return _amended(run, update, source, examined or _examined(run, update, work), work)
+    return _amend(run, update, source, examined or _examine(run, update, work), work)
 
 
-def _examined(run: Run, update: Update, work: Work) -> Examined:
+def _examine(run: Run, update: Update, work: Work) -> Examined:
     product, identity = _product(run, update), run.plan.identity
     return Examined.of(product, identity.seed, identity.kind, work.resources.threads)
 
 
-def _amended(
+def _amend(
     run: Run, update: Update, source: OperatorSource, examined: Examined, work: Work
 ) -> Planned:
     """Publishes the plan with one more summand."""

@@ -1,7 +1,7 @@
-"""What is needed of a finished run: which files are of use, and what must be there to do without.
+"""Needs: which files of a finished run are of use, and what must be there before its shards go.
 
-First which derived files and column shards nothing makes use of any more. Then what must be there,
-and whole, before the shards that it was made of may be removed.
+First it finds the derived files and column shards that nothing makes use of any more. Then it
+checks what must be there, and whole, before the shards that it was made of may be removed.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ class Needs:
         return found
 
     def _done_with_result(self, folder: Folder, inventory: Inventory) -> list[Entry]:
-        """What a result in pieces is not made of, or not any more."""
+        """Files beside a result that it is not made of, or not any more."""
         inside = inventory.inside(folder)
         result = names.RESULT[self.run.plan.identity.kind]
         if not _has(inside, result):
-            # It may be in the making.
+            # The result may be in the making.
             return []
         file = SealedFile(self.run.results / folder[1] / result.name())
         recipe = _sketch_of(recipe_path(file.path))
@@ -185,7 +185,7 @@ def implicit_results(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
-    """What was needed until the sums, or the basis, of a round were made."""
+    """Files that were needed only until the sums, or the basis, of a round were made."""
     sketch, merge = round_.sketch, Merge(round_)
     inside = inventory.inside((names.SKETCH, sketch.folder.name))
     done = {side.name: merge.side(side.name).published() is not None for side in round_.sides}
@@ -234,7 +234,7 @@ def require_finished(run: Run) -> None:
 
 
 def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
-    """What is to be noted of a finished run before its shards are removed.
+    """Checks that a finished run can do without its shards, and says what is to be noted of it.
 
     Args:
         run: The run.
@@ -365,7 +365,7 @@ def publish_mark(run: Run, mark: Cleaned) -> None:
         return
     if not mark.publish(run.directory, run.plan.run_id):
         raise UsageError(f"another process cleans {run.directory} at this moment; try again later")
-    # Who amends the plan looks for the mark after it is amended: one of the two sees the other.
+    # A process that amends the plan looks for the mark afterwards: one of the two sees the other.
     if len(open_run(run.directory).plan.amendments) != mark.amendments:
         remove_mark(run.directory)
         raise UsageError(

@@ -54,10 +54,10 @@ def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment
             planned.run = rundir.amend_run(run, more_columns(run.plan, next_look(run.plan)))
         # The memory of the operator is for the stages that follow.
         planned.operands = None
-        return _concluded(run, work)
+        return _conclude(run, work)
 
 
-def _concluded(run: Run, work: Work) -> Assessment:
+def _conclude(run: Run, work: Work) -> Assessment:
     """Recovers and assesses what is measured."""
     recover_stage.recover(run, run.plan.recovery, "default", work)
     return assess(run)
@@ -72,7 +72,7 @@ def _finished_before(run: Run, work: Work) -> Assessment:
     mark = run.cleaned()
     if mark is None or mark.amendments != len(run.plan.amendments):
         run.require_shards()
-    return _concluded(run, work)
+    return _conclude(run, work)
 
 
 def finish(run: Run, work: Work) -> Assessment:
@@ -95,7 +95,7 @@ def finish(run: Run, work: Work) -> Assessment:
             f"the tolerance is not met yet; the run has grown to {run.plan.reach('right')} "
             f"measurements; go on with: skerch-ooc measure {quoted(run.directory)}"
         )
-    return _concluded(run, work)
+    return _conclude(run, work)
 
 
 def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:

@@ -42,7 +42,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
     if stage.name == "assess":
         return finish(run, work.here) if first else None
     if stage.name == "measure" and stage.round > 1:
-        _require_basis(run, stage, work)
+        _make_earlier_basis(run, stage, work)
     rounds = State(run).rounds
     if stage.round > len(rounds):
         raise _too_early(run, stage, rounds[-1])
@@ -69,7 +69,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
     return None
 
 
-def _require_basis(run: Run, stage: RoundStage, work: Work) -> None:
+def _make_earlier_basis(run: Run, stage: RoundStage, work: Work) -> None:
     """Publishes the basis of the round before, once all of it is there."""
     state = State(run)
     if state.last.number == stage.round - 1 and not state.incomplete:

@@ -1,4 +1,4 @@
-"""Verify: every byte of every file of a run is read and checked."""
+"""Verify: reads every byte of every file of a run, and checks it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _lost_results(run: Run) -> list[str]:
         except FileNotFoundError:
             wrong.append(f"{path} is gone, and so are its shards: restore it from a copy")
         except CorruptError:
-            # Told of by the check of the file.
+            # The check of the file itself tells of it.
             continue
     return wrong
 

@@ -1,8 +1,8 @@
-"""The mark of a run whose column shards were removed, as all that was wanted of them is there.
+"""``cleaned.json``: the mark of a run whose column shards `clean` removed on purpose.
 
-Without it such a run would look as if nothing of it had been measured, and be measured anew. It is
-published before the first shard is removed, so that a process that is killed meanwhile leaves a run
-that says what happened to it.
+Without the mark such a run would look as if nothing of it had been measured, and would be measured
+anew. The mark is published before the first shard is removed, so that a process that is killed
+meanwhile leaves a run that says what happened to it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Cleaned:
     shard_bytes: int
 
     def publish(self, directory: Path, run_id: str) -> bool:
-        """Publishes the mark, unless there is one; whether this call did."""
+        """Publishes the mark, unless there is one; returns whether this call did."""
         value = {"format": _FORMAT, "type": names.CLEANED.type, "run": run_id} | asdict(self)
         return files.publish_bytes(files.signed_line(value), mark_path(directory))
 

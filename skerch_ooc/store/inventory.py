@@ -1,4 +1,4 @@
-"""The files of a run as `clean` sees and removes them: plain files in real folders, nothing else.
+"""The inventory of a run, which `clean` takes and removes from: plain files in real folders.
 
 A run directory may come from a stranger. Folders are opened one inside the other, and a link in
 their place is not followed; a name is only ever taken away from the folder in which it was found.
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def is_private(self) -> bool:
-        """Whether some process writes it, or has not lived to publish it."""
+        """Whether a process still writes it, or died before it published it."""
         return is_private(self.name)
 
 
@@ -119,7 +119,7 @@ def _inner(descriptor: int, name: str) -> int:
 
 def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result]]:
     found = []
-    # A link in the place of a folder is told of where the folder above is listed.
+    # The listing of the folder above names a link in the place of a folder.
     with contextlib.suppress(*_NO_FOLDER), _opened(directory, folder) as descriptor:
         for name in sorted(os.listdir(descriptor)):
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Private files: whose they are, and whether that process may still be at work.
+"""Leftovers: whose a private file is, and whether that process may still be at work on it.
 
 Such a file is named after the host and the number of the process that writes it. On this host the
 number tells whether it lives, with two doubts: containers may share a name and not their processes,

@@ -1,4 +1,4 @@
-"""Where results lie, what they are called, and how they are opened."""
+"""Files of results: where they lie, what belongs to them, and how they are opened and removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: where things are, and how a plan is stored and read back."""
+"""The run directory: its folders, its plan, its fingerprints and its logs, written and read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def logs(self) -> Path:
-        """Receipts and logs; nothing here is ever needed to go on."""
+        """Receipts and logs; no stage ever needs them."""
         return self.directory / names.LOGS
 
     def fingerprint_path(self, part: int) -> Path:
@@ -133,11 +133,11 @@ class Run:
         return f"skerch-ooc measure {quoted(self.directory)}"
 
     def receipts(self) -> Iterator[dict[str, Any]]:
-        """What the log of receipts holds: for each task what it took, and where it was done."""
+        """Reads the log of receipts: what each task took, and where it was done."""
         return self.log("receipts")
 
     def log(self, name: str) -> Iterator[dict[str, Any]]:
-        """What a log holds; lines that cannot be read are left out."""
+        """Reads a log; lines that cannot be read are left out."""
         for record in files.read_json_lines(self.logs / names.LOG.name(log=name)):
             if isinstance(record, dict):
                 yield record
@@ -177,7 +177,7 @@ def look_again(run: Run) -> None:
 
 
 def _is_fingerprint(value: dict[str, Any]) -> bool:
-    """Whether a value is what the probe makes: pairs of numbers, a norm, texts."""
+    """Whether a value has what a fingerprint has: pairs of numbers, a norm, texts."""
     try:
         pairs, content = value["functionals"], dict(value.get("content") or {})
         numbers = [float(part) for pair in pairs for part in pair] + [float(value["norm"])]
@@ -236,7 +236,7 @@ def require_place(directory: Path) -> None:
         above = (directory, *directory.absolute().parents)
         existing = next(path for path in above if path.exists())
     except OSError:
-        # Whoever makes it says why that cannot be.
+        # The process that makes it says why that cannot be.
         return
     if not existing.is_dir():
         raise UsageError(
@@ -296,7 +296,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         ) from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")
-    # Also those that are being removed at this moment: who removes them looks at the plan last.
+    # Shards may be going at this moment: the process that removes them looks at the plan last.
     run.require_shards()
     return open_run(run.directory)
 

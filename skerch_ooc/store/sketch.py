@@ -1,4 +1,4 @@
-"""Rounds of products: which columns each wants, and the sketch that it makes of them.
+"""Rounds of products: which columns each measures, and the sketch that is made of them.
 
 One-pass methods have one round. ``hmt`` has more: the test matrix of each later one is an
 orthonormal basis of the sketch before it, a file in the folder of that sketch. The role of a later
@@ -219,7 +219,7 @@ class Round:
         return [shard for shard in listed if (shard.role, shard.part, shard.rows) in wanted]
 
     def listing(self, listed: Iterable[Rectangle]) -> str:
-        """A hash by which another set of shards, or another plan, is noticed."""
+        """A hash that differs for another set of shards, or another plan."""
         shards = listing_of(self.run.shards, self.rectangles(listed))
         return digest([len(self.run.plan.amendments), shards])
 
@@ -262,7 +262,7 @@ class Sketch:
         self.round = round_
         run = round_.run
         run.require_shards()
-        # Before they are opened: what changes meanwhile must not go by this name.
+        # Listed before they are opened: shards that change meanwhile must not go by this listing.
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
         rectangles = wait_for_columns(run, strips)
@@ -315,7 +315,7 @@ def sketch_folder(run: Run, sketch_digest: str) -> Path:
 def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
     """The digest of a sketch that was merged, by names, sizes and times of its shards alone.
 
-    For who asks how far a run is, not for who works with what is found.
+    Good enough to tell how far a run is; whoever works with the sketch opens its shards.
 
     Args:
         round_: The round.
@@ -327,7 +327,7 @@ def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
     noted = {}
     for record in round_.run.log(_LISTINGS):
         stated = record.get("listing"), record.get("digest")
-        # Of the digest a path is made.
+        # A path is made of the digest.
         if all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in stated):
             noted[stated[0]] = stated[1]
     return noted.get(round_.listing(listed)) if noted else None

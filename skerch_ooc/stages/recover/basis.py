@@ -145,7 +145,7 @@ class BasisWriting:
         if (known := self._known()) is not None:
             return known
         remove_other_recipes(self._recipe_path, self._identity)
-        return self._found()
+        return self._find_recipe()
 
     @property
     def _recipe_path(self) -> Path:
@@ -169,7 +169,7 @@ class BasisWriting:
     def _source(self) -> Tiles:
         return self._side.reader.roles[self._round.role]
 
-    def _found(self) -> Recipe:
+    def _find_recipe(self) -> Recipe:
         epsilon = float(np.finfo(self._plan.identity.dtype).eps)
         with torch_threads(self._work.resources.threads):
             root = root_of(self._side.copy(self._round.role), noise_floor(epsilon))
