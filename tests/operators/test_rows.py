@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -20,6 +22,8 @@ from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.lowrank import open_result
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEIGHT, WIDTH = 13000, 30
 
@@ -83,6 +87,20 @@ def dense(usv):
 METHODS = {"nystrom": 1, "singlepass": 1, "oversampled": 1, "hmt": 2}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the matrix in the file ``a.npy`` beside it, made once."""
+    folder = tmp_path_factory.mktemp("finished")
+    decomposed(on_disk(folder, entries()), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run."""
+    return ooc.open_run(shutil.copytree(finished / "run", tmp_path / "run"))
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
@@ -93,7 +111,7 @@ def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
     assert set(rows_read.values()) == {METHODS[method]}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
@@ -119,11 +137,13 @@ def test_answer_is_the_same_bit_for_bit_in_however_many_parts(tmp_path, method, 
     assert answer(tmp_path / "several") == answer(tmp_path / "one")
 
 
-def test_blocks_that_fit_into_memory_are_measured_together_and_others_in_turn(tmp_path, rows_read):
+def test_blocks_that_fit_into_memory_are_measured_together_and_others_in_turn(
+    tmp_path, rows_read, finished
+):
     matrix = on_disk(tmp_path, entries())
     run, usv, _ = decomposed(matrix, tmp_path / "run", sketch={"block": 10})
     assert set(rows_read.values()) == {len(run.plan.blocks("left"))}
-    _, whole, _ = decomposed(matrix, tmp_path / "whole")
+    whole = ooc.recover(ooc.open_run(finished / "run"))
     torch.testing.assert_close(usv.S[:8], whole.S[:8], rtol=1e-4, atol=0)
 
 
@@ -154,10 +174,9 @@ class TestLeftSketch:
         run = ooc.plan(spec(), tmp_path / "run", operator=matrix)
         assert ooc.plan(spec(), tmp_path / "run", operator=matrix).plan == run.plan
 
-    def test_grows_in_proportion(self, tmp_path):
+    def test_grows_in_proportion(self, tmp_path, copied):
         matrix = on_disk(tmp_path, entries())
-        run, *_ = decomposed(matrix, tmp_path / "run")
-        run = ooc.extend(run, 20)
+        run = ooc.extend(copied, 20)
         assert run.plan.reach("left") == 200
         ooc.measure(run, operator=matrix)
         grown = ooc.recover(run)
@@ -187,7 +206,7 @@ class TestSparseNoise:
 class TestCentring:
     """Principal components, from one reading."""
 
-    @pytest.mark.sampled(3)
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("mean", [0.0, 1e3])
     @pytest.mark.parametrize("method", METHODS)
     def test_components_are_those_of_the_centred_matrix(self, tmp_path, rows_read, method, mean):
@@ -301,8 +320,8 @@ class TestUpdate:
         expected = torch.linalg.svdvals(torch.from_numpy(0.25 * first + 0.5 * second + 2 * third))
         torch.testing.assert_close(usv.S[:5], expected[:5], rtol=1e-3, atol=0)
 
-    def test_products_of_the_first_summand_are_not_repeated(self, tmp_path):
-        run, *_ = decomposed(on_disk(tmp_path, entries()), tmp_path / "run")
+    def test_products_of_the_first_summand_are_not_repeated(self, copied):
+        run = copied
         before = {path.name: path.stat().st_mtime_ns for path in run.shards.iterdir()}
         run = ooc.update(run, entries(seed=6))
         after = {path.name: path.stat().st_mtime_ns for path in run.shards.iterdir()}
@@ -337,31 +356,36 @@ class TestUpdate:
         with pytest.raises(IncompleteError, match="is not measured to its end"):
             ooc.update(run, entries())
 
-    def test_summand_of_another_shape_is_refused(self, tmp_path):
-        run, *_ = decomposed(on_disk(tmp_path, entries()), tmp_path / "run")
+    def test_summand_of_another_shape_is_refused(self, copied):
         with pytest.raises(UsageError, match=r"has shape \(5, 30\)"):
-            ooc.update(run, entries(height=5))
+            ooc.update(copied, entries(height=5))
 
     @pytest.mark.parametrize(
         "factors", [{"scale": 0}, {"forget": 0}, {"scale": float("nan")}], ids=str
     )
-    def test_factor_that_is_none_is_refused(self, tmp_path, factors):
-        run, *_ = decomposed(on_disk(tmp_path, entries()), tmp_path / "run")
+    def test_factor_that_is_none_is_refused(self, copied, factors):
         with pytest.raises(UsageError, match="must be a finite number, and not 0"):
-            ooc.update(run, entries(), **factors)
+            ooc.update(copied, entries(), **factors)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A folder with a finished run of a matrix that a factory names, made once."""
+    folder = tmp_path_factory.mktemp("named")
+    np.save(folder / "a.npy", entries())
+    np.save(folder / "b.npy", entries(seed=6))
+    (folder / "spec.toml").write_text(
+        'kind = "svd"\nmeasurements = 16\n[operator]\nfactory = "stored"\n'
+        '[operator.args]\npath = "a.npy"\n'
+    )
+    ooc.run(folder / "spec.toml", folder / "run")
+    return folder
 
 
 class TestUpdateCommand:
     @pytest.fixture
-    def run_dir(self, tmp_path, inside):
-        np.save(tmp_path / "a.npy", entries())
-        np.save(tmp_path / "b.npy", entries(seed=6))
-        (tmp_path / "spec.toml").write_text(
-            'kind = "svd"\nmeasurements = 16\n[operator]\nfactory = "stored"\n'
-            '[operator.args]\npath = "a.npy"\n'
-        )
-        assert inside("run", "spec.toml", "--run", "run").returncode == 0
-        return tmp_path / "run"
+    def run_dir(self, named, tmp_path):
+        return shutil.copytree(named, tmp_path, dirs_exist_ok=True) / "run"
 
     UPDATE = ("update", "run", "--factory", "stored", "--arg", "path=b.npy", "--scale", "1/2")
 

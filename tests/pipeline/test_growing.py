@@ -21,6 +21,8 @@ from skerch_ooc.results.assess import tolerance_factor, underestimate_probabilit
 from skerch_ooc.store.shards import list_shards
 from skerch_ooc.store.sketch import count_products, known_rounds
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N = 120
 TESTS = 15
 BLOCK = 8
@@ -81,9 +83,27 @@ def matrix(kind="eigh", **which):
     return make((N, N), hermitian=kind == "eigh", **which).matrix
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A folder with a finished run ``run`` of 24 measurements and its spec, made once."""
+    folder = tmp_path_factory.mktemp("ran")
+    with pytest.MonkeyPatch.context() as patch:
+        # These calls are none of those that a test counts.
+        patch.delenv("SKERCH_OOC_TEST_LOG", raising=False)
+        whole_run(growing_spec(folder), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def copied(ran, tmp_path):
+    """A copy of that run in the test's own folder."""
+    return shutil.copytree(ran, tmp_path, dirs_exist_ok=True) / "run"
+
+
 # Extending
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_only_new_columns_are_measured(inside, tmp_path, call_log, kind, method):
     growing_spec(tmp_path, kind=kind, method=method)
@@ -96,7 +116,7 @@ def test_only_new_columns_are_measured(inside, tmp_path, call_log, kind, method)
     assert width(call_log()[calls:]) == new + 1
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(
     ("before", "spectrum"),
     [(24, "integers"), (21, "integers"), (21, "slow")],
@@ -114,7 +134,7 @@ def test_extended_run_equals_one_that_was_planned_so_from_the_start(
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(
     ("dtype", "noise"),
     [
@@ -208,9 +228,7 @@ def test_extension_beyond_the_columns_of_hmt_is_refused_too(inside, tmp_path):
     assert (done.returncode, f"at most {N} make sense" in done.stderr) == (2, True)
 
 
-def test_extension_to_what_there_is_changes_nothing(inside, tmp_path, call_log):
-    growing_spec(tmp_path)
-    inside("run", "spec.toml", "--run", "run", "--threads", 1)
+def test_extension_to_what_there_is_changes_nothing(inside, tmp_path, copied, call_log):
     before, calls = run_contents(tmp_path / "run"), len(call_log())
     assert inside("extend", "run", "--measurements", 24).returncode == 0
     assert (run_contents(tmp_path / "run"), len(call_log())) == (before, calls)
@@ -224,6 +242,7 @@ def test_two_processes_cannot_extend_a_run_differently(tmp_path):
     assert ooc.open_run(tmp_path / "run").plan.reach("right") == 40
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_after_a_planned_extension_are_told_one_by_one(inside, tmp_path, kind):
     growing_spec(tmp_path, kind=kind)
@@ -239,9 +258,9 @@ def test_steps_after_a_planned_extension_are_told_one_by_one(inside, tmp_path, k
     assert result(tmp_path / "run") != old
 
 
-def test_results_of_other_settings_are_replaced_when_they_are_asked_for_again(inside, tmp_path):
-    growing_spec(tmp_path)
-    inside("run", "spec.toml", "--run", "run", "--threads", 1)
+def test_results_of_other_settings_are_replaced_when_they_are_asked_for_again(
+    inside, tmp_path, copied
+):
     inside("recover", "run", "--rank", 5)
     path = tmp_path / "run/results/nystrom-core-auto-rank-5/eigh.h5"
     before = path.read_bytes()
@@ -252,11 +271,9 @@ def test_results_of_other_settings_are_replaced_when_they_are_asked_for_again(in
 
 
 def test_old_spec_is_refused_with_the_difference_and_the_new_one_goes_on(
-    inside, tmp_path, call_log
+    inside, tmp_path, copied, call_log
 ):
-    growing_spec(tmp_path)
     growing_spec(tmp_path, 40, name="new.toml")
-    inside("run", "spec.toml", "--run", "run", "--threads", 1)
     inside("extend", "run", "--measurements", 40, "--threads", 1)
     calls = len(call_log())
     old = inside("run", "spec.toml", "--run", "run", "--threads", 1)
@@ -286,11 +303,9 @@ def test_same_operator_goes_on_with_an_extended_run_from_python(tmp_path):
     ids=lambda command: command[0],
 )
 def test_extension_that_was_killed_before_it_measured_goes_on(
-    inside, forked_command, tmp_path, call_log, command
+    inside, forked_command, tmp_path, copied, call_log, command
 ):
-    growing_spec(tmp_path)
     growing_spec(tmp_path, 40, name="new.toml")
-    inside("run", "spec.toml", "--run", "run", "--threads", 1)
     extension = ("extend", "run", "--measurements", 40, "--threads", 1)
     killed_while_writing(forked_command, "right", 1, *extension)
     calls = len(call_log())
@@ -318,9 +333,7 @@ def test_extension_that_was_killed_while_it_measured_repeats_no_product(
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
-def test_quality_gate_of_an_extension(inside, tmp_path):
-    growing_spec(tmp_path)
-    inside("run", "spec.toml", "--run", "run", "--threads", 1)
+def test_quality_gate_of_an_extension(inside, copied):
     gate = ("--max-relative-error", 1e-3, "--threads", 1)
     done = inside("extend", "run", "--measurements", 40, *gate)
     assert (done.returncode, "is above --max-relative-error" in done.stderr) == (3, True)
@@ -344,7 +357,7 @@ def test_columns_grow_by_half_until_all_are_measured():
     assert looks(10000)[0] == 625
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_measuring_stops_early_where_the_spectrum_is_steep(
@@ -394,6 +407,7 @@ def test_flat_spectrum_ends_with_all_columns_measured_and_says_how_far_it_got(
     assert json.loads(inside("status", "run", "--json").stdout)["next"] is None
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tolerance_that_is_not_met_is_an_error_in_python(tmp_path, kind):
     a = make((N, N), spectrum="flat", hermitian=kind == "eigh")
@@ -520,7 +534,7 @@ def stored_bytes(run: ooc.Run) -> int:
     return entries * np.dtype(run.plan.identity.dtype).itemsize
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -534,6 +548,7 @@ def test_sketches_fill_the_storage_and_do_not_exceed_it(tmp_path, kind, method, 
     assert 80 * 1024 - more < stored_bytes(run) <= 80 * 1024
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_storage_holds_the_sketches_of_power_iterations_too(tmp_path, kind):
     spec = stored_spec(tmp_path, "80 KiB", kind=kind, method="hmt",
@@ -541,6 +556,7 @@ def test_storage_holds_the_sketches_of_power_iterations_too(tmp_path, kind):
     assert stored_bytes(whole_run(spec, tmp_path / "run")) <= 80 * 1024
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_file_of_a_sketch_is_a_little_larger_than_its_data(tmp_path, kind):
     run = whole_run(stored_spec(tmp_path, "80 KiB", kind=kind), tmp_path / "run")

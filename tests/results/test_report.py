@@ -87,6 +87,7 @@ class TestPage:
     def test_is_well_formed(self, made, kind):
         assert parsed(made(kind)).wrong == []
 
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("kind", KINDS)
     def test_names_each_of_its_parts_once(self, made, kind):
         ids = [
@@ -94,11 +95,13 @@ class TestPage:
         ]
         assert len(ids) == len(set(ids)) > 0
 
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("kind", KINDS)
     def test_holds_no_number_that_is_none(self, made, kind):
         words = set(re.findall(r"[\w.]+", made(kind).read_text().lower()))
         assert not words & {"nan", "inf", "infinity"}
 
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_small(self, made, kind):
         assert made(kind).stat().st_size < 250_000
@@ -214,6 +217,7 @@ class TestFigureFiles:
         files = (made(kind).parent / "figures").iterdir()
         assert {f"figure-{path.stem}" for path in files} == shown
 
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("kind", KINDS)
     def test_are_xml_without_scripts(self, made, kind):
         for path in (made(kind).parent / "figures").iterdir():
@@ -382,6 +386,7 @@ class TestRefusals:
         with pytest.raises(IncompleteError, match="skerch-ooc assess"):
             ooc.report(ooc.open_run(finished))
 
+    @pytest.mark.usefixtures("no_late_files")
     def test_result_of_before_the_run_grew(self, tmp_path):
         a, run_dir = dense((60, 60), "decay"), tmp_path / "run"
         ooc.eigh(a, measurements=20, run_dir=run_dir)
