@@ -1,4 +1,10 @@
-"""The plan: what a run is frozen to, and how it is read and checked."""
+"""The plan: what a run is frozen to, and how it is read and checked.
+
+Planning splits a spec: all that decides the numbers goes into the :class:`Identity`, whose SHA-256
+names the run and is written into every file; how far the columns reach and how they are cut goes
+into numbered :class:`Amendment` files. The plan in force is the identity with the sum of its
+amendments.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""What a user asks for (Spec) and what it is frozen to (Identity, Amendment, Plan).
-
-A :class:`Spec` is read from TOML or made in Python. Planning splits it: all that decides the
-numbers goes into the :class:`Identity`, whose SHA-256 names the run and is written into every
-file; how far the columns reach and how they are cut goes into numbered :class:`Amendment` files.
-The plan in force is the identity with the sum of its amendments.
-"""
+"""What a user asks for: a spec, read from TOML or made in Python, with its tables and defaults."""
 
 from __future__ import annotations
 

@@ -1,17 +1,325 @@
-"""Widths of the sketches: defaults, and what fits into a storage."""
+"""Widths of the sketches: defaults, what fits into a storage, and what is refused by name."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
-from sketches import KINDS
+from operators import Operator, dense
 
+import skerch_ooc as ooc
+from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning.methods import METHODS
-from skerch_ooc.planning.sizes import default_inner, default_left, sizes_for_storage
+from skerch_ooc.planning.sizes import (
+    Sizes,
+    default_inner,
+    default_left,
+    require_recoverable,
+    require_sense,
+    sizes_for_storage,
+    sizes_of,
+)
+from skerch_ooc.planning.spec import (
+    DTYPES,
+    KINDS,
+    NOISES,
+    RecoverySpec,
+    Spec,
+)
 
+SHAPE = (150, 100)
 kinds = pytest.mark.parametrize("kind", KINDS)
 methods = pytest.mark.parametrize("method", METHODS)
+other_methods = pytest.mark.parametrize("method", [m for m in METHODS if m != "hmt"])
+
+
+def spec_of(**more):
+    """A spec; a key ``section__name`` stands for ``section.name``."""
+    table = {} if "storage" in more else {"measurements": 20}
+    for key, value in more.items():
+        section, _, name = key.rpartition("__")
+        (table.setdefault(section, {}) if section else table)[name] = value
+    return Spec.from_table(table)
+
+
+def shape_of(kind):
+    return (SHAPE[1], SHAPE[1]) if kind == "eigh" else SHAPE
+
+
+SENSELESS = {
+    "complex entries of a real operator": (
+        {"sketch__noise": "phase"},
+        "sketch.noise = 'phase' is complex, but dtype = 'float32' is real",
+    ),
+    "power iterations of one pass": (
+        {"recovery__power_iterations": 1},
+        "recovery.power_iterations = 1 are rounds of method = \"hmt\"; method = 'nystrom'",
+    ),
+    "a core of hmt": (
+        {"recovery__method": "hmt", "recovery__core": 5},
+        'recovery.core = 5: method = "hmt" inverts no core; to cut its result, use rank',
+    ),
+    "a left sketch of a Hermitian operator": (
+        {"sketch__left_measurements": 30},
+        'sketch.left_measurements = 30: there is no left sketch for kind = "eigh"',
+    ),
+    "a left sketch of hmt": (
+        {"kind": "svd", "sketch__left_measurements": 30, "recovery__method": "hmt"},
+        'sketch.left_measurements = 30: there is no left sketch in method = "hmt"',
+    ),
+    **{
+        f"an inner sketch of {method}": (
+            {"sketch__inner_measurements": 41, "recovery__method": method},
+            'sketch.inner_measurements = 41: only method = "oversampled" has an inner sketch, '
+            f"not {method!r}",
+        )
+        for method in METHODS
+        if method != "oversampled"
+    },
+    **{
+        f"a tolerance of {method}": (
+            {"tolerance": 0.1, "recovery__method": method},
+            f"tolerance = 0.1: the columns of method = {method!r} do not nest",
+        )
+        for method in METHODS
+        if not METHODS[method].nests
+    },
+    "a tolerance without test columns": (
+        {"tolerance": 0.1, "sketch__test_measurements": 0},
+        "tolerance = 0.1 needs sketch.test_measurements of at least 10, not 0",
+    ),
+    "a tolerance with few test columns": (
+        {"tolerance": 0.1, "sketch__test_measurements": 9},
+        "tolerance = 0.1 needs sketch.test_measurements of at least 10, not 9",
+    ),
+}
+
+TOO_MUCH = {
+    "an operator for eigh that is not square": (
+        {"kind": "eigh"},
+        (150, 100),
+        'kind = "eigh" needs a square operator, this one is 150 x 100; kind = "svd" takes any',
+    ),
+    "more measurements than columns": (
+        {"kind": "svd", "measurements": 101},
+        (150, 100),
+        "measurements = 101: the operator has only 100 columns",
+    ),
+    "more measurements than rows": (
+        {"kind": "svd", "measurements": 101},
+        (100, 150),
+        "measurements = 101: the operator has only 100 rows",
+    ),
+    "fewer left columns than measurements": (
+        {"kind": "svd", "sketch__left_measurements": 19},
+        (150, 100),
+        "sketch.left_measurements = 19: must be from 20 (the measurements) to 150",
+    ),
+    "more left columns than rows": (
+        {"kind": "svd", "sketch__left_measurements": 151},
+        (150, 100),
+        "sketch.left_measurements = 151: must be from 20 (the measurements) to 150",
+    ),
+    "a smaller inner sketch than measurements": (
+        {"kind": "svd", "sketch__inner_measurements": 19, "recovery__method": "oversampled"},
+        (150, 100),
+        "sketch.inner_measurements = 19: must be from 20 (the measurements) to 100",
+    ),
+    "a larger inner sketch than the operator": (
+        {"kind": "svd", "sketch__inner_measurements": 101, "recovery__method": "oversampled"},
+        (150, 100),
+        "sketch.inner_measurements = 101: must be from 20 (the measurements) to 100",
+    ),
+    "a core beyond the measurements": (
+        {"kind": "svd", "recovery__core": 21},
+        (150, 100),
+        "recovery.core = 21: there are only 20 measurements",
+    ),
+    "a rank beyond the measurements": (
+        {"kind": "svd", "recovery__rank": 21},
+        (150, 100),
+        "recovery.rank = 21: there are only 20 measurements",
+    ),
+    "few sparse columns": (
+        {"kind": "svd", "measurements": 63, "sketch__noise": "sparse-sign"},
+        (150, 100),
+        "sketch.noise = 'sparse-sign' with measurements = 63",
+    ),
+    "whole columns of too great a height": (
+        {"kind": "svd", "sketch__noise": "ssrft"},
+        (2**31 + 1, 100),
+        "sketch.noise = 'ssrft' has at most 2147483648 rows, the operator 2147483649",
+    ),
+    "whole columns of too great a width": (
+        {"kind": "svd", "sketch__noise": "ssrft"},
+        (100, 2**31 + 1),
+        "sketch.noise = 'ssrft' has at most 2147483648 rows, the operator 2147483649",
+    ),
+    "a storage below one column": (
+        {"kind": "svd", "storage": "100 B", "sketch__test_measurements": 0},
+        (150, 100),
+        "storage = '100 B' is too little: a right and a left column alone take 1000 bytes",
+    ),
+    "a storage that the test columns fill": (
+        {"kind": "svd", "storage": "18 kB"},
+        (150, 100),
+        "storage = '18 kB' is too little: a right and a left column alone take 1000 bytes, "
+        "the 30 test columns 18000",
+    ),
+    "a storage that is no amount": (
+        {"kind": "svd", "storage": "much"},
+        (150, 100),
+        "storage = 'much': must be an amount such as",
+    ),
+}
+
+
+class TestSense:
+    @pytest.mark.parametrize("case", SENSELESS)
+    def test_what_makes_none_is_refused_by_name(self, case):
+        more, message = SENSELESS[case]
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+            require_sense(spec_of(**more))
+
+    @pytest.mark.parametrize("case", SENSELESS)
+    def test_what_makes_none_is_refused_before_there_is_a_run(self, case, tmp_path):
+        more, _ = SENSELESS[case]
+        with pytest.raises(UsageError):
+            ooc.plan(spec_of(**more), tmp_path / "run", operator=Operator(dense((50, 50))))
+        assert not (tmp_path / "run").exists()
+
+    @kinds
+    @methods
+    @pytest.mark.parametrize(
+        ("noise", "dtype"),
+        [
+            (noise, dtype)
+            for noise, dtype in itertools.product(NOISES, DTYPES)
+            if noise != "phase" or dtype.startswith("complex")
+        ],
+    )
+    def test_every_method_of_every_kind_takes_every_noise(self, kind, method, noise, dtype):
+        spec = spec_of(kind=kind, recovery__method=method, sketch__noise=noise, dtype=dtype)
+        require_sense(spec)
+        assert spec.recovery.method == method
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"recovery__method": "hmt", "recovery__power_iterations": 2},
+            {"recovery__method": "hmt", "recovery__rank": 5},
+            {"kind": "svd", "sketch__left_measurements": 30},
+            {"recovery__method": "oversampled", "sketch__inner_measurements": 30},
+            {"tolerance": 0.1, "sketch__test_measurements": 10},
+            {"tolerance": 0.1, "storage": "1 GiB"},
+            {"tolerance": 0.1, "kind": "svd", "recovery__method": "singlepass"},
+        ],
+        ids=str,
+    )
+    def test_what_makes_some_is_accepted(self, more):
+        assert require_sense(spec_of(**more)) is None
+
+
+class TestSizes:
+    @pytest.mark.parametrize("case", TOO_MUCH)
+    def test_that_do_not_fit_are_refused_by_name(self, case):
+        more, shape, message = TOO_MUCH[case]
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+            sizes_of(spec_of(**more), shape)
+
+    @pytest.mark.parametrize("case", [case for case in TOO_MUCH if "great" not in case])
+    def test_that_do_not_fit_are_refused_before_there_is_a_run(self, case, tmp_path):
+        more, shape, _ = TOO_MUCH[case]
+        operator = Operator(dense(shape, dtype="float32", hermitian=False))
+        with pytest.raises(UsageError):
+            ooc.plan(spec_of(**more), tmp_path / "run", operator=operator)
+        assert not (tmp_path / "run").exists()
+
+    @kinds
+    @methods
+    @pytest.mark.parametrize("dtype", ["float32", "complex64"])
+    def test_follow_from_the_measurements(self, kind, method, dtype):
+        sizes = sizes_of(spec_of(kind=kind, recovery__method=method, dtype=dtype), shape_of(kind))
+        inner = default_inner(20, dtype == "complex64") if method == "oversampled" else 0
+        assert sizes == Sizes(20, default_left(method, kind, 20), inner, 30)
+
+    @pytest.mark.parametrize(
+        ("shape", "sizes"),
+        [((150, 100), Sizes(100, 150, 0, 30)), ((100, 150), Sizes(100, 100, 0, 30))],
+        ids=str,
+    )
+    def test_of_the_left_sketch_end_with_the_operators_rows(self, shape, sizes):
+        assert sizes_of(spec_of(kind="svd", measurements=100), shape) == sizes
+
+    def test_of_the_inner_sketch_end_with_the_operators_columns(self):
+        spec = spec_of(kind="svd", measurements=60, recovery__method="oversampled")
+        assert sizes_of(spec, (150, 100)).inner == 100
+
+    @pytest.mark.parametrize("left", [20, 31, 150])
+    def test_of_the_left_sketch_may_be_given(self, left):
+        assert sizes_of(spec_of(kind="svd", sketch__left_measurements=left), SHAPE).left == left
+
+    @kinds
+    @pytest.mark.parametrize("inner", [20, 31, 100])
+    def test_of_the_inner_sketch_may_be_given(self, kind, inner):
+        spec = spec_of(
+            kind=kind, recovery__method="oversampled", sketch__inner_measurements=inner
+        )  # fmt: skip
+        assert sizes_of(spec, shape_of(kind)).inner == inner
+
+    @given(
+        st.sampled_from(KINDS),
+        st.sampled_from(sorted(METHODS)),
+        st.sampled_from(DTYPES),
+        st.integers(2, 200),
+        st.integers(2, 200),
+        st.integers(1, 10**6),
+    )
+    def test_that_a_storage_allows_are_as_good_as_if_they_were_asked_for(
+        self, kind, method, dtype, height, width, count
+    ):
+        shape = (height, height) if kind == "eigh" else (height, width)
+        spec = spec_of(
+            kind=kind, recovery__method=method, dtype=dtype, storage=f"{count} B",
+            sketch__test_measurements=1,
+        )  # fmt: skip
+        try:
+            sizes = sizes_of(spec, shape)
+        except UsageError:
+            reject()
+        asked = dataclasses.replace(spec, storage=None, measurements=sizes.right)
+        require_sense(asked)
+        assert sizes_of(asked, shape).right == sizes.right
+
+    @pytest.mark.parametrize("noise", [noise for noise in NOISES if noise != "sparse-sign"])
+    def test_of_a_single_column_do_for_dense_noise(self, noise):
+        spec = spec_of(measurements=1, sketch__noise=noise, dtype="complex64")
+        assert sizes_of(spec, (100, 100)).right == 1
+
+    def test_of_many_columns_do_for_sparse_noise(self):
+        spec = spec_of(measurements=64, sketch__noise="sparse-sign")
+        assert sizes_of(spec, (100, 100)).right == 64
+
+    def test_of_the_greatest_height_do_for_whole_columns(self):
+        spec = spec_of(kind="svd", sketch__noise="ssrft")
+        assert sizes_of(spec, (2**31, 2**31)).right == 20
+
+
+class TestRecovery:
+    @pytest.mark.parametrize("key", ["core", "rank"])
+    def test_of_more_than_was_measured_is_refused(self, key):
+        with pytest.raises(UsageError, match=f"^recovery.{key} = 21: there are only 20 meas"):
+            require_recoverable(RecoverySpec(**{key: 21}), 20)
+
+    @pytest.mark.parametrize(
+        "settings", [RecoverySpec(), RecoverySpec(core=20), RecoverySpec(rank=20)], ids=str
+    )
+    def test_of_as_much_as_was_measured_is_accepted(self, settings):
+        assert require_recoverable(settings, 20) is None
 
 
 class TestDefaults:
