@@ -9,9 +9,8 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 from skerch_ooc.base.partition import Range, tile, tiles_of
 from skerch_ooc.planning.parts import Part
@@ -56,36 +55,6 @@ class MeasureTask:
         return blocks + (f" (part {self.part})" if self.part else "")
 
 
-class _Stretch(Protocol):
-    """Consecutive tasks of a part.
-
-    Attributes:
-        part: Number of the part.
-    """
-
-    @property
-    def part(self) -> int:
-        """See above."""
-        ...
-
-    @property
-    def numbers(self) -> Sequence[int]:
-        """The numbers of its tasks, ascending."""
-        ...
-
-    def blocks(self, number: int) -> Blocks:
-        """What the task of that number is about."""
-        ...
-
-    def columns(self) -> dict[str, int]:
-        """The columns of all its tasks, by role."""
-        ...
-
-    def widest(self) -> int:
-        """The number of a task with the most columns."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Even:
     """Blocks of one role, of which a range of columns is missing.
@@ -111,27 +80,21 @@ class _Even:
         return block.common(self.gap)
 
     def blocks(self, number: int) -> Blocks:
-        """See :class:`_Stretch`."""
+        """What the task of a number is about."""
         piece = self._piece(number)
         return ((self.role, piece.start, piece.stop),)
 
     def columns(self) -> dict[str, int]:
-        """See :class:`_Stretch`: all but the outermost blocks are whole."""
+        """The columns of all tasks, by role: all but the outermost blocks are whole."""
         outer = {self.numbers[0], self.numbers[-1]}
         inside = len(self.numbers) - len(outer)
         total = sum(len(self._piece(number)) for number in outer) + inside * self.cut.width
         return {self.role: total}
 
     def widest(self) -> int:
-        """See :class:`_Stretch`."""
+        """The number of a task with the most columns."""
         some: set[int] = {*self.numbers[:2], self.numbers[-1]}
         return max(sorted(some), key=lambda number: len(self._piece(number)))
-
-    def of_share(self, index: int, of: int) -> _Even:
-        """The same, of the tasks whose number leaves a remainder."""
-        start = self.numbers.start + (index - self.numbers.start) % of
-        numbers = range(start, self.numbers.stop, of)
-        return _Even(self.part, self.role, self.gap, self.cut, numbers, self.first)
 
 
 @dataclass(frozen=True)
@@ -149,16 +112,20 @@ class _Bundle:
     numbers: range
 
     def blocks(self, number: int) -> Blocks:  # noqa: ARG002 (there is but one)
-        """See :class:`_Stretch`."""
+        """See :class:`_Even`."""
         return self.bundle
 
     def columns(self) -> dict[str, int]:
-        """See :class:`_Stretch`."""
+        """See :class:`_Even`."""
         return {role: stop - start for role, start, stop in self.bundle}
 
     def widest(self) -> int:
-        """See :class:`_Stretch`."""
+        """See :class:`_Even`."""
         return self.numbers[0]
+
+
+_Stretch = _Even | _Bundle
+"""Consecutive tasks of a part."""
 
 
 @dataclass(frozen=True)
@@ -235,17 +202,13 @@ def missing_tasks(
         share: Only tasks whose number leaves the first, divided by the second.
     """
     index, of = share
-    if of == 1:
-        return MissingTasks(round_, device, threads, list(_stretches(round_)))
-    mine: list[_Stretch] = []
+    stretches = []
     for stretch in _stretches(round_):
-        if isinstance(stretch, _Even):
-            stretch = stretch.of_share(index, of)
-            if stretch.numbers:
-                mine.append(stretch)
-        elif stretch.numbers[0] % of == index:
-            mine.append(stretch)
-    return MissingTasks(round_, device, threads, mine)
+        numbers = stretch.numbers
+        mine = range(numbers.start + (index - numbers.start) % of, numbers.stop, of)
+        if mine:
+            stretches.append(replace(stretch, numbers=mine))
+    return MissingTasks(round_, device, threads, stretches)
 
 
 def missing_numbers(round_: Round) -> Sequence[int]:
@@ -258,7 +221,7 @@ def missing_numbers(round_: Round) -> Sequence[int]:
     return [number for number, _ in itertools.groupby(itertools.chain(*ranges))]
 
 
-def _stretches(round_: Round) -> Iterator[_Even | _Bundle]:
+def _stretches(round_: Round) -> Iterator[_Stretch]:
     """What is left, in the order of the tasks' numbers."""
     missing = {
         (strip.part, strip.role): ranges for strip, ranges in round_.missing_strips().items()
