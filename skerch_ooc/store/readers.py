@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,29 @@ from skerch_ooc.planning.sides import Side
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sealed import Bulk, SealedFile
+from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, Strip, by_strip, open_shard
 from skerch_ooc.store.tiles import RowTiles
 
 
-def used_shards(strip: Strip, members: Sequence[Rectangle]) -> list[tuple[Range, Rectangle]]:
-    """Which columns of a strip to take from which of its shards.
+@dataclass(frozen=True)
+class _Piece:
+    """Columns of a shard that are used.
 
-    Raises:
-        ValueError: If the shards do not hold all columns.
+    Attributes:
+        place: Where they stand in the sketch.
+        inside: Where they stand in the shard.
+        file: The shard.
     """
-    parts = cover(strip.columns, [rectangle.columns for rectangle in members])
-    return [(part.shifted(-strip.columns.start), members[index]) for part, index in parts]
+
+    place: Range
+    inside: Range
+    file: SealedFile
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all columns of the shard are used."""
+        return len(self.inside) == self.file.bulk().shape[1]
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,12 @@ class _Band:
     """The shards of a strip.
 
     Attributes:
-        strip: The strip.
-        shards: Which columns to take from which of them, counted from the first of the strip.
+        rows: The rows of the sketch that they hold.
+        pieces: Which columns to take from which of them, in order.
     """
 
-    strip: Strip
-    shards: list[tuple[Range, Rectangle]]
-
-    @property
-    def rows(self) -> Range:
-        """The rows of the sketch that they hold."""
-        return self.strip.rows
-
-    def inside(self, columns: Range, rectangle: Rectangle) -> Range:
-        """Columns of the strip, counted from the first of a shard."""
-        return columns.shifted(self.strip.columns.start - rectangle.columns.start)
+    rows: Range
+    pieces: list[_Piece]
 
 
 @dataclass(frozen=True)
@@ -95,39 +96,35 @@ class RoleReader(RowTiles):
             strips[0].role, (height, width), identity.dtype, (identity.tile[0], width)
         )
         self._wide = np.result_type(self.dtype, np.float64)
-        self._layers: list[_Layer] = []
+        merged = folder != run.shards
+        self.files: dict[Rectangle, SealedFile] = {}
         # Once for all strips: each of many parts must not look at the shards of all others.
         members = by_strip(strips, rectangles)
-        if folder == run.shards:
-            parts = run.plan.parts
-            for summand in range(parts[-1].summand + 1):
-                mine = [strip for strip in strips if parts[strip.part].summand == summand]
-                added = len(mine) > 1 and mine[0].rows == mine[1].rows
-                self._add(parts[mine[0].part].scale, mine, members, added=added)
-        else:
-            self._add(1.0, strips, members, added=False)
-        self._plain = (
-            len(self._layers) == 1 and self._layers[0].scale == 1 and not self._layers[0].added
-        )
-        self.files = {
-            rectangle: open_shard(run, folder, rectangle)
-            for layer in self._layers
-            for band in layer.bands
-            for _, rectangle in band.shards
-        }
 
-    def _add(
-        self, scale: float, strips: Sequence[Strip],
-        members: Mapping[Strip, Sequence[Rectangle]], *, added: bool,
-    ) -> None:  # fmt: skip
-        bands = [_Band(strip, used_shards(strip, members[strip])) for strip in strips]
-        self._layers.append(_Layer(scale, bands, added))
+        def piece(strip: Strip, columns: Range, rectangle: Rectangle) -> _Piece:
+            file = self.files[rectangle] = open_shard(run, folder, rectangle)
+            place = columns.shifted(-strip.columns.start)
+            return _Piece(place, columns.shifted(-rectangle.columns.start), file)
+
+        def band(strip: Strip) -> _Band:
+            found = members[strip]
+            parts = cover(strip.columns, [rectangle.columns for rectangle in found])
+            return _Band(strip.rows, [piece(strip, part, found[index]) for part, index in parts])
+
+        self._layers: list[_Layer] = []
+        parts = run.plan.parts
+        for summand in (0,) if merged else range(parts[-1].summand + 1):
+            mine = [strip for strip in strips if merged or parts[strip.part].summand == summand]
+            added = not merged and len(mine) > 1 and mine[0].rows == mine[1].rows
+            scale = 1.0 if merged else parts[mine[0].part].scale
+            self._layers.append(_Layer(scale, [band(strip) for strip in mine], added))
+        first = self._layers[0]
+        self._plain = len(self._layers) == 1 and first.scale == 1 and not first.added
 
     @property
     def placed(self) -> list[tuple[Range, Path]]:
         """For each shard of the first part, or row band, where its columns stand."""
-        first = self._layers[0].bands[0]
-        return [(part, self.files[rectangle].path) for part, rectangle in first.shards]
+        return [(piece.place, piece.file.path) for piece in self._layers[0].bands[0].pieces]
 
     def read_row(self, row: int, out: Array) -> Array:
         """See :class:`~skerch_ooc.store.tiles.Tiles`.
@@ -180,51 +177,47 @@ class RoleReader(RowTiles):
         height = self.layout.tile[0]
         if offset % height or not (last or len(rows) == height):
             # The tiles of a part that begins elsewhere are not those of the whole.
-            for part, rectangle in band.shards:
-                out[:, part.slice] = self._shard(rectangle).read(
-                    rows.shifted(-band.rows.start), band.inside(part, rectangle)
+            for piece in band.pieces:
+                out[:, piece.place.slice] = piece.file.bulk().read(
+                    rows.shifted(-band.rows.start), piece.inside
                 )
             return out
         tile = offset // height
-        for together in self._batches(band.shards, len(rows)):
-            place = Range(together[0][0].start, together[-1][0].stop)
+        for together in _batches(band.pieces, len(rows)):
+            place = Range(together[0].place.start, together[-1].place.stop)
             if len(together) > 1:
-                self._read_batch([shard for _, shard in together], tile, out[:, place.slice])
-                continue
-            ((part, rectangle),) = together
-            data = self._shard(rectangle).read_tile(tile)
-            out[:, part.slice] = data[:, band.inside(part, rectangle).slice]
+                _read_batch(together, tile, out[:, place.slice])
+            else:
+                data = together[0].file.bulk().read_tile(tile)
+                out[:, place.slice] = data[:, together[0].inside.slice]
         return out
 
-    def _batches(
-        self, parts: Sequence[tuple[Range, Rectangle]], rows: int
-    ) -> Iterator[list[tuple[Range, Rectangle]]]:
-        """Runs of shards that are read together: narrow ones of equal width; others alone."""
-        together: list[tuple[Range, Rectangle]] = []
-        for part, rectangle in parts:
-            layout = self._shard(rectangle).layout
-            whole = len(part) == layout.shape[1] and not layout.chunked
-            most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
-            alike = together and len(together[0][0]) == len(part) and len(together) < most
-            if together and not alike:
-                yield together
-                together = []
-            together.append((part, rectangle))
-            if most == 1:
-                yield together
-                together = []
-        if together:
+
+def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[list[_Piece]]:
+    """Runs of shards that are read together: narrow ones of equal width; others alone."""
+    together: list[_Piece] = []
+    for piece in pieces:
+        layout = piece.file.bulk().layout
+        whole = piece.is_whole and not layout.chunked
+        most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
+        alike = together and len(together[0].place) == len(piece.place) and len(together) < most
+        if together and not alike:
             yield together
+            together = []
+        together.append(piece)
+        if most == 1:
+            yield together
+            together = []
+    if together:
+        yield together
 
-    def _read_batch(self, rectangles: Sequence[Rectangle], tile: int, out: Array) -> None:
-        layout = self._shard(rectangles[0]).layout
-        batch = Batch(len(rectangles), len(out), layout.shape[1], layout.stored_dtype)
-        for number, rectangle in enumerate(rectangles):
-            self._shard(rectangle).read_tile(tile, out=batch[number])
-        batch.turn_into(out)
 
-    def _shard(self, rectangle: Rectangle) -> Bulk:
-        return self.files[rectangle].bulk()
+def _read_batch(pieces: Sequence[_Piece], tile: int, out: Array) -> None:
+    layout = pieces[0].file.bulk().layout
+    batch = Batch(len(pieces), len(out), layout.shape[1], layout.stored_dtype)
+    for number, piece in enumerate(pieces):
+        piece.file.bulk().read_tile(tile, out=batch[number])
+    batch.turn_into(out)
 
 
 class SketchReader(RowTiles):

@@ -75,17 +75,6 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read_seal(path: Path) -> Seal:
-    """Reads the seal and checks it against all bytes but the bulk.
-
-    Raises:
-        CorruptError: If the file is a link, torn, altered, or no sealed file at all.
-        FileNotFoundError: If there is none.
-    """
-    with opened(path) as descriptor:
-        return checked_seal(descriptor, path)
-
-
 def checked_seal(descriptor: int, path: Path) -> Seal:
     """Reads the seal and checks it against all bytes but the bulk."""
     size = os.fstat(descriptor).st_size

@@ -15,8 +15,14 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import sealed
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.seal import checked_seal, read_seal
+from skerch_ooc.store.seal import Seal, checked_seal, opened
 from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
+
+
+def read_seal(path) -> Seal:
+    """The seal of a file, checked against all bytes but the bulk."""
+    with opened(path) as descriptor:
+        return checked_seal(descriptor, path)
 
 
 def layout(shape=(50, 7), tile=(16, 7), dtype="float32") -> Layout:
