@@ -33,9 +33,7 @@ from skerch_ooc.cli.signals import budget_of
 @click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
 @click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
 @click.option(
-    "--submission",
-    metavar="NUMBER",
-    help="The submission it is of, which it goes on with.",
+    "--submission", metavar="NUMBER", help="The submission it is of, which it goes on with."
 )
 def task(
     directory: Path, working: WorkOptions, stage: str, index: int, of: int, submission: str | None
@@ -117,20 +115,13 @@ def _text_of(_: click.Context, option: click.Parameter, path: Path | None) -> st
 @click.option("--mem", metavar="SIZE", help="Memory of an element, such as 16G.")
 @click.option("--job-name", metavar="NAME", help="Default: of the run and the stage.")
 @click.option(
-    "--for",
-    "of_stage",
-    multiple=True,
-    callback=_by_stages,
-    metavar="STAGE=OPTIONS",
+    "--for", "of_stage", multiple=True, callback=_by_stages, metavar="STAGE=OPTIONS",
     help='Of sbatch, for a stage only: "measure=--gpus=1".',
-)
+)  # fmt: skip
 @click.option(
-    "--setup",
-    type=PATH,
-    callback=_text_of,
-    metavar="FILE",
+    "--setup", type=PATH, callback=_text_of, metavar="FILE",
     help="Shell lines for the nodes, such as module load.",
-)
+)  # fmt: skip
 @click.option("--elements", type=int, metavar="N", help="The most elements of an array.")
 @click.option(
     "--max-array-size", type=int, metavar="N", help="Limit of the cluster; default: asked of it."

@@ -118,12 +118,9 @@ def run(
     DIR, PLACE, MEMORY, THREADS, DEVICE, MAX_SECONDS, SHOWN,
 )  # fmt: skip
 @click.option(
-    "--measurements",
-    type=int,
-    required=True,
-    metavar="M",
+    "--measurements", type=int, required=True, metavar="M",
     help="Columns of the sketch, all together.",
-)
+)  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
@@ -161,19 +158,13 @@ def extend(
     help="The factor of B; may be 3/11.",
 )  # fmt: skip
 @click.option(
-    "--forget",
-    callback=factor,
-    default="1",
-    show_default=True,
-    metavar="b",
+    "--forget", callback=factor, default="1", show_default=True, metavar="b",
     help="The factor of A.",
-)
+)  # fmt: skip
 @click.option(
-    "--parts",
-    type=click.IntRange(min=1),
-    metavar="N",
+    "--parts", type=click.IntRange(min=1), metavar="N",
     help="The most parts that B is measured in.",
-)
+)  # fmt: skip
 @click.option("--again", is_flag=True, help="Add what the last update added once more.")
 @click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
 def update(

@@ -45,11 +45,6 @@ class Share:
         """See :class:`.Executor`."""
         return self._index, self._of
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the share that does what cannot be shared."""
-        return self._index == 0
-
     def session(self, threads: int) -> AbstractContextManager[None]:
         """See :class:`.Executor`."""
         return self._serial.session(threads)

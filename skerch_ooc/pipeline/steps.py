@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,15 +199,11 @@ def recovery_settings(
     vectors: str | None = None,
 ) -> RecoverySpec:
     """The plan's recovery settings, with what is given in their place."""
-    known = run.plan.recovery
-    method = known.method if method is None else method
-    settings = RecoverySpec(
-        method=method,
-        core=known.core if core is None else core,
-        rank=known.rank if rank is None else rank,
-        vectors=known.vectors if vectors is None else vectors,
-        power_iterations=known.power_iterations if method == known.method else 0,
-    )
+    given = {"method": method, "core": core, "rank": rank, "vectors": vectors}
+    changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if changed.get("method") not in (None, run.plan.recovery.method):
+        changed["power_iterations"] = 0
+    settings = replace(run.plan.recovery, **changed)
     require_inverted_core(settings)
     require_recoverable(settings, run.plan.reach("right"))
     return settings

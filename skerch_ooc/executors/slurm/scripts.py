@@ -76,13 +76,7 @@ def array_job(
     """
     options = submission.options
     throttle = f"%{options.throttle}" if options.throttle else ""
-    sbatch = (
-        f"--array={elements.ranges}{throttle}",
-        *_common(run, submission, stage.name, str(stage), f"{stage}.%A_%a.log"),
-        "--ntasks=1",
-        "--requeue",
-        *options.sbatch(stage.name),
-    )
+    sbatch = _array(run, submission, stage.name, str(stage), f"{elements.ranges}{throttle}")
     one = len(elements.indices) == 1
     title = (
         f"{stage}: {_count(tasks, 'task')} in {_count(len(elements.indices), 'element')} of a job "
@@ -107,13 +101,7 @@ def check_job(run: Path, submission: Submission) -> Job:
         run: The run directory, absolute.
         submission: What it belongs to.
     """
-    sbatch = (
-        "--array=0",
-        *_common(run, submission, "assess", CHECK, f"{CHECK}.%A_%a.log"),
-        "--ntasks=1",
-        "--requeue",
-        *submission.options.sbatch("assess"),
-    )
+    sbatch = _array(run, submission, "assess", CHECK, "0")
     body = _exec(["submit", '"$run"', "--follow", submission.number])
     title = f"{CHECK}: submits what is still missing when all others have ended."
     return Job(CHECK, _script(title, run, submission, CHECK, sbatch, body), sbatch, (0,), 1)
@@ -162,6 +150,18 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
     ]
     title = f"{DASK}: all stages on {_count(workers, 'worker')}, in one job."
     return Job(DASK, _script(title, run, submission, DASK, sbatch, body), sbatch, (), 0)
+
+
+def _array(
+    run: Path, submission: Submission, stage: str, shown: str, which: str
+) -> tuple[str, ...]:
+    return (
+        f"--array={which}",
+        *_common(run, submission, stage, shown, f"{shown}.%A_%a.log"),
+        "--ntasks=1",
+        "--requeue",
+        *submission.options.sbatch(stage),
+    )
 
 
 def _common(run: Path, submission: Submission, stage: str, shown: str, log: str) -> tuple[str, ...]:
