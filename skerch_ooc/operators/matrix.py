@@ -23,12 +23,12 @@ from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.matrix_files import Source, open_source
 from skerch_ooc.operators.rows import Backward, Forward, Request
-from skerch_ooc.operators.sources import Source, open_source
-from skerch_ooc.operators.takers import (
-    ForwardTaker,
-    MeanTaker,
-    SumTaker,
+from skerch_ooc.operators.slab_sketches import (
+    ColumnMeans,
+    ForwardSketch,
+    SummedSketch,
     require_entries,
     require_finite,
 )
@@ -290,9 +290,11 @@ class RowsProduct(Product):
             OperatorError: If a row holds NaN or infinity, or a product overflows; names the row.
         """
         dtype, matrix = getattr(torch, self.dtype), self._matrix
-        forward = ForwardTaker(self, dtype, [r.columns for r in requests if isinstance(r, Forward)])
-        sums = [SumTaker(self, dtype, r) for r in requests if not isinstance(r, Forward)]
-        means = MeanTaker(self) if self._finds_means else None
+        forward = ForwardSketch(
+            self, dtype, [r.columns for r in requests if isinstance(r, Forward)]
+        )
+        sums = [SummedSketch(self, dtype, r) for r in requests if not isinstance(r, Forward)]
+        means = ColumnMeans(self) if self._finds_means else None
         shift = None
         if matrix.is_centred:
             shift = matrix.roughly() if means else matrix.means()

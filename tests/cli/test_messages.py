@@ -25,7 +25,7 @@ from skerch_ooc.cli.running import cli
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.sources import open_source
+from skerch_ooc.operators.matrix_files import open_source
 from skerch_ooc.operators.terms import Stack, Sum
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan

@@ -16,7 +16,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import build, resolved
 from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
-from skerch_ooc.operators.sources import open_source
+from skerch_ooc.operators.matrix_files import open_source
 from skerch_ooc.results.lowrank import open_result
 
 SHAPE = (700, 40)

@@ -60,7 +60,7 @@ ALLOWED = {
     },
     "executors/slurm/scripts.py": {".read_text": "a template that is installed with the package"},
     "operators/loading.py": {".read_bytes": OF_FACTORY},
-    "operators/sources.py": {
+    "operators/matrix_files.py": {
         ".exists": OF_FACTORY,
         ".is_dir": OF_FACTORY,
         ".iterdir": OF_FACTORY,
@@ -75,7 +75,7 @@ SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
 
 NAMED = {
     "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
-    "operators/sources.py": {".h5"},
+    "operators/matrix_files.py": {".h5"},
 }
 """Names of files that are none of the store's."""
 

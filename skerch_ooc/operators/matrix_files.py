@@ -1,4 +1,4 @@
-"""Where the rows of a matrix on disk come from: HDF5 datasets, .npy files, stacks of either."""
+"""Matrices in files: opens HDF5 datasets, .npy files and stacks of either, and reads their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes sketches of a matrix, slab of rows by slab of rows."""
+"""Sketches of a matrix, taken slab of rows by slab of rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Slabs(Protocol):
         ...
 
 
-class ForwardTaker:
+class ForwardSketch:
     """Rows of ``A [X_1 X_2 ...]``: one product, as narrow ones are slow.
 
     Args:
@@ -87,7 +87,7 @@ class ForwardTaker:
         return self._found
 
 
-class MeanTaker:
+class ColumnMeans:
     """The mean of each column.
 
     Args:
@@ -111,7 +111,7 @@ class MeanTaker:
         return self._sum / self._rows
 
 
-class SumTaker:
+class SummedSketch:
     """``A^H N``, or ``Phi^H A X``: summed over slabs, and kept as ``N^H A``.
 
     A few slabs are added in the precision of the matrix, as one product of them all would be; their
