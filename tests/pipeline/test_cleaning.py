@@ -34,6 +34,8 @@ from skerch_ooc.store.sealed import sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, publish_shard
 from skerch_ooc.store.sketch import Round, known_rounds
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_late_files")
+
 HOST = socket.gethostname()
 N = 200
 PIECED_ROWS = 140_000
@@ -226,6 +228,7 @@ def test_while_a_process_is_at_work_only_leftovers_go(copied):
 # Without options
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", ["eigh", "svd", "hmt", "hmt svd"])
 def test_finished_run_has_nothing_to_be_removed(copied, case):
     assert freed(ooc.clean(copied(case))) == []
@@ -355,6 +358,7 @@ def test_duplicate_stays_while_the_shard_that_is_read_is_damaged(duplicated):
 # --sketch
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", OFTEN)
 def test_what_merge_made_goes_and_is_made_again_with_the_same_bits(copied, case, call_log, inside):
     run = copied(case)
@@ -708,6 +712,7 @@ def test_nothing_that_the_run_names_is_imported(copied, inside, tmp_path):
 # What is shown
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("options", [[], ["--sketch"], ["--shards"]], ids=" ".join)
 @pytest.mark.parametrize("case", OFTEN)
 def test_dry_run_lists_what_is_then_removed(copied, inside, case, options):
