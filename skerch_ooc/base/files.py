@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import socket
 import stat
@@ -20,6 +21,11 @@ from typing import Any, BinaryIO
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 
 PRIVATE_PREFIX = ".tmp-"
+PRIVATE_NAME = re.compile(
+    rf"{re.escape(PRIVATE_PREFIX)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,8}})-[0-9a-f]{{8}}"
+)
+"""See :func:`private_name`."""
+
 LATE_FILES_SECONDS = (0.2, 1.0)
 """Pauses before a listing is believed that lacks something: network folders show files late."""
 

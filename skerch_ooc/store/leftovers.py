@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.files import PRIVATE_PREFIX
+from skerch_ooc.base.files import PRIVATE_NAME
 
 DAY = 86400.0
 MOMENT = 60.0
@@ -25,9 +25,6 @@ MOMENT = 60.0
 _CLOCKS = 3600.0
 """Seconds by which the clock of a file server may be wrong."""
 
-_NAME = re.compile(
-    rf"{re.escape(PRIVATE_PREFIX)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,8}})-[0-9a-f]{{8}}"
-)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 
@@ -59,7 +56,7 @@ class Owner:
     @classmethod
     def of(cls, name: str) -> Owner | None:
         """The owner of a private file; ``None`` if its name does not tell."""
-        found = _NAME.fullmatch(name)
+        found = PRIVATE_NAME.fullmatch(name)
         return cls(found["host"], int(found["pid"])) if found else None
 
     def __str__(self) -> str:
