@@ -160,9 +160,7 @@ def submit(
         submission.follow(directory, follow, budget, terminal_progress().say)
         return
     options = JobOptions(**{name: value for name, value in given.items() if value is not None})
-    opened = rundir.open_run(directory)
-    as_before = None if options == JobOptions() else options
-    done = submission.submit(opened, as_before, again=again, dry_run=dry_run)
+    done = submission.submit(rundir.open_run(directory), options, again=again, dry_run=dry_run)
     if done is None:
         click.echo("nothing to submit: all stages are done; see skerch-ooc status "
                    f"{shlex.quote(str(directory))}")  # fmt: skip

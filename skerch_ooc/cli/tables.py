@@ -180,10 +180,8 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     if queue is not None:
         pairs += _queue_rows(queue, done=state.next is None)
     pairs.append(("next", _next_line(state, queue)))
-    by_verbs = (state.next or "").startswith("skerch-ooc ") and state.cleaned is None
-    if by_verbs and queue is None:
-        all_of_it = f"skerch-ooc run --run {shlex.quote(state.directory)}"
-        pairs.append(("", f"or all that is left: {all_of_it}"))
+    if state.all_of_it and queue is None:
+        pairs.append(("", f"or all that is left: {state.all_of_it}"))
     if state.next is None:
         pairs.append(("", f"for a page of it: skerch-ooc report {shlex.quote(state.directory)}"))
     return f"{state.directory} ({state.run_id[:16]})\n{_rows(pairs)}"

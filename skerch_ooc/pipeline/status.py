@@ -78,6 +78,12 @@ class Status:
         lacking = {role: count["planned"] - count["done"] for role, count in self.columns.items()}
         return ", ".join(f"{count} columns of {role}" for role, count in lacking.items() if count)
 
+    @property
+    def all_of_it(self) -> str | None:
+        """The command that does all that is left, where one does."""
+        by_verbs = (self.next or "").startswith("skerch-ooc ") and self.cleaned is None
+        return f"skerch-ooc run --run {quoted(self.directory)}" if by_verbs else None
+
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
         return asdict(self)

@@ -78,13 +78,14 @@ class Submitted:
 
 
 def submit(
-    run: Run, options: JobOptions | None, *, again: bool = False, dry_run: bool = False
+    run: Run, options: JobOptions, *, again: bool = False, dry_run: bool = False
 ) -> Submitted | None:
     """Submits what is left of a run.
 
     Args:
         run: The run.
-        options: What the jobs are given; ``None`` for what those of the last submission were.
+        options: What the jobs are given; if nothing is said, what those of the last submission
+            were.
         again: Submit even while jobs of an earlier submission are waiting or at work.
         dry_run: Write and submit nothing.
 
@@ -98,8 +99,8 @@ def submit(
     left = State(run).left
     if not left:
         return None
-    before = submissions(run.logs)[-1:] if options is None else []
-    options = options or (before[0].options if before else JobOptions())
+    before = submissions(run.logs)[-1:] if options == JobOptions() else []
+    options = before[0].options if before else options
     _require_shell(options.setup)
     if dry_run:
         submission = draft(run.logs, options, _digest(run, left), unchanged=0)
