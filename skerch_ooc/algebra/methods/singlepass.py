@@ -18,6 +18,7 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import eigh, hermitian_part
 from skerch_ooc.algebra.methods.choosing import (
+    Choice,
     HeldOut,
     RangeBasis,
     candidates,
@@ -47,24 +48,18 @@ def solve(problem: Problem) -> Core:
         error: the least-squares core has no closed form without a column.
     """
     equations = _Equations(problem)
-    tested: dict[int, float] = {}
-    cores: dict[int, Array] = {}
-    choosing = 0
     if problem.core_size is not None:
-        size = min(problem.core_size, equations.largest)
+        choice, core = Choice(min(problem.core_size, equations.largest)), None
     else:
-        choosing = choosing_columns(problem)
-        size = equations.choose(choosing, tested, cores)
-    left = equations.left.cut(size)
-    right = equations.right.cut(size)
-    left_coefficients = left.coefficients()
+        choice, core = equations.choose(choosing_columns(problem))
+    left = equations.left.cut(choice.size).coefficients()
     return Core(
-        left=left_coefficients,
-        middle=cores[size] if size in cores else equations.core(size),
-        right=left_coefficients if problem.hermitian else right.coefficients(),
-        size=size,
-        tested=tuple(sorted(tested.items())),
-        choosing=choosing,
+        left=left,
+        middle=equations.core(choice.size) if core is None else core,
+        right=left if problem.hermitian else equations.right.cut(choice.size).coefficients(),
+        size=choice.size,
+        tested=choice.tested,
+        choosing=choice.choosing,
     )
 
 
@@ -99,7 +94,7 @@ class _Equations:
         given = n.conj().T @ self._right_data[:, :size] + self._left_data[:size] @ b.conj().T
         return _sylvester(*eigh(n.conj().T @ n), *eigh(b @ b.conj().T), given)
 
-    def choose(self, choosing: int, tested: dict[int, float], cores: dict[int, Array]) -> int:
+    def choose(self, choosing: int) -> tuple[Choice, Array | None]:
         """Chooses the size, beginning with the one that suits Nystrom's approximation best.
 
         That has the same range and the same noise to fear, but one factorisation serves all sizes,
@@ -107,20 +102,18 @@ class _Equations:
 
         Args:
             choosing: How many test columns may be used.
-            tested: Is given the error of each size that was tried.
-            cores: Is given the core of the best.
 
         Returns:
-            The size; 0 if there is nothing.
+            The size, 0 if there is nothing; and its core, if that was formed.
         """
         problem = self._problem
         nystrom = GeneralCores(problem, self.left)
         grid = candidates(min(nystrom.size, self.smallest), problem.y.shape[1])
         if not grid:
-            return 0
+            return Choice(0, choosing=choosing), None
         if not choosing:
             errors = nystrom.leave_one_out(grid)
-            return grid[errors.index(min(errors))]
+            return Choice(grid[errors.index(min(errors))]), None
         errors = nystrom.errors(grid, choosing)
         place = errors.index(min(errors))
         sizes = {grid[max(0, place - STRIDE)], grid[place], grid[-1]}
@@ -129,19 +122,19 @@ class _Equations:
         test = HeldOut(problem.t[:, :choosing], self.left.vectors)
         # P^H G
         projected = (problem.g_w[:choosing] @ self.right.coefficients()).conj().T
+        tested: dict[int, float] = {}
+        best, found = 0, None
         for _ in range(REFINEMENTS + 1):
             for size in sorted(sizes):
                 core = self.core(size)
                 tested[size] = test.error(core @ projected[:size])
                 if tested[size] <= min(tested.values()):
-                    cores.clear()
-                    cores[size] = core
-            best = next(iter(cores))
+                    best, found = size, core
             tried = sorted(tested)
             place = tried.index(best)
             around = tried[max(0, place - 1) : place + 2]
             sizes = {(a + b) // 2 for a, b in itertools.pairwise(around)} - tested.keys()
-        return best
+        return Choice(best, tuple(sorted(tested.items())), choosing), found
 
 
 def _coordinates(basis: RangeBasis) -> Array:

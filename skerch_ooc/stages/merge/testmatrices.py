@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.algebra.noise import Entries, draw, draw_entries
@@ -16,6 +15,7 @@ from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
+from skerch_ooc.planning.memory import wide_dtype
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
 from skerch_ooc.store import names
@@ -131,6 +131,6 @@ def _of_noise(file: SealedFile, identity: Mapping[str, Any]) -> SealedFile:
 
 def gaussian_probes(plan: Plan, rows: int, columns: int) -> Array:
     """Random vectors ``(rows, columns)`` that estimate the orthogonality of a basis."""
-    dtype = np.result_type(plan.identity.dtype, np.float64)
+    dtype = wide_dtype(plan)
     seed = plan.identity.seed
     return draw("gaussian", seed, "probe", Range(0, rows), Range(0, columns), dtype)
