@@ -16,7 +16,7 @@ from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import Rectangle, Strip, by_strip, open_shard
+from skerch_ooc.store.shards import Rectangle, by_strip, open_shard
 from skerch_ooc.store.tiles import RowTiles
 
 
@@ -87,7 +87,7 @@ class RoleReader(RowTiles):
     """
 
     def __init__(
-        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Strip],
+        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Rectangle],
         height: int,
     ) -> None:  # fmt: skip
         width = len(strips[0].columns)
@@ -101,12 +101,12 @@ class RoleReader(RowTiles):
         # Once for all strips: each of many parts must not look at the shards of all others.
         members = by_strip(strips, rectangles)
 
-        def piece(strip: Strip, columns: Range, rectangle: Rectangle) -> _Piece:
+        def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
             file = self.files[rectangle] = open_shard(run, folder, rectangle)
             place = columns.shifted(-strip.columns.start)
             return _Piece(place, columns.shifted(-rectangle.columns.start), file)
 
-        def band(strip: Strip) -> _Band:
+        def band(strip: Rectangle) -> _Band:
             found = members[strip]
             parts = cover(strip.columns, [rectangle.columns for rectangle in found])
             return _Band(strip.rows, [piece(strip, part, found[index]) for part, index in parts])
@@ -242,7 +242,7 @@ class SketchReader(RowTiles):
 
     def __init__(
         self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side,
-        strips: Sequence[Strip],
+        strips: Sequence[Rectangle],
     ) -> None:  # fmt: skip
         self.side = side
         identity = run.plan.identity

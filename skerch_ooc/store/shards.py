@@ -33,19 +33,26 @@ from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 @dataclass(frozen=True, order=True)
 class Rectangle:
-    """What a shard holds.
+    """Some rows and columns of a sketch: what a shard holds, or what is planned for a part.
+
+    What is planned of a role for one part of the operator is called a *strip*.
 
     Attributes:
         role: The test matrix that its columns belong to.
-        part: The summand of the operator; 0 for most.
+        part: The part of the operator; 0 for most.
         columns: Columns of the role.
-        rows: Rows of the sketch.
+        rows: Rows of the sketch: all that the part makes, or adds to.
     """
 
     role: str
     part: int
     columns: Range
     rows: Range
+
+    @property
+    def strip(self) -> tuple[str, int, Range]:
+        """What all rectangles of a strip have in common."""
+        return self.role, self.part, self.rows
 
     @property
     def name(self) -> str:
@@ -181,29 +188,14 @@ def strangers(folder: Path) -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Columns of a role that are planned for one part of the operator.
-
-    Attributes:
-        role: The role.
-        part: Number of the part.
-        columns: The columns.
-        rows: The rows of the sketch that the part makes, or adds to.
-    """
-
-    role: str
-    part: int
-    columns: Range
-    rows: Range
-
-
-def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Strip:
+def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Rectangle:
     """What is planned of a role for a part, where the sketch of the role has so many rows."""
-    return Strip(role, part.number, columns, rows_of_part(plan, part, role, height))
+    return Rectangle(role, part.number, columns, rows_of_part(plan, part, role, height))
 
 
-def missing_of(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Range]]:
+def missing_of(
+    strips: Iterable[Rectangle], shards: Iterable[Rectangle]
+) -> dict[Rectangle, list[Range]]:
     """The column ranges of each strip that no shard holds."""
     return {
         strip: gaps(strip.columns, [shard.columns for shard in members])
@@ -211,15 +203,23 @@ def missing_of(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Str
     }
 
 
-def by_strip(strips: Iterable[Strip], shards: Iterable[Rectangle]) -> dict[Strip, list[Rectangle]]:
+def of_strips(strips: Iterable[Rectangle], shards: Iterable[Rectangle]) -> list[Rectangle]:
+    """Those of some shards that hold rows of strips, in order."""
+    wanted = {strip.strip for strip in strips}
+    return [shard for shard in shards if shard.strip in wanted]
+
+
+def by_strip(
+    strips: Iterable[Rectangle], shards: Iterable[Rectangle]
+) -> dict[Rectangle, list[Rectangle]]:
     """The shards that hold columns of each strip, and all rows of them."""
     present: dict[tuple[str, int, Range], list[Rectangle]] = {}
     for shard in shards:
-        present.setdefault((shard.role, shard.part, shard.rows), []).append(shard)
-    return {strip: present.get((strip.role, strip.part, strip.rows), []) for strip in strips}
+        present.setdefault(shard.strip, []).append(shard)
+    return {strip: present.get(strip.strip, []) for strip in strips}
 
 
-def by_role(missing: Mapping[Strip, Sequence[Range]]) -> dict[str, list[Range]]:
+def by_role(missing: Mapping[Rectangle, Sequence[Range]]) -> dict[str, list[Range]]:
     """The columns of each role that some part lacks, in order and as few ranges as can be."""
     lacking: dict[str, list[Range]] = {strip.role: [] for strip in missing}
     for strip, ranges in missing.items():
@@ -237,7 +237,7 @@ def _joined(ranges: Iterable[Range]) -> list[Range]:
     return joined
 
 
-def wait_for_columns(run: Run, strips: Sequence[Strip]) -> list[Rectangle]:
+def wait_for_columns(run: Run, strips: Sequence[Rectangle]) -> list[Rectangle]:
     """The column shards that make up a sketch, once all are there.
 
     Args:
@@ -251,8 +251,7 @@ def wait_for_columns(run: Run, strips: Sequence[Strip]) -> list[Rectangle]:
         shards = list_shards(run.shards)
         missing = missing_of(strips, shards)
         if not any(missing.values()):
-            wanted = {(strip.role, strip.part, strip.rows) for strip in strips}
-            return [shard for shard in shards if (shard.role, shard.part, shard.rows) in wanted]
+            return of_strips(strips, shards)
         if pause is not None:
             time.sleep(pause)
     several = len({strip.part for strip in strips}) > 1

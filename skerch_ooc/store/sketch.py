@@ -35,11 +35,11 @@ from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import (
     Rectangle,
-    Strip,
     by_role,
     list_shards,
     listing_of,
     missing_of,
+    of_strips,
     strip_of,
     wait_for_columns,
 )
@@ -160,7 +160,7 @@ class Round:
         return [Cut(columns.start, columns.stop, self.run.plan.block_width)]
 
     @cached_property
-    def strips(self) -> list[Strip]:
+    def strips(self) -> list[Rectangle]:
         """What is measured in this round, by role and part."""
         plan = self.run.plan
         return [
@@ -170,7 +170,7 @@ class Round:
         ]
 
     @cached_property
-    def merged_strips(self) -> list[Strip]:
+    def merged_strips(self) -> list[Rectangle]:
         """What is merged: also the roles that a later round takes from the first."""
         plan = self.run.plan
         earlier = {role for side in self.sides for role in side.sketches} - self.planned.keys()
@@ -180,7 +180,9 @@ class Round:
             for part in plan.parts
         ]
 
-    def missing_strips(self, shards: Iterable[Rectangle] | None = None) -> dict[Strip, list[Range]]:
+    def missing_strips(
+        self, shards: Iterable[Rectangle] | None = None
+    ) -> dict[Rectangle, list[Range]]:
         """The columns of each role and part that no shard holds.
 
         Raises:
@@ -215,8 +217,7 @@ class Round:
 
     def rectangles(self, listed: Iterable[Rectangle]) -> list[Rectangle]:
         """Those of some shards that may be used for the sketch of this round, in order."""
-        wanted = {(strip.role, strip.part, strip.rows) for strip in self.merged_strips}
-        return [shard for shard in listed if (shard.role, shard.part, shard.rows) in wanted]
+        return of_strips(self.merged_strips, listed)
 
     def listing(self, listed: Iterable[Rectangle]) -> str:
         """A hash that differs for another set of shards, or another plan."""

@@ -101,9 +101,7 @@ def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
     plan = round_.run.plan
     part = plan.parts[task.part]
     return [
-        Rectangle(
-            role, task.part, columns, strip_of(plan, part, role, columns, round_.heights[role]).rows
-        )
+        strip_of(plan, part, role, columns, round_.heights[role])
         for role, start, stop in task.blocks
         if (columns := Range(start, stop))
     ]

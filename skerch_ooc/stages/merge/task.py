@@ -56,7 +56,7 @@ from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import open_run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
-from skerch_ooc.store.shards import Rectangle, Strip, list_shards, shard_layout
+from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
 from skerch_ooc.store.sketch import Basis, Round, Sketch
 
 
@@ -475,8 +475,7 @@ class _SideMerge:
         ]
         if set(wanted) != set(rows):
             return self._reader
-        strips = [Strip(shard.role, 0, shard.columns, shard.rows) for shard in wanted]
-        return SketchReader(self._run, self._folder, rows, self.side, strips)
+        return SketchReader(self._run, self._folder, rows, self.side, wanted)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
         identity = {
