@@ -115,16 +115,20 @@ def require_files_of_a_serial_recovery(run, copy):
 def test_digits_hessian_is_measured_and_recovered_by_submit_alone(
     tmp_path, empty_queue, real_python
 ):
-    spec = WORKFLOWS / "digits_hessian.toml"
-    expected = run_contents(whole_run(spec, tmp_path / "serial"))
-    run = ooc.plan(spec, tmp_path / "run", threads=1)
-    submit(empty_queue, run, "--cpus-per-task=1", "--time=30")
+    """Each element is a Python of its own, as everybody's; those of other tests are forked."""
+    spec, smaller = (
+        WORKFLOWS / "digits_hessian.toml",
+        ["measurements=60", "operator.args.hidden=12"],
+    )
+    expected = run_contents(whole_run(spec, tmp_path / "serial", overrides=smaller))
+    run = ooc.plan(ooc.Spec.from_toml(spec, smaller), tmp_path / "run", threads=1)
+    submit(empty_queue, run, "--cpus-per-task=1", "--time=30", elements=2)
     empty_queue.wait()
     assert run_contents(run.directory) == expected
     assert status_of(empty_queue, run)["results"]["default"] < 1
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param("eigh", marks=pytest.mark.thorough), "hmt"])
 def test_more_tasks_than_an_array_may_have_elements_are_packed(tmp_path, empty_queue, case):
     spec = spec_of(tmp_path, case)
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
@@ -155,6 +159,7 @@ INTERFERENCE = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("what", INTERFERENCE)
 def test_chain_goes_on_after_an_element_that_is(tmp_path, empty_queue, call_log, what):
     empty_queue.environment["SKERCH_OOC_TEST_LOG"] = os.environ["SKERCH_OOC_TEST_LOG"]
@@ -171,6 +176,7 @@ def test_chain_goes_on_after_an_element_that_is(tmp_path, empty_queue, call_log,
     assert len({call["pid"] for call in singles}) >= len(singles) - 2
 
 
+@pytest.mark.thorough
 def test_chain_submits_what_is_missing_when_elements_run_out_of_time(
     tmp_path, empty_queue, call_log
 ):
@@ -327,6 +333,7 @@ def test_check_submits_again_what_the_last_stage_has_left(tmp_path, empty_queue)
     assert "submitted again, as 0002" in logs_of(run, "0001")
 
 
+@pytest.mark.thorough
 def test_killed_vectors_of_a_run_that_grew_are_made_again_as_vectors(tmp_path, empty_queue):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     whole_run(tmp_path / "spec.toml", run.directory)
