@@ -546,7 +546,7 @@ def named_at_merge(run):
 class TestRuns:
     """Whole runs, with shards of the same plan that another operator made."""
 
-    @pytest.mark.sampled(6)
+    @pytest.mark.covered(1)
     @methods
     @kinds
     @pytest.mark.parametrize("shard", ["right.p0.c10-20.*", "right.p0.c30-40.*", "test.p0.c0-*"])
@@ -554,18 +554,21 @@ class TestRuns:
         run, replaced = mixed(twins(kind, method), tmp_path / "run", [shard])
         assert named_at_merge(run) == replaced
 
+    @pytest.mark.covered(1)
     @methods
     @pytest.mark.parametrize("shard", ["left.p0.c0-10.*", "left.p0.c20-30.*"])
     def test_a_left_shard_of_another_operator_is_named_alone(self, tmp_path, twins, method, shard):
         run, replaced = mixed(twins("svd", method), tmp_path / "run", [shard])
         assert named_at_merge(run) == replaced
 
+    @pytest.mark.covered(1)
     @methods
     @pytest.mark.parametrize("shards", [["left*"], ["right*", "test*"]], ids=str)
     def test_a_change_between_the_two_sides_is_noticed(self, tmp_path, twins, method, shards):
         run, _ = mixed(twins("svd", method), tmp_path / "run", shards)
         assert named_at_merge(run)
 
+    @pytest.mark.covered(1)
     @methods
     @kinds
     def test_nothing_is_merged_then(self, tmp_path, twins, kind, method):
@@ -573,6 +576,7 @@ class TestRuns:
         named_at_merge(run)
         assert not list(run.sketch.glob("*/*total.h5"))
 
+    @pytest.mark.covered(1)
     @methods
     @kinds
     def test_shards_of_one_operator_are_merged(self, twins, kind, method):
@@ -611,6 +615,7 @@ class TestRounds:
         measure_next_round(run, operator_of("svd"))
         assert named_at_merge(run) == replaced
 
+    @pytest.mark.covered(1)
     @kinds
     @pytest.mark.parametrize("power_iterations", [0, 1])
     def test_without_test_columns_are_merged(self, tmp_path, kind, power_iterations):

@@ -63,6 +63,7 @@ def kept(round_):
 
 
 class TestDrawn:
+    @pytest.mark.covered(1)
     @drawn_noises
     def test_rows_are_those_of_the_noise(self, tmp_path, noise, dtype):
         round_ = measured(tmp_path, noise, dtype, columns=64)
@@ -71,6 +72,7 @@ class TestDrawn:
         found = reader.tile("left", rows, columns, dtype, None)
         np.testing.assert_array_equal(found, draw(noise, 1, "left", rows, columns, dtype))
 
+    @pytest.mark.covered(1)
     @drawn_noises
     def test_are_never_kept(self, tmp_path, noise, dtype):
         round_ = measured(tmp_path, noise, dtype, columns=64)
@@ -79,6 +81,7 @@ class TestDrawn:
 
 
 class TestKept:
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(
         ("side", "name", "columns"), [(RANGE, "left", 30), (CORANGE, "right", 20)]
