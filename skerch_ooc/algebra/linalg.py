@@ -52,15 +52,6 @@ def count_above(magnitudes: Array, floor: float) -> int:
     return int(np.count_nonzero(magnitudes > floor * magnitudes[0]))
 
 
-def with_fixed_signs(vectors: Array) -> Array:
-    """Columns turned so that the largest entry of each is real and positive."""
-    rows = np.argmax(np.abs(vectors), axis=0)
-    largest = vectors[rows, np.arange(vectors.shape[1])]
-    size = np.abs(largest)
-    turn = np.where(size > 0, largest.conj() / np.where(size > 0, size, 1), 1)
-    return np.asarray(vectors * turn)
-
-
 def triangular_inverse(upper: Array) -> Array:
     """The inverse of an upper triangular matrix without zeros on its diagonal.
 
