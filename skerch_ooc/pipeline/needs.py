@@ -131,14 +131,8 @@ class Needs:
         recipe = _sketch_of(recipe_path(file.path))
         if lost_pieces(file) or (recipe == self.sketch != file.identity.get("sketch")):
             return []
-        named = {piece.name for piece in piece_paths(file)}
-        return [
-            entry
-            for entry in inside
-            if entry.kind in (names.DRAFT, names.GRAM)
-            or (entry.kind is names.PIECE and entry.name not in named)
-            or (entry.kind is names.RECIPE and recipe != file.identity.get("sketch"))
-        ]
+        done = [entry for entry in inside if entry.kind is names.RECIPE]
+        return _unnamed(inside, file) + (done if recipe != file.identity.get("sketch") else [])
 
 
 def needs_of(run: Run) -> Needs:
@@ -193,15 +187,17 @@ def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
     for side, total in done.items():
         found += [e for e in inside if total and names.PARTIAL_SUMS.is_name(e.name, side=side)]
     basis = sketch.basis() if _has(inside, names.BASIS) else None
-    if basis is not None:
-        named = {path.name for path in piece_paths(basis.file)}
-        found += [
-            entry
-            for entry in inside
-            if entry.kind in (names.BASIS_DRAFT, names.BASIS_GRAM)
-            or (entry.kind is names.BASIS_PIECE and entry.name not in named)
-        ]
-    return found
+    return found if basis is None else found + _unnamed(inside, basis.file)
+
+
+def _unnamed(inside: Iterable[Entry], file: SealedFile) -> list[Entry]:
+    """Drafts beside the file of a result or a basis, and pieces that are none of it."""
+    named = {path.name for path in piece_paths(file)}
+    return [
+        entry
+        for entry in inside
+        if entry.kind in names.DRAFTS or (entry.kind in names.PIECES and entry.name not in named)
+    ]
 
 
 def _has(entries: Iterable[Entry], kind: FileKind) -> bool:

@@ -86,10 +86,9 @@ class Inventory:
 def take_inventory(directory: Path) -> Inventory:
     """Lists the files of a run, in the folders in which it has any."""
     inventory = Inventory([], [], [])
-    for place in _PLACES:
-        _scan(directory, place, inventory)
+    inner = {place: _scan(directory, place, inventory) for place in _PLACES}
     for place in _WITH_FOLDERS:
-        for name in _folders_in(directory, place):
+        for name in inner[place]:
             _scan(directory, (*place, name), inventory)
     return inventory
 
@@ -127,17 +126,18 @@ def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result
     return found
 
 
-def _scan(directory: Path, folder: Folder, inventory: Inventory) -> None:
+def _scan(directory: Path, folder: Folder, inventory: Inventory) -> list[str]:
+    """Adds what lies in a folder to the inventory; returns the names of the folders in it."""
     inventory.folders.append(folder)
+    inner = []
     for name, status in _statuses(directory, folder):
         if stat.S_ISREG(status.st_mode):
             inventory.entries.append(_entry(folder, name, status))
-        elif not stat.S_ISDIR(status.st_mode):
+        elif stat.S_ISDIR(status.st_mode):
+            inner.append(name)
+        else:
             inventory.others.append("/".join((*folder, name)))
-
-
-def _folders_in(directory: Path, folder: Folder) -> list[str]:
-    return [name for name, status in _statuses(directory, folder) if stat.S_ISDIR(status.st_mode)]
+    return inner
 
 
 def _entry(folder: Folder, name: str, status: os.stat_result) -> Entry:

@@ -184,6 +184,12 @@ BASES = {BASIS, BASIS_PIECE, BASIS_RECIPE}
 DERIVED = {kind for kind in KINDS if kind.folder == _OF_SKETCH}
 """What is derived from a sketch."""
 
+PIECES = {BASIS_PIECE, PIECE}
+"""Rows of a basis, or of vectors of a result."""
+
+DRAFTS = {BASIS_DRAFT, BASIS_GRAM, DRAFT, GRAM}
+"""What a basis, or vectors, are corrected by, while they are made."""
+
 MAKING = {RECIPE, DRAFT, GRAM}
 """By what the vectors of a result are made, and no part of it."""
 
