@@ -66,7 +66,7 @@ def unpacked(tmp_path_factory) -> Path:
 def test_wheel_holds_the_whole_package_and_nothing_else(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == files_below("skerch_ooc")
-    assert {"skerch_ooc/py.typed", "skerch_ooc/executors/slurm/dask.sbatch"} <= held
+    assert {"skerch_ooc/py.typed", "skerch_ooc/executors/slurm/templates/dask.sbatch"} <= held
 
 
 def test_every_folder_of_modules_is_a_package():

@@ -1,7 +1,8 @@
-"""The scripts of the jobs: readable shell, each with the line that submits it again."""
+"""The scripts of the jobs, made of templates of shell: each has the line that submits it again."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from skerch_ooc.planning.stage_names import RoundStage
 CHECK = "check"
 """What the last job of a submission is called."""
 
-_DASK_BODY = (Path(__file__).parent / "dask.sbatch").read_text()
-_DASK_MARK = "# --- What follows"
+_TEMPLATES = Path(__file__).parent / "templates"
+_SHARED = "# --- What follows"
+"""The mark in the script that people copy after which a job of Dask is the same."""
+
 _RESERVE_SHARE = 20
 _MOST_RESERVE = 60
 
@@ -74,22 +77,21 @@ def array_job(
         elements: Its elements.
         tasks: How many tasks they have.
     """
-    options = submission.options
+    options, count = submission.options, len(elements.indices)
     throttle = f"%{options.throttle}" if options.throttle else ""
-    sbatch = _array(run, submission, stage.name, str(stage), f"{elements.ranges}{throttle}")
-    one = len(elements.indices) == 1
-    title = (
-        f"{stage}: {_count(tasks, 'task')} in {_count(len(elements.indices), 'element')} of a job "
-        f"array{'' if one else f', at most {elements.longest} each'}."
+    sbatch = _sbatch(run, submission, stage.name, str(stage), f"{elements.ranges}{throttle}")
+    each = "" if count == 1 else f", at most {elements.longest} each"
+    title = f"{_count(tasks, 'task')} in {_count(count, 'element')} of a job array{each}."
+    seconds = options.seconds(stage.name)
+    limits = _limits(options.memory, options.device_of(stage.name), seconds)
+    body = _filled(
+        "element.sh",
+        stage=str(stage),
+        of=str(elements.of),
+        submission=submission.number,
+        time_left=_time_left(seconds),
+        limits="".join(f" {word}" for word in limits),
     )
-    words = [
-        *("task", '"$run"', str(stage), "--index", '"$SLURM_ARRAY_TASK_ID"'),
-        *("--of", str(elements.of), "--threads", '"$cores"', "--submission", submission.number),
-        *_quoted("--memory", options.memory),
-        *_quoted("--device", options.device_of(stage.name)),
-        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds(stage.name) else ()),
-    ]
-    body = [*_threads(), *_time_left(options.seconds(stage.name)), *_exec(words)]
     script = _script(title, run, submission, str(stage), sbatch, body)
     return Job(str(stage), script, sbatch, elements.indices, elements.longest)
 
@@ -101,17 +103,10 @@ def check_job(run: Path, submission: Submission) -> Job:
         run: The run directory, absolute.
         submission: What it belongs to.
     """
-    sbatch = _array(run, submission, "assess", CHECK, "0")
-    body = _exec(["submit", '"$run"', "--follow", submission.number])
-    title = f"{CHECK}: submits what is still missing when all others have ended."
+    sbatch = _sbatch(run, submission, "assess", CHECK, "0")
+    body = _filled("check.sh", submission=submission.number)
+    title = "submits what is still missing when all others have ended."
     return Job(CHECK, _script(title, run, submission, CHECK, sbatch, body), sbatch, (0,), 1)
-
-
-def _exec(words: Sequence[str]) -> list[str]:
-    return [
-        "# In place of this shell, so that signals reach it.",
-        f'exec "${{command[@]}}" {" ".join(words)}',
-    ]
 
 
 def dask_job(run: Path, submission: Submission, workers: int) -> Job:
@@ -122,113 +117,92 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
         submission: What it belongs to.
         workers: Its tasks, each a worker.
     """
-    options = submission.options
-    sbatch = (
-        *_common(run, submission, DASK, DASK, f"{DASK}.%j.log"),
-        f"--ntasks={workers}",
-        "--requeue",
-        # The workers of other nodes go on if a node is lost.
-        "--no-kill",
-        *options.sbatch(DASK),
+    options, seconds = submission.options, submission.options.seconds(DASK)
+    sbatch = _sbatch(run, submission, DASK, DASK, None, workers)
+    shared = (_TEMPLATES / "dask.sbatch").read_text().partition(_SHARED)[2]
+    body = _filled(
+        "workers.sh",
+        time_left=_time_left(seconds),
+        options=" ".join(_limits(options.memory, options.device, seconds)),
+        cluster=shared.partition("\n")[2].rstrip("\n"),
     )
-    words = [
-        *_quoted("--memory", options.memory),
-        *_quoted("--device", options.device),
-        *(("--max-seconds", '"$((left > 0 ? left : 1))"') if options.seconds(DASK) else ()),
-    ]
-    body = [
-        "fail() {",
-        '    echo "$*" >&2',
-        "    exit 2",
-        "}",
-        "# This interpreter's Dask, as it is its workers that must have skerch_ooc.",
-        'dask=("${command[0]}" -P -m dask)',
-        *_time_left(options.seconds(DASK)),
-        f"spec='' options=({' '.join(words)})",
-        "",
-        _DASK_BODY.partition(_DASK_MARK)[2].partition("\n")[2].rstrip("\n"),
-    ]
-    title = f"{DASK}: all stages on {_count(workers, 'worker')}, in one job."
+    title = f"all stages on {_count(workers, 'worker')}, in one job."
     return Job(DASK, _script(title, run, submission, DASK, sbatch, body), sbatch, (), 0)
 
 
-def _array(
-    run: Path, submission: Submission, stage: str, shown: str, which: str
+def _sbatch(
+    run: Path, submission: Submission, stage: str, shown: str, array: str | None, tasks: int = 1
 ) -> tuple[str, ...]:
-    return (
-        f"--array={which}",
-        *_common(run, submission, stage, shown, f"{shown}.%A_%a.log"),
-        "--ntasks=1",
-        "--requeue",
-        *submission.options.sbatch(stage),
-    )
+    """The options of sbatch for a job.
 
-
-def _common(run: Path, submission: Submission, stage: str, shown: str, log: str) -> tuple[str, ...]:
+    Args:
+        run: The run directory.
+        submission: What it belongs to.
+        stage: Whose options it is given.
+        shown: What it is called.
+        array: The elements of its array; ``None`` of a job that is no array.
+        tasks: How many processes it has.
+    """
     options = submission.options
     # In the names of logs, %% is a percent sign.
     folder = str(submission.folder).replace("%", "%%")
     return (
+        *((f"--array={array}",) if array else ()),
         f"--job-name={options.job_name or f'{run.name} {shown}'}",
         f"--comment={submission.token}",
-        f"--output={folder}/{log}",
+        f"--output={folder}/{shown}.{'%A_%a' if array else '%j'}.log",
         "--open-mode=append",
         # Where it is known, --max-seconds says when to stop, and Slurm warns far too early.
         *(() if options.seconds(stage) else (f"--signal=B:USR1@{WARNING_SECONDS}",)),
+        f"--ntasks={tasks}",
+        "--requeue",
+        # The workers of other nodes go on if a node is lost.
+        *(() if array else ("--no-kill",)),
+        *options.sbatch(stage),
     )
 
 
-def _threads() -> list[str]:
-    return [
-        "cores=${SLURM_CPUS_PER_TASK:-1}",
-        "export OMP_NUM_THREADS=$cores MKL_NUM_THREADS=$cores OPENBLAS_NUM_THREADS=$cores",
-    ]
+def _limits(memory: str | None, device: str | None, seconds: int | None) -> list[str]:
+    """The options of a command that say what it may use, as shell words."""
+    given = {"--memory": memory, "--device": device}
+    words = [f"{name} {shlex.quote(value)}" for name, value in given.items() if value is not None]
+    return words + (['--max-seconds "$((left > 0 ? left : 1))"'] if seconds else [])
 
 
-def _time_left(seconds: int | None) -> list[str]:
+def _time_left(seconds: int | None) -> str:
     if seconds is None:
-        return []
+        return ""
     reserve = min(_MOST_RESERVE, max(1, seconds // _RESERVE_SHARE))
-    return [
-        f"# Of {seconds} seconds; the set-up took some, and some are left to end in.",
-        f"left=$(({seconds} - {reserve} - SECONDS))",
-    ]
+    return (
+        f"# Of {seconds} seconds; the set-up took some, and some are left to end in.\n"
+        f"left=$(({seconds} - {reserve} - SECONDS))\n"
+    )
 
 
 def _script(
-    title: str, run: Path, submission: Submission, stage: str, sbatch: Sequence[str],
-    body: Sequence[str],
-) -> str:  # fmt: skip
+    title: str, run: Path, submission: Submission, stage: str, sbatch: Sequence[str], body: str
+) -> str:
     setup = submission.options.setup.rstrip("\n")
     again = shlex.join(["sbatch", *sbatch, str(submission.folder / script_name(stage))])
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# {title}",
-        f"# Written by `skerch-ooc submit`, for submission {submission.number}. By hand again:",
+    return _filled(
+        "job.sh",
+        title=f"{stage}: {title}",
+        submission=submission.number,
         # A name may have lines, which must stay comments.
-        "#   " + again.replace("\n", "\n#"),
-        "",
-        f'echo "{BEGINNING} $(hostname)"',
-        "# The last word on how it ended; exec leaves it to Python.",
-        f"trap 'echo \"{ending('$?')}\"' EXIT",
-        "# Until Python listens, the warning of the end would end it.",
-        "trap '' USR1",
-        f"command=({shlex.join([sys.executable, '-P', '-m', 'skerch_ooc'])})",
-        "",
-        *([setup, ""] if setup else []),
-        f"run={shlex.quote(str(run))}",
-        "set -euo pipefail",
-        'if ! command -v "${command[0]}" >/dev/null; then',
-        '    echo "there is no ${command[0]} on $(hostname)" >&2',
-        "    exit 127",
-        "fi",
-        *body,
-    ]
-    return "\n".join(lines) + "\n"
+        again=again.replace("\n", "\n#"),
+        beginning=BEGINNING,
+        ending=ending("$?"),
+        python=shlex.quote(sys.executable),
+        setup=f"{setup}\n\n" if setup else "",
+        run=shlex.quote(str(run)),
+        body=body.rstrip("\n"),
+    )
 
 
-def _quoted(option: str, value: str | None) -> tuple[str, ...]:
-    return () if value is None else (option, shlex.quote(value))
+def _filled(template: str, **values: str) -> str:
+    """A template with values for its ``{{ names }}``; Jinja2 would take longer than all else."""
+    text = (_TEMPLATES / template).read_text()
+    return re.sub(r"\{\{ (\w+) \}\}", lambda name: values[name[1]], text)
 
 
 def _count(number: int, name: str) -> str:
