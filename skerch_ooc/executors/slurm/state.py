@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,7 @@ def state_of(submission: Submission, queued: Sequence[Queued] | None, queue: str
     jobs, failed = [], []
     for position, job in enumerate(submission.jobs()):
         elements = []
-        for index in _indices(job):
-            log = read_log(log_path(submission, job, index))
+        for index, log in _logs(submission, job):
             one = waiting.get((job.job, index if job.indices else None))
             element = _element(index, log, one, known=queued is not None)
             elements.append(element)
@@ -152,13 +151,14 @@ def last_failing(submission: Submission, over: Collection[str] = ()) -> Log | No
         submission: The submission.
         over: Jobs that have ended, so that elements which did not say how were killed.
     """
-    failed = []
-    for position, job in enumerate(submission.jobs()):
-        for index in _indices(job):
-            log = read_log(log_path(submission, job, index))
-            if log and (log.exit_code or (log.exit_code is None and job.job in over)):
-                failed.append((position, log))
-    return _cause(failed)
+    return _cause(
+        [
+            (position, log)
+            for position, job in enumerate(submission.jobs())
+            for _, log in _logs(submission, job)
+            if log and (log.exit_code or (log.exit_code is None and job.job in over))
+        ]
+    )
 
 
 def _cause(failed: Sequence[tuple[int, Log]]) -> Log | None:
@@ -172,8 +172,10 @@ def _cause(failed: Sequence[tuple[int, Log]]) -> Log | None:
     return found
 
 
-def _indices(job: SubmittedJob) -> Sequence[int]:
-    return job.indices or (0,)
+def _logs(submission: Submission, job: SubmittedJob) -> Iterator[tuple[int, Log | None]]:
+    """The elements of a job, and their logs."""
+    for index in job.indices or (0,):
+        yield index, read_log(log_path(submission, job, index))
 
 
 def log_path(submission: Submission, job: SubmittedJob, index: int) -> Path:
