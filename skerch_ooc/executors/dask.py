@@ -149,8 +149,7 @@ class Dask:
         if scheduler is not None and workers is not None:
             raise UsageError(
                 f"workers = {workers}: those of a scheduler that runs were started with it; give "
-                "either "
-                "workers or a scheduler"
+                "either workers or a scheduler"
             )
         for name, value in (("workers", workers), ("tries", tries)):
             known = value is None and name == "workers"

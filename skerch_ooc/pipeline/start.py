@@ -158,8 +158,7 @@ def _product(spec: Spec, operator: Any, device: str) -> Product:
     if product.shape != shape:
         raise UsageError(
             f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}; correct "
-            "it, "
-            "or leave it out"
+            "it, or leave it out"
         )
     return product
 

@@ -160,7 +160,6 @@ def begin(submission: Submission) -> Submission:
     except OSError as error:
         raise UsageError(
             f"cannot write {submission.folder}: {error.strerror}; make room or give permission, "
-            "then "
-            "submit again"
+            "then submit again"
         ) from error
     return submission
