@@ -14,7 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.planning.spec import MAX_SEED, MAX_SIZE
+from skerch_ooc.planning.spec import MAX_SEED
+from skerch_ooc.planning.values import MAX_SIZE
 
 TITLES = ("key", "value", "default", "meaning")
 _POWERS = {MAX_SIZE: "2^48", MAX_SEED: "2^64 - 1"}
