@@ -28,7 +28,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import cannot_write, canonical_json, private_file, publish, sync_file
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.rawfile import RawFile
+from skerch_ooc.store.rawfile import RawFile, read_at, write_at
 from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, checked_seal, hash_of, opened
 from skerch_ooc.store.tiles import Tiles
 
@@ -38,10 +38,6 @@ try:
 except ImportError:
     from zlib import crc32
 _VERIFYING_THREADS = 2
-_WRITE_BYTES = 1 << 18
-"""At once. For larger writes Linux caches the file in larger runs of pages, just those that virtual
-machines hand back to their host when they are free: to get one again took ten times as long as the
-writing, where that was measured. Smaller ones save nothing."""
 
 
 class BulkWriter:
@@ -78,7 +74,7 @@ class BulkWriter:
             part = padded
         data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
         number = self.layout.number(row, column)
-        _write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
+        write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
         self._crc32[number] = f"{crc32(data):08x}"
 
     def as_json(self) -> dict[str, Any]:
@@ -268,7 +264,9 @@ class Bulk(Tiles):
         number = layout.number(row, column)
         descriptor = _open(path)
         try:
-            complete = _read_at(descriptor, data, self._offset + number * layout.tile_bytes)
+            complete = read_at(descriptor, data, self._offset + number * layout.tile_bytes) == len(
+                data
+            )
         finally:
             os.close(descriptor)
         if not complete or f"{crc32(data):08x}" != self._crc32[number]:
@@ -457,21 +455,3 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         raise CorruptError(f"{path} cannot be opened any more: {error.strerror}") from error
-
-
-def _read_at(descriptor: int, data: memoryview, offset: int) -> bool:
-    """Fills ``data`` from a file; whether there were enough bytes."""
-    position = 0
-    while position < len(data):
-        count = os.preadv(descriptor, [data[position:]], offset + position)
-        if count == 0:
-            return False
-        position += count
-    return True
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    position = 0
-    while position < len(data):
-        part = data[position : position + _WRITE_BYTES]
-        position += os.pwrite(descriptor, part, offset + position)
