@@ -8,16 +8,11 @@ from typing import Any
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.planning.memory import (
-    block_bytes,
-    measure_tasks,
-    result_bytes,
-    shard_bytes,
-    stage_bytes,
-)
+from skerch_ooc.planning.memory import block_bytes, result_bytes, shard_bytes, stage_bytes
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
+from skerch_ooc.planning.tasks import measure_tasks
 
 ASSUMED_BASELINE = 512 * 1024**2
 """Resident memory of a process with its libraries, where no probe has measured it."""

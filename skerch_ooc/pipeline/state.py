@@ -12,10 +12,10 @@ from functools import cached_property
 from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.base.files import is_there
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning.memory import later_measure_tasks, merge_tasks, vector_tasks
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.stage_names import Left, RoundStage
+from skerch_ooc.planning.tasks import later_measure_tasks, merge_tasks, vector_tasks
 from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.basis import basis_left

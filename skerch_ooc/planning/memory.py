@@ -1,4 +1,4 @@
-"""Bytes in memory and on disk, and numbers of tasks, that follow from the plan alone.
+"""Bytes in memory and on disk that follow from the plan alone.
 
 What ``plan`` foretells and what a stage asks for before it begins are the same functions.
 """
@@ -6,13 +6,13 @@ What ``plan`` foretells and what a stage asks for before it begins are the same 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from skerch_ooc.base.partition import Range, aligned_runs, levels
+from skerch_ooc.base.partition import levels
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import (
@@ -22,11 +22,10 @@ from skerch_ooc.planning.sides import (
     is_adjoint,
     planned_sides,
     rows_of_part,
+    sums_bytes,
 )
 from skerch_ooc.planning.spec import ROLES
-
-SMALLEST_RUN = 5
-"""A task of the merge, or of the vectors, has at least 2**5 tiles."""
+from skerch_ooc.planning.tasks import measure_tasks, run_exponent
 
 RECHUNK_ABOVE = 128
 """With more column shards than this, the merge writes row shards for the recovery to read."""
@@ -55,19 +54,9 @@ class Needed(NamedTuple):
         return self.fixed + self.per_tile
 
 
-def is_double(plan: Plan) -> bool:
-    """Whether the products are in double precision."""
-    return plan.identity.dtype in ("float64", "complex128")
-
-
-def wide_dtype(plan: Plan) -> np.dtype[Any]:
-    """The dtype of the accumulators: float64, or complex128."""
-    return np.result_type(plan.identity.dtype, np.float64)
-
-
 def stored_bytes(plan: Plan, rows: int, columns: int) -> int:
     """Bytes of a matrix of the plan's dtype."""
-    return rows * columns * np.dtype(plan.identity.dtype).itemsize
+    return rows * columns * plan.identity.itemsize
 
 
 def tile_rows(plan: Plan, rows: int) -> int:
@@ -162,29 +151,12 @@ def _part_bytes(plan: Plan, part: Part) -> int:
     return most_rows_bytes(shape, dtype, rows, widths, adjoint=adjoint)
 
 
-def measure_tasks(plan: Plan) -> int:
-    """How many tasks measure all rounds; each leaves a shard of every role that it takes."""
-    counts = [plan.block_count(role) for role in ROLES]
-    first = sum(max(counts) if part.together else sum(counts) for part in plan.parts)
-    return first + (plan.rounds - 1) * later_measure_tasks(plan)
-
-
-def later_measure_tasks(plan: Plan) -> int:
-    """How many tasks measure a later round, at most."""
-    return len(plan.parts) * plan.block_count("right")
-
-
 # Merging.
-
-
-def sums_bytes(plan: Plan, side: Side) -> int:
-    """Bytes of the accumulators of a side."""
-    return (side.columns + side.noise_columns) * side.columns * wide_dtype(plan).itemsize
 
 
 def merge_bytes(plan: Plan, side: Side) -> Needed:
     """Memory of a side's merge."""
-    tiles, longest = len(plan.tiles(side.rows)), 1 << _run_exponent(plan, side)
+    tiles, longest = len(plan.tiles(side.rows)), 1 << run_exponent(plan, side)
     partials = levels(min(tiles, longest)) + (
         levels(-(-tiles // longest)) if tiles > longest else 0
     )
@@ -196,12 +168,12 @@ def merge_bytes(plan: Plan, side: Side) -> Needed:
 
 def _merge_tile_bytes(plan: Plan, side: Side) -> int:
     """Bytes that one tile in flight needs, its sums included."""
-    wide, rows = wide_dtype(plan).itemsize, tile_rows(plan, side.rows)
+    wide, rows = plan.identity.wide_dtype.itemsize, tile_rows(plan, side.rows)
     width = min(plan.identity.tile[1], max(1, side.noise_columns))
-    narrow = np.dtype(plan.identity.dtype).itemsize
+    narrow = plan.identity.itemsize
     # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
     # makes; a temporary of one block.
-    copies = 2 * wide if is_double(plan) else narrow
+    copies = 2 * wide if plan.identity.is_double else narrow
     adding = _adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
     own = rows * side.columns * (wide + copies) + 2 * rows * width * wide
     return own + adding + sums_bytes(plan, side)
@@ -219,33 +191,7 @@ def _adding_bytes(plan: Plan, rows: int, columns: int) -> int:
     if plan.summands == 1 and not parts:
         return 0
     arrays = 2 + (levels(len(parts)) + 1 if parts else 0)
-    return arrays * rows * columns * wide_dtype(plan).itemsize
-
-
-def _exponent(plan: Plan, columns: int, sums: int) -> int:
-    """The ``j`` of runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
-    tile = stored_bytes(plan, plan.identity.tile[0], columns)
-    return max(SMALLEST_RUN, (10 * sums // tile).bit_length())
-
-
-def _run_exponent(plan: Plan, side: Side) -> int:
-    return _exponent(plan, side.columns, sums_bytes(plan, side))
-
-
-def merge_runs(plan: Plan, side: Side) -> list[Range]:
-    """The aligned runs of tiles that are the merge tasks of a side."""
-    return list(aligned_runs(len(plan.tiles(side.rows)), _run_exponent(plan, side)))
-
-
-def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
-    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
-    numbers: list[int] = []
-    before = 0
-    for side in sides:
-        runs = merge_runs(plan, side)
-        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
-        before += len(runs)
-    return numbers
+    return arrays * rows * columns * plan.identity.wide_dtype.itemsize
 
 
 # Recovering.
@@ -291,7 +237,7 @@ def sizes_of_basis(plan: Plan, number: int) -> TallSizes:
 def solve_bytes(plan: Plan) -> int:
     """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
     m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
-    return 12 * m * max(m, left) * wide_dtype(plan).itemsize
+    return 12 * m * max(m, left) * plan.identity.wide_dtype.itemsize
 
 
 def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
@@ -301,7 +247,7 @@ def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
 
 def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
     """Memory of the stream that writes vectors."""
-    wide, rows = wide_dtype(plan).itemsize, tile_rows(plan, sizes.rows)
+    wide, rows = plan.identity.wide_dtype.itemsize, tile_rows(plan, sizes.rows)
     figures = sizes.rank * (PROBES + sizes.tests) * wide
     adding = _adding_bytes(plan, rows, max(sizes.tests, sizes.columns))
     of_tile = _vectors_tile_bytes(plan, sizes) + 2 * rows * sizes.tests * wide + adding
@@ -310,7 +256,7 @@ def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
 
 def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
     """Memory of the stream that forms ``U^H U`` of vectors that are to be corrected."""
-    gram = sizes.rank**2 * wide_dtype(plan).itemsize
+    gram = sizes.rank**2 * plan.identity.wide_dtype.itemsize
     adding = _adding_bytes(plan, tile_rows(plan, sizes.rows), sizes.columns)
     bare = dataclasses.replace(sizes, corrected=False)
     return _summed_bytes(plan, bare, gram, _vectors_tile_bytes(plan, bare) + adding)
@@ -318,7 +264,7 @@ def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
 
 def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
     """Bytes of a tile of ``X`` and of one of the vectors, as they are made and as they are kept."""
-    wide, narrow = wide_dtype(plan).itemsize, np.dtype(plan.identity.dtype).itemsize
+    wide, narrow = plan.identity.wide_dtype.itemsize, plan.identity.itemsize
     made = (2 if sizes.corrected else 1) * sizes.rank * wide
     columns = sizes.columns * (wide + narrow) + made + 2 * sizes.rank * narrow
     return tile_rows(plan, sizes.rows) * columns
@@ -327,28 +273,8 @@ def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
 def _summed_bytes(plan: Plan, sizes: TallSizes, sums: int, of_tile: int) -> Needed:
     """Memory of a stream whose tiles each give sums of so many bytes, besides their own."""
     factors = (sizes.columns + (sizes.rank if sizes.corrected else 0)) * sizes.rank
-    transform = factors * wide_dtype(plan).itemsize
+    transform = factors * plan.identity.wide_dtype.itemsize
     return Needed(transform + (levels(len(plan.tiles(sizes.rows))) + 2) * sums, of_tile + sums)
-
-
-def pieces_of(plan: Plan, rows: int, rank: int) -> list[Range]:
-    """The aligned runs of tiles that vectors are cut into; one, if they are no larger than that."""
-    gram = rank**2 * wide_dtype(plan).itemsize
-    return list(aligned_runs(len(plan.tiles(rows)), _exponent(plan, rank, gram)))
-
-
-def may_be_in_pieces(plan: Plan) -> bool:
-    """Whether any vectors of the run can be, whatever their rank."""
-    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_RUN
-
-
-def vector_tasks(plan: Plan) -> int:
-    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
-    rows, rank = max(plan.identity.shape), plan.reach("right")
-    if len(pieces_of(plan, rows, rank)) == 1:
-        return 0
-    sides = 1 if plan.identity.kind == "eigh" else 2
-    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_RUN))
 
 
 # On disk.

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, TileRanges, cut
@@ -76,6 +78,26 @@ class Identity(values.Checked):
         hash=False,
     )
     tile: tuple[int, int] = (TILE_ROWS, TILE_COLUMNS)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry of a sketch."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def wide_dtype(self) -> np.dtype[Any]:
+        """The dtype of the accumulators: float64, or complex128."""
+        return np.result_type(self.dtype, np.float64)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether the products are in double precision."""
+        return self.wide_dtype == self.dtype
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the products are complex."""
+        return self.wide_dtype.kind == "c"
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``plan.json``."""

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
@@ -131,7 +129,7 @@ def rows_of_part(plan: Plan, part: Part, role: str, height: int) -> Range:
 def dtype_of_part(plan: Plan, part: Part, role: str) -> str:
     """The dtype of a part's shards: the plan's, or in double precision where others are added."""
     if part.is_partial(adjoint=gathers(plan, role)):
-        return str(np.result_type(plan.identity.dtype, np.float64))
+        return str(plan.identity.wide_dtype)
     return plan.identity.dtype
 
 
@@ -154,3 +152,8 @@ def height_of_noise(plan: Plan, name: str) -> int:
     """The number of rows of a test matrix."""
     height, width = plan.identity.shape
     return height if name in ("left", "inner-left") else width
+
+
+def sums_bytes(plan: Plan, side: Side) -> int:
+    """Bytes of the accumulators of a side."""
+    return (side.columns + side.noise_columns) * side.columns * plan.identity.wide_dtype.itemsize

@@ -227,7 +227,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         orthogonality=orthogonality,
         rank=len(values),
         core=core,
-        is_complex=run.plan.identity.dtype.startswith("complex"),
+        is_complex=run.plan.identity.is_complex,
         scree=() if error is None or not norm else scree(values, error, norm),
         products=products,
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
@@ -348,7 +348,7 @@ def tolerance_factor(plan: Plan, columns: int) -> float:
     """
     most = plan.amendments[-1].most or plan.reach("right")
     missed = (1 - CONFIDENCE) / len(looks(most))
-    return factor_for(1 - missed, columns, plan.identity.dtype.startswith("complex"))
+    return factor_for(1 - missed, columns, plan.identity.is_complex)
 
 
 def meets_tolerance(plan: Plan, assessment: Assessment) -> bool:

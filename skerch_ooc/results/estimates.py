@@ -224,7 +224,7 @@ class _Sketched:
         self._unused = Range(int(file.identity["choosing"]), len(file.arrays["test_squares"]))
         self._test_squares = file.arrays["test_squares"][self._unused.slice]
         self.columns = len(self._unused)
-        self._wide = np.result_type(identity.dtype, np.float64)
+        self._wide = identity.wide_dtype
         if self.columns:
             run.require_shards()
             strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]

@@ -43,7 +43,7 @@ def error_test_line(plan: Plan) -> str:
     # One in three chooses the core, where it is to be chosen.
     chosen = plan.recovery.core == "auto" and plan.method.chooses_core
     left = columns - (-(-columns // CHOOSING_SHARE) if chosen and columns >= CHOOSING_SHARE else 0)
-    is_complex = plan.identity.dtype.startswith("complex")
+    is_complex = plan.identity.is_complex
     missed = underestimate_probability(1.5, left, is_complex)
     missed += overestimate_probability(1.5, left, is_complex)
     return (

@@ -108,7 +108,7 @@ def noise_of(plan, rows, dtype=None, side=None):
                 name,
                 rows,
                 Range(0, len(place)),
-                dtype or memory.wide_dtype(plan),
+                dtype or memory.plan.identity.wide_dtype,
             )
             for name, place in (side or side_of(plan)).noise.items()
         ]

@@ -104,7 +104,7 @@ def rechunk_only(run_dir: str, cores: int) -> dict[str, Any]:
     from skerch_ooc import open_run
     from skerch_ooc.base.partition import Range
     from skerch_ooc.base.streams import Pool, ordered_map
-    from skerch_ooc.planning.memory import merge_runs
+    from skerch_ooc.planning.tasks import merge_runs
     from skerch_ooc.store.sealed import sealed_writer
     from skerch_ooc.store.shards import Rectangle, shard_layout
     from skerch_ooc.store.sketch import Round

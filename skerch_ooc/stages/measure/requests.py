@@ -12,7 +12,6 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.noise_kinds import SPARSE, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
-from skerch_ooc.planning.memory import wide_dtype
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import height_of_noise, test_matrix_of
@@ -86,7 +85,7 @@ def _phi(plan: Plan, rows: Range, *, dtype: npt.DTypeLike) -> Array:
 def inner_product(plan: Plan, rows: Range, measured: Array) -> Array:
     """``Phi^H M`` for some rows of a block ``M`` of products: columns of the inner sketch."""
     count = Range(0, plan.inner)
-    wide = wide_dtype(plan)
+    wide = plan.identity.wide_dtype
     total = np.zeros((len(count), measured.shape[1]), wide)
     if plan.identity.noise["inner-left"] in WHOLE_COLUMNS:
         for piece in cut(count, COLUMNS_AT_ONCE):

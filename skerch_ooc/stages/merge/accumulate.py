@@ -31,7 +31,6 @@ from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.noise_kinds import SIGN_SCALE, SPARSE
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import processor_flags
-from skerch_ooc.planning.memory import is_double, wide_dtype
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import Side
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host
@@ -68,8 +67,8 @@ class Sums:
     @classmethod
     def zeros(cls, plan: Plan, side: Side) -> Sums:
         """Empty accumulators for a side."""
-        dtype = wide_dtype(plan)
-        triangular = is_double(plan)
+        dtype = plan.identity.wide_dtype
+        triangular = plan.identity.is_double
         rows = 0 if triangular else side.columns
         return cls(
             np.zeros((rows, side.columns), dtype),
@@ -114,7 +113,7 @@ class Workspace:
     def of(cls, plan: Plan, side: Side) -> Workspace:
         """Buffers that fit the tiles of a side."""
         rows = min(plan.identity.tile[0], side.rows)
-        wide = wide_dtype(plan)
+        wide = plan.identity.wide_dtype
         width = min(plan.identity.tile[1], max(1, side.noise_columns))
         return cls(empty_aligned((rows, side.columns), wide), empty_aligned((rows, width), wide))
 
@@ -190,7 +189,7 @@ class Accumulator:
             yield place.shifted(-whole.start), place
 
     def _is_exact(self, name: str) -> bool:
-        return not is_double(self.plan) and self.matrices.noise(name) in SIGN_SCALE
+        return not self.plan.identity.is_double and self.matrices.noise(name) in SIGN_SCALE
 
 
 def _in_cache(array: Array) -> list[Range]:
@@ -319,14 +318,14 @@ def load_integer_units(plan: Plan, side: Side, cores: int, room: int) -> None:
         cores: How many tiles are multiplied at once.
         room: Bytes of memory that nothing else needs.
     """
-    if is_double(plan) or "torch" in sys.modules or room < _TORCH_BYTES:
+    if plan.identity.is_double or "torch" in sys.modules or room < _TORCH_BYTES:
         return
     signs = sum(
         len(place)
         for name, place in side.noise.items()
         if plan.identity.noise.get(name) in SIGN_SCALE
     )
-    products = side.rows * signs * side.columns * wide_dtype(plan).itemsize // 8
+    products = side.rows * signs * side.columns * plan.identity.wide_dtype.itemsize // 8
     if products > _PRODUCTS_WORTH_TORCH * cores and "avx512_vnni" in processor_flags():
         importlib.import_module("torch")
 

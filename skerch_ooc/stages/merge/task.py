@@ -38,15 +38,10 @@ from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import (
-    RECHUNK_ABOVE,
-    is_double,
-    merge_bytes,
-    merge_runs,
-    stored_bytes,
-)
+from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
 from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import RANGE, Side
+from skerch_ooc.planning.tasks import merge_runs
 from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
 from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
@@ -321,7 +316,7 @@ class _SideMerge:
 
     def _adding(self) -> contextlib.AbstractContextManager[None]:
         """Factors are added by arithmetic whose bits depend on the threads of a call."""
-        return operator_threads(1) if is_double(self.plan) else contextlib.nullcontext()
+        return operator_threads(1) if self.plan.identity.is_double else contextlib.nullcontext()
 
     @property
     def _stage(self) -> str:
@@ -503,7 +498,7 @@ class _SideMerge:
         file = open_if_there(path)
         if file is None:
             return None
-        squares = "triangle" if is_double(self.plan) else "gram"
+        squares = "triangle" if self.plan.identity.is_double else "gram"
         if file.identity != self._identity(tiles) or squares not in file.arrays:
             raise CorruptError(f"{path} is not of this sketch{file.advice}")
-        return Sums(file.arrays[squares], file.arrays["cross"], is_double(self.plan))
+        return Sums(file.arrays[squares], file.arrays["cross"], self.plan.identity.is_double)

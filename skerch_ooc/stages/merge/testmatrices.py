@@ -15,7 +15,6 @@ from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.planning.memory import wide_dtype
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
 from skerch_ooc.store import names
@@ -131,6 +130,6 @@ def _of_noise(file: SealedFile, identity: Mapping[str, Any]) -> SealedFile:
 
 def gaussian_probes(plan: Plan, rows: int, columns: int) -> Array:
     """Random vectors ``(rows, columns)`` that estimate the orthogonality of a basis."""
-    dtype = wide_dtype(plan)
+    dtype = plan.identity.wide_dtype
     seed = plan.identity.seed
     return draw("gaussian", seed, "probe", Range(0, rows), Range(0, columns), dtype)

@@ -13,8 +13,8 @@ from skerch_ooc.base.files import remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.sides import CORANGE, RANGE
+from skerch_ooc.planning.tasks import may_be_in_pieces
 from skerch_ooc.stages.merge.task import Merged
 from skerch_ooc.stages.recover.orthogonality import corrected, expected_deviation, may_miss_bound
 from skerch_ooc.stages.recover.recipes import (

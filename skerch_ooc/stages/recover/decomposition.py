@@ -19,7 +19,7 @@ from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import solve_bytes, wide_dtype
+from skerch_ooc.planning.memory import solve_bytes
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.orthogonality import (
@@ -225,5 +225,5 @@ def solve_and_correct(
     grams = [gram(recipe) for recipe in recipes]
     with torch_threads(work.resources.threads):
         values, (u, *v) = corrected(found.values, [recipe.vectors for recipe in recipes], grams)
-    floor = float(np.finfo(wide_dtype(run.plan)).eps)
+    floor = float(np.finfo(run.plan.identity.wide_dtype).eps)
     return found.with_vectors(u, *v, values=values, deviation=floor, corrected=True).finished()

@@ -16,7 +16,6 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import eigh_by_magnitude, gram_root, hermitian_part, svd
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.planning.memory import is_double
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.stages.recover.vectors import Vectors
 
@@ -25,7 +24,7 @@ _DOUBLE = 2.0**-52
 
 def orthogonality_bound(plan: Plan) -> float:
     """What ``||U^H U - I||`` may be: 1e-6 in single, 1e-11 in double precision."""
-    return 1e-11 if is_double(plan) else 1e-6
+    return 1e-11 if plan.identity.is_double else 1e-6
 
 
 def expected_deviation(plan: Plan, condition: float) -> float:
@@ -35,7 +34,7 @@ def expected_deviation(plan: Plan, condition: float) -> float:
         plan: The plan in force.
         condition: Of the columns that were orthogonalised.
     """
-    return _DOUBLE * (condition if is_double(plan) else condition**2)
+    return _DOUBLE * (condition if plan.identity.is_double else condition**2)
 
 
 def may_miss_bound(plan: Plan, deviation: float) -> bool:

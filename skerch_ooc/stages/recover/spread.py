@@ -25,8 +25,8 @@ from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import pieces_of
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.tasks import pieces_of
 from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of

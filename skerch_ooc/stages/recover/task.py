@@ -16,9 +16,9 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, qu
 from skerch_ooc.base.files import is_there, make_folder, remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.memory import may_be_in_pieces
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
+from skerch_ooc.planning.tasks import may_be_in_pieces
 from skerch_ooc.stages.recover.decomposition import Decomposition, solve_and_correct
 from skerch_ooc.stages.recover.orthogonality import orthogonality_bound
 from skerch_ooc.stages.recover.recipes import (

@@ -28,7 +28,6 @@ from skerch_ooc.planning.memory import (
     stored_bytes,
     tile_rows,
     vectors_bytes,
-    wide_dtype,
 )
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
@@ -97,7 +96,7 @@ class VectorMaker:
         if vectors.correction is not None:
             self._correction = arithmetic.load(np.ascontiguousarray(vectors.correction))
         self.tiles = plan.tiles(rows)
-        height, wide = tile_rows(plan, rows), wide_dtype(plan)
+        height, wide = tile_rows(plan, rows), plan.identity.wide_dtype
         self._pool = Pool(
             lambda: [
                 empty_aligned((height, columns), wide)
@@ -244,7 +243,7 @@ class Making:
         self._plan, self.recipe, self._resources = plan, recipe, resources
         self._on = arithmetic_on(resources.device)
         self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
-        self._wide = wide_dtype(plan)
+        self._wide = plan.identity.wide_dtype
         self._probes = gaussian_probes(plan, recipe.vectors.rank, PROBES)
         # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
         weights = () if recipe.weights is None else (recipe.weights,)

@@ -1,0 +1,72 @@
+"""How many tasks each stage has, and which tiles each takes: from the plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from skerch_ooc.base.partition import Range, aligned_runs
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import Side, sums_bytes
+from skerch_ooc.planning.spec import ROLES
+
+SMALLEST_RUN = 5
+"""A task of the merge, or of the vectors, has at least 2**5 tiles."""
+
+
+def measure_tasks(plan: Plan) -> int:
+    """How many tasks measure all rounds; each leaves a shard of every role that it takes."""
+    counts = [plan.block_count(role) for role in ROLES]
+    first = sum(max(counts) if part.together else sum(counts) for part in plan.parts)
+    return first + (plan.rounds - 1) * later_measure_tasks(plan)
+
+
+def later_measure_tasks(plan: Plan) -> int:
+    """How many tasks measure a later round, at most."""
+    return len(plan.parts) * plan.block_count("right")
+
+
+def _exponent(plan: Plan, columns: int, sums: int) -> int:
+    """The ``j`` of runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
+    tile = plan.identity.tile[0] * columns * plan.identity.itemsize
+    return max(SMALLEST_RUN, (10 * sums // tile).bit_length())
+
+
+def run_exponent(plan: Plan, side: Side) -> int:
+    """The ``j`` of a side's merge tasks, which are runs of ``2**j`` tiles."""
+    return _exponent(plan, side.columns, sums_bytes(plan, side))
+
+
+def merge_runs(plan: Plan, side: Side) -> list[Range]:
+    """The aligned runs of tiles that are the merge tasks of a side."""
+    return list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
+
+
+def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
+    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
+    numbers: list[int] = []
+    before = 0
+    for side in sides:
+        runs = merge_runs(plan, side)
+        numbers += range(before, before + len(runs)) if len(runs) > 1 else ()
+        before += len(runs)
+    return numbers
+
+
+def pieces_of(plan: Plan, rows: int, rank: int) -> list[Range]:
+    """The aligned runs of tiles that vectors are cut into; one, if they are no larger than that."""
+    gram = rank**2 * plan.identity.wide_dtype.itemsize
+    return list(aligned_runs(len(plan.tiles(rows)), _exponent(plan, rank, gram)))
+
+
+def may_be_in_pieces(plan: Plan) -> bool:
+    """Whether any vectors of the run can be, whatever their rank."""
+    return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_RUN
+
+
+def vector_tasks(plan: Plan) -> int:
+    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
+    rows, rank = max(plan.identity.shape), plan.reach("right")
+    if len(pieces_of(plan, rows, rank)) == 1:
+        return 0
+    sides = 1 if plan.identity.kind == "eigh" else 2
+    return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_RUN))
