@@ -25,6 +25,7 @@ from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.spec import DTYPES, KINDS, VECTORS, RecoverySpec, Spec
+from skerch_ooc.planning.tasks import merge_runs
 from skerch_ooc.stages.measure import task as measuring
 from skerch_ooc.stages.merge import task as merging
 from skerch_ooc.stages.recover import basis, decomposition
@@ -194,7 +195,7 @@ class TestFormulas:
         sums = 2 * c * c * self.d
         tile = 4096 * c * (self.d + self.b) + 2 * 4096 * c * self.d + sums
         # 49 tiles are two tasks of 32 and 17, of which a tree holds 6 and 2 sums.
-        assert memory.merge_runs(plan, side) == [Range(0, 32), Range(32, 49)]
+        assert merge_runs(plan, side) == [Range(0, 32), Range(32, 49)]
         assert memory.merge_bytes(plan, side) == (10 * sums, tile)
 
     @pytest.mark.parametrize("corrected", [0, 1])
