@@ -19,7 +19,7 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.slurm import commands
-from skerch_ooc.executors.slurm.queue import elements_in_queue
+from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned
@@ -239,10 +239,9 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
         return
     queued = elements_in_queue(run.logs)
     if queued:
-        jobs = sorted({element.job for element in queued}, key=int, reverse=True)
         raise UsageError(
             f"{len(queued)} element(s) of jobs of {run.directory} are in the queue: wait for them, "
-            f"or stop them with: scancel {' '.join(jobs)}"
+            f"or stop them with: {scancel_command(queued)}"
         )
 
 

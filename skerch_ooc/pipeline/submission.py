@@ -28,7 +28,7 @@ from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.slurm.options import DASK, JobOptions
-from skerch_ooc.executors.slurm.queue import elements_in_queue, those_of
+from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command, those_of
 from skerch_ooc.executors.slurm.records import (
     FOLDER,
     Submission,
@@ -36,9 +36,10 @@ from skerch_ooc.executors.slurm.records import (
     begin,
     draft,
     submissions,
+    writing,
 )
 from skerch_ooc.executors.slurm.scripts import Job
-from skerch_ooc.executors.slurm.state import last_failing, reason_of
+from skerch_ooc.executors.slurm.state import look_at
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
 from skerch_ooc.store.rundir import Run, look_again, open_run
@@ -69,12 +70,12 @@ class Submitted:
 
     def commands(self) -> list[str]:
         """The commands that submit the jobs, in a dry run without the numbers to wait for."""
-        found, before = [], None
-        for position, job in enumerate(self.jobs):
-            words = ["sbatch", "--parsable", *job.arguments(self.submission.folder, before)]
-            found.append(shlex.join(words))
-            before = self.numbers[position] if self.numbers else f"JOB_OF_{job.stage}"
-        return found
+        numbers = self.numbers or [f"JOB_OF_{job.stage}" for job in self.jobs]
+        folder = self.submission.folder
+        return [
+            shlex.join(["sbatch", "--parsable", *job.arguments(folder, before)])
+            for job, before in zip(self.jobs, [None, *numbers], strict=False)
+        ]
 
 
 def submit(
@@ -150,18 +151,14 @@ def _alone(run: Run) -> Iterator[None]:
     """Keeps others from submitting the same run at the same time, where files can be locked."""
     folder = run.logs / FOLDER
     with contextlib.ExitStack() as stack:
-        try:
-            if not stack.enter_context(locked(folder / "lock")):
-                log.debug("%s cannot be locked", folder)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is submitting {run.directory} at this moment; try again later"
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {folder}: {error.strerror}; make room or give permission, then "
-                "submit again"
-            ) from error
+        with writing(folder):
+            try:
+                if not stack.enter_context(locked(folder / "lock")):
+                    log.debug("%s cannot be locked", folder)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process is submitting {run.directory} at this moment; try again later"
+                ) from None
         yield
 
 
@@ -276,14 +273,13 @@ def _require_over(run: Run) -> None:
     except SlurmError as error:
         raise SlurmError(f"{error}. --again submits nevertheless") from error
     if queued:
-        waiting = sorted({element.job for element in queued}, key=int, reverse=True)
         states = sorted({element.state for element in queued})
         if states == ["COMPLETING"]:
             raise UsageError("jobs of an earlier submission are ending; try again in a moment")
         raise UsageError(
             f"{len(queued)} element(s) of an earlier submission are still in the queue "
-            f"({', '.join(states)}): wait for them, or stop them with: scancel {' '.join(waiting)};"
-            " --again submits nevertheless"
+            f"({', '.join(states)}): wait for them, or stop them with: {scancel_command(queued)}; "
+            "--again submits nevertheless"
         )
 
 
@@ -352,8 +348,8 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     before, later = _around(own, [job.job for job in last.jobs()])
     unchanged = last.unchanged + 1 if last.left == _digest(run, left) else 0
     if unchanged > last.options.tries:
-        failing = last_failing(last, over=before)
-        why = f": {reason_of(failing)} (in {failing.path})" if failing else ""
+        _, cause = look_at(last, over=before)
+        why = f": {cause.reason} (in {cause.log.path})" if cause else ""
         raise IncompleteError(
             f"of {left[0].stage} {_shown(left[0])} not done, and the last {unchanged} submission(s)"
             f" have changed nothing about that{why}. When it is mended: skerch-ooc submit "

@@ -154,6 +154,7 @@ class TestOptions:
         ("values", "seconds"),
         [({"time": "10"}, 600), ({"time": "10", "further": ("-t5",)}, 300),
          ({"further": ("--time", "7")}, 420), ({}, None),
+         ({"time": "10", "further": ("-tUNLIMITED",)}, None),
          ({"time": "1", "of_stage": {"measure": ("--time=2:00:00",)}}, 7200)],
     )  # fmt: skip
     def test_walltime_of_a_stage_is_the_last_that_is_given(self, values, seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,13 +29,10 @@ class Elements:
     @property
     def ranges(self) -> str:
         """The elements as Slurm writes them: ``"0-3,7"``."""
-        runs: list[list[int]] = []
-        for index in self.indices:
-            if runs and index == runs[-1][1] + 1:
-                runs[-1][1] = index
-            else:
-                runs.append([index, index])
-        return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+        # Of indices that follow each other, the difference to their positions is the same.
+        groups = itertools.groupby(enumerate(self.indices), lambda pair: pair[1] - pair[0])
+        runs = [[index for _, index in group] for _, group in groups]
+        return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def pack(tasks: Sequence[int], most: int, limit: int) -> Elements:
@@ -49,17 +47,17 @@ def pack(tasks: Sequence[int], most: int, limit: int) -> Elements:
         most: The most elements.
         limit: What all indices must be below.
     """
-    numbers = np.asarray(tasks)
-    best, total = (len(tasks), 1, 1), len(tasks)
+    numbers, total = np.asarray(tasks), len(tasks)
     # As when nothing is done yet: of millions of tasks nothing needs to be counted.
     contiguous = int(numbers.max()) - int(numbers.min()) == total - 1
-    for of in range(2, min(limit, int(numbers.max()) + 1, _MOST_TRIED) + 1):
+
+    def packed(of: int) -> tuple[int, int, int]:
+        """The tasks of the longest element, the elements that have any, and the modulus."""
         if contiguous:
-            longest, elements = -(-total // of), min(of, total)
-        else:
-            loads = np.bincount(numbers % of)
-            longest, elements = int(loads.max()), int(np.count_nonzero(loads))
-        if elements <= most:
-            best = min(best, (longest, elements, of))
-    longest, _, of = best
-    return Elements(of, tuple(int(i) for i in np.flatnonzero(np.bincount(numbers % of))), longest)
+            return -(-total // of), min(of, total), of
+        loads = np.bincount(numbers % of)
+        return int(loads.max()), int(np.count_nonzero(loads)), of
+
+    moduli = range(1, min(limit, int(numbers.max()) + 1, _MOST_TRIED) + 1)
+    longest, _, of = min(found for found in map(packed, moduli) if found[1] <= most)
+    return Elements(of, tuple(np.flatnonzero(np.bincount(numbers % of)).tolist()), longest)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +20,9 @@ DASK = "dask"
 WARNING_SECONDS = 120
 """How long before its end a job is warned whose time is not known."""
 
+_LEAST = {
+    "cpus_per_task": 1, "elements": 1, "max_array_size": 1, "throttle": 1, "workers": 1, "tries": 0,
+}  # fmt: skip
 _DEFAULT_TRIES = 3
 _OWN = ("array", "clusters", "comment", "dependency", "error", "open-mode", "output", "parsable",
         "test-only", "wait", "wrap")  # fmt: skip
@@ -74,12 +78,10 @@ class JobOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cpus_per_task", "elements", "max_array_size", "throttle", "workers"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-        if self.tries < 0:
-            raise UsageError(f"--tries {self.tries}: must be at least 0")
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
         if self.workers is not None and self.executor != DASK:
             raise UsageError(
                 f"--workers {self.workers} needs --executor dask; else give --elements"
@@ -121,14 +123,8 @@ class JobOptions:
 
     def seconds(self, stage: str) -> int | None:
         """The walltime of the jobs of a stage; ``None`` if it is the partition's, or none."""
-        found = None
-        words = self.sbatch(stage)
-        for word, following in itertools.pairwise([*words, ""]):
-            if word in ("--time", "-t"):
-                found = following
-            elif word.startswith("--time=") or re.match("-t[0-9]", word):
-                found = word.removeprefix("--time=").removeprefix("-t")
-        return None if found is None else walltime_seconds(found)
+        given = [value for _, value in _given(self.sbatch(stage), "--time|-t")]
+        return walltime_seconds(given[-1]) if given else None
 
     def as_json(self) -> dict[str, Any]:
         """All values as JSON values."""
@@ -143,14 +139,24 @@ class JobOptions:
 
 def _asks_for_gpus(words: Sequence[str]) -> bool:
     """Whether options of sbatch ask for GPUs; of an option that is repeated the last one counts."""
-    asked = {}
+    given = dict(_given(words, r"--gpus(?:-per-[a-z]+)?|-G|--gres"))
+    return any(
+        (option != "--gres" or "gpu" in value) and not re.search(r"(?:^|:)0$", value)
+        for option, value in given.items()
+    )
+
+
+def _given(words: Sequence[str], options: str) -> Iterator[tuple[str, str]]:
+    """Options of sbatch and their values, in each way in which sbatch takes them.
+
+    Args:
+        words: All that sbatch is given.
+        options: Which ones, as a regular expression.
+    """
     for word, following in itertools.pairwise([*words, ""]):
-        option = re.fullmatch(r"(--gpus(?:-per-[a-z]+)?|-G|--gres)(?:=?(.*))", word, re.S)
-        if option is not None:
-            value = option[2] or following
-            given = "gpu" in value if option[1] == "--gres" else True
-            asked[option[1]] = given and not re.search(r"(?:^|:)0$", value)
-    return any(asked.values())
+        found = re.fullmatch(rf"({options})(?:=(.*)|(?<=-\w)(.+))?", word, re.S)
+        if found is not None:
+            yield found[1], found[2] or found[3] or following
 
 
 def options_of_stages(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -190,11 +196,8 @@ def walltime_seconds(text: str) -> int | None:
         )
     parts = [int(part) for part in found["clock"].split(":")]
     # With days the clock begins with hours, alone it is minutes, and pairs are minutes and seconds.
-    if found["days"]:
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    else:
-        hours, minutes, seconds = {1: (0, *parts, 0), 2: (0, *parts), 3: tuple(parts)}[len(parts)]
-    total = ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    units = (3600, 60, 1) if found["days"] or len(parts) == 3 else (60, 1)
+    total = int(found["days"] or 0) * 86400 + sum(map(operator.mul, parts, units))
     # Slurm takes zero for no limit.
     return total or None
 

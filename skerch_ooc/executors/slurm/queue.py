@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import Queued, SlurmError
 from skerch_ooc.executors.slurm.records import FOLDER, Submission, submissions
-from skerch_ooc.executors.slurm.state import QueueStatus, last_failing, reason_of, state_of
+from skerch_ooc.executors.slurm.state import QueueStatus, look_at
 
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
@@ -19,9 +17,15 @@ _LOOKED_AT = 3
 """Submissions whose logs are searched for the last that failed."""
 
 
-def those_of(answer: Sequence[Queued], known: Sequence[Submission]) -> list[Queued]:
-    """Elements that are of some submissions: the same number may be somebody else's job."""
-    marks = [mark for one in known for mark in (one.token, str(one.folder))]
+def those_of(answer: Sequence[Queued], known: Sequence[Submission], *further: str) -> list[Queued]:
+    """Elements that are of some submissions: the same number may be somebody else's job.
+
+    Args:
+        answer: What the queue answered.
+        known: The submissions.
+        further: What else marks those that are wanted.
+    """
+    marks = [*further, *(mark for one in known for mark in (one.token, str(one.folder)))]
     return [queued for queued in answer if any(mark in queued.marks for mark in marks)]
 
 
@@ -31,22 +35,30 @@ def elements_in_queue(logs: Path) -> set[Queued]:
     Raises:
         SlurmError: If the queue does not tell.
     """
-    recent = submissions(logs)[-_RECENT:]
     if not any((logs / FOLDER).glob("[0-9]*")):
         return set()
-    jobs = [job.job for submission in recent for job in submission.jobs()]
-    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
-    marks = [submission.token for submission in recent] + [f"{logs.absolute() / FOLDER}/"]
+    recent = submissions(logs)[-_RECENT:]
+    jobs = _jobs_of(recent)
     try:
-        answers = commands.Question().answer(commands.ASK_SECONDS)
+        answer = commands.Question().answer(commands.ASK_SECONDS)
         if jobs:
             # Also those of other users who submitted this run.
-            answers += commands.Question(jobs).answer(commands.ASK_SECONDS)
+            answer += commands.Question(jobs).answer(commands.ASK_SECONDS)
     except SlurmError as error:
         raise SlurmError(
             f"{error}; so nobody knows whether jobs of an earlier submission are still queued"
         ) from error
-    return {one for one in answers if any(mark in one.marks for mark in marks)}
+    # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
+    return set(those_of(answer, recent, f"{logs.absolute() / FOLDER}/"))
+
+
+def scancel_command(queued: Iterable[Queued]) -> str:
+    """The command that stops the jobs of elements, the last one first."""
+    return " ".join(["scancel", *sorted({one.job for one in queued}, key=int, reverse=True)])
+
+
+def _jobs_of(known: Sequence[Submission]) -> list[str]:
+    return [job.job for submission in known for job in submission.jobs()]
 
 
 class QueueQuestion:
@@ -59,13 +71,12 @@ class QueueQuestion:
     def __init__(self, logs: Path) -> None:
         self._known = submissions(logs)[-_RECENT:]
         self._question: commands.Question | None = None
-        jobs = [job.job for submission in self._known for job in submission.jobs()]
-        self._failure = "there is no squeue here"
+        self._said = "there is no squeue here"
         if self._known and commands.available("squeue"):
             try:
-                self._question = commands.Question(jobs)
+                self._question = commands.Question(_jobs_of(self._known))
             except SlurmError as error:
-                self._failure = str(error)
+                self._said = str(error)
 
     def answer(self, seconds: float) -> QueueStatus | None:
         """The state; ``None`` if nothing was ever submitted.
@@ -79,20 +90,25 @@ class QueueQuestion:
         answer = None
         if self._question is not None:
             try:
-                answer, self._failure = self._question.answer(seconds), "squeue answered"
+                answer, self._said = self._question.answer(seconds), "squeue answered"
             except SlurmError as error:
-                self._failure = str(error)
-        queued = None if answer is None else those_of(answer, [last])
+                self._said = str(error)
+        own = those_of(answer or [], [last])
+        over = () if answer is None else _jobs_of([last])
+        jobs, cause = look_at(last, own, over)
         others = {one.number: len(those_of(answer or [], [one])) for one in before}
-        state = replace(
-            state_of(last, queued, self._failure),
+        for one in reversed(before[-_LOOKED_AT:]):
+            if cause is None:
+                # What the chain has submitted again failed in a submission before.
+                _, found = look_at(one)
+                cause = None if found and found.follows_another else found
+        return QueueStatus(
+            submission=last.number,
+            folder=str(last.folder),
+            queue=self._said,
+            jobs=jobs,
+            waiting=None if answer is None else len(own),
             others={number: count for number, count in others.items() if count},
+            last_failing=str(cause.log.path) if cause else None,
+            reason=cause.reason if cause else None,
         )
-        if state.last_failing:
-            return state
-        # What the chain has submitted again failed in a submission before.
-        for failing in map(last_failing, reversed(before[-_LOOKED_AT:])):
-            if failing is not None and failing.exit_code != IncompleteError.exit_code:
-                reason = reason_of(failing)
-                return replace(state, last_failing=str(failing.path), reason=reason)
-        return state

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,6 @@ class SubmittedJob:
     job: str
     stage: str
     indices: tuple[int, ...]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether it is what :meth:`Submission.note` writes: paths and commands are made of it."""
-        numbers = all(type(index) is int and 0 <= index < 10**9 for index in self.indices)
-        texts = isinstance(self.job, str) and isinstance(self.stage, str)
-        return bool(
-            numbers and texts and _NUMBER.fullmatch(self.job) and _STAGE.fullmatch(self.stage)
-        )
 
 
 @dataclass(frozen=True)
@@ -75,16 +66,18 @@ class Submission:
         """The jobs that sbatch took, in order; lines that cannot be read are left out."""
         found = []
         for values in read_json_lines(self.folder / _JOBS):
-            with contextlib.suppress(KeyError, TypeError):
-                job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
-                if job.is_sound:
-                    found.append(job)
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                found.append(_job_of(values))
         return found
+
+    def log_of(self, job: SubmittedJob, index: int) -> Path:
+        """The log of an element of a job."""
+        suffix = f"_{index}" if job.indices else ""
+        return self.folder / f"{job.stage}.{job.job}{suffix}.log"
 
     def note(self, job: SubmittedJob) -> None:
         """Notes a job that sbatch took."""
-        values = {"job": job.job, "stage": job.stage, "indices": list(job.indices)}
-        append_line(self.folder / _JOBS, values)
+        append_line(self.folder / _JOBS, asdict(job))
 
     def write_script(self, name: str, script: str) -> None:
         """Writes the script of a job."""
@@ -96,44 +89,44 @@ class Submission:
 
     def publish(self) -> None:
         """Writes all but the jobs."""
-        write_json(
-            self.folder / _RECORD,
-            {
-                "token": self.token,
-                "options": self.options.as_json(),
-                "left": self.left,
-                "unchanged": self.unchanged,
-            },
-        )
+        values = asdict(self)
+        del values["folder"]
+        write_json(self.folder / _RECORD, values)
+
+
+def _job_of(values: Mapping[str, Any]) -> SubmittedJob:
+    """Reads what :meth:`Submission.note` writes; paths and commands are made of it.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it is anything else.
+    """
+    job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
+    indices = all(type(index) is int and 0 <= index < 10**9 for index in job.indices)
+    if not (indices and _NUMBER.fullmatch(job.job) and _STAGE.fullmatch(job.stage)):
+        raise ValueError(f"{job} is none that sbatch took")
+    return job
 
 
 def submissions(logs: Path) -> list[Submission]:
     """All submissions of a run, in order; those whose record is gone or damaged are left out."""
     found = []
-    for folder in sorted((logs / FOLDER).glob("[0-9]" * 4 + "*")):
+    for folder in sorted(_folders(logs)):
         # Of any damage; it is no part of the state.
         with contextlib.suppress(OSError, CorruptError, UsageError, LookupError, TypeError,
                                  ValueError, AttributeError, ArithmeticError):  # fmt: skip
-            found.append(_read(folder, read_json(folder / _RECORD)))
+            values = read_json(folder / _RECORD)
+            options, token = JobOptions.from_json(values["options"]), str(values["token"])
+            left, unchanged = str(values["left"]), int(values["unchanged"])
+            found.append(Submission(folder, token, options, left, unchanged))
     return found
-
-
-def _read(folder: Path, values: Mapping[str, Any]) -> Submission:
-    return Submission(
-        folder=folder,
-        token=str(values["token"]),
-        options=JobOptions.from_json(values["options"]),
-        left=str(values["left"]),
-        unchanged=int(values["unchanged"]),
-    )
 
 
 def draft(logs: Path, options: JobOptions, left: str, unchanged: int) -> Submission:
     """The next submission of a run, of which nothing is written yet."""
-    numbers = [int(path.name) for path in (logs / FOLDER).glob("[0-9]" * 4 + "*")
-               if path.name.isascii() and path.name.isdigit()]  # fmt: skip
+    names = [folder.name for folder in _folders(logs)]
+    highest = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
     # Not resolved: other nodes may see it under the path that was given only.
-    folder = logs.absolute() / FOLDER / f"{max(numbers, default=0) + 1:04d}"
+    folder = logs.absolute() / FOLDER / _name_of(highest + 1)
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
 
 
@@ -146,20 +139,37 @@ def begin(submission: Submission) -> Submission:
     Raises:
         UsageError: If nothing can be written there.
     """
-    try:
+    with writing(submission.folder):
         submission.folder.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                submission.folder.mkdir()
-                break
-            except FileExistsError:
-                following = f"{int(submission.number) + 1:04d}"
-                folder = submission.folder.with_name(following)
-                submission = replace(submission, folder=folder)
+        try:
+            submission.folder.mkdir()
+        except FileExistsError:
+            following = submission.folder.with_name(_name_of(int(submission.number) + 1))
+            return begin(replace(submission, folder=following))
         submission.publish()
+    return submission
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says what to do if a folder of submissions cannot be written.
+
+    Raises:
+        UsageError: In place of any error of the system.
+    """
+    try:
+        yield
     except OSError as error:
         raise UsageError(
-            f"cannot write {submission.folder}: {error.strerror}; make room or give permission, "
-            "then submit again"
+            f"cannot write {folder}: {error.strerror}; make room or give permission, then submit "
+            "again"
         ) from error
-    return submission
+
+
+def _folders(logs: Path) -> Iterator[Path]:
+    """The folders of all submissions of a run, in any order."""
+    return (logs / FOLDER).glob("[0-9]" * 4 + "*")
+
+
+def _name_of(number: int) -> str:
+    return f"{number:04d}"

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.executors.slurm.commands import Queued
+from skerch_ooc.executors.slurm.failures import Failure, cause_of
 from skerch_ooc.executors.slurm.logs import Log, read_log
-from skerch_ooc.executors.slurm.records import Submission, SubmittedJob
+from skerch_ooc.executors.slurm.records import Submission
 
-DONE = "done"
-FAILED = "failed"
-GONE = "killed or cancelled"
-STOPPED = "stopped early"
-UNKNOWN = "unknown"
+_FAILED = "failed"
+_GONE = "killed or cancelled"
 
 
 @dataclass(frozen=True)
@@ -101,87 +97,30 @@ class QueueStatus:
         return asdict(self)
 
 
-def state_of(submission: Submission, queued: Sequence[Queued] | None, queue: str) -> QueueStatus:
-    """What became of a submission.
+def look_at(
+    submission: Submission, queued: Sequence[Queued] = (), over: Collection[str] = ()
+) -> tuple[list[JobState], Failure | None]:
+    """What became of the jobs of a submission, and the failure that is shown as the cause.
 
     Args:
         submission: The submission.
-        queued: Its elements that are in the queue; ``None`` if nobody knows.
-        queue: Whether squeue answered, or why not.
+        queued: Its elements that are known to be in the queue.
+        over: Jobs of which no other elements are in the queue: who did not say how it ended was
+            killed.
     """
-    waiting = {(one.job, one.index): one for one in queued or ()}
-    jobs, failed = [], []
+    waiting = {(one.job, one.index): one for one in queued}
+    jobs, failures = [], []
     for position, job in enumerate(submission.jobs()):
         elements = []
-        for index, log in _logs(submission, job):
+        for index in job.indices or (0,):
+            log = read_log(submission.log_of(job, index))
             one = waiting.get((job.job, index if job.indices else None))
-            element = _element(index, log, one, known=queued is not None)
+            element = _element(index, log, one, known=job.job in over)
             elements.append(element)
-            if log is not None and element.state in (FAILED, GONE):
-                failed.append((position, log))
+            if log is not None and element.state in (_FAILED, _GONE):
+                failures.append(Failure(position, log))
         jobs.append(JobState(job.stage, job.job, elements))
-    failing = _cause(failed)
-    return QueueStatus(
-        submission=submission.number,
-        folder=str(submission.folder),
-        queue=queue,
-        jobs=jobs,
-        waiting=None if queued is None else len(queued),
-        others={},
-        last_failing=str(failing.path) if failing else None,
-        reason=reason_of(failing) if failing else None,
-    )
-
-
-def reason_of(log: Log) -> str:
-    """Why an element failed, as far as its log says."""
-    if log.exit_code is None:
-        said = f"it said: {log.last_line}" if log.last_line else "it said nothing"
-        return f"killed or cancelled; {said}"
-    return log.last_line or f"it said nothing, and ended with {log.exit_code}"
-
-
-def last_failing(submission: Submission, over: Collection[str] = ()) -> Log | None:
-    """The log of the element that failed last, as far as logs tell.
-
-    Of several stages it is the first that counts, as what failed there is why later ones do; and
-    elements that only found something missing come after all others.
-
-    Args:
-        submission: The submission.
-        over: Jobs that have ended, so that elements which did not say how were killed.
-    """
-    return _cause(
-        [
-            (position, log)
-            for position, job in enumerate(submission.jobs())
-            for _, log in _logs(submission, job)
-            if log and (log.exit_code or (log.exit_code is None and job.job in over))
-        ]
-    )
-
-
-def _cause(failed: Sequence[tuple[int, Log]]) -> Log | None:
-    """Of logs of elements that failed, with the positions of their jobs, the one to look at."""
-    following = IncompleteError.exit_code
-    _, found = max(
-        failed,
-        key=lambda one: (one[1].exit_code != following, -one[0], one[1].modified),
-        default=(0, None),
-    )
-    return found
-
-
-def _logs(submission: Submission, job: SubmittedJob) -> Iterator[tuple[int, Log | None]]:
-    """The elements of a job, and their logs."""
-    for index in job.indices or (0,):
-        yield index, read_log(log_path(submission, job, index))
-
-
-def log_path(submission: Submission, job: SubmittedJob, index: int) -> Path:
-    """The log of an element."""
-    suffix = f"_{index}" if job.indices else ""
-    return submission.folder / f"{job.stage}.{job.job}{suffix}.log"
+    return jobs, cause_of(failures)
 
 
 def _element(index: int, log: Log | None, queued: Queued | None, *, known: bool) -> ElementState:
@@ -189,10 +128,10 @@ def _element(index: int, log: Log | None, queued: Queued | None, *, known: bool)
     if queued is not None:
         state = queued.state
     elif code is None:
-        state = GONE if known else UNKNOWN
+        state = _GONE if known else "unknown"
     elif code:
-        state = FAILED
+        state = _FAILED
     else:
-        state = STOPPED if log and log.last_line.endswith(STOPPED_IN_GOOD_ORDER) else DONE
+        state = "stopped early" if log and log.last_line.endswith(STOPPED_IN_GOOD_ORDER) else "done"
     reason = queued.reason if queued and queued.reason != "None" else None
     return ElementState(index, state, reason, code, str(log.path) if log else None)
