@@ -93,6 +93,8 @@ def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
             settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             settings.set_fill_value(np.array(np.nan, layout.stored_dtype))
+            # The same contents are the same bytes, whenever they are written.
+            settings.set_obj_track_times(False)
             if layout.chunked:
                 settings.set_chunk(layout.tile)
             dataset = h5py.Dataset(
