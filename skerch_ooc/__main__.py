@@ -17,7 +17,7 @@ def main() -> None:
     # numpy asks for huge pages. Virtual machines hand just those back to their host when they are
     # free, and getting them again takes longer than they save: 4 % of a run, where it was measured.
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
-    from skerch_ooc.cli.running import run_command_line
+    from skerch_ooc.cli.main import run_command_line
 
     code = run_command_line(sys.argv[1:])
     # Taking them down one by one takes as long again, and frees what the system frees anyway.

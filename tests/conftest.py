@@ -99,7 +99,7 @@ def inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """The command line, run in the test's own folder and process."""
-    from skerch_ooc.cli.running import run_command_line
+    from skerch_ooc.cli.main import run_command_line
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from skerch_ooc.cli.running import cli
+from skerch_ooc.cli.main import cli
 
 VERBS = sorted(cli.commands)
 SCREEN = 24

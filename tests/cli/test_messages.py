@@ -21,7 +21,7 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base import errors, files
 from skerch_ooc.base.resources import ask_for
-from skerch_ooc.cli.running import cli
+from skerch_ooc.cli.main import cli
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.work import Work
@@ -193,7 +193,7 @@ COMPLETED_BY_OTHERS = {
         "planning/plan.py: tolerance and most belong together",
     ],
     "it hands on the message of another error, which says it": [
-        f"cli/look.py: {HOLE}",
+        f"cli/upkeep_verbs.py: {HOLE}",
         f"operators/adapters.py: {HOLE}",
         f"planning/spec.py: {HOLE}: {HOLE}",
         f"results/vectors.py: {HOLE} makes its vectors from the shards: {HOLE}",
@@ -242,7 +242,7 @@ def is_listed(text, table):
 
 def is_completed(message):
     exact = {
-        f"cli/look.py: {HOLE}",
+        f"cli/upkeep_verbs.py: {HOLE}",
         f"operators/adapters.py: {HOLE}",
         f"planning/spec.py: {HOLE}: {HOLE}",
     }

@@ -23,7 +23,7 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.base.progress import Bar, Lines, Stage, terminal_progress
-from skerch_ooc.cli.running import cli
+from skerch_ooc.cli.main import cli
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan

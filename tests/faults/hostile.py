@@ -24,7 +24,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skerch_ooc.cli.running import run_command_line
+from skerch_ooc.cli.main import run_command_line
 
 DESIGNED = frozenset({0, 2, 3, 4, 5})
 """Exit codes of everything but failures of the system; see :mod:`skerch_ooc.base.errors`."""

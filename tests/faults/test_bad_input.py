@@ -812,7 +812,7 @@ WORDS = (
 
 
 def _options_of(verb):
-    from skerch_ooc.cli.running import cli
+    from skerch_ooc.cli.main import cli
 
     return [
         name
@@ -826,7 +826,7 @@ def _options_of(verb):
 @st.composite
 def lines(draw):
     """A verb, mostly in its usual form, with random words in it."""
-    from skerch_ooc.cli.running import cli
+    from skerch_ooc.cli.main import cli
 
     verb = draw(st.sampled_from(sorted(cli.commands)))
     usual = {

@@ -22,7 +22,7 @@ from specs import write_spec
 
 import skerch_ooc
 from faults.hostile import command, designed, sealed, snapshot, spelt
-from skerch_ooc.cli.running import cli
+from skerch_ooc.cli.main import cli
 
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 
@@ -49,7 +49,7 @@ update, task."""
 _WATCHED = """
 import json, os, sys
 
-import skerch_ooc.cli.running, skerch_ooc.pipeline.steps, skerch_ooc.results.lowrank
+import skerch_ooc.cli.main, skerch_ooc.pipeline.steps, skerch_ooc.results.lowrank
 import skerch_ooc.cli.tables
 
 libraries = {libraries!r}
@@ -77,7 +77,7 @@ def run(folder, *words):
     os.chdir(folder)
     sys.path[:] = [folder, *sys.path]
     sys.addaudithook(note)
-    code = skerch_ooc.cli.running.run_command_line(words)
+    code = skerch_ooc.cli.main.run_command_line(words)
     found = [one for one in seen if "dlopen" not in one[0] or "evil" in one[1]]
     print("SEEN", found, file=sys.stderr)
     sys.stdout.flush()

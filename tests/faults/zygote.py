@@ -206,7 +206,7 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
         if request["fault"]:
             tracing.let_be_traced()
             calls.stop_at_writing()
-        from skerch_ooc.cli.running import run_command_line
+        from skerch_ooc.cli.main import run_command_line
 
         code = run_command_line(request["arguments"])
     except BaseException:  # noqa: BLE001 (shown, whatever it is)

@@ -78,7 +78,7 @@ def make(folder, case):
     spec = spec_of(folder, case)
     if case == "tolerance":
         # Which alone grows the plan on the way.
-        from skerch_ooc.cli.running import run_command_line
+        from skerch_ooc.cli.main import run_command_line
 
         assert run_command_line(["run", str(spec), "--run", str(folder / "run")]) == 0
         return

@@ -13,7 +13,7 @@ from snippets import ROOT, RUN, SHOWN, Block, Page, blocks_of, environment_of
 
 import skerch_ooc as ooc
 from skerch_ooc.base import errors
-from skerch_ooc.cli.running import cli
+from skerch_ooc.cli.main import cli
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -59,7 +59,7 @@ def test_exit_code_is_in_the_table(error):
 
 
 def test_every_verb_is_in_the_table():
-    from skerch_ooc.cli.running import cli
+    from skerch_ooc.cli.main import cli
 
     missing = [verb for verb in cli.commands if f"`{verb} " not in README]
     assert missing == []

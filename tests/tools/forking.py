@@ -89,7 +89,7 @@ def write_interpreter(path: Path, commands: Path) -> None:
 
 
 def _serve(address: str) -> None:
-    for name in ("cli.running", "pipeline.run", "pipeline.grow", "cli.tables",
+    for name in ("cli.main", "pipeline.run", "pipeline.grow", "cli.tables",
                  *(["results.lowrank"] if address.endswith("torch") else [])):  # fmt: skip
         importlib.import_module(f"skerch_ooc.{name}")
     assert ("torch" in sys.modules) == address.endswith("torch")

@@ -1,4 +1,4 @@
-"""Running a command line: messages, designed exit codes, no tracebacks."""
+"""The command line: it runs a verb; designed exit codes, no tracebacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from skerch_ooc.base.errors import IncompleteError, OocError
 from skerch_ooc.base.files import NO_ROOM, cannot_write
-from skerch_ooc.cli import cluster, look, verbs  # noqa: F401
+from skerch_ooc.cli import cluster_verbs, result_verbs, run_verbs, upkeep_verbs  # noqa: F401
 from skerch_ooc.cli.group import cli
 from skerch_ooc.cli.signals import Terminated
 from skerch_ooc.executors.slurm.logs import ending

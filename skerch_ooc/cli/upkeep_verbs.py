@@ -1,4 +1,4 @@
-"""Verbs that look at a run or a result, and the one that tidies up."""
+"""Verbs that look after a run: status, verify, clean."""
 
 from __future__ import annotations
 
@@ -9,68 +9,8 @@ import click
 
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.progress import terminal_progress
-from skerch_ooc.cli.group import json_of, print_json, show_result, verb
-from skerch_ooc.cli.options import (
-    DIR,
-    JSON,
-    MAX_ERROR,
-    MEMORY,
-    RESULT,
-    THREADS,
-    positive,
-    with_options,
-)
-
-
-@verb("assess runs/hessian --max-relative-error 0.01")
-@with_options(DIR, RESULT, MAX_ERROR, JSON)
-def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
-    """Estimate the error of a result, with its probability bounds."""
-    from skerch_ooc.pipeline import steps
-
-    opened = steps.open_run(directory)
-    assessment = steps.assess(opened, name)
-    show_result(opened, name, assessment, as_json=as_json)
-    steps.require_quality(assessment, max_relative_error)
-
-
-@verb("estimates runs/hessian --json")
-@with_options(DIR, RESULT, MEMORY, THREADS, JSON)
-def estimates(
-    directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
-) -> None:
-    """Estimate the operator's trace and norms, at no product."""
-    from skerch_ooc.cli import tables
-    from skerch_ooc.pipeline import steps
-
-    found = steps.estimates(
-        steps.open_run(directory), name, memory=memory,
-        threads=threads, progress=terminal_progress(),
-    )  # fmt: skip
-    if as_json:
-        print_json(found.as_json())
-    else:
-        click.echo(tables.estimates_table(found))
-
-
-@verb("report runs/hessian --output hessian.html")
-@with_options(DIR, RESULT)
-@click.option(
-    "--output", metavar="FILE", type=click.Path(path_type=Path),
-    help="Write the page alone there; default: to the result.",
-)  # fmt: skip
-def report(directory: Path, name: str, output: Path | None) -> None:
-    """Write a page about a result: spectrum, error, vectors, costs.
-
-    One HTML file that needs nothing else; its figures are written as files, too.
-    """
-    from skerch_ooc.results.report.write import report as write_report
-    from skerch_ooc.store import rundir
-
-    path = write_report(rundir.open_run(directory), name, output=output)
-    click.echo(path)
-    if output is None:
-        click.echo(path.parent / "figures")
+from skerch_ooc.cli.group import json_of, print_json, verb
+from skerch_ooc.cli.options import DIR, JSON, positive, with_options
 
 
 @verb("status runs/hessian --watch")

@@ -1,4 +1,4 @@
-"""The command line: verbs over the Python interface, designed exit codes, no tracebacks."""
+"""Verbs that plan a run and do its stages: plan, probe, run, extend, update, measure, merge ..."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from typing import Any
 import click
 
 from skerch_ooc.base.errors import UsageError, quoted
-from skerch_ooc.cli.group import (
-    complete,
-    operators_print_to_stderr,
-    print_json,
-    say_stopped,
-    verb,
-)
+from skerch_ooc.cli.group import complete, operators_print_to_stderr, print_json, say_stopped, verb
 from skerch_ooc.cli.options import (
     DEVICE,
     DIR,
