@@ -12,9 +12,7 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,23 +20,23 @@ from functools import partial
 from pathlib import Path
 
 from skerch_ooc.base.budget import Budget
-from skerch_ooc.base.errors import IncompleteError, UsageError
+from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, locked
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.slurm.options import DASK, JobOptions
-from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command, those_of
+from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.executors.slurm.records import (
     FOLDER,
     Submission,
-    SubmittedJob,
     begin,
     draft,
     submissions,
     writing,
 )
 from skerch_ooc.executors.slurm.scripts import Job
+from skerch_ooc.executors.slurm.send import send
 from skerch_ooc.executors.slurm.state import look_at
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
@@ -48,8 +46,6 @@ log = logging.getLogger("skerch_ooc")
 
 _DEFAULT_ARRAY_SIZE = 1001
 """What Slurm has if nobody says otherwise; for a dry run away from any cluster."""
-
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def _submit(
         jobs = _jobs(run, submission, left, dry_run=False)
         for job in jobs:
             submission.write_script(job.file, job.script)
-        return Submitted(submission, jobs, _send(submission, jobs, after))
+        return Submitted(submission, jobs, send(submission, jobs, after))
     except BaseException:
         # What was refused, or interrupted, must not be taken for the submission that is at work.
         submission.withdraw()
@@ -184,68 +180,6 @@ def _require_name(run: Run) -> None:
         )
 
 
-def _send(submission: Submission, jobs: Sequence[Job], after: str | None) -> list[str]:
-    """Submits jobs, all of them or none.
-
-    Returns:
-        Their numbers.
-
-    Raises:
-        SlurmError: If one was refused; those before it are cancelled.
-    """
-    numbers: list[str] = []
-    with _heard_later() as heard:
-        for job in jobs:
-            before = numbers[-1] if numbers else after
-            try:
-                numbers.append(commands.submit(job.arguments(submission.folder, before)))
-                submission.note(SubmittedJob(numbers[-1], job.stage, job.indices))
-                if heard:
-                    raise KeyboardInterrupt
-            except (SlurmError, OSError) as error:
-                undone = _undo(submission, numbers)
-                raise SlurmError(f"{job.stage} was not submitted: {error}{undone}") from error
-            except KeyboardInterrupt:
-                log.warning("nothing was submitted%s", _undo(submission, numbers))
-                raise
-    return numbers
-
-
-@contextlib.contextmanager
-def _heard_later() -> Iterator[list[int]]:
-    """Keeps signals that ask to end until sbatch has said what it did; the second one is heard."""
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield heard
-        return
-
-    def note(number: int, _: object) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(number)
-        log.warning("ending as soon as sbatch has answered")
-
-    before = {number: signal.signal(number, note) for number in _ENDING_SIGNALS}
-    try:
-        yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _undo(submission: Submission, numbers: Sequence[str]) -> str:
-    """Cancels jobs, also one that sbatch had no time to name; what people are told of that."""
-    try:
-        own = commands.Question().answer(commands.ASK_SECONDS)
-        unnamed = {queued.job for queued in those_of(own, [submission])}
-        jobs = [*numbers, *sorted(unnamed - {*numbers}, key=int)]
-        commands.cancel(jobs)
-    except SlurmError as error:
-        left = ", ".join(numbers) or "perhaps one"
-        return f". Jobs that were submitted before are still there ({left}): {error}"
-    return f". The jobs {', '.join(jobs)} before it were cancelled" if jobs else ""
-
-
 def _limit(options: JobOptions, *, dry_run: bool) -> int:
     if options.max_array_size is not None:
         return options.max_array_size
@@ -296,23 +230,20 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
         if _order(first.stage) >= _order(stage):
             return
         if pause is None:
-            raise IncompleteError(
-                f"{stage} is too early: of {first.stage} {_shown(first)} not done"
-            )
+            raise IncompleteError(f"{stage} is too early: {_not_done(first)}")
         # The stage before has ended on other hosts a moment ago, and folders show files late.
         time.sleep(pause)
         look_again(run)
 
 
-def _order(stage: RoundStage) -> tuple[float, int]:
-    position = STAGES.index(stage.name)
-    return (float("inf"), position) if stage.name == "assess" else (stage.round, position)
+def _order(stage: RoundStage) -> tuple[bool, int, int]:
+    return (stage.name == "assess", stage.round, STAGES.index(stage.name))
 
 
-def _shown(left: Left) -> str:
+def _not_done(left: Left) -> str:
     numbers = ", ".join(map(str, left.tasks[:5])) + (", ..." if len(left.tasks) > 5 else "")
     verb = "task {} is" if len(left.tasks) == 1 else f"{len(left.tasks)} tasks ({{}}) are"
-    return verb.format(numbers)
+    return f"of {left.stage} {verb.format(numbers)} not done"
 
 
 def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], None]) -> bool:
@@ -331,12 +262,9 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         IncompleteError: If nothing was done since the submissions before this one.
         SlurmError: If Slurm refuses.
     """
-    run = open_run(directory)
+    run, own = open_run(directory), _array_led_by_this_element()
     known = submissions(run.logs)
-    own, index, lowest = (
-        os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID", "TASK_MIN")
-    )
-    if not known or own is None or index != lowest or budget.asked:
+    if not known or own is None or budget.asked:
         return False
     last, left = known[-1], State(run).left
     if last.number != number:
@@ -351,9 +279,8 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         _, cause = look_at(last, over=before)
         why = f": {cause.reason} (in {cause.log.path})" if cause else ""
         raise IncompleteError(
-            f"of {left[0].stage} {_shown(left[0])} not done, and the last {unchanged} submission(s)"
-            f" have changed nothing about that{why}. When it is mended: skerch-ooc submit "
-            f"{shlex.quote(str(directory))}"
+            f"{_not_done(left[0])}, and the last {unchanged} submission(s) have changed nothing "
+            f"about that{why}. When it is mended: skerch-ooc submit {quoted(directory)}"
         )
     # Elements of this array are still in the queue: what they may yet do is theirs.
     again = partial(_submit, run, last.options, left, unchanged=unchanged, after=own)
@@ -367,13 +294,21 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
             commands.cancel(later)
             done = again()
     say(
-        f"of {left[0].stage} {_shown(left[0])} not done; submitted again, as "
-        f"{done.submission.number}: job {done.numbers[0]} to {done.numbers[-1]}"
+        f"{_not_done(left[0])}; submitted again, as {done.submission.number}: job "
+        f"{done.numbers[0]} to {done.numbers[-1]}"
     )
     # Only now: until there was something in their place they would have tried the same.
     commands.cancel(later)
     commands.cancel([own], waiting=True)
     return True
+
+
+def _array_led_by_this_element() -> str | None:
+    """The array whose first element this process is; ``None`` if it is none."""
+    own, index, lowest = (
+        os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID", "TASK_MIN")
+    )
+    return own if index == lowest else None
 
 
 def _around(own: str, jobs: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -201,14 +201,14 @@ COMPLETED_BY_OTHERS = {
     "only the cluster knows why, and says so": [
         f"executors/slurm/commands.py: {HOLE} refused",
         "executors/slurm/commands.py: squeue failed",
-        f"pipeline/submission.py: {HOLE} was not submitted: {HOLE}",
+        f"executors/slurm/send.py: {HOLE} was not submitted: {HOLE}",
     ],
     "it is told with what was to be done, or with --again": [
         "executors/slurm/commands.py: squeue did not answer",
         f"executors/slurm/queue.py: {HOLE}; so nobody knows whether",
     ],
     "the first element submits what is missing, and says so after it": [
-        f"pipeline/submission.py: {HOLE} is too early: of"
+        f"pipeline/submission.py: {HOLE} is too early: {HOLE}"
     ],
 }
 

@@ -204,7 +204,7 @@ def walltime_seconds(text: str) -> int | None:
 
 def _require_free(words: tuple[str, ...]) -> None:
     """Refuses options that jobs of a run are given by this package, or that are none."""
-    for before, word in zip(("x", *words), words, strict=False):
+    for before, word in itertools.pairwise(("", *words)):
         takes_value = before.startswith("-") and "=" not in before
         if not word.startswith("-") and not takes_value:
             # As sbatch would take it for the script.
