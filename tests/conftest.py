@@ -164,6 +164,9 @@ def _memory_of_other_tests() -> Iterator[None]:
     """Gives back what a module's tests leave behind: promises of memory count the whole process."""
     from skerch_ooc.base.resources import release_memory
 
+    # Nor is it looked through by each collection that a stage asks for.
+    gc.collect()
+    gc.freeze()
     yield
     release_memory()
 
