@@ -160,8 +160,7 @@ def needs_of(run: Run) -> Needs:
 
 def _rounds_of(run: Run, plan: Plan) -> list[Round]:
     """The rounds of an earlier plan of a run; all that are known, if some are not."""
-    found = list(known_rounds(Run(run.directory, plan)))
-    return [known for known in found if not any(known.missing().values())]
+    return [known for known in known_rounds(Run(run.directory, plan)) if known.is_measured()]
 
 
 def implicit_results(run: Run) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,6 @@ from functools import cached_property
 
 from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.base.files import is_there
-from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.stage_names import Left, RoundStage
@@ -26,7 +25,7 @@ from skerch_ooc.store.result_files import has_derived, has_sums, is_assessed, re
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, list_shards
-from skerch_ooc.store.sketch import Round, basis_of, noted_digest, sketch_folder
+from skerch_ooc.store.sketch import Round, known_rounds, sketch_folder
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,7 @@ class State:
             IncompleteError: If the shards were removed on purpose.
             CorruptError: If a basis, or a shard of an earlier round, is damaged.
         """
-        found = [Round(self.run)]
-        while (following := self._following(found[-1])) is not None:
-            found.append(following)
-        return found
-
-    def _following(self, round_: Round) -> Round | None:
-        if round_.number == self.run.plan.rounds or any(round_.missing(self.shards).values()):
-            return None
-        digest = self._digest_of(round_)
-        return None if digest is None else round_.followed_by(basis_of(round_, digest))
+        return list(known_rounds(self.run, self.shards, self._digest_of))
 
     def _digest_of(self, round_: Round) -> str | None:
         """The digest of the sketch of a round that is measured."""
@@ -73,12 +63,11 @@ class State:
         if not has_derived(self.run):
             # There is nothing to compare with, and shards need not be opened.
             return None
-        noted = noted_digest(round_, self.shards)
-        if noted is not None or round_.number < self.run.plan.rounds:
-            return noted or round_.sketch.digest
         try:
-            return round_.sketch.digest
+            return round_.digest_by_notes(self.shards)
         except CorruptError:
+            if round_.number < self.run.plan.rounds:
+                raise
             # The verbs that read it tell more.
             return None
 
@@ -88,14 +77,9 @@ class State:
         return self.rounds[-1]
 
     @cached_property
-    def missing(self) -> dict[str, list[Range]]:
-        """For each role of the last known round the columns that are not measured."""
-        return self.last.missing(self.shards)
-
-    @property
     def incomplete(self) -> bool:
-        """Whether columns of a known round are not measured."""
-        return any(self.missing.values())
+        """Whether columns of the last known round are not measured."""
+        return not self.last.is_measured(self.shards)
 
     @property
     def measured(self) -> bool:

@@ -25,6 +25,8 @@ from skerch_ooc.stages.recover.basis import make_basis
 from skerch_ooc.store import result_files, rundir
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.sketch import Round
 
 if TYPE_CHECKING:
     from skerch_ooc.results.estimates import Estimates
@@ -243,11 +245,10 @@ def _warn_of_amendments(run: Run, path: Path) -> None:
     except (FileNotFoundError, CorruptError):
         # Who reads it tells more.
         return
-    state, now = State(run, by_notes=True), None
-    if (mark := run.cleaned()) is not None:
-        now = mark.sketch
-    elif not state.incomplete:
-        now = state.digest or state.last.sketch.digest
+    mark, round_, shards = run.cleaned(), Round(run), list_shards(run.shards)
+    now = mark.sketch if mark else None
+    if mark is None and round_.is_measured(shards):
+        now = round_.digest_by_notes(shards)
     if before != now:
         log.warning(
             "%s was recovered before the run was extended or updated: its figures are those of "

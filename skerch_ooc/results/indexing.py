@@ -71,11 +71,6 @@ class Selection:
         return order, numbers[order]
 
 
-def everything(size: int) -> Selection:
-    """All rows, or columns."""
-    return Selection(range(size))
-
-
 def crossed(rows: Places, columns: Places) -> Any:
     """An index of numpy's for all given columns of all given rows."""
     if isinstance(rows, slice) or isinstance(columns, slice):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,6 +196,10 @@ class Round:
         """The columns of each role that no shard holds, or not those of all parts."""
         return by_role(self.missing_strips(shards))
 
+    def is_measured(self, shards: Iterable[Rectangle] | None = None) -> bool:
+        """Whether shards hold all columns of all roles and parts."""
+        return not any(self.missing_strips(shards).values())
+
     def products_left(self, shards: Iterable[Rectangle] | None = None) -> int:
         """Products that are still to be made; those of a summand's parts are one product."""
         parts = self.run.plan.parts
@@ -224,19 +228,29 @@ class Round:
         shards = listing_of(self.run.shards, self.rectangles(listed))
         return digest([len(self.run.plan.amendments), shards])
 
-    def following(self) -> Round | None:
-        """The round after this one; ``None`` if there is none, or its basis is not made yet.
+    def digest_by_notes(self, listed: Iterable[Rectangle]) -> str:
+        """The digest of its sketch, as it was noted; shards are opened if nobody noted it.
+
+        Args:
+            listed: The shards that there are.
+
+        Raises:
+            IncompleteError: If measurements are missing.
+            CorruptError: If a shard that was opened is damaged, foreign, swapped or a link.
+        """
+        return noted_digest(self, listed) or self.sketch.digest
+
+    def following(self, sketch_digest: str | None = None) -> Round | None:
+        """The round after this one; ``None`` if its basis is not made yet.
+
+        Args:
+            sketch_digest: That of this round, if it is known; else its shards are opened.
 
         Raises:
             IncompleteError: If measurements are missing.
             CorruptError: If a shard or the basis is damaged.
         """
-        if self.number >= self.run.plan.rounds:
-            return None
-        return self.followed_by(self.sketch.basis())
-
-    def followed_by(self, basis: Basis | None) -> Round | None:
-        """The round whose test matrix is a basis of this one's sketch; ``None`` without one."""
+        basis = basis_of(self, sketch_digest or self.sketch.digest)
         return Round(self.run, self.number + 1, basis) if basis else None
 
 
@@ -350,14 +364,29 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
     return None if lost_pieces(file) else Basis(file)
 
 
-def known_rounds(run: Run) -> Iterator[Round]:
-    """The rounds whose test matrices are known now, in order; the last may be incomplete."""
+def known_rounds(
+    run: Run,
+    shards: Sequence[Rectangle] | None = None,
+    digest_of: Callable[[Round], str | None] = lambda round_: round_.sketch.digest,
+) -> Iterator[Round]:
+    """The rounds whose test matrices are known now, in order; the last may be incomplete.
+
+    Args:
+        run: The run.
+        shards: Those that there are, if somebody has looked.
+        digest_of: Tells the digest of a measured round's sketch; ``None`` ends the rounds.
+
+    Raises:
+        IncompleteError: If the shards of a run with several rounds were removed on purpose.
+        CorruptError: If a basis, or a shard of an earlier round, is damaged.
+    """
     current: Round | None = Round(run)
     while current is not None:
         yield current
-        if any(current.missing().values()):
+        if current.number == run.plan.rounds or not current.is_measured(shards):
             return
-        current = current.following()
+        known = digest_of(current)
+        current = None if known is None else current.following(known)
 
 
 def count_products(

@@ -32,7 +32,6 @@ from skerch_ooc.store.result_files import (
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import bytes_of, list_shards
-from skerch_ooc.store.sketch import noted_digest
 
 _AS_WRITTEN = 1e-9
 
@@ -145,10 +144,7 @@ def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpe
 
 def _require_current(run: Run, path: Path, file: SealedFile, settings: RecoverySpec) -> None:
     """Refuses a result that was recovered before the run grew, or is still growing."""
-    round_, listed = rounds_for(run, settings)[0], list_shards(run.shards)
-    missing = any(round_.missing(listed).values())
-    # The sketch says what is missing, if anything is.
-    now = (None if missing else noted_digest(round_, listed)) or round_.sketch.digest
+    now = rounds_for(run, settings)[0].digest_by_notes(list_shards(run.shards))
     if file.identity.get("sketch") != now:
         command = command_of(
             run, path.parent.name, settings.as_json() | {"vectors": settings.vectors}

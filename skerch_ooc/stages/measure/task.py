@@ -43,21 +43,6 @@ from skerch_ooc.store.shards import Rectangle, are_there, publish_shard, strip_o
 from skerch_ooc.store.sketch import Basis, Round, known_rounds
 
 
-def current_round(run: Run) -> Round:
-    """The last round whose test matrix is known: the one to be measured.
-
-    Raises:
-        CorruptError: If a shard of an earlier round, or the basis, is damaged.
-    """
-    *_, last = known_rounds(run)
-    return last
-
-
-def is_complete(run: Run) -> bool:
-    """Whether all columns that are known by now are measured."""
-    return not any(current_round(run).missing().values())
-
-
 @lru_cache(maxsize=4)
 def _round_of_process(
     directory: str,
@@ -208,10 +193,10 @@ def measure(
     """
     device = work.device or run.plan.device
     resources, executor, budget = work.resources, work.executor, work.budget
-    round_ = current_round(run)
+    *_, round_ = known_rounds(run)
     tasks = missing_tasks(round_, device, resources.task_threads, executor.share)
     if not tasks:
-        return is_complete(run)
+        return round_.is_measured()
     _require_planned_memory(round_, tasks, resources)
     function: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
