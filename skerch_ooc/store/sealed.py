@@ -27,16 +27,21 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import cannot_write, canonical_json, private_file, publish, sync_file
+from skerch_ooc.store.checksums import (
+    LIBVER,
+    SEAL_BYTES,
+    Extent,
+    Seal,
+    checked_seal,
+    hash_of,
+    opened,
+    require_tile,
+    tile_checksum,
+)
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rawfile import RawFile, read_at, write_at
-from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, checked_seal, hash_of, opened
 from skerch_ooc.store.tiles import Tiles
 
-try:
-    # The same numbers as zlib's, seven times as fast: else they would cost as much as the disk.
-    from isal.isal_zlib import crc32
-except ImportError:
-    from zlib import crc32
 _VERIFYING_THREADS = 2
 
 
@@ -75,7 +80,7 @@ class BulkWriter:
         data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
         number = self.layout.number(row, column)
         write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
-        self._crc32[number] = f"{crc32(data):08x}"
+        self._crc32[number] = tile_checksum(data)
 
     def as_json(self) -> dict[str, Any]:
         """What the identity has to say of the bulk, once all tiles are written."""
@@ -266,16 +271,11 @@ class Bulk(Tiles):
         number = layout.number(row, column)
         descriptor = _open(path)
         try:
-            complete = read_at(descriptor, data, self._offset + number * layout.tile_bytes) == len(
-                data
-            )
+            count = read_at(descriptor, data, self._offset + number * layout.tile_bytes)
         finally:
             os.close(descriptor)
-        if not complete or f"{crc32(data):08x}" != self._crc32[number]:
-            raise CorruptError(
-                f"{path} was altered: wrong checksum in rows {rows}, columns {columns}"
-                f"{self._file.advice}"
-            )
+        where = f"rows {rows}, columns {columns}{self._file.advice}"
+        require_tile(data[:count], len(data), self._crc32[number], path, where)
         return stored[: len(rows), : len(columns)]
 
 

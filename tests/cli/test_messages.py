@@ -161,9 +161,9 @@ NAMES_NO_VALUE = {
 
 COMPLETED_BY_OTHERS = {
     "who opens a file adds how to have it made anew, or verify lists it": [
-        f"store/seal.py: {HOLE}: the seal in its first",
-        f"store/seal.py: {HOLE} has {HOLE} bytes, but was published",
-        f"store/seal.py: {HOLE} was altered: the SHA-256 of its metadata",
+        f"store/checksums.py: {HOLE}: the seal in its first",
+        f"store/checksums.py: {HOLE} has {HOLE} bytes, but was published",
+        f"store/checksums.py: {HOLE} was altered: the SHA-256 of its metadata",
         f"store/sealed.py: {HOLE} has no dataset",
         f"store/sealed.py: {HOLE}: {HOLE} is {HOLE} {HOLE}, its identity says",
         f"store/sealed.py: {HOLE}: {HOLE} is not tiled",

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from skerch_ooc.store.seal import LIBVER, SEAL_BYTES, Extent, Seal, hash_of
+from skerch_ooc.store.checksums import LIBVER, SEAL_BYTES, Extent, Seal, hash_of
 
 Mutation = Callable[[Path, random.Random, "Others"], None]
 

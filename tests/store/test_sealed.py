@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import sealed
+from skerch_ooc.store.checksums import Seal, checked_seal, opened
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.seal import Seal, checked_seal, opened
 from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
 
 
@@ -160,7 +160,7 @@ def test_folder_in_its_place_is_refused(tmp_path):
 
 def reseal(path):
     """Gives an altered file a valid seal, as somebody who means harm would."""
-    from skerch_ooc.store.seal import Seal, _parse_seal, hash_of
+    from skerch_ooc.store.checksums import Seal, _parse_seal, hash_of
 
     raw = bytearray(path.read_bytes())
     parsed = _parse_seal(bytes(raw[:512]))
