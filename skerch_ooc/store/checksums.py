@@ -124,7 +124,9 @@ def tile_checksum(data: memoryview) -> str:
     return f"{crc32(data):08x}"
 
 
-def require_tile(data: memoryview, length: int, stated: str, path: Path, where: str) -> None:
+def require_tile(
+    data: memoryview, length: int, stated: str, path: Path, where: str, advice: str
+) -> None:
     """Checks the bytes of a tile.
 
     Args:
@@ -132,10 +134,11 @@ def require_tile(data: memoryview, length: int, stated: str, path: Path, where: 
         length: How many bytes it has.
         stated: Its checksum, as the identity states it.
         path: The file.
-        where: Which rows and columns these are, for the message.
+        where: Which rows and columns these are.
+        advice: How the file is made anew.
 
     Raises:
         CorruptError: If bytes are missing, or not those that were written.
     """
     if len(data) != length or tile_checksum(data) != stated:
-        raise CorruptError(f"{path} was altered: wrong checksum in {where}")
+        raise CorruptError(f"{path} was altered: wrong checksum in {where}{advice}")

@@ -274,8 +274,8 @@ class Bulk(Tiles):
             count = read_at(descriptor, data, self._offset + number * layout.tile_bytes)
         finally:
             os.close(descriptor)
-        where = f"rows {rows}, columns {columns}{self._file.advice}"
-        require_tile(data[:count], len(data), self._crc32[number], path, where)
+        where, stated = f"rows {rows}, columns {columns}", self._crc32[number]
+        require_tile(data[:count], len(data), stated, path, where, self._file.advice)
         return stored[: len(rows), : len(columns)]
 
 
