@@ -13,7 +13,7 @@ from sketches import case
 from threadpoolctl import threadpool_limits
 
 from skerch_ooc.algebra.linalg import hermitian_part
-from skerch_ooc.algebra.methods.nystrom import core_of, held_out_errors, leave_one_out
+from skerch_ooc.algebra.methods.nystrom import HermitianCores
 from skerch_ooc.planning.spec import DTYPES
 
 M = 60
@@ -61,7 +61,8 @@ class TestHeldOutErrors:
     @spectra
     def test_are_dense_residuals(self, spectrum, dtype):
         found = sketched(spectrum, dtype)
-        values, vectors = core_of(found.problem)
+        cores = HermitianCores(found.problem)
+        values, vectors = cores.values, cores.vectors
         sizes, q = [10, 25, 40], 10
         expected = []
         for size in sizes:
@@ -69,21 +70,19 @@ class TestHeldOutErrors:
             t = found.a @ found.g[:, :q]
             residual = t - found.y @ (inner @ (found.y.conj().T @ found.g[:, :q]))
             expected.append(np.linalg.norm(residual) / math.sqrt(q))
-        measured = found.problem.y @ vectors
-        errors = held_out_errors(found.problem, values, vectors, measured, sizes, q)
-        np.testing.assert_allclose(errors, expected, rtol=1e-5)
+        np.testing.assert_allclose(cores.errors(sizes, q), expected, rtol=1e-5)
 
 
 class TestLeaveOneOut:
     @staticmethod
     def estimate(found, size):
-        values, vectors = core_of(found.problem)
-        return leave_one_out(found.problem, values, vectors, found.problem.y @ vectors, size)
+        return HermitianCores(found.problem).leave_one_out([size])[0]
 
     @staticmethod
     def recomputed(found, size):
         """Leaves out each column in turn, with the core cut to ``[H]_c`` on the other ones."""
-        values, vectors = core_of(found.problem)
+        cores = HermitianCores(found.problem)
+        values, vectors = cores.values, cores.vectors
         kept = (vectors[:, :size] * values[:size]) @ vectors[:, :size].conj().T
         core = hermitian_part(found.problem.psi_y)
         squares = []

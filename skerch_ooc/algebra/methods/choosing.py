@@ -9,7 +9,6 @@ test sketch ``T = A G``, which no method has seen, and the error is later estima
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +82,10 @@ class RangeBasis:
         """``V / s``: ``Q = Y coefficients``, ``(m, c)``."""
         return np.asarray(self.rows.conj().T / self.singular)
 
+    def coordinates(self) -> Array:
+        """``Q^H Y``, ``(c, m)``."""
+        return np.asarray(self.singular[:, None] * self.rows)
+
     def cut(self, size: int | None) -> RangeBasis:
         """The leading vectors only; all of them for ``None``."""
         return RangeBasis(self.vectors[:, :size], self.singular[:size], self.rows[:size])
@@ -143,31 +146,6 @@ class Choice:
     size: int
     tested: tuple[tuple[int, float], ...] = ()
     choosing: int = 0
-
-
-def choose_size(
-    problem: Problem,
-    largest: int,
-    held_out: Callable[[list[int], int], list[float]],
-    left_out: Callable[[list[int]], list[float]],
-) -> Choice:
-    """The size that was asked for, or the one with the smallest error.
-
-    Args:
-        problem: The problem.
-        largest: What there is to be inverted.
-        held_out: Gives the errors of sizes on so many test columns.
-        left_out: Gives them where there are no test columns.
-    """
-    if problem.core_size is not None:
-        return Choice(min(problem.core_size, largest))
-    sizes = candidates(largest, problem.y.shape[1])
-    if not sizes:
-        return Choice(0)
-    choosing = choosing_columns(problem)
-    errors = held_out(sizes, choosing) if choosing else left_out(sizes)
-    tested = tuple(zip(sizes, errors, strict=True))
-    return Choice(min(tested, key=lambda pair: pair[1])[0], tested, choosing)
 
 
 class HeldOut:

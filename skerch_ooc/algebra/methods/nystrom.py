@@ -17,20 +17,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import (
-    count_above,
-    eigh_by_magnitude,
-    hermitian_part,
-)
+from skerch_ooc.algebra.linalg import count_above, eigh_by_magnitude, hermitian_part
 from skerch_ooc.algebra.methods.choosing import (
+    Choice,
     HeldOut,
     RangeBasis,
     SeenBasis,
-    choose_size,
+    candidates,
+    choosing_columns,
     floor_of,
     range_basis,
     root_mean,
@@ -50,124 +47,133 @@ def solve(problem: Problem) -> Core:
     Returns:
         The approximation; empty if the operator vanishes on the sketch.
     """
-    return _solve_hermitian(problem) if problem.hermitian else _solve_general(problem)
-
-
-def _solve_hermitian(problem: Problem) -> Core:
-    values, vectors = core_of(problem)
-    largest = count_above(np.abs(values), floor_of(problem))
-    measured = problem.y @ vectors[:, :largest]
-    choice = choose_size(
-        problem,
-        largest,
-        partial(held_out_errors, problem, values, vectors, measured),
-        lambda sizes: [leave_one_out(problem, values, vectors, measured, c) for c in sizes],
-    )
-    size = choice.size
-    left = vectors[:, :size]
+    cores: HermitianCores | GeneralCores
+    if problem.hermitian:
+        cores = HermitianCores(problem)
+    else:
+        cores = GeneralCores(problem, range_basis(problem.y, floor_of(problem)))
+    choice = choose_size(problem, cores)
+    left, middle, right = cores.approximation(choice.size)
     return Core(
         left=left,
-        middle=np.diag((1.0 / values[:size]).astype(left.dtype)),
-        right=left,
-        size=size,
+        middle=middle,
+        right=right,
+        size=choice.size,
         tested=choice.tested,
         choosing=choice.choosing,
-        leave_one_out=leave_one_out(problem, values, vectors, measured, size),
-        measured=measured[:, :size],
+        leave_one_out=cores.leave_one_out([choice.size])[0],
+        measured=cores.measured[:, : choice.size],
     )
 
 
-def core_of(problem: Problem) -> tuple[Array, Array]:
-    """Eigenvalues of ``H = Omega^H Y``, in descending magnitude, and their vectors."""
-    assert problem.psi_y is not None
-    return eigh_by_magnitude(hermitian_part(problem.psi_y))
+def choose_size(problem: Problem, cores: HermitianCores | GeneralCores) -> Choice:
+    """The size that was asked for, or the one with the smallest error."""
+    if problem.core_size is not None:
+        return Choice(min(problem.core_size, cores.size))
+    sizes = candidates(cores.size, problem.y.shape[1])
+    if not sizes:
+        return Choice(0)
+    choosing = choosing_columns(problem)
+    errors = cores.errors(sizes, choosing) if choosing else cores.leave_one_out(sizes)
+    tested = tuple(zip(sizes, errors, strict=True))
+    return Choice(min(tested, key=lambda pair: pair[1])[0], tested, choosing)
 
 
-def held_out_errors(
-    problem: Problem,
-    values: Array,
-    vectors: Array,
-    measured: Array,
-    sizes: Sequence[int],
-    choosing: int,
-) -> list[float]:
-    """The errors ``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns.
+class HermitianCores:
+    """The cores ``[H]_c`` of all sizes, and what tells their errors.
 
-    Args:
-        problem: The matrices of the sketch.
-        values: Eigenvalues of the core.
-        vectors: Eigenvectors ``E`` of the core.
-        measured: Compressed copy of ``Y E``.
-        sizes: Ascending sizes ``c`` of the core.
-        choosing: How many columns are used.
-
-    Returns:
-        The error for each size.
-    """
-    assert problem.g_w is not None
-    weights = vectors.conj().T @ problem.g_w[:choosing].conj().T
-    residual = problem.t[:, :choosing].astype(measured.dtype)
-    errors, before = [], 0
-    for c in sizes:
-        # Ahat_c G = sum over j < c of (Y e_j) (e_j^H Y^H G) / lambda_j.
-        new = slice(before, c)
-        residual = residual - measured[:, new] @ (weights[new] / values[new, None])
-        errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
-        before = c
-    return errors
-
-
-def leave_one_out(
-    problem: Problem, values: Array, vectors: Array, measured: Array, size: int
-) -> float:
-    """Estimates ``||A - Ahat||_F`` of a Hermitian ``A``: each column of ``Y`` in turn is the test.
-
-    In the spirit of Epperly and Tropp 2024 (arXiv 2207.06342, section 3), in closed form for the
-    truncated core. Let ``H_c = E diag(lambda) E^H`` be what is kept of ``H``, ``P = E E^H`` and
-    ``H_c^+`` its pseudo-inverse. Leaving out column ``i``, with the core cut to what ``H_c`` is on
-    the other columns, ``A omega_i`` is predicted with the residual ``Y r_i``,
-
-        r_i = alpha_i (e_i - P e_i) + rho_i H_c^+ e_i,
-        rho_i = (H - H_c)_ii / (1 - P_ii),   alpha_i = (1 - rho_i (H_c^+)_ii) / (1 - P_ii),
-
-    by the inverse of ``I - b b^H``, ``b = E^H e_i``; and as nothing is cut (``P = I``) it becomes
-    the bordered inverse ``r_i = H^-1 e_i / (H^-1)_ii``.
-
-    Args:
-        problem: The matrices of the sketch.
-        values: Eigenvalues of the core, the larger ones first.
+    Attributes:
+        values: Eigenvalues of ``H = Omega^H Y``, in descending magnitude.
         vectors: Their eigenvectors ``E``.
-        measured: Compressed copy of ``Y E``; at least ``size`` columns.
-        size: How many eigenpairs are kept.
-
-    Returns:
-        The estimate; near the rounding errors of the products it is too low by up to a half.
+        size: How many of them are above the noise floor.
+        measured: Compressed copy of ``Y E``, for those.
     """
-    assert problem.psi_y is not None
-    if size == 0:
-        return root_mean(np.sum(np.abs(problem.y) ** 2, axis=0))
-    basis, inverse = vectors[:, :size], 1.0 / values[:size]
-    weights = np.abs(basis) ** 2
-    outside = 1.0 - weights.sum(axis=1)
-    pinv_diagonal = weights @ inverse
-    left = np.diagonal(problem.psi_y).real - weights @ values[:size]
-    truncated = outside > _NOTHING_CUT
-    divisor = np.where(truncated, outside, 1.0)
-    rho = np.where(truncated, left / divisor, 1.0 / np.where(truncated, 1.0, pinv_diagonal))
-    alpha = np.where(truncated, (1.0 - rho * pinv_diagonal) / divisor, 0.0)
-    weights = inverse[:, None] * rho - alpha
-    residual = measured[:, :size] @ (weights * basis.conj().T)
-    residual += problem.y * alpha
-    return float(np.linalg.norm(residual)) / math.sqrt(residual.shape[1])
+
+    def __init__(self, problem: Problem) -> None:
+        assert problem.psi_y is not None
+        self._problem, self._psi_y = problem, problem.psi_y
+        self.values, self.vectors = eigh_by_magnitude(hermitian_part(problem.psi_y))
+        self.size = count_above(np.abs(self.values), floor_of(problem))
+        self.measured = problem.y @ self.vectors[:, : self.size]
+
+    def approximation(self, size: int) -> tuple[Array, Array, Array]:
+        """``left``, ``middle`` and ``right`` of :class:`Core`."""
+        left = self.vectors[:, :size]
+        return left, np.diag((1.0 / self.values[:size]).astype(left.dtype)), left
+
+    def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
+        """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns.
+
+        Args:
+            sizes: Ascending sizes ``c`` of the core.
+            choosing: How many columns are used.
+        """
+        assert self._problem.g_w is not None
+        weights = self.vectors.conj().T @ self._problem.g_w[:choosing].conj().T
+        residual = self._problem.t[:, :choosing].astype(self.measured.dtype)
+        errors, before = [], 0
+        for c in sizes:
+            # Ahat_c G = sum over j < c of (Y e_j) (e_j^H Y^H G) / lambda_j.
+            new = slice(before, c)
+            residual = residual - self.measured[:, new] @ (weights[new] / self.values[new, None])
+            errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
+            before = c
+        return errors
+
+    def leave_one_out(self, sizes: Sequence[int]) -> list[float]:
+        """Estimates ``||A - Ahat_c||_F`` for each size: each column of ``Y`` in turn is the test.
+
+        In the spirit of Epperly and Tropp 2024 (arXiv 2207.06342, section 3), in closed form for
+        the truncated core. Let ``H_c = E diag(lambda) E^H`` be what is kept of ``H``, ``P = E E^H``
+        and ``H_c^+`` its pseudo-inverse. Leaving out column ``i``, with the core cut to what
+        ``H_c`` is on the other columns, ``A omega_i`` is predicted with the residual ``Y r_i``,
+
+            r_i = alpha_i (e_i - P e_i) + rho_i H_c^+ e_i,
+            rho_i = (H - H_c)_ii / (1 - P_ii),   alpha_i = (1 - rho_i (H_c^+)_ii) / (1 - P_ii),
+
+        by the inverse of ``I - b b^H``, ``b = E^H e_i``; and as nothing is cut (``P = I``) it
+        becomes the bordered inverse ``r_i = H^-1 e_i / (H^-1)_ii``.
+
+        Returns:
+            The estimates; near the rounding errors of the products too low by up to a half.
+        """
+        return [self._left_out(c) for c in sizes]
+
+    def _left_out(self, size: int) -> float:
+        if size == 0:
+            return root_mean(np.sum(np.abs(self._problem.y) ** 2, axis=0))
+        basis, inverse = self.vectors[:, :size], 1.0 / self.values[:size]
+        weights = np.abs(basis) ** 2
+        outside = 1.0 - weights.sum(axis=1)
+        pinv_diagonal = weights @ inverse
+        left = np.diagonal(self._psi_y).real - weights @ self.values[:size]
+        truncated = outside > _NOTHING_CUT
+        divisor = np.where(truncated, outside, 1.0)
+        rho = np.where(truncated, left / divisor, 1.0 / np.where(truncated, 1.0, pinv_diagonal))
+        alpha = np.where(truncated, (1.0 - rho * pinv_diagonal) / divisor, 0.0)
+        weights = inverse[:, None] * rho - alpha
+        residual = self.measured[:, :size] @ (weights * basis.conj().T)
+        residual += self._problem.y * alpha
+        return float(np.linalg.norm(residual)) / math.sqrt(residual.shape[1])
 
 
 class GeneralCores(SeenBasis):
-    """The cores ``N_c = Psi^H Q_c`` of all sizes, and what tells their errors."""
+    """The cores ``N_c = Psi^H Q_c`` of all sizes, and what tells their errors.
+
+    Attributes:
+        measured: Compressed copy of ``Q``.
+    """
 
     def __init__(self, problem: Problem, basis: RangeBasis) -> None:
         assert problem.psi_y is not None
         self._problem, self._psi_y = problem, problem.psi_y
         super().__init__(problem.psi_y, basis, floor_of(problem))
+        self.measured = self.basis.vectors
+
+    def approximation(self, size: int) -> tuple[Array, Array, Array]:
+        """``left``, ``middle`` and ``right`` of :class:`Core`."""
+        left = self.basis.coefficients()[:, :size]
+        return left, self.inverse[:size, :size], self.u[:, :size]
 
     def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
         """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
@@ -193,7 +199,7 @@ class GeneralCores(SeenBasis):
         becomes ``Q_c K^-1 b / kappa``, that is ``Y`` times the column ``M^-1 e_i / (M^-1)_ii`` of
         ``M = (Psi^H Y)^H Psi^H Y``.
         """
-        coordinates = self.basis.singular[:, None] * self.basis.rows
+        coordinates = self.basis.coordinates()
         shares = self.basis.coefficients().conj().T
         inside = self.u.conj().T @ self._psi_y
         outside = np.sum(np.abs(self._psi_y - self.u @ inside) ** 2, axis=0)
@@ -218,19 +224,3 @@ class GeneralCores(SeenBasis):
         residual = beta * coordinates
         residual[:c] += step * k_b - beta * a
         return root_mean(np.sum(np.abs(residual) ** 2, axis=0))
-
-
-def _solve_general(problem: Problem) -> Core:
-    cores = GeneralCores(problem, range_basis(problem.y, floor_of(problem)))
-    choice = choose_size(problem, cores.size, cores.errors, cores.leave_one_out)
-    size = choice.size
-    return Core(
-        left=cores.basis.coefficients()[:, :size],
-        middle=cores.inverse[:size, :size],
-        right=cores.u[:, :size],
-        size=size,
-        tested=choice.tested,
-        choosing=choice.choosing,
-        leave_one_out=cores.leave_one_out([size])[0],
-        measured=cores.basis.vectors[:, :size],
-    )

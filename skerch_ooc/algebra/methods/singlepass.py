@@ -20,7 +20,6 @@ from skerch_ooc.algebra.linalg import eigh, hermitian_part
 from skerch_ooc.algebra.methods.choosing import (
     Choice,
     HeldOut,
-    RangeBasis,
     candidates,
     choosing_columns,
     floor_of,
@@ -75,12 +74,12 @@ class _Equations:
         self.largest = max(self.left.size, self.right.size)
         self.smallest = min(self.left.size, self.right.size)
         self._n = problem.psi_y @ self.left.coefficients()  # Psi^H Q
-        self._left_data = _coordinates(self.left)  # Q^H Y
+        self._left_data = self.left.coordinates()  # Q^H Y
         if problem.hermitian:
             return
         assert problem.omega_w is not None
         self._b = (problem.omega_w @ self.right.coefficients()).conj().T  # P^H Omega
-        self._right_data = _coordinates(self.right).conj().T  # W^H P
+        self._right_data = self.right.coordinates().conj().T  # W^H P
 
     def core(self, size: int) -> Array:
         """The core ``C`` in the leading ``size`` vectors of both bases."""
@@ -135,11 +134,6 @@ class _Equations:
             around = tried[max(0, place - 1) : place + 2]
             sizes = {(a + b) // 2 for a, b in itertools.pairwise(around)} - tested.keys()
         return Choice(best, tuple(sorted(tested.items())), choosing), found
-
-
-def _coordinates(basis: RangeBasis) -> Array:
-    """``Q^H Y`` for the basis of ``Y`` itself."""
-    return np.asarray(basis.singular[:, None] * basis.rows)
 
 
 def _sylvester(x: Array, left: Array, z: Array, right: Array, given: Array) -> Array:
