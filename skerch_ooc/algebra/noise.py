@@ -169,18 +169,22 @@ def _pieces(stream: _Stream, rows: Range, columns: Range) -> npt.NDArray[Any]:
     """The bytes, or pairs of bytes, of the units that hold these columns, one row for each row."""
     unit = SPARSE[stream.noise]
     piece = "u1" if unit < 128 else "<u2"
-    width = unit * (8 // np.dtype(piece).itemsize)
+    units_of_word = 8 // np.dtype(piece).itemsize
+    words, first = _words_of_rows(stream, rows, columns, unit * units_of_word)
+    units = Range(columns.start // unit, -(-columns.stop // unit))
+    return words.view(piece)[:, units.shifted(-first * units_of_word).slice]
+
+
+def _words_of_rows(stream: _Stream, rows: Range, columns: Range, width: int) -> tuple[Words, int]:
+    """One word for each row and each group of ``width`` columns; and the number of the first."""
     blocks = Range(rows.start // _WORDS, -(-rows.stop // _WORDS))
     groups = Range(columns.start // width, -(-columns.stop // width))
-    words = np.empty((len(rows), len(groups)), "<u8")
     inside = rows.shifted(-blocks.start * _WORDS).slice
+    words = np.empty((len(rows), len(groups)), "<u8")
     for position in range(len(groups)):
-        words[:, position] = _words(stream, blocks.start, len(blocks), groups.start + position)[
-            inside
-        ]
-    units = Range(columns.start // unit, -(-columns.stop // unit))
-    window = units.shifted(-groups.start * (width // unit)).slice
-    return words.view(piece)[:, window]
+        drawn = _words(stream, blocks.start, len(blocks), groups.start + position)
+        words[:, position] = drawn[inside]
+    return words, groups.start
 
 
 def _fill_entries(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
@@ -204,14 +208,8 @@ def _fill_bytes(out: Array, stream: _Stream, rows: Range, columns: Range) -> Non
     """Fills ``out`` with what the bytes of a word stand for: a word is one row of a group."""
     entries_of_byte = _ENTRIES_OF_BYTE[stream.noise].astype(out.dtype)
     width = 8 * entries_of_byte.shape[1]
-    blocks = Range(rows.start // _WORDS, -(-rows.stop // _WORDS))
-    groups = Range(columns.start // width, -(-columns.stop // width))
-    inside = rows.shifted(-blocks.start * _WORDS).slice
-    words = np.empty((len(rows), len(groups)), "<u8")
-    for position in range(len(groups)):
-        drawn = _words(stream, blocks.start, len(blocks), groups.start + position)
-        words[:, position] = drawn[inside]
-    window = columns.shifted(-groups.start * width).slice
+    words, first = _words_of_rows(stream, rows, columns, width)
+    window = columns.shifted(-first * width).slice
     for start in range(0, len(rows), _ROWS_OF_BYTES_AT_ONCE):
         piece = words[start : start + _ROWS_OF_BYTES_AT_ONCE].view(np.uint8)
         entries = np.take(entries_of_byte, piece, axis=0, mode="clip").reshape(len(piece), -1)

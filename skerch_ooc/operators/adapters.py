@@ -154,6 +154,24 @@ def product_of(operator: Any, dtype: str, device: str) -> Product:
     return made
 
 
+def applied(operator: Any, x: Any, *, adjoint: bool) -> Any:
+    """``A X`` or ``A^H X`` for a numpy array or torch tensor, of the same kind.
+
+    Args:
+        operator: One that has ``as_product``.
+        x: The columns; their dtype is that of the product.
+        adjoint: Whether ``A^H`` is to be applied.
+    """
+    if isinstance(x, np.ndarray):
+        product = product_of(operator, str(x.dtype), "cpu")
+        return product(np.atleast_2d(x), adjoint=adjoint)
+    import torch
+
+    columns = x.detach().cpu().numpy()
+    product = product_of(operator, str(columns.dtype), str(x.device))
+    return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
+
+
 def _product(operator: Any, x: Any) -> Any:
     """``A X``, by whatever means the operator offers."""
     if not callable(getattr(operator, "__matmul__", None)):

@@ -22,12 +22,13 @@ import torch
 from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
-from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.adapters import Product, applied
 from skerch_ooc.operators.matrix_files import Source, open_source
 from skerch_ooc.operators.rows import Backward, Forward, Request
 from skerch_ooc.operators.slab_sketches import (
     ColumnMeans,
     ForwardSketch,
+    Slabs,
     SummedSketch,
     require_entries,
     require_finite,
@@ -73,6 +74,7 @@ class StoredMatrix:
         row = source.shape[1] * np.dtype(self.dtype).itemsize
         # Powers of two, so that terms are whole slabs, and whole tiles of the sketches.
         self.term_rows = TILE_ROWS * _power_of_two(-(-TERM_BYTES // (row * TILE_ROWS)))
+        self.terms = -(-source.shape[0] // self.term_rows)
         self._slab_rows = min(self.term_rows, _power_of_two(max(1, SLAB_BYTES // row), down=True))
 
     @property
@@ -86,16 +88,11 @@ class StoredMatrix:
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         """``A X``, ``(h, b)``."""
-        return self._applied(x, adjoint=False)
+        return applied(self, x, adjoint=False)  # type: ignore[no-any-return]
 
     def rmatmat(self, x: torch.Tensor) -> torch.Tensor:
         """``A^H X``, ``(w, b)``."""
-        return self._applied(x, adjoint=True)
-
-    def _applied(self, x: torch.Tensor, *, adjoint: bool) -> torch.Tensor:
-        columns = x.detach().cpu().numpy()
-        product = RowsProduct(self, str(columns.dtype), self.device)
-        return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
+        return applied(self, x, adjoint=True)  # type: ignore[no-any-return]
 
     def read(
         self, rows: Range, dtype: torch.dtype, shift: torch.Tensor | None = None
@@ -192,7 +189,7 @@ class StoredMatrix:
         return np.asarray(torch.cat(found).numpy())
 
 
-class RowsProduct(Product):
+class RowsProduct(Slabs, Product):
     """Applies some rows of a matrix on disk.
 
     Args:
@@ -203,57 +200,40 @@ class RowsProduct(Product):
     """
 
     together = True
+    _operator: StoredMatrix
 
     def __init__(
         self, matrix: StoredMatrix, dtype: str, device: str, chosen: Range | None = None
     ) -> None:
-        self._matrix = matrix
-        self._chosen = Range(0, self._count(matrix)) if chosen is None else chosen
+        self._operator = matrix
+        self._chosen = Range(0, matrix.terms) if chosen is None else chosen
         self._rows = self.rows(self._chosen)
         self.shape = (len(self._rows), matrix.shape[1])
         self.dtype, self.device = dtype, device
 
-    @staticmethod
-    def _count(matrix: StoredMatrix) -> int:
-        return -(-matrix.shape[0] // matrix.term_rows)
-
-    @property
-    def content(self) -> dict[str, str]:
-        """See :class:`Product`: files are not hashed."""
-        return {}
-
     @property
     def terms(self) -> int:
         """How many terms the whole matrix has."""
-        return self._count(self._matrix)
+        return self._operator.terms
 
     @property
     def slab_bytes(self) -> int:
         """Memory that reading takes."""
-        return _BUFFERS * self._matrix.slab_bytes
+        return _BUFFERS * self._operator.slab_bytes
 
     @property
     def slab_device(self) -> str:
         """The torch device on which slabs are multiplied."""
-        return self._matrix.device
-
-    @property
-    def first_row(self) -> int:
-        """The first of its rows."""
-        return self._rows.start
-
-    def tensor(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
-        """An array on the device of the slabs."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.slab_device, dtype)
+        return self._operator.device
 
     def rows(self, terms: Range) -> Range:
         """See :meth:`skerch_ooc.operators.adapters.Product.rows`."""
-        unit, height = self._matrix.term_rows, self._matrix.shape[0]
+        unit, height = self._operator.term_rows, self._operator.shape[0]
         return Range(terms.start * unit, min(terms.stop * unit, height))
 
     def part(self, terms: Range) -> RowsProduct:
         """See :meth:`skerch_ooc.operators.adapters.Product.part`."""
-        return RowsProduct(self._matrix, self.dtype, self.device, terms)
+        return RowsProduct(self._operator, self.dtype, self.device, terms)
 
     @property
     def sampled(self) -> Product:
@@ -262,7 +242,7 @@ class RowsProduct(Product):
         Raises:
             OperatorError: If one of them holds NaN or infinity.
         """
-        rows = self._matrix.sample(self._rows, self.dtype)
+        rows = self._operator.sample(self._rows, self.dtype)
         return Product(rows, self.dtype, "cpu")
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
@@ -289,7 +269,7 @@ class RowsProduct(Product):
         Raises:
             OperatorError: If a row holds NaN or infinity, or a product overflows; names the row.
         """
-        dtype, matrix = getattr(torch, self.dtype), self._matrix
+        dtype, matrix = getattr(torch, self.dtype), self._operator
         forward = ForwardSketch(
             self, dtype, [r.columns for r in requests if isinstance(r, Forward)]
         )
@@ -335,7 +315,7 @@ class RowsProduct(Product):
         Rows are then centred by the means of a few of them, so that nothing is lost by cancellation
         where means are large, and what is left of the means is taken off the sketches.
         """
-        matrix = self._matrix
+        matrix = self._operator
         return matrix.is_centred and matrix.known_means is None and self.shape == matrix.shape
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from skerch_ooc.base.partition import Range
 _SUFFIXES = {".h5", ".hdf5", ".hdf", ".npy"}
 
 
-class Source(Protocol):
+class Source(ABC):
     """Rows of a matrix, read when they are asked for.
 
     Attributes:
@@ -36,14 +37,16 @@ class Source(Protocol):
             rows: Which.
             out: Where to, of this shape and of the stored dtype; a new array by default.
         """
-        ...
+        out = np.empty((len(rows), self.shape[1]), self.dtype) if out is None else out
+        self._read_to(out, rows)
+        return out
+
+    @abstractmethod
+    def _read_to(self, out: Array, rows: Range) -> None:
+        """Fills an array with the rows."""
 
 
-def _room(source: Source, rows: Range) -> Array:
-    return np.empty((len(rows), source.shape[1]), source.dtype)
-
-
-class Hdf5Source:
+class Hdf5Source(Source):
     """A dataset of an HDF5 file.
 
     Args:
@@ -91,14 +94,11 @@ class Hdf5Source:
         access.set_chunk_cache(100 * across + 1, across * bytes_of_chunk, 1.0)
         return h5py.Dataset(h5py.h5d.open(self._file.id, dataset.name.encode(), access))
 
-    def read(self, rows: Range, out: Array | None = None) -> Array:
-        """See :class:`Source`."""
-        out = _room(self, rows) if out is None else out
-        self._dataset.read_direct(out, np.s_[rows.start : rows.stop])
-        return out
+    def _read_to(self, out: Array, rows: Range) -> None:
+        self._dataset.read_direct(out, rows.slice)
 
 
-class NpySource:
+class NpySource(Source):
     """A matrix in a ``.npy`` file.
 
     Raises:
@@ -114,14 +114,11 @@ class NpySource:
             ) from error
         self.shape, self.dtype = _checked(str(path), self._array.shape, self._array.dtype)
 
-    def read(self, rows: Range, out: Array | None = None) -> Array:
-        """See :class:`Source`."""
-        out = _room(self, rows) if out is None else out
+    def _read_to(self, out: Array, rows: Range) -> None:
         out[:] = self._array[rows.slice]
-        return out
 
 
-class StackedRows:
+class StackedRows(Source):
     """Several sources on top of each other.
 
     Args:
@@ -145,9 +142,7 @@ class StackedRows:
         self.shape = (self._starts[-1], widths[0])
         self.dtype = np.result_type(*(source.dtype for source in sources))
 
-    def read(self, rows: Range, out: Array | None = None) -> Array:
-        """See :class:`Source`."""
-        out = _room(self, rows) if out is None else out
+    def _read_to(self, out: Array, rows: Range) -> None:
         first = bisect.bisect_right(self._starts, rows.start) - 1
         for number in range(first, len(self._sources)):
             start = self._starts[number]
@@ -156,7 +151,6 @@ class StackedRows:
                 break
             part = self._sources[number].read(inside.shifted(-start))
             out[inside.shifted(-rows.start).slice] = part
-        return out
 
 
 def open_source(paths: Sequence[Path], dataset: str | None = None) -> Source:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ _SLABS_ADDED = 4
 _ROWS_ADDED = 64
 
 
-class Slabs(Protocol):
+class Slabs(ABC):
     """The rows that sketches are taken of.
 
     Attributes:
@@ -29,20 +29,21 @@ class Slabs(Protocol):
 
     shape: tuple[int, int]
     dtype: str
+    _rows: Range
 
     @property
+    @abstractmethod
     def slab_device(self) -> str:
-        """The torch device of the slabs."""
-        ...
+        """The torch device on which slabs are multiplied."""
 
     @property
     def first_row(self) -> int:
         """The first of the rows, in the whole matrix."""
-        ...
+        return self._rows.start
 
     def tensor(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
         """An array on the device of the slabs."""
-        ...
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.slab_device, dtype)
 
 
 class ForwardSketch:

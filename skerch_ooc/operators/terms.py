@@ -19,7 +19,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, tree_sum
-from skerch_ooc.operators.adapters import Product, dtype_of, shape_of
+from skerch_ooc.operators.adapters import Product, applied, dtype_of, shape_of
 from skerch_ooc.planning.spec import DTYPES
 
 Term = Any
@@ -56,6 +56,7 @@ class Terms(ABC):
                     f"one, not a {type(term).__name__}"
                 )
         self.content = {}
+        self._scales = [1.0] * len(self)
 
     def __len__(self) -> int:
         """How many terms there are."""
@@ -76,9 +77,9 @@ class Terms(ABC):
         at_hand = [term for term in self._terms if hasattr(term, "shape")] or [self.term(0)]
         return str(np.result_type(*(dtype_of(term) for term in at_hand)))
 
-    @abstractmethod
     def scale(self, number: int) -> float:
         """What a term is multiplied by."""
+        return self._scales[number]
 
     @abstractmethod
     def rows(self, terms: Range) -> Range | None:
@@ -90,20 +91,11 @@ class Terms(ABC):
 
     def __matmul__(self, x: Any) -> Any:
         """``A X`` for a numpy array or torch tensor, of the same kind."""
-        return self._applied(x, adjoint=False)
+        return applied(self, x, adjoint=False)
 
     def rmatmat(self, x: Any) -> Any:
         """``A^H X`` for a numpy array or torch tensor, of the same kind."""
-        return self._applied(x, adjoint=True)
-
-    def _applied(self, x: Any, *, adjoint: bool) -> Any:
-        if isinstance(x, np.ndarray):
-            return TermsProduct(self, str(x.dtype), "cpu")(np.atleast_2d(x), adjoint=adjoint)
-        import torch
-
-        columns = x.detach().cpu().numpy()
-        product = TermsProduct(self, str(columns.dtype), str(x.device))
-        return torch.from_numpy(product(columns, adjoint=adjoint)).to(x.device)
+        return applied(self, x, adjoint=True)
 
 
 def _scale(value: Any) -> float:
@@ -134,17 +126,14 @@ class Sum(Terms):
         shape: tuple[int, int] | None = None, dtype: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(terms)
-        if scales is not None and len(scales) != len(self):
-            raise OperatorError(
-                f"a sum of {len(self)} terms has {len(scales)} scales; give one for each"
-            )
-        self._scales = [_scale(1.0 if scales is None else scales[i]) for i in range(len(self))]
+        if scales is not None:
+            if len(scales) != len(self):
+                raise OperatorError(
+                    f"a sum of {len(self)} terms has {len(scales)} scales; give one for each"
+                )
+            self._scales = [_scale(value) for value in scales]
         self.shape = shape_of(self.term(0)) if shape is None else shape
         self.dtype = self._common_dtype(dtype)
-
-    def scale(self, number: int) -> float:
-        """See :class:`Terms`."""
-        return self._scales[number]
 
     def rows(self, terms: Range) -> None:  # noqa: ARG002 (whichever they are)
         """See :class:`Terms`: each makes all rows."""
@@ -188,10 +177,6 @@ class Stack(Terms):
         self.shape = (self._starts[-1], widths.pop())
         self.dtype = self._common_dtype(dtype)
 
-    def scale(self, number: int) -> float:  # noqa: ARG002 (all are equal)
-        """See :class:`Terms`: 1."""
-        return 1.0
-
     def rows(self, terms: Range) -> Range:
         """See :class:`Terms`."""
         return Range(self._starts[terms.start], self._starts[terms.stop])
@@ -210,12 +195,14 @@ class TermsProduct(Product):
         OperatorError: If a term cannot be used.
     """
 
+    _operator: Terms
+
     def __init__(
         self, operator: Terms, dtype: str, device: str, chosen: Range | None = None
     ) -> None:
-        self.terms_of = operator
-        self.chosen = Range(0, len(operator)) if chosen is None else chosen
-        rows = operator.rows(self.chosen)
+        self._operator = operator
+        self._chosen = Range(0, len(operator)) if chosen is None else chosen
+        rows = operator.rows(self._chosen)
         height, width = operator.shape
         self.shape = (height if rows is None else len(rows), width)
         self.dtype, self.device = dtype, device
@@ -223,21 +210,16 @@ class TermsProduct(Product):
 
     def part(self, terms: Range) -> TermsProduct:
         """The same operator with some of its terms only."""
-        return TermsProduct(self.terms_of, self.dtype, self.device, terms)
+        return TermsProduct(self._operator, self.dtype, self.device, terms)
 
     def rows(self, terms: Range) -> Range | None:
         """See :meth:`Terms.rows`."""
-        return self.terms_of.rows(terms)
-
-    @property
-    def content(self) -> Mapping[str, str]:
-        """See :class:`Product`; that of all terms."""
-        return self.terms_of.content
+        return self._operator.rows(terms)
 
     @property
     def terms(self) -> int:
         """How many terms the operator has."""
-        return len(self.terms_of)
+        return len(self._operator)
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
         """Applies the terms, or their adjoints, and adds in double precision.
@@ -253,15 +235,15 @@ class TermsProduct(Product):
         Raises:
             OperatorError: If a term fails.
         """
-        numbers = range(self.chosen.start, self.chosen.stop)
-        if self.terms_of.rows(self.chosen) is not None and not adjoint:
+        numbers = range(self._chosen.start, self._chosen.stop)
+        if self._operator.rows(self._chosen) is not None and not adjoint:
             return np.concatenate([self._term(number)(columns) for number in numbers])
 
         def scaled(number: int) -> Array:
             product = self._term(number)(self._rows_for(number, columns, adjoint), adjoint=adjoint)
             total = product.astype(np.result_type(product, np.float64))
-            if self.terms_of.scale(number) != 1:
-                total *= self.terms_of.scale(number)
+            if self._operator.scale(number) != 1:
+                total *= self._operator.scale(number)
             return total
 
         total = tree_sum(map(scaled, numbers), np.add)
@@ -269,7 +251,10 @@ class TermsProduct(Product):
 
     def _rows_for(self, number: int, columns: Array, adjoint: bool) -> Array:
         """What of a block of columns one term is applied to."""
-        whole, rows = self.terms_of.rows(self.chosen), self.terms_of.rows(Range(number, number + 1))
+        whole, rows = (
+            self._operator.rows(self._chosen),
+            self._operator.rows(Range(number, number + 1)),
+        )
         if not adjoint or whole is None or rows is None:
             return columns
         return columns[rows.shifted(-whole.start).slice]
@@ -277,9 +262,9 @@ class TermsProduct(Product):
     def _term(self, number: int) -> Product:
         if number in self._opened:
             return self._opened[number]
-        product = Product(self.terms_of.term(number), self.dtype, self.device)
-        rows = self.terms_of.rows(Range(number, number + 1))
-        shape = (self.terms_of.shape[0] if rows is None else len(rows), self.terms_of.shape[1])
+        product = Product(self._operator.term(number), self.dtype, self.device)
+        rows = self._operator.rows(Range(number, number + 1))
+        shape = (self._operator.shape[0] if rows is None else len(rows), self._operator.shape[1])
         if product.shape != shape:
             raise OperatorError(
                 f"term {number} of the operator has shape {product.shape}; it must have {shape}, "
