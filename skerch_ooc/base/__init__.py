@@ -1,1 +1,1 @@
-"""Tools that know no sketch."""
+"""General tools that know nothing of sketches: files, errors, ranges, memory, progress, streams."""

@@ -1,4 +1,4 @@
-"""Arrays whose place in memory cannot change a result, and conversions that say nothing."""
+"""numpy arrays: aligned allocation, so that equal input gives equal bits, and silent conversion."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64
-"""Bytes; as torch aligns its own tensors."""
+"""Alignment of arrays in bytes: a cache line, to which torch aligns its own tensors too."""
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An uninitialised C-ordered array whose first byte is aligned to a cache line.
+    """Allocates an uninitialised C-ordered array whose first byte is aligned to a cache line.
 
-    Linear algebra libraries may add in another order where an array is aligned otherwise, and
-    numpy aligns to 16 bytes only: equal bits need equal alignment.
+    A linear algebra library may add in another order when an array is aligned differently, and
+    numpy aligns to 16 bytes only. So equal bits need equal alignment.
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -26,9 +26,10 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[A
 
 
 def converted(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array in another type; what is too large for it becomes infinite without a warning.
+    """Converts an array to another dtype; values that are too large become infinite, unwarned.
 
-    For arrays that are looked at afterwards, and refused with a reason.
+    It serves callers that check the array afterwards and refuse infinite values with a reason of
+    their own: numpy's warning would only come on top.
     """
     with np.errstate(over="ignore"):
         return array.astype(dtype)

@@ -1,4 +1,4 @@
-"""When to stop in good order: at a time budget, or when somebody asks for it."""
+"""Time budget of a process: when to stop starting tasks, by a limit, a Slurm job or a signal."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ Task = TypeVar("Task")
 
 
 WALLTIME_RESERVE = 30.0
-"""Seconds before the end of a Slurm job that are left for the process to end in."""
+"""Seconds before the end of a Slurm job that are kept free, so that the process can end itself."""
 
 
 def walltime_left(environment: Mapping[str, str]) -> float | None:
-    """Seconds that a process in a Slurm job may work; ``None`` where Slurm does not say.
+    """Returns the seconds that a process in a Slurm job may still work.
 
-    ``SLURM_JOB_END_TIME`` is in seconds since 1970.
+    Args:
+        environment: Environment variables; ``SLURM_JOB_END_TIME`` is in seconds since 1970.
+
+    Returns:
+        The seconds, below 0 if the time is over; ``None`` where Slurm states no end.
     """
     end = environment.get("SLURM_JOB_END_TIME", "")
     return float(end) - WALLTIME_RESERVE - time.time() if end.isdigit() else None
 
 
 class Budget:
-    """Lets tasks start as long as they will probably end in time.
+    """Lets a task start only while it will probably end within a time limit.
 
     Args:
         seconds: Time from now; ``None`` for no limit.
 
     Attributes:
-        active: Whether tasks are being handed out, so that stopping would be heard.
-        stopped: Whether a task was kept from starting.
+        active: Whether tasks are being handed out now, so that :meth:`stop` has an effect.
+        stopped: Whether a task was left unstarted because the budget was spent.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -41,11 +45,11 @@ class Budget:
         self.stopped = False
 
     def stop(self) -> None:
-        """Lets no further task start."""
+        """Asks that no further task starts."""
         self._asked = True
 
     def took(self, seconds: float) -> None:
-        """Notes how long a task took: the longest one so far is expected of the next."""
+        """Notes how long a task took; the next one is expected to take the longest so far."""
         self._longest = max(self._longest, seconds)
 
     @property
@@ -60,7 +64,7 @@ class Budget:
         return self._asked or late
 
     def while_unspent(self, tasks: Iterable[Task]) -> Iterator[Task]:
-        """The tasks, until the budget is spent."""
+        """Yields the tasks one by one until the budget is spent."""
         self.active = True
         try:
             for task in tasks:

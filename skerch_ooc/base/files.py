@@ -1,4 +1,4 @@
-"""Files: published once they are complete, read as they were written, found, locked and removed."""
+"""Files and JSON: atomic publishing, checked reading, logs of lines, locks, listing, removal."""
 
 from __future__ import annotations
 
@@ -24,42 +24,45 @@ PRIVATE_PREFIX = ".tmp-"
 PRIVATE_NAME = re.compile(
     rf"{re.escape(PRIVATE_PREFIX)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,8}})-[0-9a-f]{{8}}"
 )
-"""See :func:`private_name`."""
+"""Matches the names that :func:`private_name` makes."""
 
 LATE_FILES_SECONDS = (0.2, 1.0)
-"""Pauses before a listing is believed that lacks something: network folders show files late."""
+"""Seconds to wait before a file counts as missing: network folders show new files late."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""Failures that pass, or are the disk's: nothing is wrong with what was asked for."""
+"""Error numbers for which the disk is to blame (full, over quota, failing), not the request."""
 
 _LONGEST_LINE = 1024**2
-"""Bytes of a line of a log; what is longer no process of ours has written."""
+"""Most bytes of a line of a log; this package writes no longer ones."""
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that is hashed and stored: sorted keys, no spaces, ASCII."""
+    """Spells a JSON value in the one way that is hashed and stored: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def canonical_line(value: Any) -> bytes:
-    """The content of a file that holds a value in its canonical spelling."""
+    """Returns the content of a file that holds a value in its canonical spelling."""
     return canonical_json(value) + b"\n"
 
 
 def readable_json(value: Any) -> bytes:
-    """The content of a file that people may read."""
+    """Returns the content of a JSON file for people: indented, with sorted keys."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value in its canonical spelling."""
+    """Returns the SHA-256 of a JSON value in its canonical spelling."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def digest_of_any(value: Any) -> str | None:
-    """The digest of what was found in a file; ``None`` of what is never written, such as 1e999."""
+    """Returns the digest of a value that a file holds; ``None`` if it has no canonical spelling.
+
+    Python reads 1e999 from JSON as infinity, for instance, which canonical JSON refuses.
+    """
     try:
         return digest(value)
     except (ValueError, RecursionError):
@@ -67,23 +70,23 @@ def digest_of_any(value: Any) -> str | None:
 
 
 def private_name(folder: Path) -> Path:
-    """A name in ``folder`` that no other process uses; listings of published files leave it out."""
+    """Makes a unique name in ``folder``, which listings of published files leave out."""
     token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return folder / f"{PRIVATE_PREFIX}{token}"
 
 
 def is_private(name: str) -> bool:
-    """Whether a name is a private one: what is under it is not published."""
+    """Whether a name is that of an unpublished file, as :func:`private_name` makes it."""
     return name.startswith(PRIVATE_PREFIX)
 
 
 def private_files(folder: Path) -> list[str]:
-    """The private names in a folder."""
+    """Lists the names of the unpublished files in a folder."""
     return [name for name in os.listdir(folder) if is_private(name)]
 
 
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
-    """What to say of a file that could not be written, or not be made sure of."""
+    """Makes the error for a file that could not be written or synced to the disk."""
     return IncompleteError(
         f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
         "untouched: make room or give permission, then run the same command again"
@@ -109,6 +112,8 @@ def publish(private: Path, final: Path) -> bool:
     Returns:
         Whether this call published the file: the first publication wins, later ones are dropped.
     """
+    # A link fails if the name exists, where a rename would replace what is there: the file that was
+    # published first, which others may have read already, stays.
     try:
         os.link(private, final)
         first = True
@@ -124,13 +129,14 @@ def publish(private: Path, final: Path) -> bool:
             os.rename(private, final)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(private)
+    # The file itself was synced before; its new name is on the disk only once the folder is synced.
     sync_file(final.parent)
     return first
 
 
 @contextlib.contextmanager
 def private_file(folder: Path) -> Iterator[Path]:
-    """Yields a private name in ``folder``; whatever is still under it at the end is removed."""
+    """Yields a private name in ``folder``; a file that still has it on exit is removed."""
     path = private_name(folder)
     try:
         yield path
@@ -150,18 +156,17 @@ def is_readable(path: Path) -> bool:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether a name is taken, be it by a link that leads nowhere."""
+    """Whether a name is taken, even by a link that leads nowhere."""
     return os.path.lexists(path)
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, in order; none if it is gone.
-
-    Listed, not globbed: a folder that may not be read is not empty.
+    """Lists the folders in a folder, in order; none if it is gone.
 
     Raises:
         OSError: If it cannot be read.
     """
+    # Not by glob, which finds a folder empty if it may not be read.
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir())
     except FileNotFoundError:
@@ -174,7 +179,7 @@ def is_folder(path: Path) -> bool:
 
 
 def size_of(path: Path | str) -> int:
-    """The bytes of a file; 0 if it is gone, or cannot be looked at."""
+    """Returns the bytes of a file; 0 if it is gone, or its status cannot be read."""
     try:
         return os.lstat(path).st_size
     except OSError:
@@ -182,10 +187,10 @@ def size_of(path: Path | str) -> int:
 
 
 def holds(path: Path, content: bytes) -> bool:
-    """Whether a file is there and holds just these bytes.
+    """Whether a file is there and holds exactly these bytes.
 
     Raises:
-        CorruptError: If something else than a plain file stands in its place.
+        CorruptError: If a link, folder or device stands in its place.
     """
     with contextlib.suppress(FileNotFoundError):
         require_regular(path)
@@ -194,7 +199,7 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those that it lies in, unless it is there."""
+    """Makes a folder, and the folders above it, unless it is there."""
     path.mkdir(parents=True, exist_ok=True)
 
 
@@ -204,20 +209,22 @@ def remove(path: Path) -> None:
 
 
 def look_again(folder: Path) -> None:
-    """Has a network folder look for new files, instead of remembering what was there."""
+    """Lists a folder, so that a network file system refreshes what it remembers of it."""
     os.listdir(folder)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Locks a file while it is entered; the file is made, with its folder, if it is not there.
+    """Holds a lock on a file; the file and its folder are made if they are not there.
+
+    The system releases the lock when the process ends, however it ends.
 
     Yields:
-        Whether files can be locked there.
+        Whether the lock is held; ``False`` where the file system supports no locks.
 
     Raises:
-        BlockingIOError: If another process has locked it.
-        OSError: If it cannot be made.
+        BlockingIOError: If another process holds the lock.
+        OSError: If the file cannot be made.
     """
     make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -235,10 +242,10 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def wait_for_files(paths: Iterable[Path]) -> list[Path]:
-    """Waits a little for files that other hosts have published, until they are seen here.
+    """Waits a moment until files that other hosts have published are visible here.
 
     Returns:
-        Those that are not there even then.
+        The files that are still missing.
     """
     missing = list(paths)
     for pause in (*LATE_FILES_SECONDS, None):
@@ -252,7 +259,7 @@ def wait_for_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def publish_bytes(data: bytes, final: Path) -> bool:
-    """Publishes ``data`` as the file ``final``, in the same way as :func:`publish`."""
+    """Writes, syncs and publishes ``data`` as the file ``final``; returns as :func:`publish`."""
     with private_file(final.parent) as private:
         with open(private, "xb") as file:
             file.write(data)
@@ -262,12 +269,12 @@ def publish_bytes(data: bytes, final: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that people may read, in place of an older one."""
+    """Writes a JSON file for people, in place of an older one."""
     replace_bytes(path, readable_json(value))
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file that people may read, in place of an older one: all of it, or nothing."""
+    """Writes a file in place of an older one, atomically: readers see the old or the new one."""
     with private_file(path.parent) as private:
         with open(private, "xb") as file:
             file.write(content)
@@ -281,10 +288,12 @@ def read_json(path: Path, spelling: Callable[[Any], bytes] | None = None) -> Any
 
     Args:
         path: The file.
-        spelling: What writes a value as it was written; any other spelling of it is damage.
+        spelling: The function that spelt the value when it was written; a file that is spelt in any
+            other way is damaged. By default the spelling is not checked.
 
     Raises:
-        CorruptError: If it is not a regular file, not JSON, or spelt in another way.
+        CorruptError: If it is not a plain file, not JSON, or spelt in another way.
+        OSError: If it is not there, or cannot be read.
     """
     require_regular(path)
     content = path.read_bytes()
@@ -307,16 +316,19 @@ def _is_spelt(content: bytes, value: Any, spelling: Callable[[Any], bytes]) -> b
 
 
 def signed_line(value: dict[str, Any]) -> bytes:
-    """The content of a file that holds a value and, beside it, the hash of it."""
+    """Returns the content of a file that holds a value together with its SHA-256."""
     return canonical_line(value | {"sha256": digest(value)})
 
 
 def read_signed(path: Path, advice: str) -> dict[str, Any]:
-    """Reads what :func:`signed_line` made, and checks it.
+    """Reads a file that :func:`signed_line` made, and checks its hash.
 
     Args:
         path: The file.
-        advice: What to say of a file that was altered, after that.
+        advice: How to mend the file; ends the message that it was altered.
+
+    Returns:
+        The value, without its hash.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -330,30 +342,30 @@ def read_signed(path: Path, advice: str) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> bytes:
-    """Reads a file that others may write to, or may have put anything in the place of.
+    """Reads a file that other programs write, and in whose place anything may stand.
 
     Raises:
-        OSError: If it is not there, or no plain file: a pipe would keep its reader for ever.
+        OSError: If it is not there, or not a plain file: reading a pipe would never end.
     """
     with _plain(path, os.O_RDONLY) as file:
         return file.read()
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """The values in a log of JSON lines, one by one; what cannot be read is left out."""
+    """Yields the values in a log of JSON lines; lines that cannot be read are left out."""
     with (
         contextlib.suppress(OSError),
         _plain(path, os.O_RDONLY) as raw,
         io.BufferedReader(raw) as file,
     ):
         for line in _lines(file):
-            # Brackets within brackets, thousands deep, are no ValueError.
+            # For brackets that are nested thousands deep, json raises RecursionError.
             with contextlib.suppress(ValueError, RecursionError):
                 yield json.loads(line.decode(errors="replace"))
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, but those that are longer than any that was meant."""
+    """Yields the lines of a file; overlong ones are skipped, without being held in memory."""
     while line := file.readline(_LONGEST_LINE + 1):
         if len(line) <= _LONGEST_LINE:
             yield line
@@ -363,7 +375,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _plain(path: Path, flags: int) -> Iterator[io.FileIO]:
-    """Opens a plain file; never waits for the other end of a pipe, and follows no link."""
+    """Opens a plain file; follows no link, and never waits for the other end of a pipe."""
+    # Without O_NONBLOCK, opening a pipe that stands in the place of the file would block for ever.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     with os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "r+b", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -376,10 +389,10 @@ def _refuse(constant: str) -> None:
 
 
 def require_regular(path: Path) -> os.stat_result:
-    """The status of a file that must be a plain file, not a link, folder or device.
+    """Returns the status of a plain file, and refuses a link, folder or device in its place.
 
     Raises:
-        CorruptError: If it is something else.
+        CorruptError: If it is not a plain file.
         FileNotFoundError: If nothing is there.
     """
     status = os.lstat(path)
@@ -392,10 +405,14 @@ def require_regular(path: Path) -> os.stat_result:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends one JSON line to a log, in a single write, so that processes do not mix."""
+    """Appends one JSON line to a log, in a single write, so that lines of processes do not mix.
+
+    Raises:
+        OSError: If it cannot be written, or is not a plain file.
+    """
     line = json.dumps(record, sort_keys=True).encode() + b"\n"
     with _plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
         size = os.fstat(file.fileno()).st_size
-        # After a line that was cut short, by a full disk or a quota.
+        # A full disk or a quota may have cut the last line short: this one must not continue it.
         torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
         os.write(file.fileno(), b"\n" + line if torn else line)

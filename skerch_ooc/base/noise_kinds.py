@@ -1,20 +1,24 @@
-"""What kinds of noise there are, and which need whole columns or complex entries."""
+"""The distributions of test matrices (noise) and their limits: whole columns, complex, sparse.
+
+They are constants alone, so that planning can check a spec without the code that draws.
+"""
 
 from __future__ import annotations
 
 ROLE_NUMBERS = {"right": 1, "left": 2, "inner-left": 3, "inner-right": 4, "test": 5, "probe": 6}
+"""The number of each test matrix in the Philox key; part of noise version 1, so never changed."""
 
 WHOLE_COLUMNS = ("ssrft",)
-"""Test matrices that have no slices of rows."""
+"""Distributions that can only be drawn as whole columns, not as a range of rows."""
 
 COMPLEX_ONLY = ("phase",)
-"""Test matrices that have no real entries."""
+"""Distributions that have complex entries only."""
 
 SPARSE = {"sparse-sign": 16, "sparse-sign-64": 64, "sparse-sign-256": 256}
-"""Test matrices with one entry in so many columns of a row."""
+"""Sparse distributions; each row has one nonzero entry in every group of so many columns."""
 
 SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4, "sparse-sign-64": 8, "sparse-sign-256": 16}
-"""Test matrices whose entries are zero or plus or minus this; they have int8 entries, too."""
+"""Distributions whose entries are zero or plus or minus this number; they fit into int8."""
 
 LARGEST_HEIGHT = 2**31
-"""Up to here, the product of a frequency and an odd place is exact in 64 bits."""
+"""Most rows of a ``ssrft`` matrix: up to here a frequency times an odd place fits in 64 bits."""

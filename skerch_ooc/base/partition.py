@@ -1,4 +1,4 @@
-"""Half-open integer ranges: columns cut into blocks, rows into tiles, and the summation tree."""
+"""Half-open integer ranges, cutting them into blocks or tiles, and the fixed summation tree."""
 
 from __future__ import annotations
 
@@ -51,10 +51,7 @@ class Range:
 
 
 def cut(whole: Range, width: int) -> list[Range]:
-    """Cuts a range into pieces of ``width``; the last may be shorter.
-
-    Every integer of ``whole`` is in exactly one piece, and the pieces are in order.
-    """
+    """Cuts a range into consecutive pieces of ``width``; the last may be shorter."""
     return [
         Range(start, min(start + width, whole.stop))
         for start in range(whole.start, whole.stop, width)
@@ -63,10 +60,12 @@ def cut(whole: Range, width: int) -> list[Range]:
 
 @dataclass(frozen=True)
 class TileRanges(Sequence[Range]):
-    """The pieces of :func:`cut`, each made when it is asked for, however many there are.
+    """The pieces of :func:`cut` as a sequence that makes each one only when it is asked for.
+
+    So a plan with billions of row tiles costs no memory.
 
     Attributes:
-        whole: What is cut.
+        whole: The range that is cut.
         size: The length of a piece.
     """
 
@@ -93,18 +92,18 @@ class TileRanges(Sequence[Range]):
 
 
 def tile(whole: Range, size: int, number: int) -> Range:
-    """The piece of that number of :func:`cut`, without making the others."""
+    """Returns piece ``number`` of :func:`cut`, without making the others."""
     start = whole.start + number * size
     return Range(start, min(start + size, whole.stop))
 
 
 def tiles_of(wanted: Range, size: int) -> range:
-    """The numbers of the tiles of ``size`` that hold the integers of ``wanted``."""
+    """Returns the numbers of the tiles of ``size`` that hold the integers of ``wanted``."""
     return range(wanted.start // size, -(-wanted.stop // size)) if len(wanted) else range(0)
 
 
 def gaps(whole: Range, present: Iterable[Range]) -> list[Range]:
-    """The parts of ``whole`` that no range of ``present`` holds, in order and as few as can be."""
+    """Returns what no range of ``present`` holds of ``whole``, in order, in the fewest ranges."""
     missing = []
     position = whole.start
     for piece in sorted(present):
@@ -129,7 +128,7 @@ def cover(whole: Range, present: Sequence[Range]) -> list[tuple[Range, int]]:
 
     Returns:
         ``(part, index)`` pairs in order: ``part`` is to be taken from ``present[index]``. Where
-        ranges overlap, the one that starts first is used up before the next.
+        ranges overlap, the one that starts first is used to its end before the next.
 
     Raises:
         ValueError: If an integer of ``whole`` is in none of them.
@@ -151,15 +150,15 @@ def cover(whole: Range, present: Sequence[Range]) -> list[tuple[Range, int]]:
 
 
 def tree_sum(values: Iterable[Value], add: Callable[[Value, Value], Value]) -> Value:
-    """Sums in one fixed binary tree over the positions of the values.
+    """Sums values in one fixed binary tree over their positions.
 
     The tree is the aligned one: node ``i`` of level ``k + 1`` is node ``2i`` plus node ``2i + 1``
-    of level ``k``, and a node without a right sibling is passed up as it is. Hence the sum over
-    aligned runs of ``2^j`` values, summed again by this function, is the same sum bit for bit,
-    whoever computed the runs. At most ``levels(n)`` partial sums are alive at once.
+    of level ``k``, and a node without a right sibling is passed up as it is. Hence the sums of
+    aligned runs of ``2^j`` values, added by this function again, give the same bits, whichever
+    process computed each run. At most ``levels(n)`` partial sums are alive at once.
 
     Args:
-        values: At least one value, in the order of their positions.
+        values: The values in the order of their positions; at least one.
         add: Adds the second argument to the first; may do so in place.
 
     Returns:
@@ -168,6 +167,7 @@ def tree_sum(values: Iterable[Value], add: Callable[[Value, Value], Value]) -> V
     Raises:
         ValueError: If there is no value.
     """
+    # Partial sums with their levels in the tree; levels fall from bottom to top of the stack.
     pending: list[tuple[int, Value]] = []
     for value in values:
         level = 0
@@ -184,10 +184,10 @@ def tree_sum(values: Iterable[Value], add: Callable[[Value, Value], Value]) -> V
 
 
 def levels(count: int) -> int:
-    """The most partial sums that ``tree_sum`` over ``count`` values holds at once."""
+    """Returns how many partial sums ``tree_sum`` over ``count`` values holds at most at once."""
     return max(1, count.bit_length())
 
 
 def aligned_runs(count: int, exponent: int) -> Iterator[Range]:
-    """Cuts ``count`` tiles into the aligned runs of ``2**exponent`` that are tasks of their own."""
+    """Cuts ``count`` tiles into aligned runs of ``2**exponent``, each of which is one task."""
     yield from cut(Range(0, count), 1 << exponent)

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line now and then in a log."""
+"""Progress display of long work: a live bar on a terminal, or a line every 30 s in a log."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage consists of.
+    """A stage whose progress is shown.
 
     Attributes:
-        name: What it is called.
-        total: Units to be done.
-        unit: What they are: ``"products"``, ``"tiles"``.
-        unit_bytes: Bytes that one of them stands for, about; 0 if that says nothing.
-        tasks: Tasks that they come in, each of which is reported at once; 0 if they are not.
+        name: Its name.
+        total: How many units of work it has.
+        unit: Name of the units: ``"products"``, ``"tiles"``.
+        unit_bytes: Bytes that one unit stands for, about; 0 to show no bytes.
+        tasks: How many tasks the units come in, if every task is reported once; 0 otherwise.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Stage:
 
     @property
     def noun(self) -> str:
-        """What its units are called, be it one or several."""
+        """Name of the units, in the singular if there is only one."""
         return self.unit.removesuffix("s") if self.total == 1 else self.unit
 
     def said(self, done: int, reports: int, seconds: float, width: float = math.inf) -> str:
-        """How far it is, for people.
+        """Describes how far the stage is, for people.
 
         Args:
             done: Units done.
             reports: How often units were reported.
-            seconds: Time since the stage was entered.
-            width: Columns that there are for it; what matters least is left out.
+            seconds: Seconds since the stage was entered.
+            width: Characters that the text may have; the least important parts are left out.
         """
         parts = self._parts(done, reports, seconds)
         while len(parts) > 1 and len(", ".join(text for _, text in parts)) > width:
@@ -58,7 +58,7 @@ class Stage:
         return ", ".join(text for _, text in parts)
 
     def _parts(self, done: int, reports: int, seconds: float) -> list[tuple[int, str]]:
-        """What could be said; with numbers of which the lowest are said at any rate."""
+        """Returns the parts of the description, each with a rank; the highest rank goes first."""
         parts = [(0, f"{done} of {self.total} {self.noun}")]
         if self.tasks:
             parts.append((3, f"{reports} of {self.tasks} tasks"))
@@ -74,7 +74,7 @@ class Stage:
 
 
 def _bytes_unit(size: float) -> tuple[float, str]:
-    """The unit in which an amount of bytes has few digits."""
+    """Returns the factor and name of the unit in which an amount of bytes has few digits."""
     return next(((s, n) for s, n in ((1e9, "GB"), (1e6, "MB")) if size >= s), (1e3, "kB"))
 
 
@@ -85,19 +85,16 @@ def _clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows how far a stage has come; this one shows nothing.
+    """Shows how far a stage has come; this base class shows nothing.
 
-    For another display inherit from it, and override :meth:`entered` and :meth:`say`.
+    A display of another kind inherits from it and overrides :meth:`entered` and :meth:`say`.
     """
 
     @contextmanager
     def stage(
         self, name: str, total: int, unit: str, unit_bytes: float = 0.0, tasks: int = 0
     ) -> Iterator[Advance]:
-        """Enters a stage of ``total`` units; yields a function that reports units done.
-
-        See :class:`Stage`.
-        """
+        """Enters a :class:`Stage` of ``total`` units; yields a function that reports units done."""
         with self.entered(Stage(name, total, unit, unit_bytes, tasks)) as advance:
             yield advance
 
@@ -157,7 +154,8 @@ class Bar(Progress):
             TextColumn(f"{stage.name:{_NAME_WIDTH}}"), BarColumn(bar_width=_BAR_WIDTH),
             TimeElapsedColumn(), TextColumn("{task.fields[said]}"), console=console,
         )  # fmt: skip
-        # What is left of a line: a bar that does not fit would be squeezed to nothing.
+        # The text gets what the bar leaves of the line: rich squeezes a bar that does not fit to
+        # nothing.
         left = console.width - max(len(stage.name), _NAME_WIDTH) - _BAR_WIDTH - _CLOCK_WIDTH - 3
         start = time.monotonic()
         done = reports = 0
@@ -179,6 +177,6 @@ class Bar(Progress):
 
 
 def terminal_progress() -> Progress:
-    """A bar where standard error is a terminal that can move its cursor, lines elsewhere."""
+    """Returns a bar if standard error is a terminal that can move its cursor, else lines."""
     able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
     return Bar() if able else Lines()

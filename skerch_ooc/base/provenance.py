@@ -1,4 +1,4 @@
-"""When, where and with what a file was made; part of every file, but not of what it says."""
+"""Provenance of files: time, host and library versions, stored beside the identity, not in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of the libraries that are loaded (none is loaded for this), and of GPUs' driver."""
+    """Returns the versions of the libraries that are loaded, and of the NVIDIA driver.
+
+    It imports none of them: that would cost seconds, and memory that was not planned.
+    """
     names = ("numpy", "torch", "h5py", "scipy", "curvlinops", "distributed")
     versions = {"skerch_ooc": __version__, "python": platform.python_version()}
     for name in names:
@@ -39,7 +42,7 @@ def _versions() -> dict[str, str]:
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """A record of this moment: time, host, process, versions, and whatever is added."""
+    """Makes a record of time, host, process and versions now, with further entries ``more``."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "host": socket.gethostname(),
@@ -51,10 +54,10 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def warn_of_versions(records: Iterable[Mapping[str, Any]]) -> None:
-    """Says, in one warning, which libraries had several versions when files were made.
+    """Warns once of all libraries that had several versions when files were made.
 
     Args:
-        records: What :func:`provenance` made of each file.
+        records: The record of each file, as :func:`provenance` made it.
     """
     seen: dict[str, dict[str, int]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""What a process may use: memory, threads, and how both are found out."""
+"""Memory, threads and cores that a process may use: limits, Slurm, current and peak memory."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Resources:
-    """What one process may use.
+    """The memory, threads and device that one process may use.
 
     Attributes:
         memory: Peak resident memory in bytes, imports included.
         threads: Threads of the linear algebra (and of the operator) in one process.
-        workers: Processes that measure side by side. Where one process works for all of them
-            (merge, vectors) it may keep ``threads * workers`` cores busy.
+        workers: Processes that measure side by side. A stage that is one process (merge, vectors)
+            may keep ``threads * workers`` cores busy.
         device: The torch device on which merge and recovery multiply tiles.
-        remote_threads: Threads of each process on other machines; ``None`` if they are as here.
+        remote_threads: Threads of each process on other machines; ``None`` if the same as here.
     """
 
     memory: int
@@ -47,7 +47,7 @@ class Resources:
 
     @property
     def task_threads(self) -> int:
-        """Threads of the process that does a task."""
+        """Threads of the process that runs a task."""
         return self.remote_threads or self.threads
 
     @property
@@ -63,7 +63,7 @@ class Resources:
         workers: int = 1,
         device: str | None = None,
     ) -> Resources:
-        """Fills in what was not said.
+        """Makes resources, with defaults for the values that are not given.
 
         Args:
             memory: Bytes, or text such as ``"2GiB"``; by default 4 GiB, or the worker's share of
@@ -74,12 +74,12 @@ class Resources:
             device: The torch device of merge and recovery; by default the processor.
 
         Raises:
-            UsageError: If a value is out of range.
+            UsageError: If a value is out of range, or ``memory`` is not an amount.
         """
         if memory is None:
             given, share = _slurm_memory(os.environ), max(workers, 1)
             memory = min(_DEFAULT_MEMORY, psutil.virtual_memory().available // 2 // share)
-            # Workers that are started here share the one task that starts them.
+            # Local workers run inside the Slurm task that starts them, so they share its memory.
             memory = given // share if given else memory
         if isinstance(memory, str):
             memory = parse_bytes(memory)
@@ -111,7 +111,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """An amount of bytes for people: ``"1.5 GiB"``."""
+    """Formats an amount of bytes for people, such as ``"1.5 GiB"``."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
@@ -121,7 +121,7 @@ def format_bytes(count: float) -> str:
 
 
 def ask_for(needed: int) -> str:
-    """An amount to ask the user for: a tenth more, as no two processes or probes are equal."""
+    """Formats the memory to ask the user for: a tenth more, as no two processes are equal."""
     needed += needed // 10
     if needed >= _LARGE:
         return f"{needed // 2**30 + 1}GiB"
@@ -129,7 +129,7 @@ def ask_for(needed: int) -> str:
 
 
 def available_cores() -> int:
-    """Cores that this process may use: Slurm's word, else the scheduler's mask."""
+    """Returns the cores that this process may use: what Slurm states, else its affinity mask."""
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm) > 0:
         return int(slurm)
@@ -139,7 +139,7 @@ def available_cores() -> int:
 
 
 def _slurm_memory(environment: Mapping[str, str]) -> int | None:
-    """Nine tenths of what Slurm gave each task of this job; ``None`` where it does not say."""
+    """Returns nine tenths of the memory of each Slurm task; ``None`` where Slurm does not say."""
 
     def number(name: str) -> int:
         found = re.match("[0-9]+", environment.get(f"SLURM_{name}", "")) if in_job else None
@@ -147,19 +147,19 @@ def _slurm_memory(environment: Mapping[str, str]) -> int | None:
 
     in_job = "SLURM_JOB_ID" in environment
     per_core = number("MEM_PER_CPU") * max(number("CPUS_PER_TASK"), 1)
-    # Of a job over several nodes this begins with how many tasks the largest has.
+    # Over several nodes the value is a list such as "4(x2),1", which begins with the largest.
     per_task = per_core or number("MEM_PER_NODE") // max(number("TASKS_PER_NODE"), 1)
     return per_task * MIB * 9 // 10 or None
 
 
 def resident_memory() -> int:
-    """Resident memory of this process now, in bytes."""
+    """Returns the resident memory of this process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """What Linux says that this processor can do; nothing elsewhere."""
+    """Returns the processor's instruction set flags, as Linux lists them; none elsewhere."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -168,15 +168,16 @@ def processor_flags() -> frozenset[str]:
 
 
 def release_memory() -> None:
-    """Gives memory that is no longer used back to the system, where that can be asked for."""
+    """Returns unused memory to the system, where the C library can be asked to."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        # The allocator of glibc keeps what was freed; a stage that follows would be short of it.
+        # glibc keeps freed memory for itself: the resident memory of the process stays high, and
+        # the next stage, which plans with what is left, would have too little.
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Returns the largest resident memory of this process so far, in bytes."""
     with contextlib.suppress(OSError):
         # Not from getrusage, whose peak is inherited from the process that started this one.
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -190,14 +191,15 @@ def peak_memory() -> int:
 
 @contextlib.contextmanager
 def blas_threads(threads: int) -> Iterator[None]:
-    """Limits the threads of the linear algebra libraries of this process while it is entered."""
+    """Limits the threads of this process's linear algebra libraries within the context."""
     with threadpool_limits(limits=threads):
         yield
 
 
 @contextlib.contextmanager
 def operator_threads(threads: int) -> Iterator[None]:
-    """Limits the threads of whatever operators compute with: linear algebra libraries and torch."""
+    """Limits the threads that operators compute with: linear algebra libraries and torch."""
+    # Only if torch is loaded already: an operator that does not use it should not pay for it.
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
     with blas_threads(threads):
@@ -212,11 +214,12 @@ def operator_threads(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """As :func:`operator_threads`, for work that is going to use torch."""
+    """As :func:`operator_threads`, for work that uses torch."""
+    # Imported first, as limits only reach libraries that are loaded.
     importlib.import_module("torch")
     with operator_threads(threads):
         yield
 
 
 SPARE_BYTES = 48 * 1024**2
-"""Room for what is not counted one by one: Python's own objects, HDF5, the allocator's slack."""
+"""Bytes for what is not counted one by one: Python objects, HDF5, the slack of the allocator."""

@@ -1,4 +1,4 @@
-"""Streaming over tiles: several at once, results in order, never more than fit."""
+"""Streaming over tiles: how many fit into memory, an ordered parallel map, a pool of buffers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Value = TypeVar("Value")
 def tiles_in_flight(
     stage: str, resources: Resources, fixed: int, per_tile: int, *, tidy: bool = True
 ) -> int:
-    """How many tiles may be held at once; decides speed, never results.
+    """Returns how many tiles may be held at once; the number decides speed, never results.
 
     Args:
-        stage: For the error message.
+        stage: Name of the stage, for the error message.
         resources: Memory and cores.
         fixed: Bytes that the stage needs besides the tiles.
         per_tile: Bytes that each tile in flight needs.
-        tidy: Whether memory that is no longer used is given back first in any case, and not only
-            where it would be missed: that takes as long as a few tiles.
+        tidy: Whether to release unused memory first in any case. Otherwise it is released only if
+            memory is short, as that takes as long as a few tiles.
 
     Raises:
         UsageError: If not even one tile fits.
@@ -61,9 +61,9 @@ def ordered_map(
 ) -> Iterator[Value]:
     """Applies a function to items in ``in_flight`` threads; yields the results in order.
 
-    Besides those being worked on, one finished result may wait to be taken. While it runs the
-    linear algebra libraries of this process use one thread per call: so a result does not depend
-    on how many tiles are in flight.
+    Besides those that are being worked on, one finished result may wait to be taken. Meanwhile the
+    linear algebra libraries of this process use one thread per call, so that a result does not
+    depend on how many tiles are in flight.
     """
     with operator_threads(1):
         if in_flight == 1:
@@ -73,6 +73,7 @@ def ordered_map(
         with ThreadPoolExecutor(in_flight, thread_name_prefix="tile") as pool:
             try:
                 for item in items:
+                    # Waiting here bounds memory: without it the pool would queue all items at once.
                     if len(pending) > in_flight:
                         yield pending.popleft().result()
                     pending.append(pool.submit(function, item))
@@ -84,19 +85,22 @@ def ordered_map(
 
 
 class Pool(Generic[Value]):
-    """Buffers that are made when first needed and used again: fresh memory is slow memory."""
+    """A pool of buffers that are made when first needed and then reused.
+
+    Fresh memory is slow: the system zeroes each page of it on first use.
+    """
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make = make
         self._free: queue.SimpleQueue[Value] = queue.SimpleQueue()
 
     def take(self) -> Value:
-        """A buffer of unknown content."""
+        """Takes a buffer, of unknown content."""
         try:
             return self._free.get_nowait()
         except queue.Empty:
             return self._make()
 
     def give(self, value: Value) -> None:
-        """Hands a buffer back."""
+        """Gives a buffer back for reuse."""
         self._free.put(value)
