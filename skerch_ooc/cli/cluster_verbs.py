@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from skerch_ooc.base.errors import IncompleteError, UsageError
-from skerch_ooc.base.progress import Progress, terminal_progress
-from skerch_ooc.cli.group import operators_print_to_stderr, say_stopped, show_result, verb
+from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER, Progress, terminal_progress
+from skerch_ooc.cli.group import operators_print_to_stderr, show_result, verb
 from skerch_ooc.cli.options import (
     DEVICE,
     DIR,
     MAX_SECONDS,
     MEMORY,
     PATH,
-    THREADS,
     WORKING,
     WorkOptions,
-    with_options,
 )
 from skerch_ooc.cli.signals import budget_of
 
 
-@verb("task runs/hessian measure --index 0 --of 16")
-@with_options(DIR, WORKING, MEMORY, THREADS, DEVICE, MAX_SECONDS)
+@verb("task runs/hessian measure --index 0 --of 16", DIR, WORKING, MAX_SECONDS)
 @click.argument("stage", metavar="STAGE")
 @click.option("--index", type=int, required=True, metavar="I", help="Which share, from 0.")
 @click.option("--of", type=int, required=True, metavar="N", help="How many shares there are.")
@@ -59,7 +55,7 @@ def task(
         if assessment is not None:
             show_result(opened, "default", assessment, as_json=False)
         elif budget.stopped:
-            say_stopped(work.progress)
+            work.progress.say(STOPPED_IN_GOOD_ORDER)
 
 
 @contextlib.contextmanager
@@ -86,11 +82,10 @@ def _told_of_submission(
         raise click.exceptions.Exit(error.exit_code) from error
 
 
-def _by_stages(_: click.Context, option: click.Parameter, texts: Sequence[str]) -> Any:
+def _by_stages(_: click.Context, _option: click.Parameter, texts: Sequence[str]) -> Any:
     """Options of sbatch by the stage that they are for."""
     from skerch_ooc.executors.slurm.options import options_of_stages
 
-    del option
     return options_of_stages(texts)
 
 
@@ -104,8 +99,7 @@ def _text_of(_: click.Context, option: click.Parameter, path: Path | None) -> st
         ) from error
 
 
-@verb("submit runs/hessian --time 2:00:00 --mem 16G -- --qos=x")
-@with_options(DIR)
+@verb("submit runs/hessian --time 2:00:00 --mem 16G -- --qos=x", DIR)
 @click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[-- SBATCH-OPTION...]")
 @click.option("--time", metavar="T", help="Walltime of an element: 90, or 1:30:00.")
 @click.option("--partition", metavar="P", help="Partition of all jobs.")
@@ -131,7 +125,8 @@ def _text_of(_: click.Context, option: click.Parameter, path: Path | None) -> st
     "--tries", type=int, metavar="N",
     help="Submissions in a row without progress; default 3.",
 )  # fmt: skip
-@with_options(MEMORY, DEVICE)
+@MEMORY
+@DEVICE
 @click.option(
     "--executor", type=click.Choice(["arrays", "dask"]), metavar="arrays|dask",
     help="Job arrays (the default), or a job of Dask workers.",
@@ -162,8 +157,8 @@ def submit(
     options = JobOptions(**{name: value for name, value in given.items() if value is not None})
     done = submission.submit(rundir.open_run(directory), options, again=again, dry_run=dry_run)
     if done is None:
-        click.echo("nothing to submit: all stages are done; see skerch-ooc status "
-                   f"{shlex.quote(str(directory))}")  # fmt: skip
+        where = quoted(directory)
+        click.echo(f"nothing to submit: all stages are done; see skerch-ooc status {where}")
     elif dry_run:
         click.echo(tables.dry_run_text(done))
     else:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER, Progress
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.base.version import __version__
+from skerch_ooc.cli.options import Option, with_options
 
 if TYPE_CHECKING:
     from skerch_ooc.cli.options import ResultOptions
@@ -52,9 +53,14 @@ def cli() -> None:
     """
 
 
-def verb(example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Makes a function a verb, whose help ends with an example."""
-    return cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
+def verb(example: str, *options: Option) -> Callable[[Callable[..., Any]], click.Command]:
+    """Makes a function a verb of these options and arguments, whose help ends with an example."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        declare = cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
+        return declare(with_options(function, *options))
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -73,7 +79,7 @@ def complete(planned: Planned, work: Work, shown: ResultOptions) -> None:
     with operators_print_to_stderr():
         assessment = run_all(planned, work)
     if assessment is None:
-        say_stopped(work.progress)
+        work.progress.say(STOPPED_IN_GOOD_ORDER)
         return
     show_result(planned.run, "default", assessment, as_json=shown.as_json)
     require_tolerance(planned.run.plan, assessment)
@@ -83,26 +89,15 @@ def complete(planned: Planned, work: Work, shown: ResultOptions) -> None:
 def show_result(run: Run, name: str, assessment: Assessment, *, as_json: bool) -> None:
     """Prints the figures of a result, and what they advise."""
     from skerch_ooc.cli import tables
-    from skerch_ooc.results.advice import Found
-    from skerch_ooc.store.result_files import result_path
 
-    if as_json:
-        print_json(assessment.as_json())
-    else:
-        click.echo(tables.result_table(result_path(run, name), assessment))
-        click.echo(tables.advice_text(Found.of(run, name, assessment)))
+    show(assessment, lambda found: tables.result_text(run, name, found), as_json=as_json)
 
 
-def print_json(value: Any) -> None:
-    """Prints figures as JSON."""
-    click.echo(json_of(value))
+def show(found: Any, text_of: Callable[[Any], str], *, as_json: bool) -> None:
+    """Prints figures as text, or as JSON."""
+    click.echo(json_of(found.as_json()) if as_json else text_of(found))
 
 
 def json_of(value: Any) -> str:
     """Figures as JSON, in the order of their names."""
     return json.dumps(value, indent=1, sort_keys=True)
-
-
-def say_stopped(progress: Progress) -> None:
-    """Says that a run stopped in good order."""
-    progress.say(STOPPED_IN_GOOD_ORDER)

@@ -100,13 +100,10 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except OocError as error:
         click.echo(f"skerch-ooc: {error}", err=True)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in _NO_WRITING:
-            click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
-            return OTHER_FAILURE
-        click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
-        return IncompleteError.exit_code
-    except MemoryError as error:
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_WRITING:
+            click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
+            return IncompleteError.exit_code
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from skerch_ooc.executors.executor import Executor
     from skerch_ooc.executors.work import Work
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+"""What gives a command an option or an argument, or several."""
 
 
 class _NamedPath(click.Path):
@@ -71,12 +72,9 @@ MEMORY = click.option(
 )
 THREADS = click.option("--threads", type=int, metavar="N", help="Threads of a process.")
 SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
     help="Replace a value of the spec, such as seed=2.",
-)
+)  # fmt: skip
 DEVICE = click.option(
     "--device", metavar="NAME", help="Torch device of operator and tiles, such as cuda."
 )
@@ -121,6 +119,7 @@ MAX_ERROR = click.option(
     "--max-relative-error", type=float, metavar="E", callback=positive,
     help="Exit with 3 if the relative error is above E.",
 )  # fmt: skip
+PLAN_ONLY = click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
 NAME = click.option("--name", metavar="NAME", help="Folder of the result, in results/.")
 RESULT = click.option(
     "--name", metavar="NAME", help="Folder of the result, in results/.", default="default"
@@ -226,7 +225,7 @@ class ResultOptions:
     as_json: bool
 
 
-def gathered(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def gathered(name: str, kind: type[Any], *options: Option) -> Option:
     """Gives a command options, and the values of all that a class has fields for as one argument.
 
     Args:
@@ -235,37 +234,31 @@ def gathered(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Call
         options: The options; others of the command may belong to the argument as well.
     """
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Any) -> Any:
         @functools.wraps(command)
         def with_one(**values: Any) -> Any:
             own = {key: values.pop(key) for key in kind.__dataclass_fields__ if key in values}
             return command(**{name: kind(**own)}, **values)
 
-        decorated: Callable[..., Any] = with_options(*options)(with_one)
-        return decorated
+        return with_options(with_one, *options)
 
     return decorate
 
 
-def with_options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Gives a command several arguments and options, in this order."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
+def with_options(command: Any, *options: Option) -> Any:
+    """A command with several arguments and options, in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
-WORKING = gathered("working", WorkOptions)
-PLACE = gathered("working", WorkOptions, *_WHERE)
+WORKING = gathered("working", WorkOptions, MEMORY, THREADS, DEVICE)
+PLACE = gathered("working", WorkOptions, *_WHERE, MEMORY, THREADS, DEVICE)
 SHOWN = gathered("shown", ResultOptions, MAX_ERROR, JSON)
 
 
-def number(_: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+def number(_: click.Context, _option: click.Parameter, text: str | None) -> int | str | None:
     """The whole number that a text is, or the text; for click."""
-    del option
     if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
         return text
     return int(text)

@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from skerch_ooc.base.progress import terminal_progress
-from skerch_ooc.cli.group import print_json, show_result, verb
-from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, RESULT, THREADS, with_options
+from skerch_ooc.cli.group import show, show_result, verb
+from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, RESULT, THREADS
 
 
-@verb("assess runs/hessian --max-relative-error 0.01")
-@with_options(DIR, RESULT, MAX_ERROR, JSON)
+@verb("assess runs/hessian --max-relative-error 0.01", DIR, RESULT, MAX_ERROR, JSON)
 def assess(directory: Path, name: str, max_relative_error: float | None, as_json: bool) -> None:
     """Estimate the error of a result, with its probability bounds."""
     from skerch_ooc.pipeline import steps
@@ -23,8 +22,7 @@ def assess(directory: Path, name: str, max_relative_error: float | None, as_json
     steps.require_quality(assessment, max_relative_error)
 
 
-@verb("estimates runs/hessian --json")
-@with_options(DIR, RESULT, MEMORY, THREADS, JSON)
+@verb("estimates runs/hessian --json", DIR, RESULT, MEMORY, THREADS, JSON)
 def estimates(
     directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
 ) -> None:
@@ -36,14 +34,10 @@ def estimates(
         steps.open_run(directory), name, memory=memory,
         threads=threads, progress=terminal_progress(),
     )  # fmt: skip
-    if as_json:
-        print_json(found.as_json())
-    else:
-        click.echo(tables.estimates_table(found))
+    show(found, tables.estimates_table, as_json=as_json)
 
 
-@verb("report runs/hessian --output hessian.html")
-@with_options(DIR, RESULT)
+@verb("report runs/hessian --output hessian.html", DIR, RESULT)
 @click.option(
     "--output", metavar="FILE", type=click.Path(path_type=Path),
     help="Write the page alone there; default: to the result.",

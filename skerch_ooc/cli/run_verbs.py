@@ -10,32 +10,29 @@ from typing import Any
 import click
 
 from skerch_ooc.base.errors import UsageError, quoted
-from skerch_ooc.cli.group import complete, operators_print_to_stderr, print_json, say_stopped, verb
+from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
+from skerch_ooc.cli.group import complete, operators_print_to_stderr, show, verb
 from skerch_ooc.cli.options import (
-    DEVICE,
     DIR,
     JSON,
     MAX_SECONDS,
-    MEMORY,
     NAME,
     PLACE,
+    PLAN_ONLY,
     PLANNED_SPEC,
     RUN,
     SET,
     SHOWN,
     SPEC,
-    THREADS,
     WORKING,
     ResultOptions,
     WorkOptions,
     factor,
     number,
-    with_options,
 )
 
 
-@verb("plan hessian.toml --run runs/hessian --set seed=2")
-@with_options(SPEC, RUN, WORKING, MEMORY, THREADS, DEVICE, SET, JSON)
+@verb("plan hessian.toml --run runs/hessian --set seed=2", SPEC, RUN, WORKING, SET, JSON)
 def plan(
     spec: Path, run_dir: Path, working: WorkOptions, overrides: Sequence[str], *, as_json: bool
 ) -> None:
@@ -49,14 +46,10 @@ def plan(
 
     with operators_print_to_stderr():
         planned = start.make_plan(Spec.from_toml(spec, overrides), run_dir, working.work())
-    if as_json:
-        print_json(planned.as_json())
-    else:
-        click.echo(tables.plan_table(planned))
+    show(planned, tables.plan_table, as_json=as_json)
 
 
-@verb("probe hessian.toml --memory 2GiB")
-@with_options(SPEC, WORKING, MEMORY, THREADS, DEVICE, SET, JSON)
+@verb("probe hessian.toml --memory 2GiB", SPEC, WORKING, SET, JSON)
 def probe(spec: Path, working: WorkOptions, overrides: Sequence[str], *, as_json: bool) -> None:
     """Examine an operator; says what a run would cost, writes nothing.
 
@@ -68,16 +61,12 @@ def probe(spec: Path, working: WorkOptions, overrides: Sequence[str], *, as_json
 
     with operators_print_to_stderr():
         probed = start.probe_operator(Spec.from_toml(spec, overrides), working.work())
-    if as_json:
-        print_json(probed.as_json())
-    else:
-        click.echo(tables.probe_table(probed))
+    show(probed, tables.probe_table, as_json=as_json)
 
 
-@verb("run hessian.toml --run runs/hessian --memory 2GiB")
-@with_options(
-    PLANNED_SPEC, RUN, PLACE, MEMORY, THREADS, DEVICE, SET,
-    MAX_SECONDS, SHOWN,
+@verb(
+    "run hessian.toml --run runs/hessian --memory 2GiB",
+    PLANNED_SPEC, RUN, PLACE, SET, MAX_SECONDS, SHOWN,
 )  # fmt: skip
 def run(
     spec: Path | None, run_dir: Path, working: WorkOptions, overrides: Sequence[str],
@@ -107,15 +96,12 @@ def run(
     complete(planned, work, shown)
 
 
-@verb("extend runs/hessian --measurements 800")
-@with_options(
-    DIR, PLACE, MEMORY, THREADS, DEVICE, MAX_SECONDS, SHOWN,
-)  # fmt: skip
+@verb("extend runs/hessian --measurements 800", DIR, PLACE, MAX_SECONDS, SHOWN)
 @click.option(
     "--measurements", type=int, required=True, metavar="M",
     help="Columns of the sketch, all together.",
 )  # fmt: skip
-@click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
+@PLAN_ONLY
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
     directory: Path, working: WorkOptions, shown: ResultOptions, measurements: int, *,
@@ -136,10 +122,7 @@ def extend(
         complete(start.planned_before(grown), work, shown)
 
 
-@verb("update runs/hessian --factory my.py:make --arg batch=8")
-@with_options(
-    DIR, PLACE, MEMORY, THREADS, DEVICE, MAX_SECONDS, SHOWN,
-)  # fmt: skip
+@verb("update runs/hessian --factory my.py:make --arg batch=8", DIR, PLACE, MAX_SECONDS, SHOWN)
 @click.option(
     "--factory", required=True, metavar="NAME",
     help="What makes B; see above.",
@@ -160,7 +143,7 @@ def extend(
     help="The most parts that B is measured in.",
 )  # fmt: skip
 @click.option("--again", is_flag=True, help="Add what the last update added once more.")
-@click.option("--plan-only", is_flag=True, help="Measure later, by measure or submit.")
+@PLAN_ONLY
 def update(
     directory: Path, working: WorkOptions, shown: ResultOptions, *, plan_only: bool, **added: Any
 ) -> None:
@@ -181,8 +164,7 @@ def update(
         complete(planned, work, shown)
 
 
-@verb("measure runs/hessian --executor dask --workers 8")
-@with_options(DIR, PLACE, MEMORY, THREADS, DEVICE, MAX_SECONDS)
+@verb("measure runs/hessian --executor dask --workers 8", DIR, PLACE, MAX_SECONDS)
 def measure(directory: Path, working: WorkOptions) -> None:
     """Measure what is missing; nothing published is measured again."""
     from skerch_ooc.pipeline import steps
@@ -196,11 +178,10 @@ def measure(directory: Path, working: WorkOptions) -> None:
         click.echo(f"all columns that are known by now are measured; next: "
                    f"skerch-ooc merge {quoted(directory)}")  # fmt: skip
     else:
-        say_stopped(work.progress)
+        work.progress.say(STOPPED_IN_GOOD_ORDER)
 
 
-@verb("merge runs/hessian --memory 2GiB")
-@with_options(DIR, PLACE, MEMORY, THREADS, DEVICE)
+@verb("merge runs/hessian --memory 2GiB", DIR, PLACE)
 @click.option(
     "--rechunk/--no-rechunk", default=None,
     help="Write row shards too; default: if there are many.",
@@ -215,8 +196,7 @@ def merge(directory: Path, working: WorkOptions, *, rechunk: bool | None) -> Non
     click.echo(f"merged; next: skerch-ooc {following} {quoted(directory)}")
 
 
-@verb("recover runs/hessian --method singlepass --name again")
-@with_options(DIR, NAME, PLACE, MEMORY, THREADS, DEVICE)
+@verb("recover runs/hessian --method singlepass --name again", DIR, NAME, PLACE)
 @click.option("--method", metavar="NAME", help="Instead of the plan's method.")
 @click.option(
     "--core", callback=number, metavar="C", help="How much of the core to invert, or auto."

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from skerch_ooc.base.errors import quoted
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.results.advice import Step, advise
+from skerch_ooc.results.advice import Found, Step, advise
 from skerch_ooc.results.assess import CONFIDENCE, count_within
 from skerch_ooc.results.words import (
     NOUNS,
@@ -25,7 +25,7 @@ from skerch_ooc.results.words import (
     plain,
     products_text,
 )
-from skerch_ooc.store.result_files import VALUES, command_on
+from skerch_ooc.store.result_files import VALUES, command_on, result_path
 from skerch_ooc.store.sealed import SealedFile
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.start import Planned, Probed
     from skerch_ooc.pipeline.status import Status
     from skerch_ooc.pipeline.submission import Submitted
-    from skerch_ooc.results.advice import Found
     from skerch_ooc.results.assess import Assessment
     from skerch_ooc.results.estimates import Estimates, Figure
+    from skerch_ooc.store.rundir import Run
 
 _SHOWN_VALUES = 15
 _VALUES_IN_A_ROW = 5
 _WIDTH = 80
+_VALUE_WIDTH = 64
 _COPIED = ("/", "skerch-ooc ", "scancel ")
 """Signs of what people copy, a path or a command, which is not broken."""
 _KEPT = "\u00a0"
@@ -152,11 +153,12 @@ def _found_by(findings: Probe, products: int, costs: Estimate) -> list[Row]:
         if n > 1
     ]
     more = f"more than {costs.useful_workers} do not help"
+    on_workers = textwrap.wrap("; ".join(filter(None, [", ".join(times), more])), _VALUE_WIDTH)
     return [
         ("probe", f"{products} products: asymmetry {findings.asymmetry:.1e}, "
                   f"repetition {findings.repetition:.1e}, norm {findings.norm:.3g}"),
         ("time", f"{format_seconds(costs.seconds or 0.0)} of products in one process"),
-        ("on workers", "; ".join(filter(None, [", ".join(times), more]))),
+        *(("" if number else "on workers", line) for number, line in enumerate(on_workers)),
     ]  # fmt: skip
 
 
@@ -278,6 +280,12 @@ def submitted_table(submitted: Submitted, directory: Path) -> str:
 def _elements_of(job: Job) -> str:
     count = f", {_count(len(job.indices), 'element')}" if job.indices else ""
     return count + (f" of at most {job.longest} tasks" if job.longest > 1 else "")
+
+
+def result_text(run: Run, name: str, assessment: Assessment) -> str:
+    """The figures of a result, and what they advise."""
+    advice = advice_text(Found.of(run, name, assessment))
+    return f"{result_table(result_path(run, name), assessment)}\n{advice}"
 
 
 def result_table(path: Path, assessment: Assessment) -> str:

@@ -9,12 +9,11 @@ import click
 
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.progress import terminal_progress
-from skerch_ooc.cli.group import json_of, print_json, verb
-from skerch_ooc.cli.options import DIR, JSON, positive, with_options
+from skerch_ooc.cli.group import json_of, show, verb
+from skerch_ooc.cli.options import DIR, JSON, positive
 
 
-@verb("status runs/hessian --watch")
-@with_options(DIR, JSON)
+@verb("status runs/hessian --watch", DIR, JSON)
 @click.option("--watch", is_flag=True, help="Show it again until all is done, or nobody works.")
 @click.option(
     "--interval", type=float, default=5.0, show_default=True, metavar="S", callback=positive,
@@ -40,8 +39,7 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
         shown = text
 
 
-@verb("verify runs/hessian")
-@with_options(DIR)
+@verb("verify runs/hessian", DIR)
 def verify(directory: Path) -> None:
     """Read every byte of every file of a run, and check it.
 
@@ -61,8 +59,7 @@ def verify(directory: Path) -> None:
         click.echo(f"not measured, or gone: {missing}; next: {opened.how_to_measure()}")
 
 
-@verb("clean runs/hessian --sketch --dry-run")
-@with_options(DIR, JSON)
+@verb("clean runs/hessian --sketch --dry-run", DIR, JSON)
 @click.option("--sketch", is_flag=True, help="Also what merge made, and can make again.")
 @click.option("--shards", is_flag=True, help="Also the shards of a finished run; results stay.")
 @click.option(
@@ -85,7 +82,4 @@ def clean(
         rundir.open_run(directory), sketch=sketch, shards=shards, older_than=older_than,
         dry_run=dry_run, progress=terminal_progress() if shards else None,
     )  # fmt: skip
-    if as_json:
-        print_json(done.as_json())
-    else:
-        click.echo(tables.cleaning_table(done))
+    show(done, tables.cleaning_table, as_json=as_json)
