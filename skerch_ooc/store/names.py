@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.planning.plan import Plan
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
 from skerch_ooc.planning.sides import CORANGE, RANGE
 
 Folder = tuple[str, ...]
@@ -118,6 +119,19 @@ class FileKind:
             if self.is_name(path.name, **wanted)
             and self.lies_in(path.relative_to(directory).parts[:-1])
         )
+
+    def identity(self, run_id: str, **more: object) -> dict[str, Any]:
+        """What a file of this kind says it is, in JSON values.
+
+        Args:
+            run_id: Of the run that it belongs to.
+            **more: What tells it from others of its kind; a range is stated by its two ends.
+        """
+        stated = {
+            key: [value.start, value.stop] if isinstance(value, Range) else value
+            for key, value in more.items()
+        }
+        return {"format": FORMAT_VERSION, "type": self.type, "run": run_id, **stated}
 
     @cached_property
     def _parsed(self) -> list[tuple[str, str | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted, shown_list
-from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.store import names
@@ -138,13 +138,8 @@ def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str
         settings: Method, core, rank and kind of vectors.
     """
     implicit = {"vectors": "implicit"} if settings.vectors == "implicit" else {}
-    return {
-        "format": FORMAT_VERSION,
-        "type": plan.identity.kind,
-        "run": plan.run_id,
-        "sketch": digest,
-        "settings": settings.as_json() | implicit,
-    }
+    kind, stated = names.RESULT[plan.identity.kind], settings.as_json() | implicit
+    return kind.identity(plan.run_id, sketch=digest, settings=stated)
 
 
 def opened_result(path: Path) -> SealedFile:

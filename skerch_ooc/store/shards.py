@@ -22,7 +22,7 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, is_there, size_of
 from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
-from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import dtype_of_part, rows_of_part
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import measured_anew, merge_command, merged_anew
@@ -72,15 +72,9 @@ class Rectangle:
 
     def identity(self, run_id: str) -> dict[str, Any]:
         """What the shard's identity says, but for its data."""
-        return {
-            "format": FORMAT_VERSION,
-            "type": "shard",
-            "run": run_id,
-            "role": self.role,
-            "part": self.part,
-            "columns": [self.columns.start, self.columns.stop],
-            "rows": [self.rows.start, self.rows.stop],
-        }
+        return names.COLUMN_SHARD.identity(
+            run_id, role=self.role, part=self.part, columns=self.columns, rows=self.rows
+        )
 
 
 def publish_shard(

@@ -22,7 +22,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning.plan import FORMAT_VERSION, Cut, Plan
+from skerch_ooc.planning.plan import Cut, Plan
 from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
 from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
@@ -89,12 +89,7 @@ def is_later_role(role: str) -> bool:
 
 def basis_identity(plan: Plan, sketch_digest: str) -> dict[str, Any]:
     """What the file of the basis of a sketch says it is."""
-    return {
-        "format": FORMAT_VERSION,
-        "type": "basis",
-        "run": plan.run_id,
-        "sketch": sketch_digest,
-    }
+    return names.BASIS.identity(plan.run_id, sketch=sketch_digest)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, 
 from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
-from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import RANGE, Side
 from skerch_ooc.planning.tasks import merge_runs
 from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
@@ -473,14 +472,10 @@ class _SideMerge:
         return SketchReader(self._run, self._folder, rows, self.side, wanted)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
-        identity = {
-            "format": FORMAT_VERSION,
-            "type": "sums",
-            "run": self.plan.run_id,
-            "sketch": self._sketch.digest,
-            "tiles": [tiles.start, tiles.stop],
-            "columns": {role: [r.start, r.stop] for role, r in self.side.sketches.items()},
-        }
+        columns = {role: [r.start, r.stop] for role, r in self.side.sketches.items()}
+        identity = names.TOTAL_SUMS.identity(
+            self.plan.run_id, sketch=self._sketch.digest, tiles=tiles, columns=columns
+        )
         # Where they are those of the columns, in the same order, nothing more is said.
         if self.side.noise != self.side.sketches or self.side.name != RANGE:
             identity["noise"] = {name: [r.start, r.stop] for name, r in self.side.noise.items()}

@@ -15,7 +15,7 @@ from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_sealed
@@ -94,12 +94,7 @@ def prepare_noise(sketch: Sketch, side: Side) -> NoiseReader:
 
 def _write_noise(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:
     path: Path = sketch.folder / names.NOISE.name(noise=name)
-    identity = {
-        "format": FORMAT_VERSION,
-        "type": "noise",
-        "run": plan.run_id,
-        "noise": name,
-    }
+    identity = names.NOISE.identity(plan.run_id, noise=name)
     if (kept := open_if_there(path)) is not None:
         return _of_noise(kept, identity)
     rows = Range(0, height_of_noise(plan, name))

@@ -24,12 +24,12 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import canonical_json, remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.methods import METHODS
-from skerch_ooc.planning.plan import FORMAT_VERSION
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.rundir import Run
@@ -73,13 +73,7 @@ def recipe_identity(run: Run, sketch: str, of: Mapping[str, Any]) -> dict[str, A
         sketch: The digest of the sketch.
         of: ``{"settings": ...}`` of a result, or ``{"round": ...}``, which a basis follows.
     """
-    return {
-        "format": FORMAT_VERSION,
-        "type": "recipe",
-        "run": run.plan.run_id,
-        "sketch": sketch,
-        **of,
-    }
+    return names.RECIPE.identity(run.plan.run_id, sketch=sketch, **of)
 
 
 def publish_recipes(

@@ -25,7 +25,7 @@ from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.work import Work
-from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
+from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.tasks import pieces_of
 from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
@@ -190,15 +190,11 @@ class MatrixFiles:
         return layout_of(self.plan, self.matrix, height, self.recipe.vectors.rank)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
-        return {
-            "format": FORMAT_VERSION,
-            "type": "gram" if self.gram else "piece",
-            "run": self.plan.run_id,
-            "sketch": self.recipes.identity["sketch"],
-            "recipe": self.recipes.content,
-            "matrix": self.matrix,
-            "tiles": [tiles.start, tiles.stop],
-        }
+        kind, sketch = names.GRAM if self.gram else names.PIECE, self.recipes.identity["sketch"]
+        return kind.identity(
+            self.plan.run_id, sketch=sketch, recipe=self.recipes.content, matrix=self.matrix,
+            tiles=tiles,
+        )  # fmt: skip
 
 
 def _ignore(_: int) -> None:
