@@ -52,10 +52,7 @@ class Range:
 
 def cut(whole: Range, width: int) -> list[Range]:
     """Cuts a range into consecutive pieces of ``width``; the last may be shorter."""
-    return [
-        Range(start, min(start + width, whole.stop))
-        for start in range(whole.start, whole.stop, width)
-    ]
+    return TileRanges(whole, width)[:]
 
 
 @dataclass(frozen=True)

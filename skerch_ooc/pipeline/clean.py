@@ -12,7 +12,7 @@ real folders of the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -95,16 +95,18 @@ class Cleaning:
 class _Going:
     """The files that may be removed, each once, by the reason; and why others are kept."""
 
-    kept: list[str] = field(default_factory=list)
-    kinds: dict[str, list[Entry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    finished: bool = True
+    kept: list[str]
+    kinds: dict[Entry, str] = field(default_factory=dict)
 
-    def add(self, kind: str, entries: Sequence[Entry]) -> None:
-        taken = {entry.path for known in self.kinds.values() for entry in known}
-        self.kinds[kind] += [entry for entry in entries if entry.path not in taken]
+    def add(self, kind: str, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.kinds.setdefault(entry, kind)
 
-    def size(self, *kinds: str) -> int:
-        return sum(entry.size for kind in kinds for entry in self.kinds[kind])
+    def of(self, kind: str) -> list[Entry]:
+        return [entry for entry, own in self.kinds.items() if own == kind]
+
+    def size(self, kind: str) -> int:
+        return sum(entry.size for entry in self.of(kind))
 
 
 def clean(
@@ -151,7 +153,7 @@ def clean(
             publish_mark(run, mark)
     steps = [LEFTOVERS, SUPERSEDED, DUPLICATES]
     steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
-    entries = [(kind, entry) for kind in steps for entry in going.kinds[kind]]
+    entries = [(kind, entry) for kind in steps for entry in going.of(kind)]
     if not dry_run:
         gone = {e.path for e in remove_entries(run.directory, [entry for _, entry in entries])}
         entries = [(kind, entry) for kind, entry in entries if entry.path in gone]
@@ -183,7 +185,6 @@ def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> 
     except (IncompleteError, CorruptError) as error:
         if whole:
             raise
-        going.finished = False
         going.kept.append(f"all but leftovers: {error}")
     return going
 
@@ -275,9 +276,7 @@ def _heads_first(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _larger(going: _Going, sketch: bool, shards: bool) -> dict[str, int]:
-    """What further options would free."""
-    if not going.finished:
-        return {}
+    """What further options would free; nothing of a run that is not finished."""
     found = {}
     if not (sketch or shards):
         found["--sketch"] = going.size(SKETCH)

@@ -102,17 +102,14 @@ class Needs:
         Raises:
             CorruptError: If one of them is damaged.
         """
-        used = [Rectangle.from_name(name) for name in self.shards]
+        used = [shard for name in self.shards if (shard := Rectangle.from_name(name))]
         found, relied_on = [], set()
         for entry in inventory.inside((names.SHARDS,)):
             shard = Rectangle.from_name(entry.name)
             if shard is None or entry.name in self.shards:
                 continue
-            others = [
-                other
-                for other in used
-                if other and _alike(other, shard) and len(other.columns.common(shard.columns))
-            ]
+            alike = (other for other in used if other.strip == shard.strip)
+            others = [other for other in alike if other.columns.common(shard.columns)]
             if not gaps(shard.columns, [other.columns for other in others]):
                 relied_on |= {other.name for other in others}
                 found.append(entry)
@@ -207,10 +204,6 @@ def _sketch_of(path: Path) -> Any:
     """The sketch that a file says it is of."""
     file = open_if_there(path)
     return None if file is None else file.identity.get("sketch")
-
-
-def _alike(one: Rectangle, other: Rectangle) -> bool:
-    return (one.role, one.part, one.rows) == (other.role, other.part, other.rows)
 
 
 def require_finished(run: Run) -> None:

@@ -24,7 +24,6 @@ def measure_seconds(
     workers: int,
     *,
     overhead: float = TASK_OVERHEAD,
-    start_seconds: float = 0.0,
 ) -> float:
     """The wall time of independent tasks on equal workers.
 
@@ -32,7 +31,6 @@ def measure_seconds(
         task_seconds: Seconds of each task, in the order in which they are handed out.
         workers: How many workers there are, from the beginning to the end.
         overhead: Seconds of the scheduler for each task.
-        start_seconds: Seconds that a worker takes before its first task.
 
     Returns:
         Seconds until the last task is done; 0 if there are no tasks.
@@ -47,7 +45,7 @@ def measure_seconds(
     ends = [0.0] * min(workers, len(task_seconds))
     for number, seconds in enumerate(task_seconds, 1):
         heapq.heapreplace(ends, max(ends[0], number * overhead) + seconds)
-    return start_seconds + max(ends)
+    return max(ends)
 
 
 def useful_workers(task_seconds: Sequence[float], *, overhead: float = TASK_OVERHEAD) -> int:

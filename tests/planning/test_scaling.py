@@ -50,11 +50,8 @@ class TestSecondsOfMeasuring:
     def test_tasks_are_handed_out_one_after_the_other(self):
         assert measure_seconds([8.0] * 4, 2, overhead=0.5) == 17.0
 
-    def test_the_start_of_a_worker_comes_first(self):
-        assert measure_seconds([2.0] * 4, 2, overhead=0, start_seconds=3) == 7.0
-
-    def test_nothing_to_do_starts_no_worker(self):
-        assert measure_seconds([], 2, start_seconds=3) == 0.0
+    def test_nothing_to_do_takes_no_time(self):
+        assert measure_seconds([], 2) == 0.0
 
     @pytest.mark.parametrize("workers", [0, -1])
     def test_no_workers_are_refused(self, workers):
