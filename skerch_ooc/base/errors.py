@@ -28,6 +28,11 @@ def quoted(path: object) -> str:
     return shlex.quote(str(path))
 
 
+def counted(number: int, name: str) -> str:
+    """A number of things: ``"1 file"``, ``"2 files"``."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 class OocError(Exception):
     """A condition that the user can act on; its text states the cause, the values and what to do.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from skerch_ooc.base.errors import quoted
+from skerch_ooc.base.errors import counted, quoted
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Found, Step, advise
@@ -203,11 +203,7 @@ def _next_line(state: Status, queue: QueueStatus | None) -> str:
     if queue and queue.waiting is None:
         return f"unknown, as {queue.queue}; if nothing is in the queue: {state.next}"
     waiting = (queue.waiting or 0) + sum(queue.others.values()) if queue else 0
-    return f"wait: {_count(waiting, 'element')} in the queue" if waiting else state.next
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"wait: {counted(waiting, 'element')} in the queue" if waiting else state.next
 
 
 def _queue_rows(queue: QueueStatus, *, done: bool) -> list[Row]:
@@ -220,7 +216,7 @@ def _queue_rows(queue: QueueStatus, *, done: bool) -> list[Row]:
         why = f"{_KEPT}({', '.join(job.reasons)})" if job.reasons else ""
         rows.append((job.stage, f"job {job.job}: {counts}{why}"))
     for number, count in queue.others.items():
-        rows.append(("also", f"submission {number}: {_count(count, 'element')} in the queue"))
+        rows.append(("also", f"submission {number}: {counted(count, 'element')} in the queue"))
     if queue.last_failing:
         rows += [("last failing", queue.last_failing), ("", queue.reason or "")]
     return rows
@@ -246,7 +242,7 @@ def cleaning_table(cleaning: Cleaning) -> str:
     head = f"{cleaning.directory}: {done if cleaning.freed else 'nothing to remove'}"
     listed = [f"  {one.path}  {one.bytes}" for one in cleaning.freed if cleaning.dry_run]
     return _listing("\n".join([head, *listed]), [
-        *((kind, f"{_count(files, 'file')}, {format_bytes(size)}: {_KINDS[kind]}")
+        *((kind, f"{counted(files, 'file')}, {format_bytes(size)}: {_KINDS[kind]}")
           for kind, (files, size) in cleaning.counts().items()),
         *(("kept", reason) for reason in cleaning.kept),
         ("not ours", ", ".join(cleaning.strangers[:4]) or None),
@@ -278,7 +274,7 @@ def submitted_table(submitted: Submitted, directory: Path) -> str:
 
 
 def _elements_of(job: Job) -> str:
-    count = f", {_count(len(job.indices), 'element')}" if job.indices else ""
+    count = f", {counted(len(job.indices), 'element')}" if job.indices else ""
     return count + (f" of at most {job.longest} tasks" if job.longest > 1 else "")
 
 

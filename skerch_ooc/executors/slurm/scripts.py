@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skerch_ooc.base.errors import counted
 from skerch_ooc.executors.slurm.elements import Elements
 from skerch_ooc.executors.slurm.logs import BEGINNING, ending
 from skerch_ooc.executors.slurm.options import DASK, WARNING_SECONDS
@@ -81,7 +82,7 @@ def array_job(
     throttle = f"%{options.throttle}" if options.throttle else ""
     sbatch = _sbatch(run, submission, stage.name, str(stage), f"{elements.ranges}{throttle}")
     each = "" if count == 1 else f", at most {elements.longest} each"
-    title = f"{_count(tasks, 'task')} in {_count(count, 'element')} of a job array{each}."
+    title = f"{counted(tasks, 'task')} in {counted(count, 'element')} of a job array{each}."
     seconds = options.seconds(stage.name)
     limits = _limits(options.memory, options.device_of(stage.name), seconds)
     body = _filled(
@@ -126,7 +127,7 @@ def dask_job(run: Path, submission: Submission, workers: int) -> Job:
         options=" ".join(_limits(options.memory, options.device, seconds)),
         cluster=shared.partition("\n")[2].rstrip("\n"),
     )
-    title = f"all stages on {_count(workers, 'worker')}, in one job."
+    title = f"all stages on {counted(workers, 'worker')}, in one job."
     return Job(DASK, _script(title, run, submission, DASK, sbatch, body), sbatch, (), 0)
 
 
@@ -203,7 +204,3 @@ def _filled(template: str, **values: str) -> str:
     """A template with values for its ``{{ names }}``; Jinja2 would take longer than all else."""
     text = (_TEMPLATES / template).read_text()
     return re.sub(r"\{\{ (\w+) \}\}", lambda name: values[name[1]], text)
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
