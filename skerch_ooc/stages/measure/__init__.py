@@ -1,1 +1,1 @@
-"""Blocks of products, from the operator to sealed shards."""
+"""Measure: blocks of products, from the operator to column shards."""

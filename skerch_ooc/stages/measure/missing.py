@@ -1,7 +1,8 @@
-"""Which tasks of a round are left to be measured, without making millions of them at once.
+"""The measure tasks of a round whose shards are missing, without holding millions of them at once.
 
-Blocks are cut evenly, and what is missing are few ranges of columns. So the tasks are kept as
-stretches of consecutive blocks, counted by arithmetic, and made one by one as they are taken.
+The plan cuts columns evenly into blocks, and the missing columns form a few ranges. So this module
+keeps tasks as stretches of consecutive blocks, counts them by arithmetic, and makes each one when
+it is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Blocks = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True)
 class MeasureTask:
-    """Columns to be measured with a part of the operator: a path and a few numbers.
+    """The columns that one task measures with one part of the operator, as plain data.
 
     Attributes:
         run: The run directory.
@@ -33,7 +34,7 @@ class MeasureTask:
             part takes them together.
         device: The torch device.
         threads: Threads of the operator.
-        number: Of the block among all that are planned for the round.
+        number: The number of the task among all that are planned for the round.
     """
 
     run: str
@@ -47,7 +48,7 @@ class MeasureTask:
 
     @property
     def columns(self) -> int:
-        """How many columns it has."""
+        """The number of columns of all its blocks."""
         return sum(stop - start for _, start, stop in self.blocks)
 
     def __str__(self) -> str:
@@ -57,14 +58,14 @@ class MeasureTask:
 
 @dataclass(frozen=True)
 class _Even:
-    """Blocks of one role, of which a range of columns is missing.
+    """A stretch of blocks of one role, within one range of missing columns.
 
     Attributes:
         part: Number of the part.
         role: The role.
         gap: The missing columns, within those that are cut.
         cut: How the columns are cut.
-        numbers: Of the tasks.
+        numbers: The numbers of the tasks.
         first: Number of the first block of the cut.
     """
 
@@ -80,12 +81,13 @@ class _Even:
         return block.common(self.gap)
 
     def blocks(self, number: int) -> Blocks:
-        """What the task of a number is about."""
+        """The block that the task of this number measures."""
         piece = self._piece(number)
         return ((self.role, piece.start, piece.stop),)
 
     def columns(self) -> dict[str, int]:
-        """The columns of all tasks, by role: all but the outermost blocks are whole."""
+        """The number of columns of all tasks, by role."""
+        # Only the outermost blocks can be cut by the gap: the others are whole, and not visited.
         outer = {self.numbers[0], self.numbers[-1]}
         inside = len(self.numbers) - len(outer)
         total = sum(len(self._piece(number)) for number in outer) + inside * self.cut.width
@@ -93,6 +95,7 @@ class _Even:
 
     def widest(self) -> int:
         """The number of a task with the most columns."""
+        # The first block may be cut, the second is whole unless it is the last.
         some: set[int] = {*self.numbers[:2], self.numbers[-1]}
         return max(sorted(some), key=lambda number: len(self._piece(number)))
 
@@ -104,7 +107,7 @@ class _Bundle:
     Attributes:
         part: Number of the part.
         bundle: The blocks.
-        numbers: Of the task.
+        numbers: The number of the task, as a range of one.
     """
 
     part: int
@@ -130,13 +133,13 @@ _Stretch = _Even | _Bundle
 
 @dataclass(frozen=True)
 class MissingTasks:
-    """Tasks that are left, in order; iterating makes them one by one.
+    """The tasks that are left, in order; iteration makes them one by one.
 
     Attributes:
         round: The round.
         device: The torch device.
         threads: Threads of the operator.
-        stretches: What they are made of.
+        stretches: The stretches of blocks that the tasks are made of.
     """
 
     round: Round
@@ -176,7 +179,7 @@ class MissingTasks:
 
     @property
     def columns(self) -> dict[tuple[int, str], int]:
-        """How many columns are left, by part and role."""
+        """The number of columns that are left, by part and role."""
         total: dict[tuple[int, str], int] = {}
         for stretch in self.stretches:
             for role, count in stretch.columns().items():
@@ -193,13 +196,13 @@ class MissingTasks:
 def missing_tasks(
     round_: Round, device: str, threads: int, share: tuple[int, int] = (0, 1)
 ) -> MissingTasks:
-    """The blocks of a round of which something is not published yet.
+    """Finds the tasks of a round that still have columns to measure.
 
     Args:
         round_: The round.
         device: The torch device.
         threads: Threads of the operator.
-        share: Only tasks whose number leaves the first, divided by the second.
+        share: A remainder and a divisor: only tasks whose number leaves that remainder are listed.
     """
     index, of = share
     stretches = []
@@ -212,17 +215,17 @@ def missing_tasks(
 
 
 def missing_numbers(round_: Round) -> Sequence[int]:
-    """The numbers of the tasks of a round of which something is not published yet, ascending."""
+    """Lists the numbers of the tasks that still have columns to measure, ascending."""
     ranges = [stretch.numbers for stretch in _stretches(round_)]
     if all(before.stop == after.start for before, after in itertools.pairwise(ranges)):
-        # Nothing is done, or all of what comes first: there may be millions.
+        # Nothing is done, or all of what comes first: a range says it, as there may be millions.
         return range(ranges[0].start, ranges[-1].stop) if ranges else ()
     # A block of which two ranges are missing is two tasks of one number.
     return [number for number, _ in itertools.groupby(itertools.chain(*ranges))]
 
 
 def _stretches(round_: Round) -> Iterator[_Stretch]:
-    """What is left, in the order of the tasks' numbers."""
+    """Yields what is left, in the order of the tasks' numbers."""
     missing = {
         (strip.part, strip.role): ranges for strip, ranges in round_.missing_strips().items()
     }
@@ -245,7 +248,10 @@ def _stretches(round_: Round) -> Iterator[_Stretch]:
 def _bundles(
     round_: Round, part: Part, gaps: dict[str, list[Range]], first: int
 ) -> Iterator[_Bundle]:
-    """The blocks of equal number; roles have as many of them, or none any more."""
+    """Yields one bundle for each block number: the blocks of that number of all roles.
+
+    Roles have different numbers of blocks: a role that has run out adds none.
+    """
     numbered = itertools.zip_longest(*(_blocks_of(round_.cuts(role)) for role in gaps))
     for number, blocks in enumerate(numbered, first):
         bundle = tuple(
@@ -265,7 +271,8 @@ def _blocks_of(cuts: Sequence[Cut]) -> Iterator[Range]:
 
 
 def _common(gaps: Sequence[Range], columns: Range) -> Iterator[Range]:
-    """What disjoint ranges in order have in common with another."""
+    """Yields the overlaps of a range of columns with gaps, which are disjoint and ascending."""
+    # By bisection, as each of millions of blocks asks.
     position = max(0, bisect_right(gaps, columns.start, key=lambda gap: gap.start) - 1)
     while position < len(gaps) and gaps[position].start < columns.stop:
         if len(piece := gaps[position].common(columns)):

@@ -1,4 +1,4 @@
-"""The parts of a run's operator in this process, each compared with its fingerprint once."""
+"""Operands: the parts of a run's operator, built and compared with their fingerprints once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ log = logging.getLogger("skerch_ooc")
 
 
 class Operands:
-    """Applies the parts of an operator; builds them when they are first needed.
+    """Builds the parts of an operator when they are first needed, and hands out their products.
 
-    One summand is held at a time.
+    It holds one summand at a time.
 
     Args:
         run: The run.
         device: Torch device of the operators.
         threads: Threads of the operators.
         operator: An operator that is at hand; others are built from their factories.
-        summand: Of which it is the operator.
-        product: The same, adapted and compared with its fingerprint already.
+        summand: The number of the summand that ``operator`` is.
+        product: The same operator, already adapted and compared with its fingerprint.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class Operands:
             self._checked = {part.number for part in whole if run.fingerprint(part.number)}
 
     def of(self, part: Part) -> Product:
-        """What applies a part.
+        """Returns the product that applies a part.
 
         Raises:
-            OperatorError: If it cannot be built or used, or is of another shape or cut.
-            DriftError: If it is not the one of the fingerprint.
+            OperatorError: If the operator cannot be built or used, or has another shape or other
+                terms than the plan says.
+            DriftError: If the operator does not agree with the fingerprint.
         """
         product = self._summand(part)
         if part.terms is not None:
@@ -74,7 +75,7 @@ class Operands:
         """Compares all parts of a summand with their fingerprints.
 
         Raises:
-            DriftError: If one is another.
+            DriftError: If a part does not agree with its fingerprint.
             OperatorError: If the operator is unusable.
         """
         for part in self._run.plan.parts:
@@ -83,6 +84,7 @@ class Operands:
 
     def _summand(self, part: Part) -> Product:
         if self._opened is None or self._opened[0] != part.summand:
+            # Let go of the other summand first: both may not fit into memory together.
             self._opened = None
             self._opened = (part.summand, self._open(part))
         return self._opened[1]
@@ -102,10 +104,11 @@ class Operands:
         return product
 
     def _check_or_publish(self, part: Part, product: Product) -> None:
-        """Takes one product, and compares it with the fingerprint; the first publishes that."""
+        """Compares a product with the fingerprint, which the first process publishes."""
         run, seed = self._run, self._run.plan.identity.seed
         stored = run.fingerprint(part.number)
         count = 0 if product.together else 1
+        # Noted first: a product counts even if the process dies of it.
         run.record("receipts", provenance(stage="fingerprint", part=part.number, products=count))
         with operator_threads(self._threads):
             sampled = product.sampled
@@ -119,15 +122,15 @@ def build_for_run(run: Run, device: str | None = None, part: Part | None = None)
     """Builds the operator of a planned run, wherever run and factory have been moved to.
 
     The factory's file is looked for where the plan's relative path leads, where it was when the
-    run was planned, and in the current folder; a file whose hash is the plan's is taken first.
+    run was planned, and in the current folder. A file whose hash is the plan's comes first.
 
     Args:
         run: The run.
-        device: Instead of the plan's.
-        part: A part of the summand that is meant; the first by default.
+        device: The torch device; the plan's by default.
+        part: A part of the summand to build; the first part by default.
 
     Raises:
-        OperatorError: If the operator has no factory, or it cannot be found or built.
+        OperatorError: If the operator has no factory, or the factory cannot be found or run.
     """
     source = source_of(run.plan, part or Part())
     if source.factory is None:
@@ -139,7 +142,7 @@ def build_for_run(run: Run, device: str | None = None, part: Part | None = None)
 
 
 def find_folder(run: Run, source: OperatorSource) -> Path:
-    """The folder of a factory; see :func:`build_for_run`.
+    """Finds the folder of a factory's file; see :func:`build_for_run` for where it looks.
 
     Raises:
         OperatorError: If no candidate holds the factory's file.
@@ -148,6 +151,7 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
     candidates = [(run.directory / source.folder).resolve()]
     try:
         noted = read_json(run.logs / PLACES.name())["folder"]
+        # A log may hold anything, and a path with a null byte raises wherever it is used.
         if "\0" not in noted:
             candidates.append(Path(noted))
     except (OSError, CorruptError, KeyError, TypeError):
@@ -179,7 +183,8 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
 def operands_of_process(
     directory: str, run_id: str, amendments: int, device: str, threads: int
 ) -> Operands:
-    """The operator of this process: built once, compared with the fingerprint once."""
+    """Returns the operator of this process: built once, compared with the fingerprint once."""
+    # The id and the number of amendments are keys of the cache: a plan that grew is opened anew.
     run = open_run(directory)
     assert run.plan.run_id == run_id
     assert len(run.plan.amendments) >= amendments
@@ -187,12 +192,15 @@ def operands_of_process(
 
 
 def operands_of(run: Run, device: str, threads: int, operator: Any) -> Operands:
-    """The operator of this process; one that is at hand is that of which something is missing."""
+    """Returns the operator of this process.
+
+    An operator at hand is taken to be the first summand that still has columns to measure.
+    """
     missing = Round(run).missing_strips()
     lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
     return Operands(run, device, threads, operator=operator, summand=min(lacking, default=0))
 
 
 def forget_operator() -> None:
-    """Lets go of the operator of this process, whose memory is for the stages that follow."""
+    """Frees the operator of this process: the stages that follow need its memory."""
     operands_of_process.cache_clear()

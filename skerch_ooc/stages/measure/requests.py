@@ -1,4 +1,4 @@
-"""What a task asks of an operator: columns of test matrices, whole or row by row."""
+"""Requests of a measure task to an operator: columns of test matrices, whole or row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skerch_ooc.store.sketch import Round
 
 
 def request_for(round_: Round, rectangle: Rectangle) -> Request:
-    """What is asked of an operator whose rows are at hand."""
+    """Makes the request for one shard to an operator that reads its own rows."""
     plan, role, columns = round_.run.plan, rectangle.role, rectangle.columns
     identity = plan.identity
     if role == "inner":
@@ -32,35 +32,37 @@ def request_for(round_: Round, rectangle: Rectangle) -> Request:
     noise = identity.noise.get(test_matrix_of(plan, role)) if round_.basis is None else None
     if noise in SPARSE:
         assert noise is not None
+        # Only what is not zero: the adjoint product then costs a few operations for each entry.
         return Backward(
             lambda rows: draw_entries(noise, identity.seed, role, rows, columns), len(columns)
         )
     if noise in WHOLE_COLUMNS:
+        # Such columns are drawn whole or not at all: once here, not once for each slab of rows.
         drawn = test_vectors(round_, role, whole_of(round_, role), columns)
         return Backward(lambda rows: drawn[rows.slice], len(columns))
     return Backward(lambda rows: test_vectors(round_, role, rows, columns), len(columns))
 
 
 def is_adjoint_role(round_: Round, role: str) -> bool:
-    """Whether the adjoint of the operator makes the sketch of a role."""
+    """Whether the sketch of a role is made by the adjoint of the operator."""
     return round_.adjoint if round_.basis else role == "left"
 
 
 def whole_of(round_: Round, role: str) -> Range:
-    """All rows of a role's test matrix."""
+    """Returns all rows of a role's test matrix, as a range."""
     height, width = round_.run.plan.identity.shape
     return Range(0, height if is_adjoint_role(round_, role) else width)
 
 
 def rows_given(round_: Round, part: Part, role: str) -> Range:
-    """The rows of a role's test matrix that a part is applied to."""
+    """Returns the rows of a role's test matrix that a part is applied to."""
     if is_adjoint_role(round_, role) and part.rows is not None:
         return part.rows
     return whole_of(round_, role)
 
 
 def test_vectors(round_: Round, role: str, rows: Range, columns: Range) -> Array:
-    """The part of the test matrix that a task applies the operator to."""
+    """Draws the test vectors of a task, or reads them from the basis of a later round."""
     identity = round_.run.plan.identity
     if round_.basis is not None:
         return round_.basis.matrix.read(rows, columns)
@@ -69,7 +71,7 @@ def test_vectors(round_: Round, role: str, rows: Range, columns: Range) -> Array
 
 
 def _drawn(plan: Plan, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike) -> Array:
-    """A part of a test matrix, whether it has slices of rows or not."""
+    """Draws some rows and columns of a test matrix, of any kind of noise."""
     noise, seed = plan.identity.noise[name], plan.identity.seed
     if noise in WHOLE_COLUMNS:
         whole = Range(0, height_of_noise(plan, name))
@@ -78,12 +80,13 @@ def _drawn(plan: Plan, name: str, rows: Range, columns: Range, dtype: npt.DTypeL
 
 
 def _phi(plan: Plan, rows: Range, *, dtype: npt.DTypeLike) -> Array:
-    """Rows of the test matrix on the left of the inner sketch."""
+    """Draws rows of ``Phi``, the test matrix on the left of the inner sketch."""
     return _drawn(plan, "inner-left", rows, Range(0, plan.inner), dtype)
 
 
 def inner_product(plan: Plan, rows: Range, measured: Array) -> Array:
-    """``Phi^H M`` for some rows of a block ``M`` of products: columns of the inner sketch."""
+    """Forms ``Phi^H M`` for rows of a block ``M`` of products: columns of the inner sketch."""
+    # In double precision, and drawn in pieces: Phi is as tall as the operator.
     count = Range(0, plan.inner)
     wide = plan.identity.wide_dtype
     total = np.zeros((len(count), measured.shape[1]), wide)

@@ -1,4 +1,4 @@
-"""Measure: tasks draw their columns of the test matrices, apply the operator, publish a shard."""
+"""Measure: tasks draw columns of the test matrices, apply the operator, and publish shards."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def _round_of_process(
     number: int,
     basis: str | None,
 ) -> Round:
-    """A round as a task names it; opened once in each process, and again when the plan grows."""
+    """Opens a round that a task names; once in each process, and again when the plan grows."""
+    # The id and the number of amendments are keys of the cache; what is read now may be newer.
     run = open_run(directory)
     assert run.plan.run_id == run_id
     assert len(run.plan.amendments) >= amendments
@@ -59,10 +60,13 @@ def _round_of_process(
 
 
 def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
-    """Does a task in any process; builds the operator there if need be.
+    """Does a task in any process, and builds the operator there if it is not built yet.
 
     Returns:
         As :func:`perform_with`.
+
+    Raises:
+        OperatorError: As :func:`perform_with`; DriftError, too, as :meth:`.Operands.of`.
     """
     plan = open_run(task.run).plan
     amendments = len(plan.amendments)
@@ -74,7 +78,10 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
 
 
 def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None:
-    """The receipt of a task that somebody has done who did not live to tell; else ``None``."""
+    """Returns a receipt without products if the task's shards are there; else ``None``.
+
+    They are there if a worker published them and died before it could say so.
+    """
     wanted = _rectangles(round_, task)
     if not are_there(round_.run.shards, wanted):
         return None
@@ -82,7 +89,7 @@ def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None
 
 
 def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
-    """The shards that a task publishes."""
+    """Lists the rectangles of the shards that a task publishes."""
     plan = round_.run.plan
     part = plan.parts[task.part]
     return [
@@ -93,7 +100,7 @@ def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
 
 
 def _receipt(task: MeasureTask, **more: Any) -> dict[str, Any]:
-    """What is noted of a task."""
+    """Makes the receipt of a task: what the log keeps of it."""
     blocks = [{"role": role, "columns": [start, stop]} for role, start, stop in task.blocks]
     what = blocks[0] if len(blocks) == 1 else {"blocks": blocks}
     part = {"part": task.part} if task.part else {}
@@ -109,8 +116,10 @@ def perform_with(
         A function that publishes the blocks and returns the receipt.
 
     Raises:
-        OperatorError: If the operator fails; the returned function, if its product is not finite.
-        IncompleteError: The returned function, if a shard cannot be written.
+        OperatorError: If the operator fails; from the returned function, if a product is not
+            finite.
+        DriftError: If the operator does not agree with the fingerprint.
+        IncompleteError: From the returned function, if a shard cannot be written.
     """
     run, plan = round_.run, round_.run.plan
     part = plan.parts[task.part]
@@ -148,11 +157,12 @@ def perform_with(
 def _taken_alone(
     round_: Round, part: Part, product: Product, rectangles: list[Rectangle]
 ) -> tuple[list[Array], float]:
-    """The only block of a task, and when its test vectors were drawn."""
+    """Measures the only block of a task; returns it, and when its test vectors were drawn."""
     ((role, columns),) = ((rectangle.role, rectangle.columns) for rectangle in rectangles)
     plan, adjoint = round_.run.plan, is_adjoint_role(round_, role)
     vectors = test_vectors(round_, role, rows_given(round_, part, role), columns)
     drawn = time.perf_counter()
+    # What is to be added to other parts stays in double precision, and is rounded once at the end.
     partial = part.is_partial(adjoint=adjoint or role == "inner")
     measured = product(vectors, adjoint=adjoint, wide=partial)
     if role == "inner":
@@ -165,7 +175,11 @@ def _taken_alone(
 def _taken_together(
     round_: Round, part: Part, product: Product, rectangles: list[Rectangle]
 ) -> tuple[list[Array], float]:
-    """All blocks of a task, in one reading of the rows, and when their vectors were drawn."""
+    """Measures all blocks of a task in one pass over the operator's rows.
+
+    Returns:
+        The blocks, and when their test vectors were ready.
+    """
     requests = [request_for(round_, rectangle) for rectangle in rectangles]
     drawn = time.perf_counter()
     rows: Any = product
@@ -188,8 +202,10 @@ def measure(
 
     Raises:
         OperatorError: If the operator is unusable.
-        DriftError: If it is not the one of the fingerprint.
-        UsageError: If a block does not fit into the memory.
+        DriftError: If the operator does not agree with the fingerprint.
+        UsageError: If a block does not fit into the memory, or other processes cannot build the
+            operator.
+        IncompleteError: If a shard cannot be written.
     """
     device = work.device or run.plan.device
     resources, executor, budget = work.resources, work.executor, work.budget
@@ -229,13 +245,15 @@ def measure(
 
 
 def _has_factories(run: Run, tasks: MissingTasks) -> bool:
-    """Whether other processes can build what the tasks apply."""
+    """Whether every operator that the tasks apply has a factory that other processes can call."""
     parts = {stretch.part for stretch in tasks.stretches}
     return all(source_of(run.plan, run.plan.parts[number]).factory is not None for number in parts)
 
 
 def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resources) -> None:
-    """Refuses less memory than the plan said that blocks need: only its probe saw the operator's.
+    """Refuses less memory than the plan foretold for a block.
+
+    Only the probe at plan time has seen what the operator needs for itself.
 
     Raises:
         UsageError: With both amounts.
@@ -268,7 +286,7 @@ def _require_memory(
 
 
 def _task_bytes(round_: Round, task: MeasureTask, product: Product) -> int:
-    """Memory of a task, besides the operator's own."""
+    """Returns the memory of a task in bytes, without what the operator needs for itself."""
     identity = round_.run.plan.identity
     if not product.together:
         return task.columns * block_bytes(identity.shape, identity.dtype)

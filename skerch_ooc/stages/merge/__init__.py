@@ -1,1 +1,1 @@
-"""Shards, added and multiplied into sketches."""
+"""Merge: column shards become row shards, Gram matrices and cross products of a sketch."""

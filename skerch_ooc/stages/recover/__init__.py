@@ -1,1 +1,1 @@
-"""Sketches, decomposed into values and vectors."""
+"""Recover: merged sketches become eigenvalues or singular values, and their vectors."""
