@@ -66,7 +66,8 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
         As :func:`perform_with`.
 
     Raises:
-        OperatorError: As :func:`perform_with`; DriftError, too, as :meth:`.Operands.of`.
+        OperatorError: If the operator cannot be built, or fails.
+        DriftError: If the operator does not agree with the fingerprint.
     """
     plan = open_run(task.run).plan
     amendments = len(plan.amendments)

@@ -1,6 +1,8 @@
-"""The arithmetic of the merge on one row tile: ``Z^H Z`` and ``N^H Z``, in double precision.
+"""Accumulators of the merge: Gram matrix ``Z^H Z`` and cross products ``N^H Z`` of row tiles.
 
-**Sketches in double precision** would lose half their digits in ``Z^H Z``. Of them the triangular
+Both are formed tile by tile, in double precision.
+
+**Sketches in double precision** would lose half their digits in ``Z^H Z``. For them the triangular
 factor ``R`` of ``Z = Q R`` is formed instead: by a QR of each tile, and of two factors stacked
 wherever two sums would be added (TSQR: Benson, Gleich and Demmel 2013, "Direct QR factorizations
 for tall-and-skinny matrices in MapReduce architectures", section II).
@@ -39,18 +41,22 @@ from skerch_ooc.stages.merge.testmatrices import NoiseReader
 _INTEGER_BITS = 30
 _DIGIT_BIAS = np.uint32(0x80808080)
 _PRODUCTS_WORTH_TORCH = 5e10
-"""Multiplications of one core: as doubles they take about two seconds, loading torch one."""
+"""So many multiplications take one core about two seconds as doubles; loading torch takes one."""
 
 _TORCH_BYTES = 320 * 1024**2
+"""Memory that loading torch takes."""
+
 _CACHED_NUMBERS = 64 * 1024
+"""So many doubles, 512 KiB, stay in the cache of a core."""
+
 _DIAGONAL_BLOCK = 256
 _FEWEST_COLUMNS = 16
-"""Fewer are quicker as doubles (and of a single one torch 2.13 makes a wrong product)."""
+"""Fewer columns are quicker as doubles (and torch 2.13 multiplies a single one wrongly)."""
 
 
 @dataclass
 class Sums:
-    """The accumulators of one side, of one tile or of many; ``c`` is the number of columns.
+    """The accumulators of one side, over one tile or many; ``c`` is the number of columns.
 
     Attributes:
         squares: In single precision ``Z^H Z``, ``(c, c)``, which below its diagonal blocks is zero
@@ -66,7 +72,7 @@ class Sums:
 
     @classmethod
     def zeros(cls, plan: Plan, side: Side) -> Sums:
-        """Empty accumulators for a side."""
+        """Returns empty accumulators for a side."""
         dtype = plan.identity.wide_dtype
         triangular = plan.identity.is_double
         rows = 0 if triangular else side.columns
@@ -78,18 +84,19 @@ class Sums:
 
     @property
     def column_squares(self) -> Array:
-        """Squared norms of the columns of ``Z``."""
+        """The squared norm of each column of ``Z``."""
         if self.triangular:
             return np.asarray(np.sum(np.abs(self.squares) ** 2, axis=0))
         return np.diagonal(self.squares).real
 
     def add(self, other: Sums) -> Sums:
-        """Adds the sums over further tiles to these."""
+        """Adds the sums over further tiles to these, in place."""
         self.cross += other.cross
         if self.triangular:
             stacked = np.concatenate([self.squares, other.squares])
             self.squares = np.asarray(np.linalg.qr(stacked, mode="r"))
         else:
+            # Only the upper triangle counts, so about half of the memory is left alone.
             for piece in cut(Range(0, len(self.squares)), _DIAGONAL_BLOCK):
                 self.squares[piece.slice, piece.start :] += other.squares[
                     piece.slice, piece.start :
@@ -111,7 +118,7 @@ class Workspace:
 
     @classmethod
     def of(cls, plan: Plan, side: Side) -> Workspace:
-        """Buffers that fit the tiles of a side."""
+        """Returns buffers that fit the tiles of a side."""
         rows = min(plan.identity.tile[0], side.rows)
         wide = plan.identity.wide_dtype
         width = min(plan.identity.tile[1], max(1, side.noise_columns))
@@ -126,7 +133,7 @@ class Accumulator:
         plan: The plan in force.
         side: Where the columns stand.
         matrices: Gives rows of the test matrices.
-        on: Where products are formed.
+        on: The arithmetic that forms the products.
     """
 
     plan: Plan
@@ -143,6 +150,7 @@ class Accumulator:
             space: The buffers.
             out: Where the sums go; below its diagonal blocks ``out.squares`` is left as it is.
         """
+        # The exact products come last: they round z to integers in place.
         loaded = self.on.load(z)
         self._form_squares(loaded, out)
         exact = [name for name in self.side.noise if self._is_exact(name)]
@@ -158,6 +166,7 @@ class Accumulator:
         if out.triangular:
             out.squares = self.on.triangle(loaded)
             return
+        # Z^H Z is Hermitian: each block of columns meets itself and those after it, half the work.
         for piece in cut(Range(0, self.side.columns), self.plan.identity.tile[1]):
             left, right = loaded[:, piece.slice], loaded[:, piece.stop :]
             self.on.adjoint_times(left, left, out.squares[piece.slice, piece.slice])
@@ -183,7 +192,7 @@ class Accumulator:
                 multiply.signs(self.matrices, name, rows, columns, noise, target[place.slice])
 
     def _pieces(self, name: str) -> Iterator[tuple[Range, Range]]:
-        """Columns of a test matrix that are multiplied at once, and where their products stand."""
+        """Yields columns of a test matrix to multiply at once, and the rows of their products."""
         whole = self.side.noise[name]
         for place in cut(whole, self.plan.identity.tile[1]):
             yield place.shifted(-whole.start), place
@@ -193,9 +202,9 @@ class Accumulator:
 
 
 def _in_cache(array: Array) -> list[Range]:
-    """Runs of rows of an array that stay in the processor's cache from one operation to the next.
+    """Cuts the rows of an array into runs that stay in the cache from one operation to the next.
 
-    Whole tiles would go to main memory and back with each.
+    Whole tiles would go to main memory and back with each operation.
     """
     height, width = array.shape
     return cut(Range(0, height), max(1, _CACHED_NUMBERS // max(1, width)))
@@ -207,6 +216,7 @@ def _round_to_integers(z: Array) -> Array:
     Returns:
         The unit of each column, a power of two.
     """
+    # A power of two scales without rounding, so that rint is the only rounding there is.
     largest = np.zeros(z.shape[1])
     for rows in _in_cache(z):
         np.maximum(largest, z[rows.slice].max(axis=0), out=largest)
@@ -232,7 +242,7 @@ class _Doubles:
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
-        """Writes ``N^T Z``, in its units, for some columns of ``N`` to ``out``."""
+        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
         signs = matrices.tile(name, rows, columns, np.float64, noise.view(np.float64))
         self._on.adjoint_times(self._on.load(signs), self._z, out)
         out *= self._units
@@ -240,7 +250,10 @@ class _Doubles:
     def entries(
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, out: Array
     ) -> None:
-        """As :meth:`signs`, by the few entries of a sparse ``N``: exact too, so equal."""
+        """Writes what :meth:`signs` writes, by the few entries of a sparse ``N``.
+
+        Both are exact, so their bits are equal.
+        """
         import torch
 
         found = matrices.entries(name, rows, columns)
@@ -276,7 +289,7 @@ class _Digits(_Doubles):
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
-        """Writes ``N^T Z``, in its units, for some columns of ``N`` to ``out``."""
+        """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
         import torch
 
         if len(columns) >= _FEWEST_COLUMNS:
@@ -287,14 +300,18 @@ class _Digits(_Doubles):
         super().signs(matrices, name, rows, columns, noise, out)
 
     def _expected_sums(self, signs: Array) -> Array:
-        """What the rows of ``N^T Z`` must add up to, exactly."""
+        """Returns what each row of ``N^T Z`` must add up to, but for rounding of the sums."""
         expected = np.zeros(signs.shape[1])
         for rows in _in_cache(signs):
             expected += self._row_sums[rows.slice] @ signs[rows.slice].astype(np.float64)
         return expected
 
     def _combine(self, sums: Array, expected: Array, out: Array) -> bool:
-        """Makes numbers of the sums of digits; whether the sum of each row is as expected."""
+        """Makes numbers of the sums of digits, by Horner's rule.
+
+        Returns:
+            Whether the sum of each row is as expected; if not, ``out`` is worth nothing.
+        """
         for rows in _in_cache(sums):
             part, target = sums[rows.slice], out[rows.slice]
             np.copyto(target, part[:, 3::4])
@@ -310,7 +327,7 @@ class _Digits(_Doubles):
 def load_integer_units(plan: Plan, side: Side, cores: int, room: int) -> None:
     """Loads torch for its 8-bit integer products if they will save more than loading it costs.
 
-    Decides speed, never results.
+    This decides speed, never results: the products are exact either way.
 
     Args:
         plan: The plan in force.

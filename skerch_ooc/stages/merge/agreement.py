@@ -1,4 +1,8 @@
-"""Whether one operator made all shards of a round: which of their products are compared."""
+"""Agreement of shards: the check at merge that one operator made all shards of a round.
+
+This module finds the products that are computed twice, from different shards;
+:mod:`skerch_ooc.stages.merge.drift` compares them.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,11 @@ Placed = tuple[Range, Path]
 def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
     """Refuses a sketch whose shards were made by different operators, where that can be seen.
 
-    A later round of a general operator is compared with the first if it applies the adjoint, as the
-    last one does, of which the result is made.
+    A later round of a general operator is compared with the first one if it applies the adjoint, as
+    the last round does, which the result is made of.
 
     Raises:
-        DriftError: Naming the shards.
+        DriftError: If shards disagree; it names them.
     """
     identity = round_.run.plan.identity
     sides = {side.name: side for side in round_.sides}
@@ -46,7 +50,7 @@ def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
 
 
 def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed], Array]:
-    """The shards of a round of a Hermitian operator, and how far they disagree."""
+    """Lists the shards of a round of a Hermitian operator, and how far they disagree in pairs."""
     rows, norms = [], []
     for role, place in side.sketches.items():
         of_basis = round_.basis is not None and role == round_.role
@@ -62,10 +66,11 @@ def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed
 def _adjoint_pairs(
     round_: Round, sides: Mapping[str, Side], sums: Mapping[str, Sums]
 ) -> tuple[list[Placed], Array]:
-    """The shards of a round that applied the adjoint, and how far they disagree with the first's.
+    """Lists the shards of a round that applied the adjoint, and how far they disagree in pairs.
 
-    Those of the first round that they can be compared with come after them: after a round whose
-    test matrix is a basis only the test columns, as the basis is made of the others.
+    Each is paired with shards that applied the operator itself, which come after them in the list:
+    those of the same round or, where the test matrix of the round is a basis, those of the test
+    sketch of the first round. (Its other columns are what the basis was made of.)
     """
     side, total = sides[CORANGE], sums[CORANGE]
     if round_.basis is None:
@@ -92,7 +97,7 @@ def _adjoint_pairs(
 
 
 def _basis_norms(columns: int) -> Array:
-    """What the norms of random vectors are to be compared with, for the vectors of a basis.
+    """Returns the norms of basis vectors, relative to random ones, as rounding errors see them.
 
     A basis of the range of a sketch spans its rounding errors too. If those repeat themselves in
     the next round, they are not at random angles to it, but within that many dimensions.

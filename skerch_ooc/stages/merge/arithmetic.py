@@ -1,7 +1,7 @@
-"""Where the products of tiles are formed: by numpy in main memory, or by torch on a device.
+"""Arithmetic on tiles: products and QRs by numpy in main memory, or by torch on a device (a GPU).
 
-Tiles come from disk and sums go back to main memory either way. On a device all is double
-precision; sums differ from those of the processor by rounding, but where they are exact.
+Tiles come from disk and sums go back to main memory either way. A device computes in double
+precision too; its sums differ from those of the processor by rounding, except where they are exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from skerch_ooc.base.errors import UsageError
 
 
 class Arithmetic(Protocol):
-    """Products of matrices that were loaded; results go to arrays in main memory.
+    """Multiplies matrices that were loaded, and writes results to arrays in main memory.
 
     Attributes:
         device: Name of the device.
@@ -24,7 +24,7 @@ class Arithmetic(Protocol):
     device: str
 
     def load(self, array: Array) -> Any:
-        """The array as this arithmetic wants its operands; may be sliced as an array is."""
+        """Returns an array as an operand of this arithmetic, which can be sliced as an array."""
         ...
 
     def times(self, left: Any, right: Any, out: Array) -> None:
@@ -36,7 +36,7 @@ class Arithmetic(Protocol):
         ...
 
     def triangle(self, matrix: Any) -> Array:
-        """The triangular factor of a QR decomposition."""
+        """Returns the triangular factor of a QR decomposition, in main memory."""
         ...
 
 
@@ -50,18 +50,16 @@ class Host:
         return array
 
     def times(self, left: Array, right: Array, out: Array) -> None:
-        """See :class:`Arithmetic`.
-
-        By torch, as the decompositions before it are: numpy's own library needs half as long again
-        for factors of a few hundred columns.
-        """
+        """See :class:`Arithmetic`."""
+        # By torch, which the decompositions have loaded already: numpy's own library needs half as
+        # long again for factors of a few hundred columns.
         import torch
 
         torch.mm(torch.from_numpy(left), torch.from_numpy(right), out=torch.from_numpy(out))
 
     def adjoint_times(self, left: Array, right: Array, out: Array) -> None:
         """See :class:`Arithmetic`."""
-        # A real matrix times its own transpose is recognised by numpy: half the work.
+        # numpy recognises a real matrix times its own transpose (BLAS syrk): half the work.
         np.matmul(left.conj().T, right, out=out)
 
     def triangle(self, matrix: Array) -> Array:
@@ -120,9 +118,9 @@ class Device:
 
 
 def arithmetic_on(device: str) -> Arithmetic:
-    """The arithmetic of a device.
+    """Returns the arithmetic of a device; ``"cpu"`` is numpy's.
 
     Raises:
-        UsageError: If it cannot be used here.
+        UsageError: If the device cannot be used here.
     """
     return Host() if device == "cpu" else Device(device)

@@ -1,4 +1,4 @@
-"""Drift: shards that were not made by the same operator.
+"""Drift: finds shards that were not made by the same operator, by products computed twice.
 
 For a Hermitian ``A`` the matrix ``H = N^H A N`` is Hermitian, and block ``(s, t)`` of ``H`` is
 computed from the products of shard ``t``, block ``(t, s)`` from those of shard ``s``. If the
@@ -10,7 +10,7 @@ For a general ``A`` the same holds of ``Psi^H (A Omega)``, from the shards of th
 no shard is compared with itself, a change between all of the right ones and all of the left ones
 would make all pairs alike; so there no pair may differ by more than the probe allows.
 
-Of vectors of a basis, rounding does not give all pairs the same: then that limit alone counts, and
+With vectors of a basis, rounding does not affect all pairs alike: then that limit alone counts, and
 entries are compared relative to what rounding can do to them. Its errors in ``A x`` are in
 proportion to ``||A x||`` or, where that is small, to ``||A||_F`` times the norm of ``x``; and the
 other vector multiplies them by its own norm.
@@ -42,10 +42,10 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Applied:
-    """Vectors that the operator was applied to.
+    """Vectors that the operator was applied to, by their norms.
 
     Attributes:
-        norms: Their norms, relative to those of random ones, for which it is 1, ``(n,)``.
+        norms: Their norms, relative to random vectors, which have 1, ``(n,)``.
         products: The norms of their products, ``(n,)``.
     """
 
@@ -54,13 +54,14 @@ class Applied:
 
     @property
     def operator_norm(self) -> float:
-        """The operator's Frobenius norm: of random vectors the mean, of a basis the sum."""
+        """An estimate of the operator's Frobenius norm, from the norms of the products."""
+        # ||A||_F^2 is the mean of ||A x||^2 over random x, and its sum over a basis of the range.
         squares, random = self.products**2, self.norms == 1
         return math.sqrt(float(squares[random].mean() if random.any() else squares.sum()))
 
 
 def relative_difference(there: Array, back: Array, rows: Applied, columns: Applied) -> Array:
-    """The difference of ``N^H A M`` computed in two ways, relative to what it is made of.
+    """Returns the difference of ``N^H A M`` computed in two ways, relative to what it is made of.
 
     Args:
         there: ``N^H (A M)``, ``(n, m)``.
@@ -75,11 +76,12 @@ def relative_difference(there: Array, back: Array, rows: Applied, columns: Appli
     sizes = [np.hypot(some.products, scale * some.norms) for some in (rows, columns)]
     size = np.outer(rows.norms, sizes[1]) + np.outer(sizes[0], columns.norms)
     difference = np.abs(there - back.conj().T)
+    # Between random vectors the size is sqrt(8) ||A||_F, so this is relative to ||A||_F there.
     return np.asarray(difference / np.where(size > 0, size / math.sqrt(8), 1))
 
 
 def pair_asymmetry(difference: Array, places: Sequence[Range]) -> Array:
-    """The root mean square of each block of ``H - H^H``.
+    """Returns the root mean square of each block of ``H - H^H``: one for each pair of shards.
 
     Args:
         difference: Its moduli, ``(c, c)``.
@@ -92,7 +94,7 @@ def pair_asymmetry(difference: Array, places: Sequence[Range]) -> Array:
 
 
 def pair_difference(difference: Array, rows: Sequence[Range], columns: Sequence[Range]) -> Array:
-    """The root mean square of each block of the difference of ``N^H A M`` computed in two ways.
+    """Returns the root mean square of each block of the difference of ``N^H A M`` in two ways.
 
     Args:
         difference: Its moduli, ``(n, m)``.
@@ -117,7 +119,8 @@ def _block_means(difference: Array, rows: Sequence[Range], columns: Sequence[Ran
 
 
 def typical_asymmetry(pairs: Array, floor: float) -> float:
-    """What rounding does: the lower quartile of the pairs, so that even drift of half is seen."""
+    """Returns the asymmetry that rounding causes: the lower quartile of all pairs, or the floor."""
+    # Not the median: if half of the shards drifted, about half of all pairs disagree.
     off_diagonal = pairs[np.triu_indices(len(pairs), 1)]
     diagonal = np.diagonal(pairs)
     sample = np.concatenate([off_diagonal[~np.isnan(off_diagonal)], diagonal[diagonal > 0]])
@@ -125,16 +128,17 @@ def typical_asymmetry(pairs: Array, floor: float) -> float:
 
 
 def outliers(disagree: Array, weights: Array) -> list[int]:
-    """The fewest-columns set, by greedy choice, without which no pair disagrees.
+    """Chooses shards, few columns in all and greedily, without which no pair disagrees.
 
     Args:
-        disagree: Which pairs do, ``(s, s)``, symmetric; the diagonal marks a shard at odds with
-            itself.
+        disagree: Which pairs disagree, ``(s, s)``, symmetric; the diagonal marks a shard that
+            disagrees with itself.
         weights: Number of columns of each shard.
 
     Returns:
-        Their numbers, in order.
+        The numbers of the chosen shards, ascending.
     """
+    # The next one is at odds with the most columns; of equals it is the last.
     left = disagree.copy()
     chosen = []
     while left.any():
@@ -153,12 +157,12 @@ def require_one_operator(
     Args:
         pairs: How far the shards disagree, two by two, relative to the operator's norm, ``(s, s)``;
             NaN where that is not known.
-        placed: The columns of each shard, in this order, and its path.
-        dtype: Of the products.
-        alike: Whether rounding does about the same to all pairs.
+        placed: The columns of each shard, in the order of ``pairs``, and its path.
+        dtype: The dtype of the products.
+        alike: Whether rounding affects all pairs about equally.
 
     Raises:
-        DriftError: Naming the shards.
+        DriftError: If shards disagree; it names them.
     """
     known = ~np.isnan(pairs)
     with_itself = known.diagonal().any()
@@ -175,6 +179,7 @@ def require_one_operator(
         # Where most products are exact or nearly so, as those of integers and of sparse matrices,
         # they do not tell what rounding does to the others.
         limit = np.maximum(limit, FACTOR * floor * scatter)
+    # What is not known disagrees with nothing.
     pairs = np.nan_to_num(pairs)
     disagree = pairs > limit
     named = outliers(disagree, weights)

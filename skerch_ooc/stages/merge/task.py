@@ -1,4 +1,4 @@
-"""Merge: one stream over each side of a sketch that forms the small matrices recovery needs.
+"""Merge: one stream over each side of a sketch, which forms the small matrices for recovery.
 
 With ``Z`` the sketches of a side next to each other (``[Y T]``, say) and ``N`` its test matrices
 (``[Omega G]``), two accumulators hold all that recovery, the choice of the core and the error
@@ -7,8 +7,8 @@ figures need:
 * ``Z^H Z``, or in double precision the triangular factor of ``Z``;
 * ``N^H Z``.
 
-``N`` is drawn tile by tile and not stored (but for ``ssrft``, of which only whole columns can be
-drawn). Tiles are accumulated in double precision (see :mod:`skerch_ooc.stages.merge.accumulate`)
+``N`` is drawn tile by tile and not stored (except for ``ssrft``, which can only be drawn by whole
+columns). Tiles are accumulated in double precision (see :mod:`skerch_ooc.stages.merge.accumulate`)
 and summed in one fixed tree, so neither memory nor the number of threads changes a bit of the
 result.
 
@@ -56,11 +56,11 @@ from skerch_ooc.store.sketch import Basis, Round, Sketch
 
 @dataclass(frozen=True)
 class MergedSide:
-    """What the merge made of one side.
+    """One side of a merged sketch: its accumulators, and what reads its columns.
 
     Attributes:
         side: Where the columns stand.
-        sums: The accumulators, mirrored.
+        sums: The accumulators; a Gram matrix is mirrored, so that it is whole.
         reader: Reads row tiles of the sketches.
     """
 
@@ -74,12 +74,12 @@ class MergedSide:
         return self.sums.squares if self.sums.triangular else gram_root(self.sums.squares)
 
     def copy(self, role: str) -> Array:
-        """The columns of the small copy that stand for a role; none if there is no such role."""
+        """Returns the columns of the small copy for a role; none if there is no such role."""
         place = self.side.sketches.get(role, Range(0, 0))
         return self.root[:, place.slice]
 
     def cross(self, noise: str, role: str) -> Array:
-        """The test matrix's adjoint times the sketch of a role."""
+        """Returns the adjoint of a test matrix times the sketch of a role: ``Omega^H Y``."""
         rows = self.side.noise.get(noise, Range(0, 0))
         columns = self.side.sketches.get(role, Range(0, 0))
         return self.sums.cross[rows.slice, columns.slice]
@@ -87,11 +87,11 @@ class MergedSide:
 
 @dataclass(frozen=True)
 class Merged:
-    """What the merge stage hands to recovery.
+    """A merged sketch: what the merge stage hands to recovery.
 
     Attributes:
         sketch: The sketch that was merged.
-        sides: What was made of each side, by its name.
+        sides: Each side, by its name.
     """
 
     sketch: Sketch
@@ -100,7 +100,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class MergeTask:
-    """A run of tiles to be summed: a path and a few numbers, for any process.
+    """A run of row tiles that one task sums, as plain data for any process.
 
     Attributes:
         run: The run directory.
@@ -113,7 +113,7 @@ class MergeTask:
         memory: Peak resident memory of the process, in bytes.
         threads: Threads of the process.
         device: Torch device on which tiles are multiplied.
-        number: Of the task among all of the round.
+        number: The number of the task among all of the round.
     """
 
     run: str
@@ -138,7 +138,7 @@ class MergeTask:
 
 
 class Merge:
-    """The merge of the shards that a round has now.
+    """Merges the shards that a round has now.
 
     Args:
         round_: The round; everything must be measured.
@@ -160,19 +160,19 @@ class Merge:
             self._sides.append(_SideMerge(self, side, before))
 
     def readers(self) -> dict[str, SketchReader]:
-        """What reads the sketches of each side, whether they are merged yet or not."""
+        """Returns a reader of the sketches of each side, whether they are merged yet or not."""
         return {merge.side.name: merge.best_reader() for merge in self._sides}
 
     def side(self, name: str) -> _SideMerge:
-        """The merge of one side."""
+        """Returns the merge of one side."""
         return next(merge for merge in self._sides if merge.side.name == name)
 
     def left(self) -> list[int]:
-        """Numbers of the tasks that can be spread and are not done."""
+        """Lists the numbers of the tasks that can be spread and are not done."""
         return [number for merge in self._sides for number in merge.left()]
 
     def spread(self, work: Work) -> None:
-        """Has an executor form and publish sums of runs of tiles, where there are several runs.
+        """Lets an executor form and publish the sums of runs of tiles, where there are several.
 
         Raises:
             CorruptError: If a shard, or a file of the merge, is damaged.
@@ -183,7 +183,7 @@ class Merge:
                 merge.spread(work)
 
     def run(self, work: Work) -> Merged:
-        """Merges, or finds that this is done.
+        """Merges the sketch, or reads what was merged before.
 
         Args:
             work: What forms the sums of runs of tiles, and with which resources.
@@ -204,6 +204,7 @@ class Merge:
                 sums[merge.side.name] = merge.accumulate(work)
         complete = {name: total for name, total in sums.items() if total is not None}
         if fresh:
+            # Before the sums are published: those that are there are not compared again.
             warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
             require_no_drift(self.round, complete)
         for merge in fresh:
@@ -222,7 +223,7 @@ class Merge:
 
 
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
-    """Does a task in any process, unless somebody has who did not live to tell.
+    """Does a task in any process, unless its sums are published already.
 
     Returns:
         A function that publishes the sums, and the rows of the sketch, and returns the receipt.
@@ -245,7 +246,7 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
 
 
 def _ignore(_: int) -> None:
-    """Progress that somebody else shows."""
+    """Takes note of no progress: the process that gave out the task shows it."""
 
 
 def _nothing() -> None:
@@ -253,6 +254,7 @@ def _nothing() -> None:
 
 
 def _when_published(sums: Sums, published: Future[None]) -> Sums:
+    # The tree adds to sums in place: none may change while it is being written.
     published.result()
     return sums
 
@@ -283,7 +285,7 @@ class _SideMerge:
         return self._folder / names.TOTAL_SUMS.name(side=self.side.name)
 
     def published(self) -> Sums | None:
-        """The sums over all tiles, if they are published."""
+        """Reads the sums over all tiles, if they are published."""
         return self._read_sums(self._total, Range(0, len(self._tiles)))
 
     def publish(self, sums: Sums) -> None:
@@ -291,14 +293,14 @@ class _SideMerge:
         self._publish_sums(self._total, Range(0, len(self._tiles)), sums)
 
     def left(self) -> list[int]:
-        """Numbers of the tasks that are not done; none if there is nothing to be spread."""
+        """Lists the numbers of the tasks that are not done; none if there is nothing to spread."""
         if len(self.tasks) == 1 or is_there(self._total):
             return []
         numbered = enumerate(self.tasks, self._before)
         return [number for number, task in numbered if not self.has_formed(task)]
 
     def accumulate(self, work: Work) -> Sums:
-        """Forms the sums over all tiles; partial sums that are published are not formed again."""
+        """Forms the sums over all tiles; reads partial sums that are published."""
         make_folder(self._folder)
         if work.executor.remote:
             self.spread(work)
@@ -314,7 +316,10 @@ class _SideMerge:
         return sums
 
     def _adding(self) -> contextlib.AbstractContextManager[None]:
-        """Factors are added by arithmetic whose bits depend on the threads of a call."""
+        """Limits linear algebra to one thread while triangular factors are added.
+
+        The bits of a QR depend on the number of threads; those of a plain sum do not.
+        """
         return operator_threads(1) if self.plan.identity.is_double else contextlib.nullcontext()
 
     @property
@@ -325,7 +330,7 @@ class _SideMerge:
         return [task for task in self.tasks if not self.has_formed(task)]
 
     def spread(self, work: Work) -> None:
-        """Has an executor form and publish the partial sums that are missing, if there are any."""
+        """Lets an executor form and publish the partial sums that are missing, if there are any."""
         if len(self.tasks) == 1:
             return
         make_folder(self._folder)
@@ -363,7 +368,7 @@ class _SideMerge:
         """Forms the sums of one task.
 
         Returns:
-            What publishes them.
+            A function that publishes them.
         """
         with self._adding():
             sums, publish_rows = self._sum_run(
@@ -402,13 +407,18 @@ class _SideMerge:
         return self._folder / names.PARTIAL_SUMS.name(side=self.side.name, tiles=task)
 
     def _publish_run(self, publish_rows: Callable[[], None], task: Range, sums: Sums) -> None:
+        # The rows first: a task counts as done once its sums are there.
         publish_rows()
         self._publish_sums(self._partial(task), task, sums)
 
     def _sum_run(
         self, task: Range, in_flight: int, advance: Advance, arithmetic: Arithmetic
     ) -> tuple[Sums, Callable[[], None]]:
-        """The sums of a task, and what publishes its rows of the sketch."""
+        """Forms the sums of a task.
+
+        Returns:
+            The sums, and a function that publishes the task's rows of the sketch.
+        """
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
         noise = prepare_noise(self._sketch, self.side)
@@ -437,6 +447,7 @@ class _SideMerge:
 
             numbers = range(task.start, task.stop)
             total = tree_sum(map(counted, ordered_map(sum_of_tile, numbers, in_flight)), add)
+            # The files stay open: they are published later, perhaps while the next run is summed.
             opened = stack.pop_all()
 
         def publish_rows() -> None:
@@ -462,7 +473,7 @@ class _SideMerge:
         return writers
 
     def best_reader(self) -> SketchReader:
-        """Reads from the row shards, if all of them are there; else from the column shards."""
+        """Returns a reader of the row shards, if all are there; else of the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
         wanted = [
             self._row_rectangle(role, task) for role in self.side.sketches for task in self.tasks
@@ -476,7 +487,7 @@ class _SideMerge:
         identity = names.TOTAL_SUMS.identity(
             self.plan.run_id, sketch=self._sketch.digest, tiles=tiles, columns=columns
         )
-        # Where they are those of the columns, in the same order, nothing more is said.
+        # Where the test matrices stand as the sketches do, nothing more is said.
         if self.side.noise != self.side.sketches or self.side.name != RANGE:
             identity["noise"] = {name: [r.start, r.stop] for name, r in self.side.noise.items()}
             identity["side"] = self.side.name

@@ -1,4 +1,4 @@
-"""Rows of test matrices for the merge: drawn, read from a basis, or kept on disk meanwhile."""
+"""Rows of test matrices for the merge: drawn anew, read from a basis, or from a file of noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from skerch_ooc.store.sketch import Sketch
 from skerch_ooc.store.tiles import Tiles
 
 COLUMNS_AT_ONCE = 8
-"""Whole columns that are drawn at once; also the width of the tiles they are kept in."""
+"""Whole columns that are drawn at once; also the width of the tiles that keep them."""
 
 
 class NoiseReader:
@@ -33,8 +33,8 @@ class NoiseReader:
 
     Args:
         plan: The plan in force.
-        kept: Those that are on disk, by their names: the basis of a later round, and those of
-            which only whole columns can be drawn.
+        kept: The test matrices that are on disk, by name: the basis of a later round, and those
+            that can only be drawn by whole columns.
     """
 
     def __init__(self, plan: Plan, kept: Mapping[str, Tiles]) -> None:
@@ -42,17 +42,17 @@ class NoiseReader:
         self._kept = kept
 
     def noise(self, name: str) -> str:
-        """The distribution of a test matrix; ``"basis"`` for one that is none."""
+        """Returns the distribution of a test matrix; ``"basis"`` for a basis, which has none."""
         return BASIS if name == BASIS else self._identity.noise[name]
 
     def entries(self, name: str, rows: Range, columns: Range) -> Entries:
-        """Some rows and columns of a sparse test matrix: what is not zero."""
+        """Draws the nonzero entries of some rows and columns of a sparse test matrix."""
         return draw_entries(self._identity.noise[name], self._identity.seed, name, rows, columns)
 
     def tile(
         self, name: str, rows: Range, columns: Range, dtype: npt.DTypeLike, out: Array | None
     ) -> Array:
-        """Some rows and columns of a test matrix.
+        """Returns some rows and columns of a test matrix.
 
         Args:
             name: Its name.
@@ -78,8 +78,12 @@ class NoiseReader:
 def prepare_noise(sketch: Sketch, side: Side) -> NoiseReader:
     """Makes the test matrices of a side readable by rows.
 
-    Those of which only whole columns can be drawn are written to the folder of the sketch first,
-    unless they are there.
+    Those that can only be drawn by whole columns (``ssrft``) are first written to the folder of the
+    sketch, unless they are there.
+
+    Raises:
+        IncompleteError: If such a file cannot be written.
+        CorruptError: If the file that is there is damaged, or of something else.
     """
     plan = sketch.round.run.plan
     kept: dict[str, Tiles] = {
@@ -124,7 +128,7 @@ def _of_noise(file: SealedFile, identity: Mapping[str, Any]) -> SealedFile:
 
 
 def gaussian_probes(plan: Plan, rows: int, columns: int) -> Array:
-    """Random vectors ``(rows, columns)`` that estimate the orthogonality of a basis."""
+    """Draws the Gaussian vectors ``(rows, columns)`` that probe how orthonormal columns are."""
     dtype = plan.identity.wide_dtype
     seed = plan.identity.seed
     return draw("gaussian", seed, "probe", Range(0, rows), Range(0, columns), dtype)
