@@ -1,4 +1,4 @@
-"""Bases: the orthonormal basis of a sketch's range, written out as the next round's test matrix."""
+"""Basis: an orthonormal basis of a sketch's range, written as the test matrix of the next round."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from skerch_ooc.store.tiles import Tiles
 def make_basis(merged: Merged, work: Work) -> None:
     """Writes an orthonormal basis of the range of a round's sketch, unless it is there.
 
-    Directions that are rounding errors are left out. Beside the basis ``Q`` the file holds how it
-    was made of the sketch, and ``Q^H T`` with the test sketch ``T`` of the same rows, with which
-    the next round is compared.
+    Directions that are rounding errors are left out. Beside the basis ``Q`` the file holds the
+    transform that made it of the sketch, and ``Q^H T`` with the test sketch ``T`` of the same rows,
+    which the next round is compared with.
 
     Args:
         merged: The sketch.
@@ -59,7 +59,7 @@ def make_basis(merged: Merged, work: Work) -> None:
     if merged.sketch.basis() is not None:
         return
     path = merged.sketch.folder / names.BASIS.name()
-    # One that has lost pieces is published again once they are made again.
+    # A file that has lost pieces is published again once they are made again.
     remove(path)
     round_ = merged.sketch.round
     with round_.run.receipt_of("basis", round=round_.number):
@@ -67,12 +67,12 @@ def make_basis(merged: Merged, work: Work) -> None:
 
 
 def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
-    """Publishes how the basis is made, if it is in pieces, and makes its pieces if wanted.
+    """Publishes the recipe of a basis that is in pieces, and makes the pieces if asked to.
 
     Args:
         merged: The sketch.
         work: What makes pieces, and with which resources.
-        pieces: Whether they are made.
+        pieces: Whether to make the pieces.
 
     Raises:
         UsageError: If memory is too little, or the operator is zero.
@@ -83,10 +83,10 @@ def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
 
 
 def basis_left(sketch: Sketch) -> list[int] | None:
-    """Numbers of the tasks of a basis that is in pieces which are not done.
+    """Lists the numbers of the tasks of a basis in pieces that are not done.
 
     Args:
-        sketch: The sketch that it is made of.
+        sketch: The sketch that the basis is made of.
 
     Returns:
         The numbers; ``None`` before its recipe is published, or if it is not in pieces.
@@ -127,7 +127,7 @@ class BasisWriting:
             writer.publish(identity, arrays, provenance(threads=self._work.resources.threads))
 
     def spread(self, *, pieces: bool) -> None:
-        """Publishes the recipe of a basis that is in pieces, and makes these if they are wanted."""
+        """Publishes the recipe of a basis that is in pieces, and makes the pieces if asked to."""
         if not may_be_in_pieces(self._plan):
             return
         recipe = self._prepare_recipe()
@@ -141,7 +141,7 @@ class BasisWriting:
         return f"basis {self._round.number + 1}"
 
     def _prepare_recipe(self) -> Recipe:
-        """Reads the recipe that is published, or finds it, and removes that of something else."""
+        """Reads the recipe that is published; else removes that of another sketch, and finds it."""
         if (known := self._known()) is not None:
             return known
         remove_other_recipes(self._recipe_path, self._identity)
@@ -159,7 +159,7 @@ class BasisWriting:
         return Recipe(BASIS_MATRIX, self._side.side.rows, vectors, test)
 
     def _known(self) -> Recipe | None:
-        """The recipe that a process which did not come to an end has published."""
+        """Reads the recipe that an earlier process published, perhaps before it was killed."""
         recipe = self._recipe_of(Vectors(self._source, np.zeros((0, 0))))
         columns = Columns(self._sketch.digest, self._source, None, recipe.test)
         file = read_recipes(self._recipe_path, self._identity, columns)

@@ -1,4 +1,4 @@
-"""The decomposition that the small problems give: values, and how the tall vectors are made."""
+"""Solves the small problems of recovery: values, and the transforms that make tall vectors."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from skerch_ooc.store.rundir import Run
 
 @dataclass(frozen=True)
 class Decomposition:
-    """All that is known of a result before its vectors are made.
+    """A result before its vectors are made: values, recipes of the vectors, and error figures.
 
     Attributes:
         values: Eigenvalues in descending magnitude, or singular values descending, ``(r,)``.
-        left: How the left vectors, or the eigenvectors, are made.
-        right: How the right vectors are made; ``None`` for eigenvectors.
-        core: How many singular values of the core were inverted.
-        choosing: How many test columns chose it.
+        left: The recipe of the left vectors, or of the eigenvectors.
+        right: The recipe of the right vectors; ``None`` for eigenvectors.
+        core: Number of singular values of the core that were inverted.
+        choosing: Number of test columns that chose the core.
         leave_one_out: The error as leave-one-out estimates it; ``None`` if it is not known.
         tested: Sizes of the core that were tried, with their errors, ``(t, 2)``.
-        corrected: Whether a stream of its own has seen to the vectors being orthonormal.
-        problem: What was solved; ``None`` where it was read.
-        deviation: About how far the vectors are from orthonormal, storing them apart; NaN where it
-            was read.
+        corrected: Whether a stream of its own has made the vectors orthonormal.
+        problem: The problem that was solved; ``None`` if the decomposition was read from a file.
+        deviation: About how far the vectors are from orthonormal before they are rounded to be
+            stored; NaN if the decomposition was read from a file.
     """
 
     values: Array
@@ -72,27 +72,29 @@ class Decomposition:
 
     @property
     def matrices(self) -> dict[str, Recipe]:
-        """How the vectors are made, by the names of their matrices: the left ones first."""
+        """The recipes of the vectors, by the names of their matrices: the left ones first."""
         return {recipe.name: recipe for recipe in (self.left, self.right) if recipe}
 
     @property
     def approximation_squares(self) -> Array:
-        """Squared norm of each column of ``Ahat G``, ``(q,)``, as ``U`` is orthonormal."""
+        """The squared norm of each column of ``Ahat G``, ``(q,)``."""
+        # ||U X|| is ||X||, as U is orthonormal.
         assert self.left.weights is not None
         return np.asarray(np.sum(np.abs(self.left.weights) ** 2, axis=0))
 
     def weights(self) -> Array:
-        """``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
+        """Returns ``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
         assert self.problem is not None
         assert self.problem.g_w is not None
         right = (self.right or self.left).vectors
         return np.asarray(self.values[:, None] * right.compressed(self.problem.g_w).conj().T)
 
     def finished(self) -> Decomposition:
-        """With weights, and vectors turned so that the first test vector is at an acute angle.
+        """Returns the decomposition with weights, and with the signs of its vectors fixed.
 
-        ``omega_1^H v`` is made real and positive for each right vector or eigenvector ``v``, a rule
-        that depends on neither the method nor the number of measurements.
+        Each right vector or eigenvector ``v`` is multiplied by a sign or phase that makes
+        ``omega_1^H v`` real and positive: a rule that depends on neither the method nor the number
+        of measurements.
         """
         assert self.problem is not None
         assert self.problem.omega_w is not None
@@ -108,7 +110,7 @@ class Decomposition:
     def with_vectors(
         self, left: Vectors, right: Vectors | None = None, **more: Any
     ) -> Decomposition:
-        """With vectors that are made in another way, and perhaps more that differs."""
+        """Returns the decomposition with other vectors, and with ``more`` attributes replaced."""
         return dataclasses.replace(
             self,
             left=dataclasses.replace(self.left, vectors=left),
@@ -117,7 +119,7 @@ class Decomposition:
         )
 
     def publish(self, path: Path, identity: Mapping[str, Any]) -> RecipeFile:
-        """Publishes it for other processes, and for those that come after a crash.
+        """Publishes the decomposition for other processes, and for those that follow a crash.
 
         Args:
             path: The file.
@@ -134,7 +136,7 @@ class Decomposition:
 
     @classmethod
     def read(cls, file: RecipeFile) -> Decomposition:
-        """What :meth:`publish` published."""
+        """Reads what :meth:`publish` published."""
         left_out = float(file.arrays["leave_one_out"])
         left, *right = file.matrices.values()
         return cls(
@@ -150,13 +152,14 @@ class Decomposition:
 
 
 def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
-    """Finds a decomposition, by small matrices alone unless merging is not done yet.
+    """Finds a decomposition from the merged sums; merges the sketch first if that is not done.
 
     Raises:
         UsageError: If the sketch does not serve the method, memory is too little, or the operator
             is zero.
         IncompleteError: If measurements are missing.
         CorruptError: If a shard is damaged.
+        DriftError: If the sketch is merged now, and different operators made its shards.
     """
     last, before = rounds_for(run, settings)
     merged = Merge(last).run(work)
@@ -165,6 +168,7 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         work.progress.stage("solve", 1, "problem") as advance,
         torch_threads(work.resources.threads),
     ):
+        # Called for its refusal alone: no tile is read here.
         tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
         posed = pose(run.plan, settings, merged, merged_before)
         core = SOLVERS[settings.method](posed.problem)
@@ -196,24 +200,28 @@ def solve_and_correct(
     run: Run, settings: RecoverySpec, identity: Mapping[str, Any], folder: Path, work: Work,
     *, correcting: bool = False,
 ) -> Decomposition:  # fmt: skip
-    """Finds a decomposition, and corrects vectors that may not be orthonormal, by a stream.
+    """Finds a decomposition, and corrects vectors that may not be orthonormal, by one more stream.
 
     Args:
         run: The run.
-        settings: Those of the result.
+        settings: The settings of the result.
         identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
-        folder: Of the result; what other processes need lies there for a while.
+        folder: The folder of the result, which holds a draft for other processes meanwhile.
         work: What runs tasks, and with which resources.
-        correcting: Whether they are corrected in any case.
+        correcting: Whether to correct the vectors in any case.
 
     Raises:
-        UsageError: As :func:`solve` does; IncompleteError and CorruptError, too.
+        UsageError: If the sketch does not serve the method, memory is too little, or the operator
+            is zero.
+        IncompleteError: If measurements are missing, or a file cannot be written.
+        CorruptError: If a shard is damaged.
+        DriftError: If the sketch is merged now, and different operators made its shards.
     """
     found = solve(run, settings, work)
     if not correcting and not may_miss_bound(run.plan, found.deviation):
         return found.finished()
     if settings.vectors == "implicit":
-        # They are made by the processor: it is its rounding that is to be corrected.
+        # The processor makes implicit vectors as they are read: its rounding is to be corrected.
         on_processor = dataclasses.replace(work.resources, device="cpu")
         work = dataclasses.replace(work, resources=on_processor)
 

@@ -1,4 +1,4 @@
-"""How far computed vectors are from orthonormal, and how that is put right.
+"""Orthogonality of computed vectors: what to expect, what is allowed, and the correction.
 
 ``X T`` loses orthogonality where ``X`` is ill-conditioned, by the square of its condition if ``T``
 comes from a Gram matrix. Then a stream before the one that writes forms ``(X T)^H (X T)``, and its
@@ -23,22 +23,24 @@ _DOUBLE = 2.0**-52
 
 
 def orthogonality_bound(plan: Plan) -> float:
-    """What ``||U^H U - I||`` may be: 1e-6 in single, 1e-11 in double precision."""
+    """Returns how large ``||U^H U - I||`` may be: 1e-6 in single, 1e-11 in double precision."""
     return 1e-11 if plan.identity.is_double else 1e-6
 
 
 def expected_deviation(plan: Plan, condition: float) -> float:
-    """About how far ``U^H U`` is from the identity if nothing corrects it.
+    """Foretells about how far ``U^H U`` is from the identity if nothing corrects it.
 
     Args:
         plan: The plan in force.
-        condition: Of the columns that were orthogonalised.
+        condition: The condition number of the columns that were orthogonalised.
     """
+    # R comes from a QR in double precision; else from a Gram matrix, which squares the condition.
     return _DOUBLE * (condition if plan.identity.is_double else condition**2)
 
 
 def may_miss_bound(plan: Plan, deviation: float) -> bool:
-    """Whether vectors of this deviation may miss it: a stream that corrects them is worth it."""
+    """Whether vectors of this deviation may exceed the bound, so that a correction is worth it."""
+    # A correction costs one stream; one that turns out to be needed later costs two.
     return 8 * deviation > orthogonality_bound(plan)
 
 
@@ -53,7 +55,10 @@ def corrected(
     Args:
         values: Eigenvalues, or singular values.
         vectors: The eigenvectors ``U``, or ``U`` and ``V``, not corrected yet.
-        grams: ``U^H U``, or that and ``V^H V``.
+        grams: ``U^H U``, or ``U^H U`` and ``V^H V``.
+
+    Returns:
+        The values, and the vectors with their corrections.
     """
     left, *right = map(gram_root, grams)
     if right:

@@ -1,6 +1,6 @@
-"""From the merged sums to the problem that a recovery method solves, and where vectors come from.
+"""Poses recovery problems: cuts the merged sums into the small matrices that a method solves for.
 
-What a method needs of a sketch, and which sketches serve which methods, is said here once.
+This module alone says what a method needs of a sketch, and which sketches serve which methods.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from skerch_ooc.store.tiles import Tiles
 
 @dataclass(frozen=True)
 class Posed:
-    """A problem with the columns that its solution's transforms apply to.
+    """A problem, with the columns on disk that the transforms of its solution apply to.
 
     Attributes:
-        problem: What the method is given.
+        problem: The problem that the method solves.
         left: The columns that ``U`` is made of.
-        right: Those that ``V`` is made of; ``None`` for a Hermitian operator.
+        right: The columns that ``V`` is made of; ``None`` for a Hermitian operator.
         test: The test sketch; ``None`` without one.
     """
 
@@ -44,7 +44,7 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
     """Refuses settings that this plan's sketch does not serve.
 
     Raises:
-        UsageError: With the reason.
+        UsageError: If they are not served; it says why.
     """
     kind, method = plan.identity.kind, METHODS[settings.method]
     left, right, inner = plan.reach("left"), plan.reach("right"), plan.inner
@@ -74,13 +74,13 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
 
 
 def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | None) -> Posed:
-    """Cuts the sums into the matrices of a recovery problem.
+    """Cuts the merged sums into the matrices of a recovery problem.
 
     Args:
         plan: The plan in force.
         settings: Method, core and rank.
-        merged: The sums of the first round, or for ``hmt`` of the last.
-        before: For ``hmt`` those of the round before.
+        merged: The merged sketch of the first round, or for ``hmt`` of the last.
+        before: For ``hmt`` the merged sketch of the round before; else ``None``.
     """
     if before is not None:
         return _after_rounds(plan, settings, merged, before)
@@ -116,7 +116,10 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
 
 
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:
-    """The problem of ``hmt``: ``A ~ Q B^H``, in coordinates in which ``Q`` is the identity."""
+    """Poses the problem of ``hmt``: ``A ~ Q B^H``, in coordinates in which ``Q`` is the identity.
+
+    (Halko, Martinsson and Tropp 2011, arXiv 0909.4061.)
+    """
     hermitian = plan.identity.kind == "eigh"
     basis = last.sketch.round.basis
     assert basis is not None
@@ -126,7 +129,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
     y_before, t_before = earlier.copy(earlier_role), earlier.copy("test")
     projected = basis.file.arrays["test_products"]
     k = basis.columns
-    # What of T is outside the range of Q: the same for all of its orthonormal bases.
+    # The part of T outside the range of Q, which is the same for any orthonormal basis of it.
     q = svd(y_before)[0][:, :k]
     outside = np.linalg.qr(t_before - q @ (q.conj().T @ t_before), mode="r")
     y = np.concatenate([np.eye(k), np.zeros((len(outside), k))]).astype(y_before.dtype)
@@ -162,7 +165,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
 
 
 def basis_products(basis: Basis, products: Array) -> Array:
-    """``N^H Q`` from ``N^H Y``, by the transform that made the basis ``Q`` of ``Y``."""
+    """Returns ``N^H Q``, from ``N^H Y`` and the transform that made the basis ``Q`` of ``Y``."""
     result = products @ basis.file.arrays["transform"]
     if "correction" in basis.file.arrays:
         result = result @ basis.file.arrays["correction"]

@@ -1,11 +1,11 @@
-"""Recipes on disk: all that a process needs to make vectors, but for the columns themselves.
+"""Recipes on disk: all that a process needs to make vectors, except the columns themselves.
 
-Where vectors are made in several pieces, whoever solved the small problems publishes transforms and
-values first. Each piece names the recipe by a hash of its content: what a killed process has left
-is gone on with if it is of the same recipe, and made anew if it is not.
+Where vectors are made in several pieces, the process that solves the small problems publishes the
+transforms and values first. Each piece names its recipe by a hash of the content: pieces that a
+killed process has left are kept if they are of the same recipe, and made anew if they are not.
 
-The columns that tall vectors are made of stay where they are: here it is also found which shards or
-bases they are, and of which round.
+The columns that tall vectors are made of stay where they are; this module also finds out which
+shards or bases these are, and of which round.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class RecipeFile:
     """The recipes of the matrices of one result or basis, on disk.
 
     Attributes:
-        path: Where they are.
+        path: The file.
         identity: What the file says it is.
         matrices: The recipe of each matrix, by its name.
-        arrays: What else was published with them.
+        arrays: The other arrays that were published with the recipes.
     """
 
     path: Path
@@ -66,12 +66,12 @@ class RecipeFile:
 
 
 def recipe_identity(run: Run, sketch: str, of: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of recipes says it is.
+    """Returns what a file of recipes says it is.
 
     Args:
         run: The run.
         sketch: The digest of the sketch.
-        of: ``{"settings": ...}`` of a result, or ``{"round": ...}``, which a basis follows.
+        of: ``{"settings": ...}`` for a result; for a basis ``{"round": ...}``, the round it is of.
     """
     return names.RECIPE.identity(run.plan.run_id, sketch=sketch, **of)
 
@@ -80,14 +80,14 @@ def publish_recipes(
     path: Path, identity: Mapping[str, Any], matrices: Mapping[str, Recipe],
     arrays: Mapping[str, Array], *, replace: bool = False,
 ) -> RecipeFile:  # fmt: skip
-    """Publishes recipes, unless some are there.
+    """Publishes recipes, unless there are some already.
 
     Args:
         path: The file.
         identity: See :func:`recipe_identity`; may say more.
         matrices: The recipes.
-        arrays: What else is to be kept with them.
-        replace: Whether others that are there are replaced.
+        arrays: Other arrays to keep with them.
+        replace: Whether to replace other recipes that are there.
 
     Returns:
         The recipes that were given.
@@ -95,6 +95,7 @@ def publish_recipes(
     Raises:
         IncompleteError: If the file cannot be written.
     """
+    # The hash of the content ties pieces to their recipe; so it covers every bit of the arrays.
     stored = dict(arrays)
     for name, recipe in matrices.items():
         stored |= recipe.vectors.as_arrays(f"{name}.")
@@ -121,15 +122,15 @@ def _hash_of(identity: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
 
 
 def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> RecipeFile | None:
-    """Reads recipes that this process knows the columns of.
+    """Reads recipes whose columns this process knows.
 
     Args:
         path: The file.
         expected: What the file must say it is, at least.
-        columns: What the matrices are made of.
+        columns: The columns that the matrices are made of.
 
     Returns:
-        The recipes; ``None`` if there are none, or those of something else.
+        The recipes; ``None`` if there are none, or they are of another sketch.
 
     Raises:
         CorruptError: If the file is damaged.
@@ -141,11 +142,11 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
 
 
 def remove_other_recipes(path: Path, expected: Mapping[str, Any]) -> None:
-    """Removes recipes of something else: a sketch that has grown, or was measured anew, since.
+    """Removes recipes of another sketch: the run has grown, or was measured anew, since.
 
     Args:
         path: The file.
-        expected: What a file that is to stay says it is, at least.
+        expected: What the file must say it is, at least, to be kept.
 
     Raises:
         CorruptError: If the file is damaged.
@@ -156,16 +157,16 @@ def remove_other_recipes(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
-    """Opens recipes in a process that is told of nothing else.
+    """Opens recipes in a process that knows nothing else, and finds the columns they apply to.
 
     Args:
         run: The run.
         path: The file.
-        content: The hash of what it must hold.
+        content: The hash that the file must state for its content.
 
     Raises:
-        IncompleteError: If it is gone, or was replaced.
-        CorruptError: If it, or a shard, is damaged; if shards were measured anew since.
+        IncompleteError: If the file, or a shard, is gone, or the file was replaced.
+        CorruptError: If the file, or a shard, is damaged, or shards were measured anew since.
     """
     try:
         file = SealedFile(path)
@@ -202,13 +203,13 @@ def _with_columns(file: SealedFile, columns: Columns) -> RecipeFile:
 
 @dataclass(frozen=True)
 class Columns:
-    """What vectors are made of.
+    """The columns on disk that tall vectors are made of.
 
     Attributes:
-        digest: Of the sketch.
-        left: The columns of the left vectors, of the eigenvectors, or of a basis.
-        right: Those of the right vectors; ``None`` if there are none.
-        test: The test sketch of the rows of the left vectors; ``None`` if there is none.
+        digest: The digest of the sketch.
+        left: The columns that the left vectors, the eigenvectors, or a basis are made of.
+        right: The columns that the right vectors are made of; ``None`` if there are none.
+        test: The test sketch with as many rows as the left vectors; ``None`` if there is none.
     """
 
     digest: str
@@ -218,7 +219,7 @@ class Columns:
 
 
 def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
-    """The round whose sketch a method uses; of several rounds also the one before it.
+    """Returns the round whose sketch a method uses, and for ``hmt`` also the round before it.
 
     Raises:
         UsageError: If the run's sketch does not serve the method.
@@ -238,11 +239,11 @@ def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
 
 
 def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
-    """What the vectors of a result are made of.
+    """Finds the columns that the vectors of a result are made of.
 
     Args:
         run: The run.
-        settings: Those of the result.
+        settings: The settings of the result.
 
     Raises:
         UsageError: If the run's sketch does not serve the method.
@@ -260,7 +261,7 @@ def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
 
 
 def columns_of_basis(round_: Round) -> Columns:
-    """What the basis that follows a round is made of.
+    """Finds the columns that the basis after a round is made of.
 
     Raises:
         IncompleteError: If measurements are missing.

@@ -1,8 +1,9 @@
-"""Tall matrices made by tasks: aligned runs of row tiles, by whatever executor, in any process.
+"""Spreads tall matrices (vectors, bases) over tasks: each makes an aligned run of row tiles.
 
-A task publishes a piece of the matrix, and the figures of its rows beside it; or, where vectors are
-to be corrected, the Gram matrix of its rows. Pieces and sums are cut by the plan alone and summed
-in one fixed tree, so who made them changes nothing. A piece that is there is not made again.
+A task publishes a piece of the matrix with the figures of its rows or, where vectors are to be
+corrected, the Gram matrix of its rows. The plan alone decides how pieces are cut, and their sums
+are added in one fixed tree, so the result does not depend on the executor. A piece that is there is
+not made again.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from skerch_ooc.store.sealed import BulkWriter, SealedFile, SealedWriter, sealed
 
 @dataclass(frozen=True)
 class VectorTask:
-    """A run of tiles of a tall matrix: a path and a few numbers, for any process.
+    """A run of row tiles of a tall matrix that one task makes, as plain data for any process.
 
     Attributes:
         run: The run directory.
-        recipe: The file of its recipe, relative to that.
+        recipe: The file of the matrix's recipe, relative to the run directory.
         content: The hash of what that file holds.
         matrix: Name of the matrix.
         start: First row tile.
@@ -53,7 +54,7 @@ class VectorTask:
         memory: Peak resident memory of the process, in bytes.
         threads: Threads of the process.
         device: Torch device on which tiles are multiplied.
-        number: Of the task among all of its recipe.
+        number: The number of the task among all of its recipe.
     """
 
     run: str
@@ -78,7 +79,8 @@ class VectorTask:
 
 
 def _is_of(piece: Path, content: str) -> bool:
-    """Whether a piece is one of the recipes with this hash; a damaged one is for who makes it."""
+    """Whether a piece is of the recipes with this hash."""
+    # Not if it is damaged: the process that makes the piece says so.
     with contextlib.suppress(FileNotFoundError, CorruptError):
         return SealedFile(piece).identity.get("recipe") == content
     return False
@@ -90,18 +92,18 @@ def in_pieces(plan: Plan, recipe: Recipe) -> bool:
 
 
 def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int] | None:
-    """Numbers of the tasks whose pieces are not there, or are of other recipes.
+    """Lists the numbers of the tasks whose pieces are not there, or are of other recipes.
 
     Args:
         plan: The plan in force.
         path: The file of the recipes.
-        expected: What that must say it is, at least.
+        expected: What the file must say it is, at least.
 
     Returns:
-        The numbers; ``None`` if there are no recipes, or those of something else.
+        The numbers; ``None`` if there are no recipes, or they are of another sketch.
 
     Raises:
-        CorruptError: If the file is damaged.
+        CorruptError: If the file of the recipes is damaged.
     """
     file = open_if_there(path)
     if file is None or not file.states(expected):
@@ -122,13 +124,13 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
 
 @dataclass(frozen=True)
 class MatrixFiles:
-    """The files that tasks make of a matrix: its pieces, or the Gram matrices of their rows.
+    """The files that tasks make for a matrix: its pieces, or the Gram matrices of their rows.
 
     Attributes:
         plan: The plan in force.
-        recipes: The recipes, published.
+        recipes: The published recipes.
         matrix: Name of the matrix.
-        gram: Whether Gram matrices are made, instead of pieces.
+        gram: Whether tasks make Gram matrices, instead of pieces.
     """
 
     plan: Plan
@@ -138,7 +140,7 @@ class MatrixFiles:
 
     @property
     def recipe(self) -> Recipe:
-        """How the matrix is made."""
+        """The recipe of the matrix."""
         return self.recipes.matrices[self.matrix]
 
     @property
@@ -147,14 +149,14 @@ class MatrixFiles:
         return pieces_of(self.plan, self.recipe.rows, self.recipe.vectors.rank)
 
     def path(self, tiles: Range) -> Path:
-        """The file of some row tiles."""
+        """Returns the path of the file for a run of row tiles."""
         folder = self.recipes.path.parent
         if self.gram:
             return folder / names.GRAM.name(matrix=self.matrix, tiles=tiles)
         return piece_path(folder, self.matrix, tiles)
 
     def published(self, tiles: Range) -> SealedFile | None:
-        """What was published for a task of this very recipe; ``None`` if there is nothing."""
+        """Opens what was published for a task of this very recipe; ``None`` if nothing was."""
         path = self.path(tiles)
         try:
             file = SealedFile(path, repeated_anew(path, "the same command"))
@@ -166,7 +168,7 @@ class MatrixFiles:
         """Makes some row tiles, or their Gram matrix.
 
         Returns:
-            A function that publishes it, and returns the receipt.
+            A function that publishes them, and returns the receipt.
         """
         with contextlib.ExitStack() as stack:
             if self.gram:
@@ -198,18 +200,18 @@ class MatrixFiles:
 
 
 def _ignore(_: int) -> None:
-    """Progress that is told by the task."""
+    """Takes note of no progress: the process that gave out the task shows it."""
 
 
 @lru_cache(maxsize=1)
 def _recipes_of_process(directory: str, path: str, content: str) -> tuple[Plan, RecipeFile]:
-    """The recipes that this process works by; opened once."""
+    """Opens the recipes that a task names; once in each process."""
     run = open_run(directory)
     return run.plan, open_recipes(run, run.directory / path, content)
 
 
 def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
-    """Does a task in any process, unless somebody has who did not live to tell.
+    """Does a task in any process, unless its file is published already.
 
     Returns:
         A function that publishes what was made, and returns the receipt.
@@ -219,14 +221,14 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
         CorruptError: If a shard is damaged.
         UsageError: If the memory is too little.
     """
-    # Its memory is for the vectors, and nothing is measured any more.
+    # Nothing is measured any more: the memory of the operator is for the vectors.
     forget_operator()
     plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
     files = MatrixFiles(plan, recipes, task.matrix, task.gram)
     if is_there(files.path(task.tiles)):
         return lambda: {"tiles": len(task.tiles)}
     resources = Resources(task.memory, task.threads, device=task.device)
-    # One task after the other: what the one has freed is what the next takes.
+    # A worker does one task after the other: the next one takes the memory that this one frees.
     return files.form(Making(plan, files.recipe, resources, tidy=False), task.tiles)
 
 
@@ -239,11 +241,11 @@ def form_gram(
         run: The run.
         recipe: How the vectors are made.
         identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
-        draft: The file that other processes are given the recipe in, for as long as they need it.
+        draft: The file that gives other processes the recipe; it is removed at the end.
         work: What runs tasks, and with which resources.
 
     Raises:
-        IncompleteError: If something cannot be written.
+        IncompleteError: If a file cannot be written, or is gone again.
         CorruptError: If a shard is damaged.
         UsageError: If memory is too little.
     """
@@ -261,21 +263,21 @@ def form_gram(
 
 
 def pieced_of(plan: Plan, matrices: Mapping[str, Recipe]) -> list[str]:
-    """Those of some matrices that lie in several files."""
+    """Lists the names of the matrices that are so large that they lie in several files."""
     return [name for name, recipe in matrices.items() if in_pieces(plan, recipe)]
 
 
 class MatrixWriting:
-    """Tall matrices of a file on their way to the disk: into it, or in pieces beside it.
+    """Writes the tall matrices of a file: into the file itself, or in pieces beside it.
 
     Args:
         run: The run.
-        matrices: How they are made, by their names.
-        recipes: The same, published; ``None`` if none of them is in pieces.
+        matrices: The recipes of the matrices, by name.
+        recipes: The same recipes, published; ``None`` if no matrix is in pieces.
         work: What makes pieces, and with which resources.
 
     Attributes:
-        layouts: Of those that lie in the file itself.
+        layouts: The layouts of the matrices that lie in the file itself.
     """
 
     def __init__(
@@ -293,14 +295,14 @@ class MatrixWriting:
     def write(
         self, writer: SealedWriter, stages: Mapping[str, str]
     ) -> tuple[dict[str, Any], list[TileFigures]]:
-        """Makes all of them.
+        """Makes and writes all of the matrices.
 
         Args:
             writer: Writes the file.
-            stages: What the user is told while each is made.
+            stages: For each matrix, the name of the stage that progress shows.
 
         Returns:
-            What the identity of the file says of pieces, and the figures of each matrix.
+            What the identity of the file says about pieces, and the figures of each matrix.
 
         Raises:
             IncompleteError: If a piece cannot be written.
@@ -328,11 +330,11 @@ class MatrixWriting:
 
 
 class Spread:
-    """A matrix of which an executor has tasks make the files.
+    """Lets an executor run the tasks that make the files of a matrix.
 
     Args:
         run: The run.
-        files: The files.
+        files: The files to make.
         work: What runs the tasks, and what each process may use.
     """
 
@@ -343,10 +345,10 @@ class Spread:
         """Makes the pieces that are not there yet.
 
         Args:
-            stage: What the user is told.
+            stage: The name of the stage that progress shows.
 
         Returns:
-            What the file that the matrix belongs to says of them, and the figures of all tiles.
+            What the file of the result says of its pieces, and the figures of all tiles.
 
         Raises:
             IncompleteError: If a piece cannot be written.
@@ -365,7 +367,7 @@ class Spread:
     def gram(self, stage: str) -> Array:
         """Forms ``U^H U`` of a matrix that is not written, ``(r, r)``; raises as :meth:`pieces`.
 
-        What the tasks publish for it is removed at the end.
+        The files that the tasks publish for it are removed at the end.
         """
         self.run_tasks(stage)
         done = list(self._opened())
@@ -375,14 +377,14 @@ class Spread:
         return total
 
     def run_tasks(self, stage: str) -> None:
-        """Has the executor do its tasks; raises as :meth:`pieces` does."""
+        """Lets the executor do its share of the tasks; raises as :meth:`pieces` does."""
         files, work = self._files, self._work
-        # What others are to make is theirs to verify.
+        # Only its share: verifying reads every byte of a piece, and others verify theirs.
         tasks = [task for task in work.executor.chosen(self._tasks()) if not self._is_done(task)]
         for task in tasks:
             path = files.path(task.tiles)
             if is_there(path) and files.published(task.tiles) is None:
-                # Derived data, of a recipe that was replaced.
+                # Derived data, of a recipe that was replaced: a publication never replaces a file.
                 remove(path)
         total = sum(len(task.tiles) for task in tasks)
         tile = files.recipe.tile_bytes(files.plan)
@@ -396,7 +398,7 @@ class Spread:
     def _is_done(self, task: VectorTask) -> bool:
         file = self._files.published(task.tiles)
         if file is not None:
-            # Of a process that did not come to an end, perhaps with its machine.
+            # The process that wrote it did not come to an end; perhaps its machine crashed.
             file.verify_bulk()
         return file is not None
 
