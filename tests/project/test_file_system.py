@@ -58,7 +58,7 @@ ALLOWED = {
         ".unlink": OF_SLURM,
         ".write_text": OF_SLURM,
     },
-    "executors/slurm/scripts.py": {".read_text": "a template that is installed with the package"},
+    "executors/slurm/scripts.py": {".read_text": "templates that are installed with the package"},
     "operators/loading.py": {".read_bytes": OF_FACTORY},
     "operators/matrix_files.py": {
         ".exists": OF_FACTORY,
