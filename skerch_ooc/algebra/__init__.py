@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: test matrices, small dense problems, recovery methods.
+"""Numerical algebra on arrays: test matrices (noise) and small dense linear algebra.
 
-No file, no run.
+Its functions know no file and no run.
 """

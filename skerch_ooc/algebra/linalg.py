@@ -1,7 +1,8 @@
-"""Small dense algebra, in double precision, on matrices of the size of the sketch's width.
+"""Small dense linear algebra in double precision: eigh, svd, QR, Cholesky, triangular inverse.
 
-Decompositions are torch's: twice as fast as numpy's own, and they work on aligned copies, so that
-their bits do not depend on where an array happens to lie. torch is loaded when one is called.
+The matrices are as wide as the sketch. Decompositions are torch's: they are twice as fast as
+numpy's, and they work on aligned copies, so that their bits do not depend on where an array lies in
+memory. torch is imported only when one of them is called.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from skerch_ooc.base.arrays import Array
 
 
 def hermitian_part(matrix: Array) -> Array:
-    """``(M + M^H) / 2``."""
+    """Returns ``(M + M^H) / 2``."""
     return 0.5 * (matrix + matrix.conj().T)
 
 
 def mirrored(upper: Array) -> Array:
-    """The Hermitian matrix whose upper triangle is given; what is below is ignored."""
+    """Returns the Hermitian matrix with the given upper triangle; entries below it are ignored."""
     strict = np.triu(upper, 1)
     return strict + strict.conj().T + np.diag(np.diagonal(upper).real)
 
 
 def gram_root(gram: Array) -> Array:
-    """An ``R`` with ``R^H R`` the given Gram matrix, ``(c, c)``.
+    """Returns an ``R`` such that ``R^H R`` is the given Gram matrix, ``(c, c)``.
 
-    Cholesky's, which is upper triangular; where rounding made the matrix indefinite, one from its
-    eigenvalues, of which negative ones count as zero.
+    It is the Cholesky factor, upper triangular. If rounding made the matrix indefinite, ``R`` is
+    made of its eigenvalues instead, with negative ones set to zero.
     """
     try:
         return np.ascontiguousarray(np.linalg.cholesky(gram).conj().T)
@@ -39,26 +40,27 @@ def gram_root(gram: Array) -> Array:
 
 
 def eigh_by_magnitude(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues in descending magnitude and their vectors, of a Hermitian matrix ``(m, m)``."""
+    """Returns eigenvalues in descending magnitude, and vectors, of a Hermitian ``(m, m)``."""
     values, vectors = eigh(matrix)
+    # Stable, so that eigenvalues x and -x, of equal magnitude, come in a defined order.
     order = np.argsort(-np.abs(values), kind="stable")
     return values[order], vectors[:, order]
 
 
 def count_above(magnitudes: Array, floor: float) -> int:
-    """How many leading entries of a descending sequence are above ``floor`` times the first."""
+    """Counts the entries of a descending sequence that are above ``floor`` times the first."""
     if len(magnitudes) == 0 or magnitudes[0] <= 0:
         return 0
     return int(np.count_nonzero(magnitudes > floor * magnitudes[0]))
 
 
 def triangular_inverse(upper: Array) -> Array:
-    """The inverse of an upper triangular matrix without zeros on its diagonal.
+    """Inverts an upper triangular matrix without zeros on its diagonal.
 
-    By halves, so that nearly all of the ``n^3 / 3`` operations are matrix products; numpy itself
-    has only the general inverse, at six times the cost. The inverse of the leading ``c`` by ``c``
-    block is the leading block of the inverse.
+    The inverse of the leading ``c`` by ``c`` block is the leading block of the inverse.
     """
+    # By halves, so that nearly all of the n^3 / 3 operations are matrix products; numpy itself has
+    # only the general inverse, at six times the cost.
     n = len(upper)
     if n <= _SMALL_TRIANGLE:
         return np.triu(np.linalg.inv(np.triu(upper)))
@@ -71,22 +73,23 @@ def triangular_inverse(upper: Array) -> Array:
 
 
 def triangular_factor(matrix: Array) -> Array:
-    """``R`` of ``Q R``; the factor ``Q`` is not formed."""
+    """Returns ``R`` of the QR decomposition; ``Q`` is not formed."""
     import torch
 
     return np.asarray(torch.linalg.qr(_tensor(matrix), mode="r").R.numpy())
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues in ascending order, and the vectors, of a Hermitian matrix ``(m, m)``."""
+    """Returns eigenvalues in ascending order, and vectors, of a Hermitian matrix ``(m, m)``."""
     import torch
 
     values, vectors = torch.linalg.eigh(_tensor(matrix))
+    # torch conjugates lazily, by a flag on the tensor, and numpy() refuses a tensor that has it.
     return values.numpy(), vectors.resolve_conj().numpy()
 
 
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """``U``, the singular values in descending order, and ``V^H``, without what is redundant."""
+    """Returns ``U``, the singular values in descending order, and ``V^H``: the thin SVD."""
     import torch
 
     u, s, vh = torch.linalg.svd(_tensor(matrix), full_matrices=False)
@@ -100,11 +103,12 @@ def _tensor(matrix: Array) -> Any:
 
 
 def spectral_norm(matrix: Array) -> float:
-    """The largest singular value, by a few steps of the power method: low by some per cent.
+    """Estimates the largest singular value by the power method; low by a few per cent.
 
-    A fixed start keeps results reproducible. Fourth powers of entries come up: the matrix is scaled
-    by a power of two, which changes no bit of the result, so that they do not overflow.
+    The start is fixed, so that results are reproducible.
     """
+    # Fourth powers of entries come up. So that they do not overflow, the matrix is scaled by a
+    # power of two, which changes no bit of the result.
     largest = float(np.abs(matrix).max(initial=0.0))
     if largest == 0:
         return 0.0
@@ -118,7 +122,7 @@ def spectral_norm(matrix: Array) -> float:
 
 
 def sandwich(left: Array, middle: Array, right: Array) -> Array:
-    """``left middle right^H``; one product fewer if ``middle`` is diagonal, as it often is."""
+    """Returns ``left middle right^H``; a diagonal ``middle``, which is common, is cheaper."""
     diagonal = np.diagonal(middle)
     if np.count_nonzero(middle) == np.count_nonzero(diagonal):
         k = len(diagonal)

@@ -1,10 +1,10 @@
-"""Test matrices: every entry a pure function of (seed, role, row, column).
+"""Random test matrices (noise), drawn in any slice: entries depend on seed, role, row and column.
 
-Version 1. The words come from Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy
-as 1, 2, 3", section 3.3), a counter-based generator: the block of four 64-bit words at a counter
-does not depend on any other. The key is ``(seed, role number)``, the counter ``(1 + row block,
-column group, distribution number, 0)``. So any slice can be drawn directly, in any process, and
-roles, seeds and distributions share no words.
+This is noise version 1. The words come from Philox4x64-10 (Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3", section 3.3), a counter-based generator: the block of four 64-bit
+words at a counter does not depend on any other. The key is ``(seed, role number)``, the counter
+``(1 + row block, column group, distribution number, 0)``. So any slice can be drawn directly, in
+any process, and roles, seeds and distributions share no words.
 
 * ``rademacher``: a group is 64 columns, a row block is four rows; word ``row % 4`` belongs to the
   row, and its bit ``column % 64`` (from the least significant) is the sign: set means -1.
@@ -60,9 +60,13 @@ from skerch_ooc.base.partition import Range, cut
 Words = npt.NDArray[np.uint64]
 
 _WORDS = 4
-_STRIP = 4
+"""Words of a Philox block."""
+
+_GROUP_COLUMNS = 4
+"""Columns of a group of ``gaussian`` and ``phase``, which take one word for each real entry."""
+
 _ROWS_OF_BYTES_AT_ONCE = 256
-_ROWS_OF_STRIPS_AT_ONCE = 2048
+_ROWS_OF_FLOATS_AT_ONCE = 2048
 _DISTRIBUTION_NUMBERS = {
     "rademacher": 1,
     "gaussian": 2,
@@ -76,7 +80,7 @@ _SCRAMBLES_KEPT = 2
 
 
 class _Stream(NamedTuple):
-    """Which words: those of no other test matrix."""
+    """Names one stream of words; no two test matrices share one."""
 
     noise: str
     seed: int
@@ -99,8 +103,8 @@ def draw(
             or ``"ssrft"``.
         seed: From 0 to 2**64 - 1.
         role: A key of ``ROLE_NUMBERS``.
-        rows: The rows of the slice; for one of ``WHOLE_COLUMNS`` all rows of the matrix, whose
-            height they tell.
+        rows: The rows of the slice; for one of ``WHOLE_COLUMNS`` all rows of the matrix, as the
+            entries depend on its height.
         columns: The columns of the slice.
         dtype: float32, float64, complex64 or complex128; for one of ``COMPLEX_ONLY`` a complex
             one, for one of ``SIGN_SCALE`` also int8.
@@ -111,7 +115,7 @@ def draw(
         mean 0 and mean square 1, and no two are correlated.
 
     Raises:
-        ValueError: If this test matrix has no such entries.
+        ValueError: If a test matrix of this distribution has no such dtype, rows or columns.
     """
     if noise in COMPLEX_ONLY and np.dtype(dtype).kind != "c":
         raise ValueError(f"{noise} test matrices are complex, not {np.dtype(dtype)}")
@@ -131,11 +135,11 @@ def draw(
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of a sparse slice that are not zero.
+    """The nonzero entries of a sparse slice of a test matrix.
 
     Attributes:
-        rows: Of each entry, counted from the first of the slice; in ascending order.
-        columns: Of each entry, counted from the first of the slice.
+        rows: The row of each entry, counted from the first of the slice; in ascending order.
+        columns: The column of each entry, counted from the first of the slice.
         values: The entries, int8.
     """
 
@@ -145,7 +149,7 @@ class Entries:
 
 
 def draw_entries(noise: str, seed: int, role: str, rows: Range, columns: Range) -> Entries:
-    """Draws a slice of a test matrix that is sparse.
+    """Draws the nonzero entries of a slice of a sparse test matrix.
 
     Args:
         noise: A key of ``SPARSE``.
@@ -166,8 +170,13 @@ def draw_entries(noise: str, seed: int, role: str, rows: Range, columns: Range) 
 
 
 def _pieces(stream: _Stream, rows: Range, columns: Range) -> npt.NDArray[Any]:
-    """The bytes, or pairs of bytes, of the units that hold these columns, one row for each row."""
+    """Draws the bytes, or pairs of bytes, that stand for the units of these rows and columns.
+
+    A unit is the group of columns in which a row has one nonzero entry.
+    """
     unit = SPARSE[stream.noise]
+    # A sign and a place among 16 or 64 columns fit into a byte, among 256 they take two. Words are
+    # little-endian, as the definition counts bytes from the least significant.
     piece = "u1" if unit < 128 else "<u2"
     units_of_word = 8 // np.dtype(piece).itemsize
     words, first = _words_of_rows(stream, rows, columns, unit * units_of_word)
@@ -194,8 +203,9 @@ def _fill_entries(out: Array, stream: _Stream, rows: Range, columns: Range) -> N
 
 
 def _words(stream: _Stream, first: int, count: int, group: int) -> Words:
-    """The words of ``count`` row blocks from block ``first`` on, of one column group."""
-    # numpy raises the counter before it makes a block: after counter (first, ...) comes block
+    """Draws the words of ``count`` row blocks from block ``first`` on, of one column group."""
+    # numpy guarantees the raw words of Philox, not its distributions: random_raw alone is used.
+    # It raises the counter before it makes a block: after counter (first, ...) comes block
     # first + 1, which is why the counter of the module's definition starts at 1.
     generator = np.random.Philox(
         key=np.array([stream.seed, ROLE_NUMBERS[stream.role]], np.uint64),
@@ -205,11 +215,12 @@ def _words(stream: _Stream, first: int, count: int, group: int) -> Words:
 
 
 def _fill_bytes(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
-    """Fills ``out`` with what the bytes of a word stand for: a word is one row of a group."""
+    """Fills ``out`` with the entries that bytes stand for; a word is one row of a group."""
     entries_of_byte = _ENTRIES_OF_BYTE[stream.noise].astype(out.dtype)
     width = 8 * entries_of_byte.shape[1]
     words, first = _words_of_rows(stream, rows, columns, width)
     window = columns.shifted(-first * width).slice
+    # Some rows at a time, so that the temporary array stays small.
     for start in range(0, len(rows), _ROWS_OF_BYTES_AT_ONCE):
         piece = words[start : start + _ROWS_OF_BYTES_AT_ONCE].view(np.uint8)
         entries = np.take(entries_of_byte, piece, axis=0, mode="clip").reshape(len(piece), -1)
@@ -218,6 +229,7 @@ def _fill_bytes(out: Array, stream: _Stream, rows: Range, columns: Range) -> Non
 
 def _fill_normals(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
     scale = 1.0
+    # A complex column is two real ones, as real and imaginary part; E |g|^2 = 1 needs the scale.
     if out.dtype.kind == "c":
         out = out.view(out.real.dtype)
         columns = Range(2 * columns.start, 2 * columns.stop)
@@ -228,24 +240,24 @@ def _fill_normals(out: Array, stream: _Stream, rows: Range, columns: Range) -> N
         pairs *= scale
         return pairs
 
-    _fill_strips(out, stream, rows, columns, normals)
+    _fill_from_words(out, stream, rows, columns, normals)
 
 
 def _fill_phases(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
-    _fill_strips(out, stream, rows, columns, _phases)
+    _fill_from_words(out, stream, rows, columns, _phases)
 
 
-def _fill_strips(
+def _fill_from_words(
     out: Array, stream: _Stream, rows: Range, columns: Range, entries_of: Callable[[Words], Array]
 ) -> None:
-    """Fills ``out`` with an entry for each word: four words are one row of a group."""
-    for group in range(columns.start // _STRIP, -(-columns.stop // _STRIP)):
-        whole = Range(group * _STRIP, (group + 1) * _STRIP)
+    """Fills ``out`` with one entry for each word; four words are one row of a column group."""
+    for group in range(columns.start // _GROUP_COLUMNS, -(-columns.stop // _GROUP_COLUMNS)):
+        whole = Range(group * _GROUP_COLUMNS, (group + 1) * _GROUP_COLUMNS)
         wanted = whole.common(columns)
         target = out[:, wanted.shifted(-columns.start).slice]
-        for piece in cut(Range(0, len(rows)), _ROWS_OF_STRIPS_AT_ONCE):
+        for piece in cut(Range(0, len(rows)), _ROWS_OF_FLOATS_AT_ONCE):
             words = _words(stream, rows.start + piece.start, len(piece), group)
-            entries = entries_of(words).reshape(len(piece), _STRIP)
+            entries = entries_of(words).reshape(len(piece), _GROUP_COLUMNS)
             target[piece.slice] = entries[:, wanted.shifted(-whole.start).slice]
 
 
@@ -255,7 +267,11 @@ def _fill_transforms(out: Array, stream: _Stream, rows: Range, columns: Range) -
 
 @lru_cache(maxsize=_SCRAMBLES_KEPT)
 def _scramble(stream: _Stream, height: int, is_complex: bool) -> Scramble:
-    """What is random in a ``ssrft`` matrix; kept, because sorting costs more than a column."""
+    """Draws the permutations and diagonals of a ``ssrft`` matrix.
+
+    They are cached, as sorting costs more than a column does. The sort is stable so that equal
+    words, however rare, give the same order everywhere.
+    """
 
     def words(part: int) -> Words:
         return _words(stream, 0, -(-height // _WORDS), part)[:height]
@@ -285,23 +301,23 @@ _ENTRIES_OF_BYTE = {
     "rademacher": 1.0 - 2.0 * ((_BYTES >> np.arange(8)) & 1),
     "sparse-sign": np.where(np.arange(16) == (_BYTES & 15), 4.0 - 8.0 * (_BYTES >> 4 & 1), 0.0),
 }
-"""Row ``b``: the entries that byte ``b`` stands for."""
+"""For each distribution: row ``b`` has the entries that byte ``b`` stands for."""
 
 
 def _signs(words: Words) -> npt.NDArray[np.int8]:
-    """The signs that the top bits stand for."""
+    """Returns the signs that the top bits of words stand for."""
     return 1 - 2 * (words >> np.uint64(63)).astype(np.int8)
 
 
 def _phases(words: Words) -> npt.NDArray[np.complex128]:
-    """A point of the unit circle from each word."""
+    """Turns each word into a point of the unit circle."""
     phases = np.empty(words.shape, np.complex128)
     phases.real, phases.imag = _turn(words)
     return phases
 
 
 def _box_muller(words: Words) -> npt.NDArray[np.float64]:
-    """Turns words ``(2k,)`` into standard normals ``(2k,)``: each pair of words into a pair."""
+    """Turns words ``(2k,)`` into standard normals ``(2k,)``, pair by pair (Box and Muller 1958)."""
     radius = _log_of_uniform(words[0::2])
     radius *= -2.0
     np.sqrt(radius, out=radius)
@@ -326,9 +342,12 @@ _TOP_BIT = np.uint64(2**63)
 
 
 def _log_of_uniform(words: Words) -> npt.NDArray[np.float64]:
-    """The logarithm of uniform numbers in (0, 1], made of the upper 53 bits of each word."""
+    """Returns the logarithm of uniform numbers in (0, 1], made of the top 53 bits of each word."""
+    # Plus one, so that 0, whose logarithm is infinite, never comes up.
     uniform = ((words >> np.uint64(11)) + np.uint64(1)).astype(np.float64)
     uniform *= 2.0**-53
+    # uniform = 2^exponent mantissa, read off its bits. A mantissa above sqrt(2) is halved, so that
+    # it lies between sqrt(1/2) and sqrt(2), where the series in s = (x - 1) / (x + 1) is short.
     bits = uniform.view(np.uint64)
     exponent = (bits >> np.uint64(52)).astype(np.float64)
     mantissa = ((bits & _MANTISSA_BITS) | _ONE_BITS).view(np.float64)
@@ -347,7 +366,8 @@ def _log_of_uniform(words: Words) -> npt.NDArray[np.float64]:
 
 
 def _turn(words: Words) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Cosine and sine of a uniform angle: the top two bits say the quarter, 53 the place in it."""
+    """Returns cosine and sine of a uniform angle: two bits give the quarter, 53 the place in it."""
+    # The place is centred in its quarter, |angle| <= pi/4, so that the series are short.
     place = ((words >> np.uint64(9)) & np.uint64(2**53 - 1)).astype(np.float64)
     place *= 2.0**-53
     place -= 0.5
@@ -359,6 +379,7 @@ def _turn(words: Words) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     after = words << np.uint64(1)
     odd = after >= _TOP_BIT
     # Odd quarters swap the two; the sine is negative in quarters 2 and 3, the cosine in 1 and 2.
+    # A sign is set by flipping the sign bit, which needs no multiplication.
     turned_cosine = np.where(odd, sine, cosine)
     turned_sine = np.where(odd, cosine, sine)
     turned_cosine.view(np.uint64)[:] ^= (words ^ after) & _TOP_BIT
@@ -367,7 +388,9 @@ def _turn(words: Words) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
 
 
 def _series(coefficients: tuple[float, ...], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Horner's rule, one rounding per operation (no fused multiply-add)."""
+    """Evaluates a polynomial by Horner's rule."""
+    # One numpy operation at a time: so no compiler can fuse a multiplication with an addition,
+    # whose single rounding would give other bits on processors that have that instruction.
     total = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         total *= x

@@ -1,4 +1,4 @@
-"""Products with sparse test matrices, by torch's compressed rows."""
+"""Products with sparse test matrices, by torch's compressed sparse rows (CSR)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def add_transposed_times(entries: Entries, dense: torch.Tensor, out: torch.Tenso
     """Adds ``N^T Z`` to ``out``, for a sparse slice ``N`` of a test matrix.
 
     Args:
-        entries: Of ``N``, which are real.
+        entries: The nonzero entries of ``N``, which are real.
         dense: ``Z``, with as many rows as ``N``.
-        out: What it is added to, with as many rows as ``N`` has columns.
+        out: The matrix that is added to, with as many rows as ``N`` has columns.
     """
     import torch
 
     _accept_compressed_rows()
-    # Compressed rows of the transpose: what is in one column of N stands together.
+    # Compressed rows of N^T hold the entries of one column of N together. The sort is stable, so
+    # that the rows of each column stay in ascending order.
     order = np.argsort(entries.columns, kind="stable")
     starts = np.searchsorted(entries.columns[order], np.arange(len(out) + 1))
     transposed = torch.sparse_csr_tensor(
@@ -39,13 +40,16 @@ def add_transposed_times(entries: Entries, dense: torch.Tensor, out: torch.Tenso
         device=dense.device,
         check_invariants=False,
     )
-    # Adding in place touches no fresh memory, which takes longer than the product.
+    # Added in place: a product in fresh memory would take longer to store than to compute.
     torch.addmm(out, transposed, dense, out=out)
 
 
 @cache
 def _accept_compressed_rows() -> None:
-    """Has torch say once, and unheard, that it may still change their interface."""
+    """Silences torch's warning that its compressed rows are in beta.
+
+    torch warns once per process; here it does so while warnings are ignored.
+    """
     import torch
 
     with _LOCK, warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The scrambled subsampled randomized Fourier transform, column by column.
+"""Test matrices of the scrambled subsampled randomized Fourier transform (SSRFT), by columns.
 
 Tropp, Yurtsever, Udell and Cevher 2019 (arXiv 1902.08651, section 3.1), after the single transform
 of Halko, Martinsson and Tropp 2011 (arXiv 0909.4061, section 4.6). With ``F`` the orthonormal
@@ -26,14 +26,16 @@ _ENTRIES_AT_ONCE = 2**18
 
 
 class Scramble(NamedTuple):
-    """What is random. An order ``p`` is the permutation ``P`` with ``P^H y = y[p]``.
+    """The random permutations and diagonals of one test matrix of height ``n``.
+
+    An order ``p`` stands for the permutation ``P`` with ``P^H y = y[p]``.
 
     Attributes:
-        outer_order: Of ``P1``, ``(n,)``.
-        inner_order: Of ``P2``, ``(n,)``.
+        outer_order: The order of ``P1``, ``(n,)``.
+        inner_order: The order of ``P2``, ``(n,)``.
         frequencies: Each of ``0 .. n - 1`` once: entry ``j`` is the row of ``F`` for column ``j``.
-        outer_diagonal: Of ``D1^H``, ``(n,)``: signs, or complex phases.
-        inner_diagonal: Of ``D2^H``, likewise.
+        outer_diagonal: The diagonal of ``D1^H``, ``(n,)``: signs, or complex phases.
+        inner_diagonal: The diagonal of ``D2^H``, likewise.
     """
 
     outer_order: Array
@@ -44,7 +46,10 @@ class Scramble(NamedTuple):
 
 
 def fill_columns(out: Array, scramble: Scramble, columns: Range) -> None:
-    """Fills ``out``, real or complex as the diagonals are, with whole columns ``(n, columns)``."""
+    """Fills ``out`` with whole columns ``(n, columns)``, real or complex as the diagonals are."""
+    # Column j is (D1 P1)^H F^H (D2 P2)^H times a conjugate row of F. Of that row the entries are
+    # computed in the order of P2^H, so that it need not be permuted. Columns are kept as rows of
+    # ``lines``, as numpy's transforms are fastest along contiguous memory.
     n = len(scramble.outer_order)
     is_complex = scramble.outer_diagonal.dtype.kind == "c"
     row_of, transform = (_wave, _inverse_dft) if is_complex else (_cosine, _inverse_dct)
@@ -59,7 +64,7 @@ def fill_columns(out: Array, scramble: Scramble, columns: Range) -> None:
 
 
 def _cosine(frequencies: Array, places: Array, n: int) -> Array:
-    """The entries at ``places`` of rows of the cosine transform, times ``n^(1/2)``."""
+    """Returns the entries at ``places`` of rows of the cosine transform, times ``n^(1/2)``."""
     # The angle is reduced in integers: as a product of doubles it would lose log2(n) bits.
     steps = (2 * places + 1) * frequencies
     steps %= 4 * n
@@ -70,7 +75,8 @@ def _cosine(frequencies: Array, places: Array, n: int) -> Array:
 
 
 def _wave(frequencies: Array, places: Array, n: int) -> Array:
-    """The entries at ``places`` of conjugate rows of the Fourier transform, times ``n^(1/2)``."""
+    """Returns entries at ``places`` of conjugate rows of the DFT, times ``n^(1/2)``."""
+    # Reduced in integers, as in _cosine.
     steps = places * frequencies
     steps %= n
     angles = steps * (2 * math.pi / n)
@@ -81,7 +87,7 @@ def _wave(frequencies: Array, places: Array, n: int) -> Array:
 
 
 def _inverse_dct(lines: Array) -> Array:
-    """The transposed orthonormal cosine transform of each line, by Makhoul (1980).
+    """Applies the transposed orthonormal cosine transform to each line, by Makhoul (1980).
 
     The even entries in order and then the odd ones backwards have a Fourier transform whose entry
     ``k`` is the quarter-wave ``exp(i pi k / 2n)`` times ``c_k - i c_(n - k)``, ``c`` being the
@@ -101,5 +107,5 @@ def _inverse_dct(lines: Array) -> Array:
 
 
 def _inverse_dft(lines: Array) -> Array:
-    """The conjugate transposed unitary Fourier transform of each line."""
+    """Applies the conjugate transposed unitary Fourier transform to each line."""
     return np.fft.ifft(lines, norm="ortho")
