@@ -1,4 +1,4 @@
-"""What was asked, what it is frozen to, and all that follows from it alone.
+"""Spec, plan, and all that follows from them alone: sizes, memory, tasks, stages, growth.
 
-Sizes, bytes, tasks, looks.
+Nothing here touches a file or an operator.
 """

@@ -1,6 +1,6 @@
-"""Bytes in memory and on disk that follow from the plan alone.
+"""Memory of each stage and bytes on disk, computed from the plan alone.
 
-What ``plan`` foretells and what a stage asks for before it begins are the same functions.
+``plan`` predicts with the same functions with which a stage checks its memory before it begins.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.tasks import measure_tasks, run_exponent
 
 RECHUNK_ABOVE = 128
-"""With more column shards than this, the merge writes row shards for the recovery to read."""
+"""With more column shards than this, the merge also writes row shards, which recovery then reads.
+
+Otherwise recovery reads the column shards: writing the sketch again would cost more than it saves.
+"""
 
 SLAB_BYTES = 1 << 26
-"""Rows that are in memory together have at most this size, unless one row is larger."""
+"""Most bytes of a slab, the rows of a matrix on disk that are in memory at once (at least one)."""
 
 PROBES = 8
-"""Random vectors that the orthogonality is estimated from."""
+"""Number of random vectors from which the orthogonality of a result is estimated."""
 
 
 class Needed(NamedTuple):
-    """Memory of a stream over tiles.
+    """The memory that a stream over tiles needs.
 
     Attributes:
         fixed: Bytes that are needed once.
@@ -55,17 +58,17 @@ class Needed(NamedTuple):
 
 
 def stored_bytes(plan: Plan, rows: int, columns: int) -> int:
-    """Bytes of a matrix of the plan's dtype."""
+    """Returns the bytes of a matrix of the plan's dtype."""
     return rows * columns * plan.identity.itemsize
 
 
 def tile_rows(plan: Plan, rows: int) -> int:
-    """Rows of the highest tile of a matrix of so many rows."""
+    """Returns the rows of the tallest tile of a matrix with ``rows`` rows."""
     return min(plan.identity.tile[0], rows)
 
 
 def stage_bytes(plan: Plan) -> dict[str, int]:
-    """The memory that each stage needs at least, besides what its process holds anyway."""
+    """Returns the memory that each stage needs at least, on top of its process's baseline."""
     sides = [side for number in range(1, plan.rounds + 1) for side in planned_sides(plan, number)]
     bases = [sizes_of_basis(plan, number) for number in range(2, plan.rounds + 1)]
     stored = plan.recovery.vectors == "stored"
@@ -86,58 +89,59 @@ def stage_bytes(plan: Plan) -> dict[str, int]:
 
 
 def block_bytes(shape: tuple[int, int], dtype: str) -> int:
-    """Bytes that each column of a block needs in the measuring process.
+    """Returns the bytes that each column of a block needs in the measuring process.
 
-    The test matrix, the product, and the block before it on its way to the disk; what the operator
-    needs for itself comes on top.
+    They hold the test matrix, the product, and the previous block, which is still being written.
+    The memory of the operator itself comes on top.
     """
     height, width = shape
+    # The larger of a right block and a left one, whose products have the height and the width.
     return np.dtype(dtype).itemsize * max(width + 3 * height, height + 3 * width)
 
 
 def rows_bytes(
     shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int
 ) -> int:
-    """Bytes that measuring roles together needs, while rows are in memory.
+    """Returns the bytes of a task that measures all roles together, slab by slab of a matrix.
 
     Args:
-        shape: Of the operator.
-        dtype: Of its products.
-        rows: Of the part.
-        columns: Of the block of each role; those of an adjoint are called ``"left"``.
+        shape: Height and width of the operator.
+        dtype: The dtype of its products.
+        rows: How many rows the part has.
+        columns: How many columns the block of each role has; adjoint ones count as ``"left"``.
         slab_bytes: Memory that reading takes.
     """
     itemsize = np.dtype(dtype).itemsize
     wide = np.result_type(dtype, np.float64).itemsize
     left = columns.get("left", 0)
     forward = sum(columns.values()) - left
-    # The vectors, as they are drawn and as they are applied; the products, those of the task
-    # before on their way to the disk, and those of a slab; sums over slabs and over terms.
+    # The vectors, as they are drawn and as they are applied; the products, those of the previous
+    # task, which are still being written, and those of a slab; sums over slabs and over terms.
     needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
     needed += (3 * wide + itemsize) * shape[1] * left
-    # Entries of another type are converted slab by slab.
+    # Half as much again, as entries of another dtype are converted slab by slab.
     return needed + 3 * slab_bytes // 2
 
 
 def most_rows_bytes(
     shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], *, adjoint: bool
 ) -> int:
-    """Bytes that tasks need which take rows and all roles together, in whatever round.
+    """Returns the most that :func:`rows_bytes` is in any round.
 
     Args:
-        shape: Of the operator.
-        dtype: Of its products.
-        rows: Of the part.
-        columns: Of the widest block of each role of the first round.
+        shape: Height and width of the operator.
+        dtype: The dtype of its products.
+        rows: How many rows the part has.
+        columns: How many columns the widest block of each role of the first round has.
         adjoint: Whether a later round applies the adjoint to a basis.
     """
     rounds = [columns, {"left": columns["right"]}] if adjoint else [columns]
-    # Two slabs at a time.
+    # Two slabs: the next one is read while one is multiplied.
     return max(rows_bytes(shape, dtype, rows, each, 2 * SLAB_BYTES) for each in rounds)
 
 
 def measure_bytes(plan: Plan) -> int:
-    """Memory that measuring takes at most, besides the operator's own."""
+    """Returns the memory that measuring takes at most, besides the operator's own."""
     return max(_part_bytes(plan, part) for part in plan.parts)
 
 
@@ -155,24 +159,24 @@ def _part_bytes(plan: Plan, part: Part) -> int:
 
 
 def merge_bytes(plan: Plan, side: Side) -> Needed:
-    """Memory of a side's merge."""
+    """Returns the memory that the merge of a side needs."""
     tiles, longest = len(plan.tiles(side.rows)), 1 << run_exponent(plan, side)
     partials = levels(min(tiles, longest)) + (
         levels(-(-tiles // longest)) if tiles > longest else 0
     )
-    # More than the tree's partial sums: a finished tile that waits for its turn, and the sums of
-    # a task that are being published.
+    # On top of the tree's partial sums come a finished tile that waits for its turn and, if there
+    # are several tasks, the sums of a task that are being published.
     waiting = 2 if tiles > longest else 1
     return Needed((partials + waiting) * sums_bytes(plan, side), _merge_tile_bytes(plan, side))
 
 
 def _merge_tile_bytes(plan: Plan, side: Side) -> int:
-    """Bytes that one tile in flight needs, its sums included."""
+    """Returns the bytes that one tile in flight needs, its sums included."""
     wide, rows = plan.identity.wide_dtype.itemsize, tile_rows(plan, side.rows)
     width = min(plan.identity.tile[1], max(1, side.noise_columns))
     narrow = plan.identity.itemsize
-    # Besides the workspace: the tile as it is read, or its digits, or the copies of it that a QR
-    # makes; a temporary of one block.
+    # Besides the tile in double precision: the tile as it is read, or its digits (of the integer
+    # products of signs), or the copies of it that a QR makes; and a temporary of one block.
     copies = 2 * wide if plan.identity.is_double else narrow
     adding = _adding_bytes(plan, rows, max(map(len, side.sketches.values()), default=0))
     own = rows * side.columns * (wide + copies) + 2 * rows * width * wide
@@ -180,12 +184,12 @@ def _merge_tile_bytes(plan: Plan, side: Side) -> int:
 
 
 def _adding_bytes(plan: Plan, rows: int, columns: int) -> int:
-    """Memory that reading a tile takes where sketches of several parts are added up.
+    """Returns the memory for reading a tile when sketches of several parts are added up.
 
     Args:
         plan: The plan in force.
-        rows: Of the tile.
-        columns: Of the widest role.
+        rows: How many rows the tile has.
+        columns: How many columns the widest role has.
     """
     parts = [part for part in plan.parts if part.is_piece]
     if plan.summands == 1 and not parts:
@@ -199,13 +203,13 @@ def _adding_bytes(plan: Plan, rows: int, columns: int) -> int:
 
 @dataclass(frozen=True)
 class TallSizes:
-    """Sizes of tall vectors ``(X transform) correction``, and of what is formed with them.
+    """Sizes of tall vectors ``(X transform) correction``, from which their memory follows.
 
     Attributes:
-        rows: Their height.
-        columns: Columns of ``X``.
-        rank: How many vectors.
-        tests: Columns of the test sketch that they are compared with.
+        rows: Height of the vectors.
+        columns: Columns of the sketch or basis ``X``.
+        rank: Number of vectors.
+        tests: Columns of the test sketch with which they are multiplied.
         corrected: Whether there is a correction.
     """
 
@@ -217,7 +221,7 @@ class TallSizes:
 
 
 def sizes_of_result(plan: Plan) -> list[TallSizes]:
-    """The vectors of the planned result, as large as they may become: the left ones first."""
+    """Returns the largest sizes of the vectors of the planned result, the left ones first."""
     right, left, rank = plan.reach("right"), plan.reach("left"), plan.recovery.rank
     kept = right if rank == "all" else min(right, int(rank))
     height, width = plan.identity.shape
@@ -228,25 +232,25 @@ def sizes_of_result(plan: Plan) -> list[TallSizes]:
 
 
 def sizes_of_basis(plan: Plan, number: int) -> TallSizes:
-    """The basis that is the test matrix of a later round, as large as it may become."""
+    """Returns the largest sizes of the basis that is the test matrix of a later round."""
     side = planned_sides(plan, number - 1)[0]
     right = plan.reach("right")
     return TallSizes(side.rows, right, right, len(side.sketches.get("test", ())))
 
 
 def solve_bytes(plan: Plan) -> int:
-    """Memory of the small problems: a dozen matrices ``(m, m)``, LAPACK's workspace included."""
+    """Returns the memory of the small problems: 12 matrices ``(m, m)``, LAPACK's workspace too."""
     m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
     return 12 * m * max(m, left) * plan.identity.wide_dtype.itemsize
 
 
 def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
-    """Memory of making vectors that may have to be corrected, and may be written."""
+    """Returns the memory for making vectors, correcting them, and writing them if ``stored``."""
     return max(gram_bytes(plan, sizes).least, vectors_bytes(plan, sizes).least if stored else 0)
 
 
 def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
-    """Memory of the stream that writes vectors."""
+    """Returns the memory of the stream that writes vectors."""
     wide, rows = plan.identity.wide_dtype.itemsize, tile_rows(plan, sizes.rows)
     figures = sizes.rank * (PROBES + sizes.tests) * wide
     adding = _adding_bytes(plan, rows, max(sizes.tests, sizes.columns))
@@ -255,7 +259,7 @@ def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
 
 
 def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
-    """Memory of the stream that forms ``U^H U`` of vectors that are to be corrected."""
+    """Returns the memory of the stream that forms ``U^H U`` of vectors that are to be corrected."""
     gram = sizes.rank**2 * plan.identity.wide_dtype.itemsize
     adding = _adding_bytes(plan, tile_rows(plan, sizes.rows), sizes.columns)
     bare = dataclasses.replace(sizes, corrected=False)
@@ -263,7 +267,7 @@ def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
 
 
 def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
-    """Bytes of a tile of ``X`` and of one of the vectors, as they are made and as they are kept."""
+    """Returns the bytes of a tile of ``X`` and of a tile of vectors, as made and as stored."""
     wide, narrow = plan.identity.wide_dtype.itemsize, plan.identity.itemsize
     made = (2 if sizes.corrected else 1) * sizes.rank * wide
     columns = sizes.columns * (wide + narrow) + made + 2 * sizes.rank * narrow
@@ -271,7 +275,7 @@ def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
 
 
 def _summed_bytes(plan: Plan, sizes: TallSizes, sums: int, of_tile: int) -> Needed:
-    """Memory of a stream whose tiles each give sums of so many bytes, besides their own."""
+    """Returns the memory of a stream whose tiles take ``of_tile`` bytes and give ``sums`` bytes."""
     factors = (sizes.columns + (sizes.rank if sizes.corrected else 0)) * sizes.rank
     transform = factors * plan.identity.wide_dtype.itemsize
     return Needed(transform + (levels(len(plan.tiles(sizes.rows))) + 2) * sums, of_tile + sums)
@@ -281,7 +285,7 @@ def _summed_bytes(plan: Plan, sizes: TallSizes, sums: int, of_tile: int) -> Need
 
 
 def shard_bytes(plan: Plan) -> int:
-    """Bytes of all column shards, at most."""
+    """Returns the bytes of all column shards, at most."""
     return sum(
         len(rows_of_part(plan, part, role, height))
         * columns
@@ -292,7 +296,7 @@ def shard_bytes(plan: Plan) -> int:
 
 
 def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
-    """The roles of all rounds, with the rows and the columns of their sketches."""
+    """Yields the role, rows and columns of each sketch of all rounds."""
     for role in ROLES:
         yield role, height_of_role(plan, role), plan.reach(role)
     for number in range(2, plan.rounds + 1):
@@ -301,7 +305,7 @@ def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
 
 
 def result_bytes(plan: Plan) -> int:
-    """Bytes of row shards, sums, bases and vectors, at most."""
+    """Returns the bytes of row shards, sums, bases and vectors, at most."""
     rounds = range(1, plan.rounds + 1)
     sums = sum(sums_bytes(plan, side) for number in rounds for side in planned_sides(plan, number))
     tall = [sizes_of_basis(plan, number) for number in rounds[1:]]

@@ -1,4 +1,4 @@
-"""The recovery methods by name: the sketches and rounds that each needs, and what it allows."""
+"""The recovery methods by name: which sketches and rounds each one needs, and what it allows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ MOST_POWER_ITERATIONS = 2
 
 
 def _rounds_of_powers(kind: str, power_iterations: int) -> int:
-    """One round for the range that was found, and one pass for each power of the operator."""
+    """Counts the later rounds of ``hmt``: the last one, and those of the power iterations.
+
+    A power iteration of ``svd`` applies the operator and its adjoint, in two rounds.
+    """
     return 1 + power_iterations * (1 if kind == "eigh" else 2)
 
 
 @dataclass(frozen=True)
 class Method:
-    """What distinguishes a recovery method, but for its arithmetic.
+    """The properties of a recovery method that planning needs; its arithmetic is elsewhere.
 
     Attributes:
-        left: Columns of the left sketch of ``kind = "svd"`` for each right one; 0 without.
-        has_inner: Whether it has an inner sketch, whose rows and columns are fixed by its size.
+        left: Left columns for each right one with ``kind = "svd"``; 0 if there is no left sketch.
+        has_inner: Whether it has an inner sketch, whose size is fixed when a run is planned.
         inverts_core: Whether it inverts a small core, so that ``core`` has a meaning.
         chooses_core: Whether ``core = "auto"`` takes a share of the test columns for the choice.
-        most_power_iterations: How many it takes.
-        later_rounds: Rounds of products after the first, given the kind and the power iterations;
-            ``None`` for a method of one pass.
+        most_power_iterations: How many power iterations it allows.
+        later_rounds: Returns the number of rounds after the first, given the kind and the power
+            iterations; ``None`` for a method of one pass.
     """
 
     left: float = 1.0
@@ -36,21 +39,21 @@ class Method:
 
     @property
     def is_one_pass(self) -> bool:
-        """Whether it applies the operator to noise alone, so that its sketches are linear in it."""
+        """Whether it applies the operator to noise only, so that its sketches are linear in it."""
         return self.later_rounds is None
 
     @property
     def nests(self) -> bool:
-        """Whether columns can be added to its sketches, and all that is measured stays of use."""
+        """Whether columns can be added to its sketches while all measured ones stay in use."""
         return self.is_one_pass and not self.has_inner
 
     @property
     def fits_left(self) -> bool:
-        """Whether it solves overdetermined equations, with more left columns than right ones."""
+        """Whether it solves overdetermined equations, with more left than right columns."""
         return self.left > 1
 
     def rounds(self, kind: str, power_iterations: int) -> int:
-        """Rounds of products, one after the other."""
+        """Returns the number of rounds of products, which follow one another."""
         return 1 + (self.later_rounds(kind, power_iterations) if self.later_rounds else 0)
 
 
@@ -72,5 +75,5 @@ METHODS: Mapping[str, Method] = {
 
 
 def names_of(is_one: Callable[[Method], bool]) -> list[str]:
-    """The names of the methods of which something is true, for messages."""
+    """Lists the names of the methods for which a predicate is true, for messages."""
     return [name for name, method in METHODS.items() if is_one(method)]

@@ -1,13 +1,13 @@
-"""Parts: the summands of an operator, and the pieces that they are measured in.
+"""Parts, terms and summands of an operator: the pieces that are measured by themselves.
 
 An operator ``A = sum_s a_s A_s`` has one *summand* when it is planned; each update adds one. A
 summand may be made of *terms* of its own: data batches whose matrices add up, or ranges of rows
 that lie on top of each other. A *part* is an aligned run of ``2**j`` terms of a summand, or all of
 it; it is measured, and compared with its fingerprint, by itself.
 
-Whatever the cut, the sum is the same, bit for bit: parts of a summand that lie over each other are
-kept in double precision, added in the one tree of :func:`skerch_ooc.base.partition.tree_sum`, and
-rounded once.
+However a summand is cut into parts, the sum has the same bits: sketches of parts that cover the
+same rows are kept in double precision, added in the one tree of
+:func:`skerch_ooc.base.partition.tree_sum`, and rounded once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from skerch_ooc.planning import values
 
 @dataclass(frozen=True)
 class OperatorSource(values.Checked):
-    """Where the operator of a later summand comes from.
+    """The factory that makes the operator of a later summand, and its arguments.
 
     Attributes:
         factory: As in :class:`skerch_ooc.planning.spec.OperatorSpec`; ``None`` for a Python object.
@@ -38,7 +38,7 @@ class OperatorSource(values.Checked):
     folder: str = values.checked(values.text)
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in an amendment."""
+        """Returns the entry of an amendment file."""
         return {
             "factory": self.factory,
             "args": dict(self.args),
@@ -49,17 +49,17 @@ class OperatorSource(values.Checked):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the operator.
+    """A part of the operator: some or all terms of one summand.
 
     Attributes:
         number: Its number, which its shards state.
-        scale: What its summand is multiplied by.
+        scale: The factor of its summand.
         summand: The number of its summand.
-        terms: Which terms of the summand it is made of; ``None`` for all.
+        terms: The terms of the summand that it is made of; ``None`` for all.
         of: How many terms the summand has.
-        rows: Which rows of the operator these terms make up; ``None`` for all.
-        together: Whether all roles of a block are measured together, while rows are in memory.
-        source: Where the operator comes from; ``None`` for that of the plan.
+        rows: The rows of the operator that these terms make up; ``None`` for all.
+        together: Whether a task measures the blocks of all roles together, in one reading.
+        source: Where the operator comes from; ``None`` for the factory of the plan.
     """
 
     number: int = 0
@@ -73,7 +73,7 @@ class Part:
 
     @property
     def weight(self) -> float:
-        """Which share of its summand it is."""
+        """Its share of a product of the summand: the share of the terms that it has."""
         return 1.0 if self.terms is None else len(self.terms) / self.of
 
     @property
@@ -82,10 +82,10 @@ class Part:
         return self.terms is not None
 
     def is_partial(self, *, adjoint: bool) -> bool:
-        """Whether sketches of other parts of its summand are to be added to the same entries.
+        """Whether sketches of other parts of its summand add to the same entries.
 
         Args:
-            adjoint: For sketches to which all row ranges contribute.
+            adjoint: Whether all rows of the operator contribute to each entry of the sketch.
         """
         return self.is_piece and (adjoint or self.rows is None)
 
@@ -101,7 +101,7 @@ class Part:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in an amendment: what is not said is as for an operator of one part."""
+        """Returns the entry of an amendment file; values of a single part are left out."""
         content: dict[str, Any] = {"number": self.number, "scale": self.scale}
         if self.summand:
             content["summand"] = self.summand
@@ -117,10 +117,10 @@ class Part:
 
     @classmethod
     def from_json(cls, value: Any) -> Part:
-        """Reads what :meth:`as_json` makes.
+        """Reads an entry that :meth:`as_json` made.
 
         Raises:
-            UsageError: If it is something else.
+            UsageError: If it is anything else.
         """
         try:
             source = value.get("operator")
@@ -146,7 +146,7 @@ def _range(value: Any) -> Range | None:
 
 
 def require_numbered(parts: tuple[Part, ...]) -> None:
-    """Checks that parts are numbered from 0, and their summands in order.
+    """Checks that parts are numbered from 0, and that their summands are in order.
 
     Raises:
         UsageError: If they are not.
@@ -158,11 +158,12 @@ def require_numbered(parts: tuple[Part, ...]) -> None:
 
 
 def exponent_for(terms: int, parts: int) -> int:
-    """The smallest ``j`` with at most so many aligned runs of ``2**j`` terms."""
+    """Returns the smallest ``j`` with at most ``parts`` aligned runs of ``2**j`` terms."""
     return (-(-terms // parts) - 1).bit_length()
 
 
 def runs_of(terms: int, parts: int) -> list[Range | None]:
-    """Cuts terms into at most so many aligned runs; ``[None]`` stands for all in one."""
+    """Cuts terms into at most ``parts`` aligned runs; ``[None]`` stands for a single run of all."""
+    # Aligned runs of 2^j are subtrees of the summation tree, so no cut changes a bit of the sum.
     runs = list(aligned_runs(terms, exponent_for(terms, max(1, parts))))
     return list(runs) if len(runs) > 1 else [None]

@@ -1,8 +1,8 @@
-"""The plan: what a run is frozen to, and how it is read and checked.
+"""The plan of a run: its identity (``plan.json``), its amendments (``plan.d``), and their checks.
 
-Planning splits a spec: all that decides the numbers goes into the :class:`Identity`, whose SHA-256
-names the run and is written into every file; how far the columns reach and how they are cut goes
-into numbered :class:`Amendment` files. The plan in force is the identity with the sum of its
+Planning splits a spec in two. All that decides the numbers goes into the :class:`Identity`, whose
+SHA-256 names the run and is written into every file. How far the columns reach and how they are cut
+goes into numbered :class:`Amendment` files. The plan in force is the identity with the sum of its
 amendments.
 """
 
@@ -41,18 +41,18 @@ TILE_ROWS = 4096
 TILE_COLUMNS = 512
 
 MOST_TASKS = 2**20
-"""No stage may have more: there are lists of them, and most leave a file each in one folder."""
+"""Most tasks of a stage: they are held in lists, and most of them leave a file in one folder."""
 
 FUNCTIONALS = 16
-"""How many functionals of a product a fingerprint has."""
+"""How many functionals of its product a fingerprint states."""
 
 FEWEST_TILES = 32
-"""Row tiles of a task that works on rows, where there are so many."""
+"""Least row tiles of a task that works on rows, if the matrix has so many."""
 
 
 @dataclass(frozen=True)
 class Identity(values.Checked):
-    """All that decides the numbers of a run; the content of ``plan.json``.
+    """All settings that decide the numbers of a run: the content of ``plan.json``.
 
     Attributes:
         kind: ``"eigh"`` or ``"svd"``.
@@ -123,7 +123,7 @@ class Identity(values.Checked):
 
     @property
     def run_id(self) -> str:
-        """SHA-256 of ``plan.json``: the name of the run, written into each of its files."""
+        """SHA-256 of ``plan.json``, which names the run and is written into each of its files."""
         return hashlib.sha256(self.as_bytes()).hexdigest()
 
     @classmethod
@@ -162,13 +162,14 @@ Item = TypeVar("Item", "Identity", "Amendment")
 
 
 def _read(what: str, source: str, value: Any, read: Callable[[], Item]) -> Item:
-    """What a file holds, if it is what would be written.
+    """Reads the content of a file, and checks that writing it again would give the same content.
 
     Raises:
-        CorruptError: If it is not.
+        CorruptError: If it cannot be read, or would be written otherwise.
     """
     try:
         found = read()
+        # Entries that reading ignores, or that have another spelling, are found by this.
         same = found.as_json() == value
     except (LookupError, TypeError, AttributeError, ValueError, UsageError) as error:
         raise CorruptError(f"{source} is not {what}: {error}; restore it from a copy") from error
@@ -189,7 +190,7 @@ class Cut(values.Checked):
 
     @property
     def columns(self) -> Range:
-        """All of them."""
+        """The columns as a range."""
         return Range(self.start, self.stop)
 
     @property
@@ -205,17 +206,17 @@ class Cut(values.Checked):
 
 @dataclass(frozen=True)
 class Amendment(values.Checked):
-    """One numbered file of ``plan.d``: what was added to the plan, and the settings it came with.
+    """One numbered file of ``plan.d``: columns that are added, and settings that hold from then on.
 
     Attributes:
         run_id: The run it belongs to.
-        number: From 1, without gaps.
+        number: Its number, from 1, without gaps.
         blocks: The added columns of each role, and how they are cut.
         recovery: The recovery settings in force from here on.
         device: The device in force from here on.
         folder: The factory's folder, relative to the run directory.
-        tolerance: Relative error at which measuring may stop, if there is one.
-        most: With a tolerance: columns of the right sketch that are measured at most.
+        tolerance: Relative error at which measuring may stop; ``None`` to measure all columns.
+        most: Most columns of the right sketch that are measured for the tolerance; else ``None``.
         parts: The parts of the operator, and their scales, in force from here on.
     """
 
@@ -280,7 +281,12 @@ class Amendment(values.Checked):
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan in force: an identity with all its amendments."""
+    """The plan in force: the identity of a run with all its amendments.
+
+    Attributes:
+        identity: What decides the numbers.
+        amendments: All amendments, in order; at least one in a run on disk.
+    """
 
     identity: Identity
     amendments: tuple[Amendment, ...]
@@ -297,7 +303,7 @@ class Plan:
 
     @property
     def method(self) -> Method:
-        """What distinguishes the recovery method in force."""
+        """The properties of the recovery method in force."""
         return METHODS[self.recovery.method]
 
     @property
@@ -312,84 +318,83 @@ class Plan:
 
     @property
     def summands(self) -> int:
-        """How many operators are added up."""
+        """How many summands the operator has."""
         return self.parts[-1].summand + 1
 
     @property
     def rounds(self) -> int:
-        """Rounds of products, one after the other."""
+        """How many rounds of products the run has."""
         return self.method.rounds(self.identity.kind, self.recovery.power_iterations)
 
     def span(self, role: str) -> Range:
-        """The planned columns of a role of the first round."""
+        """Returns the planned columns of a role of the first round."""
         cuts = self.cuts(role)
         return Range(cuts[0].start, cuts[-1].stop) if cuts else Range(0, 0)
 
     def reach(self, role: str) -> int:
-        """How many columns of a role of the first round are planned."""
+        """Returns how many columns of a role of the first round are planned."""
         return len(self.span(role))
 
     @property
     def inner(self) -> int:
-        """Rows and columns of the inner sketch.
+        """How many rows, and columns, the inner sketch has; 0 if there is none.
 
-        For a Hermitian operator the first columns are those of the right sketch, and perhaps all.
+        For a Hermitian operator its first columns, and perhaps all, come from the right sketch.
         """
         if not self.method.has_inner:
             return 0
         return max(self.span("inner").stop, self.reach("right"))
 
     def blocks(self, role: str) -> list[Range]:
-        """The column ranges of a role that are tasks of their own."""
+        """Returns the blocks of a role: column ranges that are measured by a task each."""
         return [block for piece in self.cuts(role) for block in cut(piece.columns, piece.width)]
 
     def cuts(self, role: str) -> list[Cut]:
-        """The columns of a role of the first round, and how they are cut into blocks, in order."""
+        """Returns the cuts of a role of the first round, one for each amendment that added any."""
         return [a.blocks[role] for a in self.amendments if role in a.blocks]
 
     def block_count(self, role: str) -> int:
-        """How many blocks :meth:`blocks` has; there may be millions."""
+        """Counts the blocks of a role without listing them: a plan on disk may state millions."""
         return sum(piece.count for piece in self.cuts(role))
 
     def widest(self, role: str) -> int:
-        """The width of the widest block of a role; 0 if it has no columns."""
+        """Returns the width of the widest block of a role; 0 if it has no columns."""
         return max((piece.widest for piece in self.cuts(role)), default=0)
 
     def width(self, role: str) -> int:
-        """The width of the blocks in which further columns of a role are measured."""
+        """Returns the width of the blocks in which further columns of a role are measured."""
         cuts = self.cuts(role)
         return cuts[-1].width if cuts else self.block_width
 
     @property
     def block_width(self) -> int:
-        """The width of the blocks of the right sketch, and of later rounds."""
+        """The width of the blocks of the right sketch and of later rounds."""
         return self.width("right")
 
     @property
     def products(self) -> int:
-        """Planned products of the measurements, the probe's and fingerprints' not counted.
+        """How many products the measurements take, without the probe and the fingerprints.
 
-        Those with the parts of a summand are one product; each summand has its own.
-
-        Later rounds take one for each column of the right sketch, or fewer where its numerical
-        rank is below that.
+        The parts of a summand together make one product of it; each summand has products of its
+        own. A later round takes one for each column of the right sketch, or fewer if the numerical
+        rank of the sketch is lower.
         """
         later = (self.rounds - 1) * self.reach("right")
         return (sum(self.reach(role) for role in ROLES) + later) * self.summands
 
     def tiles(self, height: int | None = None) -> Sequence[Range]:
-        """The row tiles of sketches of the operator's height, or of another."""
+        """Returns the row tiles of a sketch of the given height, by default the operator's."""
         rows = self.identity.shape[0] if height is None else height
         return TileRanges(Range(0, rows), self.identity.tile[0])
 
 
 def require_sound(plan: Plan) -> None:
-    """Refuses a plan that fits no operator, or has more tasks than files can be told apart.
+    """Refuses a plan that no operator fits, or that has too many tasks.
 
-    What this package plans is sound; what is found in a run directory may be anything.
+    Plans that this package makes are sound, but a run directory may hold anything.
 
     Raises:
-        UsageError: Saying what does not fit.
+        UsageError: If a part of the plan does not fit; says which.
     """
     identity = plan.identity
     height, width = identity.shape
@@ -418,7 +423,7 @@ def _require_noise(identity: Identity, *, inner: bool) -> None:
 
 
 def _require_joined(plan: Plan, role: str) -> None:
-    """Refuses cuts of a role that do not follow each other."""
+    """Refuses cuts of a role that leave gaps or overlap."""
     hermitian = plan.identity.kind == "eigh"
     position = plan.reach("right") if role == "inner" and hermitian else 0
     for amendment in plan.amendments:
@@ -446,7 +451,7 @@ def _require_few_tasks(plan: Plan) -> None:
 
 
 def source_of(plan: Plan, part: Part) -> OperatorSource:
-    """Where the operator of a part comes from."""
+    """Returns the factory that makes the operator of a part, with its arguments."""
     if part.source is not None:
         return part.source
     identity = plan.identity
@@ -455,7 +460,7 @@ def source_of(plan: Plan, part: Part) -> OperatorSource:
 
 
 def described(plan: Plan) -> str:
-    """The operator of a run, for people: its summands with their scales."""
+    """Describes the operator of a run for people: its summands with their scales."""
     terms = {}
     for part in plan.parts:
         terms[part.summand] = f"{part.scale:g} x {_described(source_of(plan, part))}"

@@ -1,7 +1,8 @@
-"""How long tasks take on many workers, and how many workers are worth having.
+"""A model of how measuring scales: wall time on many workers, and how many workers help.
 
-A list schedule: tasks are handed in order to whoever is free, but one after the other, as the
-scheduler needs some time for each. So it is the limit in the end, however many workers there are.
+It is a list schedule. Tasks are handed in order to the next free worker, but one after the other,
+as the scheduler takes some time for each. So in the end the scheduler is the limit, however many
+workers there are.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import math
 from collections.abc import Sequence
 
 TASK_OVERHEAD = 0.0005
-"""Seconds between two tasks that a Dask cluster finishes, at the least: measured by
+"""Least seconds between two tasks that a Dask cluster finishes, measured by
 ``workflows/benchmarks/dask_scaling.py`` with 256 workers and tasks of 0.05 s, on two cores."""
 
 WORKER_START = 2.5
-"""Seconds until a new worker process is ready to build its operator: measured there too, 2.1 to
-2.4, from a local disk."""
+"""Seconds until a new worker process is ready to build its operator; the same benchmark measured
+2.1 to 2.4 s from a local disk."""
 
 
 def measure_seconds(
@@ -25,7 +26,7 @@ def measure_seconds(
     *,
     overhead: float = TASK_OVERHEAD,
 ) -> float:
-    """The wall time of independent tasks on equal workers.
+    """Predicts the wall time of independent tasks on equal workers.
 
     Args:
         task_seconds: Seconds of each task, in the order in which they are handed out.
@@ -49,15 +50,15 @@ def measure_seconds(
 
 
 def useful_workers(task_seconds: Sequence[float], *, overhead: float = TASK_OVERHEAD) -> int:
-    """The number of workers beyond which more do not help.
+    """Predicts the number of workers beyond which more do not help.
 
     Args:
         task_seconds: Seconds of each task.
         overhead: Seconds of the scheduler for each task.
 
     Returns:
-        The number of tasks, or of those that the scheduler keeps busy: while a task is at work it
-        hands out ``mean task seconds / overhead`` others. At least 1.
+        The number of tasks, or of workers that the scheduler can keep busy if that is less: while
+        one task runs it hands out ``mean task seconds / overhead`` others. At least 1.
     """
     if not task_seconds:
         return 1

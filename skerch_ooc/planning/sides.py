@@ -1,4 +1,4 @@
-"""Which sketches share their rows, and which test matrices are applied to them.
+"""The range and corange sides: which sketches share their rows, and with which test matrices.
 
 The *range* side has the height of the operator: sketches ``A N`` of its columns live there. The
 *corange* side has its width: sketches ``A^H N`` live there. One stream over the rows of a side
@@ -25,13 +25,13 @@ BASIS = "basis"
 
 @dataclass(frozen=True)
 class Side:
-    """Sketches of equal height in one round of products.
+    """The sketches of equal height in one round of products, with their test matrices.
 
     Attributes:
         name: ``"range"`` or ``"corange"``.
-        rows: Their height.
-        sketches: Where the columns of each role stand in ``Z``.
-        noise: Where the columns of each test matrix stand in ``N``.
+        rows: The height of the sketches.
+        sketches: The columns of ``Z`` that each role has.
+        noise: The columns of ``N`` that each test matrix has.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Side:
 
 
 def side_of(name: str, rows: int, sketches: Mapping[str, int], noise: Mapping[str, int]) -> Side:
-    """A side with roles and test matrices of these widths, in this order, without empty ones."""
+    """Makes a side of roles and test matrices of these widths, in this order, no empty ones."""
     return Side(name, rows, _placed(sketches), _placed(noise))
 
 
@@ -66,7 +66,7 @@ def _placed(widths: Mapping[str, int]) -> dict[str, Range]:
 
 
 def first_round(plan: Plan) -> list[Side]:
-    """The sides of the first round."""
+    """Returns the sides of the first round."""
     height, width = plan.identity.shape
     right, left, test = (plan.reach(role) for role in ("right", "left", "test"))
     inner = plan.inner
@@ -83,11 +83,11 @@ def first_round(plan: Plan) -> list[Side]:
 
 
 def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
-    """The sides of round ``number``, whose test matrix is a basis of so many columns.
+    """Returns the sides of a later round, whose test matrix is a basis.
 
     Args:
         plan: The plan in force.
-        number: From 2.
+        number: The number of the round, from 2.
         role: The role of the round's sketch.
         columns: Columns of the basis, and so of the sketch.
     """
@@ -102,7 +102,7 @@ def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
 
 
 def planned_sides(plan: Plan, number: int) -> list[Side]:
-    """The sides of a round, those of a later one as large as they may become."""
+    """Returns the sides of a round; a later one has the largest size that it may get."""
     if number == 1:
         return first_round(plan)
     return later_round(plan, number, f"round{number}", plan.reach("right"))
@@ -114,7 +114,11 @@ def is_adjoint(plan: Plan, number: int) -> bool:
 
 
 def gathers(plan: Plan, role: str) -> bool:
-    """Whether all rows of the operator contribute to each entry of a role's sketch."""
+    """Whether all rows of the operator contribute to each entry of a role's sketch.
+
+    So it is for sketches of the adjoint and for the inner sketch: there, parts that are row ranges
+    of the operator add up instead of lying below each other.
+    """
     if role.startswith("round"):
         number = role.removeprefix("round").partition("-")[0]
         return is_adjoint(plan, int(number))
@@ -122,26 +126,29 @@ def gathers(plan: Plan, role: str) -> bool:
 
 
 def rows_of_part(plan: Plan, part: Part, role: str, height: int) -> Range:
-    """The rows that a part makes, or adds to, of the sketch of a role that has so many rows."""
+    """Returns the rows that a part makes, or adds to, of a role's sketch of the given height."""
     return Range(0, height) if part.rows is None or gathers(plan, role) else part.rows
 
 
 def dtype_of_part(plan: Plan, part: Part, role: str) -> str:
-    """The dtype of a part's shards: the plan's, or in double precision where others are added."""
+    """Returns the dtype of a part's shards: the plan's, or double where other parts are added.
+
+    Rounded to the plan's dtype before they are added, the sum would depend on the cut.
+    """
     if part.is_partial(adjoint=gathers(plan, role)):
         return str(plan.identity.wide_dtype)
     return plan.identity.dtype
 
 
 def test_matrix_of(plan: Plan, role: str) -> str:
-    """The test matrix that a role of the first round multiplies the operator with."""
+    """Returns the test matrix to which a role of the first round applies the operator."""
     if role != "inner":
         return role
     return "right" if plan.identity.kind == "eigh" else "inner-right"
 
 
 def height_of_role(plan: Plan, role: str) -> int:
-    """The number of rows of a role's sketch, in the first round."""
+    """Returns the number of rows of a role's sketch, in the first round."""
     height, width = plan.identity.shape
     if role == "inner":
         return plan.inner
@@ -149,11 +156,11 @@ def height_of_role(plan: Plan, role: str) -> int:
 
 
 def height_of_noise(plan: Plan, name: str) -> int:
-    """The number of rows of a test matrix."""
+    """Returns the number of rows of a test matrix."""
     height, width = plan.identity.shape
     return height if name in ("left", "inner-left") else width
 
 
 def sums_bytes(plan: Plan, side: Side) -> int:
-    """Bytes of the accumulators of a side."""
+    """Returns the bytes of the accumulators of a side, ``Z^H Z`` and ``N^H Z``."""
     return (side.columns + side.noise_columns) * side.columns * plan.identity.wide_dtype.itemsize

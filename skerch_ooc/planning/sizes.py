@@ -1,6 +1,6 @@
-"""How wide the sketches are: defaults, what fits into a storage, and what is refused by name.
+"""Widths of the sketches: defaults, what fits into a given storage, and checks of a spec.
 
-All of it is said when a run is planned, before anything is measured.
+Everything is refused when a run is planned, before anything is measured.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.spec import ROLES, RecoverySpec, Spec
 
 FEWEST_TEST_MEASUREMENTS = 10
-"""With fewer test columns a tolerance cannot be judged."""
+"""Least test columns of a run with a tolerance; with fewer the error is known too badly."""
 
 FEWEST_SPARSE = 64
-"""With fewer columns a sparse test matrix may miss whole directions."""
+"""Least columns of a sparse test matrix; a narrower one may miss whole directions."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Columns of each role in the first round.
+    """How many columns each role has in the first round.
 
     Attributes:
-        right: Of the right sketch.
-        left: Of the left sketch.
+        right: Columns of the right sketch.
+        left: Columns of the left sketch.
         inner: Rows and columns of the inner sketch.
-        test: Of the test sketch.
+        test: Columns of the test sketch.
     """
 
     right: int
@@ -42,15 +42,15 @@ class Sizes:
     test: int
 
     def as_dict(self) -> dict[str, int]:
-        """The columns of each role, in the order in which they are measured."""
+        """Returns the columns of each role, in the order in which they are measured."""
         return {role: getattr(self, role) for role in ROLES}
 
 
 def require_sense(spec: Spec) -> None:
-    """Refuses combinations that make no sense, by name.
+    """Refuses settings of a spec that contradict each other.
 
     Raises:
-        UsageError: Naming the keys and what would do.
+        UsageError: If some do; names the keys and what is allowed.
     """
     name, method = spec.recovery.method, METHODS[spec.recovery.method]
     if spec.sketch.noise in COMPLEX_ONLY and not spec.dtype.startswith("complex"):
@@ -79,10 +79,10 @@ def require_sense(spec: Spec) -> None:
 
 
 def require_inverted_core(settings: RecoverySpec) -> None:
-    """Refuses the size of a core for a method that inverts none.
+    """Refuses a given core size for a method that inverts no core.
 
     Raises:
-        UsageError: Naming the key.
+        UsageError: If there is one; names the key.
     """
     if settings.core != "auto" and not METHODS[settings.method].inverts_core:
         raise UsageError(
@@ -113,10 +113,10 @@ def _quoted(names: list[str]) -> str:
 
 
 def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
-    """The widths of all sketches.
+    """Returns the widths of all sketches.
 
     Args:
-        spec: What is wanted.
+        spec: The spec of the run.
         shape: Height and width of the operator.
 
     Raises:
@@ -145,7 +145,7 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
 
 
 def _usual_sizes(spec: Spec, shape: tuple[int, int]) -> tuple[int, int, int]:
-    """Measurements, left and inner columns: by default, or as many as the storage takes."""
+    """Returns right, left and inner columns: the defaults, or as many as fit the storage."""
     method, is_complex = spec.recovery.method, spec.dtype.startswith("complex")
     if spec.storage is None:
         assert spec.measurements is not None
@@ -166,7 +166,7 @@ def _usual_sizes(spec: Spec, shape: tuple[int, int]) -> tuple[int, int, int]:
 
 
 def _width(role: str, asked: int | str, usual: int, ends: tuple[int, int], most: str = "") -> int:
-    """The columns of a role: as asked for, or as usual, but no more than there can be."""
+    """Returns the columns of a role: as asked for and checked, or the usual ones, capped."""
     low, high = ends
     if not isinstance(asked, int):
         return min(usual, high)
@@ -209,7 +209,7 @@ def require_recoverable(settings: RecoverySpec, measurements: int) -> None:
     """Refuses a core or rank above the number of measurements.
 
     Raises:
-        UsageError: Naming the key.
+        UsageError: If one is above; names the key.
     """
     for key, value in (("core", settings.core), ("rank", settings.rank)):
         if isinstance(value, int) and value > measurements:
@@ -220,12 +220,12 @@ def require_recoverable(settings: RecoverySpec, measurements: int) -> None:
 
 
 def default_left(method: str, kind: str, measurements: int) -> int:
-    """Columns of the left sketch ``W = A^H Psi``; for ``kind = "eigh"`` there is none."""
+    """Returns the columns of the left sketch ``W = A^H Psi``; 0 for ``kind = "eigh"``."""
     return 0 if kind == "eigh" else math.ceil(METHODS[method].left * measurements)
 
 
 def default_inner(measurements: int, is_complex: bool) -> int:
-    """Columns of an inner sketch: ``s = 2 k + alpha``.
+    """Returns the columns of an inner sketch, ``s = 2 k + alpha``.
 
     ``alpha`` is 1 for real and 0 for complex numbers (Tropp et al. 2019, arXiv 1902.08651,
     section 5.4).
@@ -241,7 +241,7 @@ def sizes_for_storage(
     entries: int,
     power_iterations: int = 0,
 ) -> tuple[int, int, int]:
-    """The widest sketches that fit into a given storage.
+    """Returns the widest sketches that fit into a given storage.
 
     With an inner sketch these are the natural sizes of Tropp et al. 2019 (arXiv 1902.08651,
     section 5.4.2): the largest ``k`` with ``k (h + w) + s^2 <= T`` and ``s = 2 k + alpha``, then
@@ -254,10 +254,10 @@ def sizes_for_storage(
         is_complex: Whether the entries are complex.
         shape: Height and width of the operator.
         entries: How many numbers may be stored, not counting the test sketch.
-        power_iterations: They add rounds, whose bases and sketches are stored too.
+        power_iterations: How many there are; each adds rounds, whose bases and sketches are stored.
 
     Returns:
-        ``(measurements, left, inner)``, no more of the first than the operator has columns or rows.
+        ``(measurements, left, inner)``; measurements are at most the operator's rows and columns.
 
     Raises:
         ValueError: If not even one measurement fits.
@@ -281,5 +281,8 @@ def sizes_for_storage(
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to ``most`` that fits, as all below it do; 0 if not even 1 does."""
+    """Returns the largest number up to ``most`` that fits; 0 if not even 1 does.
+
+    All numbers below one that fits must fit, too.
+    """
     return bisect.bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))

@@ -1,4 +1,4 @@
-"""What a user asks for: a spec, read from TOML or made in Python, with its tables and defaults."""
+"""The spec that a user writes, in TOML or Python: its keys, tables, defaults and overrides."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
 SPARSER = ("sparse-sign-64", "sparse-sign-256")
-"""Of test matrices that are wide and applied to rows at hand; planned, never asked for."""
+"""Sparser kinds of noise for wide test matrices of a matrix on disk; a user cannot ask for them."""
 
 VECTORS = ("stored", "implicit")
 
 ROLES = ("right", "test", "left", "inner")
-"""The roles of the columns of a run's first round, in the order in which they are measured."""
+"""The roles of the first round of a run, in the order in which they are measured."""
 
 TEST_MATRICES = ("right", "left", "inner-left", "inner-right", "test")
 """The test matrices that are drawn, never stored."""
@@ -211,7 +211,7 @@ class Spec(values.Checked):
                 f"cannot read the spec file {path}: {error.strerror}; give the path of a TOML file"
             ) from error
         except (ValueError, RecursionError) as error:
-            # No TOMLDecodeError alone: of an integer of 4300 digits Python itself says so.
+            # Not only TOMLDecodeError: an integer of over 4300 digits raises a plain ValueError.
             raise UsageError(f"{path} is not a TOML file: {error}; correct it") from error
         for text in overrides:
             _override(table, text)
@@ -222,10 +222,10 @@ class Spec(values.Checked):
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of a factory from ``"key=value"`` texts.
+    """Parses keyword arguments of a factory from ``"key=value"`` texts.
 
     Raises:
-        UsageError: If one has another form.
+        UsageError: If a text has another form.
     """
     table: dict[str, Any] = {}
     for text in texts:
@@ -238,6 +238,7 @@ def _override(table: dict[str, Any], text: str, option: str = "--set") -> None:
     if not equals or not key.strip():
         raise UsageError(f"{option} {text}: must have the form key=value or section.key=value")
     parsed: Any = value.strip()
+    # A value with a line break could smuggle in further keys: then it counts as text.
     try:
         lines = tomllib.loads(f"value = {value}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The stages of a run by name, and what is left of each."""
+"""The stages of a run by name, such as ``measure`` or ``merge.2``, and their unfinished tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from skerch_ooc.base.errors import UsageError
 
 STAGES = ("measure", "merge", "solve", "vectors", "assess")
-"""In the order in which each round has them; ``assess`` ends the last."""
+"""The stages in the order in which each round has them; ``assess`` ends the last round."""
 
 
 _NAME = re.compile(rf"({'|'.join(STAGES[:-1])})(?:\.([1-9]\d{{0,3}}))?|{STAGES[-1]}")
@@ -21,7 +21,7 @@ class RoundStage:
 
     Attributes:
         name: One of :data:`STAGES`.
-        round: Number of the round; the first by default, for ``assess`` always.
+        round: Number of the round; by default, and for ``assess`` always, the first.
     """
 
     name: str
@@ -29,7 +29,7 @@ class RoundStage:
 
     @classmethod
     def parse(cls, text: str, rounds: int) -> RoundStage:
-        """Reads ``"measure"`` or ``"measure.2"``.
+        """Reads the name of a stage, such as ``"measure"`` or ``"measure.2"``.
 
         Args:
             text: The name.
@@ -55,11 +55,11 @@ class RoundStage:
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of a stage.
+    """The tasks of a stage that are not done.
 
     Attributes:
         stage: The stage.
-        tasks: Numbers of the tasks that are not done.
+        tasks: The numbers of these tasks.
     """
 
     stage: RoundStage

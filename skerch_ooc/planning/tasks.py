@@ -1,4 +1,4 @@
-"""How many tasks each stage has, and which tiles each takes: from the plan alone."""
+"""Tasks of the stages, from the plan alone: how many there are, and which row tiles each takes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,45 @@ from skerch_ooc.planning.sides import Side, sums_bytes
 from skerch_ooc.planning.spec import ROLES
 
 SMALLEST_RUN = 5
-"""A task of the merge, or of the vectors, has at least 2**5 tiles."""
+"""The ``j`` of the smallest tasks of the merge and of the vectors, which have ``2**j`` tiles."""
 
 
 def measure_tasks(plan: Plan) -> int:
-    """How many tasks measure all rounds; each leaves a shard of every role that it takes."""
+    """Counts the tasks that measure all rounds; each leaves a shard of every role it takes."""
     counts = [plan.block_count(role) for role in ROLES]
     first = sum(max(counts) if part.together else sum(counts) for part in plan.parts)
     return first + (plan.rounds - 1) * later_measure_tasks(plan)
 
 
 def later_measure_tasks(plan: Plan) -> int:
-    """How many tasks measure a later round, at most."""
+    """Counts the tasks that measure a later round, at most."""
     return len(plan.parts) * plan.block_count("right")
 
 
 def _exponent(plan: Plan, columns: int, sums: int) -> int:
-    """The ``j`` of runs of ``2**j`` tiles, so long that sums stay below a tenth of the data."""
+    """Returns the ``j`` of runs of ``2**j`` tiles whose sums are below a tenth of their data.
+
+    Each run publishes its sums; with shorter runs they could take as much disk as the data.
+    """
     tile = plan.identity.tile[0] * columns * plan.identity.itemsize
     return max(SMALLEST_RUN, (10 * sums // tile).bit_length())
 
 
 def run_exponent(plan: Plan, side: Side) -> int:
-    """The ``j`` of a side's merge tasks, which are runs of ``2**j`` tiles."""
+    """Returns the ``j`` of a side's merge tasks, which are runs of ``2**j`` tiles."""
     return _exponent(plan, side.columns, sums_bytes(plan, side))
 
 
 def merge_runs(plan: Plan, side: Side) -> list[Range]:
-    """The aligned runs of tiles that are the merge tasks of a side."""
+    """Returns the aligned runs of tiles that are the merge tasks of a side."""
     return list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
 
 
 def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
-    """Numbers of the merge tasks of a round; those of sides that are one task are not spread."""
+    """Returns the numbers of the merge tasks of a round that are spread over workers.
+
+    The task of a side that has only one is left out.
+    """
     numbers: list[int] = []
     before = 0
     for side in sides:
@@ -53,18 +59,18 @@ def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:
 
 
 def pieces_of(plan: Plan, rows: int, rank: int) -> list[Range]:
-    """The aligned runs of tiles that vectors are cut into; one, if they are no larger than that."""
+    """Returns the aligned runs of tiles that vectors are cut into, one for each file."""
     gram = rank**2 * plan.identity.wide_dtype.itemsize
     return list(aligned_runs(len(plan.tiles(rows)), _exponent(plan, rank, gram)))
 
 
 def may_be_in_pieces(plan: Plan) -> bool:
-    """Whether any vectors of the run can be, whatever their rank."""
+    """Whether vectors of the run may be written in several pieces, for some rank."""
     return len(plan.tiles(max(plan.identity.shape))) > 1 << SMALLEST_RUN
 
 
 def vector_tasks(plan: Plan) -> int:
-    """How many tasks vectors of the run have at most; 0 if they may turn out to be one file."""
+    """Counts the tasks that the vectors of a run have at most; 0 if one file can hold them."""
     rows, rank = max(plan.identity.shape), plan.reach("right")
     if len(pieces_of(plan, rows, rank)) == 1:
         return 0

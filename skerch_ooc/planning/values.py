@@ -1,6 +1,7 @@
-"""Checks of single values, whether a user gave them in a spec or a plan on disk states them.
+"""Validation of single values, of a spec that a user gave or of a plan on disk.
 
-A check takes the key, for the message, and the value, and returns what is kept of it.
+A check takes the key, for the message, and the value. It returns the value to keep, or raises
+UsageError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.files import canonical_json
 
 MAX_SIZE = 2**48
-"""No dimension or number of measurements may exceed this (offsets stay within 64 bits)."""
+"""Largest dimension or number of measurements, so that offsets stay within 64 bits."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -25,7 +26,7 @@ Check = Callable[[str, Any], Any]
 
 
 def integer(low: int, high: int = MAX_SIZE, word: str | None = None) -> Check:
-    """An integer between two limits, which are allowed; or a word in its place."""
+    """Makes a check for an integer from ``low`` to ``high``, or for a word in its place."""
     allowed = f"an integer from {low} to {high}"
     if word is not None:
         allowed = f'"{word}" or {allowed}'
@@ -33,6 +34,7 @@ def integer(low: int, high: int = MAX_SIZE, word: str | None = None) -> Check:
     def check(key: str, value: Any) -> int | str:
         if word is not None and value == word:
             return word
+        # bool is a subclass of int in Python: true would be taken for 1.
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise UsageError(f"{key} = {shown(value)}: must be {allowed}")
         return value
@@ -41,7 +43,7 @@ def integer(low: int, high: int = MAX_SIZE, word: str | None = None) -> Check:
 
 
 def one_of(*words: str) -> Check:
-    """One of these words."""
+    """Makes a check for one of these words."""
 
     def check(key: str, value: Any) -> str:
         if not isinstance(value, str) or value not in words:
@@ -52,7 +54,7 @@ def one_of(*words: str) -> Check:
 
 
 def number(is_allowed: Callable[[float], bool], allowed: str) -> Check:
-    """A real number, and no truth value, of which something is true."""
+    """Makes a check for a real number (and no bool) for which a predicate is true."""
 
     def check(key: str, value: Any) -> float:
         real = isinstance(value, int | float) and not isinstance(value, bool)
@@ -66,11 +68,11 @@ def number(is_allowed: Callable[[float], bool], allowed: str) -> Check:
 positive_seconds = number(lambda value: 0 < value <= MAX_SIZE, "a positive number of seconds")
 tolerance = number(lambda value: 0 < value < 1, "a relative error between 0 and 1")
 factor = number(lambda value: 0 < abs(value) <= sys.float_info.max, "a finite number, and not 0")
-"""What a summand is multiplied by."""
+"""Checks the scale of a summand."""
 
 
 def optional(check: Check) -> Check:
-    """Nothing, or what passes a check."""
+    """Makes a check that allows ``None``, and else does another check."""
 
     def check_if_given(key: str, value: Any) -> Any:
         return None if value is None else check(key, value)
@@ -79,7 +81,7 @@ def optional(check: Check) -> Check:
 
 
 def table_of(key_check: Check, value_check: Check) -> Check:
-    """A table whose keys and values are checked."""
+    """Makes a check for a table whose keys and values are checked."""
 
     def check(key: str, value: Any) -> dict[Any, Any]:
         return {key_check(key, name): value_check(key, inner) for name, inner in value.items()}
@@ -88,14 +90,14 @@ def table_of(key_check: Check, value_check: Check) -> Check:
 
 
 def text(key: str, value: Any) -> str:
-    """Text that may name a file."""
+    """Checks a text that may name a file."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise UsageError(f"{key} = {shown(value)}: must be a non-empty string")
     return value
 
 
 def factory(key: str, value: Any) -> str | None:
-    """The name of a function that makes an operator, or nothing."""
+    """Checks the name of a function that makes an operator; ``None`` is allowed."""
     if value is None:
         return None
     module, colon, name = text(key, value).rpartition(":")
@@ -109,14 +111,14 @@ def factory(key: str, value: Any) -> str | None:
 
 
 def sha256(key: str, value: Any) -> str | None:
-    """A hash in hexadecimal digits, or nothing."""
+    """Checks a SHA-256 in hexadecimal digits; ``None`` is allowed."""
     if value is not None and not (isinstance(value, str) and _HEX.fullmatch(value)):
         raise UsageError(f"{key} = {shown(value)}: must be a SHA-256, or nothing")
     return value
 
 
 def arguments(key: str, value: Any) -> dict[str, Any]:
-    """Keyword arguments of a factory: a copy of them, as JSON gives them back."""
+    """Checks the keyword arguments of a factory; returns a copy, as JSON gives them back."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{key} must be a table of keyword arguments, not {shown(value)}")
     try:
@@ -145,7 +147,7 @@ def _require_text_keys(key: str, value: Any) -> None:
 
 
 def shape(key: str, value: Any) -> tuple[int, int] | None:
-    """Height and width, or nothing."""
+    """Checks height and width; ``None`` is allowed."""
     if value is None:
         return None
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
@@ -155,25 +157,26 @@ def shape(key: str, value: Any) -> tuple[int, int] | None:
 
 
 class Checked:
-    """A frozen dataclass whose fields are checked, and named in the error, when it is made."""
+    """Base of frozen dataclasses whose fields are checked, and named in errors, on creation."""
 
     section = ""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             check = item.metadata.get("check")
+            # A check may replace the value; of a frozen dataclass only object's setter can set it.
             if check is not None:
                 name = f"{self.section}.{item.name}" if self.section else item.name
                 object.__setattr__(self, item.name, check(name, getattr(self, item.name)))
 
 
 def checked(check: Check, default: Any = dataclasses.MISSING, **options: Any) -> Any:
-    """A field of such a class; further options are those of a dataclass's field."""
+    """Makes a field of a :class:`Checked` class; options are those of ``dataclasses.field``."""
     return dataclasses.field(default=default, metadata={"check": check}, **options)
 
 
 def from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
-    """A checked dataclass from a table of its keys.
+    """Makes a checked dataclass from a table of its keys.
 
     Args:
         kind: The class.
@@ -194,7 +197,7 @@ def from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
 
 
 def section(kind: type) -> Check:
-    """A checked dataclass, or a table that one is made of."""
+    """Makes a check for a checked dataclass, or for a table from which one is made."""
 
     def check(key: str, value: Any) -> Any:
         if isinstance(value, kind):
