@@ -84,17 +84,12 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
 
 def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
     """Seconds of the tasks of each round, which begins when the one before it is done."""
-    weights = [part.weight for part in plan.parts]
-    first = [
-        weight * probe.seconds(len(block))
-        for weight in weights
-        for role in ROLES
-        for block in plan.blocks(role)
-    ]
-    later = [
-        weight * probe.seconds(len(block)) for weight in weights for block in plan.blocks("right")
-    ]
-    return [first] + (plan.rounds - 1) * [later]
+
+    def tasks(*roles: str) -> list[float]:
+        blocks = [block for role in roles for block in plan.blocks(role)]
+        return [part.weight * probe.seconds(len(block)) for part in plan.parts for block in blocks]
+
+    return [tasks(*ROLES)] + (plan.rounds - 1) * [tasks("right")]
 
 
 def _seconds(plan: Plan, probe: Probe, workers: int) -> float:
