@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from skerch_ooc.base.errors import counted, quoted
 from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.parts import UNNAMED
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Found, Step, advise
 from skerch_ooc.results.assess import CONFIDENCE, count_within
@@ -88,7 +89,7 @@ def plan_table(planned: Planned) -> str:
     tolerance, most = plan.amendments[-1].tolerance, plan.amendments[-1].most
     head = "planned" if planned.fresh else "already planned"
     return _listing(f"{head}: {planned.run.directory} ({plan.run_id[:16]})", [
-        ("operator", plan.identity.factory or "a Python object"),
+        ("operator", plan.identity.factory or UNNAMED),
         ("shape", _shape(plan.identity.shape, plan.identity.dtype)),
         ("measurements", measurements_text(plan)),
         ("products", f"{costs.products}, in {costs.tasks} tasks{_in_parts(plan)}"),
@@ -112,7 +113,7 @@ def probe_table(probed: Probed) -> str:
     findings, costs = probed.findings, probed.costs
     products = findings.products + sum(timing.columns for timing in probed.timings)
     probe, *times = _found_by(findings, products, costs)
-    listing = _listing(probed.factory or "a Python object", [
+    listing = _listing(probed.factory or UNNAMED, [
         ("shape", _shape(probed.shape, probed.dtype)),
         probe,
         ("products", f"{costs.products}, in {costs.tasks} tasks"),
@@ -164,7 +165,7 @@ def _found_by(findings: Probe, products: int, costs: Estimate) -> list[Row]:
 
 def status_table(state: Status, queue: QueueStatus | None = None) -> str:
     """What is done, what is submitted, and what comes next."""
-    operator = state.summands or state.operator or "a Python object"
+    operator = state.summands or state.operator or UNNAMED
     done = state.next is None
     return _listing(f"{state.directory} ({state.run_id[:16]})", [
         ("operator", f"{operator}, {_shape(state.shape, state.dtype)}"),

@@ -28,7 +28,7 @@ from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
 from skerch_ooc.planning.growth import grown_sizes, more_columns, more_parts, next_part
 from skerch_ooc.planning.methods import names_of
-from skerch_ooc.planning.parts import OperatorSource, Part
+from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
 from skerch_ooc.stages.measure import task as measure_stage
@@ -212,7 +212,7 @@ def _unfinished(run: Run) -> IncompleteError:
         what = f"{run.directory} is not measured to its end, and only then can be updated"
     else:
         source = run.plan.parts[-1].source
-        name = source.factory if source and source.factory else "a Python object"
+        name = (source and source.factory) or UNNAMED
         what = f"{run.directory} has an update by {name} that is not finished; finish that first"
     return IncompleteError(f"{what}; go on with: skerch-ooc measure {quoted(run.directory)}")
 

@@ -20,6 +20,9 @@ from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.partition import Range, aligned_runs
 from skerch_ooc.planning import values
 
+UNNAMED = "a Python object"
+"""What people read in place of a factory where there is none."""
+
 
 @dataclass(frozen=True)
 class OperatorSource(values.Checked):

@@ -21,7 +21,7 @@ from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, TileRanges, cut
 from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import METHODS, Method
-from skerch_ooc.planning.parts import OperatorSource, Part, require_numbered
+from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
     DTYPES,
     KINDS,
@@ -471,6 +471,6 @@ def described(plan: Plan) -> str:
 
 def _described(source: OperatorSource) -> str:
     if source.factory is None:
-        return "a Python object"
+        return UNNAMED
     arguments = ", ".join(f"{key}={value!r}" for key, value in source.args.items())
     return f"{source.factory}({arguments})" if arguments else source.factory

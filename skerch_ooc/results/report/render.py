@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.parts import UNNAMED
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results import words
 from skerch_ooc.results.assess import CONFIDENCE, FACTORS
@@ -84,7 +85,7 @@ def environment() -> Environment:
         LEFT=axes.LEFT, RIGHT=axes.RIGHT, TOP=axes.TOP, BOTTOM=axes.BOTTOM, WIDTH=axes.WIDTH,
         HEIGHT=axes.HEIGHT, UNKNOWN=UNKNOWN, CONFIDENCE=CONFIDENCE, FACTORS=FACTORS, FONT=_FONT,
         LIGHT=LIGHT, DARK=DARK, SERIES=SERIES, VARIABLES={name: f"var(--{name})" for name in LIGHT},
-        words=words, described=described,
+        words=words, described=described, UNNAMED=UNNAMED,
     )  # fmt: skip
     return made
 
