@@ -1,4 +1,4 @@
-"""Tasks in flight: few at a time go to the workers of a Dask cluster, and come back as receipts."""
+"""Flight: sends tasks to the workers of a Dask cluster, few at a time, and collects receipts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from skerch_ooc.executors.executor import Function, Task
 
 log = logging.getLogger(__name__)
 
+# Groups of tasks: so many for each worker, at most so large, and worth at least so much time.
 _IN_FLIGHT = 2
-_MOST_KEYS = 1000
 _LARGEST_GROUP = 64
 _GROUP_SECONDS = 0.05
+
+# About what one exchange of messages costs the scheduler.
 _WORD_SECONDS = 1e-3
+_MOST_KEYS = 1000
 _MOST_DEATHS = 3
 _ASK_SECONDS = 2.0
 _QUIET_SECONDS = 5.0
@@ -34,9 +37,9 @@ _one_at_a_time = threading.Lock()
 
 
 def _perform(function: Function[Task], tasks: list[Task]) -> tuple[list[Any], float]:
-    """The receipts of tasks, and the seconds that they took."""
+    """Does tasks on a worker; returns their receipts, and the seconds that they took."""
     _forget_keys()
-    # Workers that others started may have several threads; our tasks bring their own.
+    # Workers that others started may have several threads; a task of ours uses them all by itself.
     with _one_at_a_time:
         start = time.perf_counter()
         receipts = [_perform_one(function, task) for task in tasks]
@@ -44,10 +47,10 @@ def _perform(function: Function[Task], tasks: list[Task]) -> tuple[list[Any], fl
 
 
 def _forget_keys() -> None:
-    """Has Dask forget the keys of tasks that are long done.
+    """Makes Dask forget the keys of tasks that are long done.
 
-    It remembers the last 100,000 in each process, with what they begin with: some 30 MB, for
-    nothing, as no key of ours comes twice.
+    Each process caches the prefixes of the last 100,000 keys: some 30 MB, and of no use, as no key
+    of ours comes twice.
     """
     from dask.utils import key_split
 
@@ -60,6 +63,7 @@ def _perform_one(function: Function[Task], task: Task) -> Any:
     try:
         return function(task)()
     except OocError as error:
+        # Of the same type, as the type decides the exit code.
         raise type(error)(f"{error} ({task}; {_this_worker()})") from error
     except (SystemExit, KeyboardInterrupt) as error:
         # These would end the worker, and the next one, and so on.
@@ -79,11 +83,12 @@ def _this_worker() -> str:
 
 
 class _Pace:
-    """How many tasks are in flight, and how many travel together.
+    """Decides how many tasks are in flight, and how many travel together as one group.
 
-    Two groups for each worker are in flight: one at work, and one that waits for it. A group is one
-    task; where tasks take less time than words with the scheduler, as many as are worth them: the
-    more workers there are, the longer each has to wait for its turn to speak.
+    Two groups for each worker are in flight: one at work, and one that waits. A group is one task;
+    where tasks are so short that messages to the scheduler take longer, it is as many tasks as are
+    worth a message. The more workers there are, the longer each waits for its turn with the
+    scheduler, and the larger are the groups.
     """
 
     def __init__(self, client: Any) -> None:
@@ -99,7 +104,7 @@ class _Pace:
         self._seconds += seconds
 
     def groups(self) -> int:
-        """How many groups may be in flight; the scheduler is asked now and then."""
+        """Returns how many groups may be in flight; asks the scheduler now and then."""
         now = time.monotonic()
         if now > self._asked + _ASK_SECONDS:
             # Workers come and go.
@@ -108,7 +113,7 @@ class _Pace:
         return _IN_FLIGHT * self._workers
 
     def group(self) -> int:
-        """How many tasks make a group."""
+        """Returns how many tasks make a group."""
         worth = max(_GROUP_SECONDS, _IN_FLIGHT * _WORD_SECONDS * self._workers)
         mean = self._seconds / self._done if self._done else math.inf
         return int(min(_LARGEST_GROUP, max(1.0, worth / max(mean, 1e-9))))
@@ -119,7 +124,7 @@ class LostError(Exception):
 
 
 def count_workers(client: Any) -> int:
-    """How many workers a cluster has now.
+    """Counts the workers that a cluster has now.
 
     Raises:
         LostError: If the scheduler does not answer.
@@ -131,10 +136,10 @@ def count_workers(client: Any) -> int:
 
 
 class Watch:
-    """Notices that no worker is left.
+    """Notices when a cluster has been without workers for too long.
 
     Args:
-        client: Of the cluster.
+        client: A client of the cluster.
         patience: Seconds that a cluster may be without workers; ``None`` for any time.
     """
 
@@ -148,6 +153,7 @@ class Watch:
 
         Raises:
             IncompleteError: If there have been none for too long.
+            LostError: If the scheduler does not answer.
         """
         if count_workers(self._client):
             self._since = None
@@ -167,12 +173,12 @@ class Watch:
 
 @dataclass(frozen=True)
 class _Group(Generic[Task]):
-    """Tasks that travel together.
+    """Tasks that travel together, and what happened to them.
 
     Attributes:
-        tasks: In order.
-        deaths: How often their worker has died, by the scheduler's count.
-        failures: How often one of them has failed.
+        tasks: The tasks, in order.
+        deaths: How often the scheduler has given up on the group because its workers died.
+        failures: How often one of the tasks has failed.
     """
 
     tasks: list[Task]
@@ -181,13 +187,13 @@ class _Group(Generic[Task]):
 
 
 class Flight(Generic[Task]):
-    """A run of a function over tasks, on the workers of a cluster.
+    """Runs a function over tasks on the workers of a cluster.
 
     Args:
-        client: Of the cluster.
+        client: A client of the cluster.
         function: See :meth:`.Executor.run`.
-        tasks: Taken one by one, when there is room for another.
-        tries: How often a task that fails is tried.
+        tasks: The tasks, taken one by one when there is room for another.
+        tries: How often to try a task that fails.
         patience: Seconds that the cluster may be without workers; ``None`` for any time.
     """
 
@@ -202,10 +208,13 @@ class Flight(Generic[Task]):
         self._failure: BaseException | None = None
 
     def receipts(self) -> Iterator[Any]:
-        """The receipts of all tasks, as they come.
+        """Yields the receipts of all tasks, as they come.
 
         Raises:
-            IncompleteError: If the scheduler is lost, or workers keep dying of a task.
+            IncompleteError: If the scheduler is lost, no worker is left for too long, or workers
+                keep dying of a task.
+            UsageError: If workers cannot import this package.
+            Exception: What a task raised in its last try.
         """
         try:
             self._fill()
@@ -218,6 +227,7 @@ class Flight(Generic[Task]):
                 self._fill()
         except (LostError, CancelledError, OSError) as error:
             if error is self._failure:
+                # The task's own OSError, say, not the scheduler's.
                 raise
             raise IncompleteError(
                 f"the scheduler was lost ({error}); what was published is untouched: once there is "
@@ -235,16 +245,17 @@ class Flight(Generic[Task]):
             self._submit(*fresh)
 
     def _submit(self, *groups: _Group[Task]) -> None:
-        # All in one message: each costs the scheduler as much as the work on a few tasks.
+        # All in one message: each message costs the scheduler as much as the work on a few tasks.
         tasks = [group.tasks for group in groups]
         _forget_keys()
+        # Dask names a pure task by a hash, and takes one that is run again for the same.
         futures = self._client.map(_perform, [self._function] * len(tasks), tasks, pure=False)
         for future, group in zip(futures, groups, strict=True):
             self._groups[future] = group
             future.add_done_callback(self._finished.put)
 
     def _next_finished(self) -> list[Any]:
-        """All futures that are finished by now; at least one."""
+        """Waits until a future is finished; returns all that are finished by now."""
         futures: list[Any] = []
         while not futures:
             try:
@@ -256,8 +267,8 @@ class Flight(Generic[Task]):
         return futures
 
     def _landed(self, futures: list[Any]) -> list[Any]:
-        """The receipts of groups that are done."""
-        # All at once: one by one they would cost a word with a worker each.
+        """Collects the receipts of groups that are done."""
+        # All at once: one by one they would cost a message to a worker each.
         receipts = []
         for future, (results, seconds) in zip(futures, self._client.gather(futures), strict=True):
             self._groups.pop(future)
@@ -267,7 +278,7 @@ class Flight(Generic[Task]):
         return receipts
 
     def _try_again(self, group: _Group[Task], future: Any) -> None:
-        """Submits a group once more, unless that would lead nowhere."""
+        """Submits a group once more, unless its tries or the deaths of its workers are too many."""
         from distributed.scheduler import KilledWorker
 
         if future.status != "error":
@@ -291,10 +302,10 @@ class Flight(Generic[Task]):
 
 
 def explain(error: Exception) -> None:
-    """Says what is wrong with a cluster that cannot even read a task.
+    """Raises an error that explains why a cluster cannot even read a task, if that is the error.
 
     Raises:
-        UsageError: If that is so.
+        UsageError: If workers cannot import this package.
     """
     ours = isinstance(error, ImportError) and str(error.name).startswith("skerch_ooc")
     if ours or "deserialization of the task graph" in str(error):

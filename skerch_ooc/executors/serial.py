@@ -1,4 +1,4 @@
-"""The reference executor: this process, one task after the other."""
+"""Serial: the reference executor, which runs one task after the other in this process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from skerch_ooc.executors.executor import Task
 class Serial:
     """Runs tasks in this process, one at a time.
 
-    While a task computes, the one before it is being finished (written out) in a second thread. It
-    is the default everywhere, and the reference: every other executor gives the same bits, with
-    equal threads.
+    While a task computes, a second thread finishes (writes) the one before. This executor is the
+    default everywhere, and the reference: with equal threads every other gives the same bits.
     """
 
     workers = 1
@@ -42,6 +41,7 @@ class Serial:
             before: Future[Any] | None = None
             for task in tasks:
                 finish = function(task)
+                # Only one waits to be finished, so at most two tasks hold memory.
                 if before is not None:
                     yield before.result()
                 before = finisher.submit(finish)

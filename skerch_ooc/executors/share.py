@@ -1,4 +1,4 @@
-"""One share of the tasks in this process: what an element of a job array does."""
+"""Share: runs one share of the tasks in this process, as an element of a job array does."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from skerch_ooc.executors.serial import Serial
 
 
 class Share:
-    """Runs the tasks whose number leaves a remainder, in this process; others are left to others.
+    """Runs the tasks whose number leaves a given remainder, in this process.
 
-    Tasks keep their number when some of them are done, so that no two shares have one in common.
+    Other processes run the others. Tasks keep their numbers when some of them are done, so that no
+    two shares have a task in common.
 
     Args:
         index: The remainder, from 0.
-        of: How many shares there are.
-        budget: When to stop; without one, when all is done.
+        of: The number of shares, by which task numbers are divided.
+        budget: When to stop; by default when all is done.
 
     Raises:
-        UsageError: If there is no such share.
+        UsageError: If there is no share of this index.
     """
 
     workers = 1

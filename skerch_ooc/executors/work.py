@@ -1,4 +1,4 @@
-"""Work: by whom tasks are run, with which resources, on which device, and until when."""
+"""Work: what runs tasks, with which resources (memory, threads, device), and until when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("skerch_ooc")
 
 @dataclass(frozen=True)
 class Work:
-    """How a command does its work.
+    """The executor, resources, progress, device and time budget of a command.
 
     Attributes:
         resources: What each process may use.
@@ -43,18 +43,19 @@ class Work:
         progress: Progress | None = None,
         budget: Budget | None = None,
     ) -> Work:
-        """Fills in what was not said.
+        """Makes the work of a command, with defaults for what is left out.
 
         Args:
             executor: What runs the tasks; this process by default.
             memory: Peak resident memory of each process, in bytes or as text.
             threads: Threads of each process.
             device: The torch device of the operator, and of the arithmetic on tiles.
-            progress: Shows how far it is; by default nothing does.
+            progress: Shows how far the work is; by default nothing does.
             budget: When to stop; by default when all is done.
 
         Raises:
             UsageError: If a value is out of range, or a scheduler cannot be reached.
+            IncompleteError: If a scheduler has no workers.
         """
         executor = executor or Serial()
         resources = Resources.of(memory, threads, executor.workers, device)
@@ -65,6 +66,7 @@ class Work:
                 format_bytes(each), resources.workers, format_bytes(together),
             )  # fmt: skip
         if not threads:
+            # Only then: to know the threads of running workers, their scheduler has to be asked.
             resources = replace(resources, remote_threads=executor.threads)
         return cls(resources, executor, progress or Progress(), device, budget or Budget())
 
@@ -74,5 +76,5 @@ class Work:
         return replace(self, executor=Serial())
 
     def session(self) -> AbstractContextManager[None]:
-        """Keeps the workers from one stage to the next while it is entered."""
+        """Keeps the workers from one stage to the next while the context is entered."""
         return self.executor.session(self.resources.threads)

@@ -168,7 +168,7 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         work.progress.stage("solve", 1, "problem") as advance,
         torch_threads(work.resources.threads),
     ):
-        # Called for its refusal alone: no tile is read here.
+        # No tile is read here: this releases unused memory, and refuses too little.
         tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
         posed = pose(run.plan, settings, merged, merged_before)
         core = SOLVERS[settings.method](posed.problem)

@@ -1,4 +1,4 @@
-"""Recover: small dense problems, then one stream over the sketch that writes the vectors."""
+"""Recover: solves small dense problems, then streams over the sketch once to write the vectors."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ log = logging.getLogger("skerch_ooc")
 
 
 def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
-    """Recovers a decomposition and writes it, or finds that this is done.
+    """Recovers a decomposition and writes it, unless it is there already.
 
     Args:
-        run: The run; it is merged first, if it is not yet.
+        run: The run; it is merged first if that is not done.
         settings: Method, core and rank.
         name: The folder of the result, inside ``results/``.
         work: What makes vectors that are in several pieces, and with which resources.
@@ -71,6 +71,7 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
         IncompleteError: If measurements are missing, or there is no such result and the shards were
             removed.
         CorruptError: If a shard, or a result of this name, is damaged.
+        DriftError: If the sketch is merged now, and different operators made its shards.
     """
     path = result_path(run, name)
     if (mark := run.cleaned()) is not None:
@@ -88,14 +89,14 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
 def spread_vectors(
     run: Run, settings: RecoverySpec, name: str, work: Work, *, pieces: bool
 ) -> None:
-    """Solves the small problems of a result in pieces, and makes its pieces if wanted.
+    """Solves the small problems of a result in pieces, and makes the pieces if asked to.
 
     Args:
         run: The run, merged.
         settings: Method, core and rank.
         name: The folder of the result, inside ``results/``.
         work: What makes pieces, and with which resources.
-        pieces: Whether they are made.
+        pieces: Whether to make the pieces.
 
     Raises:
         UsageError: If the sketch does not serve the method, or memory is too little.
@@ -110,7 +111,7 @@ def spread_vectors(
 
 
 def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> list[int] | None:
-    """Numbers of the tasks of a result in pieces which are not done.
+    """Lists the numbers of the tasks of a result in pieces that are not done.
 
     Args:
         run: The run.
@@ -130,7 +131,7 @@ def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> li
 
 
 class ResultWriting:
-    """A result on its way to the disk.
+    """Writes one result: its values, its vectors, and the figures that are formed on the way.
 
     Args:
         run: The run.
@@ -148,7 +149,7 @@ class ResultWriting:
         self._recipe_identity = recipe_identity(run, digest, {"settings": settings.as_json()})
 
     def is_current(self) -> bool:
-        """Whether the result is there, as it should be; see :func:`_is_current`."""
+        """Whether the result is there, whole and of this sketch; raises as :func:`_is_current`."""
         return _is_current(self.path, self._identity, self._run)
 
     def write(self) -> None:
@@ -156,14 +157,16 @@ class ResultWriting:
         if self._settings.vectors == "implicit":
             _publish_implicit(self.path, self._identity, self._plan, self._solved())
         elif not self._publish(self._prepare_solution()):
-            # Not to be expected: the condition foretells it. A stream more puts it right.
+            # Rare, as the condition of the columns foretells it. One more stream corrects the
+            # vectors; the recipe goes first, else it would be read instead of the new solution.
             remove(self._recipe_path)
             self._publish(self._solved(correcting=True))
 
     def spread(self, *, pieces: bool) -> None:
-        """Publishes the solution of a result that is in pieces, and makes these if wanted."""
+        """Publishes the solution of a result in pieces, and makes the pieces if asked to."""
         if not may_be_in_pieces(self._plan):
-            # The process that publishes the result solves it; each element would solve it again.
+            # The process that publishes a small result also solves it: here every element of a job
+            # array would solve it again.
             return
         make_folder(self.path.parent)
         found = self._prepare_solution()
@@ -175,7 +178,11 @@ class ResultWriting:
                 Spread(self._run, files, self._work).run_tasks(f"vectors {name}")
 
     def _publish_solution(self, found: Decomposition) -> RecipeFile:
-        """Publishes a solution; returns what is published, should another process be faster."""
+        """Publishes a solution.
+
+        Returns:
+            The published solution, which is another process's if that was faster.
+        """
         found.publish(self._recipe_path, self._recipe_identity)
         known = self._known_file()
         if known is None:
@@ -183,14 +190,14 @@ class ResultWriting:
         return known
 
     def _prepare_solution(self) -> Decomposition:
-        """Reads the solution that is published, or solves, and removes that of another sketch."""
+        """Reads the solution that is published; else removes that of another sketch, and solves."""
         if (known := self._known()) is not None:
             return known
         remove_other_recipes(self._recipe_path, self._recipe_identity)
         return self._solved()
 
     def _known(self) -> Decomposition | None:
-        """The solution that a process which did not come to an end has published."""
+        """Reads the solution that an earlier process published, perhaps before it was killed."""
         file = self._known_file()
         return Decomposition.read(file) if file else None
 
@@ -216,10 +223,10 @@ class ResultWriting:
         )  # fmt: skip
 
     def _publish(self, found: Decomposition) -> bool:
-        """Writes the vectors, and publishes the result if they turn out orthonormal.
+        """Writes the vectors, and publishes the result unless a correction would better it.
 
         Returns:
-            Whether they did; if not, and that can be mended, there is no result.
+            Whether the result is published; if not, the vectors are not orthonormal yet.
         """
         make_folder(self.path.parent)
         recipes = None
@@ -233,6 +240,7 @@ class ResultWriting:
         with sealed_writer(self.path, *matrices.layouts) as writer:
             described, figures = matrices.write(writer, stages)
             orthogonality = max(deviation(self._plan, made) for made in figures)
+            # A Frobenius norm over r vectors, which grows as sqrt(r) where each is off by as much.
             per_vector = orthogonality / math.sqrt(len(found.values))
             if per_vector > orthogonality_bound(self._plan) and not found.corrected:
                 return False
@@ -242,13 +250,13 @@ class ResultWriting:
                 provenance(threads=self._work.resources.threads),
             )
         if not first:
-            # By another process, with other settings perhaps.
+            # Another process was faster: this raises if its result has other settings.
             self.is_current()
         return True
 
 
 def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
-    """Refuses anything but a result that is there, of a run whose shards were removed."""
+    """Refuses a result that is not there, of a run whose shards were removed."""
     file = open_if_there(path)
     if file is None or not file.states(identity):
         if file is not None:
@@ -259,10 +267,10 @@ def _require_kept(path: Path, identity: Mapping[str, Any], run: Run) -> None:
 
 
 def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
-    """Whether a result is there, in one piece, and of this very sketch.
+    """Whether a result is there, with all of its pieces, and of this very sketch.
 
     Raises:
-        UsageError: If it is one with other settings.
+        UsageError: If it is a result with other settings.
         CorruptError: If it is damaged, or of another run.
     """
     again = command_of(run, path.parent.name, identity["settings"])
@@ -274,7 +282,7 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
     stated = file.identity
     if file.states(identity):
         if lost_pieces(file):
-            # It is published again once they are made again.
+            # It is published again once the pieces are made again.
             return False
         check_pieces(file)
         return True
@@ -292,7 +300,8 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
 def _publish_implicit(
     path: Path, identity: dict[str, Any], plan: Plan, found: Decomposition
 ) -> None:
-    """Publishes the transforms that vectors are made with as they are read."""
+    """Publishes the transforms with which implicit vectors are computed when they are read."""
+    # The small copy of the sketch has the geometry of the tall one, so figures follow from it.
     problem = found.problem
     assert problem is not None
     compressed = found.left.vectors.compressed(problem.y)
@@ -306,12 +315,13 @@ def _publish_implicit(
         residual_products=products if plan.identity.kind == "eigh" else products[:0],
     )
     deviation = found.deviation * math.sqrt(len(found.values))
-    # Turned once more, as ever: of complex vectors that moves the last bits of the weights.
+    # The signs are fixed a second time: for complex vectors this moves the last bits of the
+    # weights, and files that were written before must stay equal.
     arrays = _arrays(plan, found.finished(), figures, deviation)
     for side, recipe in (("left", found.left), ("right", found.right)):
         if recipe is not None:
             arrays |= recipe.vectors.as_arrays(f"{side}_")
-    # What the vectors are like, and of which columns they are made, should the plan grow.
+    # How the vectors are read; and the amendments in force, as the plan may grow later.
     made = {
         "shape": list(plan.identity.shape),
         "dtype": plan.identity.dtype,
@@ -330,12 +340,13 @@ def _publish_implicit(
 def _arrays(
     plan: Plan, found: Decomposition, figures: TileFigures, orthogonality: float
 ) -> dict[str, Array]:
-    """What a result holds besides its vectors."""
+    """Collects what a result holds besides its vectors."""
     left_out = found.leave_one_out
     products = figures.residual_products[:, found.choosing :]
     of_values = {}
     if products.size:
-        # ||A u - value u||, as Ahat u is value u: the mean of |u^H (A - Ahat) g|^2 is its square.
+        # As Ahat u = value u, the residual ||A u - value u|| is ||(A - Ahat) u||; its square is the
+        # mean of |u^H (A - Ahat) g|^2 over Gaussian g, A - Ahat being Hermitian.
         of_values["residuals"] = np.sqrt(np.mean(np.abs(products) ** 2, axis=1))
     return {
         VALUES[plan.identity.kind]: found.values.astype(np.float64),

@@ -1,9 +1,9 @@
-"""The last stream: tall orthonormal vectors ``U = X T`` from columns on disk, tile by tile.
+"""Vectors: the last stream makes tall orthonormal ``U = X T`` from columns on disk, by row tiles.
 
-While a tile of ``U`` is in memory, as it is stored, figures are formed from it: by random probes,
-how far ``U^H U`` is from the identity; and where the test sketch has the same rows, the residual
-``T - U diag(values) V^H G``, column by column. Figures are summed in one fixed tree, so any run of
-tiles can be done by any process.
+While a tile of ``U`` is in memory, rounded as it is stored, figures are formed from it: random
+probes tell how far ``U^H U`` is from the identity; where the test sketch has the same rows, the
+residual ``T - U diag(values) V^H G`` is formed column by column. Figures are summed in one fixed
+tree, so any process can do any run of tiles.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VECTOR_TILE_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Vectors:
-    """How tall vectors are made: ``(X transform) correction``.
+    """The factors that tall vectors are the product of: ``(X transform) correction``.
 
     Attributes:
         source: The columns ``X``, ``(n, c)``.
@@ -58,22 +58,22 @@ class Vectors:
 
     @property
     def rank(self) -> int:
-        """How many vectors."""
+        """The number of vectors."""
         last = self.transform if self.correction is None else self.correction
         return int(last.shape[1])
 
     def compressed(self, copy: Array) -> Array:
-        """The same vectors made of a small matrix instead of ``X``."""
+        """Returns the same vectors made of a small matrix instead of ``X``."""
         made = copy @ self.transform
         return made if self.correction is None else made @ self.correction
 
     def as_arrays(self, prefix: str) -> dict[str, Array]:
-        """Transform and correction, as files hold them: by their names after a prefix."""
+        """Returns transform and correction as files hold them: by name, after a prefix."""
         factors = {"transform": self.transform, "correction": self.correction}
         return {f"{prefix}{name}": array for name, array in factors.items() if array is not None}
 
     def turned(self, signs: Array) -> Vectors:
-        """With each vector multiplied by a number of modulus 1."""
+        """Returns the vectors, each multiplied by a number of modulus 1."""
         if self.correction is None:
             return Vectors(self.source, self.transform * signs)
         return Vectors(self.source, self.transform, self.correction * signs)
@@ -84,9 +84,9 @@ class VectorMaker:
 
     Args:
         plan: The plan in force.
-        vectors: How they are made.
-        rows: Their height.
-        arithmetic: Where products are formed.
+        vectors: The factors of the vectors.
+        rows: The height of the vectors.
+        arithmetic: The arithmetic that forms the products.
     """
 
     def __init__(self, plan: Plan, vectors: Vectors, rows: int, arithmetic: Arithmetic) -> None:
@@ -109,21 +109,23 @@ class VectorMaker:
         )
 
     def take(self) -> list[Array]:
-        """Buffers for a tile."""
+        """Takes buffers for a tile."""
         return self._pool.take()
 
     def give(self, buffers: list[Array]) -> None:
-        """Hands them back."""
+        """Hands buffers back."""
         self._pool.give(buffers)
 
     def tile(self, number: int, buffers: list[Array]) -> Array:
-        """One row tile of the vectors, in one of the buffers."""
+        """Computes one row tile of the vectors, in one of the buffers."""
         rows = len(self.tiles[number])
         x = self._vectors.source.read_row(number, buffers[0])
         u = buffers[1][:rows]
         self._on.times(self._on.load(x), self._transform, u)
         if self._vectors.correction is None:
             return u
+        # Two products, not one with the product of the factors: the correction was computed for
+        # the rounding errors of X T, which must be the same here.
         turned = buffers[2][:rows]
         self._on.times(self._on.load(u), self._correction, turned)
         return turned
@@ -131,7 +133,7 @@ class VectorMaker:
 
 @dataclass
 class TileFigures:
-    """What one tile of the vectors, or many, contribute to the figures.
+    """Figures of one tile of the vectors, or of many: to be added up, and evaluated at the end.
 
     Attributes:
         probed: ``U^H (U P)`` for random ``P``, ``(r, PROBES)``.
@@ -150,7 +152,8 @@ class TileFigures:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> TileFigures:
-        """What :meth:`as_arrays` gave; pieces of the first versions have no residual products."""
+        """Returns the figures that :meth:`as_arrays` gave."""
+        # Pieces of the first versions have no residual products.
         none = np.zeros((0, len(arrays["test"])))
         return cls(**{"residual_products": none, **arrays})
 
@@ -163,17 +166,17 @@ class TileFigures:
         if len(self.residual_products) == len(other.residual_products):
             self.residual_products += other.residual_products
         else:
-            # Pieces of two versions: of some rows they are not known.
+            # Pieces of two versions: for some rows they are not known.
             self.residual_products = self.residual_products[:0]
         return self
 
     def as_arrays(self) -> dict[str, Array]:
-        """The figures by their names."""
+        """Returns the figures by their names."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
-    """How vectors are stored."""
+    """Returns the layout in which vectors are stored."""
     return Layout(
         name=name,
         shape=(rows, rank),
@@ -184,12 +187,12 @@ def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tall matrix is made, and what is formed of it on the way.
+    """A recipe: how a tall matrix is made, and which figures are formed of it on the way.
 
     Attributes:
-        name: What the matrix is called on disk.
-        rows: Its height.
-        vectors: How it is made.
+        name: The name of the matrix on disk.
+        rows: The height of the matrix.
+        vectors: The factors that the matrix is the product of.
         test: The test sketch, if it has the same rows and is to be compared.
         weights: ``diag(values) V^H G``, ``(r, q)``: what the residual of the test sketch is formed
             with; without it ``U^H T`` is.
@@ -202,12 +205,12 @@ class Recipe:
     weights: Array | None = None
 
     def tile_bytes(self, plan: Plan) -> int:
-        """Bytes of a row tile as it is stored."""
+        """Returns the bytes of a row tile as it is stored."""
         return stored_bytes(plan, tile_rows(plan, self.rows), self.vectors.rank)
 
     @property
     def sizes(self) -> TallSizes:
-        """Its sizes, by which it needs memory."""
+        """The sizes that its need of memory follows from."""
         vectors = self.vectors
         return TallSizes(
             rows=self.rows,
@@ -219,21 +222,21 @@ class Recipe:
 
     @property
     def tests(self) -> int:
-        """Columns of the test sketch."""
+        """The number of columns of the test sketch."""
         return self.test.shape[1] if self.test is not None else 0
 
 
 class Making:
-    """A tall matrix in the making: any run of its row tiles, by one process.
+    """Makes any run of row tiles of a tall matrix, in one process.
 
     Args:
         plan: The plan in force.
-        recipe: How it is made.
+        recipe: The recipe of the matrix.
         resources: Memory and cores of this process.
         tidy: See :func:`skerch_ooc.base.streams.tiles_in_flight`.
 
     Attributes:
-        recipe: How it is made.
+        recipe: The recipe of the matrix.
     """
 
     def __init__(
@@ -245,7 +248,7 @@ class Making:
         self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
         self._wide = plan.identity.wide_dtype
         self._probes = gaussian_probes(plan, recipe.vectors.rank, PROBES)
-        # Probes and weights side by side, as each product reads the tile anew: so do its adjoint's.
+        # Probes and weights side by side: one product reads the tile once, two would read it twice.
         weights = () if recipe.weights is None else (recipe.weights,)
         self._factors = np.concatenate([self._probes, *weights], axis=1)
         height = tile_rows(plan, recipe.rows)
@@ -262,7 +265,7 @@ class Making:
         Args:
             tiles: Numbers of the row tiles.
             writer: Where they go; its first row tile is the first of ``tiles``.
-            advance: Is told of each tile.
+            advance: Is called after each tile.
 
         Returns:
             The figures of these tiles.
@@ -285,7 +288,7 @@ class Making:
 
     @cached_property
     def _in_flight(self) -> int:
-        """How many tiles may be held at once while vectors are written."""
+        """The number of tiles that may be held at once while vectors are written."""
         needed = vectors_bytes(self._plan, self.recipe.sizes)
         return tiles_in_flight("recover", self._resources, *needed, tidy=self._tidy)
 
@@ -310,6 +313,8 @@ class Making:
                 missed = np.subtract(t, products[:, PROBES:], out=products[:, PROBES:])
                 figures.residual = np.sum(np.abs(missed) ** 2, axis=0)
                 if self._plan.identity.kind == "eigh":
+                    # The residual has taken the place of the approximation: both go into one
+                    # product with U^H.
                     probed = products
             self._spaces.give(space)
         inside = u.conj().T @ probed
@@ -322,7 +327,7 @@ class Making:
         return figures
 
     def gram(self, tiles: Range, advance: Advance) -> Array:
-        """``U^H U`` of a run of tiles of vectors that are not written, ``(r, r)``.
+        """Forms ``U^H U`` of a run of tiles of vectors that are not written, ``(r, r)``.
 
         Only its upper triangle counts.
 
@@ -352,13 +357,15 @@ class Making:
 
 
 def deviation(plan: Plan, figures: TileFigures) -> float:
-    """``||U^H U - I||_F``, as estimated by the probes of all tiles."""
+    """Estimates ``||U^H U - I||_F`` from the probes of all tiles."""
+    # E ||M p||^2 = ||M||_F^2 for Gaussian p; here M p = U^H (U p) - p.
     probes = gaussian_probes(plan, len(figures.probed), PROBES)
     return math.sqrt(float((np.abs(figures.probed - probes) ** 2).sum()) / PROBES)
 
 
 def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
-    """Writes one row of tiles, and rounds ``u`` to what is stored, one tile after the other."""
+    """Writes one row of tiles, and rounds ``u`` in place to what is stored."""
+    # So the figures are those of the vectors on disk, not of better ones that nobody can read.
     for column in range(writer.layout.grid[1]):
         part = u[:, writer.layout.columns(column).slice]
         stored = np.ascontiguousarray(part, writer.layout.dtype)
