@@ -16,6 +16,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError, shown_list
 from skerch_ooc.operators.adapters import require_device
+from skerch_ooc.planning.spec import OperatorSpec
 
 ENTRY_POINTS = "skerch_ooc.operators"
 """The group in which packages register factories by a short name."""
@@ -126,6 +127,18 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
             f"operator.factory = {factory!r} failed with arguments {keywords}; mend it, or "
             f"them: {_describe(error)}"
         ) from error
+
+
+def operator_of(spec: OperatorSpec, at_hand: Any, device: str, folder: Path) -> Any:
+    """The operator that is at hand, or else the one that the factory of a spec makes.
+
+    Raises:
+        OperatorError: See :func:`build`.
+    """
+    if at_hand is not None:
+        return at_hand
+    assert spec.factory is not None
+    return build(spec.factory, spec.args, device, folder)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -19,7 +19,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
-from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import check_fingerprint, sizes_allowed
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.freeze import Examined
@@ -226,13 +226,9 @@ def _source(run: Run, update: Update) -> OperatorSource:
 
 def _product(run: Run, update: Update) -> Product:
     """``B``, of the shape of the run's operator."""
-    identity, operator = run.plan.identity, update.at_hand
-    if operator is None:
-        assert update.operator.factory is not None
-        operator = build(
-            update.operator.factory, update.operator.args, run.plan.device, update.folder
-        )
-    product = product_of(operator, identity.dtype, run.plan.device)
+    identity, device = run.plan.identity, run.plan.device
+    operator = operator_of(update.operator, update.at_hand, device, update.folder)
+    product = product_of(operator, identity.dtype, device)
     if product.shape != identity.shape:
         raise UsageError(
             f"what is to be added has shape {product.shape}, the operator of {run.directory} has "

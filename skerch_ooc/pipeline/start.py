@@ -15,7 +15,7 @@ from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of, shape_of
-from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import Probe, Timing, probe, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
@@ -148,9 +148,7 @@ def _needs_operator(spec: Spec) -> bool:
 
 def _product(spec: Spec, operator: Any, device: str) -> Product:
     """The operator of a spec, which is built if it is not at hand."""
-    if operator is None:
-        assert spec.operator.factory is not None
-        operator = build(spec.operator.factory, spec.operator.args, device, spec.folder)
+    operator = operator_of(spec.operator, operator, device, spec.folder)
     shape = spec.operator.shape or shape_of(operator)
     # Before anything is applied: what makes no sense for this shape takes no product.
     sizes_of(spec, shape)

@@ -18,7 +18,7 @@ import numpy as np
 
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
-from skerch_ooc.base.partition import Range, TileRanges, cut
+from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.planning import values
 from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part, require_numbered
@@ -194,9 +194,9 @@ class Cut(values.Checked):
         return Range(self.start, self.stop)
 
     @property
-    def count(self) -> int:
-        """How many blocks there are."""
-        return -(-(self.stop - self.start) // self.width)
+    def blocks(self) -> TileRanges:
+        """The columns of each block, made when they are asked for."""
+        return TileRanges(self.columns, self.width)
 
     @property
     def widest(self) -> int:
@@ -347,7 +347,7 @@ class Plan:
 
     def blocks(self, role: str) -> list[Range]:
         """Returns the blocks of a role: column ranges that are measured by a task each."""
-        return [block for piece in self.cuts(role) for block in cut(piece.columns, piece.width)]
+        return [block for piece in self.cuts(role) for block in piece.blocks]
 
     def cuts(self, role: str) -> list[Cut]:
         """Returns the cuts of a role of the first round, one for each amendment that added any."""
@@ -355,7 +355,7 @@ class Plan:
 
     def block_count(self, role: str) -> int:
         """Counts the blocks of a role without listing them: a plan on disk may state millions."""
-        return sum(piece.count for piece in self.cuts(role))
+        return sum(len(piece.blocks) for piece in self.cuts(role))
 
     def widest(self, role: str) -> int:
         """Returns the width of the widest block of a role; 0 if it has no columns."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from skerch_ooc.base.partition import Range, tile, tiles_of
+from skerch_ooc.base.partition import Range, tiles_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Cut
 from skerch_ooc.store.sketch import Round
@@ -77,8 +77,7 @@ class _Even:
     first: int
 
     def _piece(self, number: int) -> Range:
-        block = tile(self.cut.columns, self.cut.width, number - self.first)
-        return block.common(self.gap)
+        return self.cut.blocks[number - self.first].common(self.gap)
 
     def blocks(self, number: int) -> Blocks:
         """The block that the task of this number measures."""
@@ -234,7 +233,7 @@ def _stretches(round_: Round) -> Iterator[_Stretch]:
         gaps = {role: missing[part.number, role] for role in round_.planned}
         if part.together:
             yield from _bundles(round_, part, gaps, first)
-            first += max(sum(piece.count for piece in round_.cuts(role)) for role in gaps)
+            first += max(sum(len(piece.blocks) for piece in round_.cuts(role)) for role in gaps)
             continue
         for role, ranges in gaps.items():
             for piece in round_.cuts(role):
@@ -242,7 +241,7 @@ def _stretches(round_: Round) -> Iterator[_Stretch]:
                     inside = tiles_of(gap.shifted(-piece.start), piece.width)
                     numbers = range(first + inside.start, first + inside.stop)
                     yield _Even(part.number, role, gap, piece, numbers, first)
-                first += piece.count
+                first += len(piece.blocks)
 
 
 def _bundles(
@@ -265,9 +264,7 @@ def _bundles(
 
 
 def _blocks_of(cuts: Sequence[Cut]) -> Iterator[Range]:
-    for piece in cuts:
-        for number in range(piece.count):
-            yield tile(piece.columns, piece.width, number)
+    return itertools.chain.from_iterable(piece.blocks for piece in cuts)
 
 
 def _common(gaps: Sequence[Range], columns: Range) -> Iterator[Range]:
