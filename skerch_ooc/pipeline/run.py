@@ -103,12 +103,7 @@ def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
     while True:
         if planned.operands is None and not work.executor.remote:
             # Once for all rounds: it may take long to build.
-            planned.operands = operands_of(
-                planned.run,
-                work.device or planned.run.plan.device,
-                work.resources.threads,
-                operator,
-            )
+            planned.operands = operands_of(planned.run, work, operator)
         if not measure_stage.measure(
             planned.run, work, operator=operator, operands=planned.operands
         ):

@@ -11,6 +11,7 @@ from skerch_ooc.base.errors import CorruptError, OperatorError
 from skerch_ooc.base.files import is_folder, is_readable, read_json
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
+from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
@@ -191,14 +192,15 @@ def operands_of_process(
     return Operands(run, device, threads)
 
 
-def operands_of(run: Run, device: str, threads: int, operator: Any) -> Operands:
+def operands_of(run: Run, work: Work, operator: Any) -> Operands:
     """Returns the operator of this process.
 
     An operator at hand is taken to be the first summand that still has columns to measure.
     """
     missing = Round(run).missing_strips()
     lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
-    return Operands(run, device, threads, operator=operator, summand=min(lacking, default=0))
+    device, summand = work.device or run.plan.device, min(lacking, default=0)
+    return Operands(run, device, work.resources.threads, operator=operator, summand=summand)
 
 
 def forget_operator() -> None:

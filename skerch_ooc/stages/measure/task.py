@@ -224,7 +224,7 @@ def measure(
             )
     else:
         if operands is None:
-            operands = operands_of(run, device, resources.threads, operator)
+            operands = operands_of(run, work, operator)
         # Built before memory is looked at: what it holds is part of it.
         product = operands.of(run.plan.parts[tasks.stretches[0].part])
         _require_memory(round_, tasks, product, resources)
