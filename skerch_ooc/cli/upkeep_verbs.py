@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ def status(directory: Path, as_json: bool, watch: bool, interval: float) -> None
     shown = None
     for state, queue in looks(directory, interval):
         if as_json:
-            text = json_of(state.as_json() | {"slurm": queue and queue.as_json()})
+            text = json_of(asdict(state) | {"slurm": queue and asdict(queue)})
         else:
             text = tables.status_table(state, queue)
         if text != shown:

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,10 +77,6 @@ class Probe:
     def seconds(self, width: int) -> float:
         """Expected seconds of one call with ``width`` columns."""
         return self.call_seconds + width * self.column_seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        return asdict(self)
 
 
 def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
@@ -47,10 +46,6 @@ class Estimate:
     seconds: float | None
     seconds_with: dict[int, float] | None
     useful_workers: int | None
-
-    def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        return asdict(self)
 
 
 def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estimate:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class Examined:
         if self.fingerprint and not part.is_piece:
             run.publish_fingerprint(self.fingerprint, part.number)
         if self.findings:
-            run.record("receipts", provenance(stage="probe", **self.findings.as_json()))
+            run.record("receipts", provenance(stage="probe", **asdict(self.findings)))
 
 
 def planned(
@@ -165,9 +164,9 @@ def parts_of(
     else:
         seconds = findings.seconds(1) if findings else 0.0
         most = max(1, math.ceil(seconds / task_seconds))
-    first = dataclasses.replace(first, together=product.together)
+    first = replace(first, together=product.together)
     return tuple(
-        dataclasses.replace(
+        replace(
             first,
             number=first.number + number,
             terms=run,
@@ -217,7 +216,7 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
         return sizes, spec.sketch.noise
     # At least four entries in each row, however few columns there are.
     noise = next((f"sparse-sign-{unit}" for unit in (256, 64) if wide >= 4 * unit), "sparse-sign")
-    return dataclasses.replace(sizes, left=wide), noise
+    return replace(sizes, left=wide), noise
 
 
 def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:

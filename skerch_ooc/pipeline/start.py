@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,8 @@ class Planned:
 
     def as_json(self) -> dict[str, Any]:
         """What was planned, and what it costs, as JSON values."""
-        findings = self.findings.as_json() if self.findings else None
-        return {"run": self.run.plan.run_id, "costs": self.costs.as_json(), "probe": findings}
+        findings = self.findings and asdict(self.findings)
+        return {"run": self.run.plan.run_id, "costs": asdict(self.costs), "probe": findings}
 
 
 def as_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
@@ -131,7 +130,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         _require_same(spec, sha256, run)
         return planned_before(run)
     files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
-    run.record("plan", provenance(estimate=costs.as_json()))
+    run.record("plan", provenance(estimate=asdict(costs)))
     made = Planned(run, costs, findings=findings)
     if examined is not None:
         examined.note_in(run, plan.parts[0])
@@ -185,7 +184,7 @@ class Probed:
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 def probe_spec(
@@ -226,7 +225,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
         findings, _ = probe(product, spec.seed, hermitian=spec.kind == "eigh")
         taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
     # The block that is best, whatever the spec says.
-    free = dataclasses.replace(spec, sketch=dataclasses.replace(spec.sketch, block="auto"))
+    free = replace(spec, sketch=replace(spec.sketch, block="auto"))
     plan = freeze.planned(
         spec, product.shape, None, freeze.Examined(product, findings, None), resources, spec.folder
     )

@@ -84,10 +84,6 @@ class Status:
         by_verbs = (self.next or "").startswith("skerch-ooc ") and self.cleaned is None
         return f"skerch-ooc run --run {quoted(self.directory)}" if by_verbs else None
 
-    def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        return asdict(self)
-
 
 def status(run: Run) -> Status:
     """Looks up the state of a run; reads names, plan and assessments, no data.

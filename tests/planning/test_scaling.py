@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -181,7 +182,7 @@ class TestEstimate:
         assert (costs.useful_workers, list(costs.seconds_with)) == (1, [1])
 
     def test_is_written_as_json(self):
-        costs = json.loads(json.dumps(estimate(a_plan(), a_probe(10.0)).as_json()))
+        costs = json.loads(json.dumps(asdict(estimate(a_plan(), a_probe(10.0)))))
         assert costs["seconds_with"].keys() == {"1", "4", "16"}
         assert costs["useful_workers"] == 42
 

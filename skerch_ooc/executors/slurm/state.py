@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.executors.slurm.commands import Queued
@@ -91,10 +90,6 @@ class QueueStatus:
     def is_over(self) -> bool:
         """Whether none of its jobs, nor of those before, is in the queue, as far as is known."""
         return self.waiting == 0 and not self.others
-
-    def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        return asdict(self)
 
 
 def look_at(
