@@ -136,7 +136,7 @@ def most_rows_bytes(
         adjoint: Whether a later round applies the adjoint to a basis.
     """
     rounds = [columns, {"left": columns["right"]}] if adjoint else [columns]
-    # Two slabs: the next one is read while one is multiplied.
+    # Two slabs: the next one may be read while one is multiplied.
     return max(rows_bytes(shape, dtype, rows, each, 2 * SLAB_BYTES) for each in rounds)
 
 

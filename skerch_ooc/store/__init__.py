@@ -1,4 +1,4 @@
-"""Files of a run: what they are called, that they are complete, that they are unaltered.
+"""The files of a run: names, sealed HDF5 files, shards, sketches, results, and their verification.
 
-Knows the plan; no operator, no linear algebra.
+It knows the plan, but no operator and no linear algebra.
 """

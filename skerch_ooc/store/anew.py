@@ -1,6 +1,6 @@
-"""How each kind of file is made anew if it is damaged, and how sealed files are opened, saying so.
+"""Advice on damaged files: how each kind of file is made anew, and opening files with that advice.
 
-Words alone: what is advised is done by people, on the command line.
+These functions return text for messages. The user runs the commands; nothing is removed here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from skerch_ooc.store.sealed import SealedFile
 
 
 def _run_of(path: Path) -> Path:
-    """The run directory of a file that lies two folders below it."""
+    """Returns the run directory of a file that lies two folders below it."""
     return (path if len(path.parents) > 2 else path.absolute()).parents[2]
 
 
 def measured_anew(run: Run, path: Path) -> str:
-    """What to say of a column shard that is damaged, after what is wrong with it."""
+    """Says how a damaged column shard is made anew; ends a message about the damage."""
     if is_cleaned(run.directory):
         return f"; the others were removed: skerch-ooc clean {quoted(run.directory)} --shards"
     stated = names.COLUMN_SHARD.values(path.name)
@@ -33,21 +33,21 @@ def measured_anew(run: Run, path: Path) -> str:
 
 
 def merge_command(directory: Path) -> str:
-    """What merges a run on the command line."""
+    """Returns the command that merges a run."""
     return f"skerch-ooc merge {quoted(directory)}"
 
 
 def merged_anew(path: Path) -> str:
-    """The same of a file in a folder of the merge."""
+    """Says how a damaged file in the folder of a sketch is made anew."""
     return f". To make it anew: rm {quoted(path)} && {merge_command(_run_of(path))}"
 
 
 def recovered_anew(path: Path, *, alone: bool = False) -> str:
-    """The same of a file in the folder of a result.
+    """Says how a damaged file in the folder of a result is made anew.
 
     Args:
         path: The file.
-        alone: Whether only this file is made anew, and not all of the result.
+        alone: Whether only this file has to be removed, and not the folder of the result.
     """
     directory, name = _run_of(path), path.absolute().parent.name
     if is_cleaned(directory):
@@ -60,7 +60,7 @@ def recovered_anew(path: Path, *, alone: bool = False) -> str:
 
 
 def repeated_anew(path: Path, command: str = "recover, or merge,") -> str:
-    """The same of a file that is made by whichever command makes what it belongs to."""
+    """Says how a damaged file is made anew by repeating the command that made it."""
     return f". To make it anew: rm {quoted(path)}, then {command} again"
 
 
@@ -88,9 +88,10 @@ _WAYS: dict[FileKind, Callable[[Path], str]] = {
 
 
 def how_made_anew(path: Path) -> str:
-    """What to say of a damaged file of a run, after what is wrong with it, by its name and place.
+    """Says how a damaged file of a run is made anew, by its name and folder.
 
-    Nothing of a file that is no file of a run, or is a column shard: see :func:`measured_anew`.
+    The text is empty for a file that is none of a run's, and for a column shard, which
+    :func:`measured_anew` needs the run for.
     """
     kind = kind_of(path.absolute().parts[-3:-1], path.name)
     way = None if kind is None else _WAYS.get(kind)
@@ -98,7 +99,7 @@ def how_made_anew(path: Path) -> str:
 
 
 def open_sealed(path: Path) -> SealedFile:
-    """Opens a file of a run; what is wrong with it is said with how it is made anew.
+    """Opens a sealed file of a run; an error says how the file is made anew.
 
     Raises:
         CorruptError: If it is damaged.

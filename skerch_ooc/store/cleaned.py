@@ -1,8 +1,8 @@
-"""``cleaned.json``: the mark of a run whose column shards `clean` removed on purpose.
+"""``cleaned.json``: the mark of a run whose column shards ``clean --shards`` removed.
 
 Without the mark such a run would look as if nothing of it had been measured, and would be measured
-anew. The mark is published before the first shard is removed, so that a process that is killed
-meanwhile leaves a run that says what happened to it.
+anew. The mark is published before the first shard is removed, so that even if the process is killed
+in between, the run says what happened to it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What a run was when its shards were removed.
+    """The content of the mark: the state of a run when its shards were removed.
 
     Attributes:
         when: The time, UTC.
-        amendments: How many the plan had.
+        amendments: How many amendments the plan had.
         sketch: The hash of the last round's sketch.
-        products: Counts ``planned``, ``done`` and ``probe``.
-        columns: How many columns of each role were measured; all that were planned.
-        results: The hash of the identity, and so of all checksums, of each result, by its name.
+        products: The numbers of products ``planned``, ``done`` and of the ``probe``.
+        columns: How many columns of each role were measured: all that were planned.
+        results: By name, the hash of each result's identity, which has all its checksums.
         shards: How many column shards there were.
-        shard_bytes: Their bytes.
+        shard_bytes: The bytes of these shards.
     """
 
     when: str
@@ -44,28 +44,32 @@ class Cleaned:
     shard_bytes: int
 
     def publish(self, directory: Path, run_id: str) -> bool:
-        """Publishes the mark, unless there is one; returns whether this call did."""
+        """Publishes the mark unless there is one; returns whether this call published it."""
         value = {"format": _FORMAT, "type": names.CLEANED.type, "run": run_id} | asdict(self)
         return files.publish_bytes(files.signed_line(value), mark_path(directory))
 
 
 def mark_path(directory: Path) -> Path:
-    """The file of the mark of a run."""
+    """Returns the path of the mark of a run."""
     return directory / names.CLEANED.name()
 
 
 def is_cleaned(directory: Path) -> bool:
-    """Whether a run has a mark, whatever it says."""
+    """Whether a run has a mark; its content is not read."""
     return mark_path(directory).exists()
 
 
 def remove_mark(directory: Path) -> None:
-    """Removes the mark of a run of which nothing was removed after all."""
+    """Removes the mark of a run of which no shard was removed after all.
+
+    Raises:
+        OSError: If it cannot be removed, or there is none.
+    """
     mark_path(directory).unlink()
 
 
 def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
-    """The mark of a run; ``None`` if its shards were never removed.
+    """Reads the mark of a run; ``None`` if its shards were never removed.
 
     Raises:
         CorruptError: If the mark is damaged, or of another run.

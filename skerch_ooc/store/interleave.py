@@ -1,8 +1,8 @@
-"""Narrow columns side by side: many tall arrays of a few columns each become rows of all columns.
+"""Fast interleaving of narrow shards: many tall arrays of few columns become one wide array.
 
-Copied one after the other, each would touch every row, that is a cache line of its own for a few
-bytes. Here a batch of them is laid next to each other in a small buffer and turned there, some rows
-at a time, in units of up to 16 bytes: up to ten times as fast (4096 rows of 128 times 4 columns).
+Copied one after the other, each array would touch every row of the wide one, and move a cache line
+for a few bytes. Here a batch of arrays lies in a small buffer and is transposed there, some rows at
+a time, in units of up to 16 bytes: up to ten times as fast (4096 rows of 128 times 4 columns).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from skerch_ooc.base.arrays import Array
 
 NARROW_BYTES = 32
-"""Rows of more bytes are as well copied one array after the other."""
+"""Most bytes of a row that is worth interleaving; wider arrays are copied one after the other."""
 
 BATCH_BYTES = 1 << 20
-"""Of a batch; with what it is turned into it stays in the cache of one core."""
+"""Most bytes of a batch: it fits into the cache of one core together with its transpose."""
 
 _UNITS: dict[int, Any] = {16: np.complex128, 8: np.float64, 4: np.float32}
 _ROWS = 128
@@ -26,7 +26,7 @@ _LINE = 64
 
 
 def batch_size(rows: int, width: int, dtype: npt.DTypeLike) -> int:
-    """How many arrays make a batch; 1 if they are better copied one after the other."""
+    """Returns how many arrays make a batch; 1 if they are better copied one after the other."""
     row_bytes = width * np.dtype(dtype).itemsize
     if row_bytes > NARROW_BYTES or row_bytes % min(_UNITS):
         return 1
@@ -34,13 +34,13 @@ def batch_size(rows: int, width: int, dtype: npt.DTypeLike) -> int:
 
 
 class Batch:
-    """A batch of arrays of equal shape, to be filled and then turned.
+    """A batch of arrays of equal shape, which is filled and then interleaved.
 
     Args:
-        count: How many.
-        rows: Rows of each.
-        width: Columns of each.
-        dtype: Of their entries.
+        count: How many arrays there are.
+        rows: Rows of each array.
+        width: Columns of each array.
+        dtype: The dtype of their entries.
     """
 
     def __init__(self, count: int, rows: int, width: int, dtype: npt.DTypeLike) -> None:
@@ -48,20 +48,21 @@ class Batch:
         self._shape = (count, rows, width)
         row_bytes = width * self._dtype.itemsize
         self._unit = next(size for size in _UNITS if row_bytes % size == 0)
-        # Of tiles of 2^k rows, all arrays would begin in the same few sets of the cache.
+        # The extra line per array: tiles have 2^k rows, so without it all arrays would begin in the
+        # same few sets of the cache and evict each other.
         self._buffer = np.empty((count, rows * row_bytes + _LINE), np.uint8)
 
     def __getitem__(self, number: int) -> Array:
-        """One of the arrays, ``(rows, width)``, to be filled."""
+        """Returns array ``number``, ``(rows, width)``, to be filled."""
         _, rows, width = self._shape
         length = rows * width * self._dtype.itemsize
         return self._buffer[number, :length].view(self._dtype).reshape(rows, width)
 
     def turn_into(self, out: Array) -> None:
-        """Writes the leading rows of all arrays, side by side.
+        """Writes the leading rows of all arrays side by side.
 
         Args:
-            out: ``(r, count * width)``, ``r`` at most ``rows``; of any dtype they convert to.
+            out: The wide array, ``(r, count * width)`` with ``r <= rows``; entries are converted.
         """
         count, rows, width = self._shape
         units = width * self._dtype.itemsize // self._unit

@@ -1,7 +1,7 @@
-"""The inventory of a run, which `clean` takes and removes from: plain files in real folders.
+"""Listing and removing the files of a run safely, for ``clean``: plain files in real folders.
 
-A run directory may come from a stranger. Folders are opened one inside the other, and a link in
-their place is not followed; a name is only ever taken away from the folder in which it was found.
+A run directory may come from a stranger. Folders are opened one inside the other, a link in the
+place of a folder is not followed, and a file is removed only from the folder in which it was found.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Entry:
         name: Its name.
         size: Its bytes.
         written: When it was last written, in seconds since the epoch.
-        mark: By which another file of this name is noticed.
+        mark: Device, inode, size and time, by which a file that replaced this one is noticed.
     """
 
     folder: Folder
@@ -51,23 +51,23 @@ class Entry:
 
     @cached_property
     def kind(self) -> FileKind | None:
-        """What it is by name and place; ``None`` if it is none of this package's."""
+        """The kind of file, by name and folder; ``None`` if it is none of this package's."""
         return kind_of(self.folder, self.name)
 
     @property
     def is_private(self) -> bool:
-        """Whether a process still writes it, or died before it published it."""
+        """Whether it is unpublished: a process still writes it, or was killed before."""
         return is_private(self.name)
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What lies in the folders of a run.
+    """The files in the folders of a run.
 
     Attributes:
         entries: The plain files.
-        others: Paths of what is neither plain file nor folder: links, devices.
-        folders: The folders that were looked into.
+        others: Paths of all that is neither a plain file nor a folder: links, devices.
+        folders: The folders that were listed.
     """
 
     entries: list[Entry]
@@ -75,11 +75,11 @@ class Inventory:
     folders: list[Folder]
 
     def inside(self, folder: Folder) -> list[Entry]:
-        """The plain files of one folder."""
+        """Returns the plain files of one folder."""
         return [entry for entry in self.entries if entry.folder == folder]
 
     def below(self, folder: Folder) -> list[Folder]:
-        """The folders right below one."""
+        """Returns the folders directly below one."""
         return [one for one in self.folders if one[:-1] == folder]
 
 
@@ -95,7 +95,9 @@ def take_inventory(directory: Path) -> Inventory:
 
 @contextlib.contextmanager
 def _opened(directory: Path, folder: Folder) -> Iterator[int]:
-    """A descriptor of a folder that is reached through no link inside the run."""
+    """Opens a folder of a run through no link; yields its descriptor."""
+    # Each folder is opened relative to the one above it: by path, a folder that somebody replaces
+    # with a link in between would lead to files outside the run.
     descriptor = os.open(directory, _FLAGS)
     try:
         for name in folder:
@@ -118,7 +120,7 @@ def _inner(descriptor: int, name: str) -> int:
 
 def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result]]:
     found = []
-    # The listing of the folder above names a link in the place of a folder.
+    # A link in the place of a folder is no entry here; the listing of the folder above has it.
     with contextlib.suppress(*_NO_FOLDER), _opened(directory, folder) as descriptor:
         for name in sorted(os.listdir(descriptor)):
             with contextlib.suppress(FileNotFoundError):
@@ -127,7 +129,7 @@ def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result
 
 
 def _scan(directory: Path, folder: Folder, inventory: Inventory) -> list[str]:
-    """Adds what lies in a folder to the inventory; returns the names of the folders in it."""
+    """Adds the files of a folder to the inventory; returns the names of the folders in it."""
     inventory.folders.append(folder)
     inner = []
     for name, status in _statuses(directory, folder):
@@ -149,17 +151,17 @@ def _mark(status: os.stat_result) -> tuple[int, ...]:
 
 
 def remove_entries(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
-    """Removes files, in the order given, and folders of sketches that are empty then.
+    """Removes files in the given order, and then the folders of sketches that are empty.
 
     Args:
         directory: The run directory.
-        entries: The files; one that was replaced meanwhile is left alone.
+        entries: The files; one that was replaced since it was listed is left alone.
 
     Returns:
-        Those that were removed.
+        The files that were removed.
 
     Raises:
-        IncompleteError: If one cannot be removed.
+        IncompleteError: If a file cannot be removed.
     """
     removed: list[Entry] = []
     for folder, group in groupby(entries, key=lambda entry: entry.folder):

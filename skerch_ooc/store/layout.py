@@ -1,4 +1,4 @@
-"""How a matrix lies in a file: row tiles, or tiles of some columns each."""
+"""Layout of a matrix in a sealed file: its shape, dtype and tiles, and where each tile lies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skerch_ooc.base.partition import Range, tile
 
 @dataclass(frozen=True)
 class Layout:
-    """How a matrix lies in the bulk: row tiles of all columns, or tiles of fewer columns each.
+    """How a matrix lies in its bulk: in row tiles of all columns, or in tiles of some columns each.
 
     Attributes:
         name: Name of the dataset.
@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
-        """The type of the stored entries."""
+        """The dtype of the stored entries."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
@@ -50,15 +50,15 @@ class Layout:
         return self.grid[0] * self.grid[1]
 
     def rows(self, row: int) -> Range:
-        """The rows of a row tile."""
+        """Returns the rows of a row tile."""
         return tile(Range(0, self.shape[0]), self.tile[0], row)
 
     def columns(self, column: int) -> Range:
-        """The columns of a column tile."""
+        """Returns the columns of a column tile."""
         return tile(Range(0, self.shape[1]), self.tile[1], column)
 
     def stored_shape(self, row: int, column: int) -> tuple[int, int]:
-        """Rows and columns of a tile as it is stored, padding included."""
+        """Returns rows and columns of a tile as it is stored, padding included."""
         return self.tile if self.chunked else (len(self.rows(row)), len(self.columns(column)))
 
     @property
@@ -74,11 +74,11 @@ class Layout:
         return self.shape[0] * self.shape[1] * self.stored_dtype.itemsize
 
     def number(self, row: int, column: int) -> int:
-        """The position of a tile in the bulk and among the checksums."""
+        """Returns the position of a tile in the bulk and among the checksums."""
         return row * self.grid[1] + column
 
     def as_json(self, crc32: list[str]) -> dict[str, Any]:
-        """What the identity says of the bulk."""
+        """Returns the description of the bulk in the identity of its file."""
         return {
             "dataset": self.name,
             "shape": list(self.shape),
@@ -89,10 +89,10 @@ class Layout:
 
     @classmethod
     def from_json(cls, value: Any, path: Path) -> tuple[Layout, list[str]]:
-        """Reads what :meth:`as_json` made.
+        """Reads a description that :meth:`as_json` made; returns the layout and the checksums.
 
         Raises:
-            CorruptError: If it is not that.
+            CorruptError: If it is anything else.
         """
         try:
             layout = cls(

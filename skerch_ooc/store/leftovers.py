@@ -1,9 +1,10 @@
-"""Leftovers: whose a private file is, and whether that process may still be at work on it.
+"""Leftovers of killed processes: who owns an unpublished file, and whether the owner may be alive.
 
-Such a file is named after the host and the number of the process that writes it. On this host the
-number tells whether it lives, with two doubts: containers may share a name and not their processes,
-so a file that was written a moment ago is kept; and a number may be that of another process by now,
-which then began long after the file was written. Of other hosts only the age of the file tells.
+Such a file is named after the host and the number (PID) of the process that writes it. On this host
+the number tells whether the process lives, with two exceptions. Containers may share a host name
+but not their processes: so a file that was written a moment ago is kept. And the number may belong
+to another process by now: that one started long after the file was written. For other hosts only
+the age of the file tells.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from skerch_ooc.base.files import PRIVATE_NAME
 
 DAY = 86400.0
 MOMENT = 60.0
-"""Seconds for which a file whose process is not to be seen here may be one of a container's."""
+"""Seconds for which a file whose process is not found here may belong to another container."""
 
 _CLOCKS = 3600.0
-"""Seconds by which the clock of a file server may be wrong."""
+"""Seconds by which the clock of a file server may differ from that of this host."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY}
 
 
 def seconds_of(duration: float | str) -> float:
-    """A duration in seconds, of a number or of a text such as ``"90s"``, ``"12h"``, ``"1d"``.
+    """Returns the seconds of a number, or of a text such as ``"90s"``, ``"12h"``, ``"1d"``.
 
     Raises:
-        UsageError: If it is none.
+        UsageError: If it is no duration.
     """
     found = _DURATION.fullmatch(str(duration).strip())
     if found is None:
@@ -46,8 +47,8 @@ class Owner:
     """The process that a private file is named after.
 
     Attributes:
-        host: Its host.
-        pid: Its number there.
+        host: Name of its host.
+        pid: Its number on that host.
     """
 
     host: str
@@ -55,7 +56,7 @@ class Owner:
 
     @classmethod
     def of(cls, name: str) -> Owner | None:
-        """The owner of a private file; ``None`` if its name does not tell."""
+        """Returns the owner of a private file; ``None`` if its name does not state one."""
         found = PRIVATE_NAME.fullmatch(name)
         return cls(found["host"], int(found["pid"])) if found else None
 
@@ -64,12 +65,12 @@ class Owner:
 
 
 def may_be_at_work(name: str, written: float, older_than: float) -> bool:
-    """Whether the process that writes a private file may still live.
+    """Whether the process that writes a private file may still be alive.
 
     Args:
         name: The name of the file.
         written: When it was last written, in seconds since the epoch.
-        older_than: Seconds after which nobody is believed to write a file of another host.
+        older_than: Seconds after which a file of another host counts as abandoned.
     """
     owner, age = Owner.of(name), time.time() - written
     if owner is None or owner.host != socket.gethostname():

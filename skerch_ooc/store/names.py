@@ -1,7 +1,7 @@
-"""What every file of a run is called, where it lies, and of which type its identity says it is.
+"""File names of a run: the table of all kinds of files, with their folders, names and types.
 
-One row for each kind of file. Whoever writes a file takes its name from here; who lists, verifies
-or removes files asks here what a name stands for.
+The table has one row for each kind of file. Code that writes a file takes its name from here; code
+that lists, verifies or removes files finds out here what a name stands for.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FOLDERS = (AMENDMENTS, SHARDS, SKETCH, RESULTS, LOGS)
 
 BASIS_MATRIX = "basis"
 MATRICES = ("eigenvectors", "U", "V")
-"""Tall matrices of a result."""
+"""The tall matrices of a result."""
 
 FIGURES = (
     "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors", "timeline",
 )  # fmt: skip
-"""Figures of a report."""
+"""The figures of a report."""
 
 _NUMBER = r"(?:0|[1-9]\d{0,14})"
 _FIELDS = {
@@ -53,7 +53,7 @@ _RANGES = {"columns", "rows", "tiles"}
 
 
 def _spelt(field: str, value: object) -> str:
-    """A value as it stands in a name."""
+    """Spells the value of a field as it stands in a file name."""
     if field == "side":
         return "" if value == RANGE else f"{value}."
     if field == "of_part":
@@ -66,10 +66,10 @@ class FileKind:
     """A kind of file.
 
     Attributes:
-        type: What its identity says; ``None`` if it has none.
-        folder: Where it lies, each folder as a regular expression.
+        type: The type that its identity states; ``None`` if the file has no identity.
+        folder: The folders that lead to it, each as a regular expression.
         template: Its name, with fields in braces.
-        matrices: Those that it may be of, if it is of some.
+        matrices: The matrices that it may belong to, if it belongs to one.
     """
 
     type: str | None
@@ -78,11 +78,11 @@ class FileKind:
     matrices: tuple[str, ...] = ()
 
     def name(self, **values: object) -> str:
-        """The name of a file, by the values of all fields."""
+        """Returns the name of a file, given the values of all fields."""
         return self.template.format(**{key: _spelt(key, value) for key, value in values.items()})
 
     def values(self, name: str) -> dict[str, str] | None:
-        """The fields of a name as they are spelt; ``None`` if it is not one of this kind."""
+        """Returns the fields of a name as they are spelt; ``None`` if it is not of this kind."""
         found = self._pattern.fullmatch(name)
         if found is None:
             return None
@@ -92,23 +92,24 @@ class FileKind:
         return found.groupdict()
 
     def is_name(self, name: str, **wanted: object) -> bool:
-        """Whether a name is one of this kind, with some values."""
+        """Whether a name is of this kind, and has the wanted values."""
         values = self.values(name)
         return values is not None and all(
             values[field] == _spelt(field, value) for field, value in wanted.items()
         )
 
     def lies_in(self, folder: Folder) -> bool:
-        """Whether a folder of a run is one where files of this kind lie."""
+        """Whether files of this kind lie in a folder of a run."""
         return len(folder) == len(self.folder) and all(
             re.fullmatch(*pair) for pair in zip(self.folder, folder, strict=True)
         )
 
     def found_in(self, directory: Path, **wanted: object) -> list[Path]:
-        """The files of this kind in a run directory, in order; with some values if these are given.
+        """Lists the files of this kind in a run directory that have the wanted values, in order.
 
-        What may not be read is left out.
+        Folders that may not be read are left out.
         """
+        # glob knows no regular expressions: it finds candidates, which are then matched exactly.
         stars = dict.fromkeys(self._fields - wanted.keys(), "*")
         spelt = {field: _spelt(field, value) for field, value in wanted.items()}
         place = [one if re.escape(one) == one else "*" for one in self.folder]
@@ -121,10 +122,10 @@ class FileKind:
         )
 
     def identity(self, run_id: str, **more: object) -> dict[str, Any]:
-        """What a file of this kind says it is, in JSON values.
+        """Makes the identity of a file of this kind, in JSON values.
 
         Args:
-            run_id: Of the run that it belongs to.
+            run_id: The id of the run that it belongs to.
             **more: What tells it from others of its kind; a range is stated by its two ends.
         """
         stated = {
@@ -190,43 +191,44 @@ KINDS = (
 )
 
 RESULT = {"eigh": EIGH, "svd": SVD}
-"""The file of a result, by the kind of the run."""
+"""The kind of file of a result, by the kind of the run."""
 
 BASES = {BASIS, BASIS_PIECE, BASIS_RECIPE}
 """A basis, its pieces and its recipe."""
 
 DERIVED = {kind for kind in KINDS if kind.folder == _OF_SKETCH}
-"""What is derived from a sketch."""
+"""All that is derived from a sketch and lies in its folder."""
 
 PIECES = {BASIS_PIECE, PIECE}
-"""Rows of a basis, or of vectors of a result."""
+"""Files with some rows of a basis or of a result's vectors."""
 
 DRAFTS = {BASIS_DRAFT, BASIS_GRAM, DRAFT, GRAM}
-"""What a basis, or vectors, are corrected by, while they are made."""
+"""Intermediate files by which a basis or vectors are corrected while they are made."""
 
 MAKING = {RECIPE, DRAFT, GRAM}
-"""By what the vectors of a result are made, and no part of it."""
+"""Intermediate files from which the vectors of a result are made; they are no part of it."""
 
 
 def kind_of(folder: Folder, name: str) -> FileKind | None:
-    """The kind of file that has a name in a folder of a run; ``None`` if it is none of ours."""
+    """Returns the kind of a file by its folder and name; ``None`` if it is none of ours."""
     return next((kind for kind in KINDS if kind.lies_in(folder) and kind.is_name(name)), None)
 
 
 def sealed_in(folder: Path) -> list[Path]:
-    """The sealed files that lie in a folder by their suffix, in order; private files left out.
+    """Lists the published files of a folder that are sealed files by their suffix, in order.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the folder cannot be read.
     """
     found = sorted(path for path in folder.iterdir() if path.suffix == ".h5")
     return [path for path in found if not path.name.startswith(".")]
 
 
 def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
-    """The names that a file which is no shard may have, by what its identity says of it."""
+    """Returns the names that a file may have according to its identity; not for shards."""
     stated = _stated(identity)
-    # Both, where a task of one side has as many tiles as all of the other.
+    # Sums over all tiles of a side are called its total. If a task of one side has as many tiles as
+    # all of the other side, its sums may have either name.
     whole = {f"0-{len(plan.tiles(rows))}" for rows in plan.identity.shape}
     return [
         name
@@ -239,7 +241,7 @@ def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
 
 
 def _stated(identity: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The values of fields of a name that an identity states."""
+    """Returns the values that an identity states for the fields of a name."""
     match identity.get("tiles"):
         case [start, stop]:
             tiles = [f"{start}-{stop}"]

@@ -1,8 +1,8 @@
-"""Tall matrices on disk: in one bulk, or in pieces by rows, each a sealed file of its own.
+"""Tall matrices in pieces: several sealed files, each with some row tiles of vectors or a basis.
 
-A piece holds an aligned run of row tiles. The file that a matrix belongs to names its pieces by the
-hashes of their identities, and so of all their checksums: a piece that is missing, altered or of
-another matrix is never read as if it were the right one.
+A piece holds an aligned run of row tiles. The file that the matrix belongs to states the hash of
+the identity of each piece, which has all checksums of the piece. So a piece that is missing,
+altered or of another matrix is never read as if it were the right one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from skerch_ooc.store.tiles import Tiles
 
 
 def piece_path(folder: Path, name: str, tiles: Range) -> Path:
-    """The file of a piece: of some row tiles of the matrix of a name."""
+    """Returns the path of the piece with some row tiles of the matrix ``name``."""
     return folder / names.PIECE.name(matrix=name, tiles=tiles)
 
 
 def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) -> dict[str, Any]:
-    """What the file that a matrix belongs to says of its pieces.
+    """Describes the pieces of a matrix, for the identity of the file that the matrix belongs to.
 
     Args:
-        layout: Of the whole matrix.
-        pieces: Row tiles and file of each, in order.
+        layout: The layout of the whole matrix.
+        pieces: The row tiles and the file of each piece, in order.
     """
     return {
         "shape": list(layout.shape),
@@ -47,7 +47,7 @@ def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) 
 
 @dataclass(frozen=True)
 class _Described:
-    """What :func:`describe_pieces` said."""
+    """A description that :func:`describe_pieces` made, as it is read again."""
 
     layout: Layout
     tiles: list[Range]
@@ -74,7 +74,11 @@ class _Described:
 
 
 class PiecedMatrix(Tiles):
-    """A matrix in pieces, each opened when it is first needed; see :class:`Tiles`."""
+    """A matrix in pieces, each of which is opened when it is first read; see :class:`Tiles`.
+
+    Raises:
+        CorruptError: If the file does not describe the pieces of this matrix.
+    """
 
     def __init__(self, file: SealedFile, name: str) -> None:
         described = _Described.of(name, file.identity["pieces"][name], file.path)
@@ -135,15 +139,15 @@ class PiecedMatrix(Tiles):
 
 
 def pieced_names(identity: Mapping[str, Any]) -> list[str]:
-    """The matrices of a file that are in pieces, by what its identity says."""
+    """Lists the matrices of a file that are in pieces, according to its identity."""
     return list(identity.get("pieces", {}))
 
 
 def open_matrix(file: SealedFile, name: str) -> Tiles | None:
-    """The matrix of a name that belongs to a file; ``None`` if there is none.
+    """Opens the matrix ``name`` of a file, whole or in pieces; ``None`` if there is none.
 
     Raises:
-        CorruptError: If the file does not describe it.
+        CorruptError: If the file does not describe its pieces.
     """
     if name in file.layouts:
         return file.bulk(name)
@@ -151,7 +155,7 @@ def open_matrix(file: SealedFile, name: str) -> Tiles | None:
 
 
 def piece_paths(file: SealedFile) -> list[Path]:
-    """The pieces of all matrices of a file.
+    """Lists the paths of the pieces of all matrices of a file.
 
     Raises:
         CorruptError: If the file does not describe them.
@@ -161,7 +165,7 @@ def piece_paths(file: SealedFile) -> list[Path]:
 
 
 def lost_pieces(file: SealedFile) -> list[Path]:
-    """The pieces of a file's matrices that are not there; raises as :func:`piece_paths` does."""
+    """Lists the missing pieces of a file's matrices; raises as :func:`piece_paths` does."""
     return [path for path in piece_paths(file) if not path.exists()]
 
 
@@ -170,7 +174,7 @@ def check_pieces(file: SealedFile) -> None:
 
     Raises:
         IncompleteError: If one is gone.
-        CorruptError: If one was altered, or is of another matrix.
+        CorruptError: If one was altered, is of another matrix, or is not described.
     """
     for name in pieced_names(file.identity):
         PiecedMatrix(file, name).check()

@@ -1,9 +1,10 @@
-"""Files for libhdf5 that never lock and never fail in its midst.
+"""A file object for h5py that takes no locks and reports failed reads and writes afterwards.
 
-libhdf5 takes locks on its own files where the environment says so, which network folders refuse;
-and where a disk is full, it fails again at each attempt to close what is open, with a traceback for
-each. Here it reads and writes through a descriptor of ours: what fails is remembered, libhdf5 goes
-on as if nothing had happened, and who opened the file is told.
+libhdf5 locks the files that it opens where the environment says so, and network folders refuse
+locks. And when a disk is full, libhdf5 fails again at each attempt to close an object, with a
+traceback for each. So here it reads and writes through a descriptor of ours: the first
+failure is remembered, libhdf5 goes on as if nothing had happened, and :meth:`RawFile.check` raises
+the failure in the code that opened the file.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import os
 from typing import Any
 
 _WRITE_BYTES = 1 << 18
-"""At once. For larger writes Linux caches the file in larger runs of pages, just those that virtual
-machines hand back to their host when they are free: to get one again took ten times as long as the
-writing, where that was measured. Smaller ones save nothing."""
+"""Most bytes of a single write. For larger writes Linux caches the file in larger runs of pages,
+just those that a virtual machine returns to its host when they are free; getting one back was
+measured to take ten times as long as the write. Smaller writes save nothing."""
 
 
 def read_at(descriptor: int, data: memoryview, offset: int) -> int:
-    """Fills ``data`` from a file; how many bytes there were."""
+    """Reads bytes of a file into ``data``; returns how many there were."""
     position = 0
     while position < len(data):
         count = os.preadv(descriptor, [data[position:]], offset + position)
@@ -38,13 +39,13 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 class RawFile(io.RawIOBase):
-    """A file as h5py takes one instead of a name.
+    """A Python file object, which h5py opens instead of a path.
 
     Args:
-        descriptor: Of the open file; remains the caller's.
+        descriptor: The descriptor of the open file; the caller closes it.
 
     Attributes:
-        error: What failed first, if anything did.
+        error: The first failure, if there was one.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -62,7 +63,7 @@ class RawFile(io.RawIOBase):
         return True
 
     def writable(self) -> bool:
-        """Whether it is, the first write tells."""
+        """It claims to be; the first write shows whether it is."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -76,7 +77,10 @@ class RawFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer; what is not there reads as zeros."""
+        """Fills the buffer; bytes that are not there read as zeros.
+
+        A read that failed is reported by :meth:`check`.
+        """
         view = memoryview(buffer).cast("B")
         done = 0
         try:
@@ -88,7 +92,7 @@ class RawFile(io.RawIOBase):
         return len(view)
 
     def write(self, data: Any) -> int:
-        """Writes all of it, or remembers why not."""
+        """Writes all of it, or remembers the failure."""
         view = memoryview(data).cast("B")
         try:
             if self.error is None:
@@ -108,10 +112,10 @@ class RawFile(io.RawIOBase):
         return size
 
     def check(self) -> None:
-        """Says what failed.
+        """Raises the first failure, if there was one.
 
         Raises:
-            OSError: The first failure.
+            OSError: If reading or writing failed.
         """
         if self.error is not None:
             raise self.error
