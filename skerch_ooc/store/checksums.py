@@ -21,7 +21,11 @@ except ImportError:
 
 SEAL_BYTES = 512
 LIBVER = ("v110", "v110")
-"""Files open with HDF5 1.10 and later."""
+"""The HDF5 file format: files open with HDF5 1.10 and later.
+
+In the default, older format a flipped bit of metadata could be read as wrong data; in this one
+libhdf5 checks metadata too.
+"""
 
 _MAGIC = "skerch_ooc seal 1"
 _READ_BYTES = 1 << 22
@@ -29,7 +33,7 @@ _READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Extent:
-    """A run of bulk bytes in a file, which the seal's hash leaves out."""
+    """The range of bytes in a file that hold a bulk; the hash of the seal leaves it out."""
 
     offset: int
     length: int
@@ -37,11 +41,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Seal:
-    """The content of the user block.
+    """The content of the user block at the start of a sealed file.
 
     Attributes:
         length: Length of the file in bytes.
-        bulks: The runs of bytes that hold bulk data, in the order of their offsets.
+        bulks: The ranges of bytes that hold bulk data, in the order of their offsets.
         sha256: Hash of all bytes outside the seal and outside ``bulks``.
     """
 
@@ -50,14 +54,14 @@ class Seal:
     sha256: str
 
     def as_bytes(self) -> bytes:
-        """The seal as it stands at the start of the file."""
+        """Returns the seal as it stands at the start of the file."""
         bulks = " ".join(f"{bulk.offset} {bulk.length}" for bulk in self.bulks) or "0 0"
         text = f"{_MAGIC}\nlength {self.length}\nbulk {bulks}\nsha256 {self.sha256}\n"
         return text.encode().ljust(SEAL_BYTES, b"\0")
 
 
 def hash_of(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
-    """The SHA-256 of a file without its seal and its bulks."""
+    """Returns the SHA-256 of a file without its seal and its bulks."""
     digest = hashlib.sha256()
     position = SEAL_BYTES
     for bulk in (*bulks, Extent(length, 0)):
@@ -69,7 +73,12 @@ def hash_of(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a plain file; failures to read it name it."""
+    """Opens a plain file for reading; yields its descriptor. Errors of reading name the file.
+
+    Raises:
+        CorruptError: If it is a link, folder or device.
+        OSError: If it is not there, or cannot be read.
+    """
     require_regular(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -82,7 +91,11 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def checked_seal(descriptor: int, path: Path) -> Seal:
-    """Reads the seal and checks it against all bytes but the bulk."""
+    """Reads the seal of a file and checks it against all bytes outside the bulks.
+
+    Raises:
+        CorruptError: If the seal is damaged, or the file is torn or altered.
+    """
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, SEAL_BYTES, 0)
     seal = _parse_seal(head)
@@ -109,7 +122,7 @@ def _parse_seal(head: bytes) -> Seal | None:
         seal = Seal(int(length.split(" ")[1]), bulks, sha256.split(" ")[1])
     except (ValueError, IndexError):
         return None
-    # Only the one spelling that this module writes will do: then no bit of the seal is free.
+    # The seal must have exactly the spelling that this module writes, so that no bit of it is free.
     position = SEAL_BYTES
     for extent in seal.bulks:
         if extent.offset < position or extent.length < 0:
@@ -120,25 +133,25 @@ def _parse_seal(head: bytes) -> Seal | None:
 
 
 def tile_checksum(data: memoryview) -> str:
-    """The CRC-32 of a tile, as the identity of its file states it."""
+    """Returns the CRC-32 of a tile, as the identity of its file states it."""
     return f"{crc32(data):08x}"
 
 
 def require_tile(
     data: memoryview, length: int, stated: str, path: Path, where: str, advice: str
 ) -> None:
-    """Checks the bytes of a tile.
+    """Refuses a tile whose bytes are not those that were written.
 
     Args:
-        data: What could be read of it.
-        length: How many bytes it has.
+        data: The bytes that could be read.
+        length: How many bytes the tile has.
         stated: Its checksum, as the identity states it.
         path: The file.
-        where: Which rows and columns these are.
-        advice: How the file is made anew.
+        where: The rows and columns of the tile, for the message.
+        advice: How the file is made anew, for the message.
 
     Raises:
-        CorruptError: If bytes are missing, or not those that were written.
+        CorruptError: If bytes are missing or altered.
     """
     if len(data) != length or tile_checksum(data) != stated:
         raise CorruptError(f"{path} was altered: wrong checksum in {where}{advice}")

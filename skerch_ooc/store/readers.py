@@ -1,4 +1,4 @@
-"""Reading a sketch by row tiles, whatever shards, parts and summands it is cut into."""
+"""Readers of sketches: row tiles of all columns, put together from shards, parts and summands."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from skerch_ooc.store.tiles import RowTiles
 
 @dataclass(frozen=True)
 class _Piece:
-    """Columns of a shard that are used.
+    """The columns of a shard that are used.
 
     Attributes:
-        place: Where they stand in the sketch.
-        inside: Where they stand in the shard.
+        place: These columns as columns of the sketch.
+        inside: These columns as columns of the shard.
         file: The shard.
     """
 
@@ -42,11 +42,11 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Band:
-    """The shards of a strip.
+    """The shards of one part.
 
     Attributes:
         rows: The rows of the sketch that they hold.
-        pieces: Which columns to take from which of them, in order.
+        pieces: Which columns to take from which shard, in order.
     """
 
     rows: Range
@@ -58,9 +58,9 @@ class _Layer:
     """The bands of one summand.
 
     Attributes:
-        scale: What it is multiplied by.
+        scale: The factor of the summand.
         bands: Its bands, in the order of its parts.
-        added: Whether they lie over each other; else they lie below each other.
+        added: Whether the bands cover the same rows and are added; else each has rows of its own.
     """
 
     scale: float
@@ -69,13 +69,13 @@ class _Layer:
 
 
 class RoleReader(RowTiles):
-    """Reads row tiles of the sketch of one role, whatever shards and parts it is cut into.
+    """Reads row tiles of the sketch of one role, put together from its shards and parts.
 
     Args:
         run: The run.
-        folder: Where the shards are: those of the run, or row shards of a merged sketch.
-        rectangles: The shards.
-        strips: What of them makes up the sketch, in the order of the parts.
+        folder: The folder of the shards: that of the run, or of the row shards of a merged sketch.
+        rectangles: The shards in the folder that may be used.
+        strips: The planned rectangles of the role, in the order of the parts.
         height: Rows of the sketch.
 
     Attributes:
@@ -98,7 +98,8 @@ class RoleReader(RowTiles):
         self._wide = np.result_type(self.dtype, np.float64)
         merged = folder != run.shards
         self.files: dict[Rectangle, SealedFile] = {}
-        # Once for all strips: each of many parts must not look at the shards of all others.
+        # Grouped once: if each of many parts searched the shards of all parts, opening a run would
+        # take quadratic time.
         members = by_strip(strips, rectangles)
 
         def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
@@ -123,7 +124,7 @@ class RoleReader(RowTiles):
 
     @property
     def placed(self) -> list[tuple[Range, Path]]:
-        """For each shard of the first part, or row band, where its columns stand."""
+        """The columns and the path of each shard of the first part."""
         return [(piece.place, piece.file.path) for piece in self._layers[0].bands[0].pieces]
 
     def read_row(self, row: int, out: Array) -> Array:
@@ -143,7 +144,8 @@ class RoleReader(RowTiles):
                 part = self._read_layer(layer, rows, space)
                 part *= layer.scale
                 total += part
-        # As if it had been measured in one: what was merged must not be finer than what is read.
+        # Rounded to the plan's dtype, as if it had been measured in one. Otherwise sums over column
+        # shards would be more exact than those over row shards, which are stored in that dtype.
         out[:] = converted(total, self.dtype)
         if not np.isfinite(out).all():
             raise OperatorError(
@@ -176,7 +178,8 @@ class RoleReader(RowTiles):
         last = rows.stop == band.rows.stop
         height = self.layout.tile[0]
         if offset % height or not (last or len(rows) == height):
-            # The tiles of a part that begins elsewhere are not those of the whole.
+            # A part that does not begin at a row tile of the sketch has tiles of its own, counted
+            # from its first row: these rows are read through the ones that they touch.
             for piece in band.pieces:
                 out[:, piece.place.slice] = piece.file.bulk().read(
                     rows.shifted(-band.rows.start), piece.inside
@@ -194,7 +197,7 @@ class RoleReader(RowTiles):
 
 
 def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[list[_Piece]]:
-    """Runs of shards that are read together: narrow ones of equal width; others alone."""
+    """Groups shards that are read together: narrow ones of equal width; each other one alone."""
     together: list[_Piece] = []
     for piece in pieces:
         layout = piece.file.bulk().layout
@@ -221,18 +224,18 @@ def _read_batch(pieces: Sequence[_Piece], tile: int, out: Array) -> None:
 
 
 class SketchReader(RowTiles):
-    """Reads row tiles of all columns of a side's sketches.
+    """Reads row tiles of ``Z``: the sketches of all roles of a side, side by side.
 
     Args:
         run: The run.
-        folder: Where the shards are: those of the run, or row shards of a merged sketch.
-        rectangles: The shards.
-        side: Which roles, and where their columns are to stand.
-        strips: What of the shards makes up the sketches, in the order of the parts.
+        folder: The folder of the shards: that of the run, or of the row shards of a merged sketch.
+        rectangles: The shards in the folder that may be used.
+        side: The side, which states the roles and the columns of each in ``Z``.
+        strips: The planned rectangles of the roles, in the order of the parts.
 
     Attributes:
         side: The side.
-        roles: What reads the sketch of each role alone.
+        roles: The reader of each role's sketch.
         files: The opened shards that are read from.
 
     Raises:
@@ -260,10 +263,10 @@ class SketchReader(RowTiles):
             self.files |= reader.files
 
     def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
-        """For each shard of the first part, or row band, where its columns stand in ``Z``.
+        """Returns the columns of ``Z`` and the path of each shard of the first part.
 
         Args:
-            roles: Only these, and where they stand in a ``Z`` of these alone; all by default.
+            roles: Roles to which ``Z`` is restricted; by default all.
         """
         kept = [role for role in self.side.sketches if roles is None or role in roles]
         start = self.side.sketches[kept[0]].start if kept else 0

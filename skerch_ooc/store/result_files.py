@@ -1,4 +1,4 @@
-"""Files of results: where they lie, what belongs to them, and how they are opened and removed."""
+"""Files of results: paths, names, listing, opening, removal, and the commands that make them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
 
 
 def result_name(settings: RecoverySpec, plan: Plan) -> str:
-    """The folder of a result: ``default`` for the plan's own settings."""
+    """Returns the folder name of a result: ``default`` for the plan's own settings."""
     if settings == plan.recovery:
         return "default"
     powers = f"-power-{settings.power_iterations}" if settings.power_iterations else ""
@@ -33,11 +33,12 @@ def result_name(settings: RecoverySpec, plan: Plan) -> str:
 
 
 def result_path(run: Run, name: str) -> Path:
-    """The file of a result.
+    """Returns the path of the file of a result.
 
     Raises:
-        UsageError: If its name is not one that a folder should have.
+        UsageError: If the name of the result is not a plain folder name.
     """
+    # The name comes from a user or a script: nothing in it may lead out of the run directory.
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"name = {name!r}: must be a plain folder name of letters, digits and _.=+-, not "
@@ -47,22 +48,26 @@ def result_path(run: Run, name: str) -> Path:
 
 
 def has_sums(run: Run) -> bool:
-    """Whether some sketch of a run was merged."""
+    """Whether any sketch of a run was merged."""
     return bool(names.TOTAL_SUMS.found_in(run.directory, side=RANGE))
 
 
 def has_derived(run: Run) -> bool:
-    """Whether a run has anything that says which sketch it is made of."""
+    """Whether a run has sums, a basis or a result, each of which states its sketch."""
     return has_sums(run) or bool(names.BASIS.found_in(run.directory) or results_of(run))
 
 
 def results_of(run: Run) -> list[Path]:
-    """The files of all results of a run, in the order of their names."""
+    """Lists the files of all results of a run, in the order of their names."""
     return names.RESULT[run.plan.identity.kind].found_in(run.directory)
 
 
 def begun_results(run: Run) -> list[Path]:
-    """The folders of results that are in the making, or were when that was killed."""
+    """Lists the folders of unfinished results: a process makes them, or was killed meanwhile.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
     made = {path.parent for path in results_of(run)}
     folders = files.folders_in(run.results)
     return [path for path in folders if path not in made and names.sealed_in(path)]
@@ -72,34 +77,38 @@ def has_result(run: Run, name: str) -> bool:
     """Whether a result is there.
 
     Raises:
-        UsageError: If its name is not one that a folder should have.
+        UsageError: If its name is not a plain folder name.
     """
     return result_path(run, name).exists()
 
 
 def assessment_path(path: Path) -> Path:
-    """The assessment that belongs to the file of a result."""
+    """Returns the path of the assessment of a result, given the file of the result."""
     return path.parent / names.ASSESSMENT.name()
 
 
 def is_assessed(run: Run, name: str) -> bool:
-    """Whether a result has an assessment, of whatever it was when it was assessed."""
+    """Whether a result has an assessment; it may be of a result that was replaced since.
+
+    Raises:
+        UsageError: If the name of the result is not a plain folder name.
+    """
     return assessment_path(result_path(run, name)).exists()
 
 
 def bytes_of_result(path: Path) -> int:
-    """The bytes of a result, its pieces, and all that is derived from sketches."""
+    """Returns the bytes of a result, its pieces, and all that is derived from sketches."""
     derived = path.parent.parent.parent.glob(f"{names.SKETCH}/*/*.h5")
     return sum(map(files.size_of, [*derived, *path.parent.glob("*.h5")]))
 
 
 def recipe_path(path: Path) -> Path:
-    """The recipe that the vectors of the file of a result are made by."""
+    """Returns the path of the recipe by which the vectors of a result are made."""
     return path.parent / names.RECIPE.name()
 
 
 def report_path(path: Path) -> Path:
-    """The report about the file of a result."""
+    """Returns the path of the report about a result, given the file of the result."""
     return path.parent / names.REPORT.name()
 
 
@@ -108,10 +117,10 @@ def _figure_path(path: Path, figure: str) -> Path:
 
 
 def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
-    """Writes the figures of a report about the file of a result, and removes those it has no more.
+    """Writes the figures of a report about a result, and removes older ones that it lacks.
 
     Raises:
-        OSError: If one cannot be written.
+        OSError: If a figure cannot be written or removed.
     """
     for figure in names.FIGURES:
         file = _figure_path(path, figure)
@@ -123,18 +132,18 @@ def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
 
 
 def remove_result(path: Path) -> None:
-    """Removes the file of a result that is to be replaced, its assessment, report and figures."""
+    """Removes the file of a result that is to be replaced, with its assessment and report."""
     figures = (_figure_path(path, figure) for figure in names.FIGURES)
     for made in (path, assessment_path(path), report_path(path), *figures):
         made.unlink(missing_ok=True)
 
 
 def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str, Any]:
-    """What a result says it is, but for its data.
+    """Makes the identity of a result, without the description of its data.
 
     Args:
         plan: The plan in force.
-        digest: The digest of the sketch it is made of.
+        digest: The digest of the sketch that it is made of.
         settings: Method, core, rank and kind of vectors.
     """
     implicit = {"vectors": "implicit"} if settings.vectors == "implicit" else {}
@@ -143,14 +152,14 @@ def result_identity(plan: Plan, digest: str, settings: RecoverySpec) -> dict[str
 
 
 def opened_result(path: Path) -> SealedFile:
-    """The file of a result that is to be read.
+    """Opens the file of a result.
 
     Args:
-        path: Of the file, in the results of a run directory.
+        path: The file, in the results folder of a run directory.
 
     Raises:
         IncompleteError: If it is not there; names the command that makes it.
-        CorruptError: If it is damaged; says how to have it made anew.
+        CorruptError: If it is damaged; says how it is made anew.
     """
     file = open_if_there(path)
     if file is None:
@@ -159,7 +168,7 @@ def opened_result(path: Path) -> SealedFile:
 
 
 def command_on(verb: str, directory: Path, name: str) -> str:
-    """A command about a result, such as ``skerch-ooc assess DIR --name NAME``."""
+    """Returns a command about a result, such as ``skerch-ooc assess DIR --name NAME``."""
     return f"skerch-ooc {verb} {quoted(directory)}" + f" --name {name}" * (name != "default")
 
 
@@ -179,13 +188,13 @@ def _not_there(path: Path) -> str:
 def command_of(
     run: Run, name: str, settings: Mapping[str, Any], directory: str | None = None
 ) -> str:
-    """What makes a result on the command line.
+    """Returns the command that makes a result, with the options that differ from the plan.
 
     Args:
         run: The run.
-        name: Folder of the result.
-        settings: Method, core, rank and vectors (stored if that is not said).
-        directory: What the command calls the run directory; by default its path.
+        name: Name of the result, which is that of its folder.
+        settings: Method, core, rank and vectors (by default stored).
+        directory: The run directory as the command names it; by default its path.
     """
     planned = run.plan.recovery.as_json() | {"vectors": run.plan.recovery.vectors}
     settings = {"vectors": "stored", **settings}

@@ -1,4 +1,4 @@
-"""The run directory: its folders, its plan, its fingerprints and its logs, written and read."""
+"""The run directory: creating, opening and amending a run; its fingerprints, receipts and logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Run:
     """A planned run: a directory and the plan in force when it was opened.
 
     Attributes:
-        directory: The run directory; may be moved between openings.
+        directory: The run directory; it may be moved while the run is not open.
         plan: The plan in force.
     """
 
@@ -40,30 +40,30 @@ class Run:
 
     @property
     def shards(self) -> Path:
-        """Column shards and nothing else."""
+        """The folder of the column shards, which holds nothing else."""
         return self.directory / names.SHARDS
 
     @property
     def sketch(self) -> Path:
-        """What the merge stage makes."""
+        """The folder of all that is derived from sketches: row shards, sums, bases."""
         return self.directory / names.SKETCH
 
     @property
     def results(self) -> Path:
-        """One folder for each recovered decomposition."""
+        """The folder of the results, with a folder for each."""
         return self.directory / names.RESULTS
 
     @property
     def logs(self) -> Path:
-        """Receipts and logs; no stage ever needs them."""
+        """The folder of receipts and logs, which no stage needs."""
         return self.directory / names.LOGS
 
     def fingerprint_path(self, part: int) -> Path:
-        """The file of the fingerprint of a part."""
+        """Returns the path of the fingerprint of a part."""
         return self.directory / names.FINGERPRINT.name(of_part=part)
 
     def fingerprint(self, part: int = 0) -> dict[str, Any] | None:
-        """The published fingerprint of a part, or ``None`` if nobody has measured it yet.
+        """Reads the published fingerprint of a part; ``None`` if none was measured yet.
 
         Raises:
             CorruptError: If the file is damaged, or of another run or part.
@@ -80,7 +80,7 @@ class Run:
             )
         if not _is_fingerprint(value):
             raise CorruptError(f"{path} is no fingerprint of an operator; restore it from a copy")
-        # Runs of one part do not say which it is.
+        # A fingerprint of a run of one part does not state the part.
         if value.get("part", part) != part:
             raise CorruptError(
                 f"{path} is the fingerprint of part {value['part']}; restore that of part {part} "
@@ -89,26 +89,28 @@ class Run:
         return value
 
     def publish_fingerprint(self, value: dict[str, Any], part: int = 0) -> None:
-        """Publishes the fingerprint of a part, unless another process already has."""
+        """Publishes the fingerprint of a part, unless another process has done so already."""
         value = value | {"run": self.plan.run_id}
         if len(self.plan.parts) > 1:
             value["part"] = part
         files.publish_bytes(files.signed_line(value), self.fingerprint_path(part))
 
     def cleaned(self) -> Cleaned | None:
-        """What was noted when the shards of this run were removed; ``None`` if they never were.
+        """Reads the mark of a run whose shards were removed; ``None`` if they never were.
 
         Raises:
-            CorruptError: If the note is damaged, or of another run.
+            CorruptError: If the mark is damaged, or of another run.
         """
         return read_cleaned(self.directory, self.plan.run_id)
 
     def require_shards(self) -> None:
-        """Refuses what needs the shards, after they were removed; shards may be missing otherwise.
+        """Refuses to go on if ``clean --shards`` removed the column shards of this run.
+
+        It does not check that all shards are there.
 
         Raises:
-            IncompleteError: Saying what happened, and what is there.
-            CorruptError: If the note of that is damaged.
+            IncompleteError: If they were removed; says when, and which results there are.
+            CorruptError: If the mark that they were removed is damaged.
         """
         mark = self.cleaned()
         if mark is not None:
@@ -121,10 +123,10 @@ class Run:
             )
 
     def how_to_measure(self, part: int | None = None) -> str:
-        """What measures columns that are missing, for messages.
+        """Says how missing columns are measured, for messages.
 
         Args:
-            part: Of this part; by default of all.
+            part: The part whose columns are missing; by default any.
         """
         sources = [one.source for one in self.plan.parts if part in (None, one.number)]
         own = self.plan.identity.factory
@@ -133,7 +135,7 @@ class Run:
         return f"skerch-ooc measure {quoted(self.directory)}"
 
     def receipts(self) -> Iterator[dict[str, Any]]:
-        """Reads the log of receipts: what each task took, and where it was done."""
+        """Reads the receipts: the time and memory of each task, and the host that did it."""
         return self.log("receipts")
 
     def log(self, name: str) -> Iterator[dict[str, Any]]:
@@ -144,14 +146,14 @@ class Run:
 
     @contextlib.contextmanager
     def receipt_of(self, stage: str, **more: Any) -> Iterator[None]:
-        """Notes, once it is left without an error, what a stage took of time and memory."""
+        """Records the time and memory of a stage on leaving the context without an error."""
         start = time.perf_counter()
         yield
         taken = {"seconds": round(time.perf_counter() - start, 6), "peak_bytes": peak_memory()}
         self.record("receipts", provenance(stage=stage, **taken, **more))
 
     def record(self, log_name: str, record: dict[str, Any]) -> None:
-        """Appends a line to a log; a log that cannot be written is no reason to stop."""
+        """Appends a line to a log; if that fails, it warns, as no stage needs a log."""
         try:
             files.append_line(self.logs / names.LOG.name(log=log_name), record)
         except OSError as error:
@@ -159,17 +161,17 @@ class Run:
 
 
 def require_folder(run: Run) -> None:
-    """Refuses a run whose folder of column shards is gone, instead of finding none in it.
+    """Refuses a run whose folder of column shards is gone, which would look like an empty one.
 
     Raises:
-        IncompleteError: If it is gone.
+        IncompleteError: If the folder is gone.
     """
     if not run.shards.is_dir():
         raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
 
 
 def look_again(run: Run) -> None:
-    """Has network folders look for what other hosts have published."""
+    """Lists the folders of a run, so that files which other hosts have published become visible."""
     derived = (*run.sketch.glob("*/"), *run.results.glob("*/"))
     for folder in (run.shards, run.sketch, *derived):
         with contextlib.suppress(OSError):
@@ -177,7 +179,7 @@ def look_again(run: Run) -> None:
 
 
 def _is_fingerprint(value: dict[str, Any]) -> bool:
-    """Whether a value has what a fingerprint has: pairs of numbers, a norm, texts."""
+    """Whether a value has the form of a fingerprint: pairs of numbers, a norm, texts."""
     try:
         pairs, content = value["functionals"], dict(value.get("content") or {})
         numbers = [float(part) for pair in pairs for part in pair] + [float(value["norm"])]
@@ -192,20 +194,21 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
     """Makes a run directory, or completes one whose making was interrupted.
 
     Returns:
-        The run; its plan is that of another process if that was faster.
+        The run; its first amendment is that of another process if that process was faster.
 
     Raises:
-        UsageError: If the directory holds something else, a run of another identity too, or cannot
-            be made.
+        UsageError: If the directory holds other files or a run of another identity, or cannot be
+            made.
         IncompleteError: If there is no room for it.
+        CorruptError: If it holds a damaged run.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _require_no_strangers(directory)
         for name in names.FOLDERS:
             (directory / name).mkdir(exist_ok=True)
-        # The identity first: where several plan at once, the first to publish it decides which run
-        # this is, and no amendment of another can come to it.
+        # The identity is published first. When several processes plan at once, the first to publish
+        # it decides which run this is, and no other process adds an amendment for another identity.
         files.publish_bytes(identity.as_bytes(), directory / PLAN)
         if (directory / PLAN).read_bytes() != identity.as_bytes():
             raise UsageError(
@@ -236,7 +239,7 @@ def require_place(directory: Path) -> None:
         above = (directory, *directory.absolute().parents)
         existing = next(path for path in above if path.exists())
     except OSError:
-        # The process that makes it says why that cannot be.
+        # create_run will meet the same error, and says why the directory cannot be made.
         return
     if not existing.is_dir():
         raise UsageError(
@@ -263,7 +266,7 @@ def _require_no_strangers(directory: Path) -> None:
 
 
 def is_planned(directory: Path) -> bool:
-    """Whether a directory holds a run, with a plan that is complete."""
+    """Whether a directory holds a run with a complete plan: an identity and an amendment."""
     return (directory / PLAN).exists() and _amendment_path(directory, 1).exists()
 
 
@@ -278,8 +281,10 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         The run with the plan now in force.
 
     Raises:
-        UsageError: If another process has amended the plan meanwhile, or it cannot be written.
+        UsageError: If another process has amended the plan meanwhile, the amended plan is not
+            sound, or the amendment cannot be written.
         IncompleteError: If there is no room for it, or the shards of the run were removed.
+        CorruptError: If the mark of removed shards, or the plan on disk, is damaged.
     """
     run.require_shards()
     require_sound(Plan(run.plan.identity, (*run.plan.amendments, amendment)))
@@ -296,7 +301,9 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         ) from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")
-    # Shards may be going at this moment: the process that removes them looks at the plan last.
+    # Shards may be removed at this moment. The process that removes them first publishes its mark
+    # and then looks at the plan; here the plan is published first and then the mark looked for. So
+    # at least one of the two processes sees the other.
     run.require_shards()
     return open_run(run.directory)
 
@@ -308,8 +315,11 @@ def open_run(directory: str | Path) -> Run:
         directory: The run directory.
 
     Raises:
-        UsageError: If there is no plan, or one of another format or noise version.
-        CorruptError: If plan and amendments are damaged or do not belong together.
+        UsageError: If there is no plan, it cannot be read, or it has another format or noise
+            version.
+        IncompleteError: If the plan has no amendment.
+        CorruptError: If plan and amendments are damaged or do not belong together, or a folder of
+            the run is a link.
     """
     directory = Path(directory)
     path = directory / PLAN
@@ -326,6 +336,8 @@ def open_run(directory: str | Path) -> Run:
         ) from error
     _require_own_folders(directory)
     identity = Identity.from_json(content, str(path))
+    # The run id is the hash of these bytes. The spelling is checked after the version, so that a
+    # plan of another version is refused as such, and not as an altered one.
     if path.read_bytes() != identity.as_bytes():
         raise CorruptError(
             f"{path} was altered: it is not spelt as it was written; restore it from a copy"
@@ -346,7 +358,7 @@ def open_run(directory: str | Path) -> Run:
 
 
 def _read_amendments(directory: Path, identity: Identity) -> Iterator[Amendment]:
-    """The amendments of a plan, in order.
+    """Reads the amendments of a plan, in order.
 
     Raises:
         CorruptError: If one is damaged, misnamed, missing, or of another run.
@@ -369,10 +381,10 @@ def _read_amendments(directory: Path, identity: Identity) -> Iterator[Amendment]
 
 
 def _require_own_folders(directory: Path) -> None:
-    """Refuses a run directory of which a folder lies elsewhere: what is made would land there.
+    """Refuses a run directory in which a folder is a link: files would be written elsewhere.
 
     Raises:
-        CorruptError: Naming the link.
+        CorruptError: If one is a link, or no folder; names it.
     """
     own = [directory / name for name in names.FOLDERS]
     strange = next((path for path in own if path.exists() and not path.is_dir()), None)

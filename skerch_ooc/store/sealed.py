@@ -1,12 +1,12 @@
-"""HDF5 files in which no byte can change unnoticed.
+"""Sealed files: HDF5 files in which no byte can change unnoticed; writing, reading, verifying them.
 
-Such a file starts with a 512-byte HDF5 user block, the *seal*: plain text that states the length
-of the file, where its bulk data lie, and the SHA-256 of all other bytes. So libhdf5 is never let
-loose on metadata that were altered. Bulk data, too large to be hashed at every opening, are covered
-tile by tile, by CRC-32 numbers in the dataset ``identity``, which the SHA-256 covers. As each bulk
-is one run of unfiltered bytes, it is written, read and verified without libhdf5: by several
-threads at once, outside its global lock. Most files have one bulk; a file with the left and the
-right singular vectors has two.
+A sealed file starts with a 512-byte HDF5 user block, the *seal*: plain text that states the length
+of the file, where its bulk data lie, and the SHA-256 of all other bytes. So libhdf5 never parses
+metadata that were altered. Bulk data, too large to be hashed at every opening, are covered tile by
+tile by CRC-32 numbers in the dataset ``identity``, which the SHA-256 covers. As each bulk is one
+range of unfiltered bytes, it is written, read and verified without libhdf5: by several threads at
+once, outside its global lock. Most files have one bulk; a file with the left and the right singular
+vectors has two.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class BulkWriter:
         self._crc32 = [""] * layout.tiles
 
     def write_rows(self, row: int, array: Array) -> None:
-        """Writes one row of tiles.
+        """Writes one row tile of all columns.
 
         Args:
             row: Number of the row tile.
-            array: Its rows, all columns.
+            array: The rows of the tile, with all columns.
         """
         for column in range(self.layout.grid[1]):
             self.write_tile(row, column, array[:, self.layout.columns(column).slice])
@@ -83,17 +83,23 @@ class BulkWriter:
         self._crc32[number] = tile_checksum(data)
 
     def as_json(self) -> dict[str, Any]:
-        """What the identity has to say of the bulk, once all tiles are written."""
+        """Returns the description of the bulk for the identity, once all tiles are written.
+
+        Raises:
+            ValueError: If a tile was never written.
+        """
         if "" in self._crc32:
             raise ValueError(f"tile {self._crc32.index('')} was never written")
         return self.layout.as_json(self._crc32)
 
 
 def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
-    """Makes a file with empty datasets and returns the offsets of their bytes."""
+    """Makes a file with datasets without content; returns the offsets of their bytes."""
     offsets = []
     with _writable(path, new=True) as file:
         for layout in layouts:
+            # Space is allocated now, so that all bytes have their place, and never filled: the
+            # tiles are written to that place directly. A fill value of NaN stays in the metadata.
             settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -133,7 +139,7 @@ def _writable(path: Path, *, new: bool) -> Iterator[h5py.File]:
 
 
 def _extent(dataset: h5py.Dataset) -> Extent | None:
-    """Where the bytes of a dataset lie, if they are one run in the order of its tiles."""
+    """Returns the bytes of a dataset, if they are one range in the order of its tiles."""
     if dataset.chunks is None:
         return Extent(dataset.id.get_offset() or 0, dataset.id.get_storage_size())
     count = dataset.id.get_num_chunks()
@@ -145,11 +151,11 @@ def _extent(dataset: h5py.Dataset) -> Extent | None:
 
 @contextlib.contextmanager
 def sealed_writer(final: Path, *layouts: Layout) -> Iterator[SealedWriter]:
-    """Writes a sealed file under a private name; :meth:`SealedWriter.publish` gives it its own.
+    """Writes a sealed file under a private name, until :meth:`SealedWriter.publish` publishes it.
 
     Args:
-        final: Its name.
-        layouts: The bulks, if it has any.
+        final: The name under which it is published.
+        layouts: The layouts of its bulks, if it has any.
 
     Raises:
         IncompleteError: If the file cannot be written (disk full, no permission). Nothing is left
@@ -181,8 +187,8 @@ class SealedWriter:
 
     Attributes:
         private: Its private name.
-        final: The name it will be published under.
-        bulks: Where its tiles are written, if it has any.
+        final: The name under which it is published.
+        bulks: The writers of its bulks, if it has any.
     """
 
     private: Path
@@ -190,7 +196,7 @@ class SealedWriter:
     bulks: tuple[BulkWriter, ...]
 
     def write_rows(self, row: int, array: Array) -> None:
-        """Writes one row of tiles of the only bulk; see :meth:`BulkWriter.write_rows`."""
+        """Writes one row tile of the only bulk; see :meth:`BulkWriter.write_rows`."""
         (bulk,) = self.bulks
         bulk.write_rows(row, array)
 
@@ -205,13 +211,15 @@ class SealedWriter:
         Args:
             identity: What the file is; the description of the bulks is added.
             arrays: Small datasets, covered by the seal.
-            provenance: Times, hosts, versions: stored, but no part of what the file says.
+            provenance: Times, hosts, versions; stored beside the identity.
 
         Returns:
             Whether this call published the file: the first publication wins.
 
         Raises:
             CorruptError: If the bytes on the disk are not those that were written.
+            ValueError: If a tile was never written.
+            OSError: If it cannot be written; :func:`sealed_writer` makes an IncompleteError of it.
         """
         identity = dict(identity)
         described = [bulk.as_json() for bulk in self.bulks]
@@ -228,13 +236,14 @@ class SealedWriter:
             length = os.fstat(raw.fileno()).st_size
             digest = hash_of(raw.fileno(), length, extents)
             raw.write(Seal(length, tuple(extents), digest).as_bytes())
+        # Verified before it is published, through a new opening, as whoever reads it will do.
         verify(self.private)
         sync_file(self.private)
         return publish(self.private, self.final)
 
 
 class Bulk(Tiles):
-    """A bulk as it is read: a tall matrix in a sealed file.
+    """The reader of a bulk: a tall matrix in a sealed file.
 
     Args:
         file: The file.
@@ -253,14 +262,14 @@ class Bulk(Tiles):
         Args:
             row: Number of the row tile.
             column: Number of the column tile.
-            out: Where to, in C order, of the shape and type in which it is stored; a new array by
-                default.
+            out: The array to read into, C-ordered, with the shape and dtype in which the tile is
+                stored; by default a new one.
 
         Returns:
             The tile without padding, in C order.
 
         Raises:
-            CorruptError: If it was altered.
+            CorruptError: If it was altered, or the file cannot be opened any more.
         """
         layout, path = self.layout, self._file.path
         rows, columns = layout.rows(row), layout.columns(column)
@@ -283,22 +292,23 @@ class SealedFile:
     """A sealed file, opened for reading after its seal was verified.
 
     Args:
-        path: Where it is.
-        advice: How it is made anew: what messages end with that say it is damaged.
+        path: The path of the file.
+        advice: How the file is made anew; ends all messages that it is damaged.
 
     Raises:
         CorruptError: If the file is a link, torn, altered, or no sealed file at all.
         FileNotFoundError: If there is none.
+        OSError: If it cannot be read.
 
-    The HDF5 file itself is closed again at once: small arrays are read in, tiles are read with
-    plain reads. So a process may hold thousands of these without a file descriptor.
+    The HDF5 file itself is closed again at once: small arrays are read in, and tiles are read
+    without libhdf5. So a process may hold thousands of sealed files without a file descriptor.
 
     Attributes:
-        path: Where it is.
-        identity: What the file says it is.
+        path: The path of the file.
+        identity: What the file states that it is.
         arrays: Its small datasets.
-        layout: Its bulk, or the first of them; ``None`` if it has none.
-        advice: How it is made anew.
+        layout: The layout of its bulk, or of the first one; ``None`` if it has none.
+        advice: How the file is made anew.
     """
 
     def __init__(self, path: Path, advice: str = "") -> None:
@@ -312,7 +322,8 @@ class SealedFile:
 
     def _open(self, path: Path) -> None:
         with opened(path) as descriptor:
-            # What libhdf5 is given is the very file that was verified, whatever its name is by now.
+            # libhdf5 gets the descriptor of the file that was verified, not its name, under which
+            # another file may lie by now.
             seal = checked_seal(descriptor, path)
             raw = RawFile(descriptor)
             try:
@@ -324,11 +335,11 @@ class SealedFile:
             raw.check()
 
     def _read(self, file: h5py.File, seal: Seal) -> None:
-        # Each opened once: of thousands of files that is what takes the time.
+        # Each dataset is opened once: with thousands of files, opening is what takes the time.
         datasets = _plain_datasets(file, self.path)
         self.identity = _json(datasets, "identity", self.path)
         _json(datasets, "provenance", self.path)
-        # As text, which takes a fifth of the memory: of thousands of files few are asked for it.
+        # Kept as text, a fifth of the memory of a dict: of thousands of files few are asked for it.
         self._provenance = bytes(datasets["provenance"][()])
         described = self.identity.get("bulk", [])
         extents = []
@@ -344,31 +355,31 @@ class SealedFile:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """When, where and with what it was made."""
+        """When, where and with which versions it was made."""
         found: dict[str, Any] = json.loads(self._provenance)
         return found
 
     def states(self, expected: Mapping[str, Any]) -> bool:
-        """Whether the file says of itself what is expected, and perhaps more."""
+        """Whether the identity has the expected entries; it may have more."""
         return all(self.identity.get(key) == value for key, value in expected.items())
 
     def states_just(self, expected: Mapping[str, Any]) -> bool:
-        """Whether the file says of itself just what is expected, but for where its data are."""
+        """Whether the identity has exactly the expected entries, besides those about its data."""
         data = ("bulk", "pieces")
         return {k: value for k, value in self.identity.items() if k not in data} == expected
 
     @property
     def layout(self) -> Layout | None:
-        """The layout of the bulk, or of the first of them."""
+        """The layout of the bulk, or of the first one; ``None`` if there is none."""
         return next((bulk.layout for bulk in self._bulks.values()), None)
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """The layout of each bulk, by its name."""
+        """The layout of each bulk, by the name of its dataset."""
         return {name: bulk.layout for name, bulk in self._bulks.items()}
 
     def bulk(self, name: str | None = None) -> Bulk:
-        """The bulk of a name; the first by default.
+        """Returns the bulk ``name``; by default the first.
 
         Raises:
             CorruptError: If there is none.
@@ -382,7 +393,7 @@ class SealedFile:
         """Reads and verifies every tile.
 
         Raises:
-            CorruptError: If one was altered.
+            CorruptError: If one was altered, or the file cannot be opened any more.
         """
         places = (
             (bulk, row, column)
@@ -390,6 +401,7 @@ class SealedFile:
             for row, column in itertools.product(*map(range, bulk.layout.grid))
         )
         with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
+            # The results are dropped, so that tiles do not pile up; errors are raised here.
             for _ in pool.map(lambda place: Bulk.read_tile(*place) is None, places):
                 pass
 
@@ -400,6 +412,7 @@ def verify(path: Path) -> SealedFile:
     Raises:
         CorruptError: If the file is torn or altered, a link, or no sealed file.
         FileNotFoundError: If there is none.
+        OSError: If it cannot be read.
     """
     file = SealedFile(path)
     file.verify_bulk()
@@ -407,7 +420,7 @@ def verify(path: Path) -> SealedFile:
 
 
 def _checked_extent(datasets: Mapping[str, h5py.Dataset], layout: Layout, path: Path) -> Extent:
-    """Where a bulk lies, after it was compared with its description."""
+    """Returns the bytes of a bulk, after its dataset was compared with its description."""
     dataset = datasets.get(layout.name)
     if dataset is None:
         raise CorruptError(f"{path} has no dataset {layout.name}")
@@ -435,7 +448,10 @@ def _json(datasets: Mapping[str, h5py.Dataset], name: str, path: Path) -> dict[s
 
 
 def _plain_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
-    """All that a file holds; links, external or virtual data can be anything, and are refused."""
+    """Returns all datasets of a file; refuses links, external, virtual and filtered data.
+
+    The seal does not cover data in other files, and libhdf5 reads zeros for a file that is missing.
+    """
     found, hard = {}, h5py.h5l.TYPE_HARD
     for name in file:
         if file.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != hard:

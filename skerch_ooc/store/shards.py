@@ -1,8 +1,8 @@
-"""Shards: rectangles of a sketch, each in a sealed file that one task published.
+"""Shards: rectangles of a sketch in sealed files; publishing, listing, opening and missing ones.
 
-A shard states what it is (run, role, part, columns, rows), never how large the plan is. Its name
-says the same as its identity, so listing a folder is the state of the work, and a shard that was
-renamed or swapped is found out when it is read.
+One task publishes each shard. A shard states what it is (run, role, part, columns, rows), never how
+large the plan is. Its name states the same as its identity. So the listing of a folder is the state
+of the work, and a shard that was renamed or swapped is noticed when it is opened.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 @dataclass(frozen=True, order=True)
 class Rectangle:
-    """Some rows and columns of a sketch: what a shard holds, or what is planned for a part.
+    """Some rows and columns of a sketch: those that a shard holds, or that are planned for a part.
 
-    What is planned of a role for one part of the operator is called a *strip*.
+    The rectangle of all planned columns of a role, for one part of the operator, is a *strip*.
 
     Attributes:
         role: The test matrix that its columns belong to.
-        part: The part of the operator; 0 for most.
+        part: The number of the part of the operator; 0 for most.
         columns: Columns of the role.
-        rows: Rows of the sketch: all that the part makes, or adds to.
+        rows: Rows of the sketch: all rows that the part makes, or adds to.
     """
 
     role: str
@@ -51,7 +51,7 @@ class Rectangle:
 
     @property
     def strip(self) -> tuple[str, int, Range]:
-        """What all rectangles of a strip have in common."""
+        """Role, part and rows, which all rectangles of a strip have in common."""
         return self.role, self.part, self.rows
 
     @property
@@ -63,7 +63,7 @@ class Rectangle:
 
     @classmethod
     def from_name(cls, name: str) -> Rectangle | None:
-        """The rectangle that a file name states; ``None`` if it is no shard's name."""
+        """Returns the rectangle that a file name states; ``None`` if it is no shard's name."""
         values = names.COLUMN_SHARD.values(name)
         if values is None:
             return None
@@ -71,7 +71,7 @@ class Rectangle:
         return cls(values["role"], int(values["part"]), columns, rows)
 
     def identity(self, run_id: str) -> dict[str, Any]:
-        """What the shard's identity says, but for its data."""
+        """Makes the identity of the shard, without the description of its data."""
         return names.COLUMN_SHARD.identity(
             run_id, role=self.role, part=self.part, columns=self.columns, rows=self.rows
         )
@@ -83,9 +83,9 @@ def publish_shard(
     """Publishes a block of a sketch as a shard.
 
     Args:
-        folder: Where to.
+        folder: The folder of the shard.
         plan: The plan in force.
-        rectangle: What the block is.
+        rectangle: The rows and columns of the block, its role and its part.
         array: The block, ``(len(rectangle.rows), len(rectangle.columns))``.
         provenance: Times, hosts, versions.
 
@@ -95,6 +95,7 @@ def publish_shard(
     Raises:
         OperatorError: If the block holds NaN or infinity; nothing is published.
         IncompleteError: If it cannot be written.
+        CorruptError: If the bytes on the disk are not those that were written.
     """
     require_finite(array, rectangle)
     layout = shard_layout(plan, rectangle, shard_dtype(plan, rectangle))
@@ -105,13 +106,13 @@ def publish_shard(
 
 
 def shard_dtype(plan: Plan, rectangle: Rectangle) -> str:
-    """The dtype of a shard: the plan's, or in double precision where others are added to it."""
+    """Returns the dtype of a shard: the plan's, or double where other parts are added to it."""
     part = plan.parts[rectangle.part] if rectangle.part < len(plan.parts) else Part()
     return dtype_of_part(plan, part, rectangle.role)
 
 
 def shard_layout(plan: Plan, rectangle: Rectangle, dtype: str) -> Layout:
-    """How a shard keeps its data: contiguous, with a checksum for each row tile."""
+    """Returns the layout of a shard: contiguous, with a checksum for each row tile."""
     width = len(rectangle.columns)
     return Layout(
         name=rectangle.role,
@@ -125,10 +126,10 @@ def require_finite(array: Array, rectangle: Rectangle) -> None:
     """Refuses a block with NaN or infinity.
 
     Raises:
-        OperatorError: Naming role and columns.
+        OperatorError: If it has any; names role and columns.
     """
-    # A sum is finite only if all summands are, and needs no temporary array; the exact test, for
-    # sums that overflow, follows only then.
+    # The sum of a column is finite only if all of its entries are, and summing needs no temporary
+    # array. As a sum of finite entries may overflow, the exact test follows if one is not finite.
     with np.errstate(all="ignore"):
         suspect = not np.isfinite(array.sum(axis=0, dtype=np.result_type(array, np.float64))).all()
     if not suspect:
@@ -144,7 +145,7 @@ def require_finite(array: Array, rectangle: Rectangle) -> None:
 
 
 def list_shards(folder: Path) -> list[Rectangle]:
-    """The shards that a folder holds, by their names alone, in order."""
+    """Lists the shards in a folder, by their names alone, in order."""
     try:
         listed = os.listdir(folder)
     except FileNotFoundError:
@@ -154,12 +155,12 @@ def list_shards(folder: Path) -> list[Rectangle]:
 
 
 def are_there(folder: Path, rectangles: Iterable[Rectangle]) -> bool:
-    """Whether all of some shards are in a folder, by their names alone."""
+    """Whether all given shards are in a folder, by their names alone."""
     return all(is_there(folder / rectangle.name) for rectangle in rectangles)
 
 
 def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
-    """A hash of names, sizes and times of shards, by which another set of them is noticed."""
+    """Hashes names, sizes and times of shards, so that another set of shards is noticed."""
     stated = []
     for rectangle in rectangles:
         with contextlib.suppress(FileNotFoundError):
@@ -169,12 +170,12 @@ def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
 
 
 def bytes_of(folder: Path, rectangles: Iterable[Rectangle]) -> int:
-    """The bytes of shards; those that are gone count nothing."""
+    """Returns the bytes of shards; those that are gone count 0."""
     return sum(size_of(f"{folder}/{rectangle.name}") for rectangle in rectangles)
 
 
 def strangers(folder: Path) -> list[str]:
-    """Names in a folder of shards that are no shard's, private files left out."""
+    """Lists the names in a folder of shards that are no shard's, without private files."""
     return sorted(
         name
         for name in os.listdir(folder)
@@ -183,14 +184,22 @@ def strangers(folder: Path) -> list[str]:
 
 
 def strip_of(plan: Plan, part: Part, role: str, columns: Range, height: int) -> Rectangle:
-    """What is planned of a role for a part, where the sketch of the role has so many rows."""
+    """Makes the strip of a role and a part.
+
+    Args:
+        plan: The plan in force.
+        part: The part.
+        role: The role.
+        columns: The planned columns of the role.
+        height: How many rows the sketch of the role has.
+    """
     return Rectangle(role, part.number, columns, rows_of_part(plan, part, role, height))
 
 
 def missing_of(
     strips: Iterable[Rectangle], shards: Iterable[Rectangle]
 ) -> dict[Rectangle, list[Range]]:
-    """The column ranges of each strip that no shard holds."""
+    """Returns the columns of each strip that no shard holds."""
     return {
         strip: gaps(strip.columns, [shard.columns for shard in members])
         for strip, members in by_strip(strips, shards).items()
@@ -198,7 +207,7 @@ def missing_of(
 
 
 def of_strips(strips: Iterable[Rectangle], shards: Iterable[Rectangle]) -> list[Rectangle]:
-    """Those of some shards that hold rows of strips, in order."""
+    """Returns the shards that belong to a strip, in order."""
     wanted = {strip.strip for strip in strips}
     return [shard for shard in shards if shard.strip in wanted]
 
@@ -206,7 +215,7 @@ def of_strips(strips: Iterable[Rectangle], shards: Iterable[Rectangle]) -> list[
 def by_strip(
     strips: Iterable[Rectangle], shards: Iterable[Rectangle]
 ) -> dict[Rectangle, list[Rectangle]]:
-    """The shards that hold columns of each strip, and all rows of them."""
+    """Groups shards by strip: those with the role, the part and just the rows of each."""
     present: dict[tuple[str, int, Range], list[Rectangle]] = {}
     for shard in shards:
         present.setdefault(shard.strip, []).append(shard)
@@ -214,7 +223,7 @@ def by_strip(
 
 
 def by_role(missing: Mapping[Rectangle, Sequence[Range]]) -> dict[str, list[Range]]:
-    """The columns of each role that some part lacks, in order and as few ranges as can be."""
+    """Returns the columns of each role that some part lacks, in order, overlaps joined."""
     lacking: dict[str, list[Range]] = {strip.role: [] for strip in missing}
     for strip, ranges in missing.items():
         lacking[strip.role] += ranges
@@ -232,14 +241,14 @@ def _joined(ranges: Iterable[Range]) -> list[Range]:
 
 
 def wait_for_columns(run: Run, strips: Sequence[Rectangle]) -> list[Rectangle]:
-    """The column shards that make up a sketch, once all are there.
+    """Returns the column shards that make up a sketch, once all are there.
 
     Args:
-        run: Whose they are.
-        strips: What is planned of each role and part.
+        run: The run.
+        strips: The strips of the sketch, one for each role and part.
 
     Raises:
-        IncompleteError: If columns are missing, even after a pause for late files.
+        IncompleteError: If columns are missing even after a pause for files that appear late.
     """
     for pause in (*LATE_FILES_SECONDS, None):
         shards = list_shards(run.shards)
@@ -268,7 +277,7 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     """Opens a shard and checks that it is what its name says, and of this run.
 
     Raises:
-        CorruptError: If it is not, or damaged, or a link; says how to have it made anew.
+        CorruptError: If it is not, or is damaged, or is a link; says how it is made anew.
         IncompleteError: If it is gone.
     """
     path, merged = folder / rectangle.name, folder != run.shards
@@ -288,12 +297,12 @@ def check_identity(
 
     Args:
         file: The shard.
-        rectangle: What it should be.
+        rectangle: The rectangle that it should hold.
         plan: The plan in force.
         merged: Whether it is a row shard of a merged sketch, of all parts.
 
     Raises:
-        CorruptError: Naming the file and both values.
+        CorruptError: If it is not; names the file and both values.
     """
     stated = {key: value for key, value in file.identity.items() if key != "bulk"}
     wanted = rectangle.identity(plan.run_id)

@@ -1,9 +1,9 @@
-"""Rounds of products: which columns each measures, and the sketch that is made of them.
+"""Rounds of products, their sketches and bases: planned, measured and missing columns, digests.
 
-One-pass methods have one round. ``hmt`` has more: the test matrix of each later one is an
+One-pass methods have one round. ``hmt`` has more: the test matrix of each later round is an
 orthonormal basis of the sketch before it, a file in the folder of that sketch. The role of a later
-round's shards carries the hash of its basis: should the basis ever be made anew with other bits,
-shards of the old one are not taken for shards of the new.
+round's shards contains the hash of its basis. So if the basis is ever made anew with other bits,
+shards of the old one are not taken for shards of the new one.
 """
 
 from __future__ import annotations
@@ -53,19 +53,23 @@ _LATER_ROLE = re.compile(rf"round[1-9]\d*-[0-9a-f]{{{_DIGITS}}}")
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthonormal basis on disk that is the test matrix of a round.
+    """An orthonormal basis on disk, which is the test matrix of a later round.
 
     Attributes:
-        file: The file, of which its pieces hang if it has any.
+        file: The file of the basis, which states the hashes of its pieces if it has any.
         columns: How many vectors it has.
-        digest: Hash of what it holds.
+        digest: Hash of its content.
     """
 
     file: SealedFile
 
     @cached_property
     def matrix(self) -> Tiles:
-        """What reads it."""
+        """The reader of the basis.
+
+        Raises:
+            CorruptError: If the file holds no basis.
+        """
         matrix = open_matrix(self.file, BASIS_MATRIX)
         if matrix is None:
             raise CorruptError(f"{self.file.path} holds no {BASIS_MATRIX}{self.file.advice}")
@@ -78,17 +82,17 @@ class Basis:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of what it holds, as its identity has the checksums of all its tiles."""
+        """Hash of its content, by its identity, which has the checksums of all tiles."""
         return digest(self.file.identity)
 
 
 def is_later_role(role: str) -> bool:
-    """Whether a role is one of a later round's main sketch; see :attr:`Round.role`."""
+    """Whether a role is that of the main sketch of a later round; see :attr:`Round.role`."""
     return _LATER_ROLE.fullmatch(role) is not None
 
 
 def basis_identity(plan: Plan, sketch_digest: str) -> dict[str, Any]:
-    """What the file of the basis of a sketch says it is."""
+    """Makes the identity of the basis of a sketch, without the description of its data."""
     return names.BASIS.identity(plan.run_id, sketch=sketch_digest)
 
 
@@ -98,8 +102,8 @@ class Round:
 
     Attributes:
         run: The run.
-        number: From 1.
-        basis: The test matrix of a later round.
+        number: Its number, from 1.
+        basis: The test matrix of a later round; ``None`` for the first.
     """
 
     run: Run
@@ -108,7 +112,7 @@ class Round:
 
     @cached_property
     def planned(self) -> dict[str, Range]:
-        """The columns that are measured in this round, by their role."""
+        """The columns of each role that are measured in this round."""
         plan = self.run.plan
         if self.basis is None:
             return {role: plan.span(role) for role in ROLES if plan.reach(role)}
@@ -116,19 +120,19 @@ class Round:
 
     @cached_property
     def role(self) -> str:
-        """The role of this round's main sketch."""
+        """The role of this round's main sketch: ``right``, later ``roundN-HASH``."""
         if self.basis is None:
             return "right"
         return f"round{self.number}-{self.basis.digest[:_DIGITS]}"
 
     @property
     def adjoint(self) -> bool:
-        """Whether the main sketch is one of the adjoint operator."""
+        """Whether the main sketch is made with the adjoint of the operator."""
         return self.basis is not None and is_adjoint(self.run.plan, self.number)
 
     @cached_property
     def heights(self) -> dict[str, int]:
-        """The rows of the sketch of each role that is measured in this round."""
+        """The number of rows of the sketch of each role that is measured in this round."""
         plan = self.run.plan
         if self.basis is None:
             return {role: height_of_role(plan, role) for role in self.planned}
@@ -137,18 +141,18 @@ class Round:
 
     @cached_property
     def sides(self) -> list[Side]:
-        """The sketches that are merged, and the test matrices of their sums."""
+        """The sides that are merged: their sketches, and the test matrices of their sums."""
         if self.basis is None:
             return first_round(self.run.plan)
         return later_round(self.run.plan, self.number, self.role, self.basis.columns)
 
     @property
     def products(self) -> int:
-        """Products that the round takes."""
+        """How many products the round takes."""
         return sum(map(len, self.planned.values())) * self.run.plan.summands
 
     def cuts(self, role: str) -> list[Cut]:
-        """The columns of a role, and how they are cut into the blocks that are tasks."""
+        """Returns the columns of a role, and how they are cut into blocks, each of one task."""
         if self.basis is None:
             return self.run.plan.cuts(role)
         columns = self.planned[role]
@@ -156,7 +160,7 @@ class Round:
 
     @cached_property
     def strips(self) -> list[Rectangle]:
-        """What is measured in this round, by role and part."""
+        """The strips that are measured in this round, one for each role and part."""
         plan = self.run.plan
         return [
             strip_of(plan, part, role, columns, self.heights[role])
@@ -166,7 +170,7 @@ class Round:
 
     @cached_property
     def merged_strips(self) -> list[Rectangle]:
-        """What is merged: also the roles that a later round takes from the first."""
+        """The strips that are merged, with those that a later round takes from the first."""
         plan = self.run.plan
         earlier = {role for side in self.sides for role in side.sketches} - self.planned.keys()
         return self.strips + [
@@ -178,17 +182,20 @@ class Round:
     def missing_strips(
         self, shards: Iterable[Rectangle] | None = None
     ) -> dict[Rectangle, list[Range]]:
-        """The columns of each role and part that no shard holds.
+        """Returns the columns of each role and part that no shard holds.
+
+        Args:
+            shards: The shards, if the caller has listed them.
 
         Raises:
-            IncompleteError: If all shards were removed on purpose: none of them is to be made anew.
+            IncompleteError: If ``clean --shards`` removed all: none of them is to be made anew.
         """
         self.run.require_shards()
         listed = list_shards(self.run.shards) if shards is None else shards
         return missing_of(self.strips, listed)
 
     def missing(self, shards: Iterable[Rectangle] | None = None) -> dict[str, list[Range]]:
-        """The columns of each role that no shard holds, or not those of all parts."""
+        """Returns the columns of each role that are missing for some part."""
         return by_role(self.missing_strips(shards))
 
     def is_measured(self, shards: Iterable[Rectangle] | None = None) -> bool:
@@ -196,38 +203,39 @@ class Round:
         return not any(self.missing_strips(shards).values())
 
     def products_left(self, shards: Iterable[Rectangle] | None = None) -> int:
-        """Products that are still to be made; those of a summand's parts are one product."""
+        """Counts the products that are still to be made; a summand's parts share a product."""
         parts = self.run.plan.parts
         left = sum(
             sum(map(len, ranges)) * parts[strip.part].weight
             for strip, ranges in self.missing_strips(shards).items()
         )
+        # Weights of parts are fractions, whose sum may be a little above the whole number it means.
         return math.ceil(left - 1e-6)
 
     @cached_property
     def sketch(self) -> Sketch:
-        """The sketch of this round.
+        """The sketch of this round, whose shards are opened when it is first asked for.
 
         Raises:
-            IncompleteError: If measurements are missing.
+            IncompleteError: If measurements are missing, or were removed.
             CorruptError: If a shard is damaged, foreign, swapped or a link.
         """
         return Sketch(self)
 
     def rectangles(self, listed: Iterable[Rectangle]) -> list[Rectangle]:
-        """Those of some shards that may be used for the sketch of this round, in order."""
+        """Returns the listed shards that may be used for the sketch of this round, in order."""
         return of_strips(self.merged_strips, listed)
 
     def listing(self, listed: Iterable[Rectangle]) -> str:
-        """A hash that differs for another set of shards, or another plan."""
+        """Hashes names, sizes and times of the round's shards, and the number of amendments."""
         shards = listing_of(self.run.shards, self.rectangles(listed))
         return digest([len(self.run.plan.amendments), shards])
 
     def digest_by_notes(self, listed: Iterable[Rectangle]) -> str:
-        """The digest of its sketch, as it was noted; shards are opened if nobody noted it.
+        """Returns the digest of its sketch from the notes; opens the shards if there is no note.
 
         Args:
-            listed: The shards that there are.
+            listed: The shards of the run.
 
         Raises:
             IncompleteError: If measurements are missing.
@@ -236,10 +244,10 @@ class Round:
         return noted_digest(self, listed) or self.sketch.digest
 
     def following(self, sketch_digest: str | None = None) -> Round | None:
-        """The round after this one; ``None`` if its basis is not made yet.
+        """Returns the round after this one; ``None`` if its basis is not made yet.
 
         Args:
-            sketch_digest: That of this round, if it is known; else its shards are opened.
+            sketch_digest: The digest of this round's sketch; if not given, its shards are opened.
 
         Raises:
             IncompleteError: If measurements are missing.
@@ -257,14 +265,14 @@ class Sketch:
 
     Attributes:
         round: The round.
-        readers: For each side, what reads its row tiles.
+        readers: The reader of the row tiles of each side.
         shard_files: The shards that are used, in order.
-        digest: A hash of all that the sketch holds: of the identities, and so checksums, of its
-            shards. Shards that the plan does not use have no part in it.
-        folder: Where all that is derived from it lies.
+        digest: A hash of its content, by the identities of the shards that are used, which have all
+            checksums. Other shards have no part in it.
+        folder: The folder of all that is derived from it.
 
     Raises:
-        IncompleteError: If measurements are missing.
+        IncompleteError: If measurements are missing, or were removed.
         CorruptError: If a shard is damaged, foreign, swapped or a link.
     """
 
@@ -272,7 +280,8 @@ class Sketch:
         self.round = round_
         run = round_.run
         run.require_shards()
-        # Listed before they are opened: shards that change meanwhile must not go by this listing.
+        # Listed before the shards are opened: if one is replaced meanwhile, the note must not map
+        # the newer listing to the digest of the older shard.
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
         rectangles = wait_for_columns(run, strips)
@@ -296,7 +305,7 @@ class Sketch:
         self.folder = sketch_folder(run, self.digest)
 
     def inner(self) -> Array:
-        """The measured columns of the inner sketch, ``(s, columns)``; there may be none."""
+        """Reads the measured columns of the inner sketch, ``(s, columns)``; there may be none."""
         plan = self.round.run.plan
         out = np.empty((plan.inner, len(plan.span("inner"))), plan.identity.dtype)
         if self._inner is not None:
@@ -305,7 +314,7 @@ class Sketch:
         return out
 
     def basis(self) -> Basis | None:
-        """The orthonormal basis of this sketch, if it has been made and all of it is there.
+        """Opens the orthonormal basis of this sketch; ``None`` if it, or a piece, is not there.
 
         Raises:
             CorruptError: If it is damaged.
@@ -313,38 +322,42 @@ class Sketch:
         return basis_of(self.round, self.digest)
 
     def note(self) -> None:
-        """Notes in a log what this is the sketch of: see :func:`noted_digest`."""
+        """Notes the digest of this sketch in a log, with the listing of its shards.
+
+        :func:`noted_digest` finds it there.
+        """
         self.round.run.record(_LISTINGS, {"listing": self._listing, "digest": self.digest})
 
 
 def sketch_folder(run: Run, sketch_digest: str) -> Path:
-    """Where all that is derived from a sketch lies."""
+    """Returns the folder of all that is derived from a sketch."""
     return run.sketch / sketch_digest[:_DIGITS]
 
 
 def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
-    """The digest of a sketch that was merged, by names, sizes and times of its shards alone.
+    """Looks up the digest of a merged sketch by names, sizes and times of its shards.
 
-    Good enough to tell how far a run is; whoever works with the sketch opens its shards.
+    No shard is opened. The digest tells how far a run is; code that reads the sketch opens and
+    verifies its shards.
 
     Args:
         round_: The round.
-        listed: The shards that there are.
+        listed: The shards of the run.
 
     Returns:
-        The digest; ``None`` if nobody noted it, or a file was touched since.
+        The digest; ``None`` if it was not noted, or a shard was touched since.
     """
     noted = {}
     for record in round_.run.log(_LISTINGS):
         stated = record.get("listing"), record.get("digest")
-        # A path is made of the digest.
+        # A path is made of the digest, and a log may hold anything: only hexadecimal digits pass.
         if all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in stated):
             noted[stated[0]] = stated[1]
     return noted.get(round_.listing(listed)) if noted else None
 
 
 def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
-    """The orthonormal basis of a round's sketch, if it has been made and all of it is there.
+    """Opens the orthonormal basis of a round's sketch; ``None`` if it, or a piece, is not there.
 
     Raises:
         CorruptError: If it is damaged.
@@ -364,12 +377,12 @@ def known_rounds(
     shards: Sequence[Rectangle] | None = None,
     digest_of: Callable[[Round], str | None] = lambda round_: round_.sketch.digest,
 ) -> Iterator[Round]:
-    """The rounds whose test matrices are known now, in order; the last may be incomplete.
+    """Yields the rounds whose test matrices are known now, in order; the last may be incomplete.
 
     Args:
         run: The run.
-        shards: Those that there are, if somebody has looked.
-        digest_of: Tells the digest of a measured round's sketch; ``None`` ends the rounds.
+        shards: The shards, if the caller has listed them.
+        digest_of: Returns the digest of a measured round's sketch; ``None`` ends the rounds.
 
     Raises:
         IncompleteError: If the shards of a run with several rounds were removed on purpose.
@@ -387,14 +400,18 @@ def known_rounds(
 def count_products(
     run: Run, rounds: Sequence[Round] | None = None, listed: Sequence[Rectangle] | None = None
 ) -> dict[str, int]:
-    """Products of a run: planned, done (by the shards on disk), and of probe and fingerprints.
+    """Counts the products of a run: ``planned``, ``done`` by the shards on disk, and ``probe``.
 
-    Of rounds whose basis is not made yet as many are planned as the round before has.
+    The last includes fingerprints. A round whose basis is not made yet counts as many planned
+    products as the round before it.
 
     Args:
         run: The run.
-        rounds: Those that are known, if somebody has looked.
-        listed: The shards, if somebody has looked.
+        rounds: The known rounds, if the caller has them.
+        listed: The shards, if the caller has listed them.
+
+    Raises:
+        CorruptError: If the mark of removed shards, a basis, or a shard that is opened is damaged.
     """
     planned = done = last = 0
     mark = run.cleaned()

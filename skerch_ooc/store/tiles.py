@@ -1,4 +1,4 @@
-"""Tall matrices that are read by tiles, wherever they lie: in one file, in pieces, in shards."""
+"""Base classes of tall matrices that are read tile by tile: from one file, pieces or shards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skerch_ooc.store.layout import Layout
 class Tiles(ABC):
     """A tall matrix that is read, and verified, tile by tile.
 
-    Each way of reading raises CorruptError if something was altered, and IncompleteError if
-    something is gone.
+    All reading methods raise CorruptError if a file was altered, and IncompleteError if one is
+    gone.
 
     Attributes:
-        layout: Its shape, the type of its entries, and how it is tiled.
+        layout: Its shape, dtype and tiles.
     """
 
     layout: Layout
@@ -31,7 +31,7 @@ class Tiles(ABC):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the entries."""
+        """The dtype of the entries."""
         return np.dtype(self.layout.dtype)
 
     @abstractmethod
@@ -51,7 +51,7 @@ class Tiles(ABC):
 
         Args:
             row: Number of the row tile.
-            out: Buffer of at least a tile's rows, and of all columns.
+            out: Buffer with all columns, and at least the rows of a tile.
 
         Returns:
             The filled part of ``out``, converted to its dtype.
@@ -62,7 +62,7 @@ class Tiles(ABC):
         return out
 
     def read(self, rows: Range, columns: Range) -> Array:
-        """Reads any slice, ``(len(rows), len(columns))``, through the tiles that it touches."""
+        """Reads any slice, ``(len(rows), len(columns))``, from the tiles that it touches."""
         layout = self.layout
         out = np.empty((len(rows), len(columns)), self.dtype)
         for i in tiles_of(rows, layout.tile[0]):
