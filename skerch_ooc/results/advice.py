@@ -1,4 +1,4 @@
-"""What to do next with a result: facts in, advice out; the terminal and the report page say it."""
+"""Advice: what to do next with a result, for the terminal and the report page to say."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _NEW_RUN = "skerch-ooc run SPEC --run OTHER-DIR"
 
 @dataclass(frozen=True)
 class Step:
-    """Something that could be done.
+    """A step that would make a result better.
 
     Attributes:
-        text: What it would be good for, and what it would cost.
+        text: What the step is good for, and what it costs.
         command: What to type, on a command line or in Python.
     """
 
@@ -42,8 +42,8 @@ class Advice:
     """What to do next with a result.
 
     Attributes:
-        verdict: Whether its error is small enough; empty if nobody knows.
-        steps: What would make it smaller, or surer; the cheapest first.
+        verdict: Whether the error is small enough; empty if the error is not known.
+        steps: What would make the error smaller, or surer; the cheapest first.
     """
 
     verdict: str
@@ -55,11 +55,11 @@ class Found:
     """A result, as advice needs it.
 
     Attributes:
-        run: Its run.
-        name: Its folder.
-        settings: How it was recovered.
-        assessment: Its quality.
-        directory: What commands call the run directory.
+        run: The run of the result.
+        name: The folder of the result.
+        settings: The settings that it was recovered with.
+        assessment: The quality of the result.
+        directory: The run directory as commands name it.
     """
 
     run: Run
@@ -70,7 +70,7 @@ class Found:
 
     @classmethod
     def of(cls, run: Run, name: str, assessment: Assessment) -> Found:
-        """A result on disk that was just assessed."""
+        """Describes a result on disk that was just assessed."""
         settings = RecoverySpec(**SealedFile(result_path(run, name)).identity["settings"])
         return cls(run, name, settings, assessment, shlex.quote(str(run.directory)))
 
@@ -86,7 +86,7 @@ class Found:
 
     @property
     def good(self) -> tuple[int, int]:
-        """How many eigenvalues are surely known to 1 %, and how many there are."""
+        """The number of eigenvalues that are surely known to 1 %, and that of all."""
         arrays = SealedFile(result_path(self.run, self.name)).arrays
         bounds = self.assessment.bounds_of(arrays.get("residuals"))
         if bounds is None:
@@ -95,23 +95,23 @@ class Found:
 
     @property
     def rounding(self) -> float:
-        """A relative error that could be due to rounding."""
+        """A relative error that rounding alone may cause."""
         return 100 * float(np.finfo(self.plan.identity.dtype).eps)
 
 
 def percent(number: float) -> str:
-    """A relative error for people, in plain characters."""
+    """Writes a relative error for people, in plain characters."""
     if not 1e-4 <= number < 10:
         return f"{number:.1e}"
     return f"{100 * number:.{2 if number < 0.1 else 3}g} %"
 
 
 def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
-    """What to do next with a result.
+    """Says what to do next with a result.
 
     Args:
         found: The result.
-        share: How a relative error is written.
+        share: Writes a relative error.
     """
     relative = found.assessment.relative_error
     if found.assessment.error is None:
@@ -155,7 +155,7 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
 
 
 def _improvements(found: Found) -> Iterator[Step]:
-    """What would make the error smaller, the cheapest first."""
+    """Yields what would make the error smaller, the cheapest first."""
     if found.run.cleaned() is None:
         yield from _recoveries(found)
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
@@ -180,7 +180,7 @@ def _improvements(found: Found) -> Iterator[Step]:
 
 
 def _recoveries(found: Found) -> Iterator[Step]:
-    """Other settings on the same sketch."""
+    """Yields other settings on the same sketch that might have a smaller error."""
     whole = dataclasses.replace(found.settings, rank="all")
     if isinstance(found.settings.rank, int) and found.settings.rank < found.assessment.core and (
         not _is_there(found, whole)
@@ -204,7 +204,7 @@ def _recoveries(found: Found) -> Iterator[Step]:
 
 
 def _is_served(found: Found, settings: RecoverySpec) -> bool:
-    """Whether the sketch serves settings at no product, and nobody has tried them yet."""
+    """Whether the sketch serves settings without a product, and there is no such result yet."""
     try:
         serves(found.plan, settings)
     except UsageError:
@@ -222,7 +222,7 @@ def _recovered(found: Found, settings: RecoverySpec) -> str:
 
 
 def _is_extensible(found: Found) -> bool:
-    """Whether the run can grow: its method nests, and all of its operators can be had again."""
+    """Whether the run can grow: its method nests, and all of its operators can be built again."""
     if not found.plan.method.nests or found.run.cleaned() is not None:
         return False
     return found.plan.summands == 1 or None not in found.factories
@@ -233,7 +233,7 @@ def _tested(found: Found, columns: int, text: str) -> Step:
 
 
 def _planned_anew(found: Found, key: str, value: int) -> str:
-    """The command that makes another run with a value of the spec replaced."""
+    """Returns the command that makes another run with one value of the spec replaced."""
     again = ", then the same updates" * (found.plan.summands > 1)
     if found.plan.identity.factory is not None:
         return f"{_NEW_RUN} --set {key}={value}{again}"

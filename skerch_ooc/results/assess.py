@@ -1,8 +1,8 @@
-"""Assess: how large the error is, how sure that is, and what the spectrum can be trusted for.
+"""Assess: the error of a result with its probability bounds, and the scree curve with its bounds.
 
 The test sketch gives ``err^2 = ||(A - Ahat) G||_F^2 / q``, unbiased for ``||A - Ahat||_F^2`` with
-Gaussian ``G``, and with tails bounded by Tropp, Yurtsever, Udell and Cevher 2019, arXiv 1902.08651,
-section 6.4. Test columns that chose the core are left out of it.
+Gaussian ``G``. Its tails are bounded by Tropp, Yurtsever, Udell and Cevher 2019, arXiv 1902.08651,
+section 6.4. Test columns that chose the core do not count, as the result depends on them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.sketch import count_products
 
 FACTORS = (1.1, 1.25, 1.5, 2.0, 3.0)
-"""Factors whose probabilities are always stated."""
+"""The factors whose probabilities are always stated."""
 
 CONFIDENCE = 0.95
-"""How probable it is, at least, that what is said of an error holds."""
+"""The probability, at least, with which statements about an error hold."""
 
 _SCREE_POINTS = 64
 _LARGEST_FACTOR = 1e6
@@ -66,7 +66,7 @@ class Assessment:
             estimated by random probes.
         rank: Number of values and vectors.
         core: Singular values of the core that were inverted.
-        looks: How often the test columns were looked at before measuring stopped: the bounds hold
+        looks: How often the test columns were evaluated before measuring stopped: the bounds hold
             for all looks together.
         is_complex: Whether the operator is complex (its bounds are tighter).
         scree: ``(rank, lower, upper)``: bounds of the part of ``||A||_F^2`` that the best
@@ -88,15 +88,15 @@ class Assessment:
     looks: int = 1
 
     def bounds(self, factor: float) -> float:
-        """The probability that the true error is at most ``factor`` times the estimate.
+        """Returns the probability that the true error is at most ``factor`` times the estimate.
 
-        Holds for any operator (arXiv 1902.08651, section 6.4).
+        It holds for any operator (arXiv 1902.08651, section 6.4).
 
         Args:
             factor: At least 1.
 
         Returns:
-            A lower bound of it; 0 without test columns.
+            A lower bound of the probability; 0 without test columns.
 
         Raises:
             ValueError: If the factor is below 1.
@@ -104,17 +104,18 @@ class Assessment:
         if factor < 1:
             raise ValueError(f"factor = {factor}: must be at least 1")
         missed = underestimate_probability(factor, self.test_measurements, self.is_complex)
+        # A union bound: each look might have been the one that stopped the run by luck.
         return 1.0 - min(1.0, self.looks * missed)
 
     def bounds_of(self, residuals: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-        """What eigenvalues are off by at most, each with 95 % probability.
+        """Bounds how far off each eigenvalue is, each with 95 % probability.
 
         Args:
-            residuals: Their ``residuals``, ``(r,)``; ``None`` if they are not known.
+            residuals: The residuals of the eigenpairs, ``(r,)``; ``None`` if they are not known.
 
         Returns:
-            ``(r,)``; within that of each value there is an eigenvalue. ``None`` if they are not
-            known, or there are too few test columns to tell.
+            ``(r,)``; within that distance of each value there is an eigenvalue. ``None`` if the
+            residuals are not known, or there are too few test columns to tell.
         """
         if residuals is None or residuals.shape != (self.rank,) or not np.isfinite(residuals).all():
             return None
@@ -122,7 +123,7 @@ class Assessment:
         return residuals * factor if math.isfinite(factor) else None
 
     def as_json(self) -> dict[str, Any]:
-        """The content of ``assessment.json``."""
+        """Returns the content of ``assessment.json``."""
         return {
             "relative_error": self.relative_error,
             "error": self.error,
@@ -143,7 +144,7 @@ class Assessment:
 
 
 def underestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
-    """How probable it is, at most, that the true error exceeds ``factor`` times the estimate.
+    """Bounds the probability that the true error exceeds ``factor`` times the estimate.
 
     With ``1 - e = factor^-2``: ``P(err^2 <= (1 - e) E^2) <= (exp(e) (1 - e))^(beta q / 2)``, beta
     being 1 for real, 2 for complex operators (arXiv 1902.08651, section 6.4).
@@ -152,7 +153,7 @@ def underestimate_probability(factor: float, columns: int, is_complex: bool) -> 
 
 
 def overestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
-    """How probable it is, at most, that the estimate exceeds ``factor`` times the true error.
+    """Bounds the probability that the estimate exceeds ``factor`` times the true error.
 
     With ``1 + e = factor^2``: ``P(err^2 >= (1 + e) E^2) <= (exp(-e) (1 + e))^(beta q / 2)``.
     """
@@ -165,13 +166,17 @@ def _tail(ratio: float, columns: int, is_complex: bool) -> float:
 
 
 def factor_for(confidence: float, columns: int, is_complex: bool) -> float:
-    """The factor that the true error exceeds with at most the probability ``1 - confidence``.
+    """Finds the factor that the true error exceeds with at most the probability ``1 - confidence``.
 
     Args:
         confidence: Below 1.
         columns: Test columns.
         is_complex: Whether the operator is complex.
+
+    Returns:
+        The factor; infinity if there are too few columns.
     """
+    # The bound falls with the factor, and has no inverse in closed form: bisection.
     low, high = 1.0, 2.0
     while underestimate_probability(high, columns, is_complex) > 1 - confidence:
         high *= 2
@@ -187,15 +192,15 @@ def factor_for(confidence: float, columns: int, is_complex: bool) -> float:
 
 
 def assess_result(run: Run, path: Path) -> Assessment:
-    """Computes the figures of a result from what is stored in it.
+    """Computes the figures of a result from what its file holds.
 
     Args:
-        run: Its run.
-        path: Its file.
+        run: The run of the result.
+        path: The file of the result.
 
     Raises:
         IncompleteError: If there is no result, or a piece of it is gone.
-        CorruptError: If it is damaged.
+        CorruptError: If the result is damaged.
     """
     products = count_products(run)
     file = opened_result(path)
@@ -239,10 +244,10 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
 
     Args:
         path: The file of the result.
-        assessment: Its figures.
+        assessment: The figures of the result.
 
     Raises:
-        CorruptError: If something else than a plain file stands in their place.
+        CorruptError: If something other than a plain file stands in their place.
     """
     written = assessment_path(path)
     stated = assessment.as_json() | {"result": digest(SealedFile(path).identity)}
@@ -253,14 +258,14 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
 
 
 def read_assessment(path: Path) -> dict[str, Any]:
-    """The figures that were written beside a result.
+    """Reads the figures that were written beside a result.
 
     Args:
         path: The file of the result.
 
     Raises:
         FileNotFoundError: If there are none.
-        CorruptError: If they were altered, or are not of this result.
+        CorruptError: If the figures were altered, or are not of this result.
     """
     written = assessment_path(path)
     content = read_json(written)
@@ -276,7 +281,7 @@ def read_assessment(path: Path) -> dict[str, Any]:
 
 
 def count_within(values: npt.NDArray[Any], bounds: npt.NDArray[Any], share: float) -> int:
-    """How many values are off by at most a share of themselves, given what they are off by."""
+    """Counts the values whose bounds are at most a share of their magnitude."""
     return int(np.count_nonzero(bounds <= share * np.abs(values)))
 
 
@@ -294,7 +299,7 @@ def norm_of(
         values: Eigenvalues or singular values of ``Ahat``, ``(r,)``.
         tests: Squared norms of columns of ``A G``, ``(q,)``.
         approximate: Squared norms of the same columns of ``Ahat G``, ``(q,)``; ``None`` if they
-            are not known, or ``Ahat`` is not independent of the columns.
+            are not known, or ``Ahat`` depends on the columns.
 
     Returns:
         The estimate; ``None`` without columns.
@@ -340,19 +345,20 @@ def scree(
 
 
 def tolerance_factor(plan: Plan, columns: int) -> float:
-    """What an estimate is multiplied with before it is compared with the tolerance.
+    """Returns the factor by which an estimate is multiplied before it meets the tolerance.
 
     Args:
         plan: A plan with a tolerance.
         columns: Test columns that the estimate is made from.
     """
+    # All looks share the probability of a miss (a union bound), also those that may never come.
     most = plan.amendments[-1].most or plan.reach("right")
     missed = (1 - CONFIDENCE) / len(looks(most))
     return factor_for(1 - missed, columns, plan.identity.is_complex)
 
 
 def meets_tolerance(plan: Plan, assessment: Assessment) -> bool:
-    """Whether a result is as good as a plan with a tolerance asks for, as far as that is known."""
+    """Whether the error of a result is surely within the tolerance; not if either is unknown."""
     error, tolerance = assessment.relative_error, plan.amendments[-1].tolerance
     if error is None or tolerance is None:
         return False
@@ -360,10 +366,10 @@ def meets_tolerance(plan: Plan, assessment: Assessment) -> bool:
 
 
 def require_tolerance(plan: Plan, assessment: Assessment) -> None:
-    """Says how far a run with a tolerance got, if that is not far enough.
+    """Raises an error if a run that has measured all it may does not meet its tolerance.
 
     Raises:
-        QualityError: If all that it may measure is measured, and the tolerance is not met.
+        QualityError: If the tolerance is not met; it says how far the run got.
     """
     tolerance = plan.amendments[-1].tolerance
     if tolerance is None or assessment.relative_error is None or meets_tolerance(plan, assessment):
@@ -378,7 +384,7 @@ def require_tolerance(plan: Plan, assessment: Assessment) -> None:
 
 
 def _for_less(plan: Plan) -> str:
-    """What makes an error smaller."""
+    """Says what makes an error smaller."""
     if plan.reach("right") < min(plan.identity.shape):
         return "extend the run to more measurements for a smaller error"
     return f"there are no more measurements to make: {plan.identity.dtype} allows no less"

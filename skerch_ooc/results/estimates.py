@@ -1,9 +1,9 @@
 """Estimates of trace, diagonal and norms from the stored sketch: no product is needed.
 
-The decomposition ``Ahat`` says most of it. What it leaves out is estimated from the test columns
-``T = A G`` that it is independent of, those that did not choose the core: with ``Ahat`` as control
-variate the error is that of ``A - Ahat`` alone, as in Hutch++ (Meyer, Musco, Musco and Woodruff
-2021, arXiv 2010.09649, algorithm 1), where the range comes from other products in the same way.
+The decomposition ``Ahat`` gives most of each figure. The rest is estimated from the test columns
+``T = A G`` that ``Ahat`` is independent of, those that did not choose the core. With ``Ahat`` as
+control variate the error is that of ``A - Ahat`` alone, as in Hutch++ (Meyer, Musco, Musco and
+Woodruff 2021, arXiv 2010.09649, algorithm 1), where the range comes from other products, too.
 
 * **Trace**: ``tr A = tr Ahat + E g^H (A - Ahat) g``.
 * **Frobenius norm**: ``||A||_F^2 = ||Ahat||_F^2 + E (||A g||^2 - ||Ahat g||^2)``.
@@ -56,15 +56,15 @@ class Figure:
 
     Attributes:
         value: The estimate, in the units of the operator; complex only where the number is.
-        standard_error: How far off it usually is: the root of its mean square error, as estimated
-            from the scatter of the test columns; ``None`` if there is only one.
+        standard_error: How far off the estimate usually is: the root of its mean square error, as
+            estimated from the scatter of the test columns; ``None`` if there is only one column.
     """
 
     value: float | complex
     standard_error: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Value and standard error; a complex value as ``[real part, imaginary part]``."""
+        """Returns value and standard error; a complex value as ``[real part, imaginary part]``."""
         value = self.value
         shown = [value.real, value.imag] if isinstance(value, complex) else value
         return {"value": shown, "standard_error": self.standard_error}
@@ -86,7 +86,7 @@ class SpectralNorm:
     error: float
 
     def as_json(self) -> dict[str, float]:
-        """Value and error."""
+        """Returns value and error."""
         return {"value": self.value, "error": self.error}
 
 
@@ -95,7 +95,8 @@ class Diagonal(NamedTuple):
 
     Attributes:
         values: ``(n,)``, float64 or complex128.
-        standard_errors: Of each, ``(n,)``, float64; NaN from a single test column.
+        standard_errors: The standard error of each value, ``(n,)``, float64; NaN from a single test
+            column.
     """
 
     values: Tensor
@@ -104,7 +105,7 @@ class Diagonal(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the sketch says of an operator, besides its decomposition.
+    """Estimates of an operator's trace, diagonal and norms, from its sketch and decomposition.
 
     Attributes:
         trace: Estimate of the trace; ``None`` if the operator is not square.
@@ -142,7 +143,7 @@ class Estimates:
         return Diagonal(torch.from_numpy(values), torch.from_numpy(errors))
 
     def as_json(self) -> dict[str, Any]:
-        """All figures but the diagonal, as JSON values."""
+        """Returns all figures but the diagonal, as JSON values."""
         figures: dict[str, Figure | SpectralNorm | None] = {
             "trace": self.trace,
             "frobenius_norm": self.frobenius_norm,
@@ -182,7 +183,7 @@ def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> E
 
 
 class _Sums(NamedTuple):
-    """What is summed over the rows of a decomposition ``U diag(values) V^H``.
+    """Sums over the rows of a decomposition ``U diag(values) V^H`` and of the test columns.
 
     Attributes:
         right: ``V^H G``, ``(r, n)``.
@@ -205,7 +206,7 @@ class _Sums(NamedTuple):
 
 
 class _Sketched:
-    """A result with the test columns that it is independent of."""
+    """A result, with the test columns that it is independent of."""
 
     def __init__(
         self, run: Run, file: SealedFile, resources: Resources, progress: Progress
@@ -266,7 +267,7 @@ class _Sketched:
     def _over(
         self, stage: str, function: Callable[[int], _Result], tiles: Sequence[int], in_flight: int
     ) -> Iterator[_Result]:
-        """What a function makes of each tile, in their order, with progress shown."""
+        """Applies a function to each tile, shows progress, and yields the results in order."""
         with self._progress.stage(stage, len(tiles), "tiles") as advance:
             for result in ordered_map(function, tiles, in_flight):
                 advance(1)
@@ -286,7 +287,7 @@ class _Sketched:
         return _Sums(right, squares, u.conj().T @ g, np.sum(v.conj() * u, axis=0), forms)
 
     def diagonal(self) -> tuple[Array, Array]:
-        """Values and standard errors."""
+        """Estimates the diagonal: values and standard errors."""
         if not self.square:
             raise UsageError(
                 f"the operator is {self._left.shape[0]} x {self._width}: it has no diagonal, as "
@@ -306,11 +307,12 @@ class _Sketched:
             v = u if self._hermitian else self._right.read_wide(number)
             found = np.sum(u * self.values * v.conj(), axis=1)
             squares = np.sum(np.abs(g) ** 2, axis=1)
+            # Regression of each row of the residual on the same row of G; see above.
             slope = np.sum(g.conj() * residual, axis=1) / squares
             scatter = np.sum(np.abs(residual - slope[:, None] * g) ** 2, axis=1)
             square = scatter / (self.columns - 1) / squares if self.columns > 1 else math.nan
             if self._wide.kind == "c" and self._hermitian:
-                # Only the real part of a complex slope is taken.
+                # Only the real part of the slope counts: half of the variance.
                 square = square / 2
             values[rows.slice] = found + slope if self._is_complex else (found + slope).real
             errors[rows.slice] = np.sqrt(square)
@@ -327,19 +329,20 @@ class _Sketched:
         return sum(tall.bytes_per_tile for tall in vectors) + height * columns * self._wide.itemsize
 
     def _gaussian(self, rows: Range) -> Array:
-        """Rows of ``G`` as they were multiplied, in double precision."""
+        """Draws rows of ``G`` as the operator got them, and widens them to double precision."""
+        # Drawn in the plan's dtype first: double precision would have entries that differ.
         noise, seed, dtype = self._identity.noise["test"], self._identity.seed, self._identity.dtype
         return draw(noise, seed, "test", rows, self._unused, dtype).astype(self._wide)
 
     def _test_rows(self, number: int) -> Array:
-        """A row tile of ``T``, in double precision."""
+        """Reads a row tile of ``T``, in double precision."""
         rows = len(self._left.layout.rows(number))
         out = np.empty((rows, self._unused.stop), self._wide)
         return self._test.read_row(number, out)[:, self._unused.slice]
 
 
 def _mean(columns: Array) -> Figure:
-    """The mean of figures of columns, and its standard error."""
+    """Returns the mean over columns, and its standard error."""
     n, mean = len(columns), complex(np.mean(columns))
     if n == 1:
         return Figure(mean, None)

@@ -1,4 +1,4 @@
-"""What an index of a matrix means: which rows and columns, in which order, of which tiles."""
+"""Indexing of matrices on disk: which rows and columns an index names, and in which tiles."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AXES = ("row", "column")
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Some rows, or some columns, in the order in which they are wanted.
+    """A selection of rows, or of columns, in the order in which they are wanted.
 
     Attributes:
-        wanted: Their numbers.
+        wanted: The numbers of the rows or columns.
         single: Whether an integer named the only one, so that its dimension is dropped.
     """
 
@@ -35,11 +35,11 @@ class Selection:
 
     @property
     def listed(self) -> bool:
-        """Whether a list or a mask named them."""
+        """Whether a list or a mask named the rows or columns."""
         return not isinstance(self.wanted, range)
 
     def tiles(self, size: int) -> Iterable[int]:
-        """The numbers of the tiles of ``size`` that hold any of them, ascending."""
+        """Lists the numbers of the tiles of ``size`` that hold any of them, ascending."""
         if not len(self):
             return ()
         if not isinstance(self.wanted, range):
@@ -50,7 +50,7 @@ class Selection:
         return tiles if len(tiles) <= len(self) else sorted({i // size for i in self.wanted})
 
     def within(self, tile: Range) -> tuple[Places, Places]:
-        """Those of a tile: their places among all that are wanted, and their places in the tile."""
+        """Finds those in a tile: their places among all that are wanted, and in the tile."""
         if not isinstance(self.wanted, range):
             order, ascending = self._sorted
             first, last = np.searchsorted(ascending, [tile.start, tile.stop])
@@ -60,6 +60,7 @@ class Selection:
         ends = [tile.start, tile.stop] if step > 0 else [tile.stop - 1, tile.start - 1]
         first, last = (min(max(0, -((start - end) // step)), len(self)) for end in ends)
         inside = self.wanted[first:last]
+        # A slice is a view, where an array of places would copy.
         if step == 1:
             return slice(first, last), slice(inside.start - tile.start, inside.stop - tile.start)
         return slice(first, last), np.array(inside, np.intp) - tile.start
@@ -72,21 +73,22 @@ class Selection:
 
 
 def crossed(rows: Places, columns: Places) -> Any:
-    """An index of numpy's for all given columns of all given rows."""
+    """Makes an index of numpy's for all given columns of all given rows."""
+    # Two arrays of places would pick single entries.
     if isinstance(rows, slice) or isinstance(columns, slice):
         return rows, columns
     return np.ix_(rows, columns)
 
 
 def selections(key: Any, shape: tuple[int, int]) -> tuple[Selection, Selection]:
-    """What ``matrix[key]`` means.
+    """Finds the rows and columns that ``matrix[key]`` names.
 
     Args:
         key: Slices, integers, and lists or tensors of integers or booleans; ``...`` is allowed.
-        shape: Of the matrix.
+        shape: The shape of the matrix.
 
     Raises:
-        IndexError: If it means nothing for a matrix, or is out of range.
+        IndexError: If the key means nothing for a matrix, or is out of range.
     """
     keys = list(key) if isinstance(key, tuple) else [key]
     dots = [place for place, item in enumerate(keys) if item is Ellipsis]
@@ -101,15 +103,15 @@ def selections(key: Any, shape: tuple[int, int]) -> tuple[Selection, Selection]:
 
 
 def select(index: Any, size: int, axis: int) -> Selection:
-    """What an index of one axis means.
+    """Finds the rows or columns that an index of one axis names.
 
     Args:
         index: A slice, an integer, or a list, an array or a tensor of integers or booleans.
-        size: How many rows or columns there are.
+        size: The number of rows or columns.
         axis: 0 for rows, 1 for columns.
 
     Raises:
-        IndexError: If it is none of these, or out of range.
+        IndexError: If the index is none of these, or out of range.
     """
     if isinstance(index, slice):
         return Selection(range(size)[index])
@@ -118,6 +120,7 @@ def select(index: Any, size: int, axis: int) -> Selection:
     except ValueError as error:
         raise IndexError(f"{index!r} is no list of {_AXES[axis]} numbers: {error}") from error
     if given.ndim == 1 and not given.size and isinstance(index, (list, tuple)):
+        # numpy takes an empty list for floating-point numbers.
         given = given.astype(np.intp)
     if given.ndim == 1 and given.dtype.kind == "b":
         if len(given) != size:

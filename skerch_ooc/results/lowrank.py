@@ -1,7 +1,7 @@
-"""Results as people use them: values at once, vectors from disk as they are indexed.
+"""Results as people use them: ``Eigh`` and ``Svd``, whose vectors are read when indexed.
 
-A result also is the low-rank operator ``A ~ U diag(values) V^H``: it is multiplied, and parts of it
-are formed, in bounded memory and without a product with ``A``.
+A result is also the low-rank operator ``A ~ U diag(values) V^H``: it can be multiplied, and its
+entries can be formed, in bounded memory and without a product with ``A``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class LazyMatrix(ABC):
     @property
     @abstractmethod
     def mH(self) -> LazyMatrix:  # noqa: N802 (torch's name of the adjoint)
-        """The adjoint, read when it is indexed, too."""
+        """The adjoint, which is also read when it is indexed."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -111,7 +111,7 @@ class LazyMatrix(ABC):
         return self._read(rows, columns)
 
     def submatrix(self, rows: Any, cols: Any) -> Tensor:
-        """All given columns of all given rows.
+        """Reads all given columns of all given rows.
 
         Args:
             rows: An integer, a slice, or a list, array or tensor of integers or booleans.
@@ -161,6 +161,7 @@ class TallMatrix(LazyMatrix):
         return AdjointMatrix(self._tall)
 
     def __iter__(self) -> Iterator[Tensor]:
+        # By tiles: row by row each tile would be read and verified once for each of its rows.
         for piece in cut(Range(0, len(self)), self._tall.layout.tile[0]):
             yield from self[piece.slice]
 
@@ -190,12 +191,12 @@ class AdjointMatrix(LazyMatrix):
 
 
 def _dropped(part: Tensor, rows: Selection, columns: Selection) -> Tensor:
-    """Without the dimensions that an integer named."""
+    """Drops the dimensions that an integer named."""
     return part[0 if rows.single else slice(None)][..., 0 if columns.single else slice(None)]
 
 
 class LowRank:
-    """``A ~ U diag(values) V^H``, on disk: what both decompositions share.
+    """The low-rank operator ``A ~ U diag(values) V^H`` on disk: base class of both decompositions.
 
     It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
     one or two dimensions. Products are formed in double precision by one stream each over ``V`` and
@@ -204,13 +205,13 @@ class LowRank:
     Attributes:
         path: The file.
         shape: Shape of the operator.
-        dtype: Of the operator's products and of the vectors.
+        dtype: The dtype of the operator's products and of the vectors.
         orthogonality: How far the vectors are from orthonormal, as estimated when they were
             written.
     """
 
     __array_ufunc__ = None
-    """So that ``array @ result`` is ours to form."""
+    """Makes numpy leave ``array @ result`` to :meth:`__rmatmul__`."""
 
     def __init__(self, path: Path, values: str, left: str, right: str | None) -> None:
         self._file = file = open_sealed(path)
@@ -230,7 +231,7 @@ class LowRank:
         return self._rounded(self._values)
 
     def _rounded(self, numbers: Array) -> Tensor:
-        """Numbers in the real type of the operator."""
+        """Rounds numbers to the real type of the operator."""
         real = torch.empty(0, dtype=self.dtype).real.dtype
         return torch.from_numpy(np.array(numbers)).to(real)
 
@@ -299,7 +300,7 @@ class LowRank:
         return out.to(x.device) if isinstance(x, Tensor) else out
 
     def submatrix(self, rows: Any, cols: Any) -> Tensor:
-        """Entries of the approximation: all given columns of all given rows.
+        """Forms entries of the approximation: all given columns of all given rows.
 
         Args:
             rows: An integer, a slice, or a list, array or tensor of integers or booleans.
@@ -327,7 +328,7 @@ class LowRank:
         return _dropped(torch.from_numpy(out), *wanted)
 
     def scipy(self) -> Any:
-        """The approximation as a ``scipy.sparse.linalg.LinearOperator``.
+        """Returns the approximation as a ``scipy.sparse.linalg.LinearOperator``.
 
         Raises:
             UsageError: If SciPy is not installed.
@@ -351,14 +352,14 @@ class LowRank:
 
 
 def _as_columns(x: Any, transposed: bool) -> Any:
-    """A vector or matrix as a matrix of columns that shares its memory."""
+    """Returns a vector or matrix as a matrix of columns that shares its memory."""
     if x.ndim == 1:
         return x[:, None]
     return x.T if transposed else x
 
 
 def _as_array(x: Any, dtype: Any) -> Array:
-    """A numpy array of this dtype made of an array, or of a tensor on any device."""
+    """Makes a numpy array of this dtype of an array, or of a tensor on any device."""
     if isinstance(x, Tensor):
         wide = torch.complex128 if dtype is np.complex128 else torch.float64
         return np.asarray(x.to("cpu", wide).resolve_conj().resolve_neg().numpy())
@@ -378,13 +379,13 @@ class Eigh(LowRank):
     Attributes:
         path: The file.
         shape: Shape of the operator.
-        dtype: Of the operator's products and of the vectors.
+        dtype: The dtype of the operator's products and of the vectors.
         eigenvalues: In descending magnitude, ``(r,)``, in the real type of the operator.
         eigenvectors: ``U``, ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
         residuals: For each eigenvalue the estimate of ``||A u - eigenvalue u||``, ``(r,)``, in the
-            real type of the operator: within that of it, there is an eigenvalue of ``A``. ``None``
-            without test vectors, and of results that the first versions wrote.
-        orthogonality: ``||U^H U - I||_F``, as estimated when they were written.
+            real type of the operator: within that distance there is an eigenvalue of ``A``.
+            ``None`` without test vectors, and for results that the first versions wrote.
+        orthogonality: ``||U^H U - I||_F``, as estimated when the vectors were written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -395,7 +396,7 @@ class Eigh(LowRank):
         self.residuals = None if residuals is None else self._rounded(residuals)
 
     def torch(self) -> EighTensors:
-        """Values and vectors in memory, as a named tuple.
+        """Reads values and vectors into memory, as a named tuple.
 
         Raises:
             CorruptError: If a tile was altered.
@@ -415,7 +416,7 @@ class Svd(LowRank):
     Attributes:
         path: The file.
         shape: Shape of the operator.
-        dtype: Of the operator's products and of the vectors.
+        dtype: The dtype of the operator's products and of the vectors.
         S: Singular values, descending, ``(r,)``.
         U: ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
         V: ``(w, r)``, the same.
@@ -435,7 +436,7 @@ class Svd(LowRank):
         return self.V.mH
 
     def torch(self) -> SvdTensors:
-        """Values and vectors in memory, as a named tuple.
+        """Reads values and vectors into memory, as a named tuple.
 
         Raises:
             CorruptError: If a tile was altered.
@@ -445,5 +446,5 @@ class Svd(LowRank):
 
 
 def open_result(path: Path) -> Eigh | Svd:
-    """Opens a result of a run, whichever it is."""
+    """Opens a result of a run: ``Eigh`` or ``Svd``, by the name of its file."""
     return Eigh(path) if names.EIGH.is_name(path.name) else Svd(path)

@@ -1,13 +1,13 @@
-"""The vectors of a result: tall matrices that are read, or computed, tile by tile.
+"""The vectors of a result, stored or implicit: tall matrices that are read, or computed, by tiles.
 
 Stored vectors are read from their file. Implicit ones are computed from the sketch that they were
 recovered from: ``(X T) C``, with columns ``X`` on disk, a transform ``T``, and a correction ``C``
-where it was needed (see :mod:`skerch_ooc.stages.recover.vectors`). Each entry is computed in one
+where one was needed (see :mod:`skerch_ooc.stages.recover.vectors`). Each entry is computed in one
 way only, as part of an aligned block of 256 rows and 64 columns, so that its bits do not depend on
-what else is read with it. They are those of the stored vectors but for the last rounding.
+what else is read with it. Its value is that of the stored vectors but for the last rounding.
 
-A correction ``C`` that was needed in double precision is that of the rounding errors of ``X T``. So
-these are computed as they were when it was made, by whole tiles; where a linear algebra library
+In double precision a correction ``C`` corrects the rounding errors of ``X T``. So this product is
+formed by whole tiles, as it was when the correction was computed; where a linear algebra library
 rounds in another way, vectors of small eigenvalues are less orthogonal.
 """
 
@@ -41,24 +41,24 @@ from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.tiles import Tiles
 
 BLOCK_ROWS = 256
-"""Rows of implicit vectors that are computed together; a tile has a multiple of it."""
+"""Rows of implicit vectors that are computed together; the height of a tile is a multiple."""
 
 _BYTES_IN_FLIGHT = 512 * 1024**2
 
 
 class Tall(Tiles):
-    """The vectors of a result, as tiles that are read together.
+    """The vectors of a result: a tall matrix that is read by tiles.
 
     Attributes:
         path: The file of the result.
-        layout: Their shape and dtype, and how they are tiled.
+        layout: Shape, dtype and tiles of the vectors.
     """
 
     path: Path
 
     @property
     def wide_dtype(self) -> np.dtype[Any]:
-        """float64, or complex128."""
+        """The dtype of double precision: float64, or complex128."""
         return np.result_type(self.dtype, np.float64)
 
     @property
@@ -72,47 +72,48 @@ class Tall(Tiles):
 
     @property
     def bytes_per_tile(self) -> int:
-        """Memory that a row tile takes while it is worked on, in double precision."""
+        """Bytes that a row tile takes while it is worked on, in double precision."""
         columns = 2 * self.shape[1] + self.factor_columns
         return min(self.layout.tile[0], self.shape[0]) * columns * self.wide_dtype.itemsize
 
     @property
     @abstractmethod
     def factor_columns(self) -> int:
-        """Columns of ``X``; see :meth:`factor`."""
+        """The number of columns that :meth:`factor` holds in memory."""
 
     @abstractmethod
     def open_row(self, number: int, inside: Places) -> Callable[[int], Array]:
         """Opens a row tile.
 
         Args:
-            number: Its number.
-            inside: The rows of it that are wanted; others may be anything.
+            number: The number of the row tile.
+            inside: The rows of the tile that are wanted; others may hold anything.
 
         Returns:
-            What gives a column tile of it by its number, ``(rows, columns)``, in ``dtype``.
+            A function from the number of a column tile to its entries, ``(rows, columns)``, in
+            ``dtype``.
 
         Raises:
-            CorruptError: If something was altered.
-            IncompleteError: If something is gone.
+            CorruptError: If a tile was altered.
+            IncompleteError: If a shard is gone.
         """
 
     @abstractmethod
     def factor(self, number: int) -> Array:
-        """A row tile of ``X``, where the vectors are ``X transform``, in double precision.
+        """Returns a row tile of ``F``, in double precision, where the vectors are ``F transform``.
 
         Raises:
-            CorruptError: If something was altered.
-            IncompleteError: If something is gone.
+            CorruptError: If a tile was altered.
+            IncompleteError: If a shard is gone.
         """
 
     @property
     @abstractmethod
     def transform(self) -> Array | None:
-        """``(c, r)``; ``None`` if it is the identity."""
+        """The matrix that :meth:`factor` is multiplied with, ``(c, r)``; ``None`` for identity."""
 
     def read_wide(self, number: int) -> Array:
-        """A row tile of all vectors, in double precision."""
+        """Reads a row tile of all vectors, in double precision."""
         x = self.factor(number)
         return x if self.transform is None else x @ self.transform
 
@@ -122,10 +123,10 @@ class StoredVectors(Tall):
 
     Args:
         file: The file of the result.
-        name: Of the matrix.
+        name: The name of the matrix.
 
     Raises:
-        IncompleteError: If it holds no such matrix.
+        IncompleteError: If the file holds no such matrix.
     """
 
     def __init__(self, file: SealedFile, name: str) -> None:
@@ -171,12 +172,13 @@ class ImplicitSources:
         self._opened: tuple[Plan, Tiles, Tiles | None] | None = None
 
     def opened(self) -> tuple[Plan, Tiles, Tiles | None]:
-        """The plan of the result, and the columns of the left and of the right side.
+        """Returns the plan of the result, and the columns of the left and of the right side.
 
         Raises:
             IncompleteError: If the result was taken out of its run, or shards are gone.
             CorruptError: If shards are damaged, or are not those of the result.
         """
+        # Several threads read tiles at once, and both sides share these columns.
         with self._lock:
             if self._opened is None:
                 self._opened = self._open()
@@ -197,7 +199,8 @@ class ImplicitSources:
             raise CorruptError(
                 f"{path} is a result of another run than {directory}; put each in its place"
             )
-        # Columns that were added since have no part in it.
+        # The plan as it was when the result was made: columns that were added since are no part of
+        # it.
         plan = Plan(run.plan.identity, run.plan.amendments[: int(identity["amendments"])])
         try:
             columns = columns_of_result(Run(directory, plan), RecoverySpec(**identity["settings"]))
@@ -216,9 +219,9 @@ class ImplicitVectors(Tall):
 
     Args:
         file: The file of the result.
-        name: What the vectors are called.
+        name: The name of the vectors.
         side: ``"left"`` or ``"right"``.
-        source: Opens the sketch; shared by both sides.
+        source: Opens the sketch; both sides share it.
 
     Raises:
         IncompleteError: If the file holds no such vectors.
@@ -255,7 +258,8 @@ class ImplicitVectors(Tall):
 
     @cached_property
     def _pieces(self) -> list[Array]:
-        """The last factor, cut by columns, as the linear algebra likes it."""
+        """The last factor, cut by columns into aligned arrays."""
+        # Aligned and contiguous, as the bits of a product may depend on how its operands lie.
         pieces = []
         for piece in cut(Range(0, self.shape[1]), VECTOR_TILE_COLUMNS):
             pieces.append(empty_aligned((len(self._last), len(piece)), self.wide_dtype))
@@ -312,14 +316,14 @@ def open_vectors(file: SealedFile, left: str, right: str | None) -> tuple[Tall, 
 
 
 def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
-    """The given columns of the given rows; only tiles that hold any of them are read.
+    """Reads the given columns of the given rows, from those tiles only that hold any of them.
 
     Returns:
         ``(len(rows), len(columns))``.
 
     Raises:
-        CorruptError: If something was altered.
-        IncompleteError: If something is gone.
+        CorruptError: If a tile was altered.
+        IncompleteError: If a shard is gone.
     """
     out = np.empty((len(rows), len(columns)), tall.dtype)
 
@@ -337,7 +341,7 @@ def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
 
 
 def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:
-    """``V^H X``, in double precision, by one stream over the vectors ``V``.
+    """Forms ``V^H X``, in double precision, by one stream over the vectors ``V``.
 
     Args:
         tall: The vectors.
@@ -355,7 +359,7 @@ def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:
 
 
 def times(tall: Tall, x: Array, write: Callable[[Range, Array], None]) -> None:
-    """``V X``, in double precision, by one stream over the vectors ``V``.
+    """Forms ``V X``, in double precision, by one stream over the vectors ``V``.
 
     Args:
         tall: The vectors.

@@ -1,4 +1,4 @@
-"""How figures are worded, on the terminal and on the page: times, bounds, products, error test."""
+"""Words for figures, on the terminal and on the page: times, bounds, products, the error test."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from skerch_ooc.results.assess import Assessment
 
 NOUNS = {"eigh": "eigenvalues", "svd": "singular values"}
-"""What the values of each kind of decomposition are called."""
+"""The name of the values of each kind of decomposition."""
 
 _FAR = 3.0
 
 
 def format_seconds(seconds: float) -> str:
-    """A time for people."""
+    """Writes a time for people."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     if seconds < 7200:
@@ -27,7 +27,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def measurements_text(plan: Plan) -> str:
-    """How many columns are planned, by what they are for."""
+    """Says how many columns are planned, and what they are for."""
     roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
     parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
     if plan.rounds > 1:
@@ -36,7 +36,7 @@ def measurements_text(plan: Plan) -> str:
 
 
 def error_test_line(plan: Plan) -> str:
-    """What the test columns will be able to say about the error."""
+    """Says how well the test columns will tell the error."""
     columns = plan.reach("test")
     if not columns:
         return "none: no test vectors, so only leave-one-out tells the error"
@@ -52,12 +52,12 @@ def error_test_line(plan: Plan) -> str:
 
 
 def plain(name: str) -> str:
-    """A name that a stranger chose, without what a terminal would obey."""
+    """Makes a name that a stranger chose safe: without characters that a terminal would obey."""
     return name if name.isprintable() else ascii(name)
 
 
 def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:
-    """How probable it is that the true error is below a multiple of the estimate."""
+    """Says how probable it is that the true error is below a multiple of the estimate."""
     probability = assessment.bounds(factor)
     shown = f"{probability:.{digits}f}"
     if float(shown) == 1 and probability < 1:
@@ -67,7 +67,7 @@ def bound_text(assessment: Assessment, factor: float, digits: int = 4) -> str:
 
 
 def leave_one_out_remark(assessment: Assessment) -> str:
-    """What the leave-one-out estimate is, and whether it agrees with that of the test vectors."""
+    """Says what the leave-one-out estimate is, and whether it agrees with the test vectors."""
     remark = "error estimated without the test"
     if assessment.leave_one_out is None or _agree(assessment.leave_one_out, assessment.error):
         return remark
@@ -78,15 +78,15 @@ def leave_one_out_remark(assessment: Assessment) -> str:
 
 
 def core_text(assessment: Assessment, kind: str) -> str:
-    """How much of the core was kept."""
+    """Says how much of the core was kept."""
     return f"{assessment.core} {'eigenpairs' if kind == 'eigh' else 'directions'} kept"
 
 
 def products_text(assessment: Assessment) -> str:
-    """How many products were made."""
+    """Says how many products were made."""
     return f"{assessment.products['done']} and {assessment.products['probe']} of probes"
 
 
 def _agree(estimate: float, tested: float | None) -> bool:
-    """Whether two estimates of an error are about equal, or there is but one."""
+    """Whether two estimates of an error are about equal, or there is only one."""
     return tested is None or tested / _FAR <= estimate <= tested * _FAR

@@ -1,4 +1,4 @@
-"""Axes of charts: from values to places, and the numbers that are written beside an axis."""
+"""Axes of charts, linear and logarithmic: from values to places, and the numbers beside an axis."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from skerch_ooc.results.report import numbers
 
 WIDTH = 440.0
-"""The width of all charts: about that of a telephone, so that their text can be read there."""
+"""The width of all charts: about that of a telephone, so that their text is legible there."""
 
 HEIGHT = 290.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, WIDTH - 16, 34.0, HEIGHT - 46
-"""Where the axes of most charts are."""
+"""The places of the axes of most charts."""
 
 _LARGEST = sys.float_info.max
 
@@ -31,7 +31,7 @@ class Axis:
         high: The value at ``stop``; above ``low``.
         start: A place.
         stop: A place.
-        log: Whether equal distances are equal quotients.
+        log: Whether the axis is logarithmic.
         whole: Whether only whole numbers are marked.
     """
 
@@ -43,16 +43,16 @@ class Axis:
     whole: bool = False
 
     def at(self, value: float) -> float:
-        """The place of a value; of one outside the axis the end of it."""
+        """Returns the place of a value; the end of the axis for a value outside it."""
         low, high, value = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        # Halved, as the difference of two large numbers may be no number any more.
+        # Halved, as the difference of two large numbers may overflow.
         part = (value / 2 - low / 2) / (high / 2 - low / 2)
         return self.start + part * (self.stop - self.start)
 
     def ticks(self, most: int = 6) -> list[tuple[float, str]]:
-        """Values to be marked, with what is written there."""
+        """Lists the values to mark, with the text at each mark."""
         return _decades(self, most) if self.log else _round_steps(self, most)
 
 
@@ -81,7 +81,7 @@ def _round_steps(axis: Axis, most: int) -> list[tuple[float, str]]:
 
 
 def linear(low: float, high: float, start: float, stop: float, *, whole: bool = False) -> Axis:
-    """A linear axis that holds two values, with some room beyond those that are not 0."""
+    """Makes a linear axis that holds two values, with some room beyond those that are not 0."""
     # Halved as in Axis.at: the smallest numbers of all have no half.
     if not high / 2 > low / 2:
         room = abs(low) / 10 or 1.0
@@ -92,7 +92,7 @@ def linear(low: float, high: float, start: float, stop: float, *, whole: bool = 
 
 
 def logarithmic(values: Sequence[float], start: float, stop: float) -> Axis | None:
-    """A logarithmic axis of the positive ones of some values; ``None`` if there are none."""
+    """Makes a logarithmic axis for the positive values among some; ``None`` if there are none."""
     positive = [value for value in values if 0 < value < math.inf]
     if not positive:
         return None
@@ -104,5 +104,5 @@ def logarithmic(values: Sequence[float], start: float, stop: float) -> Axis | No
 
 
 def whole_numbers(last: int, start: float, stop: float) -> Axis:
-    """An axis of the numbers 1 to ``last``, with some room on both sides."""
+    """Makes an axis of the numbers 1 to ``last``, with some room on both sides."""
     return Axis(0.4, last + max(0.6, 0.02 * last), start, stop, whole=True)

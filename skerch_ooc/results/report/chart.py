@@ -31,11 +31,11 @@ class Chart:
     empty: str = ""
 
     def html(self) -> Markup:
-        """As a part of the page, whose style it takes."""
+        """Renders the chart as a part of the page, whose style it takes."""
         return Markup(self._rendered(alone=False))
 
     def file(self) -> bytes:
-        """As a file of its own."""
+        """Renders the chart as an SVG file of its own."""
         return self._rendered(alone=True).encode()
 
     def _rendered(self, *, alone: bool) -> str:
@@ -43,7 +43,7 @@ class Chart:
 
 
 def thinned(length: int, most: int) -> Sequence[int]:
-    """At most so many indices of a sequence: the first third of them one by one, then in steps."""
+    """Picks at most so many indices of a sequence: the first third one by one, then in steps."""
     if length <= most:
         return range(length)
     head = most // 3

@@ -1,4 +1,4 @@
-"""What a report is made of: read from verified files; logs only add to it."""
+"""Facts of a report, read from verified files; logs only add to them."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _AS_WRITTEN = 1e-9
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report says.
+    """All facts that a report states.
 
     Attributes:
         run: The run.
-        name: Of the result.
-        values: Its values, and the error.
-        assessment: Its quality.
-        settings: How it was recovered.
+        name: The name of the result.
+        values: The values of the result, and what they may be off by.
+        assessment: The quality of the result.
+        settings: The settings that it was recovered with.
         sketch: The digest of its sketch.
-        made: When, where and with what it was written.
+        made: When, where and with which libraries it was written.
         fingerprint: The digest of the operator's fingerprint; ``None`` if there is none.
         logged: What the logs tell.
-        vectors: The leading vectors: name of the figure, what they are called, what was read.
+        vectors: The leading vectors: name of the chart, name of the vectors, what was read.
         shards: Number of shards.
-        shard_bytes: Bytes of them.
+        shard_bytes: Bytes of the shards.
         result_bytes: Bytes of the sums and of this result.
     """
 
@@ -72,26 +72,26 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """What the run is called: the name of its folder."""
+        """The name of the run: that of its folder."""
         return self.run.directory.resolve().name or "run"
 
 
 def gather(run: Run, name: str) -> Facts:
-    """Reads what a report says.
+    """Reads the facts of a report.
 
     Args:
         run: The run.
-        name: Folder of the result.
+        name: The folder of the result.
 
     Raises:
-        IncompleteError: If there is no such result, it is not assessed, or either is of what the
-            run was before it grew.
+        IncompleteError: If there is no such result, it is not assessed, or the run has grown since
+            either was made.
         CorruptError: If a file is damaged.
     """
     path = result_path(run, name)
     assessment, file, settings = _assessed(run, path)
     if run.cleaned() is None:
-        # Else nothing can have grown since, and nothing of what it was made of is there.
+        # A cleaned run cannot have grown since, and what the result was made of is gone.
         _require_current(run, path, file, settings)
     _require_assessment(run, path, assessment)
     values = np.asarray(file.arrays[VALUES[run.plan.identity.kind]], np.float64)
@@ -122,7 +122,7 @@ def gather(run: Run, name: str) -> Facts:
 
 
 def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpec]:
-    """The figures of a result as they follow from its file, which is checked for sense."""
+    """Computes the figures of a result from its file, and refuses what makes no sense."""
     try:
         assessment = assess_result(run, path)
         file = opened_result(path)
@@ -174,7 +174,7 @@ def _require_assessment(run: Run, path: Path, assessment: Assessment) -> None:
 
 
 def _same(written: Any, figure: float | None) -> bool:
-    """Whether two figures agree: to rounding, as sums may be formed otherwise elsewhere."""
+    """Whether two figures agree to rounding, as another machine may sum in another order."""
     if figure is None or isinstance(written, bool) or not isinstance(written, (int, float)):
         return written is None and figure is None
     return abs(written - figure) <= _AS_WRITTEN * abs(figure)

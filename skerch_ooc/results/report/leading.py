@@ -1,4 +1,4 @@
-"""The chart of the leading vectors: they are read tile by tile, however tall they are."""
+"""The chart of the leading vectors, which are read tile by tile, however tall they are."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Panel:
     Attributes:
         value: The eigenvalue or singular value that belongs to it.
         largest: The magnitude of its largest entry.
-        position: Where that is, from 1.
-        scale: What the panel reaches to: the largest entry, or 1 where all are 0.
+        position: The place of that entry in the vector, from 1.
+        scale: The value at the panel's edge: the largest entry, or 1 where all are 0.
         top: The upper end of the panel.
         zero: The height of the line of zero.
         path: A line through the entries, or a band around groups of them.
-        is_band: Which of both.
+        is_band: Whether ``path`` is a band.
     """
 
     value: float
@@ -51,12 +51,12 @@ class Leading:
     """The leading vectors, in groups of neighbouring entries.
 
     Attributes:
-        rows: Entries of a vector.
-        read: How many of them were read.
-        is_complex: Whether entries are complex: then these are magnitudes.
+        rows: Number of entries of a vector.
+        read: Number of entries that were read.
+        is_complex: Whether entries are complex: then ``low`` and ``high`` are magnitudes.
         places: The middle of each group, ``(g,)``.
         low: The smallest entry of each group, ``(g, k)``.
-        high: The largest, ``(g, k)``.
+        high: The largest entry of each group, ``(g, k)``.
     """
 
     rows: int
@@ -68,11 +68,11 @@ class Leading:
 
 
 def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
-    """Reads the leading vectors, of very tall ones evenly spread tiles; one tile at a time.
+    """Reads the leading vectors, one tile at a time; of very tall ones only evenly spread tiles.
 
     Args:
         matrix: The vectors, stored or implicit.
-        most: How many of them.
+        most: Number of vectors, at most.
 
     Raises:
         CorruptError: If a tile was altered.
@@ -100,13 +100,13 @@ def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
 
 
 def leading_vectors(leading: Leading, values: Array, name: str, noun: str) -> Chart | None:
-    """Draws them one below the other; ``None`` if there is nothing to see: vectors of one entry.
+    """Draws the vectors one below the other; ``None`` if each has only one entry.
 
     Args:
         leading: The vectors.
-        values: The value of each.
-        name: Of the chart.
-        noun: What the vectors are called.
+        values: The value of each vector.
+        name: The name of the chart.
+        noun: The name of the vectors, in the plural.
     """
     shown = leading.low.shape[1]
     if leading.rows < 2 or not shown:

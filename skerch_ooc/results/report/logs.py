@@ -1,7 +1,7 @@
-"""What the logs of a run tell of its work: nothing in them is needed, and nothing is believed.
+"""Reads the logs of a run: who did which work when, at what cost.
 
-A log may have been written by anybody. What is not as this package writes it is left out; what is
-kept is bounded, however long the log is.
+Nothing depends on a log, and nothing in it is trusted: anybody may have written it. What is not as
+this package writes it is left out; what is kept is bounded, however long the log is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 from skerch_ooc.store.rundir import Run
 
 MOST_KEPT = 20_000
-"""Pieces of work that are kept; of those that follow only the sums."""
+"""Pieces of work that are kept; those that follow only count in the sums."""
 
 _MOST_NAMES = 64
 _LONGEST_TEXT = 120
 _MOST_SECONDS = 1e9
 _LATEST = 4.1e9
-"""Nothing was noted after the year 2099, nor before 1970."""
+"""About the end of the year 2099, in seconds since 1970: later times are not believed."""
 
 _MOST_BYTES = 1e18
 _OTHER_STAGES = ("merge", "basis", "recover")
@@ -36,7 +36,7 @@ class WorkSpan:
     Attributes:
         stage: ``"measure"``, ``"merge"``, ``"basis"`` or ``"recover"``.
         round: Number of the round.
-        role: What was measured; of another stage its name.
+        role: What was measured; for another stage the name of the stage.
         what: The same in full.
         worker: Host and process.
         start: When it began, in seconds since 1970.
@@ -54,11 +54,11 @@ class WorkSpan:
 
 @dataclass
 class Cost:
-    """What a stage took.
+    """The cost of a stage.
 
     Attributes:
-        tasks: Pieces of work.
-        seconds: Of all of them, one after the other.
+        tasks: Number of pieces of work.
+        seconds: The sum of their times.
         peak_bytes: Largest memory of a process that did one, until then; ``None`` if unknown.
     """
 
@@ -69,17 +69,17 @@ class Cost:
 
 @dataclass
 class Logged:
-    """What the logs tell.
+    """All that the logs tell.
 
     Attributes:
-        work: Pieces of work, by their beginning; at most :data:`MOST_KEPT`.
-        more: How many more there are.
-        costs: Of each stage.
+        work: Pieces of work, in the order of their starts; at most :data:`MOST_KEPT`.
+        more: Number of further pieces.
+        costs: The cost of each stage.
         estimate: What planning foretold, by its names: numbers, and ``peak_bytes`` of stages as
             ``"peak_bytes.measure"``; empty if that is not known.
-        versions: Of each library, those that it had.
-        hosts: Where it was measured.
-        devices: On what.
+        versions: The versions of each library that were used.
+        hosts: The hosts that worked.
+        devices: The devices that were measured on.
     """
 
     work: list[WorkSpan] = field(default_factory=list)
@@ -100,31 +100,32 @@ class Logged:
 
     @property
     def versions_text(self) -> str:
-        """All libraries with their versions, in one line."""
+        """The libraries with their versions, in one line."""
         return "; ".join(
             f"{name} {', '.join(sorted(known))}" for name, known in sorted(self.versions.items())
         )
 
     @property
     def measuring_seconds(self) -> float | None:
-        """What all rounds of measuring took; ``None`` if that is unknown."""
+        """The seconds that all rounds of measuring took; ``None`` if that is unknown."""
         measured = [cost for stage, cost in self.costs.items() if stage.startswith("measure")]
         return sum(cost.seconds for cost in measured) if measured else None
 
     @property
     def peak(self) -> float | None:
-        """Largest memory of a process; ``None`` if it is unknown."""
+        """The largest memory of a process; ``None`` if it is unknown."""
         known = (cost.peak_bytes for cost in self.costs.values() if cost.peak_bytes is not None)
         return max(known, default=None)
 
     @property
     def planned_peak(self) -> float | None:
-        """What planning foretold of that; ``None`` if that is unknown."""
+        """The largest memory of a process that planning foretold; ``None`` if it is unknown."""
         foretold = (size for key, size in self.estimate.items() if key.startswith("peak_bytes."))
         return max(foretold, default=None)
 
     def by_the_clock(self, stage: str) -> float | None:
-        """Seconds at which some process was at work on a stage; ``None`` if not all is kept."""
+        """Returns the seconds in which any process worked on a stage; ``None`` if unknown."""
+        # Unknown if not all work is kept.
         if self.more:
             return None
         together = sum(end - start for start, end in merged_spans(self.work, stage))
@@ -132,11 +133,11 @@ class Logged:
 
 
 def read_logs(run: Run, name: str) -> Logged:
-    """Reads what the logs of a run tell.
+    """Reads the logs of a run.
 
     Args:
         run: The run.
-        name: Of the result; how others were recovered is left out.
+        name: The name of the result; how others were recovered is left out.
     """
     found = Logged()
     for record in run.log("plan"):
@@ -153,11 +154,11 @@ def read_logs(run: Run, name: str) -> Logged:
 
 
 def merged_spans(work: list[WorkSpan], stage: str | None = None) -> list[tuple[float, float]]:
-    """When any process was at work.
+    """Merges pieces of work into the spans in which any process worked.
 
     Args:
-        work: By its beginning.
-        stage: Only on this stage.
+        work: Pieces of work, in the order of their starts.
+        stage: Count work on this stage only.
     """
     spans: list[tuple[float, float]] = []
     for piece in work:
@@ -171,7 +172,7 @@ def merged_spans(work: list[WorkSpan], stage: str | None = None) -> list[tuple[f
 
 
 def stage_name(work: WorkSpan) -> str:
-    """The stage of a piece of work, with its round if that is a later one."""
+    """Returns the stage of a piece of work, with its round if that is a later one."""
     return work.stage if work.round == 1 else f"{work.stage}, round {work.round}"
 
 
@@ -197,7 +198,8 @@ def _take(found: Logged, record: Mapping[str, Any]) -> None:
 
 
 def _tell_apart(found: Logged) -> None:
-    """Takes out of the time of recovery what it spent on a merge that it found was not done."""
+    """Subtracts from the time of recovery what the same process spent on a merge meanwhile."""
+    # Recovery merges first if that is not done, and then its receipt spans both.
     if "recover" not in found.costs:
         return
     inner = [work for work in found.work if work.stage in ("merge", "basis")][:_MOST_NAMES]
@@ -210,7 +212,7 @@ def _tell_apart(found: Logged) -> None:
 
 
 def _work(record: Mapping[str, Any]) -> WorkSpan | None:
-    """A piece of work, if that is what a record tells of, in full."""
+    """Reads a piece of work from a record; ``None`` if it does not tell of one in full."""
     stage, noted = record.get("stage"), _time(record.get("time"))
     host, pid = _text(record.get("host")), _whole(record.get("pid"))
     number = _whole(record.get("round", 1))
@@ -219,7 +221,7 @@ def _work(record: Mapping[str, Any]) -> WorkSpan | None:
     if stage == "measure":
         blocks = list(_blocks(record))
         seconds = _number(record.get("task_seconds"), _MOST_SECONDS)
-        # It is noted once the product is there, and before it is written.
+        # The receipt takes its time once the product is there, before the shard is written.
         writing = _number(record.get("write_seconds"), _MOST_SECONDS)
         if not blocks or not seconds or writing is None or record.get("products") == 0:
             return None
@@ -262,7 +264,7 @@ def _estimate(stated: Any) -> dict[str, float]:
 
 
 def _entry(entries: dict[str, _Entry], name: str, new: _Entry) -> _Entry:
-    """The entry of a name: one that is not kept if there are too many already."""
+    """Returns the entry of a name; if there are too many already, a new one that is not kept."""
     has_room = name in entries or len(entries) < _MOST_NAMES
     return entries.setdefault(name, new) if has_room else new
 

@@ -1,4 +1,4 @@
-"""Numbers for people: few digits, true minus signs, powers of ten that can be read."""
+"""Writes numbers for people: few digits, true minus signs, legible powers of ten."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _THIN = "\u202f"
 
 
 def whole(number: int) -> str:
-    """A whole number, its thousands apart."""
+    """Writes a whole number with its thousands apart."""
     return _signed(f"{number:,}" if abs(number) >= 10_000 else str(number))
 
 
 def power(exponent: int) -> str:
-    """A power of ten; those near one are written out."""
+    """Writes a power of ten; those near one are written out."""
     return f"{10.0**exponent:g}" if -2 <= exponent <= 3 else _power(exponent)
 
 
 def value(number: float, digits: int = 4) -> str:
-    """A measured number, to so many digits."""
+    """Writes a measured number to so many digits."""
     if not math.isfinite(number):
         return "unknown"
     if number == 0:
@@ -33,7 +33,7 @@ def value(number: float, digits: int = 4) -> str:
 
 
 def tick(number: float, step: float) -> str:
-    """A number at an axis whose numbers are so far apart."""
+    """Writes a number beside an axis whose numbers are ``step`` apart."""
     if number == 0:
         return "0"
     if max(abs(number), step) >= 1e5 or step < 1e-4:
@@ -48,12 +48,12 @@ def _power(exponent: int) -> str:
 
 
 def _signed(text: str) -> str:
-    """A number with a true minus sign, and thin spaces between thousands."""
+    """Gives a number a true minus sign, and thin spaces between thousands."""
     return text.replace("-", "−").replace(",", _THIN)
 
 
 def share(number: float) -> str:
-    """A share of a whole: in per cent, unless it is too small for that."""
+    """Writes a share of a whole in per cent, unless it is too small for that."""
     if not math.isfinite(number):
         return "unknown"
     if 1e-4 <= abs(number) < 10:
@@ -63,7 +63,7 @@ def share(number: float) -> str:
 
 
 def probability(number: float) -> str:
-    """A lower bound of a probability, never rounded up to certainty."""
+    """Writes a lower bound of a probability, never rounded up to certainty."""
     if number >= 0.99995:
         return "> 0.9999"
     return f"{number:.{2 if number < 0.99 else 4}f}"

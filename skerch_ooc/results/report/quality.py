@@ -1,4 +1,4 @@
-"""Charts of what is left out: the scree curve with its bounds, and how sure the error is."""
+"""Charts of the error: the scree curve with its bounds, and how sure the error is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _STEPS = (0.25, 0.5, 1.0, 2.0)
 
 
 def scree(assessment: Assessment) -> Chart | None:
-    """What share of the operator approximations of lower rank leave out; ``None`` if unknown."""
+    """Draws the scree curve: the share of the operator that lower ranks leave out.
+
+    Returns:
+        The chart; ``None`` if the shares are unknown.
+    """
     bounds = [(rank, lower, upper) for rank, lower, upper in assessment.scree
               if math.isfinite(lower) and math.isfinite(upper)]  # fmt: skip
     if not bounds:
@@ -37,7 +41,7 @@ def scree(assessment: Assessment) -> Chart | None:
 
 
 def error(assessment: Assessment) -> Chart | None:
-    """How probable it is that the true error is below a multiple of the estimate."""
+    """Draws how probable it is that the true error is below a multiple of the estimate."""
     if assessment.relative_error is None or not assessment.test_measurements:
         return None
     sure = 1 - (1 - _SURE) / assessment.looks

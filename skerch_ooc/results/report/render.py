@@ -1,4 +1,4 @@
-"""Templates of the page and of its charts: Jinja2 escapes whatever is not markup already."""
+"""Renders the templates of the page and its charts; Jinja2 escapes all that is not markup."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ _FONT = Markup(
 _UNSHOWN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""What XML forbids, what cannot be encoded, and what would turn the text around it."""
+"""What XML forbids, what cannot be encoded, and what would change the direction of the text."""
 
 
 def rendered(template: str, **facts: Any) -> str:
-    """The text that a template makes of facts."""
+    """Renders a template with facts."""
     return environment().get_template(template).render(facts)
 
 
 def plain(text: object, longest: int | None = None) -> str:
-    """A text that can be shown: without invisible characters, and at most ``longest`` long."""
+    """Makes a text safe to show: without invisible characters, and at most ``longest`` long."""
     shown = _UNSHOWN.sub("\ufffd", str(text))
     return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def coordinate(value: float) -> str:
-    """A length in a chart, to a tenth of its unit."""
+    """Writes a length in a chart, to a tenth of its unit."""
     text = f"{value:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
 
 def path(points: Iterable[tuple[float, float]], closed: bool = False) -> str:
-    """The data of an SVG path through points."""
+    """Returns the data of an SVG path through points."""
     pairs = " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in points)
     return f"M{pairs}{'Z' if closed else ''}"
 
 
 @cache
 def environment() -> Environment:
-    """Where templates are found, and what all of them may use."""
+    """Makes the Jinja2 environment: where templates are, and what all of them may use."""
     made = Environment(
         loader=PackageLoader("skerch_ooc.results.report"),
         autoescape=True,
@@ -91,7 +91,7 @@ def environment() -> Environment:
 
 
 def _shown(content: object) -> object:
-    """What stands for the value of an expression in a template, before it is escaped."""
+    """Returns the text for the value of an expression in a template, before it is escaped."""
     if isinstance(content, Markup):
         return content
     return coordinate(content) if isinstance(content, float) else plain(content)

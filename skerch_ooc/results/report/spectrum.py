@@ -29,7 +29,7 @@ _BINS_IN_A_DECADE = (8, 4, 2, 1)
 
 
 def linear_spectrum(found: Values) -> Chart:
-    """The values as they are, with their signs."""
+    """Draws the values with their signs."""
     lowest, highest = found.ends
     y = linear(min(0.0, float(lowest.min())), max(0.0, float(highest.max())), BOTTOM, TOP)
     drawn = {"found": found, "x": whole_numbers(len(found), LEFT, RIGHT), "y": y,
@@ -38,7 +38,7 @@ def linear_spectrum(found: Values) -> Chart:
 
 
 def logarithmic_spectrum(found: Values) -> Chart:
-    """Magnitudes on a logarithmic axis, with the error below which none can be told from 0."""
+    """Draws magnitudes on a logarithmic axis, with the error, below which no value is sure."""
     heights = [*map(float, found.sizes), found.error or 0.0]
     heights += [] if found.bounds is None else [float(found.bounds.min())]
     x, y = whole_numbers(len(found), LEFT, RIGHT), logarithmic(heights, BOTTOM, TOP)
@@ -48,7 +48,7 @@ def logarithmic_spectrum(found: Values) -> Chart:
 
 
 def density(found: Values) -> Chart:
-    """How many values there are of which magnitude; negative ones downwards."""
+    """Draws a histogram of the magnitudes; negative values count downwards."""
     seen = found.sizes > max(float(found.sizes.max()) * 10**-MOST_DECADES, 1e-300)
     if not seen.any():
         return Chart("density", "density", {"found": found}, empty=_all_zero(found))
@@ -75,7 +75,7 @@ def _all_zero(found: Values) -> str:
 
 
 def _bins(low: float, high: float) -> tuple[int, int, int]:
-    """Numbers of the first and of the last bar, and bars of a decade."""
+    """Chooses the bins: numbers of the first and the last bar, and bars in a decade."""
     for per_decade in _BINS_IN_A_DECADE:
         first = math.floor(low * per_decade + 1e-9)
         last = math.floor(high * per_decade + 1e-9)
@@ -87,14 +87,14 @@ def _bins(low: float, high: float) -> tuple[int, int, int]:
 
 
 def _magnitude(exponent: float) -> float:
-    """A power of ten, within the range of double precision."""
+    """Returns a power of ten, kept within the range of double precision."""
     return float(10 ** min(max(exponent, -307.0), 308.0))
 
 
 def _bars(
     counts: Array, x: Axis, y: Axis, colour: str
 ) -> list[tuple[float, float, float, float, str]]:
-    """Left edge, top, width, height and colour of the bars that are not empty."""
+    """Lists left edge, top, width, height and colour of the bars that are not empty."""
     width = (x.stop - x.start) / len(counts)
     bars = []
     for place in map(int, np.flatnonzero(counts)):

@@ -1,4 +1,4 @@
-"""The chart of the work: which process did what when, with long pauses cut out."""
+"""Timeline: the chart of which process did what when, with long pauses cut out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_PIECES = 1200
 _LEFT, _TOP, _ROW, _BAR = 150.0, 40.0, 20.0, 13.0
 _LONGEST_NAME = 17
 _MIXED = 4.0
-"""Where even such gaps are closed, tasks of any kind are drawn as one."""
+"""Once gaps wider than this are closed, tasks of different kinds are drawn as one, too."""
 
 _PAUSE_SHARE = 0.15
 _SHOWN_PAUSE = 0.04
@@ -30,14 +30,14 @@ _LATER_ROUNDS = "teal"
 
 @dataclass(frozen=True)
 class TaskBar:
-    """Tasks that are drawn as one, as those too short to be seen are with their neighbours.
+    """A bar of the chart: one task, or several too short to be seen apart.
 
     Attributes:
         start: Left end.
         end: Right end.
-        colour: By the first of them.
-        first: What the first of them was.
-        tasks: How many they are.
+        colour: The colour of the first task.
+        first: What the first task was.
+        tasks: Number of tasks.
     """
 
     start: float
@@ -49,12 +49,12 @@ class TaskBar:
 
 @dataclass(frozen=True)
 class Clock:
-    """Time at work: moments without the long pauses between spans of work.
+    """A clock that stands still during long pauses between spans of work.
 
     Attributes:
         spans: When anybody was at work, in order, with short pauses.
-        starts: Where each of them begins on the clock.
-        length: Of all of it, in seconds.
+        starts: Where each span begins on the clock, in seconds.
+        length: Seconds on the clock from the first to the last span.
         cut: The pauses that were cut out, in seconds.
     """
 
@@ -65,7 +65,7 @@ class Clock:
 
     @classmethod
     def of(cls, work: list[WorkSpan]) -> Clock:
-        """The clock of some work, by its beginning."""
+        """Makes the clock of some work, which is in the order of its starts."""
         busy = merged_spans(work)
         total = sum(end - start for start, end in busy) or 1.0
         spans: list[tuple[float, float]] = []
@@ -83,7 +83,7 @@ class Clock:
         return cls(tuple(spans), tuple(starts), max(length - room, 1e-6), cut)
 
     def at(self, moment: float) -> float:
-        """Where a moment of work is."""
+        """Returns where a moment of work is on the clock, in seconds."""
         number = max(0, bisect.bisect_right(self.spans, (moment, float("inf"))) - 1)
         return self.starts[number] + moment - self.spans[number][0]
 
@@ -125,7 +125,7 @@ def _colour(piece: WorkSpan) -> str:
 
 
 def _legend(pieces: list[WorkSpan]) -> list[tuple[float, str, str]]:
-    """Place, name and colour of what was measured or done, as far as there is room."""
+    """Lists place, name and colour of the entries of the legend, as far as there is room."""
     order = [*_COLOURS]
     names = {piece.role: _colour(piece) for piece in pieces}
     entries, x = [], 10.0
@@ -139,15 +139,15 @@ def _legend(pieces: list[WorkSpan]) -> list[tuple[float, str, str]]:
 
 
 def _short_name(host: str, pid: int) -> str:
-    """The name of a process, as short as there is room: hosts differ mostly at their end."""
+    """Shortens the name of a process to the room that there is."""
     host, room = plain(host), max(2, _LONGEST_NAME - len(str(pid)) - 1)
-    # The hosts of a cluster differ before the first dot.
+    # The hosts of a cluster differ before the first dot, and there mostly at the end.
     first = host if host.replace(".", "").isdigit() else host.partition(".")[0] or host
     return f"{first if len(first) <= room else f'…{first[1 - room :]}'} {pid}"
 
 
 def _pauses(clock: Clock, x: Axis, scale: float) -> list[float]:
-    """The middle of each pause that was cut out."""
+    """Lists the places of the middles of the pauses that were cut out."""
     room = _SHOWN_PAUSE * clock.length
     return [x.at((start - room / 2) / scale) for start in clock.starts[1:60]]
 
@@ -155,7 +155,7 @@ def _pauses(clock: Clock, x: Axis, scale: float) -> list[float]:
 def _bars(
     pieces: list[WorkSpan], clock: Clock, x: Axis, scale: float
 ) -> dict[tuple[str, int], list[TaskBar]]:
-    """The tasks of each process; the more there are, the wider are those drawn as one."""
+    """Draws the tasks of each process; the more there are, the more are drawn as one."""
     narrow = 1.0
     while True:
         drawn: dict[tuple[str, int], list[TaskBar]] = {}

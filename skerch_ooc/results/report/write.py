@@ -1,4 +1,4 @@
-"""Makes the page of a result, and the files of its charts."""
+"""Writes the report of a result: one HTML page, and its charts as SVG files."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from skerch_ooc.store.rundir import Run
 def report(run: Run, name: str = "default", *, output: str | Path | None = None) -> Path:
     """Writes a page about a result: what was found, how sure that is, and what it took.
 
-    The page is one HTML file that asks for nothing else. Beside it, in ``figures``, its figures are
-    files of their own. The same run makes the same bytes. Nothing that the run names is imported.
+    The page is one HTML file that needs no other. Beside it, in ``figures``, its charts are files
+    of their own. The same run gives the same bytes. Nothing that the run names is imported.
 
     Args:
         run: The run.
-        name: Folder of the result.
-        output: Where the page is written, alone; by default it is ``report.html`` in the folder of
-            the result, and figures are written too.
+        name: The folder of the result.
+        output: The file to write the page to, without figures; by default ``report.html`` in the
+            folder of the result, and figures are written, too.
 
     Returns:
         The path of the page.
 
     Raises:
-        IncompleteError: If there is no such result, it is not assessed, or either is of what the
-            run was before it grew; or if the page cannot be written.
+        IncompleteError: If there is no such result, it is not assessed, the run has grown since
+            either was made, or the page cannot be written.
         CorruptError: If a file is damaged.
-        UsageError: If the name is not one of a folder.
+        UsageError: If the name cannot be that of a folder.
     """
     facts = gather(run, name)
     drawn = charts(facts)
@@ -57,7 +57,7 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
 
 
 def charts(facts: Facts) -> list[Chart]:
-    """All charts of a report; those of what is unknown are left out."""
+    """Draws all charts of a report; leaves out those of what is unknown."""
     made = [
         linear_spectrum(facts.values), logarithmic_spectrum(facts.values), density(facts.values),
         quality.error(facts.assessment), quality.scree(facts.assessment),
@@ -69,7 +69,7 @@ def charts(facts: Facts) -> list[Chart]:
 
 
 def page(facts: Facts, drawn: list[Chart]) -> bytes:
-    """The page of a report: one HTML file that holds its style and charts, and asks for nothing."""
+    """Renders the page of a report: one HTML file with its style and charts inside."""
     found = Found(facts.run, facts.name, facts.settings, facts.assessment, "DIR")
     advice = advise(found, numbers.share)
     return rendered("page.html.jinja", facts=facts, charts=drawn, advice=advice).encode()
