@@ -38,6 +38,7 @@ class Budget:
     """
 
     def __init__(self, seconds: float | None = None) -> None:
+        # A monotonic clock: a host whose time is set meanwhile must not end or extend the budget.
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._longest = 0.0
         self._asked = False

@@ -132,6 +132,7 @@ def cover(whole: Range, present: Sequence[Range]) -> list[tuple[Range, int]]:
     """
     chosen = []
     position = whole.start
+    # In a fixed order, so that every process takes the same one of overlapping ranges.
     for index in sorted(range(len(present)), key=lambda i: (present[i], i)):
         piece = present[index]
         if position >= whole.stop or piece.stop <= position:

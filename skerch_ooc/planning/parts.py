@@ -95,6 +95,7 @@ class Part:
     def _is_sound(self) -> bool:
         numbers = [self.number, self.summand, self.of]
         numbers += [end for run in (self.terms, self.rows) if run for end in (run.start, run.stop)]
+        # By type, as isinstance takes true and false for integers.
         plain = all(type(number) is int and 0 <= number <= values.MAX_SIZE for number in numbers)
         return (
             plain

@@ -144,6 +144,7 @@ class Identity(values.Checked):
 
         def read() -> Identity:
             operator = value["operator"]
+            # The tile is not read: format 1 has one size, and _read finds any other altered.
             return cls(
                 kind=value["kind"],
                 factory=operator["factory"],

@@ -44,6 +44,7 @@ def measure_seconds(
     if not task_seconds:
         return 0.0
     ends = [0.0] * min(workers, len(task_seconds))
+    # The task begins when a worker is free, and the scheduler has handed out all tasks before it.
     for number, seconds in enumerate(task_seconds, 1):
         heapq.heapreplace(ends, max(ends[0], number * overhead) + seconds)
     return max(ends)

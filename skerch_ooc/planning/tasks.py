@@ -31,6 +31,7 @@ def _exponent(plan: Plan, columns: int, sums: int) -> int:
     Each run publishes its sums; with shorter runs they could take as much disk as the data.
     """
     tile = plan.identity.tile[0] * columns * plan.identity.itemsize
+    # The smallest j with 2^j tiles above ten times the sums.
     return max(SMALLEST_RUN, (10 * sums // tile).bit_length())
 
 

@@ -19,6 +19,7 @@ from skerch_ooc.store.sealed import SealedFile
 
 def _run_of(path: Path) -> Path:
     """Returns the run directory of a file that lies two folders below it."""
+    # A relative path such as default/eigh.h5 has too few parents of its own.
     return (path if len(path.parents) > 2 else path.absolute()).parents[2]
 
 

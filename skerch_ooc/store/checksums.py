@@ -64,6 +64,7 @@ def hash_of(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
     """Returns the SHA-256 of a file without its seal and its bulks."""
     digest = hashlib.sha256()
     position = SEAL_BYTES
+    # With an empty bulk at the end of the file, so that the bytes after the last one are hashed.
     for bulk in (*bulks, Extent(length, 0)):
         for part in cut(Range(position, bulk.offset), _READ_BYTES):
             digest.update(os.pread(descriptor, len(part), part.start))

@@ -105,6 +105,7 @@ class Layout:
             good = min(layout.shape + layout.tile) >= 1 and len(crc32) == layout.tiles
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise CorruptError(f"{path}: its identity does not describe its data") from error
+        # Values that int() and str() converted, such as 4096.5, are no description of ours.
         if not good or layout.as_json(crc32) != value:
             raise CorruptError(f"{path}: its identity does not describe its data")
         return layout, crc32

@@ -76,6 +76,7 @@ def may_be_at_work(name: str, written: float, older_than: float) -> bool:
     if owner is None or owner.host != socket.gethostname():
         return age < older_than
     try:
+        # A process that started after the file was written is another one with the same number.
         return bool(psutil.Process(owner.pid).create_time() < written + _CLOCKS)
     except psutil.NoSuchProcess:
         return age < min(MOMENT, older_than)

@@ -35,6 +35,7 @@ FIGURES = (
 )  # fmt: skip
 """The figures of a report."""
 
+# No leading zeros: a value has one spelling, so no two names state the same.
 _NUMBER = r"(?:0|[1-9]\d{0,14})"
 _FIELDS = {
     "role": r"[a-z][a-z0-9-]{0,39}",

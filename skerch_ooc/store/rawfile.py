@@ -22,6 +22,7 @@ measured to take ten times as long as the write. Smaller writes save nothing."""
 def read_at(descriptor: int, data: memoryview, offset: int) -> int:
     """Reads bytes of a file into ``data``; returns how many there were."""
     position = 0
+    # A single call may read less than it is asked for, and reads at most 2 GiB.
     while position < len(data):
         count = os.preadv(descriptor, [data[position:]], offset + position)
         if count == 0:
@@ -95,6 +96,7 @@ class RawFile(io.RawIOBase):
         """Writes all of it, or remembers the failure."""
         view = memoryview(data).cast("B")
         try:
+            # After a failure the file is useless: libhdf5 may go on, but nothing more is written.
             if self.error is None:
                 write_at(self._descriptor, view, self._position)
         except OSError as error:

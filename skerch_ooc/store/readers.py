@@ -96,6 +96,7 @@ class RoleReader(RowTiles):
             strips[0].role, (height, width), identity.dtype, (identity.tile[0], width)
         )
         self._wide = np.result_type(self.dtype, np.float64)
+        # Row shards of a merged sketch hold the sum of all parts and summands.
         merged = folder != run.shards
         self.files: dict[Rectangle, SealedFile] = {}
         # Grouped once: if each of many parts searched the shards of all parts, opening a run would
@@ -139,6 +140,7 @@ class RoleReader(RowTiles):
             return self._read_layer(self._layers[0], rows, out)
         total = np.zeros(out.shape, self._wide)
         space = np.empty(out.shape, self._wide)
+        # Sums that overflow are refused below, with a reason.
         with np.errstate(over="ignore", invalid="ignore"):
             for layer in self._layers:
                 part = self._read_layer(layer, rows, space)

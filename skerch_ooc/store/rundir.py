@@ -403,4 +403,5 @@ def _require_own_folders(directory: Path) -> None:
 
 
 def _may_be_folder(path: Path) -> bool:
+    # A link that leads nowhere counts, too: its target may be a folder that is made later.
     return path.is_dir() or not path.exists()

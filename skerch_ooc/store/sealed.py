@@ -73,6 +73,8 @@ class BulkWriter:
             part: Its content, without padding.
         """
         stored_shape = self.layout.stored_shape(row, column)
+        # HDF5 stores chunks at the edges whole. They are padded with zeros, so that equal contents
+        # are equal bytes.
         if part.shape != stored_shape:
             padded = np.zeros(stored_shape, self.layout.stored_dtype)
             padded[: part.shape[0], : part.shape[1]] = part
@@ -142,6 +144,8 @@ def _extent(dataset: h5py.Dataset) -> Extent | None:
     """Returns the bytes of a dataset, if they are one range in the order of its tiles."""
     if dataset.chunks is None:
         return Extent(dataset.id.get_offset() or 0, dataset.id.get_storage_size())
+    # Only the first and the last chunk are looked up, as there may be many: if these enclose just
+    # the bytes of all chunks, the bulk is one range.
     count = dataset.id.get_num_chunks()
     ends = [dataset.id.get_chunk_info(0), dataset.id.get_chunk_info(count - 1)]
     start, stop = ends[0].byte_offset, ends[1].byte_offset + ends[1].size

@@ -46,6 +46,8 @@ from skerch_ooc.store.shards import (
 from skerch_ooc.store.tiles import Tiles
 
 _DIGITS = 16
+"""Digits of a hash in the names of folders and roles."""
+
 _LISTINGS = "listings"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LATER_ROLE = re.compile(rf"round[1-9]\d*-[0-9a-f]{{{_DIGITS}}}")
@@ -299,6 +301,7 @@ class Sketch:
             files |= reader.files
         self.shard_files = [files[rectangle] for rectangle in sorted(files)]
         stated: list[Any] = [file.identity for file in self.shard_files]
+        # Shards do not state the scale of their summand, which an update may change.
         if run.plan.summands > 1:
             stated.append([part.scale for part in run.plan.parts])
         self.digest = digest(stated)
@@ -429,6 +432,7 @@ def count_products(
         count = record.get("products")
         if record.get("stage") not in ("probe", "fingerprint") or not isinstance(count, int):
             continue
+        # Receipts are a log, in which anything may stand.
         if 0 <= count <= MAX_SIZE:
             checks += count
     return {"planned": planned, "done": done, "probe": checks}
