@@ -241,6 +241,17 @@ def locked(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def looks_for_late_files() -> Iterator[bool]:
+    """Yields for each look at a folder that lacks something whether it is the last; pauses between.
+
+    Network folders show late what other hosts have published.
+    """
+    for pause in LATE_FILES_SECONDS:
+        yield False
+        time.sleep(pause)
+    yield True
+
+
 def wait_for_files(paths: Iterable[Path]) -> list[Path]:
     """Waits a moment until files that other hosts have published are visible here.
 
@@ -248,13 +259,12 @@ def wait_for_files(paths: Iterable[Path]) -> list[Path]:
         The files that are still missing.
     """
     missing = list(paths)
-    for pause in (*LATE_FILES_SECONDS, None):
+    for last in looks_for_late_files():
         for folder in {path.parent for path in missing}:
             look_again(folder)
         missing = [path for path in missing if not is_taken(path)]
-        if not missing or pause is None:
+        if not missing or last:
             break
-        time.sleep(pause)
     return missing
 
 

@@ -151,13 +151,10 @@ def needs_of(run: Run) -> Needs:
         for identity in implicit_results(run).values()
         if isinstance(count := identity.get("amendments"), int) and 0 < count < amended
     }
-    earlier = [known for plan in plans.values() for known in _rounds_of(run, plan)]
+    rounds = (known for plan in plans.values() for known in known_rounds(Run(run.directory, plan)))
+    # All that are known, if others are not.
+    earlier = [known for known in rounds if known.is_measured()]
     return Needs(run, state.last.sketch.digest, state.rounds + earlier)
-
-
-def _rounds_of(run: Run, plan: Plan) -> list[Round]:
-    """The rounds of an earlier plan of a run; all that are known, if some are not."""
-    return [known for known in known_rounds(Run(run.directory, plan)) if known.is_measured()]
 
 
 def implicit_results(run: Run) -> dict[str, dict[str, Any]]:

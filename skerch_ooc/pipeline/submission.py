@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
-from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, locked
+from skerch_ooc.base.files import digest, locked, looks_for_late_files
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError
@@ -225,15 +224,14 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
     """
     if stage == RoundStage("measure"):
         return
-    for pause in (*LATE_FILES_SECONDS, None):
+    for last in looks_for_late_files():
+        # The stage before may have ended on other hosts a moment ago.
+        look_again(run)
         first, *_ = State(run).left or [Left(stage, ())]
         if _order(first.stage) >= _order(stage):
             return
-        if pause is None:
+        if last:
             raise IncompleteError(f"{stage} is too early: {_not_done(first)}")
-        # The stage before has ended on other hosts a moment ago, and folders show files late.
-        time.sleep(pause)
-        look_again(run)
 
 
 def _order(stage: RoundStage) -> tuple[bool, int, int]:

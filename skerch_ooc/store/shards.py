@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError
-from skerch_ooc.base.files import LATE_FILES_SECONDS, digest, is_there, size_of
+from skerch_ooc.base.files import digest, is_there, looks_for_late_files, size_of
 from skerch_ooc.base.partition import Range, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
@@ -250,13 +249,11 @@ def wait_for_columns(run: Run, strips: Sequence[Rectangle]) -> list[Rectangle]:
     Raises:
         IncompleteError: If columns are missing even after a pause for files that appear late.
     """
-    for pause in (*LATE_FILES_SECONDS, None):
+    for _ in looks_for_late_files():
         shards = list_shards(run.shards)
         missing = missing_of(strips, shards)
         if not any(missing.values()):
             return of_strips(strips, shards)
-        if pause is not None:
-            time.sleep(pause)
     several = len({strip.part for strip in strips}) > 1
     lacking = [
         (f"part {strip.part}: " if several else "")

@@ -224,13 +224,9 @@ class Round:
         """
         return Sketch(self)
 
-    def rectangles(self, listed: Iterable[Rectangle]) -> list[Rectangle]:
-        """Returns the listed shards that may be used for the sketch of this round, in order."""
-        return of_strips(self.merged_strips, listed)
-
     def listing(self, listed: Iterable[Rectangle]) -> str:
         """Hashes names, sizes and times of the round's shards, and the number of amendments."""
-        shards = listing_of(self.run.shards, self.rectangles(listed))
+        shards = listing_of(self.run.shards, of_strips(self.merged_strips, listed))
         return digest([len(self.run.plan.amendments), shards])
 
     def digest_by_notes(self, listed: Iterable[Rectangle]) -> str:

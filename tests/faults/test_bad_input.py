@@ -48,8 +48,7 @@ def _one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
         # There are no network folders here whose late files are worth waiting for.
-        for module in ("store.shards", "pipeline.submission", "base.files"):
-            patch.setattr(f"skerch_ooc.{module}.LATE_FILES_SECONDS", ())
+        patch.setattr("skerch_ooc.base.files.LATE_FILES_SECONDS", ())
         yield
 
 

@@ -518,7 +518,7 @@ class TestElements:
         late = next(run.shards.glob("*.h5"))
         late.rename(run.directory / late.name)
         monkeypatch.setattr(
-            "skerch_ooc.pipeline.submission.time.sleep",
+            "skerch_ooc.base.files.time.sleep",
             lambda _: (run.directory / late.name).rename(late),
         )
         assert element("0001").returncode == 0
