@@ -48,6 +48,35 @@ class _ShownByFirstName(click.Option):
         return record[0].replace(f", {self.opts[1]}", ""), record[1]
 
 
+def positive(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Lets only positive numbers pass; for click."""
+    if value is not None and not value > 0:
+        raise UsageError(f"{option.opts[0]} {value}: must be positive")
+    return value
+
+
+def factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """A number, or a fraction of two."""
+    above, slash, below = value.partition("/")
+    try:
+        # Of a number with an exponent Fraction would write out all digits.
+        found = float(Fraction(int(above), int(below))) if slash else float(value)
+        if math.isfinite(found):
+            return found
+        raise ValueError(value)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is no number, and no fraction such as 3/11", ctx, param
+        ) from None
+
+
+def number(_: click.Context, _option: click.Parameter, text: str | None) -> int | str | None:
+    """The whole number that a text is, or the text; for click."""
+    if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
+        return text
+    return int(text)
+
+
 PATH = _NamedPath(path_type=Path)
 
 DIR = click.argument("directory", metavar="DIR", type=PATH)
@@ -57,15 +86,6 @@ RUN = click.option(
     "--run", "run_dir", required=True, metavar="DIR", type=PATH,
     help="Folder of the run, new or to go on with.",
 )  # fmt: skip
-
-
-def positive(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Lets only positive numbers pass; for click."""
-    if value is not None and not value > 0:
-        raise UsageError(f"{option.opts[0]} {value}: must be positive")
-    return value
-
-
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="Peak resident memory of a process, such as 2GiB."
@@ -94,23 +114,6 @@ _WHERE = (
         "--tries", type=int, metavar="N", help="How often Dask tries a task that fails; default 1."
     ),
 )  # fmt: skip
-
-
-def factor(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """A number, or a fraction of two."""
-    above, slash, below = value.partition("/")
-    try:
-        # Of a number with an exponent Fraction would write out all digits.
-        found = float(Fraction(int(above), int(below))) if slash else float(value)
-        if math.isfinite(found):
-            return found
-        raise ValueError(value)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise click.BadParameter(
-            f"{value!r} is no number, and no fraction such as 3/11", ctx, param
-        ) from None
-
-
 MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=positive,
     help="Stop in good order after S seconds; can be resumed.",
@@ -255,10 +258,3 @@ def with_options(command: Any, *options: Option) -> Any:
 WORKING = gathered("working", WorkOptions, MEMORY, THREADS, DEVICE)
 PLACE = gathered("working", WorkOptions, *_WHERE, MEMORY, THREADS, DEVICE)
 SHOWN = gathered("shown", ResultOptions, MAX_ERROR, JSON)
-
-
-def number(_: click.Context, _option: click.Parameter, text: str | None) -> int | str | None:
-    """The whole number that a text is, or the text; for click."""
-    if text is None or not re.fullmatch("-?[0-9]{1,20}", text):
-        return text
-    return int(text)
