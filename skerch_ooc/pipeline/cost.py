@@ -1,4 +1,4 @@
-"""What a plan will cost: products, bytes on disk, files, memory, and, after a probe, hours."""
+"""Cost: estimates the products, bytes on disk, files, memory and hours of a plan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
 from skerch_ooc.planning.tasks import measure_tasks
 
 ASSUMED_BASELINE = 512 * 1024**2
-"""Resident memory of a process with its libraries, where no probe has measured it."""
+"""The resident memory of a process with its libraries, if no probe has measured it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan will cost.
+    """An estimate of what a plan will cost.
 
     Attributes:
         products: Products of the measurements.
@@ -78,7 +78,7 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
 
 
 def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
-    """Seconds of the tasks of each round, which begins when the one before it is done."""
+    """Lists the seconds of the tasks of each round, which begins when the one before is done."""
 
     def tasks(*roles: str) -> list[float]:
         blocks = [block for role in roles for block in plan.blocks(role)]
@@ -88,7 +88,7 @@ def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
 
 
 def _seconds(plan: Plan, probe: Probe, workers: int) -> float:
-    """Seconds of measuring; one worker is this process, which has started already."""
+    """Returns the seconds of measuring; one worker is this process, which has started already."""
     rounds = _rounds(plan, probe)
     if workers == 1:
         return sum(map(sum, rounds))
@@ -104,17 +104,17 @@ def _useful_workers(plan: Plan, probe: Probe) -> int:
 
 
 def _seconds_with(plan: Plan, probe: Probe) -> dict[int, float]:
-    """Seconds of measuring with 1, 4, 16, ... workers, as far as they are useful."""
+    """Returns the seconds of measuring with 1, 4, 16, ... workers, as far as they are useful."""
     most = _useful_workers(plan, probe)
     counts = [4**i for i in range(most.bit_length()) if 4**i <= most]
     return {workers: _seconds(plan, probe, workers) for workers in counts}
 
 
 def require_memory(costs: Estimate, resources: Resources) -> None:
-    """Refuses a plan of which a stage would not fit.
+    """Refuses a plan if one of its stages would not fit into the memory.
 
     Raises:
-        UsageError: Naming the stage.
+        UsageError: If a stage does not fit; it names the stage.
     """
     stage, needed = max(costs.peak_bytes.items(), key=lambda item: item[1])
     if needed > resources.memory:
@@ -128,7 +128,7 @@ def require_memory(costs: Estimate, resources: Resources) -> None:
 def choose_block(
     spec: Spec, shape: tuple[int, int], probe: Probe | None, resources: Resources
 ) -> int:
-    """The width of blocks: as asked for, else what memory and time of a task allow.
+    """Chooses the width of blocks: as asked for, else what memory and time of a task allow.
 
     Raises:
         UsageError: If not even one column fits into the memory.
@@ -153,7 +153,7 @@ def require_fitting(shape: tuple[int, int], needed: int, resources: Resources) -
     """Refuses a memory into which not even one column fits.
 
     Raises:
-        UsageError: With both amounts.
+        UsageError: If one column needs more; it states both amounts.
     """
     if needed > resources.memory:
         raise UsageError(

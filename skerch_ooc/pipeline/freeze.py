@@ -1,4 +1,4 @@
-"""From a spec and an operator to a plan: sizes, parts, and how columns are cut into blocks."""
+"""Freeze: makes a plan of a spec and an operator: sizes, parts, and the blocks of columns."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ _ROWS_FOR_LEFT = 128
 
 @dataclass(frozen=True)
 class Examined:
-    """An operator that was loaded, and what was found out about it.
+    """A loaded operator, with what was found out about it.
 
     Attributes:
         product: The operator.
-        findings: Of the probe, if there was one.
-        fingerprint: By which it is known again; none if nobody asked for it.
+        findings: The findings of the probe, if there was one.
+        fingerprint: The fingerprint, by which processes recognise the operator; ``None`` if it was
+            not asked for.
     """
 
     product: Product
@@ -58,10 +59,10 @@ class Examined:
             product: The operator.
             seed: The run's seed.
             kind: ``"eigh"``, if it must be Hermitian, or ``"svd"``.
-            threads: What it may use.
+            threads: Threads that the operator may use.
 
         Raises:
-            OperatorError: If it cannot be used.
+            OperatorError: If the operator cannot be used.
         """
         with operator_threads(threads):
             return cls(product, *examine(product, seed, kind))
@@ -78,12 +79,12 @@ def planned(
     spec: Spec, shape: tuple[int, int], sha256: str | None, examined: Examined | None,
     resources: Resources, run_dir: Path,
 ) -> Plan:  # fmt: skip
-    """The plan of a spec.
+    """Makes the plan of a spec.
 
     Args:
         spec: The spec.
-        shape: Of the operator.
-        sha256: Hash of the factory's file, if it is one.
+        shape: The shape of the operator.
+        sha256: Hash of the factory's file, if the factory is in a file.
         examined: The operator, if it was loaded.
         resources: Memory and cores of a process.
         run_dir: The run directory.
@@ -126,7 +127,7 @@ def planned(
 
 
 def relative_folder(folder: Path, run_dir: Path) -> str:
-    """A folder as an amendment states it."""
+    """Returns a folder as an amendment states it: relative to the run directory."""
     return os.path.relpath(folder.resolve(), run_dir.resolve())
 
 
@@ -139,19 +140,19 @@ def parts_of(
     left: int,
     least: int = 1,
 ) -> tuple[Part, ...]:
-    """The parts in which a summand is measured.
+    """Cuts a summand into the parts in which it is measured.
 
-    Cutting columns costs nothing, cutting terms multiplies the sketches on disk: so it is done only
-    where it is asked for, where a single product would take longer than a task may, or where all
-    columns are taken together.
+    Cutting columns costs nothing, but cutting terms multiplies the sketches on disk. So terms are
+    cut only if the user asks for it, if a single product would take longer than a task may, or if
+    a task takes all columns together.
 
     Args:
         examined: The operator.
-        wanted: How many parts at most, or ``"auto"``.
-        task_seconds: How long a task may take.
+        wanted: The number of parts, at most, or ``"auto"``.
+        task_seconds: Seconds that a task may take.
         first: What all parts have in common, and the number of the first.
         left: Columns of the left sketch.
-        least: How many parts there must be, if there are as many terms.
+        least: The number of parts, at least, if there are as many terms.
     """
     product, findings = examined.product, examined.findings
     terms = product.terms
@@ -196,14 +197,14 @@ def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise
 
 
 def identity_like(spec: Spec, known: Identity) -> Identity:
-    """The identity of a spec, with what it leaves to the operator as in one that is known."""
+    """Returns the identity of a spec, with what the spec leaves open taken from a known one."""
     shape = spec.operator.shape or known.shape
     left = known.noise.get("left", spec.sketch.noise)
     return _identity(spec, shape, known.factory_sha256, left)
 
 
 def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[Sizes, str]:
-    """Sizes, and the noise of the left sketch, where rows are at hand.
+    """Chooses sizes, and the noise of the left sketch, for an operator whose rows are at hand.
 
     There a sparse test matrix makes many left columns cheap, which all but removes their part of
     the error: ``sqrt(1 + m / (l - m - 1))`` (Nakatsukasa 2020, arXiv 2009.11392, section 2).

@@ -1,7 +1,7 @@
-"""Needs: which files of a finished run are of use, and what must be there before its shards go.
+"""Needs: which files of a run are still needed, and what must be whole before its shards may go.
 
-First it finds the derived files and column shards that nothing makes use of any more. Then it
-checks what must be there, and whole, before the shards that it was made of may be removed.
+First it finds the derived files and column shards that nothing uses any more. Then it checks that
+the results are there, and whole, before the shards that they were made of may be removed.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from skerch_ooc.store.sketch import Round, is_later_role, known_rounds
 
 @dataclass(frozen=True)
 class Needs:
-    """What is of use in a run that is complete.
+    """The files that a complete run still needs.
 
     Attributes:
         run: The run.
         sketch: The digest of the last round's sketch.
-        rounds: The rounds whose sketches are of use: of the plan in force, and of those plans of
-            which there are implicit results, made before the run has grown.
+        rounds: The rounds whose sketches are needed: those of the plan in force, and those of
+            earlier plans with implicit results, which were made before the run grew.
     """
 
     run: Run
@@ -59,19 +59,19 @@ class Needs:
 
     @cached_property
     def folders(self) -> set[str]:
-        """The folders of the sketches that are of use."""
+        """The folders of the sketches that are needed."""
         return {round_.sketch.folder.name for round_ in self.rounds}
 
     @cached_property
     def shards(self) -> set[str]:
-        """The names of the column shards that are of use."""
+        """The names of the column shards that are needed."""
         sketches = (round_.sketch for round_ in self.rounds)
         return {file.path.name for sketch in sketches for file in sketch.shard_files}
 
     def superseded(self, inventory: Inventory) -> list[Entry]:
-        """Derived files that nothing in the run makes use of any more.
+        """Lists derived files that nothing in the run uses any more.
 
-        Shards of later rounds are among them if their basis is not the one there is now.
+        Shards of later rounds are among them if their basis is not the present one.
 
         Raises:
             CorruptError: If a file is damaged.
@@ -95,9 +95,9 @@ class Needs:
         ]
 
     def duplicates(self, inventory: Inventory) -> list[Entry]:
-        """Column shards of which no column is read, as others hold all of them.
+        """Lists column shards of which no column is read, as other shards hold all of them.
 
-        Those others are verified, every byte, as they are all that is left.
+        Every byte of those other shards is verified first, as they are all that will be left.
 
         Raises:
             CorruptError: If one of them is damaged.
@@ -118,7 +118,7 @@ class Needs:
         return found
 
     def _done_with_result(self, folder: Folder, inventory: Inventory) -> list[Entry]:
-        """Files beside a result that it is not made of, or not any more."""
+        """Lists files beside a result that it is not made of, or no longer made of."""
         inside = inventory.inside(folder)
         result = names.RESULT[self.run.plan.identity.kind]
         if not _has(inside, result):
@@ -133,10 +133,10 @@ class Needs:
 
 
 def needs_of(run: Run) -> Needs:
-    """What is of use in a run.
+    """Finds which files a run still needs.
 
     Raises:
-        IncompleteError: If it is not measured to its end.
+        IncompleteError: If the run is not measured to its end.
         CorruptError: If a shard, a basis or a result is damaged.
     """
     state = State(run)
@@ -158,7 +158,7 @@ def needs_of(run: Run) -> Needs:
 
 
 def implicit_results(run: Run) -> dict[str, dict[str, Any]]:
-    """The identities of implicit results, by their names.
+    """Returns the identities of implicit results, by their names.
 
     Raises:
         CorruptError: If a result is damaged.
@@ -172,7 +172,7 @@ def implicit_results(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
-    """Files that were needed only until the sums, or the basis, of a round were made."""
+    """Lists files that were needed only until the sums, or the basis, of a round were made."""
     sketch, merge = round_.sketch, Merge(round_)
     inside = inventory.inside((names.SKETCH, sketch.folder.name))
     done = {side.name: merge.side(side.name).published() is not None for side in round_.sides}
@@ -184,7 +184,7 @@ def _done_with(round_: Round, inventory: Inventory) -> list[Entry]:
 
 
 def _unnamed(inside: Iterable[Entry], file: SealedFile) -> list[Entry]:
-    """Drafts beside the file of a result or a basis, and pieces that are none of it."""
+    """Lists drafts beside the file of a result or a basis, and pieces that are not part of it."""
     named = {path.name for path in piece_paths(file)}
     return [
         entry
@@ -198,16 +198,16 @@ def _has(entries: Iterable[Entry], kind: FileKind) -> bool:
 
 
 def _sketch_of(path: Path) -> Any:
-    """The sketch that a file says it is of."""
+    """Returns the digest of the sketch that a file says it is of."""
     file = open_if_there(path)
     return None if file is None else file.identity.get("sketch")
 
 
 def require_finished(run: Run) -> None:
-    """Refuses a run of which something is left to be done.
+    """Refuses a run that is not finished.
 
     Raises:
-        IncompleteError: With the command that comes next.
+        IncompleteError: If something is left to do; it names the command that comes next.
         CorruptError: If a file is damaged.
     """
     following = State(run, by_notes=True).next
@@ -219,16 +219,16 @@ def require_finished(run: Run) -> None:
 
 
 def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
-    """Checks that a finished run can do without its shards, and says what is to be noted of it.
+    """Checks that a finished run can do without its shards, and returns the mark to publish.
 
     Args:
         run: The run.
-        shards: How many column shards there are.
-        shard_bytes: Their bytes.
+        shards: Number of column shards.
+        shard_bytes: Bytes of the column shards.
 
     Raises:
-        IncompleteError: If something needs them; says what, and what to do about it.
-        UsageError: If the default result is one of other settings than the plan's.
+        IncompleteError: If something needs the shards; it says what, and what to do about it.
+        UsageError: If the default result has other settings than the plan.
         CorruptError: If a file is damaged.
     """
     for name in implicit_results(run):
@@ -256,7 +256,7 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
 
 
 def _require_default(run: Run, sketch: str) -> None:
-    """Refuses a default result that the run would not take for its own."""
+    """Refuses a default result of another sketch, or of other settings than the plan's."""
     path = result_path(run, "default")
     wanted = result_identity(run.plan, sketch, run.plan.recovery)
     stated = SealedFile(path).identity
@@ -270,7 +270,7 @@ def _require_default(run: Run, sketch: str) -> None:
 
 
 def _require_all_made(run: Run) -> None:
-    """Refuses if a result is in the making: it is made of the shards."""
+    """Refuses if a result is in the making, as that needs the shards."""
     for folder in begun_results(run):
         raise IncompleteError(
             f"{folder} is a result that is not finished: recover it with the settings that it was "
@@ -279,10 +279,10 @@ def _require_all_made(run: Run) -> None:
 
 
 def _assessed(run: Run) -> Assessment:
-    """The assessment of the default result, if what is stored is still true.
+    """Computes the assessment of the default result, and compares it with the stored one.
 
     Raises:
-        IncompleteError: If it is not.
+        IncompleteError: If they differ.
     """
     path = result_path(run, "default")
     assessment = assess_result(run, path)
@@ -308,11 +308,11 @@ def _require_tolerance(run: Run, assessment: Assessment) -> None:
 
 
 def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
-    """Reads every byte of the results that are all that is going to be left.
+    """Reads every byte of the results, which are all that will be left.
 
     Raises:
-        CorruptError: If one is damaged, or another than is noted.
-        IncompleteError: If one is gone.
+        CorruptError: If a result is damaged, or is not the one that is noted.
+        IncompleteError: If a result is gone.
     """
     files = {name: result_path(run, name) for name in mark.results}
     advice = (
@@ -340,7 +340,7 @@ def publish_mark(run: Run, mark: Cleaned) -> None:
 
     Args:
         run: The run.
-        mark: What is noted; if it was published before, it is left as it is.
+        mark: The mark; if it was published before, it is left as it is.
 
     Raises:
         UsageError: If the plan has grown, or another process does the same; nothing is changed.

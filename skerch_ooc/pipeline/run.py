@@ -1,4 +1,4 @@
-"""All stages in one call: run, eigh and svd."""
+"""Run: all stages in one call, for a spec (``run``) or an operator (``eigh``, ``svd``)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment | None:
-    """All stages after planning; what is done already is not done again.
+    """Does all stages after planning; what is done already is not done again.
 
     Returns:
         The assessment; ``None`` if measuring was stopped by the budget.
@@ -64,7 +64,7 @@ def _conclude(run: Run, work: Work) -> Assessment:
 
 
 def _finished_before(run: Run, work: Work) -> Assessment:
-    """The result of a run whose shards were removed, as it was finished by then.
+    """Returns the assessment of a run that was finished before its shards were removed.
 
     Raises:
         IncompleteError: If it has grown since, or the result is gone.
@@ -76,15 +76,15 @@ def _finished_before(run: Run, work: Work) -> Assessment:
 
 
 def finish(run: Run, work: Work) -> Assessment:
-    """Recovers and assesses a run that was measured by others.
+    """Recovers and assesses a run that other processes have measured.
 
     Args:
         run: The run.
-        work: By whom, and with which resources.
+        work: What does it, and with which resources.
 
     Raises:
-        IncompleteError: If measurements are missing; also if the tolerance is not met yet: the plan
-            has grown by then.
+        IncompleteError: If measurements are missing, or the tolerance is not met yet: then the
+            plan has grown by more columns.
         CorruptError: If a file is damaged.
     """
     if run.cleaned() is not None:
@@ -99,7 +99,11 @@ def finish(run: Run, work: Work) -> Assessment:
 
 
 def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
-    """Measures all rounds of the plan in force; whether that was completed."""
+    """Measures all rounds of the plan in force.
+
+    Returns:
+        Whether all of them are measured (``False``: stopped in good order by the budget).
+    """
     while True:
         if planned.operands is None and not work.executor.remote:
             # Once for all rounds: it may take long to build.
@@ -124,10 +128,10 @@ def run(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Eigh | Svd:
-    """All stages, with all rounds of a method or of a tolerance; the same call resumes.
+    """Does all stages, with all rounds of a method or of a tolerance; the same call resumes.
 
-    What is done already is not done again; of a finished run this opens the result, for which
-    :func:`assess` has the error.
+    What is done already is not done again. For a finished run this only opens the result;
+    :func:`assess` tells its error.
 
     Args:
         spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
@@ -166,7 +170,7 @@ def run(
 
 
 def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
-    """Eigendecomposition of a Hermitian operator, in this process, with all data on disk.
+    """Computes eigenpairs of a Hermitian operator, in this process, with all data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
 
@@ -191,7 +195,7 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
 
 
 def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Svd:
-    """Singular value decomposition of any operator, in this process, with all data on disk.
+    """Computes singular values and vectors of any operator, in this process, with data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
 
@@ -217,10 +221,10 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
 
 
 def _require_known(options: Mapping[str, Any]) -> None:
-    """Refuses options that :func:`decompose` has not.
+    """Refuses options that :func:`decompose` does not have.
 
     Raises:
-        UsageError: Naming the option, and one like it.
+        UsageError: If an option is unknown; it names one like it.
     """
     known = [name for name, parameter in inspect.signature(decompose).parameters.items()
              if parameter.kind is parameter.KEYWORD_ONLY]  # fmt: skip
@@ -240,7 +244,7 @@ def decompose(
     tolerance: float | None = None, memory: int | str | None = None, device: str = "cpu",
     progress: Progress | None = None,
 ) -> Eigh | Svd:  # fmt: skip
-    """What :func:`eigh` and :func:`svd` share; its options are the keys of a spec.
+    """Decomposes an operator for :func:`eigh` and :func:`svd`; its options are keys of a spec.
 
     Args:
         kind: ``"eigh"`` or ``"svd"``.
@@ -300,6 +304,7 @@ def reached(run: Run, work: Work) -> bool:
     tolerance, most = plan.amendments[-1].tolerance, plan.amendments[-1].most
     if tolerance is None or most is None or plan.reach("right") >= most:
         return True
+    # By the small matrices alone: vectors are written once, when the last look has been taken.
     found = solve(run, plan.recovery, work.here)
     problem, choosing = found.problem, found.choosing
     assert problem is not None

@@ -1,7 +1,7 @@
-"""Stages done in shares by processes that know nothing of each other: the elements of job arrays.
+"""Shares of stages, done by processes that know nothing of each other: elements of job arrays.
 
-Each does the tasks whose number leaves its remainder, and what it needs of the stages before is on
-disk. So elements may run in any order, die and be run again.
+Each element does the tasks whose number leaves its remainder, and finds on disk what it needs of
+earlier stages. So elements may run in any order, die, and be run again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from skerch_ooc.store.sketch import Round
 
 
 def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
-    """Does a share of a stage, but for what is published already.
+    """Does a share of a stage, except what is published already.
 
     Args:
         run: The run.
         stage: The stage.
-        work: Which of its tasks, and with which resources.
+        work: The share of its tasks, and with which resources.
 
     Returns:
-        The assessment, if that was the stage and the share is the first.
+        The assessment, if the stage is ``assess`` and the share is the first; else ``None``.
 
     Raises:
         IncompleteError: If a stage before this one is not complete; says which.
         CorruptError: If a file is damaged.
-        DriftError: If the operator is not the one of the fingerprint.
+        DriftError: If the operator does not agree with the fingerprint, or shards disagree.
         OperatorError: If the operator is unusable.
         UsageError: If memory is too little.
     """
@@ -61,7 +61,8 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         merged = Merge(round_).run(work.here)
         spread_basis(merged, work, pieces=pieces)
         left = basis_left(merged.sketch)
-        # Who makes the last piece puts them together; without pieces there is nothing to share.
+        # The process that makes the last piece puts them together; without pieces there is nothing
+        # to share.
         if left == [] or (left is None and not pieces):
             make_basis(merged, work.here)
     else:

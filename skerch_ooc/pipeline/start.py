@@ -1,4 +1,4 @@
-"""Starting a run: its spec, the probe of the operator, the plan."""
+"""Start: reads the spec, probes the operator, and publishes the plan of a run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LONGEST_CALL = 20.0
 
 @dataclass
 class Planned:
-    """What planning found out, for stages that follow in the same process.
+    """A planned run, with what planning found out, for stages that follow in the same process.
 
     Attributes:
         run: The run.
-        costs: What it will cost.
-        operands: The operator, probed; ``None`` if planning did not load it, or it was measured
-            with and let go of.
-        findings: Of the probe; ``None`` if there was none.
-        fresh: Whether the plan was made now, and not found.
+        costs: The estimate of what it will cost.
+        operands: The probed operator; ``None`` if planning did not load it, or its memory was freed
+            after measuring.
+        findings: The findings of the probe; ``None`` if there was none.
+        fresh: Whether the plan was made now, not found.
     """
 
     run: Run
@@ -52,7 +52,7 @@ class Planned:
     fresh: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        """What was planned, and what it costs, as JSON values."""
+        """Returns the plan's id, its costs and the findings of the probe as JSON values."""
         findings = self.findings and asdict(self.findings)
         return {"run": self.run.plan.run_id, "costs": asdict(self.costs), "probe": findings}
 
@@ -101,7 +101,7 @@ def plan(
 
 
 def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) -> Planned:
-    """As :func:`plan`; also returns what it found out on the way."""
+    """Does what :func:`plan` does; also returns what it found out on the way."""
     if spec.operator.shape is None:
         _require_operator(spec, operator)
     require_sense(spec)
@@ -110,7 +110,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         run = rundir.open_run(run_dir)
         _require_same(spec, sha256, run)
         return planned_before(run)
-    # Before the operator is built and probed, which may take long.
+    # The directory is checked before the operator is built and probed, which may take long.
     rundir.require_place(run_dir)
     examined = None
     if operator is not None or _needs_operator(spec):
@@ -146,7 +146,7 @@ def _needs_operator(spec: Spec) -> bool:
 
 
 def _product(spec: Spec, operator: Any, device: str) -> Product:
-    """The operator of a spec, which is built if it is not at hand."""
+    """Returns the operator of a spec; builds it if it is not at hand."""
     operator = operator_of(spec.operator, operator, device, spec.folder)
     shape = spec.operator.shape or shape_of(operator)
     # Before anything is applied: what makes no sense for this shape takes no product.
@@ -162,15 +162,15 @@ def _product(spec: Spec, operator: Any, device: str) -> Product:
 
 @dataclass(frozen=True)
 class Probed:
-    """What :func:`probe_spec` found out.
+    """What :func:`probe_spec` found out about an operator.
 
     Attributes:
-        factory: The operator's; ``None`` for a Python object.
-        shape: Of the operator.
-        dtype: Of its products.
-        findings: Whether it can be trusted.
-        timings: What calls of ever wider blocks took.
-        costs: What a run of the spec would cost.
+        factory: The factory of the operator; ``None`` for a Python object.
+        shape: The shape of the operator.
+        dtype: The dtype of its products.
+        findings: The findings of the probe: whether the operator can be trusted.
+        timings: The times of calls with ever wider blocks.
+        costs: The estimate of what a run of the spec would cost.
         block: Columns that a task should apply at once, by time and memory.
     """
 
@@ -183,7 +183,7 @@ class Probed:
     block: int
 
     def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+        """Returns all figures as JSON values."""
         return asdict(self)
 
 
@@ -197,8 +197,8 @@ def probe_spec(
 ) -> Probed:
     """Examines an operator and says what a run would cost; nothing is written.
 
-    Takes the products of a plan's probe, and those of blocks of 1, 4, 16, ... columns, as far as
-    one call takes at most 20 seconds and fits into the memory.
+    It takes the products of a plan's probe, and those of blocks of 1, 4, 16, ... columns, as long
+    as one call takes at most 20 seconds and fits into the memory.
 
     Args:
         spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
@@ -216,7 +216,7 @@ def probe_spec(
 
 
 def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
-    """As :func:`probe_spec`."""
+    """Does what :func:`probe_spec` does, with resources that are at hand."""
     resources = work.resources
     require_sense(spec)
     _require_operator(spec, operator)
@@ -252,12 +252,12 @@ def _require_operator(spec: Spec, operator: Any) -> None:
 
 
 def planned_before(run: Run) -> Planned:
-    """A run that was planned earlier, as :func:`make_plan` returns it."""
+    """Returns a run that was planned earlier, as :func:`make_plan` does."""
     return Planned(run, estimate(run.plan, None), fresh=False)
 
 
 def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
-    """Refuses a spec that is not the one of the planned run, and shows the difference."""
+    """Refuses a spec that is not that of the planned run, and shows the difference."""
     known, amendments = run.plan.identity, run.plan.amendments
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")

@@ -30,12 +30,12 @@ from skerch_ooc.store.sketch import Round, known_rounds, sketch_folder
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is, at the moment it is asked for; made once, and handed on.
+    """The state of a run: how far it is, found out when first asked for, and handed on.
 
     Attributes:
         run: The run; its shards were not removed on purpose.
-        by_notes: Whether merged shards are known by their names, sizes and times, as these were
-            noted, without opening them; others tell of a shard that is damaged.
+        by_notes: Whether merged shards are recognised by their noted names, sizes and times,
+            without opening them. Then a damaged shard is not seen; other commands report it.
     """
 
     run: Run
@@ -57,11 +57,11 @@ class State:
         return list(known_rounds(self.run, self.shards, self._digest_of))
 
     def _digest_of(self, round_: Round) -> str | None:
-        """The digest of the sketch of a round that is measured."""
+        """Returns the digest of the sketch of a measured round; ``None`` if it is not needed."""
         if not self.by_notes:
             return round_.sketch.digest
         if not has_derived(self.run):
-            # There is nothing to compare with, and shards need not be opened.
+            # There is nothing to compare the digest with, so no shard need be opened.
             return None
         try:
             return round_.digest_by_notes(self.shards)
@@ -73,7 +73,7 @@ class State:
 
     @property
     def last(self) -> Round:
-        """The last round whose test matrix is known: the one that is worked on."""
+        """The last round whose test matrix is known: the one that work goes on with."""
         return self.rounds[-1]
 
     @cached_property
@@ -90,7 +90,8 @@ class State:
     def digest(self) -> str | None:
         """The digest of the last known round's sketch.
 
-        ``None`` if it is incomplete; by notes also if nothing was made of it, or it is damaged.
+        ``None`` if the round is incomplete; by notes also if nothing was made of the sketch, or it
+        is damaged.
         """
         return None if self.incomplete else self._digest_of(self.last)
 
@@ -107,9 +108,9 @@ class State:
 
     @cached_property
     def stale(self) -> bool:
-        """Whether there is no default result, or one of another sketch than there is now.
+        """Whether there is no default result, or only one of another sketch than there is now.
 
-        Sums that were removed are not missing where nobody needs them any more.
+        Sums are not asked for: they may be removed once the result is made.
         """
         if not self.measured:
             return True
@@ -146,7 +147,7 @@ class State:
     def left(self) -> list[Left]:
         """The stages that are not done, in order, with the numbers of the tasks that each has left.
 
-        Job arrays are made of these. Of stages whose tasks are not known yet, all are left.
+        Job arrays are made of these. Where the tasks of a stage are not known yet, all are left.
 
         Raises:
             CorruptError: If a shard, a basis or a solution is damaged.
@@ -165,7 +166,7 @@ class State:
         yield RoundStage("assess"), [0]
 
     def _left_of_last(self) -> Iterator[tuple[RoundStage, Sequence[int]]]:
-        """What is left of the last round whose test matrix is known."""
+        """Yields what is left of the last round whose test matrix is known."""
         run, last = self.run, self.last
         if self.incomplete:
             yield RoundStage("measure", last.number), missing_numbers(last)
@@ -185,7 +186,7 @@ class State:
 
 
 def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[RoundStage, Sequence[int]]]:
-    """The stages of a round after it is measured, if none of their tasks is known to be done."""
+    """Yields the stages that follow the measuring of a round, with all of their tasks."""
     yield RoundStage("merge", number), merge_tasks(plan, planned_sides(plan, number))
     wanted = plan.recovery.vectors == "stored" or number < plan.rounds
     pieces = vector_tasks(plan) if wanted else 0

@@ -1,4 +1,4 @@
-"""Status: how far a run is, as people and scripts are told of it; nothing of it is imported."""
+"""Status: how far a run is, for people and scripts; imports nothing that the run names."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from skerch_ooc.store.shards import Rectangle, bytes_of, list_shards, strangers
 from skerch_ooc.store.sketch import Round, count_products
 
 _QUEUE_SECONDS = 5.0
-"""How long a look waits for the queue, which is but decoration."""
+"""How long a look waits for an answer about the queue, which it can do without."""
 _LONGEST_INTERVAL = 86400.0
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is, in figures.
+    """The status of a run, in figures.
 
     Attributes:
-        directory: Where it is.
+        directory: The run directory.
         run_id: SHA-256 of its plan.
         operator: The factory, or ``None`` for a Python object.
-        summands: What the operator is, by its summands, if it was updated; else ``None``.
-        shape: Of the operator.
-        dtype: Of the products.
+        summands: The summands of the operator, if it was updated; else ``None``.
+        shape: The shape of the operator.
+        dtype: The dtype of the products.
         products: Counts ``planned``, ``done`` and ``probe``.
         columns: For each role, columns ``planned`` and ``done``.
         missing: For each role, the column ranges that are not measured.
@@ -47,7 +47,7 @@ class Status:
         merged: Whether there are merged sums.
         results: For each result, its relative error (``None`` before it is assessed).
         leftovers: Private files of processes that were killed, or are still working.
-        strangers: Files among the shards that are none.
+        strangers: Files among the shards that are no shards.
         next: The command that comes next; ``None`` when all is done.
         cleaned: What was noted when the shards were removed, if they were.
     """
@@ -72,7 +72,7 @@ class Status:
 
     @property
     def columns_missing(self) -> str:
-        """How many columns of which roles are not there, for people; empty if none is missed."""
+        """The numbers of missing columns by role, for people; empty if none is missing."""
         if self.cleaned is not None:
             return ""
         lacking = {role: count["planned"] - count["done"] for role, count in self.columns.items()}
@@ -80,7 +80,7 @@ class Status:
 
     @property
     def all_of_it(self) -> str | None:
-        """The command that does all that is left, where one does."""
+        """The command that does all that is left; ``None`` where no single command does."""
         by_verbs = (self.next or "").startswith("skerch-ooc ") and self.cleaned is None
         return f"skerch-ooc run --run {quoted(self.directory)}" if by_verbs else None
 
@@ -88,8 +88,8 @@ class Status:
 def status(run: Run) -> Status:
     """Looks up the state of a run; reads names, plan and assessments, no data.
 
-    What was merged is known by names, sizes and times of the shards; should they have been copied
-    since, each is opened to see what it is.
+    It recognises merged shards by their names, sizes and times; if they were copied since, it opens
+    each of them.
 
     Raises:
         IncompleteError: If the folder of the shards is gone.
@@ -116,7 +116,7 @@ def looks(directory: Path, interval: float) -> Iterator[tuple[Status, QueueStatu
     """
     while True:
         run = open_run(directory)
-        # It is asked at once, and answers later.
+        # Asked first, and answered while the files are looked at: a busy queue takes seconds.
         question = QueueQuestion(run.logs)
         found = status(run)
         queue = question.answer(_QUEUE_SECONDS)
@@ -131,7 +131,7 @@ def looks(directory: Path, interval: float) -> Iterator[tuple[Status, QueueStatu
 
 
 def _status_of(state: State) -> Status:
-    """The status of a run that has its shards."""
+    """Makes the status of a run that has its shards."""
     missing: dict[str, list[Range]] = {}
     planned: dict[str, int] = {}
     for known in state.rounds:
@@ -151,7 +151,7 @@ def _status_of(state: State) -> Status:
 
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:
-    """The status of a run whose shards were removed, or are being."""
+    """Makes the status of a run whose shards were removed, or are being removed."""
     shards = list_shards(run.shards)
     again = f"skerch-ooc clean {quoted(run.directory)} --shards"
     return Status(
@@ -166,7 +166,7 @@ def _cleaned(run: Run, mark: Cleaned) -> Status:
 
 
 def _facts_of(run: Run, shards: list[Rectangle]) -> dict[str, Any]:
-    """What the plan says of a run, and what lies in its folders."""
+    """Collects what the plan says of a run, and what lies in its folders."""
     return {
         "directory": str(run.directory),
         "run_id": run.plan.run_id,
@@ -183,7 +183,7 @@ def _facts_of(run: Run, shards: list[Rectangle]) -> dict[str, Any]:
 
 
 def _shown(round_: Round, role: str) -> str:
-    """A role as people are told of it: without the hash of its basis."""
+    """Returns the name of a role for people: without the hash of its basis."""
     return role.partition("-")[0] if round_.basis else role
 
 
@@ -193,6 +193,6 @@ def _results(run: Run) -> dict[str, float | None]:
         error = None
         with contextlib.suppress(OSError, CorruptError):
             error = read_assessment(path).get("relative_error")
-        # Whatever a file holds that people may edit: only a number can be shown as one.
+        # People may edit the file: only a number is shown as one.
         found[path.parent.name] = error if isinstance(error, float) else None
     return found

@@ -129,7 +129,7 @@ def merge(
 
 
 def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> str:
-    """As :func:`merge`; returns the name of the stage that comes next."""
+    """Does what :func:`merge` does; returns the name of the stage that comes next."""
     last = State(run).last
     merged = Merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
@@ -187,7 +187,7 @@ def recover(
 
 
 def recover_result(run: Run, settings: RecoverySpec, name: str | None, work: Work) -> Path:
-    """As :func:`recover`; returns the path of the result."""
+    """Does what :func:`recover` does; returns the path of the result."""
     name = result_files.result_name(settings, run.plan) if name is None else name
     with work.session():
         return recover_stage.recover(run, settings, name, work)
@@ -200,7 +200,11 @@ def recovery_settings(
     rank: int | str | None = None,
     vectors: str | None = None,
 ) -> RecoverySpec:
-    """The plan's recovery settings, with what is given in their place."""
+    """Returns the plan's recovery settings, with those that are given in their place.
+
+    Raises:
+        UsageError: If the settings are not allowed.
+    """
     given = {"method": method, "core": core, "rank": rank, "vectors": vectors}
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if changed.get("method") not in (None, run.plan.recovery.method):
@@ -237,13 +241,13 @@ def assess(run: Run | str | Path, name: str = "default") -> Assessment:
 
 
 def _warn_of_amendments(run: Run, path: Path) -> None:
-    """Says so if a result was recovered before the plan grew."""
+    """Warns if a result was recovered before the plan grew."""
     if len(run.plan.amendments) == 1 or run.plan.rounds > 1:
         return
     try:
         before = SealedFile(path).identity.get("sketch")
     except (FileNotFoundError, CorruptError):
-        # Who reads it tells more.
+        # The check that follows reports more.
         return
     mark, round_, shards = run.cleaned(), Round(run), list_shards(run.shards)
     now = mark.sketch if mark else None
@@ -293,7 +297,7 @@ def estimates(
 
 
 def require_quality(assessment: Assessment, limit: float | None) -> None:
-    """The quality gate.
+    """Applies the quality gate: refuses a relative error above a limit.
 
     Raises:
         QualityError: If the relative error is above ``limit``, or unknown.

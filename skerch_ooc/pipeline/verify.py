@@ -1,4 +1,4 @@
-"""Verify: reads every byte of every file of a run, and checks it."""
+"""Verify: reads every byte of every file of a run, and checks checksums, identities and places."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def verify_run(run: Run, progress: Progress) -> list[str]:
 
 
 def _lost_results(run: Run) -> list[str]:
-    """Results that are gone, or others by now, of a run of which nothing else was kept."""
+    """Lists results of a cleaned run that are gone, or are no longer those that were noted."""
     mark = run.cleaned()
     if mark is None:
         return []
@@ -66,13 +66,13 @@ def _lost_results(run: Run) -> list[str]:
         except FileNotFoundError:
             wrong.append(f"{path} is gone, and so are its shards: restore it from a copy")
         except CorruptError:
-            # The check of the file itself tells of it.
+            # The check of the file itself reports it.
             continue
     return wrong
 
 
 def _with_advice(run: Run, path: Path, text: str) -> str:
-    """What is wrong, with the command that makes a derived file anew if none is said."""
+    """Adds to what is wrong the command that makes the file anew, unless one is said already."""
     said = any(word in text for word in (" again", "rm ", "anew"))
     if path.is_relative_to(run.shards):
         return text + measured_anew(run, path)
@@ -120,7 +120,8 @@ def _check_of_run(run: Run, path: Path) -> None:
 
 
 def _require_own_place(run: Run, file: SealedFile) -> None:
-    """Refuses a file that stands in the place of another of the same run."""
+    """Refuses a file that stands in the place of another file of the same run."""
+    # Such a file has a valid checksum and run id: only what it says of itself tells.
     path, own = file.path, names_of(run.plan, file.identity)
     if path.name not in own:
         found = " or ".join(own) or "nothing that this version knows"
