@@ -2,10 +2,11 @@
 
 There are three steps. Without options clean removes leftovers of dead processes, and derived files
 that were superseded. With ``sketch`` it removes what the merge stage has made and can make again.
-With ``shards`` it removes the column shards too, for which products were paid: only of a finished
-run whose results were verified, and after a mark was published (:mod:`skerch_ooc.store.cleaned`).
+With ``shards`` it also removes the column shards, which products were paid for: only those of a
+finished run whose results were verified, and after a mark was published
+(:mod:`skerch_ooc.store.cleaned`).
 
-Nothing of the run is imported, and only plain files with names of this package are removed, in
+It imports nothing that the run names, and removes only plain files with names of this package, in
 real folders of the run.
 """
 
@@ -30,7 +31,7 @@ from skerch_ooc.store.rundir import Run
 LEFTOVERS, SUPERSEDED, DUPLICATES, SKETCH, SHARDS = KINDS = (
     "leftovers", "superseded", "duplicates", "sketch", "shards",
 )  # fmt: skip
-"""Why a file is removed; in the order in which files are removed."""
+"""The reasons for which files are removed, in the order in which they are removed."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Freed:
     """A file that was removed, or would be.
 
     Attributes:
-        path: Its path within the run.
-        kind: Why: ``"leftovers"``, ``"superseded"``, ``"duplicates"``, ``"sketch"`` or
+        path: The path of the file within the run.
+        kind: The reason: ``"leftovers"``, ``"superseded"``, ``"duplicates"``, ``"sketch"`` or
             ``"shards"``.
-        bytes: Its size.
+        bytes: The size of the file.
     """
 
     path: str
@@ -51,12 +52,12 @@ class Freed:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What was removed, or would be.
+    """The outcome of a cleaning: what was removed, or would be.
 
     Attributes:
         directory: The run directory.
         dry_run: Whether nothing was removed.
-        freed: The files.
+        freed: The files that were removed, or would be.
         kept: Why other files were kept, where that may be a surprise.
         strangers: Paths among the files of the run that are none of this package's.
         larger: Bytes that further options would free, by the option.
@@ -70,12 +71,12 @@ class Cleaning:
     larger: dict[str, int]
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Files and bytes of each kind of which there are any, in order."""
+        """Counts the files and bytes of each kind that there is, in order."""
         sizes = {kind: [one.bytes for one in self.freed if one.kind == kind] for kind in KINDS}
         return {kind: (len(found), sum(found)) for kind, found in sizes.items() if found}
 
     def as_json(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+        """Returns all figures as JSON values."""
         return {
             "directory": self.directory,
             "dry_run": self.dry_run,
@@ -93,7 +94,7 @@ class Cleaning:
 
 @dataclass
 class _Going:
-    """The files that may be removed, each once, by the reason; and why others are kept."""
+    """The files that may be removed, each with one reason; and why others are kept."""
 
     kept: list[str]
     kinds: dict[Entry, str] = field(default_factory=dict)
@@ -124,20 +125,20 @@ def clean(
 
     Args:
         run: The run.
-        sketch: Also what the merge stage made, of a finished run: `merge` makes it again from the
-            shards. Bases of ``hmt`` stay, as shards depend on their bits.
-        shards: Also the column shards, and all else but the results, of a finished run. Nothing can
-            be measured, merged or recovered afterwards.
+        sketch: Remove also what the merge stage of a finished run made: `merge` makes it again from
+            the shards. Bases of ``hmt`` stay, as shards depend on their bits.
+        shards: Remove also the column shards of a finished run, and all else but the results.
+            Nothing can be measured, merged or recovered afterwards.
         older_than: Seconds, or a text such as ``"12h"``, after which a private file of another host
             is of a dead process if nobody has written it; one day by default.
-        dry_run: Say what would go, and remove nothing.
+        dry_run: Remove nothing; only list what would go.
         progress: Shows how far it is.
 
     Returns:
         What was removed, or would be, and what further options would free.
 
     Raises:
-        IncompleteError: If something may still need the files; says what, and what to do.
+        IncompleteError: If something may still need the files; it says what, and what to do.
         UsageError: If jobs of the run are in the queue of Slurm, or folders of it are links.
         CorruptError: If a file that is to stay, or must be read first, is damaged.
     """
@@ -147,7 +148,7 @@ def clean(
     going = _sort(run, inventory, seconds, whole=sketch or shards)
     if shards:
         mark = _verified_mark(run, inventory, progress or Progress())
-        # Verifying may have taken a while.
+        # Verifying may have taken long: a process may have begun to work on the run meanwhile.
         _require_rest(run, seconds, queue=False)
         if not dry_run:
             publish_mark(run, mark)
@@ -172,9 +173,13 @@ def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> 
 
     Args:
         run: The run.
-        inventory: Its files.
+        inventory: The files of the run.
         older_than: Seconds after which a private file of another host is of a dead process.
-        whole: Whether a run that is not finished, or damaged, is refused; else its leftovers go.
+        whole: Whether to refuse a run that is not finished, or damaged; else its leftovers go.
+
+    Raises:
+        IncompleteError: If ``whole`` and the run is not finished.
+        CorruptError: If ``whole`` and a file is damaged.
     """
     working = _at_work(inventory, older_than)
     going = _Going([_told(working)] if working else [])
@@ -190,7 +195,7 @@ def _sort(run: Run, inventory: Inventory, older_than: float, *, whole: bool) -> 
 
 
 def _verified_mark(run: Run, inventory: Inventory, progress: Progress) -> Cleaned:
-    """Verifies all that is to stay, and returns what is to be noted before the shards go."""
+    """Verifies all that is to stay, and returns the mark to publish before the shards go."""
     shown = [entry.size for entry in inventory.entries if entry.kind is names.COLUMN_SHARD]
     mark = run.cleaned() or mark_of(run, len(shown), sum(shown))
     verify_kept(run, mark, progress)
@@ -202,13 +207,13 @@ def _private(inventory: Inventory) -> list[Entry]:
 
 
 def _at_work(inventory: Inventory, older_than: float) -> list[Entry]:
-    """The private files of processes that may be at work."""
+    """Lists the private files of processes that may be at work."""
     private = _private(inventory)
     return [one for one in private if may_be_at_work(one.name, one.written, older_than)]
 
 
 def _told(working: Sequence[Entry]) -> str:
-    """Says whose the private files are that are kept."""
+    """Says which processes the private files that are kept belong to."""
     newest = max(working, key=lambda entry: entry.written)
     owner = Owner.of(newest.name) or "some process"
     age = max(0.0, time.time() - newest.written)
@@ -249,10 +254,10 @@ def _require_rest(run: Run, older_than: float, *, queue: bool) -> None:
 def _sort_published(
     run: Run, mark: Cleaned | None, inventory: Inventory, going: _Going, *, unused: bool
 ) -> None:
-    """Sorts the files of a finished run; of one whose shards were removed nothing else is needed.
+    """Sorts the published files of a finished run; a cleaned run needs its results alone.
 
     Raises:
-        IncompleteError: If it is not finished: what is there may still be needed.
+        IncompleteError: If the run is not finished: its files may still be needed.
         CorruptError: If a file is damaged.
     """
     entries = inventory.entries
@@ -260,7 +265,7 @@ def _sort_published(
         require_finished(run)
         needs = needs_of(run)
         if unused:
-            # Both are found before either is removed: a damaged run loses nothing.
+            # Both are found before any file is removed, so that a damaged run loses nothing.
             superseded, duplicates = needs.superseded(inventory), needs.duplicates(inventory)
             going.add(SUPERSEDED, _heads_first(superseded))
             going.add(DUPLICATES, duplicates)
@@ -271,12 +276,13 @@ def _sort_published(
 
 
 def _heads_first(entries: Sequence[Entry]) -> list[Entry]:
-    """By folders; files that name others before those that they name."""
+    """Sorts files by folders, those that name others before those that they name."""
+    # A run that is killed in between has pieces that nothing names, never a name without its piece.
     return sorted(entries, key=lambda entry: (entry.folder, ".t" in entry.name, entry.name))
 
 
 def _larger(going: _Going, sketch: bool, shards: bool) -> dict[str, int]:
-    """What further options would free; nothing of a run that is not finished."""
+    """Counts the bytes that further options would free; none for a run that is not finished."""
     found = {}
     if not (sketch or shards):
         found["--sketch"] = going.size(SKETCH)
@@ -286,7 +292,7 @@ def _larger(going: _Going, sketch: bool, shards: bool) -> dict[str, int]:
 
 
 def _strangers(inventory: Inventory) -> list[str]:
-    """What lies among the shards and sketches, or is a link, and is none of this package's."""
+    """Lists files among shards and sketches, and links, that are none of this package's."""
     found = list(inventory.others)
     for entry in inventory.entries:
         among = entry.folder[:1] in ((names.SHARDS,), (names.SKETCH,))

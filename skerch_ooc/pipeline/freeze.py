@@ -221,7 +221,7 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
 
 
 def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:
-    """How many parts of equal height there must be, for all columns of one to fit into memory."""
+    """Returns how many parts of equal height there must be for one to fit with all columns."""
     fixed, first = (
         rows_bytes(shape, spec.dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES) for rows in (0, 1)
     )
@@ -233,7 +233,7 @@ def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources:
 def _widths_for_rows(
     spec: Spec, shape: tuple[int, int], sizes: Sizes, parts: tuple[Part, ...], resources: Resources
 ) -> dict[str, int]:
-    """The widths of blocks of which each task takes one of every role, as wide as memory allows."""
+    """Chooses the widths of blocks, as wide as memory allows, where a task takes all roles."""
     counts = sizes.as_dict()
     baseline = resident_memory() + SPARE_BYTES
     rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)

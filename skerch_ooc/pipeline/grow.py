@@ -1,9 +1,9 @@
-"""Grow a run: more measurements, or one more summand of its operator.
+"""Grow: extends a run to more measurements, or updates its operator by one more summand.
 
-Columns of a sketch do not depend on how many there are, so that only new ones are measured. And
-sketches are linear: with equal test matrices, that of ``b A + a B`` is ``b`` times that of ``A``
-plus ``a`` times that of ``B``. So the run becomes one of ``b A + a B``, its test sketch and error
-figures included, and nothing that was measured of ``A`` is measured again.
+A column of a sketch does not depend on how many others there are, so only new columns are measured.
+And sketches are linear: with equal test matrices, the sketch of ``b A + a B`` is ``b`` times that
+of ``A`` plus ``a`` times that of ``B``. So the run becomes one of ``b A + a B``, with its test
+sketch and error figures, and nothing that was measured of ``A`` is measured again.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from skerch_ooc.store.rundir import Run
 
 @dataclass(frozen=True)
 class Update:
-    """What is to become of a run's operator: ``A <- forget A + scale B``.
+    """An update of a run's operator: ``A <- forget A + scale B``.
 
     Attributes:
-        operator: Where ``B`` comes from; its ``shape`` and ``device`` are those of the run.
-        scale: What ``B`` is multiplied by.
-        forget: What ``A`` is multiplied by.
+        operator: The source of ``B``; its ``shape`` and ``device`` are those of the run.
+        scale: The factor of ``B``.
+        forget: The factor of ``A``.
         at_hand: ``B`` itself, if no factory names it.
-        folder: What a factory's file is relative to.
-        again: Whether what was added before may be added once more.
-        assessed: Whether it leads to a result that is assessed, or to one that is recovered.
+        folder: The folder that a factory's file is relative to.
+        again: Whether an operator that was added before may be added once more.
+        assessed: Whether the update ends with an assessment, not just with a recovery.
     """
 
     operator: OperatorSpec
@@ -63,28 +63,29 @@ class Update:
     def by_factory(
         cls, factory: str, arguments: Sequence[str], parts: int | None, **more: Any
     ) -> Update:
-        """What a factory makes, named in the current folder, is added and leads to an assessment.
+        """Describes an update by what a factory makes, which ends with an assessment.
 
         Args:
-            factory: Its name.
+            factory: The name of the factory, relative to the current folder.
             arguments: Its keyword arguments, as in ``"batch=8"``.
-            parts: The most parts that ``B`` is measured in.
-            **more: Factors, and whether it is added once more.
+            parts: The number of parts that ``B`` is measured in, at most.
+            **more: Factors, and whether ``B`` is added once more.
         """
         spec = OperatorSpec(factory, parse_arguments(arguments), parts=parts or "auto")
         return cls(spec, folder=Path.cwd(), assessed=True, **more)
 
 
 def update_run(run: Run, update: Update, work: Work) -> Planned:
-    """Plans a further summand, after a probe; one that was planned and not finished is kept.
+    """Plans a further summand, after a probe; goes on with one that was planned and not finished.
 
     Args:
-        run: The run; complete, unless it is this very update that was interrupted.
-        update: What is added.
-        work: By whom it is going to be measured, and with which resources.
+        run: The run; complete, unless this very update was interrupted.
+        update: The update.
+        work: What is going to measure the summand, and with which resources.
 
     Returns:
-        The run with the plan now in force, and the operator, if it was built and is of use.
+        The run with the plan now in force, and the operator, if it was built and this process is
+        going to measure it.
 
     Raises:
         IncompleteError: If something else is not measured yet.
@@ -159,11 +160,11 @@ def _require_range(run: Run, forget: float, added: float) -> None:
 
     Args:
         run: The run.
-        forget: What its operator is multiplied by.
-        added: Norm of a product of what is added.
+        forget: The factor of its operator.
+        added: The norm of a product of the summand, with its factor.
 
     Raises:
-        UsageError: With the size that the products would have.
+        UsageError: If they do; it states the size that products would have.
     """
     stored = [(part.scale, run.fingerprint(part.number)) for part in run.plan.parts]
     norms = [abs(scale * forget) * float(found["norm"]) for scale, found in stored if found]
@@ -179,7 +180,7 @@ def _require_range(run: Run, forget: float, added: float) -> None:
 
 
 def _added_before(run: Run, source: OperatorSource, product: Product | None) -> int | None:
-    """The last summand that is the same operator, by its factory or else by its fingerprint."""
+    """Finds the last summand that is the same operator, by its factory or by its fingerprint."""
     found = None
     for part in run.plan.parts:
         known = part.source
@@ -225,7 +226,7 @@ def _source(run: Run, update: Update) -> OperatorSource:
 
 
 def _product(run: Run, update: Update) -> Product:
-    """``B``, of the shape of the run's operator."""
+    """Returns ``B``; refuses one of another shape than the run's operator."""
     identity, device = run.plan.identity, run.plan.device
     operator = operator_of(update.operator, update.at_hand, device, update.folder)
     product = product_of(operator, identity.dtype, device)
@@ -238,18 +239,16 @@ def _product(run: Run, update: Update) -> Product:
 
 
 def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
-    """Plans more columns for a run; only these are measured afterwards.
+    """Plans more columns for a run; only the new ones are measured afterwards.
 
-    What is measured, merged and recovered then equals a run that was planned with so many from the
-    start.
-
-    Nothing is measured here: :func:`measure` follows.
+    The run then equals one that was planned with so many columns from the start. Nothing is
+    measured here: :func:`measure` follows.
 
     Args:
         run: The run.
-        measurements: Columns of the right sketch, all together.
-        repeat_rounds: Allow to repeat all products of the later rounds of ``hmt``, whose test
-            matrix changes with the first round.
+        measurements: Columns of the right sketch in all.
+        repeat_rounds: Whether all products of the later rounds of ``hmt`` may be repeated, whose
+            test matrix changes with the first round.
 
     Returns:
         The run with the plan now in force.
@@ -319,10 +318,10 @@ def update(
         run: The run; complete.
         operator: ``B``, or the :class:`OperatorSpec` of a factory that makes it (a file is relative
             to the current folder).
-        scale: What ``B`` is multiplied by.
-        forget: What ``A`` is multiplied by.
-        again: Whether what was added before (the same factory with the same arguments, or an
-            object with the same fingerprint) is to be added once more.
+        scale: The factor of ``B``.
+        forget: The factor of ``A``.
+        again: Whether to add once more what was added before (the same factory with the same
+            arguments, or an object with the same fingerprint).
         executor: :class:`Serial` (the default) or :class:`Dask`, which needs a factory.
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
@@ -352,7 +351,7 @@ def update(
 
 
 def how_to_go_on(run: Run) -> str:
-    """What to do with a plan that has grown."""
+    """Says what to do next with a plan that has grown."""
     command = run.how_to_measure()
     if not command.startswith("skerch-ooc"):
         return command

@@ -1,4 +1,4 @@
-"""The stages in order: the Python interface, of which the command line is a thin face."""
+"""Steps: the stages as functions of Python (measure, merge, recover, assess) and their settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger("skerch_ooc")
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Opens a planned run. Nothing that it names is imported.
+    """Opens a planned run; imports nothing that it names.
 
     Args:
         run_dir: The run directory.
@@ -45,7 +45,7 @@ def open_run(run_dir: str | Path) -> Run:
         The run, with the plan that is in force now.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no run.
         CorruptError: If its plan is damaged.
         IncompleteError: If planning was interrupted; the same :func:`plan` completes it.
     """
@@ -65,8 +65,8 @@ def measure(
 ) -> bool:
     """Measures what is missing; what is published already is never measured again.
 
-    In a run with several rounds (``hmt``) that is the round whose basis is known: after it
-    :func:`merge`, then this once more.
+    In a run with several rounds (``hmt``) it measures the last round whose basis is known; then
+    :func:`merge` makes the next basis, and this is called once more.
 
     Args:
         run: The run.
@@ -104,9 +104,9 @@ def merge(
 ) -> None:
     """Forms the Gram matrices of the measured sketch, and row shards where they pay.
 
-    One stream over the shards, each byte of which is verified. What is there already is not made
-    again. In a run with several rounds (``hmt``) it is the last measured one that is merged, and
-    the basis that is the test matrix of the next is made.
+    It streams over the shards once, and verifies every byte. What is there already is not made
+    again. In a run with several rounds (``hmt``) it merges the last round that is measured, and
+    makes the basis that is the test matrix of the next.
 
     Args:
         run: The run.
@@ -114,7 +114,7 @@ def merge(
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
         device: Torch device on which tiles are multiplied; by default the processor.
-        rechunk: Whether row shards are written; by default where there are many column shards.
+        rechunk: Whether to write row shards; by default where there are many column shards.
         progress: Shows how far it is.
 
     Raises:
@@ -152,16 +152,17 @@ def recover(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Eigh | Svd:
-    """Recovers the decomposition; merges first if need be; an existing result is returned.
+    """Recovers the decomposition, and merges first if that is not done; reuses an existing result.
 
-    Costs no product, whatever the settings; see :class:`RecoverySpec` for what they mean.
+    It costs no product, whatever the settings; see :class:`RecoverySpec` for what they mean.
 
     Args:
         run: The run.
         method: Instead of the plan's; one that the sketch of the run serves.
         core: Instead of the plan's: an integer or ``"auto"``.
         rank: Instead of the plan's: an integer or ``"all"``.
-        name: Folder of the result; ``default`` for the plan's settings, else made of them.
+        name: Folder of the result; by default ``default`` for the plan's settings, else a name made
+            of the settings.
         vectors: Instead of the plan's: ``"stored"`` or ``"implicit"``.
         executor: :class:`Serial` (the default) or :class:`Dask`.
         memory: Peak resident memory of each process, in bytes or as text.
@@ -218,7 +219,7 @@ def recovery_settings(
 def assess(run: Run | str | Path, name: str = "default") -> Assessment:
     """Estimates the error of a result, and writes ``assessment.json`` beside it.
 
-    From test columns that had no part in the recovery (arXiv 1902.08651, section 6); costs no
+    It uses test columns that had no part in the recovery (arXiv 1902.08651, section 6), costs no
     product, and reads only the result.
 
     Args:
@@ -272,9 +273,9 @@ def estimates(
 ) -> Estimates:
     """Estimates trace, diagonal, Frobenius and spectral norm of the operator, at no product.
 
-    What the approximation has of them is computed, the rest estimated from the test columns, as in
-    Hutch++ (Meyer et al. 2021, arXiv 2010.09649, algorithm 1); the diagonal after Baston and
-    Nakatsukasa 2022, arXiv 2201.10684. One stream over the vectors and the test sketch.
+    The share of the approximation is computed, the rest is estimated from the test columns, as in
+    Hutch++ (Meyer et al. 2021, arXiv 2010.09649, algorithm 1); the diagonal follows Baston and
+    Nakatsukasa 2022, arXiv 2201.10684. It takes one stream over the vectors and the test sketch.
 
     Args:
         run: The run.
@@ -284,7 +285,7 @@ def estimates(
         progress: Shows how far it is.
 
     Returns:
-        The estimates; the diagonal is made when it is asked for.
+        The estimates; the diagonal is computed when it is asked for.
 
     Raises:
         IncompleteError: If there is no such result, or shards are gone.

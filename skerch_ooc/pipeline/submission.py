@@ -1,8 +1,9 @@
-"""Submit: a planned run as job arrays on Slurm, and again what is missing.
+"""Submit: sends a planned run to Slurm as job arrays, and sends again what is missing.
 
-No process stays behind. Each array starts when the one before it has ended, however that was. The
-first element of an array that finds work of an earlier stage undone submits what is missing and
-cancels what comes after it; so does the last job of all. That goes on as long as it leads anywhere.
+No process stays behind to watch. Each array starts when the one before it has ended, whether that
+failed or not. If the first element of an array finds work of an earlier stage undone, it submits
+what is missing and cancels the jobs that follow; so does the last job of all. This repeats as long
+as anything gets done.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ from skerch_ooc.store.rundir import Run, look_again, open_run
 log = logging.getLogger("skerch_ooc")
 
 _DEFAULT_ARRAY_SIZE = 1001
-"""What Slurm has if nobody says otherwise; for a dry run away from any cluster."""
+"""Slurm's default; for a dry run away from any cluster."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What was submitted.
+    """A submission: its record, its jobs and their numbers.
 
     Attributes:
-        submission: Its record.
-        jobs: Its jobs.
-        numbers: Their numbers, given by Slurm; none in a dry run.
+        submission: The record of the submission.
+        jobs: The jobs.
+        numbers: The numbers that Slurm gave the jobs; none in a dry run.
         options_of: The submission whose options were taken, if none were given.
     """
 
@@ -64,7 +65,7 @@ class Submitted:
     options_of: str | None = None
 
     def commands(self) -> list[str]:
-        """The commands that submit the jobs, in a dry run without the numbers to wait for."""
+        """Lists the commands that submit the jobs; in a dry run names stand for job numbers."""
         numbers = self.numbers or [f"JOB_OF_{job.stage}" for job in self.jobs]
         folder = self.submission.folder
         return [
@@ -80,8 +81,7 @@ def submit(
 
     Args:
         run: The run.
-        options: What the jobs are given; if nothing is said, what those of the last submission
-            were.
+        options: The options of the jobs; if none is given, those of the last submission.
         again: Submit even while jobs of an earlier submission are waiting or at work.
         dry_run: Write and submit nothing.
 
@@ -119,7 +119,7 @@ def _submit(
             submission.write_script(job.file, job.script)
         return Submitted(submission, jobs, send(submission, jobs, after))
     except BaseException:
-        # What was refused, or interrupted, must not be taken for the submission that is at work.
+        # A submission that was refused or interrupted must not be taken for the one at work.
         submission.withdraw()
         raise
 
@@ -143,7 +143,7 @@ def _jobs(
 
 @contextlib.contextmanager
 def _alone(run: Run) -> Iterator[None]:
-    """Keeps others from submitting the same run at the same time, where files can be locked."""
+    """Keeps other processes from submitting the run at the same time, where files can be locked."""
     folder = run.logs / FOLDER
     with contextlib.ExitStack() as stack:
         with writing(folder):
@@ -195,7 +195,7 @@ def _limit(options: JobOptions, *, dry_run: bool) -> int:
 
 
 def _digest(run: Run, left: Sequence[Left]) -> str:
-    """What is left, in a form that can be compared: it changes whenever anything was done."""
+    """Returns a hash of what is left, which changes whenever anything gets done."""
     stages = [[str(stage.stage), list(stage.tasks)] for stage in left]
     return digest([len(run.plan.amendments), stages])
 
@@ -220,7 +220,7 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
     """Refuses to begin a stage while tasks of earlier ones are left.
 
     Raises:
-        IncompleteError: Saying what is missing.
+        IncompleteError: If tasks are left, even after a pause for late files; it names them.
     """
     if stage == RoundStage("measure"):
         return
@@ -245,16 +245,16 @@ def _not_done(left: Left) -> str:
 
 
 def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], None]) -> bool:
-    """Submits what is missing, in a job that found out; only one job of a submission does.
+    """Submits what is missing, from a job of a submission; only one of its jobs does so.
 
     Args:
         directory: The run directory.
         number: The submission that the job belongs to.
-        budget: Nothing is submitted if somebody asked to stop.
-        say: Tells people.
+        budget: Nothing is submitted if the job was asked to stop.
+        say: Prints a message for people.
 
     Returns:
-        Whether this job saw to it, and not another.
+        Whether the matter is settled: this job or a later submission saw to it, or nothing is left.
 
     Raises:
         IncompleteError: If nothing was done since the submissions before this one.
@@ -280,7 +280,7 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
             f"{_not_done(left[0])}, and the last {unchanged} submission(s) have changed nothing "
             f"about that{why}. When it is mended: skerch-ooc submit {quoted(directory)}"
         )
-    # Elements of this array are still in the queue: what they may yet do is theirs.
+    # The new jobs start after this array: its other elements may still do tasks that are left.
     again = partial(_submit, run, last.options, left, unchanged=unchanged, after=own)
     with _alone(run):
         try:
@@ -295,14 +295,14 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         f"{_not_done(left[0])}; submitted again, as {done.submission.number}: job "
         f"{done.numbers[0]} to {done.numbers[-1]}"
     )
-    # Only now: until there was something in their place they would have tried the same.
+    # Cancelled only now: had this submission failed, the later jobs would have tried the same.
     commands.cancel(later)
     commands.cancel([own], waiting=True)
     return True
 
 
 def _array_led_by_this_element() -> str | None:
-    """The array whose first element this process is; ``None`` if it is none."""
+    """Returns the job number of the array whose first element this process is, or ``None``."""
     own, index, lowest = (
         os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID", "TASK_MIN")
     )
@@ -310,7 +310,7 @@ def _array_led_by_this_element() -> str | None:
 
 
 def _around(own: str, jobs: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The jobs of a submission before and after one of them; none if it is of another."""
+    """Returns the jobs of a submission before and after a job; none if it is not one of them."""
     if own not in jobs:
         return (), ()
     position = jobs.index(own)
