@@ -39,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,10 +243,6 @@ def _fill_normals(out: Array, stream: _Stream, rows: Range, columns: Range) -> N
     _fill_from_words(out, stream, rows, columns, normals)
 
 
-def _fill_phases(out: Array, stream: _Stream, rows: Range, columns: Range) -> None:
-    _fill_from_words(out, stream, rows, columns, _phases)
-
-
 def _fill_from_words(
     out: Array, stream: _Stream, rows: Range, columns: Range, entries_of: Callable[[Words], Array]
 ) -> None:
@@ -285,16 +281,6 @@ def _scramble(stream: _Stream, height: int, is_complex: bool) -> Scramble:
         inner_diagonal=diagonal(words(4)),
     )
 
-
-_FILL: dict[str, Callable[[Array, _Stream, Range, Range], None]] = {
-    "rademacher": _fill_bytes,
-    "sparse-sign": _fill_bytes,
-    "sparse-sign-64": _fill_entries,
-    "sparse-sign-256": _fill_entries,
-    "gaussian": _fill_normals,
-    "phase": _fill_phases,
-    "ssrft": _fill_transforms,
-}
 
 _BYTES = np.arange(256)[:, None]
 _ENTRIES_OF_BYTE = {
@@ -396,3 +382,14 @@ def _series(coefficients: tuple[float, ...], x: npt.NDArray[np.float64]) -> npt.
         total *= x
         total += coefficient
     return total
+
+
+_FILL: dict[str, Callable[[Array, _Stream, Range, Range], None]] = {
+    "rademacher": _fill_bytes,
+    "sparse-sign": _fill_bytes,
+    "sparse-sign-64": _fill_entries,
+    "sparse-sign-256": _fill_entries,
+    "gaussian": _fill_normals,
+    "phase": partial(_fill_from_words, entries_of=_phases),
+    "ssrft": _fill_transforms,
+}

@@ -14,6 +14,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.spec import DTYPES
 
 
 class Product:
@@ -293,7 +294,7 @@ def shape_of(operator: Any) -> tuple[int, int]:
 def dtype_of(operator: Any) -> str:
     """The dtype that an operator states, as a name; float32 if it states none that will do."""
     name = str(getattr(operator, "dtype", "")).removeprefix("torch.")
-    return name if name in ("float32", "float64", "complex64", "complex128") else "float32"
+    return name if name in DTYPES else "float32"
 
 
 def _wants_numpy(operator: Any) -> bool:

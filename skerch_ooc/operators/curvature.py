@@ -55,9 +55,8 @@ def hessian(
         OperatorError: If curvlinops is not installed, or the model is in training mode with
             layers that make it random, or the data are shuffled, or a name is that of nothing.
     """
-    if reverse:
-        return _assembled(ReverseHessian, model, loss, data, parameters, per_batch)
-    return _operator("HessianLinearOperator", model, loss, data, parameters, per_batch)
+    name = "ReverseHessian" if reverse else "HessianLinearOperator"
+    return _operator(name, model, loss, data, parameters, per_batch)
 
 
 def ggn(
@@ -152,10 +151,10 @@ def _require_loss(loss: object) -> None:
         )
 
 
-def _operator(
-    name: str, model: torch.nn.Module, loss: torch.nn.Module, data: Data,
-    parameters: Parameters | None, per_batch: bool = False, **more: Any,
-) -> Any:  # fmt: skip
+def _constructor(name: str) -> Callable[..., Any]:
+    """The class of that name: ours, or that of curvlinops."""
+    if name == ReverseHessian.__name__:
+        return ReverseHessian
     try:
         import curvlinops
     except ImportError as error:
@@ -163,18 +162,19 @@ def _operator(
             "curvature operators need curvlinops; install it with: "
             "pip install 'skerch_ooc[curvature]'"
         ) from error
-    constructor = getattr(curvlinops, name)
+    constructor: Callable[..., Any] = getattr(curvlinops, name)
     if "check_deterministic" in inspect.signature(constructor).parameters:
         # It costs further passes over the data, and the probe checks the same.
-        more["check_deterministic"] = False
-    return _assembled(constructor, model, loss, data, parameters, per_batch, **more)
+        return partial(constructor, check_deterministic=False)
+    return constructor
 
 
-def _assembled(
-    constructor: Callable[..., Any], model: torch.nn.Module, loss: torch.nn.Module, data: Data,
-    parameters: Parameters | None, per_batch: bool, **more: Any,
+def _operator(
+    name: str, model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None, per_batch: bool = False, **more: Any,
 ) -> Any:  # fmt: skip
     """The operator of all batches, or the sum of those of each."""
+    constructor = _constructor(name)
     _require_loss(loss)
     _require_deterministic(model)
     _require_order(data)
@@ -183,7 +183,7 @@ def _assembled(
     def operator_of(some: list[Any], number: int = 0) -> Any:
         seed = {"seed": more["seed"] + number} if "seed" in more else {}
         made = constructor(model, loss, chosen, some, **more | seed)
-        if constructor.__name__ == "HessianLinearOperator":
+        if name == "HessianLinearOperator":
             # Product quotes this when the operator fails.
             made.advice = _WITHOUT_FORWARD
         return made

@@ -35,6 +35,7 @@ from skerch_ooc.operators.slab_sketches import (
 )
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.plan import TILE_ROWS
+from skerch_ooc.planning.spec import DTYPES
 
 TERM_BYTES = 1 << 29
 """The rows that are measured together have at least this size, or are all there are."""
@@ -169,8 +170,7 @@ class StoredMatrix:
     @property
     def _wide(self) -> torch.dtype:
         """float64, or complex128."""
-        found: torch.dtype = getattr(torch, str(np.result_type(self.dtype, np.float64)))
-        return found
+        return torch.promote_types(getattr(torch, self.dtype), torch.float64)
 
     def sample(self, rows: Range, dtype: str) -> Array:
         """A few rows, spread over a range, without means subtracted.
@@ -381,7 +381,7 @@ def sparse(path: str, folder: str = ".") -> Any:
 def _floating(dtype: np.dtype[Any]) -> str:
     """The dtype of products with entries of a dtype: its own, or one that holds integers."""
     name = str(dtype.newbyteorder("="))
-    if name in ("float32", "float64", "complex64", "complex128"):
+    if name in DTYPES:
         return name
     if dtype.kind == "c":
         return "complex128"

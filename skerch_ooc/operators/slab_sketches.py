@@ -136,11 +136,8 @@ class SummedSketch:
         self._slabs = 0
         self._sum: torch.Tensor | None = None
         self._free: list[torch.Tensor] = []
+        self._wide = torch.promote_types(dtype, torch.float64)
         self._ones = torch.zeros(shape[0], dtype=self._wide, device=product.slab_device)
-
-    @property
-    def _wide(self) -> torch.dtype:
-        return torch.promote_types(self._dtype, torch.float64)
 
     def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
         """Takes a slab; returns the sum so far."""
@@ -161,9 +158,8 @@ class SummedSketch:
 
     def _flush(self) -> None:
         if self._sum is None:
-            shape = self._few.shape
-            free = self._free.pop() if self._free else None
-            self._sum = self._few.new_empty(shape, dtype=self._wide) if free is None else free
+            free = self._free
+            self._sum = free.pop() if free else torch.empty_like(self._few, dtype=self._wide)
             self._sum.copy_(self._few)
         else:
             for rows in cut(Range(0, len(self._few)), _ROWS_ADDED):

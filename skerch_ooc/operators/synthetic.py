@@ -35,8 +35,7 @@ class ReflectedDiagonal:
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         """Applies the operator to ``x``, ``(n,)`` or ``(n, b)``."""
-        y = x if x.ndim == 2 else x[:, None]
-        y = y.clone()
+        y = (x if x.ndim == 2 else x[:, None]).clone()
         for u in reversed(self._directions):
             y.addr_(u, u @ y, alpha=-2)
         y *= self.eigenvalues[:, None]

@@ -202,9 +202,9 @@ class TermsProduct(Product):
     ) -> None:
         self._operator = operator
         self._chosen = Range(0, len(operator)) if chosen is None else chosen
-        rows = operator.rows(self._chosen)
+        self._rows = operator.rows(self._chosen)
         height, width = operator.shape
-        self.shape = (height if rows is None else len(rows), width)
+        self.shape = (height if self._rows is None else len(self._rows), width)
         self.dtype, self.device = dtype, device
         self._opened: dict[int, Product] = {}
 
@@ -236,11 +236,12 @@ class TermsProduct(Product):
             OperatorError: If a term fails.
         """
         numbers = range(self._chosen.start, self._chosen.stop)
-        if self._operator.rows(self._chosen) is not None and not adjoint:
+        if self._rows is not None and not adjoint:
             return np.concatenate([self._term(number)(columns) for number in numbers])
 
         def scaled(number: int) -> Array:
-            product = self._term(number)(self._rows_for(number, columns, adjoint), adjoint=adjoint)
+            given = columns[self._place(number)] if adjoint else columns
+            product = self._term(number)(given, adjoint=adjoint)
             total = product.astype(np.result_type(product, np.float64))
             if self._operator.scale(number) != 1:
                 total *= self._operator.scale(number)
@@ -249,15 +250,12 @@ class TermsProduct(Product):
         total = tree_sum(map(scaled, numbers), np.add)
         return total if wide else converted(total, self.dtype)
 
-    def _rows_for(self, number: int, columns: Array, adjoint: bool) -> Array:
-        """What of a block of columns one term is applied to."""
-        whole, rows = (
-            self._operator.rows(self._chosen),
-            self._operator.rows(Range(number, number + 1)),
-        )
-        if not adjoint or whole is None or rows is None:
-            return columns
-        return columns[rows.shifted(-whole.start).slice]
+    def _place(self, number: int) -> slice:
+        """The rows of one term, among those of all that are chosen."""
+        rows = self._operator.rows(Range(number, number + 1))
+        if rows is None or self._rows is None:
+            return slice(None)
+        return rows.shifted(-self._rows.start).slice
 
     def _term(self, number: int) -> Product:
         if number in self._opened:

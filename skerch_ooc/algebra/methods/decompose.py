@@ -65,12 +65,10 @@ def decompose(problem: Problem, core: Core) -> Solution:
     kept = count_above(np.abs(values), floor)
     if problem.rank is not None:
         kept = min(kept, problem.rank)
-    left_transform = core.left @ (left.inverse @ u[:, :kept])
-    right_transform = left_transform
-    if vh is not None:
-        right_transform = core.right @ (right.inverse @ vh[:kept].conj().T)
+    left_transform = right_transform = core.left @ (left.inverse @ u[:, :kept])
     left_condition = right_condition = _amplification(problem.y, left_transform)
     if vh is not None:
+        right_transform = core.right @ (right.inverse @ vh[:kept].conj().T)
         right_condition = _amplification(problem.w, right_transform)
     return Solution(
         values=values[:kept],
