@@ -67,15 +67,6 @@ _GROUP_COLUMNS = 4
 
 _ROWS_OF_BYTES_AT_ONCE = 256
 _ROWS_OF_FLOATS_AT_ONCE = 2048
-_DISTRIBUTION_NUMBERS = {
-    "rademacher": 1,
-    "gaussian": 2,
-    "phase": 3,
-    "sparse-sign": 4,
-    "ssrft": 5,
-    "sparse-sign-64": 6,
-    "sparse-sign-256": 7,
-}
 _SCRAMBLES_KEPT = 2
 
 
@@ -129,7 +120,8 @@ def draw(
     shape = (len(rows), len(columns))
     out = empty_aligned(shape, dtype) if out is None else out[: shape[0], : shape[1]]
     if out.size:
-        _FILL[noise](out, _Stream(noise, seed, role), rows, columns)
+        fill = _KINDS[noise][1]
+        fill(out, _Stream(noise, seed, role), rows, columns)
     return out
 
 
@@ -209,7 +201,7 @@ def _words(stream: _Stream, first: int, count: int, group: int) -> Words:
     # first + 1, which is why the counter of the module's definition starts at 1.
     generator = np.random.Philox(
         key=np.array([stream.seed, ROLE_NUMBERS[stream.role]], np.uint64),
-        counter=np.array([first, group, _DISTRIBUTION_NUMBERS[stream.noise], 0], np.uint64),
+        counter=np.array([first, group, _KINDS[stream.noise][0], 0], np.uint64),
     )
     return generator.random_raw(count * _WORDS)
 
@@ -384,12 +376,13 @@ def _series(coefficients: tuple[float, ...], x: npt.NDArray[np.float64]) -> npt.
     return total
 
 
-_FILL: dict[str, Callable[[Array, _Stream, Range, Range], None]] = {
-    "rademacher": _fill_bytes,
-    "sparse-sign": _fill_bytes,
-    "sparse-sign-64": _fill_entries,
-    "sparse-sign-256": _fill_entries,
-    "gaussian": _fill_normals,
-    "phase": partial(_fill_from_words, entries_of=_phases),
-    "ssrft": _fill_transforms,
+_KINDS: dict[str, tuple[int, Callable[[Array, _Stream, Range, Range], None]]] = {
+    "rademacher": (1, _fill_bytes),
+    "gaussian": (2, _fill_normals),
+    "phase": (3, partial(_fill_from_words, entries_of=_phases)),
+    "sparse-sign": (4, _fill_bytes),
+    "ssrft": (5, _fill_transforms),
+    "sparse-sign-64": (6, _fill_entries),
+    "sparse-sign-256": (7, _fill_entries),
 }
+"""The distribution number of each kind, and what fills a slice."""

@@ -247,12 +247,10 @@ class RowsProduct(Slabs, Product):
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
         """See :class:`Product`: reads the rows once."""
-        start = self._rows.start
-
-        def vectors(rows: Range) -> Array:
-            return columns[rows.shifted(-start).slice]
-
-        request = Backward(vectors, columns.shape[1]) if adjoint else Forward(columns)
+        request: Request = Forward(columns)
+        if adjoint:
+            start = self._rows.start
+            request = Backward(lambda rows: columns[rows.shifted(-start).slice], columns.shape[1])
         (found,) = self.sketch([request], wide=wide)
         return found
 

@@ -108,7 +108,6 @@ class HermitianCores:
             sizes: Ascending sizes ``c`` of the core.
             choosing: How many columns are used.
         """
-        assert self._problem.g_w is not None
         weights = self.vectors.conj().T @ self._problem.g_w[:choosing].conj().T
         residual = self._problem.t[:, :choosing].astype(self.measured.dtype)
         errors, before = [], 0
@@ -177,7 +176,6 @@ class GeneralCores(SeenBasis):
 
     def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
         """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
-        assert self._problem.g_w is not None
         test = HeldOut(self._problem.t[:, :choosing], self.basis.vectors)
         projected = self.u.conj().T @ self._problem.g_w[:choosing].conj().T
         return [test.error(self.inverse[:c, :c] @ projected[:c]) for c in sizes]

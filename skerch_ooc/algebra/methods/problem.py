@@ -32,9 +32,9 @@ class Problem:
         y: Compressed copy of ``Y``, ``(a, m)``.
         t: Compressed copy of ``T``, in the coordinates of ``y``, ``(a, q)``.
         w: Compressed copy of ``W``, ``(b, l)``; ``y`` itself if Hermitian.
+        g_w: ``G^H W``, ``(q, l)``.
         psi_y: ``Psi^H Y``, ``(l, m)``; ``None`` if there is no ``Psi``.
         omega_w: ``Omega^H W``, ``(m, l)``.
-        g_w: ``G^H W``, ``(q, l)``.
         phi_y: ``Phi^H Y``, ``(s, m)``; ``None`` without inner sketch.
         xi_w: ``Xi^H W``, ``(s, l)``.
         z: ``Phi^H A Xi``, ``(s, s)``.
@@ -50,9 +50,9 @@ class Problem:
     y: Array
     t: Array
     w: Array
+    g_w: Array
     psi_y: Array | None = None
     omega_w: Array | None = None
-    g_w: Array | None = None
     phi_y: Array | None = None
     xi_w: Array | None = None
     z: Array | None = None

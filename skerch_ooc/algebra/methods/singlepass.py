@@ -117,7 +117,6 @@ class _Equations:
         place = errors.index(min(errors))
         sizes = {grid[max(0, place - STRIDE)], grid[place], grid[-1]}
         sizes.add(grid[min(len(grid) - 1, place + STRIDE)])
-        assert problem.g_w is not None
         test = HeldOut(problem.t[:, :choosing], self.left.vectors)
         # P^H G
         projected = (problem.g_w[:choosing] @ self.right.coefficients()).conj().T

@@ -85,7 +85,6 @@ class Decomposition:
     def weights(self) -> Array:
         """Returns ``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
         assert self.problem is not None
-        assert self.problem.g_w is not None
         right = (self.right or self.left).vectors
         return np.asarray(self.values[:, None] * right.compressed(self.problem.g_w).conj().T)
 
