@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skerch_ooc.base.partition import Range
 from skerch_ooc.store import names
 from skerch_ooc.store.names import KINDS, kind_of, names_of
 from skerch_ooc.store.rundir import open_run
@@ -106,6 +107,13 @@ def test_files_of_golden_runs_are_of_the_kind_that_they_say(run, path):
         assert kind.type == identity["type"]
         shards = (names.COLUMN_SHARD, names.ROW_SHARD)
         assert kind in shards or path.name in names_of(open_run(run).plan, identity)
+
+
+def test_identity_states_kind_and_run_and_the_ends_of_ranges():
+    stated = names.PARTIAL_SUMS.identity("run", sketch="digest", tiles=Range(2, 4))
+    assert list(stated.items()) == [
+        ("format", 1), ("type", "sums"), ("run", "run"), ("sketch", "digest"), ("tiles", [2, 4]),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [names.TOTAL_SUMS, names.EIGH, names.COLUMN_SHARD])
