@@ -29,7 +29,7 @@ def quoted(path: object) -> str:
 
 
 def counted(number: int, name: str) -> str:
-    """A number of things: ``"1 file"``, ``"2 files"``."""
+    """Formats a number of things: ``"1 file"``, ``"2 files"``."""
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 

@@ -41,11 +41,11 @@ class Range:
         return other.start <= self.start and self.stop <= other.stop
 
     def shifted(self, offset: int) -> Range:
-        """The range moved by ``offset``."""
+        """Returns the range moved by ``offset``."""
         return Range(self.start + offset, self.stop + offset)
 
     def common(self, other: Range) -> Range:
-        """The integers in both ranges (an empty range when there are none)."""
+        """Returns the integers in both ranges (an empty range when there are none)."""
         start = max(self.start, other.start)
         return Range(start, max(start, min(self.stop, other.stop)))
 

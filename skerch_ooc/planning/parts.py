@@ -21,7 +21,7 @@ from skerch_ooc.base.partition import Range, aligned_runs
 from skerch_ooc.planning import values
 
 UNNAMED = "a Python object"
-"""What people read in place of a factory where there is none."""
+"""Text that messages show in place of a factory, if the operator has none."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Part:
         of: How many terms the summand has.
         rows: The rows of the operator that these terms make up; ``None`` for all.
         together: Whether a task measures the blocks of all roles together, in one reading.
-        source: Where the operator comes from; ``None`` for the factory of the plan.
+        source: The factory that makes the operator; ``None`` for the factory of the plan.
     """
 
     number: int = 0

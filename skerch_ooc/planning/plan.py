@@ -100,7 +100,7 @@ class Identity(values.Checked):
         return self.wide_dtype.kind == "c"
 
     def as_json(self) -> dict[str, Any]:
-        """The content of ``plan.json``."""
+        """Returns the content of ``plan.json``."""
         return {
             "format": FORMAT_VERSION,
             "noise_version": NOISE_VERSION,
@@ -118,7 +118,7 @@ class Identity(values.Checked):
         }
 
     def as_bytes(self) -> bytes:
-        """The bytes of ``plan.json``."""
+        """Returns the bytes of ``plan.json``."""
         return canonical_line(self.as_json())
 
     @property
@@ -234,7 +234,7 @@ class Amendment(values.Checked):
     parts: tuple[Part, ...] = (Part(),)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the file, with its own SHA-256."""
+        """Returns the content of the file, with its own SHA-256."""
         content: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "run": self.run_id,
@@ -285,7 +285,7 @@ class Plan:
     """The plan in force: the identity of a run with all its amendments.
 
     Attributes:
-        identity: What decides the numbers.
+        identity: The settings that decide the numbers.
         amendments: All amendments, in order; at least one in a run on disk.
     """
 

@@ -35,7 +35,7 @@ class OperatorSpec(values.Checked):
     """The table ``[operator]`` of a spec.
 
     Attributes:
-        factory: What makes the operator: ``"package.module:function"``, ``"file.py:function"``
+        factory: The function that makes it: ``"package.module:function"``, ``"file.py:function"``
             (relative to the spec file), or the name of an entry point in the group
             ``skerch_ooc.operators``, such as ``"stored"`` or ``"sparse"``. Left out only where the
             operator is handed over as a Python object.
@@ -105,7 +105,7 @@ class RecoverySpec(values.Checked):
             as the method found.
         vectors: ``"stored"``: the vectors are written out; ``"implicit"``: only the small
             transform is, and vectors are computed from the sketch as they are read.
-        power_iterations: Of ``hmt`` only: rounds of products (two for ``svd``) that sharpen the
+        power_iterations: For ``hmt`` only: rounds of products (two for ``svd``) that sharpen the
             range (arXiv 0909.4061, section 4.5).
     """
 
@@ -117,14 +117,14 @@ class RecoverySpec(values.Checked):
     power_iterations: int = values.checked(values.integer(0, MOST_POWER_ITERATIONS), 0)
 
     def as_json(self) -> dict[str, Any]:
-        """The settings that decide the numbers, as JSON values."""
+        """Returns the settings that decide the numbers, as JSON values."""
         extra = {"power_iterations": self.power_iterations} if self.power_iterations else {}
         return {"method": self.method, "core": self.core, "rank": self.rank} | extra
 
 
 @dataclass(frozen=True)
 class Spec(values.Checked):
-    """What a user asks for: the whole of a spec file.
+    """A spec: all that a user asks for, in a spec file or in Python.
 
     Attributes:
         measurements: Columns of the right sketch: about the rank that is hoped for, and more; at

@@ -181,7 +181,7 @@ def from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
     Args:
         kind: The class.
         table: Keys and values.
-        prefix: Where the table stands, for messages.
+        prefix: The key of the table, for messages; empty for a whole spec.
 
     Raises:
         UsageError: If a key is unknown, or a value is not allowed; names it.

@@ -213,7 +213,7 @@ class SealedWriter:
         """Completes, seals, verifies and publishes the file.
 
         Args:
-            identity: What the file is; the description of the bulks is added.
+            identity: The entries of its identity; the description of the bulks is added.
             arrays: Small datasets, covered by the seal.
             provenance: Times, hosts, versions; stored beside the identity.
 
@@ -253,7 +253,7 @@ class Bulk(Tiles):
         file: The file.
         layout: How the bulk lies in it.
         crc32: The checksums of its tiles.
-        offset: Where its bytes begin.
+        offset: The offset of its first byte in the file.
     """
 
     def __init__(self, file: SealedFile, layout: Layout, crc32: list[str], offset: int) -> None:
@@ -309,7 +309,7 @@ class SealedFile:
 
     Attributes:
         path: The path of the file.
-        identity: What the file states that it is.
+        identity: The entries in which the file states what it is.
         arrays: Its small datasets.
         layout: The layout of its bulk, or of the first one; ``None`` if it has none.
         advice: How the file is made anew.
