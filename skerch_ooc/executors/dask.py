@@ -1,4 +1,4 @@
-"""Dask: tasks on the workers of a cluster, one started here or any that is running already."""
+"""Dask: runs tasks on the workers of a cluster, started here or running already."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _NO_HISTORY = {
     "distributed.admin.system-monitor.log-length": 600,
     "distributed.diagnostics.computations.max-history": 0,
 }
-"""Nobody looks at the history of processes that end with us, and some of it has no bounds. Profiles
-alone, of which two are kept for each second, take 100 MB of a worker's memory in a quarter of an
-hour; a computation keeps a record of each group of tasks, and is one while work goes on."""
+"""Settings that switch off the history that Dask keeps: nobody looks at it, and some of it grows
+without bounds. Profiles alone, two for each second, take 100 MB of a worker's memory in a quarter
+of an hour; a computation, which lasts as long as the work, records each group of tasks."""
 
 _WAIT_SECONDS = 0.1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -46,10 +46,10 @@ _MAIN_GUARD = 'inside `if __name__ == "__main__":`'
 
 
 def _address_in(path: Path) -> str:
-    """The address in a scheduler file.
+    """Reads the address in a scheduler file.
 
     Raises:
-        UsageError: If it is none.
+        UsageError: If the file is no scheduler file.
     """
     try:
         return str(json.loads(path.read_bytes())["address"])
@@ -61,7 +61,7 @@ def _address_in(path: Path) -> str:
 
 
 def _new_client(arguments: dict[str, Any]) -> Any:
-    """A client, in bounded time: Dask waits for ever for the first word of another service.
+    """Makes a client in bounded time: Dask waits for ever if another kind of service listens.
 
     Raises:
         TimeoutError: If nobody answers as a scheduler does.
@@ -88,27 +88,29 @@ def _new_client(arguments: dict[str, Any]) -> Any:
 
 
 def _forget_lost_clients() -> None:
-    """Lets clients that nobody refers to any more come to their end now.
+    """Collects clients that nothing refers to any more, before a new one is made.
 
-    When it is reached they take a lock that a new client holds while it starts. Should the garbage
-    collector find them just then, in the same thread, that thread would wait for itself for ever.
+    Their finalizers take a lock that a new client holds while it starts. If the garbage collector
+    ran just then, in the same thread, that thread would wait for itself for ever.
     """
     gc.collect()
 
 
 def _threads_of_worker(dask_worker: Any) -> int:
+    # Runs on the worker; Dask passes the worker to an argument of this very name.
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() and int(said) else int(dask_worker.state.nthreads)
 
 
 def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What a function returns, or raises, on each worker; of those that die meanwhile, an error."""
+    """Calls a function on each worker; lists what it returns or raises, an error if one dies."""
     answers = client.run(function, *arguments, on_error="return")
     return list(answers.values())
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Lists the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    # Counted by device files, as this process need not load torch for anything else.
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -118,23 +120,23 @@ def visible_gpus() -> list[str]:
 class Dask:
     """Runs tasks on the workers of a Dask cluster.
 
-    Each worker has one task at a time. Few of the tasks are in flight at once, so that their number
-    costs the scheduler nothing. What travels are paths, numbers and receipts; the
-    workers must see the run directory, and the file of the factory, under the same paths.
+    Each worker does one task at a time. Few tasks are in flight at once, so that their number costs
+    the scheduler nothing. Only paths, numbers and receipts travel; the workers must see the run
+    directory, and the file of the factory, under the same paths.
 
-    A task whose worker dies is given to another. One that fails stops the run, after ``tries``.
-    Workers that are started here see one GPU each, where there are any.
+    A task whose worker dies goes to another worker. A task that fails ``tries`` times stops the
+    run. Workers that are started here see one GPU each, where there are any.
 
     Args:
         scheduler: The address of a scheduler (``"tcp://host:8786"``, ``"tls://..."``, or
             ``"host:8786"`` for ``tcp``), its scheduler file, a
             ``distributed.Client``, or a cluster object (also those of ``dask_jobqueue`` and
             ``dask_kubernetes``). By default worker processes are started on this machine.
-        workers: How many worker processes to start here; by default one.
-        tries: How often a task that fails is tried.
+        workers: The number of worker processes to start here; by default one.
+        tries: How often to try a task that fails.
 
     Attributes:
-        workers: How many processes share this machine.
+        workers: The number of processes that share this machine.
 
     Raises:
         UsageError: If both are given, or ``workers`` or ``tries`` is not positive.
@@ -167,11 +169,11 @@ class Dask:
     def threads(self) -> int | None:
         """Threads that each worker is meant to use; ``None`` if this machine's cores are shared.
 
-        For workers that are running: what ``OMP_NUM_THREADS`` says there, else what Dask was told.
+        For running workers it is what ``OMP_NUM_THREADS`` says there, else what Dask was told.
 
         Raises:
             UsageError: If the scheduler cannot be reached.
-            IncompleteError: If it has no workers.
+            IncompleteError: If the scheduler has no workers.
         """
         if self._scheduler is None:
             return None
@@ -183,7 +185,7 @@ class Dask:
     def session(self, threads: int) -> Iterator[None]:  # noqa: ARG002 (the first run has them)
         """See :class:`.Executor`: nothing is started before a task comes."""
         if self._session is not None:
-            # Inside of another one.
+            # Within another session, whose workers serve.
             yield
             return
         with contextlib.ExitStack() as self._session:
@@ -202,8 +204,10 @@ class Dask:
         """See :class:`.Executor`.
 
         Raises:
-            UsageError: If the scheduler cannot be reached.
-            IncompleteError: If it has no workers, is lost, or workers keep dying of a task.
+            UsageError: If the scheduler cannot be reached, or workers cannot be started.
+            IncompleteError: If the scheduler has no workers, is lost, or workers keep dying of a
+                task.
+            Exception: What a task raised in its last try.
         """
         if self._session is None:
             with self._connected(threads) as client:
@@ -218,7 +222,8 @@ class Dask:
 
     @property
     def _patience(self) -> float | None:
-        """Seconds to wait for workers: any time where an object was given, which may bring some."""
+        """The seconds to wait for workers; ``None`` for any time."""
+        # A cluster object may still start some: from a queue that can take days.
         given = self._scheduler is None or isinstance(self._scheduler, (str, os.PathLike))
         return PATIENCE if given else None
 
@@ -230,7 +235,7 @@ class Dask:
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[Any]:
-        """A client of a scheduler that is running, and has a worker."""
+        """Yields a client of a scheduler that is running, and has a worker."""
         from distributed import Client
 
         if isinstance(self._scheduler, Client):
@@ -251,7 +256,7 @@ class Dask:
         try:
             client = _new_client(arguments)
         except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-            # A TypeError is what lacking certificates end in, a RuntimeError a closed cluster.
+            # Missing certificates end in a TypeError, a closed cluster in a RuntimeError.
             raise UsageError(
                 f"no scheduler answers at {place} ({error}); start one with `dask scheduler`, or "
                 "leave the scheduler out to use this machine. One with TLS needs the certificates "
@@ -280,11 +285,12 @@ class Dask:
 
     @contextlib.contextmanager
     def _local(self, threads: int) -> Iterator[Any]:
-        """A client of spawned processes on this machine."""
+        """Yields a client of worker processes that are spawned on this machine."""
         import dask
         from distributed import Client, SpecCluster
 
         _require_main_guard()
+        # Linear algebra libraries read these as they are loaded: so before the worker is spawned.
         environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
         settings = {
             "distributed.worker.daemon": False,
@@ -309,22 +315,23 @@ class Dask:
 
 
 def _require_main_guard() -> None:
-    """Ends a worker process that was about to start workers, as it imports an unguarded script."""
+    """Ends a worker process that is about to start workers itself, by an unguarded script."""
+    # A spawned process imports the script that started it.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(f"skerch_ooc: ooc.Dask must be used {_MAIN_GUARD}")
 
 
 def _specifications(count: int, scratch: str) -> tuple[dict[str, Any], dict[int, Any]]:
-    """The scheduler and the workers of this machine, as Dask wants them described.
+    """Describes the scheduler and the workers of this machine, as Dask wants it.
 
-    They talk over the loopback only; the ports are any that are free.
+    They talk over the loopback only, on any free ports.
     """
     from distributed import Nanny, Scheduler
     from distributed.scheduler import DEFAULT_EXTENSIONS
     from distributed.security import Security
 
     common = {"host": "127.0.0.1", "protocol": "tcp://", "security": Security()}
-    # Spans keep a line for each message with tasks, for as long as there are tasks.
+    # The extension "spans" keeps a record of each message with tasks as long as there are tasks.
     extensions = {name: made for name, made in DEFAULT_EXTENSIONS.items() if name != "spans"}
     scheduler = {
         "cls": Scheduler,
@@ -333,6 +340,7 @@ def _specifications(count: int, scratch: str) -> tuple[dict[str, Any], dict[int,
             "extensions": extensions,
         },
     }  # fmt: skip
+    # No limit that Dask enforces: it would kill workers, and each keeps its own promise of memory.
     options = common | {
         "extensions": {},
         "nthreads": 1,
@@ -350,7 +358,7 @@ def _specifications(count: int, scratch: str) -> tuple[dict[str, Any], dict[int,
 
 
 def _announce(client: Any) -> None:
-    """Says where the workers are, and where they can be watched."""
+    """Logs where the workers are, and where they can be watched."""
     info = client.scheduler_info(0)
     watched = f"dashboard {client.dashboard_link}"
     if importlib.util.find_spec("bokeh") is None and client.cluster is not None:

@@ -34,8 +34,8 @@ FACTOR = 30.0
 """A pair of shards disagrees if its asymmetry is this many times the typical one."""
 
 ALLOWED = 8.0
-"""Where there is nothing typical, a pair disagrees if it exceeds so many tolerances of the probe
-(which allows 4, of fewer entries)."""
+"""Where nothing is typical, a pair disagrees if its difference exceeds so many tolerances of the
+probe (which itself allows 4, for fewer entries)."""
 
 _SHOWN = 8
 
