@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.progress import Advance
 from skerch_ooc.base.resources import (
     SPARE_BYTES,
     Resources,
@@ -82,6 +84,28 @@ def ordered_map(
             finally:
                 for future in pending:
                     future.cancel()
+
+
+def sum_of_tiles(
+    form: Callable[[int], Value], tiles: Range, in_flight: int, advance: Advance,
+    add: Callable[[Value, Value], Value],
+) -> Value:  # fmt: skip
+    """Forms something of each tile of a run and sums it in the fixed tree.
+
+    Args:
+        form: What is formed of a tile, by its number.
+        tiles: Numbers of the tiles.
+        in_flight: How many are held at once.
+        advance: Is told of each tile.
+        add: See :func:`skerch_ooc.base.partition.tree_sum`.
+    """
+
+    def counted() -> Iterator[Value]:
+        for value in ordered_map(form, range(tiles.start, tiles.stop), in_flight):
+            advance(1)
+            yield value
+
+    return tree_sum(counted(), add)
 
 
 class Pool(Generic[Value]):

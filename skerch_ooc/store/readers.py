@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.base.partition import Range, cover, tree_sum
+from skerch_ooc.base.partition import Range, cover, cut, tree_sum
 from skerch_ooc.planning.sides import Side
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
@@ -167,11 +169,7 @@ class RoleReader(RowTiles):
         def wide(band: _Band) -> Array:
             return self._read_band(band, rows, np.empty(out.shape, self._wide))
 
-        def add(total: Array, other: Array) -> Array:
-            total += other
-            return total
-
-        out[:] = converted(tree_sum(map(wide, bands), add), self.dtype)
+        out[:] = converted(tree_sum(map(wide, bands), operator.iadd), self.dtype)
         return out
 
     def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:
@@ -198,23 +196,18 @@ class RoleReader(RowTiles):
         return out
 
 
-def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[list[_Piece]]:
+def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[Sequence[_Piece]]:
     """Groups shards that are read together: narrow ones of equal width; each other one alone."""
-    together: list[_Piece] = []
-    for piece in pieces:
+
+    def most(piece: _Piece) -> tuple[int, int]:
         layout = piece.file.bulk().layout
         whole = piece.is_whole and not layout.chunked
-        most = batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
-        alike = together and len(together[0].place) == len(piece.place) and len(together) < most
-        if together and not alike:
-            yield together
-            together = []
-        together.append(piece)
-        if most == 1:
-            yield together
-            together = []
-    if together:
-        yield together
+        return len(piece.place), batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
+
+    for (_, size), alike in itertools.groupby(pieces, most):
+        run = list(alike)
+        for numbers in cut(Range(0, len(run)), size):
+            yield run[numbers.slice]
 
 
 def _read_batch(pieces: Sequence[_Piece], tile: int, out: Array) -> None:

@@ -112,6 +112,16 @@ class Round:
     number: int = 1
     basis: Basis | None = None
 
+    @classmethod
+    def at(cls, run: Run, number: int, basis_path: str | None) -> Round:
+        """The round as tasks name it, for any process."""
+        return cls(run, number, Basis(SealedFile(Path(basis_path))) if basis_path else None)
+
+    @cached_property
+    def basis_path(self) -> str | None:
+        """The file of the test matrix of a later round."""
+        return str(self.basis.file.path.resolve()) if self.basis else None
+
     @cached_property
     def planned(self) -> dict[str, Range]:
         """The columns of each role that are measured in this round."""

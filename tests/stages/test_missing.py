@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import skerch_ooc as ooc
 from skerch_ooc.executors.slurm.elements import pack
-from skerch_ooc.stages.measure.missing import missing_numbers, missing_tasks
+from skerch_ooc.stages.measure.missing import columns_of, missing_numbers, missing_tasks
 from skerch_ooc.store.sketch import Round
 
 SIZE = 200
@@ -79,7 +79,7 @@ def test_missing_tasks_are_those_found_block_by_block(
         assert len(tasks) == len(mine)
         assert sum(tasks.columns.values()) == sum(task.columns for task in tasks)
         if mine:
-            assert tasks.widest.columns == max(task.columns for task in tasks)
+            assert columns_of(tasks.widest) == max(task.columns for task in tasks)
     assert list(missing_numbers(round_)) == sorted({number for number, _ in expected})
 
 

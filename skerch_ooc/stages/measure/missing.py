@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 
 from skerch_ooc.base.partition import Range, tiles_of
 from skerch_ooc.planning.parts import Part
@@ -19,6 +20,12 @@ from skerch_ooc.planning.plan import Cut
 from skerch_ooc.store.sketch import Round
 
 Blocks = tuple[tuple[str, int, int], ...]
+"""Role, first column, and first column after it of each."""
+
+
+def columns_of(blocks: Blocks) -> int:
+    """How many columns some blocks have."""
+    return sum(stop - start for _, start, stop in blocks)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,7 @@ class MeasureTask:
         round: Number of the round.
         basis: The file of its test matrix, if that is a basis.
         part: Number of the part.
-        blocks: Role, first column, and first column after it of each block; several only where the
-            part takes them together.
+        blocks: Its blocks; several only where the part takes them together.
         device: The torch device.
         threads: Threads of the operator.
         number: The number of the task among all that are planned for the round.
@@ -49,7 +55,7 @@ class MeasureTask:
     @property
     def columns(self) -> int:
         """The number of columns of all its blocks."""
-        return sum(stop - start for _, start, stop in self.blocks)
+        return columns_of(self.blocks)
 
     def __str__(self) -> str:
         blocks = ", ".join(f"columns {start}-{stop} of {role}" for role, start, stop in self.blocks)
@@ -57,77 +63,28 @@ class MeasureTask:
 
 
 @dataclass(frozen=True)
-class _Even:
-    """A stretch of blocks of one role, within one range of missing columns.
+class _Stretch:
+    """Consecutive tasks of a part, of which all but the outermost are equally wide.
 
     Attributes:
         part: Number of the part.
-        role: The role.
-        gap: The missing columns, within those that are cut.
-        cut: How the columns are cut.
         numbers: The numbers of the tasks.
-        first: Number of the first block of the cut.
+        blocks: Tells what the task of a number is about.
     """
 
     part: int
-    role: str
-    gap: Range
-    cut: Cut
     numbers: range
-    first: int
+    blocks: Callable[[int], Blocks]
 
-    def _piece(self, number: int) -> Range:
-        return self.cut.blocks[number - self.first].common(self.gap)
-
-    def blocks(self, number: int) -> Blocks:
-        """The block that the task of this number measures."""
-        piece = self._piece(number)
-        return ((self.role, piece.start, piece.stop),)
-
-    def columns(self) -> dict[str, int]:
-        """The number of columns of all tasks, by role."""
-        # Only the outermost blocks can be cut by the gap: the others are whole, and not visited.
-        outer = {self.numbers[0], self.numbers[-1]}
-        inside = len(self.numbers) - len(outer)
-        total = sum(len(self._piece(number)) for number in outer) + inside * self.cut.width
-        return {self.role: total}
-
-    def widest(self) -> int:
-        """The number of a task with the most columns."""
-        # The first block may be cut, the second is whole unless it is the last.
-        some: set[int] = {*self.numbers[:2], self.numbers[-1]}
-        return max(sorted(some), key=lambda number: len(self._piece(number)))
-
-
-@dataclass(frozen=True)
-class _Bundle:
-    """Blocks of several roles that a part takes together: one task.
-
-    Attributes:
-        part: Number of the part.
-        bundle: The blocks.
-        numbers: The number of the task, as a range of one.
-    """
-
-    part: int
-    bundle: Blocks
-    numbers: range
-
-    def blocks(self, number: int) -> Blocks:  # noqa: ARG002 (there is but one)
-        """See :class:`_Even`."""
-        return self.bundle
-
-    def columns(self) -> dict[str, int]:
-        """See :class:`_Even`."""
-        return {role: stop - start for role, start, stop in self.bundle}
-
-    def widest(self) -> int:
-        """See :class:`_Even`."""
-        return self.numbers[0]
-
-
-_Stretch = _Even | _Bundle
-"""Consecutive tasks of a part."""
+    @property
+    def samples(self) -> list[tuple[Blocks, int]]:
+        """The blocks of a task of each width, and how many tasks there are like it."""
+        # Only the outermost blocks can be cut by a gap: the others are whole, and not visited.
+        outer = sorted({self.numbers[0], self.numbers[-1]})
+        samples = [(self.blocks(number), 1) for number in outer]
+        if inside := self.numbers[1:-1]:
+            samples.append((self.blocks(inside[0]), len(inside)))
+        return samples
 
 
 @dataclass(frozen=True)
@@ -150,46 +107,35 @@ class MissingTasks:
         return sum(len(stretch.numbers) for stretch in self.stretches)
 
     def __iter__(self) -> Iterator[MeasureTask]:
+        directory = str(self.round.run.directory.resolve())
         for stretch in self.stretches:
             for number in stretch.numbers:
-                yield self._task(stretch, number)
-
-    def _task(self, stretch: _Stretch, number: int) -> MeasureTask:
-        directory, basis = self._paths
-        return MeasureTask(
-            run=directory,
-            round=self.round.number,
-            basis=basis,
-            part=stretch.part,
-            blocks=stretch.blocks(number),
-            device=self.device,
-            threads=self.threads,
-            number=number,
-        )
-
-    @cached_property
-    def _paths(self) -> tuple[str, str | None]:
-        """The run directory, and the file of the basis."""
-        basis = self.round.basis
-        return (
-            str(self.round.run.directory.resolve()),
-            str(basis.file.path.resolve()) if basis else None,
-        )
+                yield MeasureTask(
+                    run=directory,
+                    round=self.round.number,
+                    basis=self.round.basis_path,
+                    part=stretch.part,
+                    blocks=stretch.blocks(number),
+                    device=self.device,
+                    threads=self.threads,
+                    number=number,
+                )
 
     @property
     def columns(self) -> dict[tuple[int, str], int]:
         """The number of columns that are left, by part and role."""
-        total: dict[tuple[int, str], int] = {}
+        total: Counter[tuple[int, str]] = Counter()
         for stretch in self.stretches:
-            for role, count in stretch.columns().items():
-                total[stretch.part, role] = total.get((stretch.part, role), 0) + count
+            for blocks, count in stretch.samples:
+                for role, start, stop in blocks:
+                    total[stretch.part, role] += count * (stop - start)
         return total
 
     @property
-    def widest(self) -> MeasureTask:
-        """A task with the most columns."""
-        tasks = (self._task(stretch, stretch.widest()) for stretch in self.stretches)
-        return max(tasks, key=lambda task: task.columns)
+    def widest(self) -> Blocks:
+        """The blocks of a task with the most columns."""
+        samples = (blocks for stretch in self.stretches for blocks, _ in stretch.samples)
+        return max(samples, key=columns_of)
 
 
 def missing_tasks(
@@ -240,13 +186,19 @@ def _stretches(round_: Round) -> Iterator[_Stretch]:
                 for gap in _common(ranges, piece.columns):
                     inside = tiles_of(gap.shifted(-piece.start), piece.width)
                     numbers = range(first + inside.start, first + inside.stop)
-                    yield _Even(part.number, role, gap, piece, numbers, first)
+                    yield _Stretch(part.number, numbers, partial(_block, role, gap, piece, first))
                 first += len(piece.blocks)
+
+
+def _block(role: str, gap: Range, piece: Cut, first: int, number: int) -> Blocks:
+    """What is missing of a block, where a cut begins with the block of number ``first``."""
+    missing = piece.blocks[number - first].common(gap)
+    return ((role, missing.start, missing.stop),)
 
 
 def _bundles(
     round_: Round, part: Part, gaps: dict[str, list[Range]], first: int
-) -> Iterator[_Bundle]:
+) -> Iterator[_Stretch]:
     """Yields one bundle for each block number: the blocks of that number of all roles.
 
     Roles have different numbers of blocks: a role that has run out adds none.
@@ -260,7 +212,7 @@ def _bundles(
             for piece in _common(gaps[role], block)
         )
         if bundle:
-            yield _Bundle(part.number, bundle, range(number, number + 1))
+            yield _Stretch(part.number, range(number, number + 1), {number: bundle}.__getitem__)
 
 
 def _blocks_of(cuts: Sequence[Cut]) -> Iterator[Range]:

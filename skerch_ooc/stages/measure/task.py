@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,13 @@ from skerch_ooc.operators.adapters import Product
 from skerch_ooc.planning.memory import block_bytes, rows_bytes
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
-from skerch_ooc.stages.measure.missing import MeasureTask, MissingTasks, missing_tasks
+from skerch_ooc.stages.measure.missing import (
+    Blocks,
+    MeasureTask,
+    MissingTasks,
+    columns_of,
+    missing_tasks,
+)
 from skerch_ooc.stages.measure.operands import Operands, operands_of, operands_of_process
 from skerch_ooc.stages.measure.requests import (
     inner_product,
@@ -38,9 +43,8 @@ from skerch_ooc.stages.measure.requests import (
     test_vectors,
 )
 from skerch_ooc.store.rundir import Run, open_run
-from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, are_there, publish_shard, strip_of
-from skerch_ooc.store.sketch import Basis, Round, known_rounds
+from skerch_ooc.store.sketch import Round, known_rounds
 
 
 @lru_cache(maxsize=4)
@@ -56,7 +60,7 @@ def _round_of_process(
     run = open_run(directory)
     assert run.plan.run_id == run_id
     assert len(run.plan.amendments) >= amendments
-    return Round(run, number, Basis(SealedFile(Path(basis))) if basis else None)
+    return Round.at(run, number, basis)
 
 
 def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
@@ -267,9 +271,9 @@ def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resou
         if isinstance(needed, int) and needed > resources.memory:
             raise UsageError(
                 f"memory = {format_bytes(resources.memory)} is too little: a block of "
-                f"{tasks.widest.columns} columns needs about {format_bytes(needed)}, as was said "
-                f"when the run was planned; give at least --memory {ask_for(needed)}, or plan a "
-                "new run with this memory, which makes blocks smaller"
+                f"{columns_of(tasks.widest)} columns needs about {format_bytes(needed)}, as was "
+                f"said when the run was planned; give at least --memory {ask_for(needed)}, or plan "
+                "a new run with this memory, which makes blocks smaller"
             )
 
 
@@ -280,20 +284,21 @@ def _require_memory(
     needed = _task_bytes(round_, widest, product) + resident_memory() + SPARE_BYTES
     if needed > resources.memory:
         raise UsageError(
-            f"memory = {format_bytes(resources.memory)} is too little: a block of {widest.columns} "
-            f"columns needs {format_bytes(needed)} besides what the operator needs for itself; "
+            f"memory = {format_bytes(resources.memory)} is too little: a block of "
+            f"{columns_of(widest)} columns needs {format_bytes(needed)} besides what the operator "
+            "needs for itself; "
             f"give at least --memory {ask_for(needed)}, or plan a new run with a smaller block"
         )
 
 
-def _task_bytes(round_: Round, task: MeasureTask, product: Product) -> int:
-    """Returns the memory of a task in bytes, without what the operator needs for itself."""
+def _task_bytes(round_: Round, blocks: Blocks, product: Product) -> int:
+    """Returns the bytes of a task of some blocks, without what the operator needs for itself."""
     identity = round_.run.plan.identity
     if not product.together:
-        return task.columns * block_bytes(identity.shape, identity.dtype)
+        return columns_of(blocks) * block_bytes(identity.shape, identity.dtype)
     columns = {
         "left" if is_adjoint_role(round_, role) else role: stop - start
-        for role, start, stop in task.blocks
+        for role, start, stop in blocks
     }
     slabs = getattr(product, "slab_bytes", 0)
     return rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)

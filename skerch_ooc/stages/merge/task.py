@@ -36,7 +36,7 @@ from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import Advance, Progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
-from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
 from skerch_ooc.planning.sides import RANGE, Side
@@ -49,9 +49,9 @@ from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import open_run
-from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
+from skerch_ooc.store.sealed import SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
-from skerch_ooc.store.sketch import Basis, Round, Sketch
+from skerch_ooc.store.sketch import Round, Sketch
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,7 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
         CorruptError: If a shard is damaged.
         UsageError: If the memory is too little.
     """
-    basis = Basis(SealedFile(Path(task.basis))) if task.basis else None
-    merge = Merge(Round(open_run(task.run), task.round, basis), task.rechunk)
+    merge = Merge(Round.at(open_run(task.run), task.round, task.basis), task.rechunk)
     resources = Resources(task.memory, task.threads, device=task.device)
     side = merge.side(task.side)
     publish = _nothing if side.has_formed(task.tiles) else side.form(task.tiles, resources)
@@ -343,13 +342,12 @@ class _SideMerge:
         wait_for_files(self._partial(task.tiles) for task in tasks)
 
     def _merge_tasks(self, resources: Resources) -> Iterator[MergeTask]:
-        basis = self._round.basis
         for number, task in enumerate(self.tasks, self._before):
             if not self.has_formed(task):
                 yield MergeTask(
                     run=str(self._run.directory.resolve()),
                     round=self._round.number,
-                    basis=str(basis.file.path.resolve()) if basis else None,
+                    basis=self._round.basis_path,
                     side=self.side.name,
                     start=task.start,
                     stop=task.stop,
@@ -441,12 +439,7 @@ class _SideMerge:
                 sums.give(other)
                 return total
 
-            def counted(tile: Sums) -> Sums:
-                advance(1)
-                return tile
-
-            numbers = range(task.start, task.stop)
-            total = tree_sum(map(counted, ordered_map(sum_of_tile, numbers, in_flight)), add)
+            total = sum_of_tiles(sum_of_tile, task, in_flight, advance, add)
             # The files stay open: they are published later, perhaps while the next run is summed.
             opened = stack.pop_all()
 

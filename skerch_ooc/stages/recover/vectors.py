@@ -9,18 +9,17 @@ tree, so any process can do any run of tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, empty_aligned
-from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Advance
 from skerch_ooc.base.resources import Resources
-from skerch_ooc.base.streams import Pool, ordered_map, tiles_in_flight
+from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
 from skerch_ooc.planning.memory import (
     PROBES,
     TallSizes,
@@ -35,8 +34,6 @@ from skerch_ooc.stages.merge.testmatrices import gaussian_probes
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import BulkWriter
 from skerch_ooc.store.tiles import Tiles
-
-Tile = TypeVar("Tile")
 
 VECTOR_TILE_COLUMNS = 64
 """Tiles of the vectors are narrow, so that a few leading vectors are read without the rest."""
@@ -282,9 +279,7 @@ class Making:
             self._maker.give(buffers)
             return figures
 
-        numbers = range(tiles.start, tiles.stop)
-        figures: Iterator[TileFigures] = ordered_map(write_tile, numbers, self._in_flight)
-        return tree_sum(_counted(figures, advance), TileFigures.add)
+        return sum_of_tiles(write_tile, tiles, self._in_flight, advance, TileFigures.add)
 
     @cached_property
     def _in_flight(self) -> int:
@@ -352,8 +347,7 @@ class Making:
             grams.give(other)
             return total
 
-        numbers = range(tiles.start, tiles.stop)
-        return tree_sum(_counted(ordered_map(gram_of_tile, numbers, in_flight), advance), add)
+        return sum_of_tiles(gram_of_tile, tiles, in_flight, advance, add)
 
 
 def deviation(plan: Plan, figures: TileFigures) -> float:
@@ -371,9 +365,3 @@ def _write_rounded(writer: BulkWriter, number: int, u: Array) -> None:
         stored = np.ascontiguousarray(part, writer.layout.dtype)
         writer.write_tile(number, column, stored)
         part[:] = stored
-
-
-def _counted(tiles: Iterator[Tile], advance: Advance) -> Iterator[Tile]:
-    for tile in tiles:
-        advance(1)
-        yield tile
