@@ -51,6 +51,11 @@ class Resources:
         return self.remote_threads or self.threads
 
     @property
+    def of_task(self) -> Resources:
+        """What a process may use that runs tasks for this one."""
+        return Resources(self.memory, self.task_threads, device=self.device)
+
+    @property
     def cores(self) -> int:
         """Cores that the whole run may keep busy."""
         return self.threads * self.workers

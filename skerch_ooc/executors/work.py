@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources, format_bytes
-from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.executor import Executor, Function
 from skerch_ooc.executors.serial import Serial
 
 log = logging.getLogger("skerch_ooc")
+
+
+class _OfTiles(Protocol):
+    """A task that is a run of row tiles."""
+
+    @property
+    def tiles(self) -> Range:
+        """Numbers of the tiles."""
+        ...
+
+
+TileTask = TypeVar("TileTask", bound=_OfTiles)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,22 @@ class Work:
     def here(self) -> Work:
         """The same work, done by this process alone."""
         return replace(self, executor=Serial())
+
+    def run_tiles(
+        self, function: Function[TileTask], tasks: Sequence[TileTask], stage: str, tile_bytes: int
+    ) -> None:
+        """Has the executor do tasks that are runs of row tiles, and shows how far they are.
+
+        Args:
+            function: Does a task; its receipts say how many ``tiles`` are done.
+            tasks: The tasks.
+            stage: What the user is told.
+            tile_bytes: Bytes of a tile.
+        """
+        total = sum(len(task.tiles) for task in tasks)
+        with self.progress.stage(stage, total, "tiles", tile_bytes, len(tasks)) as advance:
+            for receipt in self.executor.run(function, tasks, self.resources.task_threads):
+                advance(receipt["tiles"])
 
     def session(self) -> AbstractContextManager[None]:
         """Keeps the workers from one stage to the next while the context is entered."""

@@ -107,12 +107,9 @@ class MergeTask:
         round: Number of the round.
         basis: The file of its test matrix, if that is a basis.
         side: Name of the side.
-        start: First row tile.
-        stop: First row tile after the run.
+        tiles: The row tiles.
         rechunk: Whether row shards are written.
-        memory: Peak resident memory of the process, in bytes.
-        threads: Threads of the process.
-        device: Torch device on which tiles are multiplied.
+        resources: What the process may use.
         number: The number of the task among all of the round.
     """
 
@@ -120,21 +117,13 @@ class MergeTask:
     round: int
     basis: str | None
     side: str
-    start: int
-    stop: int
+    tiles: Range
     rechunk: bool
-    memory: int
-    threads: int
-    device: str
+    resources: Resources
     number: int
 
-    @property
-    def tiles(self) -> Range:
-        """The row tiles."""
-        return Range(self.start, self.stop)
-
     def __str__(self) -> str:
-        return f"row tiles {self.start}-{self.stop} of the sums, {self.side} side"
+        return f"row tiles {self.tiles} of the sums, {self.side} side"
 
 
 class Merge:
@@ -154,22 +143,22 @@ class Merge:
         self.plan = round_.run.plan
         self.sketch = round_.sketch
         self.rechunk = len(self.sketch.shard_files) > RECHUNK_ABOVE if rechunk is None else rechunk
-        self._sides: list[_SideMerge] = []
+        self._sides: dict[str, _SideMerge] = {}
         for side in round_.sides:
-            before = sum(len(merge.tasks) for merge in self._sides)
-            self._sides.append(_SideMerge(self, side, before))
+            before = sum(len(merge.tasks) for merge in self._sides.values())
+            self._sides[side.name] = _SideMerge(self, side, before)
 
     def readers(self) -> dict[str, SketchReader]:
         """Returns a reader of the sketches of each side, whether they are merged yet or not."""
-        return {merge.side.name: merge.best_reader() for merge in self._sides}
+        return {name: merge.best_reader() for name, merge in self._sides.items()}
 
     def side(self, name: str) -> _SideMerge:
         """Returns the merge of one side."""
-        return next(merge for merge in self._sides if merge.side.name == name)
+        return self._sides[name]
 
     def left(self) -> list[int]:
         """Lists the numbers of the tasks that can be spread and are not done."""
-        return [number for merge in self._sides for number in merge.left()]
+        return [number for merge in self._sides.values() for number in merge.left()]
 
     def spread(self, work: Work) -> None:
         """Lets an executor form and publish the sums of runs of tiles, where there are several.
@@ -178,7 +167,7 @@ class Merge:
             CorruptError: If a shard, or a file of the merge, is damaged.
             UsageError: If the memory is too little.
         """
-        for merge in self._sides:
+        for merge in self._sides.values():
             if merge.published() is None:
                 merge.spread(work)
 
@@ -196,30 +185,25 @@ class Merge:
             DriftError: If shards were made by different operators.
             UsageError: If the memory is too little.
         """
-        sums = {merge.side.name: merge.published() for merge in self._sides}
-        fresh = [merge for merge in self._sides if sums[merge.side.name] is None]
+        found = {name: merge.published() for name, merge in self._sides.items()}
+        fresh = [name for name, published in found.items() if published is None]
         noting = self.round.run.receipt_of("merge", round=self.round.number)
         with noting if fresh else contextlib.nullcontext():
-            for merge in fresh:
-                sums[merge.side.name] = merge.accumulate(work)
-        complete = {name: total for name, total in sums.items() if total is not None}
+            sums = {
+                name: found[name] or merge.accumulate(work) for name, merge in self._sides.items()
+            }
         if fresh:
             # Before the sums are published: those that are there are not compared again.
             warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
-            require_no_drift(self.round, complete)
-        for merge in fresh:
-            merge.publish(complete[merge.side.name])
-        if fresh:
+            require_no_drift(self.round, sums)
+            for name in fresh:
+                self._sides[name].publish(sums[name])
             self.sketch.note()
-        return Merged(
-            self.sketch,
-            {
-                merge.side.name: MergedSide(
-                    merge.side, complete[merge.side.name], merge.best_reader()
-                )
-                for merge in self._sides
-            },
-        )
+        sides = {
+            name: MergedSide(merge.side, sums[name], merge.best_reader())
+            for name, merge in self._sides.items()
+        }
+        return Merged(self.sketch, sides)
 
 
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
@@ -233,9 +217,8 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
         UsageError: If the memory is too little.
     """
     merge = Merge(Round.at(open_run(task.run), task.round, task.basis), task.rechunk)
-    resources = Resources(task.memory, task.threads, device=task.device)
     side = merge.side(task.side)
-    publish = _nothing if side.has_formed(task.tiles) else side.form(task.tiles, resources)
+    publish = _nothing if side.has_formed(task.tiles) else side.form(task.tiles, task.resources)
 
     def finish() -> dict[str, Any]:
         publish()
@@ -268,7 +251,6 @@ class _SideMerge:
         self._sketch = merge.sketch
         self._rechunk = merge.rechunk
         self._round = merge.round
-        self._run = merge.round.run
         self._folder = merge.sketch.folder
         self._reader = merge.sketch.readers[side.name]
         self._tiles = merge.plan.tiles(side.rows)
@@ -295,15 +277,14 @@ class _SideMerge:
         """Lists the numbers of the tasks that are not done; none if there is nothing to spread."""
         if len(self.tasks) == 1 or is_there(self._total):
             return []
-        numbered = enumerate(self.tasks, self._before)
-        return [number for number, task in numbered if not self.has_formed(task)]
+        return [number for number, _ in self._missing()]
 
     def accumulate(self, work: Work) -> Sums:
         """Forms the sums over all tiles; reads partial sums that are published."""
         make_folder(self._folder)
         if work.executor.remote:
             self.spread(work)
-        total = sum(map(len, self._missing()))
+        total = sum(len(task) for _, task in self._missing())
         progress = work.progress if total else Progress()
         with (
             progress.stage(self._stage, total, "tiles", self._tile_bytes) as advance,
@@ -325,38 +306,27 @@ class _SideMerge:
     def _stage(self) -> str:
         return "merge" if self.side.name == RANGE else f"merge {self.side.name}"
 
-    def _missing(self) -> list[Range]:
-        return [task for task in self.tasks if not self.has_formed(task)]
+    def _missing(self) -> Iterator[tuple[int, Range]]:
+        """Yields number and tiles of each task that is not done."""
+        numbered = enumerate(self.tasks, self._before)
+        return ((number, task) for number, task in numbered if not self.has_formed(task))
 
     def spread(self, work: Work) -> None:
         """Lets an executor form and publish the partial sums that are missing, if there are any."""
         if len(self.tasks) == 1:
             return
         make_folder(self._folder)
-        tasks = work.executor.chosen(self._merge_tasks(work.resources))
-        total = sum(len(task.tiles) for task in tasks)
-        stage = self._stage, total, "tiles", self._tile_bytes, len(tasks)
-        with work.progress.stage(*stage) as advance:
-            for receipt in work.executor.run(perform_merge, tasks, work.resources.task_threads):
-                advance(receipt["tiles"])
+        run, number = self._round.run.directory.resolve(), self._round.number
+        wanted = (
+            MergeTask(
+                str(run), number, self._round.basis_path, self.side.name, tiles, self._rechunk,
+                work.resources.of_task, place,
+            )
+            for place, tiles in self._missing()
+        )  # fmt: skip
+        tasks = work.executor.chosen(wanted)
+        work.run_tiles(perform_merge, tasks, self._stage, self._tile_bytes)
         wait_for_files(self._partial(task.tiles) for task in tasks)
-
-    def _merge_tasks(self, resources: Resources) -> Iterator[MergeTask]:
-        for number, task in enumerate(self.tasks, self._before):
-            if not self.has_formed(task):
-                yield MergeTask(
-                    run=str(self._run.directory.resolve()),
-                    round=self._round.number,
-                    basis=self._round.basis_path,
-                    side=self.side.name,
-                    start=task.start,
-                    stop=task.stop,
-                    rechunk=self._rechunk,
-                    memory=resources.memory,
-                    threads=resources.task_threads,
-                    device=resources.device,
-                    number=number,
-                )
 
     def has_formed(self, task: Range) -> bool:
         """Whether the sums of a task are published."""
@@ -428,8 +398,9 @@ class _SideMerge:
             def sum_of_tile(number: int) -> Sums:
                 space, tile = spaces.take(), sums.take()
                 z = self._reader.read_row(number, space.z)
-                for role, writer in writers.items():
-                    writer.write_rows(number - task.start, z[:, self.side.sketches[role].slice])
+                for shard, writer in writers.items():
+                    columns = self.side.sketches[shard.role]
+                    writer.write_rows(number - task.start, z[:, columns.slice])
                 accumulator.form(self._tiles[number], z, space, tile)
                 spaces.give(space)
                 return tile
@@ -445,35 +416,35 @@ class _SideMerge:
 
         def publish_rows() -> None:
             with opened:
-                for role, writer in writers.items():
-                    rectangle = self._row_rectangle(role, task)
-                    writer.publish(rectangle.identity(self.plan.run_id), provenance=provenance())
+                for shard, writer in writers.items():
+                    writer.publish(shard.identity(self.plan.run_id), provenance=provenance())
 
         return total, publish_rows
 
-    def _row_rectangle(self, role: str, task: Range) -> Rectangle:
+    def _row_shards(self, task: Range) -> list[Rectangle]:
+        """Returns the shards that hold the rows of a task: one of each role."""
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
-        return Rectangle(role, 0, Range(0, len(self.side.sketches[role])), rows)
+        roles = self.side.sketches.items()
+        return [Rectangle(role, 0, Range(0, len(columns)), rows) for role, columns in roles]
 
-    def _row_writers(self, stack: contextlib.ExitStack, task: Range) -> dict[str, SealedWriter]:
-        writers = {}
-        for role in self.side.sketches:
-            rectangle = self._row_rectangle(role, task)
-            layout = shard_layout(self.plan, rectangle, self.plan.identity.dtype)
-            writers[role] = stack.enter_context(
-                sealed_writer(self._folder / rectangle.name, layout)
+    def _row_writers(
+        self, stack: contextlib.ExitStack, task: Range
+    ) -> dict[Rectangle, SealedWriter]:
+        dtype = self.plan.identity.dtype
+        return {
+            shard: stack.enter_context(
+                sealed_writer(self._folder / shard.name, shard_layout(self.plan, shard, dtype))
             )
-        return writers
+            for shard in self._row_shards(task)
+        }
 
     def best_reader(self) -> SketchReader:
         """Returns a reader of the row shards, if all are there; else of the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
-        wanted = [
-            self._row_rectangle(role, task) for role in self.side.sketches for task in self.tasks
-        ]
+        wanted = [shard for task in self.tasks for shard in self._row_shards(task)]
         if set(wanted) != set(rows):
             return self._reader
-        return SketchReader(self._run, self._folder, rows, self.side, wanted)
+        return SketchReader(self._round.run, self._folder, rows, self.side, wanted)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
         columns = {role: [r.start, r.stop] for role, r in self.side.sketches.items()}

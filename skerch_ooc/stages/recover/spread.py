@@ -48,12 +48,9 @@ class VectorTask:
         recipe: The file of the matrix's recipe, relative to the run directory.
         content: The hash of what that file holds.
         matrix: Name of the matrix.
-        start: First row tile.
-        stop: First row tile after the run.
+        tiles: The row tiles.
         gram: Whether the Gram matrix of these rows is wanted, instead of the rows.
-        memory: Peak resident memory of the process, in bytes.
-        threads: Threads of the process.
-        device: Torch device on which tiles are multiplied.
+        resources: What the process may use.
         number: The number of the task among all of its recipe.
     """
 
@@ -61,21 +58,13 @@ class VectorTask:
     recipe: str
     content: str
     matrix: str
-    start: int
-    stop: int
+    tiles: Range
     gram: bool
-    memory: int
-    threads: int
-    device: str
+    resources: Resources
     number: int
 
-    @property
-    def tiles(self) -> Range:
-        """The row tiles."""
-        return Range(self.start, self.stop)
-
     def __str__(self) -> str:
-        return f"row tiles {self.start}-{self.stop} of {self.matrix}"
+        return f"row tiles {self.tiles} of {self.matrix}"
 
 
 def _is_of(piece: Path, content: str) -> bool:
@@ -227,9 +216,8 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     files = MatrixFiles(plan, recipes, task.matrix, task.gram)
     if is_there(files.path(task.tiles)):
         return lambda: {"tiles": len(task.tiles)}
-    resources = Resources(task.memory, task.threads, device=task.device)
     # A worker does one task after the other: the next one takes the memory that this one frees.
-    return files.form(Making(plan, files.recipe, resources, tidy=False), task.tiles)
+    return files.form(Making(plan, files.recipe, task.resources, tidy=False), task.tiles)
 
 
 def form_gram(
@@ -386,13 +374,8 @@ class Spread:
             if is_there(path) and files.published(task.tiles) is None:
                 # Derived data, of a recipe that was replaced: a publication never replaces a file.
                 remove(path)
-        total = sum(len(task.tiles) for task in tasks)
-        tile = files.recipe.tile_bytes(files.plan)
-        with work.progress.stage(stage, total, "tiles", tile, len(tasks)) as advance:
-            if tasks:
-                perform = self._perform()
-                for receipt in work.executor.run(perform, tasks, work.resources.task_threads):
-                    advance(receipt["tiles"])
+        tile_bytes = files.recipe.tile_bytes(files.plan)
+        work.run_tiles(self._perform() if tasks else perform_vectors, tasks, stage, tile_bytes)
         wait_for_files(files.path(task.tiles) for task in tasks)
 
     def _is_done(self, task: VectorTask) -> bool:
@@ -409,24 +392,16 @@ class Spread:
         return lambda task: self._files.form(making, task.tiles)
 
     def _tasks(self) -> Iterator[VectorTask]:
-        files, resources = self._files, self._work.resources
-        directory, recipes = self._run.directory.resolve(), files.recipes
+        files, directory = self._files, self._run.directory.resolve()
+        recipes = files.recipes
+        path = str(recipes.path.resolve().relative_to(directory))
         before = itertools.takewhile(lambda name: name != files.matrix, recipes.matrices)
         first = sum(len(replace(files, matrix=name).runs) for name in before)
         for number, tiles in enumerate(files.runs, first):
             yield VectorTask(
-                run=str(directory),
-                recipe=str(recipes.path.resolve().relative_to(directory)),
-                content=recipes.content,
-                matrix=files.matrix,
-                start=tiles.start,
-                stop=tiles.stop,
-                gram=files.gram,
-                memory=resources.memory,
-                threads=resources.task_threads,
-                device=resources.device,
-                number=number,
-            )
+                str(directory), path, recipes.content, files.matrix, tiles, files.gram,
+                self._work.resources.of_task, number,
+            )  # fmt: skip
 
     def _opened(self) -> Iterator[tuple[Range, SealedFile]]:
         for tiles in self._files.runs:
