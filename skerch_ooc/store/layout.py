@@ -77,15 +77,26 @@ class Layout:
         """Returns the position of a tile in the bulk and among the checksums."""
         return row * self.grid[1] + column
 
+    def sizes(self) -> dict[str, Any]:
+        """Returns what files say of shape, type and tiles."""
+        return {"shape": list(self.shape), "dtype": self.dtype, "tile": list(self.tile)}
+
+    @classmethod
+    def of(cls, name: str, sizes: Any) -> Layout:
+        """Reads what :meth:`sizes` returned.
+
+        Raises:
+            KeyError: If it is not that; or TypeError, ValueError or OverflowError.
+        """
+        (rows, columns), (height, width) = sizes["shape"], sizes["tile"]
+        shape, tile = (int(rows), int(columns)), (int(height), int(width))
+        if min(shape + tile) < 1:
+            raise ValueError(f"{name} has no entries, or its tiles have none")
+        return cls(name, shape, str(sizes["dtype"]), tile)
+
     def as_json(self, crc32: list[str]) -> dict[str, Any]:
         """Returns the description of the bulk in the identity of its file."""
-        return {
-            "dataset": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "tile": list(self.tile),
-            "crc32": crc32,
-        }
+        return {"dataset": self.name, **self.sizes(), "crc32": crc32}
 
     @classmethod
     def from_json(cls, value: Any, path: Path) -> tuple[Layout, list[str]]:
@@ -95,17 +106,12 @@ class Layout:
             CorruptError: If it is anything else.
         """
         try:
-            layout = cls(
-                name=str(value["dataset"]),
-                shape=(int(value["shape"][0]), int(value["shape"][1])),
-                dtype=str(value["dtype"]),
-                tile=(int(value["tile"][0]), int(value["tile"][1])),
-            )
+            layout = cls.of(str(value["dataset"]), value)
             crc32 = [str(crc) for crc in value["crc32"]]
-            good = min(layout.shape + layout.tile) >= 1 and len(crc32) == layout.tiles
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            # Values that int() and str() converted, such as 4096.5, are no description of ours.
+            good = len(crc32) == layout.tiles and layout.as_json(crc32) == value
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptError(f"{path}: its identity does not describe its data") from error
-        # Values that int() and str() converted, such as 4096.5, are no description of ours.
-        if not good or layout.as_json(crc32) != value:
+        if not good:
             raise CorruptError(f"{path}: its identity does not describe its data")
         return layout, crc32

@@ -8,7 +8,7 @@ altered or of another matrix is never read as if it were the right one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,7 @@ def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) 
         pieces: The row tiles and the file of each piece, in order.
     """
     return {
-        "shape": list(layout.shape),
-        "dtype": layout.dtype,
-        "tile": list(layout.tile),
+        **layout.sizes(),
         "tiles": [[tiles.start, tiles.stop] for tiles, _ in pieces],
         "identities": [digest(file.identity) for _, file in pieces],
     }
@@ -56,17 +54,12 @@ class _Described:
     @classmethod
     def of(cls, name: str, value: Any, path: Path) -> _Described:
         try:
-            shape, tile = value["shape"], value["tile"]
-            layout = Layout(
-                name, (int(shape[0]), int(shape[1])), str(value["dtype"]),
-                (int(tile[0]), int(tile[1])),
-            )  # fmt: skip
+            layout = Layout.of(name, value)
             tiles = [Range(int(start), int(stop)) for start, stop in value["tiles"]]
             identities = [str(identity) for identity in value["identities"]]
-            ends = [0, *(run.stop for run in tiles)]
-            good = len(identities) == len(tiles) and ends[-1] == layout.grid[0]
-            good = good and all(run.start == end for run, end in zip(tiles, ends, strict=False))
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            starts, ends = [run.start for run in tiles], [run.stop for run in tiles]
+            good = len(identities) == len(tiles) and [*starts, layout.grid[0]] == [0, *ends]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptError(f"{path}: it does not describe the pieces of its {name}") from error
         if not good:
             raise CorruptError(f"{path}: it does not describe the pieces of its {name}")
@@ -154,14 +147,17 @@ def open_matrix(file: SealedFile, name: str) -> Tiles | None:
     return PiecedMatrix(file, name) if name in pieced_names(file.identity) else None
 
 
+def _pieced(file: SealedFile) -> Iterator[PiecedMatrix]:
+    return (PiecedMatrix(file, name) for name in pieced_names(file.identity))
+
+
 def piece_paths(file: SealedFile) -> list[Path]:
     """Lists the paths of the pieces of all matrices of a file.
 
     Raises:
         CorruptError: If the file does not describe them.
     """
-    matrices = pieced_names(file.identity)
-    return [path for name in matrices for path in PiecedMatrix(file, name).paths]
+    return [path for matrix in _pieced(file) for path in matrix.paths]
 
 
 def lost_pieces(file: SealedFile) -> list[Path]:
@@ -176,5 +172,5 @@ def check_pieces(file: SealedFile) -> None:
         IncompleteError: If one is gone.
         CorruptError: If one was altered, is of another matrix, or is not described.
     """
-    for name in pieced_names(file.identity):
-        PiecedMatrix(file, name).check()
+    for matrix in _pieced(file):
+        matrix.check()
