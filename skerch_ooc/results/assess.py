@@ -206,6 +206,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
     file = opened_result(path)
     try:
         values = file.arrays[VALUES[file.identity["type"]]]
+        # The columns that chose the core come first; the result depends on them.
         unused = slice(int(file.identity["choosing"]), None)
         residual = file.arrays["residual_squares"][unused]
         tests, approximate = file.arrays["test_squares"], None

@@ -172,6 +172,7 @@ def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> E
     n = sketched.columns
     if n == 0:
         return Estimates(None, None, None, 0)
+    # The last n columns: those before them chose the core.
     error = math.sqrt(float(np.mean(file.arrays["residual_squares"][-n:])))
     return Estimates(
         trace=sketched.trace() if sketched.square else None,

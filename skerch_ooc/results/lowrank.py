@@ -361,6 +361,7 @@ def _as_columns(x: Any, transposed: bool) -> Any:
 def _as_array(x: Any, dtype: Any) -> Array:
     """Makes a numpy array of this dtype of an array, or of a tensor on any device."""
     if isinstance(x, Tensor):
+        # torch conjugates and negates lazily, by a mark that numpy does not know.
         wide = torch.complex128 if dtype is np.complex128 else torch.float64
         return np.asarray(x.to("cpu", wide).resolve_conj().resolve_neg().numpy())
     return np.asarray(x, dtype)

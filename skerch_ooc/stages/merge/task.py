@@ -143,6 +143,7 @@ class Merge:
         self.plan = round_.run.plan
         self.sketch = round_.sketch
         self.rechunk = len(self.sketch.shard_files) > RECHUNK_ABOVE if rechunk is None else rechunk
+        # Tasks are numbered through all sides, so that shares and job arrays can name them.
         self._sides: dict[str, _SideMerge] = {}
         for side in round_.sides:
             before = sum(len(merge.tasks) for merge in self._sides.values())
@@ -442,6 +443,7 @@ class _SideMerge:
         """Returns a reader of the row shards, if all are there; else of the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
         wanted = [shard for task in self.tasks for shard in self._row_shards(task)]
+        # A merge that was killed may have left some.
         if set(wanted) != set(rows):
             return self._reader
         return SketchReader(self._round.run, self._folder, rows, self.side, wanted)
