@@ -52,6 +52,9 @@ def _cases_of_tests(items: list[pytest.Item], mark: str) -> Iterator[tuple[list[
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as soak what is thorough, and of sampled and covered tests all cases but a few."""
+    for item in items:
+        if item.get_closest_marker("soak"):  # A case of its own among thorough ones: takes longer.
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]
     is_drawn = _is_drawn()
     for cases, most in _cases_of_tests(items, "sampled"):
         by_default = {(2 * i + 1) * len(cases) // (2 * most) for i in range(most)}
