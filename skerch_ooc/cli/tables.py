@@ -30,8 +30,8 @@ from skerch_ooc.store.result_files import VALUES, command_on, result_path
 from skerch_ooc.store.sealed import SealedFile
 
 if TYPE_CHECKING:
+    from skerch_ooc.executors.slurm.outcomes import QueueStatus
     from skerch_ooc.executors.slurm.scripts import Job
-    from skerch_ooc.executors.slurm.state import QueueStatus
     from skerch_ooc.operators.probe import Probe
     from skerch_ooc.pipeline.clean import Cleaning
     from skerch_ooc.pipeline.cost import Estimate

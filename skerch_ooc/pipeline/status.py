@@ -12,8 +12,8 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import private_files
 from skerch_ooc.base.partition import Range
+from skerch_ooc.executors.slurm.outcomes import QueueStatus
 from skerch_ooc.executors.slurm.queue import QueueQuestion
-from skerch_ooc.executors.slurm.state import QueueStatus
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment

@@ -26,6 +26,7 @@ from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.slurm.options import DASK, JobOptions
+from skerch_ooc.executors.slurm.outcomes import look_at
 from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.executors.slurm.records import (
     FOLDER,
@@ -37,7 +38,6 @@ from skerch_ooc.executors.slurm.records import (
 )
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.send import send
-from skerch_ooc.executors.slurm.state import look_at
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
 from skerch_ooc.store.rundir import Run, look_again, open_run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import Queued, SlurmError
+from skerch_ooc.executors.slurm.outcomes import QueueStatus, look_at
 from skerch_ooc.executors.slurm.records import FOLDER, Submission, submissions
-from skerch_ooc.executors.slurm.state import QueueStatus, look_at
 
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
