@@ -20,6 +20,10 @@ STOPPED_IN_GOOD_ORDER = "stopped in good order; the same command goes on where i
 Advance = Callable[[int], None]
 
 
+def ignore_progress(_: int) -> None:
+    """Shows nothing, where another process shows the progress."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage whose progress is shown.

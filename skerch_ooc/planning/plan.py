@@ -90,6 +90,11 @@ class Identity(values.Checked):
         return np.result_type(self.dtype, np.float64)
 
     @property
+    def epsilon(self) -> float:
+        """The spacing of the products' dtype at 1."""
+        return float(np.finfo(self.dtype).eps)
+
+    @property
     def is_double(self) -> bool:
         """Whether the products are in double precision."""
         return self.wide_dtype == self.dtype

@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, source_of
@@ -96,7 +94,7 @@ class Found:
     @property
     def rounding(self) -> float:
         """A relative error that rounding alone may cause."""
-        return 100 * float(np.finfo(self.plan.identity.dtype).eps)
+        return 100 * self.plan.identity.epsilon
 
 
 def percent(number: float) -> str:

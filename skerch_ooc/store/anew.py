@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from skerch_ooc.base.errors import quoted
+from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.names import FileKind, kind_of
@@ -107,6 +108,13 @@ def open_sealed(path: Path) -> SealedFile:
         FileNotFoundError: If it is not there.
     """
     return SealedFile(path, how_made_anew(path))
+
+
+def stated_by(path: Path) -> dict[str, Any]:
+    """Returns what a file says it is; nothing if the file is not there, or is damaged."""
+    with contextlib.suppress(FileNotFoundError, CorruptError):
+        return SealedFile(path).identity
+    return {}
 
 
 def open_if_there(path: Path) -> SealedFile | None:

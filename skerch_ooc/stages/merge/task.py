@@ -33,7 +33,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import is_there, make_folder, wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum
-from skerch_ooc.base.progress import Advance, Progress
+from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
@@ -228,10 +228,6 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
     return finish
 
 
-def _ignore(_: int) -> None:
-    """Takes note of no progress: the process that gave out the task shows it."""
-
-
 def _nothing() -> None:
     """Publishes nothing."""
 
@@ -341,7 +337,7 @@ class _SideMerge:
         """
         with self._adding():
             sums, publish_rows = self._sum_run(
-                task, self._in_flight(resources), _ignore, arithmetic_on(resources.device)
+                task, self._in_flight(resources), ignore_progress, arithmetic_on(resources.device)
             )
         return partial(self._publish_run, publish_rows, task, sums)
 

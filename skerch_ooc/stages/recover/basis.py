@@ -170,9 +170,9 @@ class BasisWriting:
         return self._side.reader.roles[self._round.role]
 
     def _find_recipe(self) -> Recipe:
-        epsilon = float(np.finfo(self._plan.identity.dtype).eps)
+        floor = noise_floor(self._plan.identity.epsilon)
         with torch_threads(self._work.resources.threads):
-            root = root_of(self._side.copy(self._round.role), noise_floor(epsilon))
+            root = root_of(self._side.copy(self._round.role), floor)
         if root.inverse.shape[1] == 0:
             raise UsageError(
                 "there is nothing to decompose: the operator's products with all test vectors are "

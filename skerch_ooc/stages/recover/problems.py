@@ -98,7 +98,7 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
             z = np.concatenate([phi_y, z], axis=1)
     problem = Problem(
         hermitian=hermitian,
-        epsilon=_epsilon(plan),
+        epsilon=plan.identity.epsilon,
         y=y,
         t=here.copy("test"),
         w=y if hermitian else w,
@@ -135,7 +135,7 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
     y = np.concatenate([np.eye(k), np.zeros((len(outside), k))]).astype(y_before.dtype)
     common: dict[str, Any] = {
         "hermitian": hermitian,
-        "epsilon": _epsilon(plan),
+        "epsilon": plan.identity.epsilon,
         "y": y,
         "t": np.concatenate([projected, outside]),
         "before": y_before if before.sketch.round.basis is None else None,
@@ -170,10 +170,6 @@ def basis_products(basis: Basis, products: Array) -> Array:
     if "correction" in basis.file.arrays:
         result = result @ basis.file.arrays["correction"]
     return np.asarray(result)
-
-
-def _epsilon(plan: Plan) -> float:
-    return float(np.finfo(plan.identity.dtype).eps)
 
 
 def _integer(value: int | str) -> int | None:

@@ -10,7 +10,6 @@ shards or bases these are, and of which round.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store import names
-from skerch_ooc.store.anew import open_if_there
+from skerch_ooc.store.anew import open_if_there, stated_by
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -103,13 +102,11 @@ def publish_recipes(
             stored[f"{name}.weights"] = recipe.weights
     whole = dict(identity) | {"rows": {name: recipe.rows for name, recipe in matrices.items()}}
     whole[CONTENT] = _hash_of(whole, stored)
-    with contextlib.suppress(FileNotFoundError, CorruptError):
-        if SealedFile(path).identity == whole:
-            return RecipeFile(path, whole, matrices, arrays)
-    if replace:
-        remove(path)
-    with sealed_writer(path) as writer:
-        writer.publish(whole, stored, provenance())
+    if stated_by(path) != whole:
+        if replace:
+            remove(path)
+        with sealed_writer(path) as writer:
+            writer.publish(whole, stored, provenance())
     return RecipeFile(path, whole, matrices, arrays)
 
 
@@ -136,9 +133,7 @@ def read_recipes(path: Path, expected: Mapping[str, Any], columns: Columns) -> R
         CorruptError: If the file is damaged.
     """
     file = open_if_there(path)
-    if file is None:
-        return None
-    return _with_columns(file, columns) if file.states(expected) else None
+    return _with_columns(file, columns) if file and file.states(expected) else None
 
 
 def remove_other_recipes(path: Path, expected: Mapping[str, Any]) -> None:

@@ -20,9 +20,10 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, IncompleteError
+from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.base.files import is_there, make_folder, remove, wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.progress import ignore_progress
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.work import Work
@@ -32,7 +33,7 @@ from skerch_ooc.stages.measure.operands import forget_operator
 from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes, publish_recipes
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
 from skerch_ooc.store import names
-from skerch_ooc.store.anew import open_if_there, repeated_anew
+from skerch_ooc.store.anew import open_if_there, repeated_anew, stated_by
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.pieces import describe_pieces, piece_path
 from skerch_ooc.store.rundir import Run, open_run
@@ -67,14 +68,6 @@ class VectorTask:
         return f"row tiles {self.tiles} of {self.matrix}"
 
 
-def _is_of(piece: Path, content: str) -> bool:
-    """Whether a piece is of the recipes with this hash."""
-    # Not if it is damaged: the process that makes the piece says so.
-    with contextlib.suppress(FileNotFoundError, CorruptError):
-        return SealedFile(piece).identity.get("recipe") == content
-    return False
-
-
 def in_pieces(plan: Plan, recipe: Recipe) -> bool:
     """Whether a matrix is so large that it lies in several files."""
     return len(pieces_of(plan, recipe.rows, recipe.vectors.rank)) > 1
@@ -105,7 +98,8 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
             left += [
                 number
                 for number, piece in enumerate(pieces, before)
-                if not _is_of(piece, file.identity[CONTENT])
+                # A damaged piece is left too: the process that makes the piece says what is wrong.
+                if stated_by(piece).get("recipe") != file.identity[CONTENT]
             ]
         before += len(runs)
     return left
@@ -161,11 +155,11 @@ class MatrixFiles:
         """
         with contextlib.ExitStack() as stack:
             if self.gram:
-                arrays = {"gram": making.gram(tiles, _ignore)}
+                arrays = {"gram": making.gram(tiles, ignore_progress)}
                 writer = stack.enter_context(sealed_writer(self.path(tiles)))
             else:
                 writer = stack.enter_context(sealed_writer(self.path(tiles), self._layout(tiles)))
-                arrays = making.write(tiles, writer.bulks[0], _ignore).as_arrays()
+                arrays = making.write(tiles, writer.bulks[0], ignore_progress).as_arrays()
             opened = stack.pop_all()
 
         def publish() -> dict[str, Any]:
@@ -186,10 +180,6 @@ class MatrixFiles:
             self.plan.run_id, sketch=sketch, recipe=self.recipes.content, matrix=self.matrix,
             tiles=tiles,
         )  # fmt: skip
-
-
-def _ignore(_: int) -> None:
-    """Takes note of no progress: the process that gave out the task shows it."""
 
 
 @lru_cache(maxsize=1)

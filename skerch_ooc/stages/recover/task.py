@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -37,7 +36,7 @@ from skerch_ooc.stages.recover.spread import (
     pieces_left,
 )
 from skerch_ooc.stages.recover.vectors import TileFigures, deviation
-from skerch_ooc.store.anew import open_if_there
+from skerch_ooc.store.anew import open_if_there, stated_by
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
 from skerch_ooc.store.result_files import (
     VALUES,
@@ -202,15 +201,14 @@ class ResultWriting:
         return Decomposition.read(file) if file else None
 
     def _known_file(self) -> RecipeFile | None:
-        with contextlib.suppress(FileNotFoundError, CorruptError):
-            stated = SealedFile(self._recipe_path).identity
-            same = stated.get("sketch") == self._recipe_identity["sketch"]
-            if same and stated.get("settings") != self._recipe_identity["settings"]:
-                raise UsageError(
-                    f"{self.path.parent} is being made with {stated.get('settings')}, or was when "
-                    f"that was killed, not with {self._recipe_identity['settings']}; give another "
-                    f"--name, or remove it: rm -r {quoted(self.path.parent)}"
-                )
+        stated = stated_by(self._recipe_path)
+        same = stated.get("sketch") == self._recipe_identity["sketch"]
+        if same and stated.get("settings") != self._recipe_identity["settings"]:
+            raise UsageError(
+                f"{self.path.parent} is being made with {stated.get('settings')}, or was when "
+                f"that was killed, not with {self._recipe_identity['settings']}; give another "
+                f"--name, or remove it: rm -r {quoted(self.path.parent)}"
+            )
         if not is_there(self._recipe_path):
             return None
         columns = columns_of_result(self._run, self._settings)
