@@ -10,7 +10,6 @@ from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, SIGN_SCALE, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning import memory
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.sides import CORANGE, RANGE, first_round
 from skerch_ooc.planning.spec import DTYPES, NOISES, RecoverySpec
@@ -108,7 +107,7 @@ def noise_of(plan, rows, dtype=None, side=None):
                 name,
                 rows,
                 Range(0, len(place)),
-                dtype or memory.plan.identity.wide_dtype,
+                dtype or plan.identity.wide_dtype,
             )
             for name, place in (side or side_of(plan)).noise.items()
         ]
