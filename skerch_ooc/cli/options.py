@@ -19,7 +19,7 @@ from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.signals import budget_of
 
 if TYPE_CHECKING:
-    from skerch_ooc.base.budget import Budget
+    from skerch_ooc.base.time_budget import Budget
     from skerch_ooc.executors.executor import Executor
     from skerch_ooc.executors.work import Work
 

@@ -17,7 +17,7 @@ def budget_of(max_seconds: float | None, *, patient: bool = False) -> Any:
     Outside of measuring they interrupt, as Ctrl-C does, unless the command is patient, as all that
     it does are tasks. The second time they end the process at once: nothing is lost either way.
     """
-    from skerch_ooc.base.budget import Budget, walltime_left
+    from skerch_ooc.base.time_budget import Budget, walltime_left
 
     limits = [limit for limit in (max_seconds, walltime_left(os.environ)) if limit is not None]
     budget = Budget(min(limits, default=None))

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.executors.dask_workers import Flight, LostError, Watch, count_workers, explain
 from skerch_ooc.executors.executor import Function, Task
-from skerch_ooc.executors.flight import Flight, LostError, Watch, count_workers, explain
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.executor import Function, Task
 from skerch_ooc.executors.serial import Serial
 

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources, format_bytes
+from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.executor import Executor, Function
 from skerch_ooc.executors.serial import Serial
 

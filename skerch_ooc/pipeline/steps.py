@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.state import State

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from skerch_ooc.base.budget import Budget
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.files import digest, locked, looks_for_late_files
+from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
 from skerch_ooc.executors.slurm.commands import SlurmError

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import skerch_ooc as ooc
-from skerch_ooc.base.budget import Budget
+from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from specs import write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.base.budget import walltime_left
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.files import append_line
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.time_budget import walltime_left
 from skerch_ooc.executors.slurm.elements import Elements, pack
 from skerch_ooc.executors.slurm.logs import BEGINNING, ending, read_log
 from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, walltime_seconds
@@ -678,7 +678,7 @@ class TestWorkload:
 
 class TestLimits:
     def test_walltime_is_what_slurm_says_less_a_reserve(self, monkeypatch):
-        monkeypatch.setattr("skerch_ooc.base.budget.time.time", lambda: 1000.0)
+        monkeypatch.setattr("skerch_ooc.base.time_budget.time.time", lambda: 1000.0)
         assert walltime_left({"SLURM_JOB_END_TIME": "1600"}) == 570.0
 
     @pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_END_TIME": "soon"}])

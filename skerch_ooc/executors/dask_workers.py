@@ -1,4 +1,4 @@
-"""Flight: sends tasks to the workers of a Dask cluster, few at a time, and collects receipts."""
+"""Tasks on the workers of a Dask cluster: sent few at a time, watched, sent again when one dies."""
 
 from __future__ import annotations
 
