@@ -237,8 +237,38 @@ def publication() -> None:
     picture.write("publication.svg")
 
 
+def house() -> None:
+    """The wings of the package, floor by floor."""
+    picture = Picture(900, 440, "The ten wings of the package on seven floors")
+    floors = [
+        [("cli", "what people type and read")],
+        [("pipeline", "what a run is told, how far it is")],
+        [("results", "values, vectors, errors, advice, report")],
+        [("stages", "measure, merge, recover")],
+        [
+            ("store", "the files of a run"),
+            ("operators", "anything with .shape and @"),
+            ("executors", "here, Dask, Slurm"),
+        ],
+        [("planning", "what follows from the plan"), ("algebra", "arrays in, arrays out")],
+        [("base", "tools that know no sketch")],
+    ]
+    for number, wings in enumerate(floors):
+        y, width = 16 + 56 * number, 790 / len(wings)
+        picture.text(40, y + 28, str(len(floors) - number), "small")
+        for place, wing in enumerate(wings):
+            style = "work" if wing[0] == "stages" else "data"
+            picture.box(70 + width * place, y, width - 8, 46, wing, style)
+    picture.arrow((880, 24), (880, 400))
+    picture.text(
+        470, 426, "Imports go down only; wings of one floor do not know each other.", "small"
+    )
+    picture.write("house.svg")
+
+
 def main() -> None:
     """Makes all pictures."""
+    house()
     way_of_the_data()
     tiles_of_a_sketch()
     tree_of_sums()

@@ -36,7 +36,7 @@ class Executor(Protocol):
 
     @property
     def share(self) -> tuple[int, int]:
-        """A remainder and a divisor: it runs the tasks whose number leaves that remainder."""
+        """A remainder and a divisor; it runs the tasks whose number leaves that remainder."""
         ...
 
     def session(self, threads: int) -> AbstractContextManager[None]:

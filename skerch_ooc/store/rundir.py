@@ -45,7 +45,7 @@ class Run:
 
     @property
     def sketch(self) -> Path:
-        """The folder of all that is derived from sketches: row shards, sums, bases."""
+        """The folder of row shards, sums and bases, which all are derived from sketches."""
         return self.directory / names.SKETCH
 
     @property
