@@ -69,7 +69,7 @@ def host(scheduler: str, count: int, folder: str) -> None:
     import dask
     from distributed import Worker
 
-    from skerch_ooc.executors import flight as ours
+    from skerch_ooc.executors import dask_workers as ours
 
     if count > 1:
         ours._one_at_a_time = contextlib.nullcontext()  # type: ignore[assignment]
