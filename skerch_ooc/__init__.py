@@ -105,6 +105,10 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'skerch_ooc' has no attribute {name!r}")

@@ -262,7 +262,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)
-    if sha256 != known.factory_sha256:
+    if sha256 != known.factory_sha256 and wanted.factory == known.factory:
         log.warning(
             "%s has changed since the run was planned; its products are still checked against "
             "the fingerprint",

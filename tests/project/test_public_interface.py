@@ -102,5 +102,9 @@ def test_public_name_is_no_module_once_all_modules_are_imported(name, kinds_afte
     assert kinds_after_all_imports[name] != "module"
 
 
+def test_completion_offers_the_public_names():
+    assert set(ooc.__all__) <= set(dir(ooc))
+
+
 if __name__ == "__main__":
     PINNED.write_text(json.dumps(interface(), indent=1, sort_keys=True) + "\n")
