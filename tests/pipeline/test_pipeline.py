@@ -273,3 +273,12 @@ class TestRun:
         ooc.run(wanted, tmp_path / "run", operator=a)
         with pytest.raises(ooc.DriftError, match="not the one that the run started with"):
             ooc.run(wanted, tmp_path / "run", operator=2 * a)
+
+
+def test_object_in_the_place_of_a_factory_is_not_called_a_changed_factory(tmp_path, caplog):
+    (tmp_path / "mine.py").write_text("import torch\n\ndef make():\n    return torch.eye(64)\n")
+    spec = write_spec(tmp_path, "", 20, operator={"factory": "mine.py:make"})
+    ooc.plan(spec, tmp_path / "run")
+    with pytest.raises(ooc.UsageError, match="was planned with another spec"):
+        ooc.eigh(torch.eye(64), measurements=20, run_dir=tmp_path / "run")
+    assert "has changed" not in caplog.text
