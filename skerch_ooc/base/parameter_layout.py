@@ -62,7 +62,7 @@ class ParameterLayout:
         pairs = list(parameters)
         wrong = _what_is_wrong(pairs)
         if wrong:
-            raise OperatorError(f"{wrong}; a layout has a name and a shape for each parameter")
+            raise OperatorError(f"{wrong}; give a name of its own and a shape for each")
         names = tuple(name for name, _ in pairs)
         shapes = tuple(tuple(int(length) for length in shape) for _, shape in pairs)
         return cls(names, shapes, tuple(accumulate(map(math.prod, shapes[:-1]), initial=0)))

@@ -9,10 +9,12 @@ import importlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import psutil
 from threadpoolctl import threadpool_limits
@@ -24,6 +26,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3, "TIB": 1024**4}  # fmt: skip
 _DEFAULT_MEMORY = 4 * 1024**3
 _MOST_THREADS = 1024
+_LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,35 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakWatch:
+    """Measures the largest resident memory within a context, even if it was larger before.
+
+    Attributes:
+        peak: Bytes; known when the context has ended.
+    """
+
+    peak = 0
+
+    def __enter__(self) -> Self:
+        self._before, self._over = peak_memory(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while True:
+            self.peak = max(self.peak, resident_memory())
+            if self._over.wait(_LOOK_SECONDS):
+                return
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        # A new peak of the process is known exactly; between two looks much may come and go.
+        if (peak := peak_memory()) > self._before:
+            self.peak = peak
 
 
 @contextlib.contextmanager

@@ -93,6 +93,8 @@ def run(
         planned = start.make_plan(request, run_dir, work)
     if planned.fresh:
         work.progress.say(tables.plan_line(planned))
+        for remark in planned.remarks:
+            work.progress.say(f"operator: {remark}")
     complete(planned, work, shown)
 
 

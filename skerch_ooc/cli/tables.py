@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from skerch_ooc.store.sealed import SealedFile
 if TYPE_CHECKING:
     from skerch_ooc.executors.slurm.outcomes import QueueStatus
     from skerch_ooc.executors.slurm.scripts import Job
-    from skerch_ooc.operators.probe import Probe
+    from skerch_ooc.operators.probe import Probe, Timing
     from skerch_ooc.pipeline.clean import Cleaning
     from skerch_ooc.pipeline.cost import Estimate
     from skerch_ooc.pipeline.start import Planned, Probed
@@ -91,10 +91,12 @@ def plan_table(planned: Planned) -> str:
     return _listing(f"{head}: {planned.run.directory} ({plan.run_id[:16]})", [
         ("operator", plan.identity.factory or UNNAMED),
         ("shape", _shape(plan.identity.shape, plan.identity.dtype)),
+        *_remarks(planned.remarks),
         ("measurements", measurements_text(plan)),
         ("products", f"{costs.products}, in {costs.tasks} tasks{_in_parts(plan)}"),
         ("on disk", f"{_on_disk(costs)}, {costs.files} files"),
         ("memory", _memory(costs)),
+        ("columns at once", _at_once(plan.parts[0].columns_at_once)),
         *(_found_by(findings, findings.products, costs) if findings else ()),
         ("error test", error_test_line(plan)),
         ("tolerance", None if tolerance is None else
@@ -115,22 +117,45 @@ def probe_table(probed: Probed) -> str:
     probe, *times = _found_by(findings, products, costs)
     listing = _listing(probed.factory or UNNAMED, [
         ("shape", _shape(probed.shape, probed.dtype)),
+        *_remarks(probed.remarks),
         probe,
         ("products", f"{costs.products}, in {costs.tasks} tasks"),
         *times,
         ("on disk", _on_disk(costs)),
         ("memory", _memory(costs)),
+        ("columns at once", _at_once(findings.columns_at_once)),
         ("recommended", f"sketch.block = {probed.block}, --workers {costs.useful_workers or 1} at "
                         f'most, storage = "{format_bytes(1.01 * costs.shard_bytes)}" for as many '
                         "measurements"),
     ])  # fmt: skip
-    head = f"{'columns':>10} {'s':>10} {'s/column':>10} {'memory':>10}"
+    return "\n".join(
+        [
+            listing,
+            *_timing_lines("at once", findings.widths),
+            *_timing_lines("columns", probed.timings),
+        ]
+    )
+
+
+def _timing_lines(name: str, timings: Sequence[Timing]) -> list[str]:
+    """A table of what calls of several widths took; nothing if there were none."""
+    head = f"{name:>10} {'s':>10} {'s/column':>10} {'memory':>10}"
     lines = [
         f"{one.columns:>10} {one.seconds:>10.3g} {one.seconds / one.columns:>10.3g} "
         f"{format_bytes(one.bytes):>10}"
-        for one in probed.timings
+        for one in timings
     ]
-    return "\n".join([listing, head, *lines])
+    return [head, *lines] if lines else []
+
+
+def _remarks(remarks: Sequence[str]) -> list[Row]:
+    """What an operator says of itself."""
+    return [("" if number else "remarks", remark) for number, remark in enumerate(remarks)]
+
+
+def _at_once(columns: int | None) -> str | None:
+    """How many columns of a block an operator applies in one inner call, if it was told."""
+    return None if columns is None else f"{columns} of a block, the best width by time and memory"
 
 
 def _shape(shape: tuple[int, int], dtype: str) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.errors import OperatorError, shown
+from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning.spec import DTYPES
+from skerch_ooc.planning.spec import DEFAULT_DTYPE, DTYPES
 
 
 class Product:
@@ -57,6 +59,61 @@ class Product:
         """Hashes of what the operator is made of, by their names, if it says so."""
         found: Mapping[str, str] = getattr(self._operator, "content", None) or {}
         return found
+
+    @property
+    def layout(self) -> ParameterLayout | None:
+        """Names, shapes and offsets of the parameters that its vectors are made of, if it says so.
+
+        Raises:
+            OperatorError: If they do not make up its columns.
+        """
+        stated: Any = getattr(self._operator, "layout", None)
+        # A torch tensor has a layout too, which is something else.
+        if not callable(getattr(stated, "as_json", None)):
+            return None
+        try:
+            layout = ParameterLayout.of([(one["name"], one["shape"]) for one in stated.as_json()])
+        except (LookupError, TypeError) as error:
+            raise OperatorError(
+                f"operator.layout = {shown(stated)} must list the name, shape and offset of each "
+                "parameter"
+            ) from error
+        width = self._operator.shape[1]
+        if layout.size != width:
+            raise OperatorError(
+                f"the parameters of operator.layout have {layout.size} entries, the operator has "
+                f"{width} columns; give each parameter that the operator is of, in order"
+            )
+        return layout
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the operator says of how it is made: sentences for people."""
+        return tuple(map(str, getattr(self._operator, "remarks", None) or ()))
+
+    @property
+    def columns_at_once(self) -> int | None:
+        """How many columns the operator applies in one inner call, if it can be told so."""
+        found = getattr(self._operator, "columns_at_once", None)
+        able = callable(getattr(self._operator, "narrowed", None))
+        return int(found) if found is not None and able else None
+
+    def narrowed(self, columns_at_once: int) -> Self:
+        """Returns the product that applies so many columns in one inner call.
+
+        It is given whole blocks as before, and shares what the operator holds.
+
+        Raises:
+            OperatorError: If the operator cannot be told so.
+        """
+        if self.columns_at_once is None:
+            raise OperatorError(
+                f"the operator cannot be told to apply {columns_at_once} columns at once; give it "
+                "columns_at_once and a method narrowed"
+            )
+        made = copy.copy(self)
+        made._operator = self._operator.narrowed(columns_at_once)
+        return made
 
     @property
     def terms(self) -> int:
@@ -292,9 +349,17 @@ def shape_of(operator: Any) -> tuple[int, int]:
 
 
 def dtype_of(operator: Any) -> str:
-    """The dtype that an operator states, as a name; float32 if it states none that will do."""
-    name = str(getattr(operator, "dtype", "")).removeprefix("torch.")
-    return name if name in DTYPES else "float32"
+    """The dtype that an operator states, as a name; float32 if it states none that will do.
+
+    It may state a dtype of torch, numpy or SciPy, or a name.
+    """
+    stated = getattr(operator, "dtype", None)
+    name = str(stated).removeprefix("torch.")
+    if stated is not None and name not in DTYPES:
+        # Names that numpy knows otherwise: of another order of bytes, or a type of Python's.
+        with contextlib.suppress(TypeError, ValueError):
+            name = np.dtype(stated).name
+    return name if name in DTYPES else DEFAULT_DTYPE
 
 
 def _wants_numpy(operator: Any) -> bool:

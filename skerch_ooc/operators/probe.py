@@ -48,6 +48,21 @@ _CAUSES = (
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What a call took.
+
+    Attributes:
+        columns: Width of the block, or of the inner call.
+        seconds: Of the call.
+        bytes: Memory beyond the peak that the process had before; 0 if it stayed below that.
+    """
+
+    columns: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """What the probe found.
 
@@ -58,10 +73,16 @@ class Probe:
         asymmetry: ``||A - A^H||_F / ||A||_F``, estimated; for a general operator the same of ``A``
             and the adjoint of its adjoint.
         norm: ``||A||_F``, roughly.
-        call_seconds: Seconds of a call, whatever its width.
+        call_seconds: Seconds of a call, whatever its width; of an inner one, if the operator was
+            told how many columns to apply at once.
         column_seconds: Seconds that each further column of a block adds.
-        column_bytes: Bytes of memory that each further column of a block adds.
+        column_bytes: Bytes of memory that each further column of a block adds; 0 if the operator
+            was told how many columns to apply at once.
         baseline_bytes: Resident memory of the process with the operator loaded.
+        columns_at_once: How many columns the operator was told to apply in one inner call; ``None``
+            if it cannot be told.
+        inner_bytes: Bytes that such a call needs, however wide the block is.
+        widths: What inner calls of each width took that was tried.
     """
 
     products: int
@@ -73,10 +94,14 @@ class Probe:
     column_seconds: float
     column_bytes: int
     baseline_bytes: int
+    columns_at_once: int | None = None
+    inner_bytes: int = 0
+    widths: tuple[Timing, ...] = ()
 
     def seconds(self, width: int) -> float:
         """Expected seconds of one call with ``width`` columns."""
-        return self.call_seconds + width * self.column_seconds
+        calls = -(-width // self.columns_at_once) if self.columns_at_once else 1
+        return calls * self.call_seconds + width * self.column_seconds
 
 
 def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str, Any]]:
@@ -95,13 +120,13 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
             Hermitian though it should be, or its adjoint is that of something else.
     """
     width = min(WIDTH, *product.shape)
-    x = _vectors(product, seed, Range(0, width))
-    first, took, _ = _timed(product, x[:, :1])
+    x = probe_vectors(product, seed, Range(0, width))
+    first, took, _ = timed(product, x[:, :1])
     left = 1 + width + (0 if hermitian else width)
     if took > _LONG_SECONDS:
         log.info("the operator's first product took %.0f s; it is probed by %d more", took, left)
-    again, single_seconds, single_peak = _timed(product, x[:, :1])
-    block, block_seconds, block_peak = _timed(product, x)
+    again, single_seconds, single_peak = timed(product, x[:, :1])
+    block, block_seconds, block_peak = timed(product, x)
     for array in (first, again, block):
         if not np.isfinite(array).all():
             raise OperatorError(
@@ -137,43 +162,6 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
     return findings, fingerprint_of(product, seed, first)
 
 
-def examine(product: Product, seed: int, kind: str) -> tuple[Probe | None, dict[str, Any]]:
-    """The probe's findings, if it needs to be probed, and the fingerprint of the whole operator.
-
-    A matrix whose rows are at hand surely repeats itself and has the right adjoint. To probe that
-    would read all of it several times, so that only a few of its rows are looked at.
-
-    Args:
-        product: The operator.
-        seed: The run's seed.
-        kind: ``"eigh"``, if it must be Hermitian, or ``"svd"``.
-
-    Raises:
-        OperatorError: As of :func:`probe`.
-    """
-    if product.together and kind == "svd":
-        return None, fingerprint_of(product.sampled, seed)
-    findings, fingerprint = probe(product, seed, hermitian=kind == "eigh")
-    if product.together:
-        fingerprint = fingerprint_of(product.sampled, seed)
-    return findings, fingerprint
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a call took.
-
-    Attributes:
-        columns: Width of the block.
-        seconds: Of the call.
-        bytes: Memory beyond the peak that the process had before; 0 if it stayed below that.
-    """
-
-    columns: int
-    seconds: float
-    bytes: int
-
-
 def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list[Timing]:
     """Applies an operator to ever wider blocks, each four times as wide as the one before.
 
@@ -186,7 +174,7 @@ def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list
     found: list[Timing] = []
     before, columns = peak_memory(), 1
     while columns <= min(product.shape):
-        _, took, peak = _timed(product, _vectors(product, seed, Range(0, columns)))
+        _, took, peak = timed(product, probe_vectors(product, seed, Range(0, columns)))
         found.append(Timing(columns, took, max(0, peak - before)))
         columns *= _WIDER
         if _WIDER * took > seconds or before + _WIDER * found[-1].bytes > memory:
@@ -233,12 +221,13 @@ def sizes_allowed(dtype: str) -> tuple[float, float]:
     )
 
 
-def _vectors(product: Product, seed: int, columns: Range) -> Array:
+def probe_vectors(product: Product, seed: int, columns: Range) -> Array:
+    """Draws vectors to which the operator is applied to look at it."""
     rows = Range(0, product.shape[1])
     return draw("rademacher", seed, "probe", rows, columns, product.dtype)
 
 
-def _timed(product: Callable[[Array], Array], x: Array) -> tuple[Array, float, int]:
+def timed(product: Callable[[Array], Array], x: Array) -> tuple[Array, float, int]:
     """Applies the operator; also the seconds it took, and the peak memory of the process."""
     start = time.perf_counter()
     copied = empty_aligned(x.shape, x.dtype)
@@ -319,7 +308,7 @@ def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[
         y: The product with the first probe vector, if it is at hand; else it is computed.
     """
     if y is None:
-        y = product(_vectors(product, seed, Range(0, 1)))
+        y = product(probe_vectors(product, seed, Range(0, 1)))
     wide = np.result_type(y, np.float64)
     functionals = np.zeros(WIDTH, wide)
     for rows in cut(Range(0, len(y)), _ROWS_AT_ONCE):

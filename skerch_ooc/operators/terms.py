@@ -7,17 +7,19 @@ then a process builds those that it measures, and holds one at a time.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.operators.adapters import Product, applied, dtype_of, shape_of
 from skerch_ooc.planning.spec import DTYPES
@@ -33,11 +35,18 @@ class Terms(ABC):
         shape: ``(height, width)``.
         dtype: Of the products, as a name.
         content: Hashes of what the terms are made of, by their names; may be left empty.
+        layout: The parameters that vectors are made of; may be left ``None``.
+        remarks: Sentences for people about how the terms are made; may be left empty.
+        columns_at_once: How many columns the terms apply in one inner call, where their operators
+            have ``narrowed(columns_at_once)``; may be left ``None``.
     """
 
     shape: tuple[int, int]
     dtype: str
     content: Mapping[str, str]
+    layout: ParameterLayout | None = None
+    remarks: tuple[str, ...] = ()
+    columns_at_once: int | None = None
 
     def __init__(self, terms: Iterable[Term]) -> None:
         name = type(self).__name__
@@ -207,10 +216,24 @@ class TermsProduct(Product):
         self.shape = (height if self._rows is None else len(self._rows), width)
         self.dtype, self.device = dtype, device
         self._opened: dict[int, Product] = {}
+        self._width: int | None = None
+
+    @property
+    def columns_at_once(self) -> int | None:
+        """How many columns the terms apply in one inner call, if they can be told so."""
+        return self._width or self._operator.columns_at_once
+
+    def narrowed(self, columns_at_once: int) -> Self:
+        """See :class:`Product`; each term is told so where it is used."""
+        made = copy.copy(self)
+        made._width = columns_at_once
+        return made
 
     def part(self, terms: Range) -> TermsProduct:
         """The same operator with some of its terms only."""
-        return TermsProduct(self._operator, self.dtype, self.device, terms)
+        made = TermsProduct(self._operator, self.dtype, self.device, terms)
+        made._width = self._width
+        return made
 
     def rows(self, terms: Range) -> Range | None:
         """See :meth:`Terms.rows`."""
@@ -258,8 +281,15 @@ class TermsProduct(Product):
         return rows.shifted(-self._rows.start).slice
 
     def _term(self, number: int) -> Product:
-        if number in self._opened:
-            return self._opened[number]
+        product = self._opened.get(number) or self._open(number)
+        if self._width is None or product.columns_at_once is None:
+            return product
+        return product.narrowed(self._width)
+
+    def _open(self, number: int) -> Product:
+        # One at a time, unless they are at hand anyway: each may need all the memory. Products of
+        # other widths share it.
+        self._opened.clear()
         product = Product(self._operator.term(number), self.dtype, self.device)
         rows = self._operator.rows(Range(number, number + 1))
         shape = (self._operator.shape[0] if rows is None else len(rows), self._operator.shape[1])
@@ -268,6 +298,5 @@ class TermsProduct(Product):
                 f"term {number} of the operator has shape {product.shape}; it must have {shape}, "
                 "as was said, or as the others have"
             )
-        # One at a time, unless they are at hand anyway: each may need all the memory.
-        self._opened = {number: product}
+        self._opened[number] = product
         return product

@@ -60,7 +60,8 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
     peaks = stage_bytes(plan)
     if probe:
         widest = max(map(plan.widest, ROLES))
-        peaks["measure"] = max(peaks["measure"], widest * probe.column_bytes)
+        # What an operator needs for each column of a block, or for the few that it applies at once.
+        peaks["measure"] = max(peaks["measure"], widest * probe.column_bytes) + probe.inner_bytes
     tasks = measure_tasks(plan)
     seconds_with = _seconds_with(plan, probe) if probe else None
     return Estimate(
@@ -137,16 +138,19 @@ def choose_block(
         return int(spec.sketch.block)
     block = DEFAULT_BLOCK
     baseline = (probe.baseline_bytes if probe else ASSUMED_BASELINE) + SPARE_BYTES
-    column = block_bytes(shape, spec.dtype)
+    column = block_bytes(shape, spec.products_dtype)
     if probe:
         column = max(column, probe.column_bytes)
-        if probe.column_seconds > 0:
-            time_left = spec.sketch.task_seconds - probe.call_seconds
-            block = min(block, max(1, int(time_left / probe.column_seconds)))
+        baseline += probe.inner_bytes
+        short = (n for n in range(block, 0, -1) if probe.seconds(n) <= spec.sketch.task_seconds)
+        block = next(short, 1)
     fitting = (resources.memory - baseline) // column
     if fitting < 1:
         require_fitting(shape, baseline + column, resources)
-    return int(min(block, fitting))
+    block = int(min(block, fitting))
+    at_once = (probe and probe.columns_at_once) or 1
+    # A last inner call of fewer columns would take nearly as long as one of all.
+    return block - block % at_once if block > at_once else block
 
 
 def require_fitting(shape: tuple[int, int], needed: int, resources: Resources) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.probe import Probe, examine
+from skerch_ooc.operators.examine import examine
+from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
 from skerch_ooc.planning.growth import cuts, first_look
 from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
@@ -52,27 +53,32 @@ class Examined:
     fingerprint: dict[str, Any] | None
 
     @classmethod
-    def of(cls, product: Product, seed: int, kind: str, threads: int) -> Examined:
-        """Probes an operator.
+    def of(
+        cls, product: Product, seed: int, kind: str, resources: Resources, most: int
+    ) -> Examined:
+        """Probes an operator, and chooses how many columns it applies at once if it can be told.
 
         Args:
             product: The operator.
             seed: The run's seed.
             kind: ``"eigh"``, if it must be Hermitian, or ``"svd"``.
-            threads: Threads that the operator may use.
+            resources: Memory and threads that it may use.
+            most: The most columns that a block will have.
 
         Raises:
             OperatorError: If the operator cannot be used.
         """
-        with operator_threads(threads):
-            return cls(product, *examine(product, seed, kind))
+        with operator_threads(resources.threads):
+            return cls(*examine(product, seed, kind, most=most, memory=resources.memory))
 
     def note_in(self, run: Run, part: Part) -> None:
-        """Publishes the fingerprint of a whole summand, and notes what the probe found."""
+        """Publishes fingerprint and layout of a whole summand, and notes what the probe found."""
         if self.fingerprint and not part.is_piece:
             run.publish_fingerprint(self.fingerprint, part.number)
+        run.publish_layout(self.product.layout)
         if self.findings:
-            run.record("receipts", provenance(stage="probe", **asdict(self.findings)))
+            found = asdict(self.findings) | {"remarks": list(self.product.remarks)}
+            run.record("receipts", provenance(stage="probe", **found))
 
 
 def planned(
@@ -165,7 +171,8 @@ def parts_of(
     else:
         seconds = findings.seconds(1) if findings else 0.0
         most = max(1, math.ceil(seconds / task_seconds))
-    first = replace(first, together=product.together)
+    told = findings.columns_at_once if findings else None
+    first = replace(first, together=product.together, columns_at_once=told)
     return tuple(
         replace(
             first,
@@ -190,7 +197,7 @@ def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise
         args=spec.operator.args,
         factory_sha256=sha256,
         shape=shape,
-        dtype=spec.dtype,
+        dtype=spec.products_dtype,
         seed=spec.seed,
         noise={name: others.get(name, spec.sketch.noise) for name in names},
     )
@@ -223,7 +230,8 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
 def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:
     """Returns how many parts of equal height there must be for one to fit with all columns."""
     fixed, first = (
-        rows_bytes(shape, spec.dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES) for rows in (0, 1)
+        rows_bytes(shape, spec.products_dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES)
+        for rows in (0, 1)
     )
     row = first - fixed
     free = resources.memory - resident_memory() - SPARE_BYTES - fixed
@@ -244,7 +252,7 @@ def _widths_for_rows(
         if isinstance(spec.sketch.block, int):
             return dict.fromkeys(widths, spec.sketch.block)
         held = {role: widths[role] if count else 0 for role, count in counts.items()}
-        needed = baseline + most_rows_bytes(shape, spec.dtype, rows, held, adjoint=adjoint)
+        needed = baseline + most_rows_bytes(shape, spec.products_dtype, rows, held, adjoint=adjoint)
         if needed <= resources.memory:
             return widths
         if number >= max(counts.values()):

@@ -126,8 +126,8 @@ def update_run(run: Run, update: Update, work: Work) -> Planned:
 
 
 def _examine(run: Run, update: Update, work: Work) -> Examined:
-    product, identity = _product(run, update), run.plan.identity
-    return Examined.of(product, identity.seed, identity.kind, work.resources.threads)
+    product, identity, most = _product(run, update), run.plan.identity, run.plan.block_width
+    return Examined.of(product, identity.seed, identity.kind, work.resources, most)
 
 
 def _amend(

@@ -16,7 +16,6 @@ from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.adapters import dtype_of
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.steps import assess, merge_stage
@@ -279,7 +278,7 @@ def decompose(
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
     table = {
-        "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype or dtype_of(A),
+        "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype,
         "tolerance": tolerance, "operator": {"device": device},
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,

@@ -13,14 +13,15 @@ from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.adapters import Product, product_of, shape_of
+from skerch_ooc.operators.adapters import Product, dtype_of, product_of, shape_of
+from skerch_ooc.operators.examine import probe_at_best_width
 from skerch_ooc.operators.loading import factory_sha256, operator_of
-from skerch_ooc.operators.probe import Probe, Timing, probe, timings
+from skerch_ooc.operators.probe import Probe, Timing, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.planning.plan import described
-from skerch_ooc.planning.sizes import require_sense, sizes_of
-from skerch_ooc.planning.spec import Spec
+from skerch_ooc.planning.sizes import require_sense, sizes_of, with_dtype
+from skerch_ooc.planning.spec import DEFAULT_BLOCK, DEFAULT_DTYPE, Spec
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
 from skerch_ooc.store.names import PLACES
@@ -43,6 +44,7 @@ class Planned:
             after measuring.
         findings: The findings of the probe; ``None`` if there was none.
         fresh: Whether the plan was made now, not found.
+        remarks: What the operator says of how it is made; empty if planning did not load it.
     """
 
     run: Run
@@ -50,11 +52,16 @@ class Planned:
     operands: Operands | None = None
     findings: Probe | None = None
     fresh: bool = True
+    remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the plan's id, its costs and the findings of the probe as JSON values."""
-        findings = self.findings and asdict(self.findings)
-        return {"run": self.run.plan.run_id, "costs": asdict(self.costs), "probe": findings}
+        return {
+            "run": self.run.plan.run_id,
+            "costs": asdict(self.costs),
+            "probe": self.findings and asdict(self.findings),
+            "remarks": list(self.remarks),
+        }
 
 
 def as_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
@@ -114,12 +121,13 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     rundir.require_place(run_dir)
     examined = None
     if operator is not None or _needs_operator(spec):
-        product = _product(spec, operator, work.device or spec.operator.device)
-        examined = freeze.Examined.of(product, spec.seed, spec.kind, work.resources.threads)
+        spec, product = _product(spec, operator, work.device or spec.operator.device)
+        most = _most_columns(spec, product)
+        examined = freeze.Examined.of(product, spec.seed, spec.kind, work.resources, most)
         shape = product.shape
     else:
         assert spec.operator.shape is not None
-        shape = spec.operator.shape
+        shape, spec = spec.operator.shape, with_dtype(spec, DEFAULT_DTYPE)
     plan = freeze.planned(spec, shape, sha256, examined, work.resources, run_dir)
     findings = examined.findings if examined else None
     costs = estimate(plan, findings, resident_memory() if examined else None)
@@ -135,6 +143,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     if examined is not None:
         examined.note_in(run, plan.parts[0])
         product = examined.product
+        made.remarks = product.remarks
         made.operands = Operands(run, product.device, work.resources.threads, product=product)
     return made
 
@@ -145,19 +154,27 @@ def _needs_operator(spec: Spec) -> bool:
     return not known or spec.operator.parts != "auto"
 
 
-def _product(spec: Spec, operator: Any, device: str) -> Product:
-    """Returns the operator of a spec; builds it if it is not at hand."""
+def _product(spec: Spec, operator: Any, device: str) -> tuple[Spec, Product]:
+    """Returns the operator of a spec, built if it is not at hand, and the spec with its dtype."""
     operator = operator_of(spec.operator, operator, device, spec.folder)
+    spec = with_dtype(spec, dtype_of(operator))
     shape = spec.operator.shape or shape_of(operator)
     # Before anything is applied: what makes no sense for this shape takes no product.
     sizes_of(spec, shape)
-    product = product_of(operator, spec.dtype, device)
+    product = product_of(operator, spec.products_dtype, device)
     if product.shape != shape:
         raise UsageError(
             f"operator.shape = {list(shape)}, but the operator has {list(product.shape)}; correct "
             "it, or leave it out"
         )
-    return product
+    return spec, product
+
+
+def _most_columns(spec: Spec, product: Product) -> int:
+    """Returns the most columns that a block can have."""
+    asked = spec.sketch.block
+    right = sizes_of(spec, product.shape).right
+    return min(DEFAULT_BLOCK if isinstance(asked, str) else asked, right)
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,7 @@ class Probed:
         timings: The times of calls with ever wider blocks.
         costs: The estimate of what a run of the spec would cost.
         block: Columns that a task should apply at once, by time and memory.
+        remarks: What the operator says of how it is made.
     """
 
     factory: str | None
@@ -181,6 +199,7 @@ class Probed:
     timings: list[Timing]
     costs: Estimate
     block: int
+    remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns all figures as JSON values."""
@@ -220,9 +239,15 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
     resources = work.resources
     require_sense(spec)
     _require_operator(spec, operator)
-    product = _product(spec, operator, work.device or spec.operator.device)
+    spec, product = _product(spec, operator, work.device or spec.operator.device)
     with operator_threads(resources.threads):
-        findings, _ = probe(product, spec.seed, hermitian=spec.kind == "eigh")
+        product, findings, _ = probe_at_best_width(
+            product,
+            spec.seed,
+            spec.kind,
+            most=_most_columns(spec, product),
+            memory=resources.memory,
+        )
         taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
     # The block that is best, whatever the spec says.
     free = replace(spec, sketch=replace(spec.sketch, block="auto"))
@@ -232,7 +257,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
     return Probed(
         factory=spec.operator.factory,
         shape=product.shape,
-        dtype=spec.dtype,
+        dtype=product.dtype,
         findings=findings,
         timings=taken,
         costs=estimate(plan, findings),
@@ -240,6 +265,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
         block=plan.block_width
         if product.together
         else choose_block(free, product.shape, findings, resources),
+        remarks=product.remarks,
     )
 
 
@@ -259,6 +285,8 @@ def planned_before(run: Run) -> Planned:
 def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     """Refuses a spec that is not that of the planned run, and shows the difference."""
     known, amendments = run.plan.identity, run.plan.amendments
+    # What is left out is not compared, whatever its default has become since.
+    spec = with_dtype(spec, known.dtype)
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)

@@ -15,7 +15,7 @@ from skerch_ooc.store.anew import measured_anew, merged_anew, recovered_anew
 from skerch_ooc.store.names import names_of, sealed_in
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import assessment_path, result_path
-from skerch_ooc.store.rundir import Run, require_folder
+from skerch_ooc.store.rundir import Run, layout_path, require_folder
 from skerch_ooc.store.sealed import SealedFile, verify
 from skerch_ooc.store.shards import Rectangle, check_identity, list_shards, strangers
 from skerch_ooc.store.sketch import sketch_folder
@@ -24,7 +24,7 @@ Check = Callable[[], object]
 
 
 def verify_run(run: Run, progress: Progress) -> list[str]:
-    """Reads every byte of fingerprints, shards, sums, results and assessments.
+    """Reads every byte of fingerprints, layout, shards, sums, results and assessments.
 
     Args:
         run: The run; its plan was verified when it was opened.
@@ -84,6 +84,8 @@ def _with_advice(run: Run, path: Path, text: str) -> str:
 def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
     for part in run.plan.parts:
         yield run.fingerprint_path(part.number), partial(run.fingerprint, part.number)
+    if is_taken(layout_path(run.directory)):
+        yield layout_path(run.directory), run.layout
     for rectangle in list_shards(run.shards):
         yield _of_rectangle(run, run.shards, rectangle)
     for folder in folders_in(run.sketch):

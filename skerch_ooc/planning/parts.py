@@ -63,6 +63,8 @@ class Part:
         rows: The rows of the operator that these terms make up; ``None`` for all.
         together: Whether a task measures the blocks of all roles together, in one reading.
         source: The factory that makes the operator; ``None`` for the factory of the plan.
+        columns_at_once: How many columns the operator applies in one inner call, whatever process
+            it is in; ``None`` if it was not told.
     """
 
     number: int = 0
@@ -73,6 +75,7 @@ class Part:
     rows: Range | None = None
     together: bool = False
     source: OperatorSource | None = None
+    columns_at_once: int | None = None
 
     @property
     def weight(self) -> float:
@@ -102,6 +105,7 @@ class Part:
             and type(self.together) is bool
             and (self.terms is None or (len(self.terms) > 0 and self.terms.stop <= self.of))
             and (self.rows is None or len(self.rows) > 0)
+            and (self.columns_at_once is None or _is_width(self.columns_at_once))
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -117,6 +121,8 @@ class Part:
             content["together"] = True
         if self.source is not None:
             content["operator"] = self.source.as_json()
+        if self.columns_at_once is not None:
+            content["columns_at_once"] = self.columns_at_once
         return content
 
     @classmethod
@@ -137,12 +143,17 @@ class Part:
                 rows=_range(value.get("rows")),
                 together=value.get("together", False),
                 source=None if source is None else OperatorSource(**source),
+                columns_at_once=value.get("columns_at_once"),
             )
             if not part._is_sound():
                 raise UsageError(f"{shown(value)} is no part")
             return part
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"{shown(value)} is no part") from error
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= values.MAX_SIZE
 
 
 def _range(value: Any) -> Range | None:

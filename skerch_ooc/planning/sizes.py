@@ -6,6 +6,7 @@ Everything is refused when a run is planned, before anything is measured.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,11 +54,8 @@ def require_sense(spec: Spec) -> None:
         UsageError: If some do; names the keys and what is allowed.
     """
     name, method = spec.recovery.method, METHODS[spec.recovery.method]
-    if spec.sketch.noise in COMPLEX_ONLY and not spec.dtype.startswith("complex"):
-        raise UsageError(
-            f"sketch.noise = {spec.sketch.noise!r} is complex, but dtype = {spec.dtype!r} is real; "
-            'take "rademacher", or a complex dtype'
-        )
+    if spec.dtype is not None:
+        _require_noise_of(spec.dtype, spec.sketch.noise)
     if spec.recovery.power_iterations and not method.most_power_iterations:
         powers = names_of(lambda other: other.most_power_iterations > 0)
         raise UsageError(
@@ -75,6 +73,26 @@ def require_sense(spec: Spec) -> None:
         raise UsageError(
             f"tolerance = {spec.tolerance} needs sketch.test_measurements of at least "
             f"{FEWEST_TEST_MEASUREMENTS}, not {spec.sketch.test_measurements}"
+        )
+
+
+def with_dtype(spec: Spec, dtype: str) -> Spec:
+    """Returns the spec with the dtype that is taken where it is left out.
+
+    Raises:
+        UsageError: If the noise that is asked for is none of this dtype.
+    """
+    if spec.dtype is not None:
+        return spec
+    _require_noise_of(dtype, spec.sketch.noise)
+    return dataclasses.replace(spec, dtype=dtype)
+
+
+def _require_noise_of(dtype: str, noise: str) -> None:
+    if noise in COMPLEX_ONLY and not dtype.startswith("complex"):
+        raise UsageError(
+            f"sketch.noise = {noise!r} is complex, but dtype = {dtype!r} is real; "
+            'take "rademacher", or a complex dtype'
         )
 
 
@@ -146,13 +164,13 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
 
 def _usual_sizes(spec: Spec, shape: tuple[int, int]) -> tuple[int, int, int]:
     """Returns right, left and inner columns: the defaults, or as many as fit the storage."""
-    method, is_complex = spec.recovery.method, spec.dtype.startswith("complex")
+    method, is_complex = spec.recovery.method, spec.products_dtype.startswith("complex")
     if spec.storage is None:
         assert spec.measurements is not None
         right = spec.measurements
         inner = default_inner(right, is_complex) if METHODS[method].has_inner else 0
         return right, default_left(method, spec.kind, right), inner
-    itemsize, test = np.dtype(spec.dtype).itemsize, spec.sketch.test_measurements
+    itemsize, test = np.dtype(spec.products_dtype).itemsize, spec.sketch.test_measurements
     entries = max(0, _storage_bytes(spec.storage) // itemsize - test * shape[0])
     powers = spec.recovery.power_iterations
     try:

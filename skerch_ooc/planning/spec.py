@@ -15,6 +15,9 @@ from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS
 
 KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
+DEFAULT_DTYPE = "float32"
+"""Of products, where neither the spec nor the operator says another that will do."""
+
 NOISES = ("rademacher", "gaussian", "phase", "ssrft", "sparse-sign")
 SPARSER = ("sparse-sign-64", "sparse-sign-256")
 """Sparser kinds of noise for wide test matrices of a matrix on disk; a user cannot ask for them."""
@@ -136,7 +139,9 @@ class Spec(values.Checked):
         tolerance: Relative error, of the Frobenius norm, at which a run that measures in growing
             rounds may stop. Needs ``nystrom`` or ``singlepass``, and 10 test measurements.
         seed: Seed of all test matrices.
-        dtype: Type of the operator's products, and of the vectors.
+        dtype: Type of the operator's products, and of the vectors. Left out: what the operator
+            states as its own, if it is one of these four, else float32; float32 also where
+            ``operator.shape`` and ``sketch.block`` are given, so that planning loads no operator.
         operator: See :class:`OperatorSpec`; a mapping will do.
         sketch: See :class:`SketchSpec`; a mapping will do.
         recovery: See :class:`RecoverySpec`; a mapping will do.
@@ -153,7 +158,7 @@ class Spec(values.Checked):
     storage: str | None = values.checked(values.optional(values.text), None)
     tolerance: float | None = values.checked(values.optional(values.tolerance), None)
     seed: int = values.checked(values.integer(0, MAX_SEED), 1)
-    dtype: str = values.checked(values.one_of(*DTYPES), "float32")
+    dtype: str | None = values.checked(values.optional(values.one_of(*DTYPES)), None)
     operator: OperatorSpec = values.checked(
         values.section(OperatorSpec), default_factory=OperatorSpec
     )
@@ -174,6 +179,11 @@ class Spec(values.Checked):
                 f"measurements = {self.measurements} and storage = {self.storage!r}: give one, the "
                 "other follows from it"
             )
+
+    @property
+    def products_dtype(self) -> str:
+        """What ``dtype`` says; float32 as long as it is left out."""
+        return self.dtype or DEFAULT_DTYPE
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], folder: Path | None = None) -> Spec:

@@ -6,6 +6,7 @@ entries can be formed, in bounded memory and without a product with ``A``.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from skerch_ooc.results.indexing import Selection, select, selections
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
+from skerch_ooc.store.rundir import layout_path, read_layout
 
 TorchDtype = torch.dtype
 
@@ -395,6 +397,32 @@ class Eigh(LowRank):
         self.eigenvectors = TallMatrix(self._left)
         residuals = self._file.arrays.get("residuals")
         self.residuals = None if residuals is None else self._rounded(residuals)
+
+    def by_parameter(self, number: int) -> dict[str, Tensor]:
+        """Reads one eigenvector of the Hessian of a model, say, as its parameters.
+
+        Args:
+            number: Which eigenvector; negative numbers count from the last.
+
+        Returns:
+            By the name of each parameter a tensor of its shape. No other column is read.
+
+        Raises:
+            CorruptError: If a tile was altered, or the run's ``layout.json``.
+            IncompleteError: If vectors are to be computed from shards that are gone.
+            IndexError: If there is no such eigenvector.
+            UsageError: If the operator of the run has no parameters that it tells of.
+        """
+        directory = self.path.absolute().parent.parent.parent
+        layout = read_layout(directory, str(self._file.identity.get("run")))
+        if layout is None:
+            raise UsageError(
+                f"the vectors of {self.path} cannot be cut into parameters: there is no "
+                f"{layout_path(directory)}, as the operator of this run has no .layout; give it "
+                "one and plan a new run, or cut the columns of eigenvectors by hand"
+            )
+        found: dict[str, Tensor] = layout.split(self.eigenvectors[:, operator.index(number)])
+        return found
 
     def torch(self) -> EighTensors:
         """Reads values and vectors into memory, as a named tuple.

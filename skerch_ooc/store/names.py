@@ -167,6 +167,7 @@ KINDS = (
     PLAN := FileKind(None, _RUN, "plan.json"),
     AMENDMENT := FileKind(None, (AMENDMENTS,), "{number}.json"),
     FINGERPRINT := FileKind(None, _RUN, "fingerprint{of_part}.json"),
+    LAYOUT := FileKind(None, _RUN, "layout.json"),
     CLEANED := FileKind("cleaned", _RUN, "cleaned.json"),
     LOG := FileKind(None, (LOGS,), "{log}.jsonl"),
     PLACES := FileKind(None, (LOGS,), "places.json"),

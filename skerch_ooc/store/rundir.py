@@ -14,6 +14,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import peak_memory
 from skerch_ooc.planning.plan import FUNCTIONALS, Amendment, Identity, Plan, require_sound
@@ -95,6 +96,22 @@ class Run:
             value["part"] = part
         files.publish_bytes(files.signed_line(value), self.fingerprint_path(part))
 
+    def layout(self) -> ParameterLayout | None:
+        """Reads the layout of the parameters that vectors are made of; ``None`` if there is none.
+
+        Raises:
+            CorruptError: If the file is damaged, or of another run.
+        """
+        return read_layout(self.directory, self.plan.run_id)
+
+    def publish_layout(self, layout: ParameterLayout | None) -> None:
+        """Publishes the layout that an operator states, unless that is done already."""
+        path = layout_path(self.directory)
+        if layout is None or files.is_taken(path):
+            return
+        value = {"run": self.plan.run_id, "parameters": layout.as_json()}
+        files.publish_bytes(files.signed_line(value), path)
+
     def cleaned(self) -> Cleaned | None:
         """Reads the mark of a run whose shards were removed; ``None`` if they never were.
 
@@ -158,6 +175,37 @@ class Run:
             files.append_line(self.logs / names.LOG.name(log=log_name), record)
         except OSError as error:
             log.warning("cannot write the log %s: %s", log_name, error.strerror)
+
+
+def layout_path(directory: Path) -> Path:
+    """Returns the path of the layout of a run."""
+    return directory / names.LAYOUT.name()
+
+
+def read_layout(directory: Path, run_id: str) -> ParameterLayout | None:
+    """Reads the layout of the parameters that vectors of a run are made of.
+
+    Args:
+        directory: The run directory.
+        run_id: The id of the run that it must belong to.
+
+    Returns:
+        The layout; ``None`` if the run has none.
+
+    Raises:
+        CorruptError: If the file is damaged, or of another run.
+    """
+    path = layout_path(directory)
+    try:
+        value = files.read_signed(path, "; restore it from a copy")
+    except FileNotFoundError:
+        return None
+    if value.get("run") != run_id:
+        raise CorruptError(
+            f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it from a "
+            "copy"
+        )
+    return ParameterLayout.from_json(value.get("parameters"), str(path))
 
 
 def require_folder(run: Run) -> None:

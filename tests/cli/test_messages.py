@@ -214,7 +214,7 @@ COMPLETED_BY_OTHERS = {
 
 OUR_NAMES = {
     "skerch_ooc", "run_dir", "open_run", "requires_grad_", "scipy.sparse.save_npz",
-    "power_iterations", "__rmatmul__",
+    "power_iterations", "__rmatmul__", "columns_at_once",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),

@@ -27,7 +27,7 @@ def widths(monkeypatch, product, seconds_of_column=0.0, bytes_of_column=0, **lim
         columns = x.shape[1]
         return x, columns * seconds_of_column, columns * bytes_of_column
 
-    monkeypatch.setattr(probe, "_timed", timed)
+    monkeypatch.setattr(probe, "timed", timed)
     monkeypatch.setattr(probe, "peak_memory", lambda: 0)
     limits = {"seconds": 1e9, "memory": 1 << 60} | limits
     return [timing.columns for timing in probe.timings(product, 1, **limits)]

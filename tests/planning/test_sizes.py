@@ -52,7 +52,7 @@ def shape_of(kind):
 
 SENSELESS = {
     "complex entries of a real operator": (
-        {"sketch__noise": "phase"},
+        {"sketch__noise": "phase", "dtype": "float32"},
         "sketch.noise = 'phase' is complex, but dtype = 'float32' is real",
     ),
     "power iterations of one pass": (

@@ -67,7 +67,7 @@ class TestDefaults:
             ("storage", None),
             ("tolerance", None),
             ("seed", 1),
-            ("dtype", "float32"),
+            ("dtype", None),
             ("operator.factory", None),
             ("operator.args", {}),
             ("operator.device", "cpu"),

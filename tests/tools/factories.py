@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -12,7 +13,9 @@ import zlib
 import numpy as np
 import torch
 
+from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.operators.synthetic import decaying
+from skerch_ooc.operators.terms import Sum
 
 
 def log_call(x: torch.Tensor) -> None:
@@ -302,3 +305,60 @@ def scaled(n: int = 2 * 10**6, delay: float = 0.0):
             return self
 
     return Scaled()
+
+
+REMARKS = ("mean over 3 batches", "differentiated forward over reverse")
+BEST = 8
+
+
+class Narrowable:
+    """A matrix that is quickest at :data:`BEST` columns at once, and logs its inner calls.
+
+    Args:
+        matrix: The matrix.
+        bytes_of_column: Memory that each column of an inner call takes meanwhile.
+        seconds: Of an inner call of the best width; 0 for none.
+    """
+
+    def __init__(self, matrix, bytes_of_column=0, seconds=0.004):
+        self.matrix, self.shape, self.dtype = matrix, tuple(matrix.shape), matrix.dtype
+        self.bytes_of_column, self.seconds = bytes_of_column, seconds
+        self.columns_at_once = 3
+        n = self.shape[1]
+        self.layout = ParameterLayout.of([("fc.weight", (2, n // 2 - 1)), ("fc.bias", (2,))])
+        self.remarks = REMARKS
+
+    def narrowed(self, columns_at_once):
+        made = copy.copy(self)
+        made.columns_at_once = columns_at_once
+        return made
+
+    def __matmul__(self, x):
+        return torch.cat([self.inner(some) for some in x.split(self.columns_at_once, 1)], 1)
+
+    def inner(self, x):
+        log_call(x)
+        width = x.shape[1]
+        needed = np.ones(width * self.bytes_of_column, np.uint8)
+        time.sleep(self.seconds * (1 if width <= BEST else width / 4))
+        del needed
+        return self.matrix @ x
+
+    def __rmatmul__(self, x):
+        return (self.matrix.mH @ x.mH).mH
+
+
+def narrowable(n: int = 200, bytes_of_column: int = 0, seconds: float = 0.004, seed: int = 0):
+    """An operator that can be told how many columns to apply at once."""
+    return Narrowable(dense(n, dtype="float32", seed=seed), bytes_of_column, seconds)
+
+
+def narrowable_sum(n: int = 200, terms: int = 3):
+    """A sum of functions that return such operators, which says that they can be told."""
+    made = Sum(
+        [lambda seed=seed: narrowable(n, seed=seed) for seed in range(terms)],
+        shape=(n, n), dtype="float32",
+    )  # fmt: skip
+    made.columns_at_once, made.remarks = 3, REMARKS
+    made.layout = narrowable(n).layout
+    return made

@@ -102,7 +102,11 @@ class Operands:
                 f"the operator has shape {product.shape}, the run was planned for "
                 f"{run.plan.identity.shape}; restore it, or plan a new run"
             )
-        return product
+        run.publish_layout(product.layout)
+        if part.columns_at_once is None or product.columns_at_once is None:
+            return product
+        # In each process the same, as bits depend on it.
+        return product.narrowed(part.columns_at_once)
 
     def _check_or_publish(self, part: Part, product: Product) -> None:
         """Compares a product with the fingerprint, which the first process publishes."""
