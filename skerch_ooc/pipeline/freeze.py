@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
 from skerch_ooc.operators.adapters import Product
@@ -46,11 +47,13 @@ class Examined:
         findings: The findings of the probe, if there was one.
         fingerprint: The fingerprint, by which processes recognise the operator; ``None`` if it was
             not asked for.
+        layout: The parameters that its vectors are made of, if it states them.
     """
 
     product: Product
     findings: Probe | None
     fingerprint: dict[str, Any] | None
+    layout: ParameterLayout | None = None
 
     @classmethod
     def of(
@@ -68,14 +71,17 @@ class Examined:
         Raises:
             OperatorError: If the operator cannot be used.
         """
+        # First, as one that does not fit is refused before any product is paid for.
+        layout = product.layout
         with operator_threads(resources.threads):
-            return cls(*examine(product, seed, kind, most=most, memory=resources.memory))
+            found = examine(product, seed, kind, most=most, memory=resources.memory)
+        return cls(*found, layout)
 
     def note_in(self, run: Run, part: Part) -> None:
         """Publishes fingerprint and layout of a whole summand, and notes what the probe found."""
         if self.fingerprint and not part.is_piece:
             run.publish_fingerprint(self.fingerprint, part.number)
-        run.publish_layout(self.product.layout)
+        run.publish_layout(self.layout)
         if self.findings:
             found = asdict(self.findings) | {"remarks": list(self.product.remarks)}
             run.record("receipts", provenance(stage="probe", **found))

@@ -414,7 +414,7 @@ class Eigh(LowRank):
             UsageError: If the operator of the run has no parameters that it tells of.
         """
         directory = self.path.absolute().parent.parent.parent
-        layout = read_layout(directory, str(self._file.identity.get("run")))
+        layout = read_layout(directory, str(self._file.identity.get("run")), self.shape[1])
         if layout is None:
             raise UsageError(
                 f"the vectors of {self.path} cannot be cut into parameters: there is no "

@@ -102,7 +102,7 @@ class Run:
         Raises:
             CorruptError: If the file is damaged, or of another run.
         """
-        return read_layout(self.directory, self.plan.run_id)
+        return read_layout(self.directory, self.plan.run_id, self.plan.identity.shape[1])
 
     def publish_layout(self, layout: ParameterLayout | None) -> None:
         """Publishes the layout that an operator states, unless that is done already."""
@@ -182,12 +182,13 @@ def layout_path(directory: Path) -> Path:
     return directory / names.LAYOUT.name()
 
 
-def read_layout(directory: Path, run_id: str) -> ParameterLayout | None:
+def read_layout(directory: Path, run_id: str, size: int) -> ParameterLayout | None:
     """Reads the layout of the parameters that vectors of a run are made of.
 
     Args:
         directory: The run directory.
         run_id: The id of the run that it must belong to.
+        size: The length of the vectors.
 
     Returns:
         The layout; ``None`` if the run has none.
@@ -205,7 +206,12 @@ def read_layout(directory: Path, run_id: str) -> ParameterLayout | None:
             f"{path} belongs to another run ({str(value.get('run'))[:16]}...); restore it from a "
             "copy"
         )
-    return ParameterLayout.from_json(value.get("parameters"), str(path))
+    layout = ParameterLayout.from_json(value.get("parameters"), str(path))
+    if layout.size != size:
+        raise CorruptError(
+            f"{path} is of {layout.size} entries, the vectors have {size}; restore it from a copy"
+        )
+    return layout
 
 
 def require_folder(run: Run) -> None:
