@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skerch_ooc.base.errors import OperatorError as OperatorError
     from skerch_ooc.base.errors import QualityError as QualityError
     from skerch_ooc.base.errors import UsageError as UsageError
+    from skerch_ooc.base.parameter_layout import ParameterLayout as ParameterLayout
     from skerch_ooc.base.partition import Range as Range
     from skerch_ooc.base.progress import Progress as Progress
     from skerch_ooc.base.progress import terminal_progress as terminal_progress
@@ -70,6 +71,7 @@ _HOMES = {
     "OocError": "base.errors",
     "OperatorError": "base.errors",
     "OperatorSpec": "planning.spec",
+    "ParameterLayout": "base.parameter_layout",
     "Progress": "base.progress",
     "QualityError": "base.errors",
     "Range": "base.partition",
