@@ -89,14 +89,16 @@ class Product:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the operator says of how it is made: sentences for people."""
-        return tuple(map(str, getattr(self._operator, "remarks", None) or ()))
+        found = getattr(self._operator, "remarks", ())
+        found = (found,) if isinstance(found, str) else found
+        return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
     @property
     def columns_at_once(self) -> int | None:
         """How many columns the operator applies in one inner call, if it can be told so."""
         found = getattr(self._operator, "columns_at_once", None)
         able = callable(getattr(self._operator, "narrowed", None))
-        return int(found) if found is not None and able else None
+        return found if isinstance(found, int) and able else None
 
     def narrowed(self, columns_at_once: int) -> Self:
         """Returns the product that applies so many columns in one inner call.

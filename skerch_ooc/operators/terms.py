@@ -232,7 +232,8 @@ class TermsProduct(Product):
     def part(self, terms: Range) -> TermsProduct:
         """The same operator with some of its terms only."""
         made = TermsProduct(self._operator, self.dtype, self.device, terms)
-        made._width = self._width
+        # A term that is open need not be built again for each block.
+        made._width, made._opened = self._width, self._opened
         return made
 
     def rows(self, terms: Range) -> Range | None:

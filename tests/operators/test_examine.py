@@ -182,6 +182,14 @@ class TestProduct:
         with pytest.raises(OperatorError, match="cannot be told to apply 4 columns at once"):
             product.narrowed(4)
 
+    @pytest.mark.parametrize(
+        ("remarks", "told"), [("one", ("one",)), (["a", 2], ("a", "2")), (len, ()), (None, ())]
+    )
+    def test_remarks_of_any_kind_are_texts(self, remarks, told):
+        operator = narrowable()
+        operator.remarks = remarks
+        assert product_of(operator, "float32", "cpu").remarks == told
+
     def test_narrowed_product_is_a_new_one_of_the_same_operator(self):
         product = product_of(narrowable(), "float32", "cpu")
         narrow = product.narrowed(5)
@@ -232,6 +240,14 @@ class TestSum:
         results = [product.narrowed(width)(x) for width in (1, 2, 4)]
         assert len(built) == 1
         np.testing.assert_allclose(results[0], results[2], atol=1e-6)
+
+    def test_term_is_built_once_for_all_blocks_of_its_part(self):
+        built = []
+        whole = Sum([lambda: built.append(1) or torch.eye(8)] * 2, shape=(8, 8), dtype="float32")
+        product = product_of(whole, "float32", "cpu")
+        for _ in range(3):
+            product.part(Range(1, 2))(np.ones((8, 2), np.float32))
+        assert len(built) == 1
 
     def test_terms_that_cannot_be_told_are_left_as_they_are(self, call_log):
         mixed = Sum([torch.eye(200), Narrowable(torch.eye(200), seconds=0)])

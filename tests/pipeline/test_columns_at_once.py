@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from contents import run_contents
 from factories import BEST, REMARKS, Narrowable, dense, narrowable
 from peaks import run_with_peak
 from runs import whole_run
@@ -92,6 +93,8 @@ class TestChosen:
         whole_run(spec, tmp_path / "run", ooc.Dask(workers=2))
         widths = inner_widths(call_log(), {os.getpid()})
         assert sorted(width for width in widths if width != 1) == sorted(3 * IN_A_BLOCK)
+        alone = whole_run(spec, tmp_path / "alone")
+        assert run_contents(alone) == run_contents(tmp_path / "run")
 
     def test_resumed_run_goes_on_with_the_width_of_its_plan(self, spec, tmp_path, monkeypatch,
                                                             call_log):  # fmt: skip
