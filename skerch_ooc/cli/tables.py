@@ -97,6 +97,7 @@ def plan_table(planned: Planned) -> str:
         ("on disk", f"{_on_disk(costs)}, {costs.files} files"),
         ("memory", _memory(costs)),
         ("columns at once", _at_once(plan.parts[0].columns_at_once)),
+        ("", _at_once_took(findings.widths) if findings else None),
         *(_found_by(findings, findings.products, costs) if findings else ()),
         ("error test", error_test_line(plan)),
         ("tolerance", None if tolerance is None else
@@ -156,6 +157,12 @@ def _remarks(remarks: Sequence[str]) -> list[Row]:
 def _at_once(columns: int | None) -> str | None:
     """How many columns of a block an operator applies in one inner call, if it was told."""
     return None if columns is None else f"{columns} of a block, the best width by time and memory"
+
+
+def _at_once_took(timings: Sequence[Timing]) -> str | None:
+    """What a column took by the width of inner calls; nothing if none were tried."""
+    took = [f"{one.columns}:{_KEPT}{one.seconds / one.columns:.2g}" for one in timings]
+    return f"s/column of {', '.join(took)}" if took else None
 
 
 def _shape(shape: tuple[int, int], dtype: str) -> str:

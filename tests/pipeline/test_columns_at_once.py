@@ -187,9 +187,12 @@ class TestShown:
         assert [one["columns"] for one in figures["findings"]["widths"]] == [1, 2, 4, 8, 16]
 
     def test_plan_shows_it_also_when_asked_again(self, inside, tmp_path, spec):
-        for _ in range(2):
-            done = inside("plan", spec, "--run", "run")
-            assert "columns at once  8 of a block" in done.stdout
+        first = inside("plan", spec, "--run", "run").stdout
+        assert "s/column of 1: 0.001, 2: 0.00055, 4: 0.00033, 8: 0.0002, 16: 0.00025" in first
+        for shown in (first, inside("plan", spec, "--run", "run").stdout):
+            assert "columns at once  8 of a block" in shown
+        figures = json.loads(inside("plan", spec, "--run", "third", "--json").stdout)["probe"]
+        assert [one["columns"] for one in figures["widths"]] == [1, 2, 4, 8, 16]
 
     def test_others_are_not_shown_it(self, inside, tmp_path):
         spec = written(tmp_path, factory="matrix", seconds=None)

@@ -374,8 +374,9 @@ class TestPlanning:
                 source=OperatorSource("a.py:f", {"k": [1]}, 32 * "ab", "."),
             ),
             Part(1, 1.0, 0, Range(4, 8), 11, Range(100, 170), together=True),
+            Part(columns_at_once=16),
         ],
-        ids=["whole", "of a later summand", "rows"],
+        ids=["whole", "of a later summand", "rows", "told how many columns at once"],
     )
     def test_part_is_read_back_from_json(self, part):
         assert Part.from_json(part.as_json()) == part
