@@ -28,7 +28,7 @@ _AS_QUICK = 1.03
 """Times of columns that differ by less count as equal."""
 _SLOWER = 1.3
 _MOST_SLOWER = 2
-"""So many widths that are slower by so much end the trial."""
+"""So many widths in a row that are slower by so much end the trial."""
 _LONGEST_CALL = 5.0
 _REPEAT_SECONDS = 0.25
 _MOST_REPEATS = 5
@@ -113,7 +113,7 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
             break
         found.append(timing)
         quickest = min(map(_column_seconds, found))
-        slower += _column_seconds(timing) > _SLOWER * quickest
+        slower = slower + 1 if _column_seconds(timing) > _SLOWER * quickest else 0
         if slower == _MOST_SLOWER:
             break
     return WidthTrial(tuple(found), products)

@@ -66,6 +66,10 @@ class TestTrial:
             1, 2, 4, 8, 16,
         ]  # fmt: skip
 
+    def test_one_width_that_was_disturbed_does_not_end_the_trial(self, tried):
+        seconds = {1: 0.3, 2: 0.9, 4: 0.3, 8: 1.2, 16: 0.3, 32: 0.3, 64: 0.3}
+        assert widths_of(tried(seconds.__getitem__)) == ALL
+
     def test_of_long_calls_only_two_widths_are_tried(self, tried):
         assert widths_of(tried(lambda width: 20.0 * width)) == [1, 2]
 
