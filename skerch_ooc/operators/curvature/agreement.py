@@ -1,0 +1,191 @@
+"""Whether the losses of batches make up the loss of all data, as it is said or supposed.
+
+Verified by gradients: that of rows of two batches together must be the weighted mean, or the sum,
+of those of both. No more rows are put together than a batch has, so that it takes no more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.curvature.batches import joined, rows, rows_of
+from skerch_ooc.operators.curvature.checks import apart, closeness
+from skerch_ooc.operators.curvature.operator import Problem, cut_by_rows
+from skerch_ooc.operators.curvature.reductions import ADDED, ROWS, SUPPOSED, Reduction
+from skerch_ooc.operators.curvature.surroundings import mixes_rows
+
+_ADVICE = (
+    "give weight_of, a function of a batch that returns how much its loss counts, such as "
+    'weight_of=lambda batch: len(batch[0]), or "sum" where the losses of batches are added'
+)
+
+
+class Together:
+    """Gradients of some rows of one batch, some of another, and of both together.
+
+    Args:
+        problem: The loss.
+        first: Rows of one batch.
+        second: Rows of another.
+        both: All of them.
+    """
+
+    def __init__(self, problem: Problem, first: Any, second: Any, both: Any) -> None:
+        self._halves = (first, second)
+        self.first, self.second, self.both = map(problem.gradient, (first, second, both))
+        self._limit = closeness(problem.chosen.tensors[0].dtype)
+
+    def fits(self, reduction: Reduction) -> bool:
+        """Whether the gradients add up as a reduction says."""
+        counts = self.counts(reduction)
+        total = 1.0 if reduction.count is None else sum(counts)
+        gradients = (self.first, self.second)
+        made = sum(w / total * g for w, g in zip(counts, gradients, strict=True) if w)
+        return isinstance(made, Tensor) and self._off(made) <= self._limit
+
+    def counts(self, reduction: Reduction) -> list[float]:
+        """What a reduction counts in the two."""
+        return [
+            1.0 if reduction.count is None else float(reduction.count(one)) for one in self._halves
+        ]
+
+    def share(self) -> float | None:
+        """The weight of the first in a mean of both, as observed; ``None`` if it is no mean."""
+        difference = self.first - self.second
+        size = float((difference * difference).sum())
+        if not size:
+            return None
+        share = float(((self.both - self.second) * difference).sum()) / size
+        fits = self._off(share * self.first + (1 - share) * self.second) <= self._limit
+        return share if fits and 0 <= share <= 1 else None
+
+    def _off(self, made: Tensor) -> float:
+        return apart(made, self.both)
+
+
+def agreed(
+    problem: Problem, batches: list[Any], reduction: Reduction | None, rows_at_once: int | None
+) -> tuple[Reduction, list[str]]:
+    """Finds out how the losses of batches add up, or verifies what is said of it.
+
+    Args:
+        problem: The loss.
+        batches: The data.
+        reduction: What torch or the user says; ``None`` if nobody does.
+        rows_at_once: Rows of the pieces into which batches are cut, if they are.
+
+    Returns:
+        The reduction, and what is to be said of it.
+
+    Raises:
+        OperatorError: If it can't be known, or is another than was said.
+    """
+    if getattr(problem.loss.of_outputs, "samples", None):
+        # Drawn targets are others for each batch, so that gradients do not add up.
+        assert reduction is not None
+        return reduction, []
+    pieces = [piece for batch in batches for piece in cut_by_rows(batch, rows_at_once)]
+    if len(pieces) == 1:
+        return reduction or ADDED, []
+    if reduction is None:
+        return _supposed(problem, pieces), []
+    if sum(1 for weight in reduction.weights(pieces) if weight) == 1:
+        return reduction, []
+    for together in _pairs(problem, pieces):
+        if together is None or not any(together.counts(reduction)):
+            continue
+        if together.fits(reduction):
+            return reduction, []
+        return reduction, [_said(together, problem, reduction, rows_at_once)]
+    return reduction, []
+
+
+def _supposed(problem: Problem, pieces: list[Any]) -> Reduction:
+    """Returns the reduction that all batches show."""
+    found = list(SUPPOSED)
+    for together in _pairs(problem, pieces):
+        if together is None:
+            raise OperatorError(
+                "how much the loss of each batch counts cannot be known, as rows of two batches do "
+                f"not fit together; {_ADVICE}"
+            )
+        fitting = [one for one in found if together.fits(one)]
+        if not fitting:
+            raise OperatorError(f"{_observed(together)}; {_ADVICE}")
+        found = fitting
+    if len(found) > 1:
+        raise OperatorError(
+            "how much the loss of each batch counts cannot be known, as their gradients are too "
+            f"small or alike; {_ADVICE}"
+        )
+    return found[0]
+
+
+def _observed(together: Together) -> str:
+    """Says how the losses of rows of two batches add up, which is not as it was supposed."""
+    share, (first, second) = together.share(), together.counts(ROWS)
+    rows_say = f"{first:.0f} and {second:.0f} rows of two batches"
+    if share is None:
+        return (
+            f"the loss of {rows_say} together is neither the mean of both, weighted by rows, nor "
+            "their sum: as where a batch is compared with itself, or a term is added to a sum"
+        )
+    return (
+        f"the loss of {rows_say} together is the mean of both with the weights {share:.3g} and "
+        f"{1 - share:.3g}: it counts something else than rows, such as tokens"
+    )
+
+
+def _said(
+    together: Together, problem: Problem, reduction: Reduction, rows_at_once: int | None
+) -> str:
+    """Says that data mean the weighted mean of their batches.
+
+    Raises:
+        OperatorError: If batches are cut, which would change the loss, or weights are wrong.
+    """
+    layer = mixes_rows(problem.loss.model)
+    why = (
+        f"layer {layer} takes statistics of the batch" if layer else "it mixes the rows of a batch"
+    )
+    share = together.share()
+    if share is not None and reduction.count is not None:
+        first, second = together.counts(reduction)
+        raise OperatorError(
+            f"the {reduction.name} are {first:.6g} and {second:.6g} for rows of two batches, whose "
+            f"loss weighs them {share:.4g} to {1 - share:.4g}; {_ADVICE}"
+        )
+    if rows_at_once is not None:
+        raise OperatorError(
+            f"rows_at_once = {rows_at_once}: the loss of a batch is not that of its pieces, as "
+            f"{why}; leave it out"
+        )
+    how = "sum" if reduction.count is None else "weighted mean"
+    return (
+        f"the loss is no sum over rows ({why}): that of the data is the {how} of the batches' own"
+    )
+
+
+def _pairs(problem: Problem, pieces: list[Any]) -> Iterator[Together | None]:
+    """Yields halves of each batch and of the next together; ``None`` where they do not fit."""
+    for first, second in pairwise(pieces):
+        for number in (0, 1):
+            parts = _half(first, number), _half(second, 1 - number)
+            both = None if any(one is None for one in parts) else joined(*parts)
+            yield None if both is None else Together(problem, *parts, both)
+
+
+def _half(batch: Any, number: int) -> Any:
+    """Returns a half of a batch; ``None`` if it has no rows."""
+    height = rows_of(batch)
+    if not height:
+        return None
+    middle = max(1, height // 2)
+    chosen = Range(0, middle) if number == 0 else Range(min(middle, height - 1), height)
+    return rows(batch, chosen)

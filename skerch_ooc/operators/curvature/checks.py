@@ -1,0 +1,342 @@
+"""Checks at the door: that what will be measured is the curvature of the loss that is meant.
+
+The loss of the first batch must repeat, must depend on the parameters, and must have the gradient
+that it has without anything of ours around it. One product is compared with a difference of
+gradients, in double precision where the loss can be copied to it. Nothing here is written, and the
+model is left as it was found.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.curvature.batches import mapped, rows, rows_of, tensors_of, widened
+from skerch_ooc.operators.curvature.formulas import Formulas
+from skerch_ooc.operators.curvature.operator import Curvature, Problem, joined_pieces
+from skerch_ooc.operators.curvature.parameters import Chosen
+from skerch_ooc.operators.curvature.products import Loss, gradient, linear_in
+from skerch_ooc.operators.curvature.reductions import ADDED
+from skerch_ooc.operators.curvature.surroundings import as_it_is, evaluation
+
+_ROWS = 4
+"""Rows of the batch on which a product is compared: few, as double precision is slow."""
+_LARGEST_COPY = 50_000_000
+"""Entries of parameters that are copied to double precision for the comparison, at most."""
+_STEP = 1e-6
+_AGREES = 1e-3
+_AGREES_ROUGHLY = 0.2
+"""In single precision, where a difference of gradients has few digits."""
+_HALF_AGREES = 0.1
+"""What rounding to half precision may change in a gradient."""
+
+
+def closeness(dtype: torch.dtype) -> float:
+    """Relative difference of two gradients that rounding may explain."""
+    return float(4 * torch.finfo(dtype).eps ** 0.5)
+
+
+def apart(first: Tensor, second: Tensor) -> float:
+    """The difference of two tensors, relative to the larger."""
+    scale = max(float(first.norm()), float(second.norm()))
+    return float((first - second).norm()) / scale if scale else 0.0
+
+
+def require_gradient(problem: Problem, batch: Any, own: Problem) -> list[str]:
+    """Requires that the loss of a batch has a gradient that repeats and is that of the user's loss.
+
+    Args:
+        problem: The loss as it is differentiated.
+        batch: A batch.
+        own: The loss as the user gave it.
+
+    Returns:
+        What is to be said of it.
+
+    Raises:
+        OperatorError: If it is not finite, does not depend on the parameters, does not repeat, or
+            has another gradient.
+    """
+    problem.begin()
+    with evaluation(problem.loss.model, problem.device) as guarded, Formulas():
+        value = problem.loss.value(problem.given(batch))
+        if not bool(torch.isfinite(value)):
+            raise OperatorError(
+                f"the loss of the first batch is {float(value)}; look for overflow, log(0) or 0/0, "
+                "or for a batch in which no target counts"
+            )
+        remarks = _unused(problem.chosen, value)
+        found = joined_pieces(gradient(value, problem.chosen.tensors), False).double()
+    theirs = _own_gradient(own, batch)
+    if guarded.autocast:
+        remarks.append(
+            "autocast is switched off in the loss: these are the derivatives of the loss in "
+            f"{_named(problem.chosen.tensors[0].dtype)}"
+        )
+    if theirs is None:
+        return [*remarks, "the loss has no gradient in its own precision here to compare with"]
+    is_half = guarded.autocast or problem.widen
+    limit = _HALF_AGREES if is_half else closeness(problem.chosen.tensors[0].dtype)
+    if (off := apart(found, theirs)) > limit:
+        _refuse_gradient(problem, own, batch, theirs, off)
+    return remarks
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _own_gradient(own: Problem, batch: Any) -> Tensor | None:
+    """Returns the gradient of the loss as the user gave it, without anything of ours around it."""
+    own.begin()
+    try:
+        with as_it_is(own.loss.model):
+            value = own.loss.value(own.given(batch))
+            return joined_pieces(gradient(value, own.chosen.tensors), False).double()
+    except (RuntimeError, NotImplementedError):
+        # The fast path of encoders has none, and half precision has not all on all devices.
+        return None
+
+
+def _refuse_gradient(
+    problem: Problem, own: Problem, batch: Any, theirs: Tensor, off: float
+) -> None:
+    again = _own_gradient(own, batch)
+    if again is None or apart(theirs, again) > closeness(problem.chosen.tensors[0].dtype):
+        raise OperatorError(
+            "the gradient of the loss of the first batch differs from call to call (by "
+            f"{off:.1e}), so that products would, too: something in model or loss is random; "
+            "seed it anew in each call, or take it out"
+        )
+    if problem.widen:
+        raise OperatorError(
+            f"the model's copy in float32 has another gradient (off by {off:.1e}): the loss uses "
+            "parameters that it has captured from outside, which a copy does not reach; call "
+            "model.float() first, and make the loss of that model"
+        )
+    raise OperatorError(
+        f"the gradient of the loss of the first batch is off by {off:.1e} where attention, "
+        "normalisation and losses are computed by formulas that have second derivatives; please "
+        "report it, and take hessian(..., reverse=False)"
+    )
+
+
+def _unused(chosen: Chosen, value: Tensor) -> list[str]:
+    """Names the parameters that a loss does not depend on.
+
+    Raises:
+        OperatorError: If it depends on none, or not on one that is not of the model.
+    """
+    parts: list[Tensor | None] = [None] * len(chosen.tensors)
+    if value.requires_grad:
+        parts = list(
+            torch.autograd.grad(value, chosen.tensors, retain_graph=True, allow_unused=True)
+        )
+    unused = [name for name, part in zip(chosen.names, parts, strict=True) if part is None]
+    if len(unused) == len(parts):
+        raise OperatorError(
+            "the loss of the first batch does not depend on the parameters "
+            f"{shown_list(unused)}: compute it from the model that it is given, without "
+            "torch.no_grad() or .detach()"
+        )
+    if foreign := [name for name in unused if name in chosen.foreign]:
+        raise OperatorError(
+            f"{shown_list(foreign)} are no parameters of the model, and the loss does not depend "
+            "on them; give parameters of this model"
+        )
+    if not unused:
+        return []
+    return [f"the loss does not depend on {shown_list(unused)}: their rows are zero"]
+
+
+def converted(problem: Problem, dtype: torch.dtype) -> Problem:
+    """Returns a copy of a problem in another floating-point type.
+
+    Raises:
+        Exception: Whatever the user's objects raise when they are copied.
+    """
+    memo: dict[int, Any] = {}
+    loss: Loss = copy.deepcopy(problem.loss, memo)
+    held = [getattr(one, "loss", None) for one in (loss.of_batch, loss.of_outputs)]
+    for module in (loss.model, *held):
+        if isinstance(module, nn.Module):
+            module.to(dtype)
+    tensors = tuple(memo[id(one)] for one in problem.chosen.tensors)
+    return replace(problem, loss=loss, chosen=replace(problem.chosen, tensors=tensors), widen=True)
+
+
+def compared(problem: Problem, batch: Any) -> str:
+    """Compares a product with a difference of gradients.
+
+    Args:
+        problem: The loss.
+        batch: A batch, of which a few rows are used.
+
+    Returns:
+        What came out, for people.
+
+    Raises:
+        OperatorError: If they differ.
+    """
+    height = rows_of(batch)
+    few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
+    strangers = _functions_of_users(problem, few)
+    double = _in_double(problem, few)
+    if double is not None:
+        off, limit = _difference(double, widened(few, torch.float64), _STEP), _AGREES
+    elif strangers:
+        off, limit = _difference(problem, few, _STEP**0.5), _AGREES_ROUGHLY
+    else:
+        return "not compared with a difference of gradients, as the loss has no copy in float64"
+    if not off <= limit:
+        cause = (
+            f"the derivatives of {shown_list(strangers)}, a torch.autograd.Function, cannot be "
+            "differentiated: compute its backward by operations of torch on saved tensors"
+            if strangers
+            else "look for .detach() or torch.no_grad() on the way from the parameters to the loss"
+        )
+        raise OperatorError(
+            f"a product differs from a difference of gradients by {off:.1e} (allowed: "
+            f"{limit:.0e}); {cause}"
+        )
+    return f"one product agrees with a difference of gradients to {off:.0e}"
+
+
+def _in_double(problem: Problem, batch: Any) -> Problem | None:
+    """Returns the problem in double precision, if there it has the gradient that it has here."""
+    tensors = problem.chosen.tensors
+    if sum(one.numel() for one in tensors) > _LARGEST_COPY:
+        return None
+    try:
+        double = converted(problem, torch.float64)
+        double = replace(double, widen=False)
+        theirs = double.gradient(widened(batch, torch.float64))
+    except Exception:  # noqa: BLE001
+        # Whatever a user's own objects raise: they need not be made for copies, nor for double.
+        return None
+    return double if apart(theirs, problem.gradient(batch)) <= closeness(tensors[0].dtype) else None
+
+
+def _functions_of_users(problem: Problem, batch: Any) -> list[str]:
+    """Names the functions with a backward of their own in the graph of a loss."""
+    with evaluation(problem.loss.model, problem.device), Formulas():
+        left: list[Any] = [problem.loss.value(problem.given(batch)).grad_fn]
+    seen, names = set(), []
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [other for other, _ in node.next_functions]
+        if isinstance(node, BackwardCFunction):
+            kind = type(node)._forward_cls  # type: ignore[attr-defined]
+            if not kind.__module__.startswith("skerch_ooc."):
+                names.append(kind.__name__)
+    return sorted(set(names))
+
+
+def _difference(problem: Problem, batch: Any, step: float) -> float:
+    """How far a product is from a difference of gradients, the better of two steps."""
+    tensors = problem.chosen.tensors
+    generator = torch.Generator().manual_seed(0)
+    v = [torch.randn(one.shape, generator=generator).to(one) for one in tensors]
+    flat = joined_pieces(v, False)
+    found = Curvature(problem, [batch], ADDED) @ flat
+    size = 1 + float(torch.cat([one.detach().reshape(-1) for one in tensors]).double().norm())
+    derivative = _slope_of_gauss_newton if problem.loss.outputs else _slope_of_gradient
+    errors = []
+    for h in (step, step / 32):
+        h *= size / float(flat.double().norm())
+        errors.append(derivative(problem, batch, v, h, found.double()))
+    return min(errors)
+
+
+@contextmanager
+def _displaced(tensors: tuple[Tensor, ...], v: list[Tensor], h: float) -> Iterator[None]:
+    """Adds ``h v`` to parameters for a while."""
+    kept = [one.data for one in tensors]
+    try:
+        for one, piece in zip(tensors, v, strict=True):
+            one.data = one.data + h * piece
+        yield
+    finally:
+        for one, data in zip(tensors, kept, strict=True):
+            one.data = data
+
+
+def _central(tensors: Any, v: list[Tensor], h: float, function: Callable[[], Tensor]) -> Tensor:
+    """The derivative of a function of the parameters in a direction, by a central difference."""
+    with _displaced(tensors, v, h):
+        upper = function()
+    with _displaced(tensors, v, -h):
+        lower = function()
+    return (upper - lower) / (2 * h)
+
+
+def _slope_of_gradient(
+    problem: Problem, batch: Any, v: list[Tensor], h: float, found: Tensor
+) -> float:
+    slope = _central(problem.chosen.tensors, v, h, lambda: problem.gradient(batch))
+    return apart(found, slope)
+
+
+def _slope_of_gauss_newton(
+    problem: Problem, batch: Any, v: list[Tensor], h: float, found: Tensor
+) -> float:
+    """The same for ``v^T J^T H J v``, with ``J v`` as a difference of outputs."""
+    loss, given = problem.loss, problem.given(batch)
+    assert loss.outputs is not None
+    assert loss.of_outputs is not None
+    problem.begin()
+    with evaluation(loss.model, problem.device), Formulas():
+        made = loss.outputs(loss.model, given)
+        leaves = {id(one): one.detach().requires_grad_() for one in _differentiable(made)}
+        value = loss.of_outputs(mapped(made, lambda one: leaves.get(id(one), one)), given)
+        at = list(leaves.values())
+        slopes = gradient(value, at, keep=True)
+
+        def outputs() -> Tensor:
+            made = _differentiable(loss.outputs(loss.model, given))  # type: ignore[misc]
+            return torch.cat([one.detach().reshape(-1) for one in made])
+
+        pushed = _central(problem.chosen.tensors, v, h, outputs)
+        pieces = [
+            piece.view_as(one)
+            for piece, one in zip(torch.split(pushed, [one.numel() for one in at]), at, strict=True)
+        ]
+        curved = joined_pieces(linear_in(slopes, at)(pieces, False), False).double()
+    expected = float(pushed.double() @ curved[:, 0])
+    actual = float((joined_pieces(v, False).double() * found).sum())
+    return abs(actual - expected) / max(abs(actual), abs(expected), 1e-300)
+
+
+def _differentiable(outputs: Any) -> list[Tensor]:
+    return [one for one in tensors_of(outputs) if one.requires_grad]
+
+
+def columns_agree(problem: Problem, batch: Any) -> bool:
+    """Whether several columns at once come out as one by one do.
+
+    Functions of users, and some of torch, cannot be differentiated for several at once.
+    """
+    height = rows_of(batch)
+    few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
+    operator = Curvature(problem, [few], ADDED)
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(operator.shape[0], 2, generator=generator).to(operator.device, operator.dtype)
+    alone = operator.one_by_one() @ v
+    try:
+        together = operator @ v
+    except Exception:  # noqa: BLE001
+        # torch raises errors of many kinds where it has no rule for several columns.
+        return False
+    return apart(together, alone) <= closeness(operator.dtype)

@@ -1,0 +1,487 @@
+"""The curvature matrices that people ask for: Hessian, Gauss-Newton, Fisher and KFAC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.curvature import library
+from skerch_ooc.operators.curvature.agreement import agreed
+from skerch_ooc.operators.curvature.batches import HALF, sha256_of
+from skerch_ooc.operators.curvature.checks import (
+    columns_agree,
+    compared,
+    converted,
+    require_gradient,
+)
+from skerch_ooc.operators.curvature.fisher import SAMPLED, PseudoLoss
+from skerch_ooc.operators.curvature.operator import Curvature, Problem
+from skerch_ooc.operators.curvature.parameters import Chosen, Parameters, chosen_of
+from skerch_ooc.operators.curvature.products import Loss
+from skerch_ooc.operators.curvature.reductions import Reduction, WeightOf, reduction_of
+from skerch_ooc.operators.curvature.surroundings import require_deterministic
+from skerch_ooc.operators.terms import Sum
+
+Data = Iterable[Any]
+
+
+def hessian(
+    model: torch.nn.Module,
+    loss: Callable[[Any, Any], Any],
+    data: Data,
+    parameters: Parameters | None = None,
+    *,
+    per_batch: bool = False,
+    reverse: bool | None = None,
+    weight_of: WeightOf = None,
+    rows_at_once: int | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The Hessian of the loss of a model on all data.
+
+    Args:
+        model: The network. It is left as it was found; layers that are random must be in
+            evaluation mode.
+        loss: ``loss(outputs, targets)``, a number: a module such as
+            ``torch.nn.CrossEntropyLoss()``, or a function.
+        data: Batches ``(inputs, targets)``, the same ones in the same order at each pass. The model
+            is called with the inputs, whatever they are.
+        parameters: With respect to which; by default all that require a gradient. Names of layers
+            or parameters stand for all that are below them, such as ``["fc1", "fc2.bias"]``;
+            patterns such as ``"layers.*.weight"``, tensors and an optimiser's ``param_groups`` will
+            do, too.
+        per_batch: Whether the operator is to be a :class:`skerch_ooc.Sum` with a term for each
+            batch, which can be measured in parts (``operator.parts``).
+        reverse: Products are taken reverse over reverse, which is right for all layers that can be
+            differentiated twice. ``False`` takes the forward over reverse products of curvlinops
+            instead, if they are equal.
+        weight_of: What the loss of a batch counts, as a function of the batch: the Hessian is the
+            mean of the batches' own, weighted by it; or ``"sum"``. Torch's own losses need none:
+            they count rows, entries, targets that are not ignored, or their class weights.
+        rows_at_once: Cuts batches into pieces of so many rows, which need less memory.
+        device: Where the model is to be; by default where it is. Data are moved there.
+
+    Returns:
+        An operator ``(p, p)``, ``p`` being the number of parameters in the order given, that is
+        applied to tensors ``(p, b)``; its ``layout`` says where each parameter is, and its
+        ``remarks`` what was made of the loss. (Pearlmutter 1994, "Fast exact multiplication by the
+        Hessian".)
+
+    Raises:
+        OperatorError: If the loss is not what can be differentiated twice, or is random, or what
+            its batches weigh is not known, or a name is that of nothing, or the data are shuffled.
+    """
+    whole = Loss(model, of_batch=PairLoss(loss))
+    asked = Asked(parameters, reduction_of(loss, weight_of), per_batch, rows_at_once, device)
+    if reverse is False:
+        return _forward_over_reverse(whole, loss, data, asked)
+    return _operator(whole, _pairs(data), asked)
+
+
+def ggn(
+    model: torch.nn.Module,
+    loss: Callable[[Any, Any], Any],
+    data: Data,
+    parameters: Parameters | None = None,
+    *,
+    per_batch: bool = False,
+    weight_of: WeightOf = None,
+    rows_at_once: int | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The generalised Gauss-Newton matrix: positive semidefinite, where the loss is convex.
+
+    Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
+
+    Args:
+        model: As for :func:`hessian`; linearised at its outputs.
+        loss: As for :func:`hessian`.
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        per_batch: As for :func:`hessian`.
+        weight_of: As for :func:`hessian`.
+        rows_at_once: As for :func:`hessian`; the outputs of so many rows are in memory, several
+            times for each column of an inner call.
+        device: As for :func:`hessian`.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
+    """
+    asked = Asked(parameters, reduction_of(loss, weight_of), per_batch, rows_at_once, device)
+    whole = Loss(model, outputs=_outputs_of_pair, of_outputs=PairLoss(loss, outputs=True))
+    return _operator(whole, _pairs(data), asked)
+
+
+def hessian_of(
+    model: torch.nn.Module,
+    loss_of: Callable[[Any, Any], Any],
+    data: Data,
+    parameters: Parameters | None = None,
+    *,
+    weight_of: WeightOf = None,
+    per_batch: bool = False,
+    rows_at_once: int | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The Hessian of any loss of a model and a batch.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss_of: ``loss_of(model, batch)``, a number: with weight decay, derivatives with respect to
+            inputs, several outputs, or whatever else it is made of.
+        data: Batches of any kind: tensors, tuples, dictionaries; the same ones in the same order at
+            each pass.
+        parameters: As for :func:`hessian`.
+        weight_of: As for :func:`hessian`. Without it batches are taken to be weighted by rows, or
+            to be added, and this is verified on each; where neither is so it is needed.
+        per_batch: As for :func:`hessian`.
+        rows_at_once: As for :func:`hessian`.
+        device: As for :func:`hessian`.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`. Where the loss is no sum over rows it is the
+        weighted mean of the batches' own.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
+    """
+    asked = Asked(parameters, _said(weight_of), per_batch, rows_at_once, device)
+    return _operator(Loss(model, of_batch=loss_of), data, asked)
+
+
+def ggn_of(
+    model: torch.nn.Module,
+    outputs_of: Callable[[Any, Any], Any],
+    output_loss: Callable[[Any, Any], Any],
+    data: Data,
+    parameters: Parameters | None = None,
+    *,
+    weight_of: WeightOf = None,
+    per_batch: bool = False,
+    rows_at_once: int | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The generalised Gauss-Newton matrix of any loss of outputs.
+
+    Args:
+        model: As for :func:`hessian`.
+        outputs_of: ``outputs_of(model, batch)``: a tensor, or several in a tuple, list or mapping,
+            at which the model is linearised.
+        output_loss: ``output_loss(outputs, batch)``, a number.
+        data: As for :func:`hessian_of`.
+        parameters: As for :func:`hessian`.
+        weight_of: As for :func:`hessian_of`.
+        per_batch: As for :func:`hessian`.
+        rows_at_once: As for :func:`ggn`.
+        device: As for :func:`hessian`.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
+    """
+    asked = Asked(parameters, _said(weight_of), per_batch, rows_at_once, device)
+    return _operator(Loss(model, outputs=outputs_of, of_outputs=output_loss), data, asked)
+
+
+def fisher(
+    model: torch.nn.Module,
+    loss: torch.nn.Module,
+    data: Data,
+    parameters: Parameters | None = None,
+    samples: int | None = 1,
+    seed: int = 0,
+    *,
+    per_batch: bool = False,
+    rows_at_once: int | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """The Fisher information matrix, by sampled targets, or the empirical one.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss: One that stands for a likelihood (mean square, cross entropy); for the empirical
+            matrix any of torch's losses that is a sum or mean over targets.
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        samples: Targets that are drawn for each input, by curvlinops; ``None`` for the empirical
+            Fisher matrix, of the gradients at the targets of the data (Kunstner et al. 2019, arXiv
+            1905.12558).
+        seed: Of the targets: each product draws the same. The terms of a sum count on from it, so
+            that their targets are others than those of the whole.
+        per_batch: As for :func:`hessian`.
+        rows_at_once: As for :func:`ggn`.
+        device: As for :func:`hessian`.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`, or if the loss stands for no likelihood.
+    """
+    reduction = _require_likelihood(loss, samples)
+    if samples is not None:
+        library.imported()
+    asked = Asked(parameters, reduction, per_batch, rows_at_once, device)
+    quadratic = PseudoLoss(loss, reduction, samples, seed)
+    whole = Loss(model, outputs=_outputs_of_pair, of_outputs=quadratic)
+    return _operator(whole, _pairs(data), asked)
+
+
+def kfac(
+    model: torch.nn.Module, loss: torch.nn.Module, data: Data,
+    parameters: Parameters | None = None, samples: int = 1, seed: int = 0,
+) -> Any:  # fmt: skip
+    """The Kronecker-factored approximation of the Fisher matrix of linear layers and convolutions.
+
+    Martens and Grosse 2015, arXiv 1503.05671; by curvlinops. Its factors are computed at the first
+    product, in each process.
+
+    Args:
+        model: As for :func:`hessian`.
+        loss: As for :func:`fisher`.
+        data: As for :func:`hessian`.
+        parameters: As for :func:`hessian`.
+        samples: Targets that are drawn for each input.
+        seed: Of the targets.
+
+    Returns:
+        An operator ``(p, p)``; see :func:`hessian`.
+
+    Raises:
+        OperatorError: As :func:`hessian`.
+    """
+    _require_likelihood(loss, samples)
+    batches, chosen = _taken(model, _pairs(data), Asked(parameters))
+    operator = library.constructed(
+        "KFACLinearOperator", model, loss, list(chosen.tensors), batches, mc_samples=samples,
+        seed=seed,
+    )  # fmt: skip
+    operator.layout = chosen.layout
+    operator.content = _content(model, batches)
+    return operator
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """The loss of a model's outputs and the targets of a batch.
+
+    Attributes:
+        loss: ``loss(outputs, targets)``.
+        outputs: Whether it is given outputs, not the model.
+    """
+
+    loss: Callable[[Any, Any], Any]
+    outputs: bool = False
+
+    def __call__(self, given: Any, batch: Any) -> Any:
+        """Returns the loss of a model, or of its outputs, on a batch."""
+        return self.loss(given if self.outputs else given(batch[0]), batch[1])
+
+
+def _outputs_of_pair(model: Any, batch: Any) -> Any:
+    return model(batch[0])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for beside model, loss and data.
+
+    Attributes:
+        parameters: See :func:`hessian`.
+        reduction: How losses of batches add up, if that was said.
+        per_batch: See :func:`hessian`.
+        rows_at_once: See :func:`hessian`.
+        device: See :func:`hessian`.
+    """
+
+    parameters: Parameters | None
+    reduction: Reduction | None = None
+    per_batch: bool = False
+    rows_at_once: int | None = None
+    device: str | torch.device | None = None
+
+
+def _said(weight_of: WeightOf) -> Reduction | None:
+    return None if weight_of is None else reduction_of(None, weight_of)
+
+
+def _pairs(data: Data) -> Data:
+    """Yields batches ``(inputs, targets)``.
+
+    Raises:
+        OperatorError: If one is something else.
+    """
+    _require_order(data)
+    for number, batch in enumerate(data):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            what = f"has {len(batch)} entries" if isinstance(batch, (tuple, list)) else "is one"
+            raise OperatorError(
+                f"batch {number} is a {type(batch).__name__} that {what}; it must be "
+                "(inputs, targets). For other batches there are hessian_of and ggn_of"
+            )
+        yield batch
+
+
+def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
+    """Makes the operator of all batches, or the sum of those of each."""
+    batches, chosen = _taken(loss.model, data, asked)
+    own = problem = Problem(loss, chosen, begin=getattr(loss.of_outputs, "begin", _nothing))
+    remarks: list[str] = []
+    if (dtype := _wide_dtype(chosen)) is not None:
+        problem, remarks = converted(own, dtype), [_said_of_dtypes(chosen, dtype)]
+        # A seed is drawn from by the loss that is evaluated.
+        problem = replace(problem, begin=getattr(problem.loss.of_outputs, "begin", _nothing))
+    first = _first(batches, asked.reduction)
+    remarks += require_gradient(problem, first, own)
+    reduction, more = agreed(problem, batches, asked.reduction, asked.rows_at_once)
+    remarks += [*more, f"differentiated reverse over reverse: {compared(problem, first)}"]
+    together = columns_agree(problem, first)
+
+    def made(some: list[Any], problem: Problem = problem) -> Curvature:
+        operator = Curvature(problem, some, reduction, asked.rows_at_once)
+        return operator if together else operator.one_by_one()
+
+    operator: Any = _sum(made, problem, batches, reduction) if asked.per_batch else made(batches)
+    operator.layout, operator.remarks = chosen.layout, tuple(remarks)
+    operator.content = _content(loss.model, batches)
+    return operator
+
+
+def _nothing() -> None:
+    pass
+
+
+def _sum(
+    made: Callable[..., Curvature], problem: Problem, batches: list[Any], reduction: Reduction
+) -> Sum:
+    """Makes the sum of the operators of batches; those that do not count are left out."""
+    weights = reduction.weights(batches)
+    counting = [number for number, weight in enumerate(weights) if weight]
+
+    def term(number: int) -> Curvature:
+        quadratic = problem.loss.of_outputs
+        if not isinstance(quadratic, PseudoLoss):
+            return made([batches[number]])
+        other = replace(quadratic, seed=quadratic.seed + number)
+        loss = replace(problem.loss, of_outputs=other)
+        return made([batches[number]], replace(problem, loss=loss, begin=other.begin))
+
+    first = term(counting[0])
+    operator = Sum(
+        [partial(term, number) for number in counting], [weights[i] for i in counting],
+        shape=first.shape, dtype=str(first.dtype).removeprefix("torch."),
+    )  # fmt: skip
+    operator.columns_at_once = first.columns_at_once
+    return operator
+
+
+def _taken(model: torch.nn.Module, data: Data, asked: Asked) -> tuple[list[Any], Chosen]:
+    """Returns batches and parameters, after what can be told without evaluating anything.
+
+    Raises:
+        OperatorError: If model, data or parameters are not usable.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise OperatorError(
+            f"model is a {type(model).__name__}; it must be a torch.nn.Module, whose parameters "
+            "are differentiated"
+        )
+    require_deterministic(model)
+    _require_order(data)
+    if asked.rows_at_once is not None and asked.rows_at_once < 1:
+        raise OperatorError(f"rows_at_once = {asked.rows_at_once}: must be at least 1")
+    if asked.device is not None:
+        model.to(asked.device)
+    chosen = chosen_of(model, asked.parameters)
+    devices = sorted({str(one.device) for one in chosen.tensors})
+    if len(devices) > 1:
+        raise OperatorError(
+            f"the parameters are on several devices ({', '.join(devices)}); put the model on one, "
+            "or choose parameters of one"
+        )
+    batches = list(data)
+    if not batches:
+        raise OperatorError("the data hold no batches; give at least one")
+    return batches, chosen
+
+
+def _wide_dtype(chosen: Chosen) -> torch.dtype | None:
+    """The dtype to which a model is copied: its parameters have too few digits, or several."""
+    dtypes = {one.dtype for one in chosen.tensors}
+    if len(dtypes) == 1 and not dtypes & set(HALF):
+        return None
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _said_of_dtypes(chosen: Chosen, dtype: torch.dtype) -> str:
+    names = sorted({str(one.dtype).removeprefix("torch.") for one in chosen.tensors})
+    wide = str(dtype).removeprefix("torch.")
+    return (
+        f"the parameters are {' and '.join(names)}: these are the derivatives of the loss in "
+        f"{wide}, at the same values of the parameters"
+    )
+
+
+def _first(batches: list[Any], reduction: Reduction | None) -> Any:
+    """The first batch that counts."""
+    weights = reduction.weights(batches) if reduction else [1.0]
+    return next(batch for batch, weight in zip(batches, weights, strict=False) if weight)
+
+
+def _content(model: torch.nn.Module, batches: list[Any]) -> dict[str, str]:
+    return {"weights": sha256_of(model.state_dict().values()), "data": sha256_of(batches)}
+
+
+def _forward_over_reverse(whole: Loss, loss: Any, data: Data, asked: Asked) -> Any:
+    batches = list(_pairs(data))
+    ours = _operator(whole, batches, replace(asked, per_batch=False))
+    if asked.per_batch or asked.rows_at_once:
+        raise OperatorError("reverse = False has no per_batch and no rows_at_once; leave it out")
+    model, tensors = whole.model, chosen_of(whole.model, asked.parameters).tensors
+    theirs = library.constructed("HessianLinearOperator", model, loss, list(tensors), batches)
+    off = library.require_equal(theirs, ours)
+    theirs.layout, theirs.content = ours.layout, ours.content
+    theirs.remarks = (
+        *ours.remarks[:-1],
+        f"differentiated forward over reverse: agrees with reverse over reverse to {off:.0e}",
+    )
+    return theirs
+
+
+def _require_likelihood(loss: Any, samples: int | None) -> Reduction:
+    if samples is not None and type(loss) not in SAMPLED:
+        raise OperatorError(
+            f"the loss {getattr(loss, '__name__', type(loss).__name__)} stands for no likelihood "
+            "that targets are drawn from; take MSELoss, CrossEntropyLoss or BCEWithLogitsLoss, or "
+            "ggn for any loss"
+        )
+    weighted = getattr(loss, "weight", None) is not None
+    weighted = weighted or getattr(loss, "label_smoothing", 0.0) > 0
+    reduction = reduction_of(loss, None)
+    if reduction is None or (samples is not None and weighted):
+        raise OperatorError(
+            f"the loss {getattr(loss, '__name__', type(loss).__name__)} has class weights, "
+            "smoothed labels or a reduction of its own, so that it is no likelihood; take ggn"
+        )
+    return reduction
+
+
+def _require_order(data: Data) -> None:
+    """Refuses loaders that would give each process other batches."""
+    sampler = getattr(data, "sampler", None)
+    shuffles = isinstance(sampler, torch.utils.data.RandomSampler)
+    if shuffles and getattr(sampler, "generator", None) is None:
+        raise OperatorError(
+            "the data loader shuffles, so that products would differ from process to process; make "
+            "it with shuffle=False, or with a generator that is seeded where it is made"
+        )

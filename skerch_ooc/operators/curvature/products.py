@@ -1,0 +1,133 @@
+"""Products with the Hessian or the Gauss-Newton matrix of a loss, by torch alone.
+
+All are taken reverse over reverse, with the graph of the gradient kept for a whole block of
+columns: the Hessian's are gradients of ``grad(loss)^T v`` (Pearlmutter 1994, "Fast exact
+multiplication by the Hessian"); those of the Gauss-Newton matrix ``J^T H J v`` take ``J v`` as the
+derivative of ``J^T u`` with respect to ``u``. The parameters that are differentiated are the
+model's own, so nothing that a loss makes of them is lost. Forward derivatives are not needed, which
+some layers lack and some have wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.curvature.batches import mapped, tensors_of
+
+Pieces = list[Tensor]
+"""A block of columns, cut by parameters: ``(w, *shape)`` each, or ``(*shape)`` for one column."""
+
+Linear = Callable[[Pieces, bool], Pieces]
+"""Applies a matrix to one column, or to several at once."""
+
+Prepared = tuple[Tensor, Linear]
+"""The loss of a batch, and what applies its curvature matrix."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of a model, as a function of a batch.
+
+    Attributes:
+        model: The model.
+        of_batch: The loss ``(model, batch) -> scalar``; ``None`` where there are outputs.
+        outputs: The outputs ``(model, batch)`` at which the model is linearised.
+        of_outputs: The loss ``(outputs, batch) -> scalar``.
+    """
+
+    model: torch.nn.Module
+    of_batch: Callable[[Any, Any], Any] | None = None
+    outputs: Callable[[Any, Any], Any] | None = None
+    of_outputs: Callable[[Any, Any], Any] | None = None
+
+    def value(self, batch: Any) -> Tensor:
+        """Returns the loss of a batch.
+
+        Raises:
+            OperatorError: If it is no real number.
+        """
+        if self.of_batch is not None:
+            return _scalar(self.of_batch(self.model, batch))
+        assert self.outputs is not None
+        assert self.of_outputs is not None
+        return _scalar(self.of_outputs(self.outputs(self.model, batch), batch))
+
+    def prepared(self, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
+        """Evaluates the loss of a batch, and keeps the graph that products need."""
+        if self.outputs is None:
+            return _hessian(self, batch, parameters)
+        return _gauss_newton(self, batch, parameters)
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        what = (
+            f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+            if isinstance(value, Tensor)
+            else f"a {type(value).__name__}"
+        )
+        raise OperatorError(
+            f"the loss of a batch is {what}; it must be a tensor that holds one real number, such "
+            "as a mean over the batch"
+        )
+    return value.reshape(())
+
+
+def gradient(value: Tensor, parameters: Sequence[Tensor], keep: bool = False) -> Pieces:
+    """Returns the gradient of a loss; zeros where it does not depend on a parameter."""
+    if not value.requires_grad:
+        return [torch.zeros_like(one) for one in parameters]
+    return list(
+        torch.autograd.grad(value, list(parameters), create_graph=keep, materialize_grads=True)
+    )
+
+
+def linear_in(values: Sequence[Tensor], sources: Sequence[Tensor]) -> Linear:
+    """Returns what multiplies by ``(d values / d sources)^T``; the graph of both is kept."""
+    depending = [number for number, one in enumerate(values) if one.requires_grad]
+
+    def apply(columns: Pieces, several: bool) -> Pieces:
+        if not depending:
+            width = columns[0].shape[:1] if several else ()
+            return [one.new_zeros((*width, *one.shape)) for one in sources]
+        found = torch.autograd.grad(
+            [values[i] for i in depending], list(sources), [columns[i] for i in depending],
+            retain_graph=True, is_grads_batched=several, materialize_grads=True,
+        )  # fmt: skip
+        return list(found)
+
+    return apply
+
+
+def _hessian(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
+    value = loss.value(batch)
+    return value.detach(), linear_in(gradient(value, parameters, keep=True), parameters)
+
+
+def _gauss_newton(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
+    assert loss.outputs is not None
+    assert loss.of_outputs is not None
+    made = loss.outputs(loss.model, batch)
+    outputs = [one for one in tensors_of(made) if one.requires_grad]
+    leaves: dict[int, Tensor] = {id(one): one.detach().requires_grad_() for one in outputs}
+    at = [leaves[id(one)] for one in outputs]
+    value = _scalar(loss.of_outputs(mapped(made, lambda one: leaves.get(id(one), one)), batch))
+    if not at:
+        return value.detach(), linear_in([], parameters)
+    curvature = linear_in(gradient(value, at, keep=True), at)
+    given = [torch.zeros_like(one, requires_grad=True) for one in at]
+    pulled = torch.autograd.grad(
+        outputs, list(parameters), given, create_graph=True, materialize_grads=True
+    )
+    forward, backward = linear_in(pulled, given), linear_in(outputs, parameters)
+
+    def apply(columns: Pieces, several: bool) -> Pieces:
+        return backward(curvature(forward(columns, several), several), several)
+
+    return value.detach(), apply

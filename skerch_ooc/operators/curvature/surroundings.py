@@ -1,0 +1,153 @@
+"""What holds while a loss is evaluated: a model that stays as it is, and operations that repeat.
+
+Inside, buffers are copies, so that batch normalisation and others change nothing that lasts;
+compiled code runs as it was written; autocast is off; attention takes the formula that has second
+derivatives; and dropout is refused by the name of its function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from skerch_ooc.base.errors import OperatorError
+
+_TRAINS = {
+    functional.dropout: True, functional.dropout1d: True, functional.dropout2d: True,
+    functional.dropout3d: True, functional.alpha_dropout: False,
+    functional.feature_alpha_dropout: False,
+}  # fmt: skip
+"""Functions that draw numbers, and whether they do so unless told otherwise."""
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a function of torch is dropout at work."""
+    if func is functional.scaled_dot_product_attention:
+        names = ("query", "key", "value", "attn_mask", "dropout_p")
+        return bool((dict(zip(names, args, strict=False)) | kwargs).get("dropout_p", 0))
+    if func not in _TRAINS:
+        return False
+    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    return bool(given.get("training", _TRAINS[func])) and given.get("p", 0.5) > 0
+
+
+class Guarded(TorchFunctionMode):
+    """Refuses functions that draw numbers, and switches autocast off around all others.
+
+    Attributes:
+        autocast: Whether autocast was on in some call.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device.type
+        self.autocast = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Calls a function of torch."""
+        kwargs = kwargs or {}
+        if _draws(func, args, kwargs):
+            raise OperatorError(
+                f"the model calls {func.__name__} in training mode, so that products would differ "
+                "from call to call; call model.eval() first, or set its probability to 0"
+            )
+        if torch.is_autocast_enabled(self._device):
+            self.autocast = True
+            with torch.autocast(self._device, enabled=False):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def require_deterministic(model: nn.Module) -> None:
+    """Refuses layers that draw numbers.
+
+    Raises:
+        OperatorError: If there is one in training mode; names it.
+    """
+    for name, module in model.named_modules():
+        p = getattr(module, "p", getattr(module, "dropout", 0.0))
+        if isinstance(module, nn.RReLU):
+            p = float(module.upper > module.lower)
+        kinds = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+        draws = isinstance(p, float) and p > 0
+        if isinstance(module, nn.RNNBase):
+            draws = draws and module.num_layers > 1
+        if isinstance(module, kinds) and module.training and draws:
+            raise OperatorError(
+                f"layer {name or type(module).__name__} ({type(module).__name__}) is in training "
+                "mode, so that products would differ from call to call; call model.eval() first, "
+                "or set its dropout to 0"
+            )
+
+
+def mixes_rows(model: nn.Module) -> str | None:
+    """Returns the name of a layer that takes statistics of the batch, if there is one."""
+    for name, module in model.named_modules():
+        takes = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if takes and (module.training or module.running_mean is None):
+            return name or type(module).__name__
+    return None
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module, device: torch.device) -> Iterator[Guarded]:
+    """Holds while a loss is evaluated and differentiated.
+
+    Args:
+        model: The model, which is left as it was found.
+        device: Where it is.
+    """
+    guarded = Guarded(device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(as_it_is(model))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_slow_path_of_encoders())
+        if "torch._dynamo" in sys.modules:
+            # What torch has compiled cannot be differentiated twice.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            # Nor can the kernels of recurrent layers that cuDNN has.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(guarded)
+        yield guarded
+
+
+@contextlib.contextmanager
+def as_it_is(model: nn.Module) -> Iterator[None]:
+    """Lets a loss be evaluated as its author would; only copies of buffers are updated."""
+    kept = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    copies: dict[int, Any] = {}
+    for module, buffers in kept:
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                copies.setdefault(id(buffer), buffer.detach().clone())
+                module._buffers[name] = copies[id(buffer)]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+@contextlib.contextmanager
+def _slow_path_of_encoders() -> Iterator[None]:
+    """The fast path of ``TransformerEncoder`` has no derivatives."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
