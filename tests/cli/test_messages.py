@@ -115,9 +115,9 @@ NEXT_STEP = re.compile(
     r"skerch-ooc [a-z]+ |--[a-z]+|\bat (?:most|least) |\brm |\ballowed here: |command goes on|"
     r"takes any$|"
     r"(?<!another )(?<!other )(?<!the )(?<!this )(?<!a )(?<!of )(?<!s )(?<!is no )\b(?:run|plan)\b|"
-    r"\b(?:add|call|check|correct|define|extend|give|go on with|install|leave|let|look|"
-    r"make|mend|move|multiply|must|pip install|put|recover|rename|repeat|replace|restore|scale|"
-    r"see with|set|take(?= \")|try again|use|wait|write)\b",
+    r"\b(?:add|call|check|choose|compute|correct|define|extend|give|go on with|install|leave|let|"
+    r"look|make|mend|move|multiply|must|pip install|put|recover|rename|repeat|replace|restore|"
+    r"scale|seed|see with|set|take(?= \")|try again|use|wait|write)\b",
     re.I,
 )
 """Words that ask for something, or say what is allowed."""
@@ -125,7 +125,7 @@ NEXT_STEP = re.compile(
 ADVICE = {
     "_CAUSES", "advice", "again", "command", "file.advice", "merge_command(run.directory)",
     "self._file.advice", "self.file.advice", "recovered_anew(path)", "run.how_to_measure()",
-    "_not_there(path)", "_for_less(plan)",
+    "_not_there(path)", "_for_less(plan)", "_ADVICE", "cause",
 }  # fmt: skip
 """Variables that hold what to do next; where they are made they are read by these rules too."""
 
@@ -133,7 +133,8 @@ NAMES_NO_VALUE = {
     "it is about a model, a loader or a library, and there is but one": [
         "the model has no parameters that require a gradient",
         "the data loader shuffles",
-        "curvature operators need curvlinops",
+        "this operator needs curvlinops",
+        "the data hold no batches",
         "sparse matrices need SciPy",
         "scipy() needs SciPy",
     ],
@@ -214,7 +215,8 @@ COMPLETED_BY_OTHERS = {
 
 OUR_NAMES = {
     "skerch_ooc", "run_dir", "open_run", "requires_grad_", "scipy.sparse.save_npz",
-    "power_iterations", "__rmatmul__", "columns_at_once",
+    "power_iterations", "__rmatmul__", "columns_at_once", "weight_of", "rows_at_once", "per_batch",
+    "hessian_of", "ggn_of", "torch.view_as_real",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),
@@ -223,7 +225,8 @@ OUR_NAMES = {
 """Names with an underscore that users know."""
 
 THEIR_NAMES = {
-    "CrossEntropyLoss", "LayerNorm", "SciPy", "NaN", "MaxArraySize", "GiB", "OperatorSpec",
+    "CrossEntropyLoss", "BCEWithLogitsLoss", "MSELoss", "LayerNorm", "SciPy", "NaN",
+    "MaxArraySize", "GiB", "OperatorSpec",
 }  # fmt: skip
 """Names with capitals inside that users know."""
 
@@ -272,7 +275,7 @@ def speaks_of_what_users_know(message):
     return (
         {name.strip(".") for name in dotted} <= OUR_NAMES
         and set(re.findall(r"\b[A-Z]\w*[a-z][A-Z]\w*", message.text)) <= THEIR_NAMES
-        and not re.search(r"\bself\b|\bNone\b|(?<!=)\b(?:True|False)\b|<class", message.text)
+        and not re.search(r"\bself\b|\bNone\b|(?<!=)(?<!= )\b(?:True|False)\b|<class", message.text)
     )
 
 

@@ -18,12 +18,12 @@ import skerch_ooc
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-MOST_CODE_LINES = 13_800
+MOST_CODE_LINES = 15_200
 """Without docstrings, comments, blanks and imports; a feature may raise it, a repetition not."""
 MEDIAN_FUNCTION = 8
 LONGEST_FUNCTION = 60
 MOST_PARAMETERS = 6
-MOST_WITH_MORE = 8
+MOST_WITH_MORE = 13
 """Functions that have more: public ones, whose signatures are promised."""
 
 ALONE = {"__init__.py", "__main__.py", "py.typed"}

@@ -20,13 +20,13 @@ from torch.autograd.function import BackwardCFunction
 
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.curvature.batches import mapped, rows, rows_of, tensors_of, widened
-from skerch_ooc.operators.curvature.formulas import Formulas
-from skerch_ooc.operators.curvature.operator import Curvature, Problem, joined_pieces
-from skerch_ooc.operators.curvature.parameters import Chosen
-from skerch_ooc.operators.curvature.products import Loss, gradient, linear_in
-from skerch_ooc.operators.curvature.reductions import ADDED
-from skerch_ooc.operators.curvature.surroundings import as_it_is, evaluation
+from skerch_ooc.operators.derivatives.batches import mapped, rows, rows_of, tensors_of, widened
+from skerch_ooc.operators.derivatives.formulas import Formulas
+from skerch_ooc.operators.derivatives.operator import Curvature, Objective, joined_pieces
+from skerch_ooc.operators.derivatives.parameters import Chosen
+from skerch_ooc.operators.derivatives.products import Loss, gradient, linear_in
+from skerch_ooc.operators.derivatives.reductions import ADDED
+from skerch_ooc.operators.derivatives.surroundings import as_it_is, evaluation
 
 _ROWS = 4
 """Rows of the batch on which a product is compared: few, as double precision is slow."""
@@ -51,11 +51,11 @@ def apart(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm()) / scale if scale else 0.0
 
 
-def require_gradient(problem: Problem, batch: Any, own: Problem) -> list[str]:
+def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[str]:
     """Requires that the loss of a batch has a gradient that repeats and is that of the user's loss.
 
     Args:
-        problem: The loss as it is differentiated.
+        objective: The loss as it is differentiated.
         batch: A batch.
         own: The loss as the user gave it.
 
@@ -66,28 +66,28 @@ def require_gradient(problem: Problem, batch: Any, own: Problem) -> list[str]:
         OperatorError: If it is not finite, does not depend on the parameters, does not repeat, or
             has another gradient.
     """
-    problem.begin()
-    with evaluation(problem.loss.model, problem.device) as guarded, Formulas():
-        value = problem.loss.value(problem.given(batch))
+    objective.begin()
+    with evaluation(objective.loss.model, objective.device) as guarded, Formulas():
+        value = objective.loss.value(objective.given(batch))
         if not bool(torch.isfinite(value)):
             raise OperatorError(
                 f"the loss of the first batch is {float(value)}; look for overflow, log(0) or 0/0, "
                 "or for a batch in which no target counts"
             )
-        remarks = _unused(problem.chosen, value)
-        found = joined_pieces(gradient(value, problem.chosen.tensors), False).double()
+        remarks = _unused(objective.chosen, value)
+        found = joined_pieces(gradient(value, objective.chosen.tensors), False).double()
     theirs = _own_gradient(own, batch)
     if guarded.autocast:
         remarks.append(
             "autocast is switched off in the loss: these are the derivatives of the loss in "
-            f"{_named(problem.chosen.tensors[0].dtype)}"
+            f"{_named(objective.chosen.tensors[0].dtype)}"
         )
     if theirs is None:
         return [*remarks, "the loss has no gradient in its own precision here to compare with"]
-    is_half = guarded.autocast or problem.widen
-    limit = _HALF_AGREES if is_half else closeness(problem.chosen.tensors[0].dtype)
+    is_half = guarded.autocast or objective.widen
+    limit = _HALF_AGREES if is_half else closeness(objective.chosen.tensors[0].dtype)
     if (off := apart(found, theirs)) > limit:
-        _refuse_gradient(problem, own, batch, theirs, off)
+        _refuse_gradient(objective, own, batch, theirs, off)
     return remarks
 
 
@@ -95,7 +95,7 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _own_gradient(own: Problem, batch: Any) -> Tensor | None:
+def _own_gradient(own: Objective, batch: Any) -> Tensor | None:
     """Returns the gradient of the loss as the user gave it, without anything of ours around it."""
     own.begin()
     try:
@@ -108,16 +108,16 @@ def _own_gradient(own: Problem, batch: Any) -> Tensor | None:
 
 
 def _refuse_gradient(
-    problem: Problem, own: Problem, batch: Any, theirs: Tensor, off: float
+    objective: Objective, own: Objective, batch: Any, theirs: Tensor, off: float
 ) -> None:
     again = _own_gradient(own, batch)
-    if again is None or apart(theirs, again) > closeness(problem.chosen.tensors[0].dtype):
+    if again is None or apart(theirs, again) > closeness(objective.chosen.tensors[0].dtype):
         raise OperatorError(
             "the gradient of the loss of the first batch differs from call to call (by "
             f"{off:.1e}), so that products would, too: something in model or loss is random; "
             "seed it anew in each call, or take it out"
         )
-    if problem.widen:
+    if objective.widen:
         raise OperatorError(
             f"the model's copy in float32 has another gradient (off by {off:.1e}): the loss uses "
             "parameters that it has captured from outside, which a copy does not reach; call "
@@ -125,8 +125,8 @@ def _refuse_gradient(
         )
     raise OperatorError(
         f"the gradient of the loss of the first batch is off by {off:.1e} where attention, "
-        "normalisation and losses are computed by formulas that have second derivatives; please "
-        "report it, and take hessian(..., reverse=False)"
+        "normalisation and losses are computed by formulas that have second derivatives; "
+        "report it, and give reverse=False meanwhile"
     )
 
 
@@ -145,8 +145,8 @@ def _unused(chosen: Chosen, value: Tensor) -> list[str]:
     if len(unused) == len(parts):
         raise OperatorError(
             "the loss of the first batch does not depend on the parameters "
-            f"{shown_list(unused)}: compute it from the model that it is given, without "
-            "torch.no_grad() or .detach()"
+            f"{shown_list(unused)}: compute it from the model that it is given, and do "
+            "not detach it"
         )
     if foreign := [name for name in unused if name in chosen.foreign]:
         raise OperatorError(
@@ -158,27 +158,29 @@ def _unused(chosen: Chosen, value: Tensor) -> list[str]:
     return [f"the loss does not depend on {shown_list(unused)}: their rows are zero"]
 
 
-def converted(problem: Problem, dtype: torch.dtype) -> Problem:
-    """Returns a copy of a problem in another floating-point type.
+def converted(objective: Objective, dtype: torch.dtype) -> Objective:
+    """Returns a copy of a objective in another floating-point type.
 
     Raises:
         Exception: Whatever the user's objects raise when they are copied.
     """
     memo: dict[int, Any] = {}
-    loss: Loss = copy.deepcopy(problem.loss, memo)
+    loss: Loss = copy.deepcopy(objective.loss, memo)
     held = [getattr(one, "loss", None) for one in (loss.of_batch, loss.of_outputs)]
     for module in (loss.model, *held):
         if isinstance(module, nn.Module):
             module.to(dtype)
-    tensors = tuple(memo[id(one)] for one in problem.chosen.tensors)
-    return replace(problem, loss=loss, chosen=replace(problem.chosen, tensors=tensors), widen=True)
+    tensors = tuple(memo[id(one)] for one in objective.chosen.tensors)
+    return replace(
+        objective, loss=loss, chosen=replace(objective.chosen, tensors=tensors), widen=True
+    )
 
 
-def compared(problem: Problem, batch: Any) -> str:
+def compared(objective: Objective, batch: Any) -> str:
     """Compares a product with a difference of gradients.
 
     Args:
-        problem: The loss.
+        objective: The loss.
         batch: A batch, of which a few rows are used.
 
     Returns:
@@ -189,12 +191,12 @@ def compared(problem: Problem, batch: Any) -> str:
     """
     height = rows_of(batch)
     few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
-    strangers = _functions_of_users(problem, few)
-    double = _in_double(problem, few)
+    strangers = _functions_of_users(objective, few)
+    double = _in_double(objective, few)
     if double is not None:
         off, limit = _difference(double, widened(few, torch.float64), _STEP), _AGREES
     elif strangers:
-        off, limit = _difference(problem, few, _STEP**0.5), _AGREES_ROUGHLY
+        off, limit = _difference(objective, few, _STEP**0.5), _AGREES_ROUGHLY
     else:
         return "not compared with a difference of gradients, as the loss has no copy in float64"
     if not off <= limit:
@@ -211,25 +213,27 @@ def compared(problem: Problem, batch: Any) -> str:
     return f"one product agrees with a difference of gradients to {off:.0e}"
 
 
-def _in_double(problem: Problem, batch: Any) -> Problem | None:
-    """Returns the problem in double precision, if there it has the gradient that it has here."""
-    tensors = problem.chosen.tensors
+def _in_double(objective: Objective, batch: Any) -> Objective | None:
+    """Returns the objective in double precision, if there it has the gradient that it has here."""
+    tensors = objective.chosen.tensors
     if sum(one.numel() for one in tensors) > _LARGEST_COPY:
         return None
     try:
-        double = converted(problem, torch.float64)
+        double = converted(objective, torch.float64)
         double = replace(double, widen=False)
         theirs = double.gradient(widened(batch, torch.float64))
     except Exception:  # noqa: BLE001
         # Whatever a user's own objects raise: they need not be made for copies, nor for double.
         return None
-    return double if apart(theirs, problem.gradient(batch)) <= closeness(tensors[0].dtype) else None
+    return (
+        double if apart(theirs, objective.gradient(batch)) <= closeness(tensors[0].dtype) else None
+    )
 
 
-def _functions_of_users(problem: Problem, batch: Any) -> list[str]:
+def _functions_of_users(objective: Objective, batch: Any) -> list[str]:
     """Names the functions with a backward of their own in the graph of a loss."""
-    with evaluation(problem.loss.model, problem.device), Formulas():
-        left: list[Any] = [problem.loss.value(problem.given(batch)).grad_fn]
+    with evaluation(objective.loss.model, objective.device), Formulas():
+        left: list[Any] = [objective.loss.value(objective.given(batch)).grad_fn]
     seen, names = set(), []
     while left:
         node = left.pop()
@@ -244,19 +248,19 @@ def _functions_of_users(problem: Problem, batch: Any) -> list[str]:
     return sorted(set(names))
 
 
-def _difference(problem: Problem, batch: Any, step: float) -> float:
+def _difference(objective: Objective, batch: Any, step: float) -> float:
     """How far a product is from a difference of gradients, the better of two steps."""
-    tensors = problem.chosen.tensors
+    tensors = objective.chosen.tensors
     generator = torch.Generator().manual_seed(0)
     v = [torch.randn(one.shape, generator=generator).to(one) for one in tensors]
     flat = joined_pieces(v, False)
-    found = Curvature(problem, [batch], ADDED) @ flat
+    found = Curvature(objective, [batch], ADDED) @ flat
     size = 1 + float(torch.cat([one.detach().reshape(-1) for one in tensors]).double().norm())
-    derivative = _slope_of_gauss_newton if problem.loss.outputs else _slope_of_gradient
+    derivative = _slope_of_gauss_newton if objective.loss.outputs else _slope_of_gradient
     errors = []
     for h in (step, step / 32):
         h *= size / float(flat.double().norm())
-        errors.append(derivative(problem, batch, v, h, found.double()))
+        errors.append(derivative(objective, batch, v, h, found.double()))
     return min(errors)
 
 
@@ -283,21 +287,21 @@ def _central(tensors: Any, v: list[Tensor], h: float, function: Callable[[], Ten
 
 
 def _slope_of_gradient(
-    problem: Problem, batch: Any, v: list[Tensor], h: float, found: Tensor
+    objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
 ) -> float:
-    slope = _central(problem.chosen.tensors, v, h, lambda: problem.gradient(batch))
+    slope = _central(objective.chosen.tensors, v, h, lambda: objective.gradient(batch))
     return apart(found, slope)
 
 
 def _slope_of_gauss_newton(
-    problem: Problem, batch: Any, v: list[Tensor], h: float, found: Tensor
+    objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
 ) -> float:
     """The same for ``v^T J^T H J v``, with ``J v`` as a difference of outputs."""
-    loss, given = problem.loss, problem.given(batch)
+    loss, given = objective.loss, objective.given(batch)
     assert loss.outputs is not None
     assert loss.of_outputs is not None
-    problem.begin()
-    with evaluation(loss.model, problem.device), Formulas():
+    objective.begin()
+    with evaluation(loss.model, objective.device), Formulas():
         made = loss.outputs(loss.model, given)
         leaves = {id(one): one.detach().requires_grad_() for one in _differentiable(made)}
         value = loss.of_outputs(mapped(made, lambda one: leaves.get(id(one), one)), given)
@@ -308,7 +312,7 @@ def _slope_of_gauss_newton(
             made = _differentiable(loss.outputs(loss.model, given))  # type: ignore[misc]
             return torch.cat([one.detach().reshape(-1) for one in made])
 
-        pushed = _central(problem.chosen.tensors, v, h, outputs)
+        pushed = _central(objective.chosen.tensors, v, h, outputs)
         pieces = [
             piece.view_as(one)
             for piece, one in zip(torch.split(pushed, [one.numel() for one in at]), at, strict=True)
@@ -323,14 +327,14 @@ def _differentiable(outputs: Any) -> list[Tensor]:
     return [one for one in tensors_of(outputs) if one.requires_grad]
 
 
-def columns_agree(problem: Problem, batch: Any) -> bool:
+def columns_agree(objective: Objective, batch: Any) -> bool:
     """Whether several columns at once come out as one by one do.
 
     Functions of users, and some of torch, cannot be differentiated for several at once.
     """
     height = rows_of(batch)
     few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
-    operator = Curvature(problem, [few], ADDED)
+    operator = Curvature(objective, [few], ADDED)
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(operator.shape[0], 2, generator=generator).to(operator.device, operator.dtype)
     alone = operator.one_by_one() @ v

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.curvature.checks import apart, closeness
-from skerch_ooc.operators.curvature.operator import Curvature
+from skerch_ooc.operators.derivatives.checks import apart, closeness
+from skerch_ooc.operators.derivatives.operator import Curvature
 
 
 def constructed(
@@ -56,12 +56,12 @@ def require_equal(theirs: Any, ours: Curvature) -> float:
         # Whatever torch raises where a layer has no forward derivative.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise OperatorError(
-            "reverse = False: forward over reverse differentiation fails: "
+            "reverse: forward over reverse differentiation fails: "
             f"{type(error).__name__}: {reason}; leave reverse out"
         ) from error
     if not off <= closeness(ours.dtype):
         raise OperatorError(
-            f"reverse = False: forward over reverse differentiation is off by {off:.1e} from "
+            f"reverse: forward over reverse differentiation is off by {off:.1e} from "
             "reverse over reverse, which agrees with a difference of gradients; leave reverse out"
         )
     return off

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skerch_ooc.base.errors import OperatorError, shown
-from skerch_ooc.operators.curvature.batches import rows_of
+from skerch_ooc.operators.derivatives.batches import rows_of
 
 WeightOf = Callable[[Any], Any] | str | None
 """What the loss of a batch counts; ``"sum"`` if losses of batches are added."""
@@ -143,7 +143,7 @@ def reduction_of(loss: Any, weight_of: WeightOf) -> Reduction | None:
     stated = getattr(loss, "reduction", "mean")
     if stated == "none":
         raise OperatorError(
-            f"the loss {type(loss).__name__} has reduction = 'none', so that it is no number; take "
+            f"the loss {type(loss).__name__} has reduction = 'none', so that it is no number; set "
             "'mean' or 'sum'"
         )
     for count, name, kinds, functions in _KNOWN:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.curvature.reductions import Reduction
+from skerch_ooc.operators.derivatives.reductions import Reduction
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 """Losses whose outputs have their classes in the second dimension, not in the last."""
@@ -77,8 +77,7 @@ class PseudoLoss:
             drawn: Tensor = draw(terms, self.samples, batch[1], self.generator)
         except NotImplementedError as error:
             raise OperatorError(
-                f"no targets can be drawn for {type(self.loss).__name__}: {error} Take "
-                "fisher(..., samples=None), or ggn"
+                f"no targets can be drawn for {type(self.loss).__name__}: {error} Use ggn"
             ) from error
         if isinstance(self.loss, nn.CrossEntropyLoss) and not batch[1].is_floating_point():
             drawn = drawn * (batch[1].reshape(-1, 1) != self.loss.ignore_index)

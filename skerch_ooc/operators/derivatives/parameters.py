@@ -141,6 +141,6 @@ def _layers(named: Iterable[str]) -> list[str]:
 
 def _refuse_frozen(names: list[str]) -> None:
     raise OperatorError(
-        f"the parameters {shown_list(names)} are frozen (requires_grad = False); call "
+        f"the parameters {shown_list(names)} are frozen; call "
         "requires_grad_() on them, or leave them out"
     )

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.curvature import library
-from skerch_ooc.operators.curvature.agreement import agreed
-from skerch_ooc.operators.curvature.batches import HALF, sha256_of
-from skerch_ooc.operators.curvature.checks import (
+from skerch_ooc.operators.derivatives import library
+from skerch_ooc.operators.derivatives.agreement import agreed
+from skerch_ooc.operators.derivatives.batches import HALF, sha256_of
+from skerch_ooc.operators.derivatives.checks import (
     columns_agree,
     compared,
     converted,
     require_gradient,
 )
-from skerch_ooc.operators.curvature.fisher import SAMPLED, PseudoLoss
-from skerch_ooc.operators.curvature.operator import Curvature, Problem
-from skerch_ooc.operators.curvature.parameters import Chosen, Parameters, chosen_of
-from skerch_ooc.operators.curvature.products import Loss
-from skerch_ooc.operators.curvature.reductions import Reduction, WeightOf, reduction_of
-from skerch_ooc.operators.curvature.surroundings import require_deterministic
+from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
+from skerch_ooc.operators.derivatives.operator import Curvature, Objective
+from skerch_ooc.operators.derivatives.parameters import Chosen, Parameters, chosen_of
+from skerch_ooc.operators.derivatives.products import Loss
+from skerch_ooc.operators.derivatives.reductions import Reduction, WeightOf, reduction_of
+from skerch_ooc.operators.derivatives.surroundings import require_deterministic
 from skerch_ooc.operators.terms import Sum
 
 Data = Iterable[Any]
@@ -335,23 +335,23 @@ def _pairs(data: Data) -> Data:
 def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
     """Makes the operator of all batches, or the sum of those of each."""
     batches, chosen = _taken(loss.model, data, asked)
-    own = problem = Problem(loss, chosen, begin=getattr(loss.of_outputs, "begin", _nothing))
+    own = objective = Objective(loss, chosen, begin=getattr(loss.of_outputs, "begin", _nothing))
     remarks: list[str] = []
     if (dtype := _wide_dtype(chosen)) is not None:
-        problem, remarks = converted(own, dtype), [_said_of_dtypes(chosen, dtype)]
+        objective, remarks = converted(own, dtype), [_said_of_dtypes(chosen, dtype)]
         # A seed is drawn from by the loss that is evaluated.
-        problem = replace(problem, begin=getattr(problem.loss.of_outputs, "begin", _nothing))
+        objective = replace(objective, begin=getattr(objective.loss.of_outputs, "begin", _nothing))
     first = _first(batches, asked.reduction)
-    remarks += require_gradient(problem, first, own)
-    reduction, more = agreed(problem, batches, asked.reduction, asked.rows_at_once)
-    remarks += [*more, f"differentiated reverse over reverse: {compared(problem, first)}"]
-    together = columns_agree(problem, first)
+    remarks += require_gradient(objective, first, own)
+    reduction, more = agreed(objective, batches, asked.reduction, asked.rows_at_once)
+    remarks += [*more, f"differentiated reverse over reverse: {compared(objective, first)}"]
+    together = columns_agree(objective, first)
 
-    def made(some: list[Any], problem: Problem = problem) -> Curvature:
-        operator = Curvature(problem, some, reduction, asked.rows_at_once)
+    def made(some: list[Any], objective: Objective = objective) -> Curvature:
+        operator = Curvature(objective, some, reduction, asked.rows_at_once)
         return operator if together else operator.one_by_one()
 
-    operator: Any = _sum(made, problem, batches, reduction) if asked.per_batch else made(batches)
+    operator: Any = _sum(made, objective, batches, reduction) if asked.per_batch else made(batches)
     operator.layout, operator.remarks = chosen.layout, tuple(remarks)
     operator.content = _content(loss.model, batches)
     return operator
@@ -362,19 +362,19 @@ def _nothing() -> None:
 
 
 def _sum(
-    made: Callable[..., Curvature], problem: Problem, batches: list[Any], reduction: Reduction
+    made: Callable[..., Curvature], objective: Objective, batches: list[Any], reduction: Reduction
 ) -> Sum:
     """Makes the sum of the operators of batches; those that do not count are left out."""
     weights = reduction.weights(batches)
     counting = [number for number, weight in enumerate(weights) if weight]
 
     def term(number: int) -> Curvature:
-        quadratic = problem.loss.of_outputs
+        quadratic = objective.loss.of_outputs
         if not isinstance(quadratic, PseudoLoss):
             return made([batches[number]])
         other = replace(quadratic, seed=quadratic.seed + number)
-        loss = replace(problem.loss, of_outputs=other)
-        return made([batches[number]], replace(problem, loss=loss, begin=other.begin))
+        loss = replace(objective.loss, of_outputs=other)
+        return made([batches[number]], replace(objective, loss=loss, begin=other.begin))
 
     first = term(counting[0])
     operator = Sum(
@@ -446,7 +446,10 @@ def _forward_over_reverse(whole: Loss, loss: Any, data: Data, asked: Asked) -> A
     batches = list(_pairs(data))
     ours = _operator(whole, batches, replace(asked, per_batch=False))
     if asked.per_batch or asked.rows_at_once:
-        raise OperatorError("reverse = False has no per_batch and no rows_at_once; leave it out")
+        raise OperatorError(
+            f"reverse = False takes whole batches in one operator: per_batch = {asked.per_batch} "
+            f"and rows_at_once = {asked.rows_at_once} must be left out"
+        )
     model, tensors = whole.model, chosen_of(whole.model, asked.parameters).tensors
     theirs = library.constructed("HessianLinearOperator", model, loss, list(tensors), batches)
     off = library.require_equal(theirs, ours)
@@ -462,8 +465,8 @@ def _require_likelihood(loss: Any, samples: int | None) -> Reduction:
     if samples is not None and type(loss) not in SAMPLED:
         raise OperatorError(
             f"the loss {getattr(loss, '__name__', type(loss).__name__)} stands for no likelihood "
-            "that targets are drawn from; take MSELoss, CrossEntropyLoss or BCEWithLogitsLoss, or "
-            "ggn for any loss"
+            "that targets are drawn from; give MSELoss, CrossEntropyLoss or BCEWithLogitsLoss, or "
+            "use ggn"
         )
     weighted = getattr(loss, "weight", None) is not None
     weighted = weighted or getattr(loss, "label_smoothing", 0.0) > 0
@@ -471,7 +474,7 @@ def _require_likelihood(loss: Any, samples: int | None) -> Reduction:
     if reduction is None or (samples is not None and weighted):
         raise OperatorError(
             f"the loss {getattr(loss, '__name__', type(loss).__name__)} has class weights, "
-            "smoothed labels or a reduction of its own, so that it is no likelihood; take ggn"
+            "smoothed labels or a reduction of its own, so that it is no likelihood; use ggn"
         )
     return reduction
 

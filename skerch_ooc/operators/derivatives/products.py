@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.curvature.batches import mapped, tensors_of
+from skerch_ooc.operators.derivatives.batches import mapped, tensors_of
 
 Pieces = list[Tensor]
 """A block of columns, cut by parameters: ``(w, *shape)`` each, or ``(*shape)`` for one column."""

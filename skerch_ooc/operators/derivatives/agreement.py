@@ -14,11 +14,11 @@ from torch import Tensor
 
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.curvature.batches import joined, rows, rows_of
-from skerch_ooc.operators.curvature.checks import apart, closeness
-from skerch_ooc.operators.curvature.operator import Problem, cut_by_rows
-from skerch_ooc.operators.curvature.reductions import ADDED, ROWS, SUPPOSED, Reduction
-from skerch_ooc.operators.curvature.surroundings import mixes_rows
+from skerch_ooc.operators.derivatives.batches import joined, rows, rows_of
+from skerch_ooc.operators.derivatives.checks import apart, closeness
+from skerch_ooc.operators.derivatives.operator import Objective, cut_by_rows
+from skerch_ooc.operators.derivatives.reductions import ADDED, ROWS, SUPPOSED, Reduction
+from skerch_ooc.operators.derivatives.surroundings import mixes_rows
 
 _ADVICE = (
     "give weight_of, a function of a batch that returns how much its loss counts, such as "
@@ -30,16 +30,16 @@ class Together:
     """Gradients of some rows of one batch, some of another, and of both together.
 
     Args:
-        problem: The loss.
+        objective: The loss.
         first: Rows of one batch.
         second: Rows of another.
         both: All of them.
     """
 
-    def __init__(self, problem: Problem, first: Any, second: Any, both: Any) -> None:
+    def __init__(self, objective: Objective, first: Any, second: Any, both: Any) -> None:
         self._halves = (first, second)
-        self.first, self.second, self.both = map(problem.gradient, (first, second, both))
-        self._limit = closeness(problem.chosen.tensors[0].dtype)
+        self.first, self.second, self.both = map(objective.gradient, (first, second, both))
+        self._limit = closeness(objective.chosen.tensors[0].dtype)
 
     def fits(self, reduction: Reduction) -> bool:
         """Whether the gradients add up as a reduction says."""
@@ -70,12 +70,12 @@ class Together:
 
 
 def agreed(
-    problem: Problem, batches: list[Any], reduction: Reduction | None, rows_at_once: int | None
+    objective: Objective, batches: list[Any], reduction: Reduction | None, rows_at_once: int | None
 ) -> tuple[Reduction, list[str]]:
     """Finds out how the losses of batches add up, or verifies what is said of it.
 
     Args:
-        problem: The loss.
+        objective: The loss.
         batches: The data.
         reduction: What torch or the user says; ``None`` if nobody does.
         rows_at_once: Rows of the pieces into which batches are cut, if they are.
@@ -86,7 +86,7 @@ def agreed(
     Raises:
         OperatorError: If it can't be known, or is another than was said.
     """
-    if getattr(problem.loss.of_outputs, "samples", None):
+    if getattr(objective.loss.of_outputs, "samples", None):
         # Drawn targets are others for each batch, so that gradients do not add up.
         assert reduction is not None
         return reduction, []
@@ -94,22 +94,22 @@ def agreed(
     if len(pieces) == 1:
         return reduction or ADDED, []
     if reduction is None:
-        return _supposed(problem, pieces), []
+        return _supposed(objective, pieces), []
     if sum(1 for weight in reduction.weights(pieces) if weight) == 1:
         return reduction, []
-    for together in _pairs(problem, pieces):
+    for together in _pairs(objective, pieces):
         if together is None or not any(together.counts(reduction)):
             continue
         if together.fits(reduction):
             return reduction, []
-        return reduction, [_said(together, problem, reduction, rows_at_once)]
+        return reduction, [_said(together, objective, reduction, rows_at_once)]
     return reduction, []
 
 
-def _supposed(problem: Problem, pieces: list[Any]) -> Reduction:
+def _supposed(objective: Objective, pieces: list[Any]) -> Reduction:
     """Returns the reduction that all batches show."""
     found = list(SUPPOSED)
-    for together in _pairs(problem, pieces):
+    for together in _pairs(objective, pieces):
         if together is None:
             raise OperatorError(
                 "how much the loss of each batch counts cannot be known, as rows of two batches do "
@@ -143,14 +143,14 @@ def _observed(together: Together) -> str:
 
 
 def _said(
-    together: Together, problem: Problem, reduction: Reduction, rows_at_once: int | None
+    together: Together, objective: Objective, reduction: Reduction, rows_at_once: int | None
 ) -> str:
     """Says that data mean the weighted mean of their batches.
 
     Raises:
         OperatorError: If batches are cut, which would change the loss, or weights are wrong.
     """
-    layer = mixes_rows(problem.loss.model)
+    layer = mixes_rows(objective.loss.model)
     why = (
         f"layer {layer} takes statistics of the batch" if layer else "it mixes the rows of a batch"
     )
@@ -172,13 +172,13 @@ def _said(
     )
 
 
-def _pairs(problem: Problem, pieces: list[Any]) -> Iterator[Together | None]:
+def _pairs(objective: Objective, pieces: list[Any]) -> Iterator[Together | None]:
     """Yields halves of each batch and of the next together; ``None`` where they do not fit."""
     for first, second in pairwise(pieces):
         for number in (0, 1):
             parts = _half(first, number), _half(second, 1 - number)
             both = None if any(one is None for one in parts) else joined(*parts)
-            yield None if both is None else Together(problem, *parts, both)
+            yield None if both is None else Together(objective, *parts, both)
 
 
 def _half(batch: Any, number: int) -> Any:

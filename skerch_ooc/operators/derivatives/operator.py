@@ -13,19 +13,19 @@ from torch import Tensor
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range, cut
-from skerch_ooc.operators.curvature.batches import moved, rows, rows_of, widened
-from skerch_ooc.operators.curvature.formulas import Formulas
-from skerch_ooc.operators.curvature.parameters import Chosen
-from skerch_ooc.operators.curvature.products import Linear, Loss, gradient
-from skerch_ooc.operators.curvature.reductions import Reduction
-from skerch_ooc.operators.curvature.surroundings import evaluation
+from skerch_ooc.operators.derivatives.batches import moved, rows, rows_of, widened
+from skerch_ooc.operators.derivatives.formulas import Formulas
+from skerch_ooc.operators.derivatives.parameters import Chosen
+from skerch_ooc.operators.derivatives.products import Linear, Loss, gradient
+from skerch_ooc.operators.derivatives.reductions import Reduction
+from skerch_ooc.operators.derivatives.surroundings import evaluation
 
 COLUMNS_AT_ONCE = 8
 """Columns of an inner call, unless somebody who has timed it says otherwise."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class Objective:
     """A loss with the parameters that it is differentiated by.
 
     Attributes:
@@ -62,7 +62,7 @@ class Curvature:
     """The Hessian or Gauss-Newton matrix of a loss over batches.
 
     Args:
-        problem: The loss and its parameters.
+        objective: The loss and its parameters.
         batches: The data.
         reduction: How the losses of batches add up.
         rows_at_once: Rows of the pieces into which batches are cut; ``None`` for whole batches.
@@ -78,19 +78,19 @@ class Curvature:
     """
 
     def __init__(
-        self, problem: Problem, batches: list[Any], reduction: Reduction,
+        self, objective: Objective, batches: list[Any], reduction: Reduction,
         rows_at_once: int | None = None,
     ) -> None:  # fmt: skip
-        self._problem = problem
+        self._problem = objective
         pieces = [piece for batch in batches for piece in cut_by_rows(batch, rows_at_once)]
         weights = reduction.weights(pieces)
         # What does not count may have no loss at all: the mean of nothing is not a number.
         self._pieces = [(b, w) for b, w in zip(pieces, weights, strict=True) if w]
         self._batched = True
-        self.layout: ParameterLayout = problem.chosen.layout
+        self.layout: ParameterLayout = objective.chosen.layout
         self.shape = (self.layout.size, self.layout.size)
-        self.device = problem.device
-        self.dtype = problem.chosen.tensors[0].dtype
+        self.device = objective.device
+        self.dtype = objective.chosen.tensors[0].dtype
         self.remarks: tuple[str, ...] = ()
         self.content: Mapping[str, str] = {}
         self.columns_at_once: int | None = COLUMNS_AT_ONCE
@@ -135,9 +135,9 @@ class Curvature:
 
     def _add(self, total: Tensor, x: Tensor, batch: Any, weight: float) -> None:
         """Adds the weighted products of a batch."""
-        problem = self._problem
-        with evaluation(problem.loss.model, self.device), Formulas():
-            _, apply = problem.loss.prepared(problem.given(batch), problem.chosen.tensors)
+        objective = self._problem
+        with evaluation(objective.loss.model, self.device), Formulas():
+            _, apply = objective.loss.prepared(objective.given(batch), objective.chosen.tensors)
             width = (self.columns_at_once or 1) if self._batched else 1
             for columns in cut(Range(0, x.shape[1]), width):
                 part = self._applied(apply, x[:, columns.slice])

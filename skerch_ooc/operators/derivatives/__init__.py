@@ -1,0 +1,1 @@
+"""Derivatives of losses twice: what a loss, its parameters and its batches are, and products."""
