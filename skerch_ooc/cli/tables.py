@@ -162,7 +162,7 @@ def _at_once(columns: int | None) -> str | None:
 def _at_once_took(timings: Sequence[Timing]) -> str | None:
     """What a column took by the width of inner calls; nothing if none were tried."""
     took = [f"{one.columns}:{_KEPT}{one.seconds / one.columns:.2g}" for one in timings]
-    return f"s/column of {', '.join(took)}" if took else None
+    return f"seconds per column of {', '.join(took)}" if took else None
 
 
 def _shape(shape: tuple[int, int], dtype: str) -> str:

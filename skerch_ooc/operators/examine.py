@@ -14,7 +14,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.resources import SPARE_BYTES, PeakWatch, resident_memory
+from skerch_ooc.base.resources import SPARE_BYTES, PeakWatch, release_memory, resident_memory
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe, Timing, fingerprint_of, probe, probe_vectors, timed
 from skerch_ooc.planning.memory import block_bytes
@@ -42,10 +42,12 @@ class WidthTrial:
         timings: The best of each width, from the narrowest to the widest; their bytes are those of
             the process beyond what it holds between calls.
         products: Products that it took.
+        held_bytes: Resident memory of the process between calls.
     """
 
     timings: tuple[Timing, ...]
     products: int
+    held_bytes: int
 
     @property
     def best(self) -> Timing:
@@ -67,6 +69,7 @@ class WidthTrial:
             column_seconds=column,
             # A block only adds its own columns, which the plan counts.
             column_bytes=0,
+            baseline_bytes=self.held_bytes,
             columns_at_once=best.columns,
             inner_bytes=best.bytes,
             widths=self.timings,
@@ -94,6 +97,7 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
     """
     # The first product also makes what the operator keeps for all others.
     timed(product.narrowed(WIDTHS[0]), probe_vectors(product, seed, Range(0, 1)))
+    release_memory()
     held = resident_memory()
     free = memory - held - SPARE_BYTES - block_bytes(product.shape, product.dtype)
     found: list[Timing] = []
@@ -116,7 +120,8 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
         slower = slower + 1 if _column_seconds(timing) > _SLOWER * quickest else 0
         if slower == _MOST_SLOWER:
             break
-    return WidthTrial(tuple(found), products)
+    release_memory()
+    return WidthTrial(tuple(found), products, held)
 
 
 def _is_worth(found: list[Timing], free: int) -> bool:

@@ -117,7 +117,7 @@ class TestFindings:
 
     def completed(self, seconds):
         timings = tuple(Timing(width, taken, 1000 * width) for width, taken in seconds.items())
-        return examine.WidthTrial(timings, 7).completed(self.PLAIN)
+        return examine.WidthTrial(timings, 7, 10**8).completed(self.PLAIN)
 
     def test_seconds_of_a_block_are_those_of_its_inner_calls(self):
         found = self.completed({1: 0.5, 2: 0.6, 4: 0.8, 8: 1.2})
@@ -133,6 +133,8 @@ class TestFindings:
     def test_memory_is_that_of_an_inner_call_however_wide_the_block(self):
         found = self.completed({1: 0.5, 2: 0.6, 4: 0.8})
         assert (found.inner_bytes, found.column_bytes) == (4000, 0)
+        # They come on top of what the process held between the calls.
+        assert found.baseline_bytes == 10**8
 
     def test_products_of_the_trial_count(self):
         assert self.completed({1: 0.5}).products == 18 + 7

@@ -31,9 +31,13 @@ def best_width(monkeypatch):
     """Timing is left out where it is not what is tested: on a busy machine it errs."""
     times = {1: 1.0, 2: 1.1, 4: 1.3, BEST: 1.6, 16: 4.0}
     found = tuple(Timing(width, 0.001 * taken, 100 * width) for width, taken in times.items())
-    monkeypatch.setattr(
-        examine, "try_widths", lambda *_, **__: examine.WidthTrial(found, 32)
-    )  # fmt: skip
+    tell(monkeypatch, found)
+
+
+def tell(monkeypatch, timings):
+    """Lets a trial of widths find these times."""
+    trial = examine.WidthTrial(timings, 32, 10**8)
+    monkeypatch.setattr(examine, "try_widths", lambda *_, **__: trial)
 
 
 @pytest.fixture
@@ -100,8 +104,7 @@ class TestChosen:
                                                             call_log):  # fmt: skip
         run = ooc.plan(spec, tmp_path / "run")
         # As if this machine were quickest at another width.
-        other = examine.WidthTrial((Timing(1, 0.001, 0),), 1)
-        monkeypatch.setattr(examine, "try_widths", lambda *_, **__: other)
+        tell(monkeypatch, (Timing(1, 0.001, 0),))
         before = len(call_log())
         ooc.run(spec, run.directory)
         assert inner_widths(call_log()[before:]) == [1, *3 * IN_A_BLOCK]
@@ -116,8 +119,7 @@ class TestChosen:
 
     def test_summand_that_is_added_has_a_width_of_its_own(self, spec, tmp_path, monkeypatch):
         ooc.run(spec, tmp_path / "run")
-        other = examine.WidthTrial((Timing(1, 0.001, 0), Timing(2, 0.001, 0)), 3)
-        monkeypatch.setattr(examine, "try_widths", lambda *_, **__: other)
+        tell(monkeypatch, (Timing(1, 0.001, 0), Timing(2, 0.001, 0)))
         run = ooc.update(ooc.open_run(tmp_path / "run"), narrowable(seed=1, seconds=0))
         assert [part.columns_at_once for part in run.plan.parts] == [BEST, 2]
 
@@ -148,7 +150,9 @@ class TestForetold:
     def test_memory_of_inner_calls_does_not_grow_with_the_block(self, tmp_path, monkeypatch):
         size = 1 << 28
         found = (Timing(1, 0.001, size), Timing(2, 0.0011, 2 * size))
-        monkeypatch.setattr(examine, "try_widths", lambda *_, **__: examine.WidthTrial(found, 4))
+        monkeypatch.setattr(
+            examine, "try_widths", lambda *_, **__: examine.WidthTrial(found, 4, 10**8)
+        )
         peaks = []
         for number, block in enumerate([4, 20]):
             spec = Spec(measurements=40, sketch={"block": block})
@@ -162,7 +166,9 @@ class TestForetold:
 
     def test_block_is_as_wide_as_time_allows_whatever_inner_calls_need(self, tmp_path, monkeypatch):
         found = (Timing(1, 0.001, 1 << 28), Timing(2, 0.0011, 1 << 29))
-        monkeypatch.setattr(examine, "try_widths", lambda *_, **__: examine.WidthTrial(found, 4))
+        monkeypatch.setattr(
+            examine, "try_widths", lambda *_, **__: examine.WidthTrial(found, 4, 10**8)
+        )
         run = ooc.plan({"measurements": 150}, tmp_path / "run", memory="2GiB",
                        operator=narrowable(seconds=0))  # fmt: skip
         assert run.plan.block_width == 128
@@ -188,7 +194,9 @@ class TestShown:
 
     def test_plan_shows_it_also_when_asked_again(self, inside, tmp_path, spec):
         first = inside("plan", spec, "--run", "run").stdout
-        assert "s/column of 1: 0.001, 2: 0.00055, 4: 0.00033, 8: 0.0002, 16: 0.00025" in first
+        took = "seconds per column of 1: 0.001, 2: 0.00055, 4: 0.00033, 8: 0.0002, 16: 0.00025"
+        assert took in " ".join(first.split())
+        assert max(map(len, first.splitlines()[1:])) <= 80
         for shown in (first, inside("plan", spec, "--run", "run").stdout):
             assert "columns at once  8 of a block" in shown
         figures = json.loads(inside("plan", spec, "--run", "third", "--json").stdout)["probe"]
