@@ -22,7 +22,7 @@ from skerch_ooc.operators.derivatives.checks import (
 from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective
 from skerch_ooc.operators.derivatives.parameters import Chosen, Parameters, chosen_of
-from skerch_ooc.operators.derivatives.products import Loss
+from skerch_ooc.operators.derivatives.products import Loss, begin_of
 from skerch_ooc.operators.derivatives.reductions import Reduction, WeightOf, reduction_of
 from skerch_ooc.operators.derivatives.surroundings import require_deterministic
 from skerch_ooc.operators.terms import Sum
@@ -335,12 +335,12 @@ def _pairs(data: Data) -> Data:
 def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
     """Makes the operator of all batches, or the sum of those of each."""
     batches, chosen = _taken(loss.model, data, asked)
-    own = objective = Objective(loss, chosen, begin=getattr(loss.of_outputs, "begin", _nothing))
+    own = objective = Objective(loss, chosen, begin=begin_of(loss))
     remarks: list[str] = []
     if (dtype := _wide_dtype(chosen)) is not None:
         objective, remarks = converted(own, dtype), [_said_of_dtypes(chosen, dtype)]
         # A seed is drawn from by the loss that is evaluated.
-        objective = replace(objective, begin=getattr(objective.loss.of_outputs, "begin", _nothing))
+        objective = replace(objective, begin=begin_of(objective.loss))
     first = _first(batches, asked.reduction)
     remarks += require_gradient(objective, first, own)
     reduction, more = agreed(objective, batches, asked.reduction, asked.rows_at_once)
@@ -355,10 +355,6 @@ def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
     operator.layout, operator.remarks = chosen.layout, tuple(remarks)
     operator.content = _content(loss.model, batches)
     return operator
-
-
-def _nothing() -> None:
-    pass
 
 
 def _sum(

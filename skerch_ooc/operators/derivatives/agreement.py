@@ -17,6 +17,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.derivatives.batches import joined, rows, rows_of
 from skerch_ooc.operators.derivatives.checks import apart, closeness
 from skerch_ooc.operators.derivatives.operator import Objective, cut_by_rows
+from skerch_ooc.operators.derivatives.products import is_drawn
 from skerch_ooc.operators.derivatives.reductions import ADDED, ROWS, SUPPOSED, Reduction
 from skerch_ooc.operators.derivatives.surroundings import mixes_rows
 
@@ -86,7 +87,7 @@ def agreed(
     Raises:
         OperatorError: If it can't be known, or is another than was said.
     """
-    if getattr(objective.loss.of_outputs, "samples", None):
+    if is_drawn(objective.loss):
         # Drawn targets are others for each batch, so that gradients do not add up.
         assert reduction is not None
         return reduction, []
@@ -97,13 +98,13 @@ def agreed(
         return _supposed(objective, pieces), []
     if sum(1 for weight in reduction.weights(pieces) if weight) == 1:
         return reduction, []
-    for together in _pairs(objective, pieces):
-        if together is None or not any(together.counts(reduction)):
-            continue
-        if together.fits(reduction):
-            return reduction, []
-        return reduction, [_said(together, objective, reduction, rows_at_once)]
-    return reduction, []
+    usable = (one for one in _pairs(objective, pieces) if one and any(one.counts(reduction)))
+    together = next(usable, None)
+    if together is not None and together.fits(reduction):
+        return reduction, []
+    if together is None and mixes_rows(objective.loss.model) is None:
+        return reduction, []
+    return reduction, [_said(together, objective, reduction, rows_at_once)]
 
 
 def _supposed(objective: Objective, pieces: list[Any]) -> Reduction:
@@ -143,7 +144,10 @@ def _observed(together: Together) -> str:
 
 
 def _said(
-    together: Together, objective: Objective, reduction: Reduction, rows_at_once: int | None
+    together: Together | None,
+    objective: Objective,
+    reduction: Reduction,
+    rows_at_once: int | None,
 ) -> str:
     """Says that data mean the weighted mean of their batches.
 
@@ -154,8 +158,8 @@ def _said(
     why = (
         f"layer {layer} takes statistics of the batch" if layer else "it mixes the rows of a batch"
     )
-    share = together.share()
-    if share is not None and reduction.count is not None:
+    share = together.share() if together else None
+    if together and share is not None and reduction.count is not None:
         first, second = together.counts(reduction)
         raise OperatorError(
             f"the {reduction.name} are {first:.6g} and {second:.6g} for rows of two batches, whose "
@@ -178,7 +182,16 @@ def _pairs(objective: Objective, pieces: list[Any]) -> Iterator[Together | None]
         for number in (0, 1):
             parts = _half(first, number), _half(second, 1 - number)
             both = None if any(one is None for one in parts) else joined(*parts)
-            yield None if both is None else Together(objective, *parts, both)
+            yield None if both is None else _together(objective, *parts, both)
+
+
+def _together(objective: Objective, first: Any, second: Any, both: Any) -> Together | None:
+    """Returns gradients of rows together; ``None`` if the model takes no such batches."""
+    try:
+        return Together(objective, first, second, both)
+    except (RuntimeError, ValueError):
+        # Batch normalisation wants more than one row, and others a number of them.
+        return None
 
 
 def _half(batch: Any, number: int) -> Any:

@@ -9,6 +9,8 @@ model is left as it was found.
 from __future__ import annotations
 
 import copy
+import math
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +26,7 @@ from skerch_ooc.operators.derivatives.batches import mapped, rows, rows_of, tens
 from skerch_ooc.operators.derivatives.formulas import Formulas
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective, joined_pieces
 from skerch_ooc.operators.derivatives.parameters import Chosen
-from skerch_ooc.operators.derivatives.products import Loss, gradient, linear_in
+from skerch_ooc.operators.derivatives.products import Loss, begin_of, gradient, is_drawn, linear_in
 from skerch_ooc.operators.derivatives.reductions import ADDED
 from skerch_ooc.operators.derivatives.surroundings import as_it_is, evaluation
 
@@ -32,10 +34,12 @@ _ROWS = 4
 """Rows of the batch on which a product is compared: few, as double precision is slow."""
 _LARGEST_COPY = 50_000_000
 """Entries of parameters that are copied to double precision for the comparison, at most."""
-_STEP = 1e-6
+_STEPS = (1e-6, 1e-4, 3e-3, 3e-8)
+"""Lengths of steps, relative to the parameters: short ones pass no kink of a ReLU, long ones help
+where a loss rounds to fewer digits within."""
 _AGREES = 1e-3
-_AGREES_ROUGHLY = 0.2
-"""In single precision, where a difference of gradients has few digits."""
+_AGREES_ROUGHLY = 0.1
+"""What rounding in single precision may leave of a difference of gradients."""
 _HALF_AGREES = 0.1
 """What rounding to half precision may change in a gradient."""
 
@@ -67,7 +71,7 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
             has another gradient.
     """
     objective.begin()
-    with evaluation(objective.loss.model, objective.device) as guarded, Formulas():
+    with evaluation(objective.loss.model, objective.device) as guarded, Formulas(), _told():
         value = objective.loss.value(objective.given(batch))
         if not bool(torch.isfinite(value)):
             raise OperatorError(
@@ -89,6 +93,26 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
     if (off := apart(found, theirs)) > limit:
         _refuse_gradient(objective, own, batch, theirs, off)
     return remarks
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns whatever model and loss raise into an error for users.
+
+    Raises:
+        OperatorError: With the words of the first error.
+    """
+    try:
+        yield
+    except (OperatorError, MemoryError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise OperatorError(
+            f"the loss of the first batch cannot be computed and differentiated: "
+            f"{type(error).__name__}: {str(error).strip()} (in {frame.name}, {frame.filename}:"
+            f"{frame.lineno}); mend the model, the loss or the data"
+        ) from error
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -194,11 +218,12 @@ def compared(objective: Objective, batch: Any) -> str:
     strangers = _functions_of_users(objective, few)
     double = _in_double(objective, few)
     if double is not None:
-        off, limit = _difference(double, widened(few, torch.float64), _STEP), _AGREES
+        off = _difference(double, widened(few, torch.float64))
     elif strangers:
-        off, limit = _difference(objective, few, _STEP**0.5), _AGREES_ROUGHLY
+        off = _difference(objective, few)
     else:
         return "not compared with a difference of gradients, as the loss has no copy in float64"
+    limit = _AGREES if double is not None and strangers else _AGREES_ROUGHLY
     if not off <= limit:
         cause = (
             f"the derivatives of {shown_list(strangers)}, a torch.autograd.Function, cannot be "
@@ -220,7 +245,10 @@ def _in_double(objective: Objective, batch: Any) -> Objective | None:
         return None
     try:
         double = converted(objective, torch.float64)
-        double = replace(double, widen=False)
+        double = replace(double, widen=False, begin=begin_of(double.loss))
+        if is_drawn(double.loss):
+            # The same draws of other digits may be other targets.
+            return double
         theirs = double.gradient(widened(batch, torch.float64))
     except Exception:  # noqa: BLE001
         # Whatever a user's own objects raise: they need not be made for copies, nor for double.
@@ -248,8 +276,8 @@ def _functions_of_users(objective: Objective, batch: Any) -> list[str]:
     return sorted(set(names))
 
 
-def _difference(objective: Objective, batch: Any, step: float) -> float:
-    """How far a product is from a difference of gradients, the better of two steps."""
+def _difference(objective: Objective, batch: Any) -> float:
+    """How far a product is from a difference of gradients, with the best of some steps."""
     tensors = objective.chosen.tensors
     generator = torch.Generator().manual_seed(0)
     v = [torch.randn(one.shape, generator=generator).to(one) for one in tensors]
@@ -257,11 +285,13 @@ def _difference(objective: Objective, batch: Any, step: float) -> float:
     found = Curvature(objective, [batch], ADDED) @ flat
     size = 1 + float(torch.cat([one.detach().reshape(-1) for one in tensors]).double().norm())
     derivative = _slope_of_gauss_newton if objective.loss.outputs else _slope_of_gradient
-    errors = []
-    for h in (step, step / 32):
-        h *= size / float(flat.double().norm())
-        errors.append(derivative(objective, batch, v, h, found.double()))
-    return min(errors)
+    best = math.inf
+    for step in _STEPS:
+        h = step * size / float(flat.double().norm())
+        best = min(best, derivative(objective, batch, v, h, found.double()))
+        if best <= _AGREES:
+            break
+    return best
 
 
 @contextmanager

@@ -65,6 +65,21 @@ class Loss:
         return _gauss_newton(self, batch, parameters)
 
 
+def begin_of(loss: Loss) -> Callable[[], None]:
+    """Returns what a loss wants to be called before each product: those that draw begin anew."""
+    found: Callable[[], None] = getattr(loss.of_outputs, "begin", _nothing)
+    return found
+
+
+def is_drawn(loss: Loss) -> bool:
+    """Whether a loss draws its targets."""
+    return bool(getattr(loss.of_outputs, "samples", None))
+
+
+def _nothing() -> None:
+    pass
+
+
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         what = (

@@ -113,9 +113,6 @@ def evaluation(model: nn.Module, device: torch.device) -> Iterator[Guarded]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_slow_path_of_encoders())
-        if "torch._dynamo" in sys.modules:
-            # What torch has compiled cannot be differentiated twice.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             # Nor can the kernels of recurrent layers that cuDNN has.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -134,12 +131,20 @@ def as_it_is(model: nn.Module) -> Iterator[None]:
                 copies.setdefault(id(buffer), buffer.detach().clone())
                 module._buffers[name] = copies[id(buffer)]
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _as_written():
             yield
     finally:
         for module, buffers in kept:
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+def _as_written() -> contextlib.AbstractContextManager[Any]:
+    """What torch has compiled cannot be differentiated twice."""
+    if "torch._dynamo" in sys.modules:
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
