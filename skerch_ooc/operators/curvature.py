@@ -17,6 +17,7 @@ from skerch_ooc.operators.derivatives.checks import (
     columns_agree,
     compared,
     converted,
+    differentiable_twice,
     require_gradient,
 )
 from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
@@ -342,10 +343,11 @@ def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
         # A seed is drawn from by the loss that is evaluated.
         objective = replace(objective, begin=begin_of(objective.loss))
     first = _first(batches, asked.reduction)
-    remarks += require_gradient(objective, first, own)
-    reduction, more = agreed(objective, batches, asked.reduction, asked.rows_at_once)
-    remarks += [*more, f"differentiated reverse over reverse: {compared(objective, first)}"]
-    together = columns_agree(objective, first)
+    with differentiable_twice():
+        remarks += require_gradient(objective, first, own)
+        reduction, more = agreed(objective, batches, asked.reduction, asked.rows_at_once)
+        remarks += [*more, f"differentiated reverse over reverse: {compared(objective, first)}"]
+        together = columns_agree(objective, first)
 
     def made(some: list[Any], objective: Objective = objective) -> Curvature:
         operator = Curvature(objective, some, reduction, asked.rows_at_once)

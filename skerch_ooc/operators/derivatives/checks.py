@@ -183,12 +183,14 @@ def _unused(chosen: Chosen, value: Tensor) -> list[str]:
 
 
 def converted(objective: Objective, dtype: torch.dtype) -> Objective:
-    """Returns a copy of a objective in another floating-point type.
+    """Returns a copy of an objective in another floating-point type.
 
     Raises:
         Exception: Whatever the user's objects raise when they are copied.
     """
     memo: dict[int, Any] = {}
+    # Targets that were drawn are not copied, but drawn again.
+    objective.begin()
     loss: Loss = copy.deepcopy(objective.loss, memo)
     held = [getattr(one, "loss", None) for one in (loss.of_batch, loss.of_outputs)]
     for module in (loss.model, *held):
@@ -355,6 +357,26 @@ def _slope_of_gauss_newton(
 
 def _differentiable(outputs: Any) -> list[Tensor]:
     return [one for one in tensors_of(outputs) if one.requires_grad]
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Holds where a loss is differentiated for the first time.
+
+    Raises:
+        OperatorError: If torch has no derivative of something in it; names what torch names.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Of which NotImplementedError is one.
+        if "not implemented" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise OperatorError(
+            f"torch cannot differentiate the loss twice: {reason}; compute it by other layers or "
+            "functions"
+        ) from error
 
 
 def columns_agree(objective: Objective, batch: Any) -> bool:
