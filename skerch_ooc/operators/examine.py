@@ -31,6 +31,9 @@ _MOST_SLOWER = 2
 """So many widths in a row that are slower by so much end the trial."""
 _LONGEST_CALL = 5.0
 _REPEAT_SECONDS = 0.25
+_MOST_TIMED = 16
+_TIMED_SECONDS = 2.0
+"""Columns of the block that is timed, at most, and how long it is expected to take."""
 _MOST_REPEATS = 5
 
 
@@ -96,7 +99,9 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
         OperatorError: If the operator fails on a single column.
     """
     # The first product also makes what the operator keeps for all others.
-    timed(product.narrowed(WIDTHS[0]), probe_vectors(product, seed, Range(0, 1)))
+    _, took, _ = timed(product.narrowed(WIDTHS[0]), probe_vectors(product, seed, Range(0, 1)))
+    # What a block takes whatever its width is to weigh little, as it will in the run.
+    usual = min(most, *product.shape, _MOST_TIMED, max(1, int(_TIMED_SECONDS / took)))
     release_memory()
     held = resident_memory()
     free = memory - held - SPARE_BYTES - block_bytes(product.shape, product.dtype)
@@ -106,13 +111,15 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
         if found and (width > min(most, *product.shape) or not _is_worth(found, free)):
             break
         try:
-            timing, calls = _best_of_few(product.narrowed(width), seed, width, held)
+            timing, columns = _best_of_few(
+                product.narrowed(width), seed, max(width, usual), width, held
+            )
         except (MemoryError, OperatorError) as error:
             if not found:
                 raise
             log.info("%d columns at once are too many: %s", width, error)
             break
-        products += calls * width
+        products += columns
         if found and timing.bytes > free:
             break
         found.append(timing)
@@ -135,14 +142,17 @@ def _is_worth(found: list[Timing], free: int) -> bool:
     return seconds <= _LONGEST_CALL and needed <= free
 
 
-def _best_of_few(product: Product, seed: int, width: int, held: int) -> tuple[Timing, int]:
-    """Times calls with so many columns, several if they are short; also how many they were."""
-    x = probe_vectors(product, seed, Range(0, width))
+def _best_of_few(
+    product: Product, seed: int, columns: int, width: int, held: int
+) -> tuple[Timing, int]:
+    """Times an inner call of a block, several blocks if they are short; also their columns."""
+    x = probe_vectors(product, seed, Range(0, columns))
     taken: list[float] = []
     with PeakWatch() as watch:
         while not taken or (len(taken) < _MOST_REPEATS and sum(taken) < _REPEAT_SECONDS):
             taken.append(timed(product, x)[1])
-    return Timing(width, min(taken), max(0, watch.peak - held)), len(taken)
+    seconds = min(taken) * width / columns
+    return Timing(width, seconds, max(0, watch.peak - held)), len(taken) * columns
 
 
 def probe_at_best_width(

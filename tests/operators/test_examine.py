@@ -31,7 +31,8 @@ def tried(monkeypatch):
 
         def timed(product, x):
             Told.width = product.columns_at_once
-            return None, seconds_of(product.columns_at_once), 0
+            calls = -(-x.shape[1] // product.columns_at_once)
+            return None, calls * seconds_of(product.columns_at_once), 0
 
         resident = resident_memory()
         monkeypatch.setattr(examine, "resident_memory", lambda: resident)
@@ -59,7 +60,8 @@ class TestTrial:
     def test_all_widths_are_tried_while_wider_ones_are_quicker(self, tried):
         trial = tried(lambda width: 0.3)
         assert widths_of(trial) == ALL
-        assert (trial.best.columns, trial.products) == (64, 1 + sum(ALL))
+        # Of the first three widths, too, a block of six columns, which takes two seconds.
+        assert (trial.best.columns, trial.products) == (64, 1 + 3 * 6 + sum(ALL[3:]))
 
     def test_trial_ends_with_the_second_width_that_is_clearly_slower(self, tried):
         assert widths_of(tried(lambda width: 0.001 * width ** (2 if width > 4 else 0.5))) == [

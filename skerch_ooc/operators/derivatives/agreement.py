@@ -6,7 +6,7 @@ of those of both. No more rows are put together than a batch has, so that it tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,8 @@ from skerch_ooc.operators.derivatives.operator import Objective, cut_by_rows
 from skerch_ooc.operators.derivatives.products import is_drawn
 from skerch_ooc.operators.derivatives.reductions import ADDED, ROWS, SUPPOSED, Reduction
 from skerch_ooc.operators.derivatives.surroundings import mixes_rows
+
+_FEW_ROWS = 8
 
 _ADVICE = (
     "give weight_of, a function of a batch that returns how much its loss counts, such as "
@@ -98,7 +100,9 @@ def agreed(
         return _supposed(objective, pieces), []
     if sum(1 for weight in reduction.weights(pieces) if weight) == 1:
         return reduction, []
-    usable = (one for one in _pairs(objective, pieces) if one and any(one.counts(reduction)))
+    # What is known is looked at in a few rows.
+    few = (next(cut_by_rows(one, _FEW_ROWS)) if rows_of(one) else one for one in pieces)
+    usable = (one for one in _pairs(objective, few) if one and any(one.counts(reduction)))
     together = next(usable, None)
     if together is not None and together.fits(reduction):
         return reduction, []
@@ -176,7 +180,7 @@ def _said(
     )
 
 
-def _pairs(objective: Objective, pieces: list[Any]) -> Iterator[Together | None]:
+def _pairs(objective: Objective, pieces: Iterable[Any]) -> Iterator[Together | None]:
     """Yields halves of each batch and of the next together; ``None`` where they do not fit."""
     for first, second in pairwise(pieces):
         for number in (0, 1):
