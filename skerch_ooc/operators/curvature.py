@@ -479,9 +479,9 @@ def _require_likelihood(loss: Any, samples: int | None) -> Reduction:
 
 def _require_order(data: Data) -> None:
     """Refuses loaders that would give each process other batches."""
-    sampler = getattr(data, "sampler", None)
-    shuffles = isinstance(sampler, torch.utils.data.RandomSampler)
-    if shuffles and getattr(sampler, "generator", None) is None:
+    samplers = (getattr(one, "sampler", None) for one in (data, getattr(data, "batch_sampler", 0)))
+    shuffling = [one for one in samplers if isinstance(one, torch.utils.data.RandomSampler)]
+    if any(one.generator is None for one in shuffling):
         raise OperatorError(
             "the data loader shuffles, so that products would differ from process to process; make "
             "it with shuffle=False, or with a generator that is seeded where it is made"

@@ -257,8 +257,7 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
         raise OperatorError(
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
             f'(allowed: {limit:.1e}); kind = "eigh" needs A = A^H. Check that A @ x is the '
-            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low; "
-            "of the Hessian of a network with LayerNorm, take hessian(..., reverse=True)"
+            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
         )
     return asymmetry
 

@@ -66,12 +66,24 @@ def widened(value: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def rows_of(batch: Any) -> int | None:
-    """Returns the rows of a batch; ``None`` if its tensors do not agree on them."""
+    """Returns the rows of a batch; ``None`` if its parts do not agree on them."""
     found = tensors_of(batch)
-    if isinstance(batch, PackedSequence) or any(one.ndim == 0 for one in found):
+    if not _has_rows(batch) or any(one.ndim == 0 for one in found):
         return None
     lengths = {len(one) for one in found}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether all that may have rows are tensors: a list of lengths cannot be cut with them."""
+    if isinstance(value, PackedSequence):
+        return False
+    if isinstance(value, Mapping):
+        return all(_has_rows(one) for one in value.values())
+    if isinstance(value, (list, tuple)):
+        parts = (list, tuple, Tensor, Mapping)
+        return all(isinstance(one, parts) and _has_rows(one) for one in value)
+    return True
 
 
 def rows(batch: Any, chosen: Range) -> Any:

@@ -215,8 +215,7 @@ def compared(objective: Objective, batch: Any) -> str:
     Raises:
         OperatorError: If they differ.
     """
-    height = rows_of(batch)
-    few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
+    few = _few_rows(objective, batch)
     strangers = _functions_of_users(objective, few)
     double = _in_double(objective, few)
     if double is not None:
@@ -238,6 +237,20 @@ def compared(objective: Objective, batch: Any) -> str:
             f"{limit:.0e}); {cause}"
         )
     return f"one product agrees with a difference of gradients to {off:.0e}"
+
+
+def _few_rows(objective: Objective, batch: Any) -> Any:
+    """Returns some rows of a batch; all where fewer have no gradient, as if none of them counts."""
+    height = rows_of(batch)
+    if not height:
+        return batch
+    few = rows(batch, Range(0, min(height, _ROWS)))
+    try:
+        is_usable = bool(torch.isfinite(objective.gradient(few)).all())
+    except (RuntimeError, ValueError, LookupError, TypeError):
+        # Whatever a model raises that wants batches of a certain size.
+        return batch
+    return few if is_usable else batch
 
 
 def _in_double(objective: Objective, batch: Any) -> Objective | None:
@@ -384,9 +397,7 @@ def columns_agree(objective: Objective, batch: Any) -> bool:
 
     Functions of users, and some of torch, cannot be differentiated for several at once.
     """
-    height = rows_of(batch)
-    few = batch if height is None else rows(batch, Range(0, min(height, _ROWS)))
-    operator = Curvature(objective, [few], ADDED)
+    operator = Curvature(objective, [_few_rows(objective, batch)], ADDED)
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(operator.shape[0], 2, generator=generator).to(operator.device, operator.dtype)
     alone = operator.one_by_one() @ v
