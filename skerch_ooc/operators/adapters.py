@@ -219,12 +219,14 @@ def applied(operator: Any, x: Any, *, adjoint: bool) -> Any:
 
     Args:
         operator: One that has ``as_product``.
-        x: The columns; their dtype is that of the product.
+        x: The columns, or one vector; their dtype is that of the product.
         adjoint: Whether ``A^H`` is to be applied.
     """
+    if x.ndim == 1:
+        return applied(operator, x[:, None], adjoint=adjoint)[:, 0]
     if isinstance(x, np.ndarray):
         product = product_of(operator, str(x.dtype), "cpu")
-        return product(np.atleast_2d(x), adjoint=adjoint)
+        return product(x, adjoint=adjoint)
     import torch
 
     columns = x.detach().cpu().numpy()

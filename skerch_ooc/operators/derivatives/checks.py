@@ -75,8 +75,8 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
         value = objective.loss.value(objective.given(batch))
         if not bool(torch.isfinite(value)):
             raise OperatorError(
-                f"the loss of the first batch is {float(value)}; look for overflow, log(0) or 0/0, "
-                "or for a batch in which no target counts"
+                f"the loss of the first batch is {float(value.detach())}; look for overflow, "
+                "log(0) or 0/0, or for a batch in which no target counts"
             )
         remarks = _unused(objective.chosen, value)
         found = joined_pieces(gradient(value, objective.chosen.tensors), False).double()
