@@ -101,7 +101,8 @@ def ggn(
 
     Args:
         model: As for :func:`hessian`; linearised at its outputs.
-        loss: As for :func:`hessian`.
+        loss: As for :func:`hessian`. Parameters that it holds itself, such as those that decay,
+            count as outputs, too.
         data: As for :func:`hessian`.
         parameters: As for :func:`hessian`.
         per_batch: As for :func:`hessian`.

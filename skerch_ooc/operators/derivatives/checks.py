@@ -22,11 +22,18 @@ from torch.autograd.function import BackwardCFunction
 
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.derivatives.batches import mapped, rows, rows_of, tensors_of, widened
+from skerch_ooc.operators.derivatives.batches import rows, rows_of, widened
 from skerch_ooc.operators.derivatives.formulas import Formulas
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective, joined_pieces
 from skerch_ooc.operators.derivatives.parameters import Chosen
-from skerch_ooc.operators.derivatives.products import Loss, begin_of, gradient, is_drawn, linear_in
+from skerch_ooc.operators.derivatives.products import (
+    Loss,
+    begin_of,
+    gradient,
+    is_drawn,
+    linear_in,
+    linearised,
+)
 from skerch_ooc.operators.derivatives.reductions import ADDED
 from skerch_ooc.operators.derivatives.surroundings import as_it_is, evaluation
 
@@ -342,34 +349,26 @@ def _slope_of_gauss_newton(
     objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
 ) -> float:
     """The same for ``v^T J^T H J v``, with ``J v`` as a difference of outputs."""
-    loss, given = objective.loss, objective.given(batch)
-    assert loss.outputs is not None
-    assert loss.of_outputs is not None
+    loss, given, tensors = objective.loss, objective.given(batch), objective.chosen.tensors
     objective.begin()
     with evaluation(loss.model, objective.device), Formulas():
-        made = loss.outputs(loss.model, given)
-        leaves = {id(one): one.detach().requires_grad_() for one in _differentiable(made)}
-        value = loss.of_outputs(mapped(made, lambda one: leaves.get(id(one), one)), given)
-        at = list(leaves.values())
-        slopes = gradient(value, at, keep=True)
+        cut = linearised(loss, given, tensors)
 
         def outputs() -> Tensor:
-            made = _differentiable(loss.outputs(loss.model, given))  # type: ignore[misc]
+            made = linearised(loss, given, tensors).outputs
             return torch.cat([one.detach().reshape(-1) for one in made])
 
-        pushed = _central(objective.chosen.tensors, v, h, outputs)
+        pushed = _central(tensors, v, h, outputs)
         pieces = [
             piece.view_as(one)
-            for piece, one in zip(torch.split(pushed, [one.numel() for one in at]), at, strict=True)
+            for piece, one in zip(
+                torch.split(pushed, [one.numel() for one in cut.at]), cut.at, strict=True
+            )
         ]
-        curved = joined_pieces(linear_in(slopes, at)(pieces, False), False).double()
+        curved = joined_pieces(linear_in(cut.slopes, cut.at)(pieces, False), False).double()
     expected = float(pushed.double() @ curved[:, 0])
     actual = float((joined_pieces(v, False).double() * found).sum())
     return abs(actual - expected) / max(abs(actual), abs(expected), 1e-300)
-
-
-def _differentiable(outputs: Any) -> list[Tensor]:
-    return [one for one in tensors_of(outputs) if one.requires_grad]
 
 
 @contextmanager

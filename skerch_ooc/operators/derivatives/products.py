@@ -125,24 +125,64 @@ def _hessian(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
     return value.detach(), linear_in(gradient(value, parameters, keep=True), parameters)
 
 
-def _gauss_newton(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
+@dataclass(frozen=True)
+class Linearised:
+    """A loss as a function of its model's outputs.
+
+    Parameters from which the loss itself computes, such as those that decay, are outputs, too.
+
+    Attributes:
+        value: The loss.
+        outputs: The outputs, as computed from the parameters.
+        at: Where the loss is computed from them, cut off from the model; and those parameters.
+        slopes: The derivatives of the loss there, with their graph.
+    """
+
+    value: Tensor
+    outputs: Pieces
+    at: Pieces
+    slopes: Pieces
+
+
+def linearised(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Linearised:
+    """Evaluates a loss and its derivatives in the outputs."""
     assert loss.outputs is not None
     assert loss.of_outputs is not None
     made = loss.outputs(loss.model, batch)
-    outputs = [one for one in tensors_of(made) if one.requires_grad]
+    outputs = _differentiable(made)
     leaves: dict[int, Tensor] = {id(one): one.detach().requires_grad_() for one in outputs}
-    at = [leaves[id(one)] for one in outputs]
     value = _scalar(loss.of_outputs(mapped(made, lambda one: leaves.get(id(one), one)), batch))
-    if not at:
-        return value.detach(), linear_in([], parameters)
-    curvature = linear_in(gradient(value, at, keep=True), at)
-    given = [torch.zeros_like(one, requires_grad=True) for one in at]
+    held = _held(value, parameters)
+    at = [*(leaves[id(one)] for one in outputs), *held]
+    outputs += [one.view_as(one) for one in held]
+    return Linearised(value.detach(), outputs, at, gradient(value, at, keep=True) if at else [])
+
+
+def _differentiable(outputs: Any) -> Pieces:
+    """Lists the tensors among outputs that depend on parameters."""
+    return [one for one in tensors_of(outputs) if one.requires_grad]
+
+
+def _held(value: Tensor, parameters: Sequence[Tensor]) -> Pieces:
+    """Lists the parameters on which a loss depends otherwise than by its outputs."""
+    if not value.requires_grad:
+        return []
+    found = torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True)
+    return [one for one, slope in zip(parameters, found, strict=True) if slope is not None]
+
+
+def _gauss_newton(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
+    cut = linearised(loss, batch, parameters)
+    if not cut.at:
+        return cut.value, linear_in([], parameters)
+    curvature = linear_in(cut.slopes, cut.at)
+    given = [torch.zeros_like(one, requires_grad=True) for one in cut.at]
     pulled = torch.autograd.grad(
-        outputs, list(parameters), given, create_graph=True, materialize_grads=True
+        cut.outputs, list(parameters), given, create_graph=True, materialize_grads=True
     )
-    forward, backward = linear_in(pulled, given), linear_in(outputs, parameters)
+    forward, backward = linear_in(pulled, given), linear_in(cut.outputs, parameters)
 
     def apply(columns: Pieces, several: bool) -> Pieces:
         return backward(curvature(forward(columns, several), several), several)
 
-    return value.detach(), apply
+    return cut.value, apply
