@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 
 from skerch_ooc.base.errors import OperatorError
@@ -69,12 +70,18 @@ class Guarded(TorchFunctionMode):
 
 
 def require_deterministic(model: nn.Module) -> None:
-    """Refuses layers that draw numbers.
+    """Refuses layers that draw numbers, or that iterate without derivatives.
 
     Raises:
         OperatorError: If there is one in training mode; names it.
     """
     for name, module in model.named_modules():
+        if module.training and _iterates(module):
+            raise OperatorError(
+                f"layer {name or type(module).__name__} normalises a spectrum in training mode, "
+                "where each call moves the vectors of its power iteration, which torch does not "
+                "differentiate; call model.eval() first"
+            )
         p = getattr(module, "p", getattr(module, "dropout", 0.0))
         if isinstance(module, nn.RReLU):
             p = float(module.upper > module.lower)
@@ -88,6 +95,14 @@ def require_deterministic(model: nn.Module) -> None:
                 "mode, so that products would differ from call to call; call model.eval() first, "
                 "or set its dropout to 0"
             )
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether a module, or what comes before its call, is spectral normalisation."""
+    before = module._forward_pre_hooks.values()
+    return isinstance(module, nn.utils.parametrizations._SpectralNorm) or any(
+        isinstance(hook, SpectralNorm) for hook in before
+    )
 
 
 def mixes_rows(model: nn.Module) -> str | None:
