@@ -135,6 +135,8 @@ NAMES_NO_VALUE = {
         "the data loader shuffles",
         "this operator needs curvlinops",
         "the data hold no batches",
+        "parameters = [] is empty",
+        "the model calls torch.utils.checkpoint in its reentrant way",
         "sparse matrices need SciPy",
         "scipy() needs SciPy",
     ],
@@ -216,7 +218,7 @@ COMPLETED_BY_OTHERS = {
 OUR_NAMES = {
     "skerch_ooc", "run_dir", "open_run", "requires_grad_", "scipy.sparse.save_npz",
     "power_iterations", "__rmatmul__", "columns_at_once", "weight_of", "rows_at_once", "per_batch",
-    "hessian_of", "ggn_of", "torch.view_as_real",
+    "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),

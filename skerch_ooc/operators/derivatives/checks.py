@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.utils.checkpoint import CheckpointFunction
 
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
@@ -85,6 +86,7 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
                 f"the loss of the first batch is {float(value.detach())}; look for overflow, "
                 "log(0) or 0/0, or for a batch in which no target counts"
             )
+        _require_whole_graph(value)
         remarks = _unused(objective.chosen, value)
         found = joined_pieces(gradient(value, objective.chosen.tensors), False).double()
     theirs = _own_gradient(own, batch)
@@ -223,7 +225,8 @@ def compared(objective: Objective, batch: Any) -> str:
         OperatorError: If they differ.
     """
     few = _few_rows(objective, batch)
-    strangers = _functions_of_users(objective, few)
+    with evaluation(objective.loss.model, objective.device), Formulas():
+        strangers = _functions_of_users(objective.loss.value(objective.given(few)))
     double = _in_double(objective, few)
     if double is not None:
         off = _difference(double, widened(few, torch.float64))
@@ -280,10 +283,22 @@ def _in_double(objective: Objective, batch: Any) -> Objective | None:
     )
 
 
-def _functions_of_users(objective: Objective, batch: Any) -> list[str]:
+def _require_whole_graph(value: Tensor) -> None:
+    """Refuses a graph that does not reach all parameters.
+
+    Raises:
+        OperatorError: If there is a checkpoint that keeps its own graph.
+    """
+    if CheckpointFunction.__name__ in _functions_of_users(value):
+        raise OperatorError(
+            "the model calls torch.utils.checkpoint in its reentrant way, whose graph does not "
+            "reach the parameters within; set use_reentrant=False in that call"
+        )
+
+
+def _functions_of_users(value: Tensor) -> list[str]:
     """Names the functions with a backward of their own in the graph of a loss."""
-    with evaluation(objective.loss.model, objective.device), Formulas():
-        left: list[Any] = [objective.loss.value(objective.given(batch)).grad_fn]
+    left: list[Any] = [value.grad_fn]
     seen, names = set(), []
     while left:
         node = left.pop()
@@ -342,7 +357,22 @@ def _slope_of_gradient(
     objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
 ) -> float:
     slope = _central(objective.chosen.tensors, v, h, lambda: objective.gradient(batch))
-    return apart(found, slope)
+    return max(apart(found, slope), _error_of_gradient(objective, batch, v, h))
+
+
+def _error_of_gradient(objective: Objective, batch: Any, v: list[Tensor], h: float) -> float:
+    """How far the slope of the loss is from what its gradient says."""
+
+    def value() -> Tensor:
+        with evaluation(objective.loss.model, objective.device), Formulas():
+            return objective.loss.value(objective.given(batch)).detach()
+
+    slopes, direction = objective.gradient(batch), joined_pieces(v, False).double()
+    expected = float((slopes * direction).sum())
+    # A direction that happens to be level says little.
+    usual = float(slopes.norm() * direction.norm()) / math.sqrt(len(slopes))
+    off = abs(float(_central(objective.chosen.tensors, v, h, value)) - expected)
+    return off / max(abs(expected), usual / 4, 1e-300)
 
 
 def _slope_of_gauss_newton(
@@ -382,7 +412,7 @@ def differentiable_twice() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Of which NotImplementedError is one.
-        if "not implemented" not in str(error):
+        if not any(words in str(error) for words in ("not implemented", "differentiate twice")):
             raise
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise OperatorError(

@@ -69,6 +69,11 @@ def chosen_of(model: torch.nn.Module, wanted: Parameters | None) -> Chosen:
     for one in able if wanted is None else _flat(wanted):
         taken = _named(named, one) if isinstance(one, str) else [_given(one, names)]
         found |= {id(parameter): parameter for parameter in taken}
+    if not found and wanted is not None:
+        raise OperatorError(
+            "parameters = [] is empty; give names or tensors, or leave it out to take all that "
+            "require a gradient"
+        )
     if not found:
         raise OperatorError(
             "the model has no parameters that require a gradient; call requires_grad_() on it"
