@@ -20,6 +20,7 @@ def make(
     batch_size: int = 50,
     seed: int = 12345780,
     device: str = "cpu",
+    reverse: bool | None = None,
 ) -> Any:
     """Makes the Hessian of the mean squared error of an untrained network.
 
@@ -31,6 +32,7 @@ def make(
         batch_size: Samples in a batch.
         seed: Of data and weights.
         device: The torch device.
+        reverse: How products are differentiated: see ``hessian``.
 
     Returns:
         The operator ``(p, p)``; with the defaults ``p`` is 39,760.
@@ -46,4 +48,5 @@ def make(
         model = torch.nn.Sequential(
             torch.nn.Linear(inputs, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, outputs)
         )
-    return hessian(model.to(device).eval(), torch.nn.MSELoss(), data)
+    model = model.to(device).eval()
+    return hessian(model, torch.nn.MSELoss(), data, reverse=reverse)

@@ -1,7 +1,8 @@
 """Our whole process against the reference's, on the Hessian of a 784-50-10 network.
 
 Ours: ``skerch-ooc run``, with start-up, disk, error test and assessment. The reference: skerch's
-in-memory ``seigh`` by ``hmt`` (two passes) with its error test, as a process of its own. They run
+in-memory ``seigh`` by ``hmt`` (two passes) with its error test, as a process of its own, with the
+products of curvlinops, as in its example. They run
 in turn, so that a noisy machine disturbs both; the figures are medians and ratios.
 
 Usage: python workflows/benchmarks/mlp_hessian.py --repeats 5 --json mlp_hessian.json
@@ -34,7 +35,7 @@ def reference(measurements: int, tests: int) -> dict[str, float]:
     from skerch.algorithms import seigh
     from skerch.linops import CompositeLinOp, DiagonalLinOp
 
-    operator = make()
+    operator = make(reverse=False)
     values, vectors = seigh(
         operator, "cpu", torch.float32, measurements, seed=1, noise_type="rademacher",
         recovery_type="hmt", meas_blocksize=measurements,
