@@ -44,6 +44,7 @@ class Convolved(nn.Module):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("network", [Recurrent, Attending, Convolved], ids=lambda x: x.__name__)
 @pytest.mark.parametrize("matrix", [hessian, ggn, fisher], ids=lambda x: x.__name__)
 def test_products_on_a_gpu_are_those_of_the_processor(network, matrix):
