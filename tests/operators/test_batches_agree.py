@@ -189,7 +189,7 @@ def test_batches_make_up_the_whole_or_are_refused(kind, reduction, way, weighted
 
 
 @pytest.mark.parametrize("options", [{}, {"per_batch": True}, {"rows_at_once": 2}], ids=str)
-@pytest.mark.parametrize("size", [4])
+@pytest.mark.parametrize("size", [4, 400])
 @pytest.mark.parametrize("other", range(5))
 def test_one_target_that_does_not_count_is_found(other, size, options):
     """In all batches but one every target counts."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skerch_ooc.base.errors import OperatorError
@@ -28,6 +29,11 @@ _ADVICE = (
     'weight_of=lambda batch: len(batch[0]), or "sum" where the losses of batches are added'
 )
 
+_ROUNDINGS = 64
+"""So many roundings are always allowed to gradients that are compared."""
+_TIMES_NOISE = 16
+"""And so many times the noise that is observed."""
+
 
 class Together:
     """Gradients of some rows of one batch, some of another, and of both together.
@@ -42,7 +48,17 @@ class Together:
     def __init__(self, objective: Objective, first: Any, second: Any, both: Any) -> None:
         self._halves = (first, second)
         self.first, self.second, self.both = map(objective.gradient, (first, second, both))
-        self._limit = closeness(objective.chosen.tensors[0].dtype)
+        self._limit = self._rounding(objective)
+
+    def _rounding(self, objective: Objective) -> float:
+        """How far rounding may take gradients apart, relative to that of both."""
+        dtype = objective.chosen.tensors[0].dtype
+        sizes = [float(one.norm()) for one in (self.both, self.first, self.second)]
+        noise = max(
+            _ROUNDINGS * torch.finfo(dtype).eps * max(sizes),
+            _TIMES_NOISE * _noise(objective, self._halves[0]),
+        )
+        return min(closeness(dtype), noise / sizes[0]) if sizes[0] else closeness(dtype)
 
     def fits(self, reduction: Reduction) -> bool:
         """Whether the gradients add up as a reduction says."""
@@ -70,6 +86,14 @@ class Together:
 
     def _off(self, made: Tensor) -> float:
         return apart(made, self.both)
+
+
+def _noise(objective: Objective, batch: Any) -> float:
+    """The error of a gradient by rounding: what changes if all rows come three times."""
+    few = rows(batch, Range(0, max(1, (rows_of(batch) or 1) // 3)))
+    thrice = joined(few, joined(few, few))
+    once, found = objective.gradient(few), objective.gradient(thrice)
+    return min(float((times * once - found).norm()) for times in (1, 3))
 
 
 def agreed(
