@@ -11,7 +11,7 @@ from specs import FACTORIES, write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import DriftError, OperatorError
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.curvature import fisher, ggn, hessian, kfac
+from skerch_ooc.operators.curvature import fisher, ggn, ggn_of, hessian, kfac
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.planning.spec import Spec
@@ -408,3 +408,70 @@ class TestReverse:
             forward @ eye, hessian(model, loss, data) @ eye, atol=1e-6, rtol=1e-4
         )
         assert "forward over reverse" in forward.remarks[-1]
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes how many entries the largest tensor has that torch makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(made):
+            if isinstance(one, torch.Tensor):
+                self.entries = max(self.entries, one.numel())
+        return made
+
+
+class Language(torch.nn.Module):
+    """A model with a large vocabulary, whose layer is computed again in the backward pass."""
+
+    def __init__(self, words, width=4):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(words, width)
+        self.layer = torch.nn.TransformerEncoderLayer(width, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, tokens):
+        inner = torch.utils.checkpoint.checkpoint(
+            self.layer, self.embedding(tokens), use_reentrant=False
+        )
+        return inner @ self.embedding.weight.mT
+
+
+class TestLargeOutputs:
+    """A Gauss-Newton matrix whose outputs are larger than the parameters."""
+
+    WORDS, LENGTH, ROWS = 500, 32, 6
+
+    @pytest.fixture
+    def operator_of(self):
+        torch.manual_seed(0)
+        model = Language(self.WORDS).eval()
+        tokens = torch.randint(self.WORDS, (self.ROWS, self.LENGTH))
+        labels = torch.randint(self.WORDS, (self.ROWS, self.LENGTH))
+        labels[1:, 20:] = -100
+
+        def made(rows_at_once):
+            return ggn_of(
+                model, lambda m, batch: m(batch["tokens"]),
+                lambda out, batch: torch.nn.functional.cross_entropy(
+                    out.flatten(0, 1), batch["labels"].flatten()
+                ),
+                [{"tokens": tokens, "labels": labels}], rows_at_once=rows_at_once,
+                weight_of=lambda batch: (batch["labels"] != -100).sum(),
+            )  # fmt: skip
+
+        return made
+
+    def test_pieces_of_rows_give_the_product_of_the_whole(self, operator_of):
+        whole = operator_of(None)
+        columns = torch.randn(whole.shape[0], 3)
+        torch.testing.assert_close(operator_of(2) @ columns, whole @ columns, rtol=1e-4, atol=1e-7)
+
+    def test_no_more_outputs_are_in_memory_than_those_of_a_piece_and_an_inner_call(
+        self, operator_of
+    ):
+        operator = operator_of(2).narrowed(2)
+        with LargestTensor() as largest:
+            operator @ torch.randn(operator.shape[0], 6)
+        assert largest.entries <= 2 * 2 * self.LENGTH * self.WORDS
