@@ -248,7 +248,10 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
             most=_most_columns(spec, product),
             memory=resources.memory,
         )
-        taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
+        # A wide block is but several inner calls, of which all widths were timed already.
+        taken = []
+        if not findings.widths:
+            taken = timings(product, spec.seed, seconds=_LONGEST_CALL, memory=resources.memory)
     # The block that is best, whatever the spec says.
     free = replace(spec, sketch=replace(spec.sketch, block="auto"))
     plan = freeze.planned(
