@@ -1,7 +1,4 @@
-"""The Hessian of a small ReLU network on random data: the reference example's problem.
-
-Needs the extra ``curvature`` (``pip install '.[curvature]'``).
-"""
+"""The Hessian of a small ReLU network on random data: the reference example's problem."""
 
 from __future__ import annotations
 
