@@ -685,7 +685,6 @@ IN_TRAINING = {
     "a transformer without dropout": (of.Transformer, PLACES),
     "BatchNorm": (lambda: of.convolutional(nn.BatchNorm2d(2)), IMAGES),
     "BatchNorm of a table": (lambda: perceptron(nn.BatchNorm1d(6), nn.Tanh()), X),
-    "spectral norm": (lambda: of.reparametrised(parametrizations.spectral_norm), X),
     "a buffer that each call changes": (of.RunningMean, X),
 }
 for _name, _pair in IN_TRAINING.items():
@@ -845,6 +844,9 @@ def not_finite(outputs, targets):
 
 
 REFUSALS = {
+    "a spectral norm in training": refused(
+        lambda: of.reparametrised(parametrizations.spectral_norm), X, "normalises a spectrum"
+    ),
     "dropout": refused(lambda: perceptron(nn.Tanh(), nn.Dropout(0.5)), X, "Dropout"),
     "dropout of a recurrent layer": refused(
         partial(of.Recurrent, num_layers=2, dropout=0.5), SEQUENCES[3], "(?i)layer.*LSTM|dropout"

@@ -51,6 +51,8 @@ class Guarded(TorchFunctionMode):
         super().__init__()
         self._device = device.type
         self.autocast = False
+        # Not all kinds of devices know it.
+        self._casts = torch.amp.is_autocast_available(device.type)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -62,11 +64,18 @@ class Guarded(TorchFunctionMode):
                 f"the model calls {func.__name__} in training mode, so that products would differ "
                 "from call to call; call model.eval() first, or set its probability to 0"
             )
-        if torch.is_autocast_enabled(self._device):
+        if self._casts and torch.is_autocast_enabled(self._device):
             self.autocast = True
-            with torch.autocast(self._device, enabled=False):
+            with self.exact():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def exact(self) -> contextlib.AbstractContextManager[Any]:
+        """Switches autocast off."""
+        if not self._casts:
+            return contextlib.nullcontext()
+        off: contextlib.AbstractContextManager[Any] = torch.autocast(self._device, enabled=False)
+        return off
 
 
 def require_deterministic(model: nn.Module) -> None:
@@ -125,7 +134,7 @@ def evaluation(model: nn.Module, device: torch.device) -> Iterator[Guarded]:
     guarded = Guarded(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(as_it_is(model))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(guarded.exact())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_slow_path_of_encoders())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
