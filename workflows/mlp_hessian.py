@@ -1,4 +1,7 @@
-"""The Hessian of a small ReLU network on random data: the reference example's problem."""
+"""The Hessian of a small ReLU network on random data: the reference example's problem.
+
+Needs nothing but the package, unless ``reverse`` is false (``pip install '.[curvature]'``).
+"""
 
 from __future__ import annotations
 

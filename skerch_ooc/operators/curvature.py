@@ -45,37 +45,46 @@ def hessian(
 ) -> Any:
     """The Hessian of the loss of a model on all data.
 
+    Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+
     Args:
-        model: The network. It is left as it was found; layers that are random must be in
-            evaluation mode.
+        model: The network. It is left as it was found, buffers included (but see ``device``);
+            layers that draw numbers must be in evaluation mode. One of half precision is
+            differentiated in float32, at the same values.
         loss: ``loss(outputs, targets)``, a number: a module such as
             ``torch.nn.CrossEntropyLoss()``, or a function.
-        data: Batches ``(inputs, targets)``, the same ones in the same order at each pass. The model
-            is called with the inputs, whatever they are.
-        parameters: With respect to which; by default all that require a gradient. Names of layers
-            or parameters stand for all that are below them, such as ``["fc1", "fc2.bias"]``;
-            patterns such as ``"layers.*.weight"``, tensors and an optimiser's ``param_groups`` will
-            do, too.
+        data: Batches ``(inputs, targets)``, such as a loader that does not shuffle; they are kept
+            in memory. The model is called as ``model(inputs)``, with a tensor, tuple or mapping.
+        parameters: With respect to which, in this order; by default all that require a gradient.
+            Names of layers stand for all parameters below them, as in ``["fc1", "fc2.bias"]``;
+            patterns such as ``"layers.*.weight"``, tensors, pairs of name and tensor, and an
+            optimiser's ``param_groups`` will do, too.
         per_batch: Whether the operator is to be a :class:`skerch_ooc.Sum` with a term for each
             batch, which can be measured in parts (``operator.parts``).
-        reverse: Products are taken reverse over reverse, which is right for all layers that can be
-            differentiated twice. ``False`` takes the forward over reverse products of curvlinops
-            instead, if they are equal.
-        weight_of: What the loss of a batch counts, as a function of the batch: the Hessian is the
-            mean of the batches' own, weighted by it; or ``"sum"``. Torch's own losses need none:
-            they count rows, entries, targets that are not ignored, or their class weights.
-        rows_at_once: Cuts batches into pieces of so many rows, which need less memory.
-        device: Where the model is to be; by default where it is. Data are moved there.
+        reverse: Products are taken reverse over reverse (``None`` or ``True``), which is right for
+            all layers that torch can differentiate twice. ``False`` takes the forward over reverse
+            products of curvlinops (extra ``curvature``), and refuses them if they differ.
+        weight_of: How much the loss of a batch counts, as a function of the batch: the Hessian is
+            the mean of the batches' own, weighted by it. ``"sum"`` if it is the sum of them. Of
+            torch's own losses it is known (rows, entries, targets that are not ignored, or their
+            class weights), and of others found out, if they count rows or are sums.
+        rows_at_once: Cuts batches into pieces of so many rows (the first dimension of all tensors
+            of a batch), which need less memory; only for losses that are means or sums over rows.
+        device: Moves the model there; by default it stays where it is. Data are moved batch by
+            batch.
 
     Returns:
-        An operator ``(p, p)``, ``p`` being the number of parameters in the order given, that is
-        applied to tensors ``(p, b)``; its ``layout`` says where each parameter is, and its
-        ``remarks`` what was made of the loss. (Pearlmutter 1994, "Fast exact multiplication by the
-        Hessian".)
+        An operator of shape ``(p, p)``, ``p`` being the number of entries of the parameters. It is
+        applied to tensors ``(p, b)`` or ``(p,)`` on any device, whose dtype has no more digits than
+        its own: that of the parameters, or float32 for half precision. Its ``layout`` says where
+        each parameter is in a vector, and its ``remarks`` what was made of the loss.
 
     Raises:
-        OperatorError: If the loss is not what can be differentiated twice, or is random, or what
-            its batches weigh is not known, or a name is that of nothing, or the data are shuffled.
+        OperatorError: If the loss is no number or not finite, cannot be differentiated twice, is
+            random, or does not depend on the parameters; if how much its batches weigh is not
+            known, or not what was said; if a name is that of nothing, a parameter that is named is
+            frozen or complex, or the parameters are on several devices; if the data are shuffled,
+            empty, or no pairs.
     """
     whole = Loss(model, of_batch=PairLoss(loss))
     asked = Asked(parameters, reduction_of(loss, weight_of), per_batch, rows_at_once, device)
@@ -95,20 +104,22 @@ def ggn(
     rows_at_once: int | None = None,
     device: str | torch.device | None = None,
 ) -> Any:
-    """The generalised Gauss-Newton matrix: positive semidefinite, where the loss is convex.
+    """The generalised Gauss-Newton matrix ``J^T H J`` of the outputs' Jacobian and loss.
 
-    Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
+    It is positive semidefinite where the loss is convex in the outputs. Schraudolph 2002, "Fast
+    curvature matrix-vector products for second-order gradient descent".
 
     Args:
-        model: As for :func:`hessian`; linearised at its outputs.
-        loss: As for :func:`hessian`. Parameters that it holds itself, such as those that decay,
-            count as outputs, too.
+        model: As for :func:`hessian`; what it returns is linearised.
+        loss: As for :func:`hessian`; what is within it belongs to ``H``, such as a softmax.
+            Parameters that it holds itself, such as those that decay, count as outputs, too.
         data: As for :func:`hessian`.
         parameters: As for :func:`hessian`.
         per_batch: As for :func:`hessian`.
         weight_of: As for :func:`hessian`.
-        rows_at_once: As for :func:`hessian`; the outputs of so many rows are in memory, several
-            times for each column of an inner call.
+        rows_at_once: As for :func:`hessian`. The outputs of so many rows are in memory, several
+            times for each column that is applied at once: set it where outputs are large, such as
+            the logits of a vocabulary.
         device: As for :func:`hessian`.
 
     Returns:
@@ -135,22 +146,26 @@ def hessian_of(
 ) -> Any:
     """The Hessian of any loss of a model and a batch.
 
+    For example ``hessian_of(model, lambda model, batch: model(**batch).loss, data)``.
+
     Args:
         model: As for :func:`hessian`.
         loss_of: ``loss_of(model, batch)``, a number: with weight decay, derivatives with respect to
-            inputs, several outputs, or whatever else it is made of.
-        data: Batches of any kind: tensors, tuples, dictionaries; the same ones in the same order at
-            each pass.
+            inputs, several outputs, or whatever else it is made of. It has to use the model that it
+            is given, which may be a copy of yours in another precision.
+        data: Batches of any kind: tensors, tuples, mappings, dataclasses; such as a loader that
+            does not shuffle. They are kept in memory.
         parameters: As for :func:`hessian`.
-        weight_of: As for :func:`hessian`. Without it batches are taken to be weighted by rows, or
-            to be added, and this is verified on each; where neither is so it is needed.
+        weight_of: As for :func:`hessian`, such as ``lambda batch: (batch["labels"] != -100).sum()``
+            for a mean over tokens. Without it batches are found to be weighted by their rows, or to
+            be added, which is verified for each; where neither is so it is needed.
         per_batch: As for :func:`hessian`.
         rows_at_once: As for :func:`hessian`.
         device: As for :func:`hessian`.
 
     Returns:
-        An operator ``(p, p)``; see :func:`hessian`. Where the loss is no sum over rows it is the
-        weighted mean of the batches' own.
+        An operator ``(p, p)``; see :func:`hessian`. Where the loss is no sum over rows, because
+        rows are compared with each other, it is the weighted mean of the batches' own.
 
     Raises:
         OperatorError: As :func:`hessian`.
@@ -171,13 +186,14 @@ def ggn_of(
     rows_at_once: int | None = None,
     device: str | torch.device | None = None,
 ) -> Any:
-    """The generalised Gauss-Newton matrix of any loss of outputs.
+    """The generalised Gauss-Newton matrix ``J^T H J`` of any loss of outputs.
 
     Args:
         model: As for :func:`hessian`.
-        outputs_of: ``outputs_of(model, batch)``: a tensor, or several in a tuple, list or mapping,
-            at which the model is linearised.
-        output_loss: ``output_loss(outputs, batch)``, a number.
+        outputs_of: ``outputs_of(model, batch)``, whose Jacobian is ``J``: a tensor, or several in a
+            tuple, list, mapping or dataclass.
+        output_loss: ``output_loss(outputs, batch)``, a number, whose Hessian with respect to the
+            outputs is ``H``; as for :func:`ggn`.
         data: As for :func:`hessian_of`.
         parameters: As for :func:`hessian`.
         weight_of: As for :func:`hessian_of`.
@@ -210,13 +226,15 @@ def fisher(
     """The Fisher information matrix, by sampled targets, or the empirical one.
 
     Args:
-        model: As for :func:`hessian`.
-        loss: One that stands for a likelihood (mean square, cross entropy); for the empirical
-            matrix any of torch's losses that is a sum or mean over targets.
+        model: As for :func:`hessian`; it returns a tensor.
+        loss: One that stands for a likelihood: ``MSELoss``, ``CrossEntropyLoss`` or
+            ``BCEWithLogitsLoss``, without class weights; for the empirical matrix any of torch's
+            losses that is a sum or mean over targets.
         data: As for :func:`hessian`.
         parameters: As for :func:`hessian`.
-        samples: Targets that are drawn for each input, by curvlinops; ``None`` for the empirical
-            Fisher matrix, of the gradients at the targets of the data (Kunstner et al. 2019, arXiv
+        samples: Targets that are drawn for each input, by curvlinops (extra ``curvature``); with
+            more of them the matrix is nearer to the exact one. ``None`` for the empirical Fisher
+            matrix, of the gradients at the targets of the data (Kunstner et al. 2019, arXiv
             1905.12558).
         seed: Of the targets: each product draws the same. The terms of a sum count on from it, so
             that their targets are others than those of the whole.
@@ -228,7 +246,8 @@ def fisher(
         An operator ``(p, p)``; see :func:`hessian`.
 
     Raises:
-        OperatorError: As :func:`hessian`, or if the loss stands for no likelihood.
+        OperatorError: As :func:`hessian`, or if the loss stands for no likelihood, or curvlinops is
+            needed and not installed.
     """
     reduction = _require_likelihood(loss, samples)
     if samples is not None:
@@ -245,22 +264,22 @@ def kfac(
 ) -> Any:  # fmt: skip
     """The Kronecker-factored approximation of the Fisher matrix of linear layers and convolutions.
 
-    Martens and Grosse 2015, arXiv 1503.05671; by curvlinops. Its factors are computed at the first
-    product, in each process.
+    Martens and Grosse 2015, arXiv 1503.05671; by curvlinops (extra ``curvature``), whose conditions
+    on model and data hold. Its factors are computed at the first product, in each process.
 
     Args:
-        model: As for :func:`hessian`.
-        loss: As for :func:`fisher`.
+        model: As for :func:`hessian`, but of full precision.
+        loss: As for :func:`fisher` with samples.
         data: As for :func:`hessian`.
         parameters: As for :func:`hessian`.
         samples: Targets that are drawn for each input.
         seed: Of the targets.
 
     Returns:
-        An operator ``(p, p)``; see :func:`hessian`.
+        An operator ``(p, p)`` with a ``layout``; see :func:`hessian`.
 
     Raises:
-        OperatorError: As :func:`hessian`.
+        OperatorError: As :func:`fisher`, as far as it can be told without computing anything.
     """
     _require_likelihood(loss, samples)
     batches, chosen = _taken(model, _pairs(data), Asked(parameters))
