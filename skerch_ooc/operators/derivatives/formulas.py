@@ -1,13 +1,457 @@
-"""Formulas with second derivatives that are right and quick, for some of torch's functions."""
+"""Formulas with second derivatives that are right and quick, for some of torch's functions.
+
+Torch differentiates the gradient of a convolution by convolutions with swapped dimensions, those of
+normalisations by many passes, and some for one column at a time only. Here each function is a
+formula, or a function whose gradient is another one whose gradients are made of quick kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+_aten = torch.ops.aten
+
+Maybe = Tensor | None
+
+
+def _apply(function: Any, *args: Any) -> Any:
+    return function.apply(*args)
+
+
+def _needed(ctx: Any) -> tuple[bool, ...]:
+    """Which gradients of the first three arguments the call under way asks for.
+
+    ``needs_input_grad`` says which it may ask for: of a weight, too, where only the derivative with
+    respect to the outputs is wanted.
+    """
+    nodes = [*(node for node, _ in ctx.next_functions), None, None, None]
+    needs = zip(ctx.needs_input_grad, nodes, strict=False)
+    return tuple(need and node is not None and _is_visited(node) for need, node in needs)[:3]
+
+
+def _is_visited(node: Any) -> bool:
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except (AttributeError, RuntimeError):
+        # Torch answers so where a node is a parameter whose gradient is wanted.
+        return True
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution; ``how`` is what ``aten.convolution`` takes after the bias."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Maybe, how: tuple[Any, ...]) -> Any:
+        return _aten.convolution(x, weight, bias, *how)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, _, ctx.how = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        args = (g, *ctx.saved_tensors, ctx.how, _needed(ctx))
+        if torch.is_grad_enabled():
+            return *_apply(_ConvolutionBackward, *args), None
+        return *_convolution_backward(*args), None
+
+
+def _convolution_backward(
+    g: Tensor, x: Tensor, weight: Tensor, how: tuple[Any, ...], mask: Sequence[bool]
+) -> Any:
+    return _aten.convolution_backward(g, x, weight, [g.shape[1]], *how, mask)
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    """The gradients of a convolution."""
+
+    forward = staticmethod(_convolution_backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        g, x, weight, ctx.how, _ = inputs
+        ctx.save_for_backward(g, x, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Maybe, vweight: Maybe, vbias: Maybe) -> Any:
+        g, x, weight = ctx.saved_tensors
+        needs = _needed(ctx)
+        of_g = of_x = of_weight = None
+        if needs[0]:
+            of_g = _sum(
+                None if vweight is None else _aten.convolution(x, vweight, vbias, *ctx.how),
+                None if vx is None else _aten.convolution(vx, weight, None, *ctx.how),
+            )
+            if vweight is None and vbias is not None:
+                of_g = _sum(of_g, vbias.reshape(-1, *[1] * (g.ndim - 2)).expand_as(g))
+        if needs[1] and vweight is not None:
+            of_x = _convolution_backward(g, x, vweight, ctx.how, (True, False, False))[0]
+        if needs[2] and vx is not None:
+            of_weight = _convolution_backward(g, vx, weight, ctx.how, (False, True, False))[1]
+        return of_g, of_x, of_weight, None, None
+
+
+def _sum(a: Maybe, b: Maybe) -> Maybe:
+    if a is None or b is None:
+        return b if a is None else a
+    return a.add_(b) if a.shape == b.shape else a + b
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _apply(_LinearBackward, g, *ctx.saved_tensors, _needed(ctx))
+
+
+def _linear_backward(g: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> Any:
+    """The gradients of a linear layer; ``g`` may have a first dimension more: that of columns."""
+    columns = g.shape[: g.ndim - x.ndim]
+    rows = g.reshape(*columns, -1, g.shape[-1])
+    return (
+        g @ weight if needs[0] else None,
+        rows.mT @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+        rows.sum(-2) if needs[2] else None,
+    )
+
+
+class _LinearBackward(torch.autograd.Function):
+    """The gradients of a linear layer."""
+
+    forward = staticmethod(_linear_backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, g: Tensor, *args: Any) -> Any:
+        found = _linear_backward(g.movedim(dims[0], 0), *args)
+        return found, tuple(None if one is None else 0 for one in found)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Maybe, vweight: Maybe, vbias: Maybe) -> Any:
+        if vx is vweight is vbias is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():
+            return *_linear_twice_plainly((vx, vweight, vbias), *ctx.saved_tensors), None
+        args = (*ctx.saved_tensors, vx, vweight, vbias, _needed(ctx))
+        return *_apply(_LinearTwice, *args), None
+
+
+class _LinearTwice(torch.autograd.Function):
+    """The gradients of the gradients of a linear layer."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
+        columns = [None if v is None else v[None] for v in args[:3]]
+        found = _linear_twice(g, x, weight, columns, args[3])
+        return tuple(None if one is None else one[0] for one in found)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, g: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
+        columns = [
+            v
+            if v is None
+            else v.expand(info.batch_size, *v.shape)
+            if d is None
+            else v.movedim(d, 0)
+            for v, d in zip(args[:3], dims[3:6], strict=True)
+        ]
+        found = _linear_twice(g, x, weight, columns, args[3])
+        return found, tuple(None if one is None else 0 for one in found)
+
+
+def _linear_twice(
+    g: Tensor, x: Tensor, weight: Tensor, columns: Sequence[Maybe], needs: Sequence[bool]
+) -> Any:
+    """Sums of products of matrices, for columns that come first."""
+    vx, vweight, vbias = columns
+    width = next(len(v) for v in columns if v is not None)
+    rows, flat = (a.reshape(-1, a.shape[-1]) for a in (g, x))
+    stacked = rows.expand(width, *rows.shape)
+    many = None if vx is None else vx.reshape(width, *flat.shape)
+    of_g = of_x = of_weight = None
+    if needs[0]:
+        of_g = rows.new_zeros(1) if vbias is None else vbias[:, None]
+        of_g = of_g.expand(width, *rows.shape)
+        if vweight is not None:
+            of_g = torch.baddbmm(
+                of_g, flat.expand(width, *flat.shape), vweight.mT, beta=int(vbias is not None)
+            )
+        if many is not None:
+            a = many.view(-1, many.shape[-1])
+            of_g = of_g.reshape(-1, rows.shape[1])
+            of_g = of_g.addmm_(a, weight.mT) if vweight is not None else of_g + a @ weight.mT
+        of_g = of_g.reshape(width, *g.shape)
+    if needs[1] and vweight is not None:
+        of_x = torch.bmm(stacked, vweight).view(width, *x.shape)
+    if needs[2] and many is not None:
+        of_weight = torch.bmm(stacked.mT, many)
+    return of_g, of_x, of_weight
+
+
+def _linear_twice_plainly(
+    column: tuple[Maybe, Maybe, Maybe], g: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Maybe, Maybe, Maybe]:
+    """The same for one column, in functions that can be differentiated again."""
+    vx, vweight, vbias = column
+    of_g = vbias
+    if vx is not None:
+        of_g = F.linear(vx, weight, of_g)
+    if vweight is not None:
+        of_g = F.linear(x, vweight) if of_g is None else F.linear(x, vweight) + of_g
+    of_x = None if vweight is None else g @ vweight
+    rows, many = g.reshape(-1, g.shape[-1]), None if vx is None else vx.reshape(-1, x.shape[-1])
+    return (
+        None if of_g is None else of_g.expand_as(g),
+        of_x,
+        None if many is None else rows.mT @ many,
+    )
+
+
+class _Entrywise(torch.autograd.Function):
+    """A function of each entry: ``of(x, order)`` gives it and its first two derivatives."""
+
+    @staticmethod
+    def forward(x: Tensor, of: Callable[[Tensor, int], Tensor]) -> Tensor:
+        return of(x, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.of = inputs
+        ctx.save_for_backward(x, ctx.of(x, 1))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _apply(_EntrywiseBackward, g, x, slope, ctx.of), None
+        return g * slope, None
+
+
+class _EntrywiseBackward(torch.autograd.Function):
+    """The gradient of a function of each entry; both derivatives are kept for many products."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, slope: Tensor, of: Any) -> Tensor:
+        return g * slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        g, x, slope, ctx.of = inputs
+        ctx.save_for_backward(g, x, slope, g * ctx.of(x, 2))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        g, x, slope, bend = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            slope, bend = ctx.of(x, 1), g * ctx.of(x, 2)
+        needs = _needed(ctx)
+        return v * slope if needs[0] else None, v * bend if needs[1] else None, None, None
+
+
+class _Softmax(torch.autograd.Function):
+    """The softmax; its derivatives are formulas in its own output."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return torch.softmax(x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.dim = inputs[1]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        product = g * y
+        return product - y * product.sum(ctx.dim, keepdim=True), None
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The logarithm of a sum of exponentials, whose dimension is kept."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return torch.logsumexp(x, dim, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.dim = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return g * _apply(_Softmax, *ctx.saved_tensors, ctx.dim), None
+
+
+class _Normalized(torch.autograd.Function):
+    """``(x - mean) * scale`` and ``scale = 1 / sqrt(var + eps)``, over some dimensions."""
+
+    @staticmethod
+    def forward(x: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        scale = (var + eps).rsqrt_()
+        return (x - mean).mul_(scale), scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.dims = inputs[1]
+        ctx.save_for_backward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Maybe, gscale: Maybe) -> Any:
+        y, scale = ctx.saved_tensors
+        inner = 0.0 if g is None else (g * y).mean(ctx.dims, keepdim=True)
+        if gscale is not None:
+            inner = inner + gscale * scale / math.prod(y.shape[d] for d in ctx.dims)
+        if g is None:
+            return -scale * (y * inner), None, None
+        return scale * (g - g.mean(ctx.dims, keepdim=True) - y * inner), None, None
+
+
+def _convolution(
+    input: Tensor, weight: Tensor, bias: Maybe = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Any:  # fmt: skip
+    n = weight.ndim - 2
+    if isinstance(padding, str) or input.ndim != weight.ndim:
+        return NotImplemented
+    sizes = ([a] if isinstance(a, int) else list(a) for a in (stride, padding, dilation))
+    how = (*(a * (n // len(a)) for a in sizes), False, [0] * n, groups)
+    return _apply(_Convolution, input, weight, bias, how)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Maybe = None) -> Any:
+    if input.ndim < 2 or weight.ndim != 2:
+        return NotImplemented
+    return _apply(_Linear, input, weight, bias)
+
+
+def _gelu_of(x: Tensor, order: int) -> Any:
+    if order == 0:
+        return F.gelu(x)
+    density = torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+    return torch.special.ndtr(x) + x * density if order == 1 else density * (2 - x.square())
+
+
+def _silu_of(x: Tensor, order: int) -> Tensor:
+    if order == 0:
+        return F.silu(x)
+    s = torch.sigmoid(x)
+    slope = s * (1 - s)
+    return s + x * slope if order == 1 else slope * (2 + x * (1 - 2 * s))
+
+
+def _gelu(input: Tensor, approximate: str = "none") -> Any:
+    return _apply(_Entrywise, input, _gelu_of) if approximate == "none" else NotImplemented
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Any:
+    return NotImplemented if inplace else _apply(_Entrywise, input, _silu_of)
+
+
+def _softmax(input: Tensor, dim: Any = None, *more: Any, dtype: Any = None, **names: Any) -> Any:
+    if dim is None or dtype is not None or more or names:
+        return NotImplemented
+    return _apply(_Softmax, input, dim)
+
+
+def _log_softmax(input: Tensor, *args: Any, **names: Any) -> Any:
+    dim = names.pop("dim", args[0] if len(args) == 1 else None)
+    names.pop("_stacklevel", None)
+    if dim is None or len(args) > 1 or names.pop("dtype", None) is not None or names:
+        return NotImplemented
+    return input - _apply(_LogSumExp, input, dim)
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
+    eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    y = _apply(_Normalized, input, tuple(range(-len(normalized_shape), 0)), eps)[0]
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _per_channel(y: Tensor, weight: Maybe, bias: Maybe) -> Tensor:
+    shape = (-1, *[1] * (y.ndim - 2))
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Maybe = None, bias: Maybe = None, eps: float = 1e-5
+) -> Any:
+    grouped = input.reshape(input.shape[0], num_groups, -1)
+    y = _apply(_Normalized, grouped, (2,), eps)[0].view(input.shape)
+    return _per_channel(y, weight, bias)
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Maybe, running_var: Maybe, weight: Maybe = None,
+    bias: Maybe = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    if training:
+        y = _apply(_Normalized, input, (0, *range(2, input.ndim)), eps)[0]
+        return _per_channel(y, weight, bias)
+    if running_mean is None or running_var is None:
+        return NotImplemented
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale
+    return _per_channel(input, scale, shift if bias is None else shift + bias)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Maybe = None, running_var: Maybe = None, weight: Maybe = None,
+    bias: Maybe = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    if use_input_stats:
+        return _group_norm(input, input.shape[1], weight, bias, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Maybe = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    if dropout_p or (is_causal and attn_mask is not None):
+        return NotImplemented
+    if enable_gqa:
+        key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if is_causal:
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = scores.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -math.inf)
+    return _apply(_Softmax, scores if attn_mask is None else scores + attn_mask, -1) @ value
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -15,18 +459,70 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-_TABLE: dict[Any, Callable[..., Any]] = {torch._weight_norm: _weight_norm}
+def _mse_loss(
+    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None,
+    reduction: str = "mean", weight: Maybe = None,
+) -> Any:  # fmt: skip
+    if not size_average is reduce is weight is None or input.shape != target.shape:
+        return NotImplemented
+    return _reduced((input - target).square(), reduction)
+
+
+def _reduced(values: Tensor, reduction: str) -> Any:
+    if reduction == "none":
+        return values
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Maybe = None, size_average: Any = None,
+    ignore_index: int = -100, reduce: Any = None, reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:  # fmt: skip
+    if not size_average is reduce is None or target.is_floating_point() or label_smoothing:
+        return NotImplemented
+    dim = min(1, input.ndim - 1)
+    counts = target != ignore_index
+    place = torch.where(counts, target, 0)
+    share = counts.to(input.dtype) if weight is None else weight[place] * counts
+    of_each = _apply(_LogSumExp, input, dim) - input.gather(dim, place.unsqueeze(dim))
+    of_each = of_each.squeeze(dim) * share
+    return of_each.sum() / share.sum() if reduction == "mean" else _reduced(of_each, reduction)
+
+
+_TABLE: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
+    F.linear: _linear,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
+    **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.scaled_dot_product_attention: _attention,
+    torch._weight_norm: _weight_norm,
+    F.mse_loss: _mse_loss,
+    F.cross_entropy: _cross_entropy,
+}
+"""What takes the place of which function; ``NotImplemented`` stands for torch's own."""
+
+
+def _are_saved_tensors_hooked() -> bool:
+    """Whether somebody packs what is saved: checkpoints do, who evaluate again without a mode."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 class Formulas(TorchFunctionMode):
-    """Functions called within are computed by our formulas, if there is one for the arguments."""
+    """Puts other formulas in the place of some functions of torch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Calls a function of torch."""
+        """Calls a function of torch, or what takes its place."""
         kwargs = kwargs or {}
-        if func in _TABLE:
+        if func in _TABLE and not _are_saved_tensors_hooked():
             found = _TABLE[func](*args, **kwargs)
             if found is not NotImplemented:
                 return found
