@@ -20,6 +20,7 @@ import torch
 from dense_curvature import dense_ggn, dense_hessian, leading
 from networks import CLASSES, INPUTS, LENGTH, ROWS, WORDS, cut, integers, normal, perceptron, seeded
 from torch import nn
+from torch.func import functional_call, jacrev, vmap
 from torch.nn.functional import (
     cross_entropy,
     gaussian_nll_loss,
@@ -208,6 +209,16 @@ def decay_added_by_a_function(to):
 
 
 @situation
+def decay_beside_a_sum_in_two_batches(to):
+    model = to(seeded(perceptron))
+
+    def loss(outputs, targets):
+        return cross_entropy(outputs, targets, reduction="sum") + (model[0].weight ** 2).sum()
+
+    return Refused(partial(hessian, model, loss, cut(to(X), CLASS, at=AT)), "added to a sum")
+
+
+@situation
 def temperature_that_the_loss_learns(to):
     model = to(seeded(perceptron))
     temperature = nn.Parameter(to(torch.tensor(0.7)))
@@ -392,6 +403,23 @@ def physics_with_second_derivatives_of_the_inputs(to):
 
 
 @situation
+def physics_by_functional_derivatives(to):
+    points = to(torch.linspace(-1, 1, 9)[:, None])
+
+    def residual(model, batch):
+        weights = dict(model.named_parameters())
+
+        def u(x):
+            return functional_call(model, weights, (x[None],))[0, 0]
+
+        bend = vmap(jacrev(jacrev(u)))(batch)[:, 0, 0]
+        return ((bend + batch[:, 0]) ** 2).mean()
+
+    model = to(seeded(perceptron, inputs=1, outputs=1))
+    return of_loss(model, residual, cut(points, at=5), points)
+
+
+@situation
 def penalty_on_the_gradient_of_a_critic(to):
     def critic(model, batch):
         x = batch.clone().requires_grad_()
@@ -537,6 +565,15 @@ def no_data(to):
 
 
 @situation
+def data_that_the_model_changes_in_place(to):
+    def loss_of(model, batch):
+        return cross_entropy(model(batch[0].sub_(0.5)), batch[1])
+
+    data = [(to(X).clone(), CLASS)]
+    return Refused(partial(hessian_of, to(seeded(perceptron)), loss_of, data), "in place")
+
+
+@situation
 def data_that_can_be_gone_through_once(to):
     model, data = to(seeded(perceptron)), cut(to(X), CLASS, at=AT)
     return of_value(
@@ -644,6 +681,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "spectral norm in evaluation": (lambda: of.reparametrised(parametrizations.spectral_norm), X),
     "a function of one's own": (lambda: perceptron(of.Applying(of.Cube.apply, False)), X),
     "a layer that is used twice": (of.Twice, X),
+    "Fourier transforms": (of.Spectral, X),
+    "sequences that are packed": (of.Packed, SEQUENCES[6]),
     "neighbours in a graph": (of.GraphConvolution, X),
     "sampling where the network says": (of.Warped, IMAGES),
 }
@@ -821,6 +860,38 @@ def where_gradients_are_not_recorded(to):
             return hessian(model, CE(), [(to(X), CLASS)])
 
     return of_value(built, lambda: cross_entropy(model(to(X)), CLASS), model)
+
+
+@situation
+def data_made_in_inference_mode(to):
+    model = to(seeded(perceptron))
+    with torch.inference_mode():
+        data = [(to(X) + 0, CLASS + 0)]
+    value = lambda: cross_entropy(model(to(X)), CLASS)  # noqa: E731 (inputs as they were made)
+    return of_value(partial(hessian, model, CE(), data), value, model)
+
+
+@situation
+def half_precision_with_decay_that_the_loss_holds(to):
+    model = seeded(perceptron).bfloat16()
+    if to(X).dtype == torch.float64:
+        model = model.double()
+    loss = Decayed([(p, 0.1) for p in model.parameters()])
+    inputs = X.bfloat16().to(model[0].weight.dtype)
+    return plain(model, loss, [(inputs, CLASS)], remark="float32")
+
+
+@situation
+def half_precision_with_decay_of_the_model_itself(to):
+    """However small: the model is copied to single precision, and a function is not."""
+    model = seeded(perceptron).bfloat16()
+
+    def loss(outputs, targets):
+        return cross_entropy(outputs, targets) + 1e-5 * (model[0].weight ** 2).sum()
+
+    return Refused(
+        partial(hessian, model, loss, [(X.bfloat16(), CLASS)]), r"0\.weight of the model"
+    )
 
 
 # --- What is refused -----------------------------------------------------------------------------
@@ -1073,3 +1144,11 @@ def test_operator_is_the_matrix_that_is_meant_or_is_refused(name, tmp_path):
     assert one.remark in " ".join(operator.remarks)
     for was, now in zip(before, state(one.model), strict=True):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+
+
+def test_products_are_the_same_in_inference_mode():
+    operator = hessian(seeded(perceptron), CE(), [(X, CLASS)])
+    expected = operator @ torch.eye(operator.shape[0])
+    with torch.inference_mode():
+        found = operator @ torch.eye(operator.shape[0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -271,6 +271,34 @@ class GraphConvolution(nn.Module):
         return torch.sparse.mm(ring, self.last(torch.tanh(self.first(x))))
 
 
+class Spectral(nn.Module):
+    """A filter of frequencies, by complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(INPUTS, 4), nn.Linear(4, CLASSES)
+        self.filter = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x):
+        waves = torch.fft.rfft(torch.tanh(self.first(x))) * torch.view_as_complex(self.filter)
+        return self.last(torch.fft.irfft(waves, n=4))
+
+
+class Packed(nn.Module):
+    """A recurrent layer over sequences of which the first entry says how long they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.GRU(2, 2, batch_first=True), nn.Linear(2, CLASSES)
+
+    def forward(self, x):
+        lengths = (x[:, 0, 0] > 0).long() * 2 + 3
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.last(self.layer(packed)[1][-1])
+
+
 class Tied(nn.Module):
     """Words that predict a word, by the same matrix."""
 

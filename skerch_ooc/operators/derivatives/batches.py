@@ -56,8 +56,12 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Returns a value with its tensors on a device."""
-    return mapped(value, lambda tensor: tensor.to(device))
+    """Returns a value with its tensors on a device, such as can be differentiated by."""
+
+    def on_device(tensor: Tensor) -> Tensor:
+        return (tensor.clone() if tensor.is_inference() else tensor).to(device)
+
+    return mapped(value, on_device)
 
 
 def widened(value: Any, dtype: torch.dtype = torch.float32) -> Any:

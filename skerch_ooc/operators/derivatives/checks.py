@@ -23,7 +23,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.derivatives.batches import rows, rows_of, widened
+from skerch_ooc.operators.derivatives.batches import mapped, rows, rows_of, tensors_of, widened
 from skerch_ooc.operators.derivatives.formulas import Formulas
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective, joined_pieces
 from skerch_ooc.operators.derivatives.parameters import Chosen
@@ -80,15 +80,19 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
     """
     objective.begin()
     with evaluation(objective.loss.model, objective.device) as guarded, Formulas(), _told():
-        value = objective.loss.value(objective.given(batch))
+        value = _value_of_unchanged(objective, batch)
         if not bool(torch.isfinite(value)):
             raise OperatorError(
                 f"the loss of the first batch is {float(value.detach())}; look for overflow, "
                 "log(0) or 0/0, or for a batch in which no target counts"
             )
         _require_whole_graph(value)
+        if objective.widen:
+            _require_copied(own.chosen, value)
         remarks = _unused(objective.chosen, value)
         found = joined_pieces(gradient(value, objective.chosen.tensors), False).double()
+    # In half precision a gradient may have no digit right: then that of the copy is looked at.
+    own = objective if objective.widen else own
     theirs = _own_gradient(own, batch)
     if guarded.autocast:
         remarks.append(
@@ -97,11 +101,51 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
         )
     if theirs is None:
         return [*remarks, "the loss has no gradient in its own precision here to compare with"]
-    is_half = guarded.autocast or objective.widen
-    limit = _HALF_AGREES if is_half else closeness(objective.chosen.tensors[0].dtype)
+    exact = closeness(objective.chosen.tensors[0].dtype)
+    limit = _HALF_AGREES if guarded.autocast else exact
     if (off := apart(found, theirs)) > limit:
         _refuse_gradient(objective, own, batch, theirs, off)
     return remarks
+
+
+def _value_of_unchanged(objective: Objective, batch: Any) -> Tensor:
+    """Returns the loss of a batch, which must not be changed in place.
+
+    Raises:
+        OperatorError: If it is.
+    """
+    given = objective.given(batch)
+    copies = mapped(given, Tensor.clone)
+    versions = [one._version for one in tensors_of(copies)]
+    value = objective.loss.value(copies)
+    each = zip(tensors_of(batch), tensors_of(given), tensors_of(copies), versions, strict=True)
+    for theirs, used, copied, version in each:
+        # What is moved to a device is moved anew each time.
+        if used is theirs and copied._version != version:
+            raise OperatorError(
+                f"the model or the loss changes the data in place (a tensor of shape "
+                f"{tuple(used.shape)}), so that products would differ from call to call; let it "
+                "make new tensors, or clone its inputs"
+            )
+    return value
+
+
+def _require_copied(originals: Chosen, value: Tensor) -> None:
+    """Requires that the loss of a copy of the model has nothing to do with the model itself.
+
+    Raises:
+        OperatorError: If it has; names the parameters.
+    """
+    if not value.requires_grad:
+        return
+    found = torch.autograd.grad(value, originals.tensors, retain_graph=True, allow_unused=True)
+    held = [name for name, one in zip(originals.names, found, strict=True) if one is not None]
+    if held:
+        raise OperatorError(
+            f"the loss uses {shown_list(held)} of the model itself, which its copy in "
+            f"{_named(value.dtype)} does not reach; call model.to(torch.{_named(value.dtype)}) "
+            "first, and make the loss of that model"
+        )
 
 
 @contextmanager
@@ -149,12 +193,6 @@ def _refuse_gradient(
             "the gradient of the loss of the first batch differs from call to call (by "
             f"{off:.1e}), so that products would, too: something in model or loss is random; "
             "seed it anew in each call, or take it out"
-        )
-    if objective.widen:
-        raise OperatorError(
-            f"the model's copy in float32 has another gradient (off by {off:.1e}): the loss uses "
-            "parameters that it has captured from outside, which a copy does not reach; call "
-            "model.float() first, and make the loss of that model"
         )
     raise OperatorError(
         f"the gradient of the loss of the first batch is off by {off:.1e} where attention, "

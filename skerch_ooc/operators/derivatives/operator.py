@@ -107,6 +107,7 @@ class Curvature:
         made._batched, made.columns_at_once = False, None
         return made
 
+    @torch.inference_mode(False)
     def __matmul__(self, columns: Tensor) -> Tensor:
         """The products with columns ``(p, b)``, or with a vector ``(p,)``, of the same shape.
 
@@ -114,6 +115,8 @@ class Curvature:
             OperatorError: If the columns have more digits than the parameters.
         """
         given = columns[:, None] if columns.ndim == 1 else columns
+        if given.is_inference():
+            given = given.clone()
         if torch.promote_types(given.dtype, self.dtype) != self.dtype:
             own = str(self.dtype).removeprefix("torch.")
             raise OperatorError(
