@@ -37,7 +37,7 @@ class Parameter(NamedTuple):
 class ParameterLayout:
     """Names, shapes and offsets of parameters that cover a vector without gaps, in order.
 
-    Make it by :meth:`of`. Iteration yields a :class:`Parameter` for each.
+    Make it by :meth:`of`. Iteration yields name, shape, offset and size of each, as attributes.
 
     Attributes:
         names: The names of the parameters, each once.

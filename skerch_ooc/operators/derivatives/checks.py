@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ from skerch_ooc.operators.derivatives.products import (
 from skerch_ooc.operators.derivatives.reductions import ADDED
 from skerch_ooc.operators.derivatives.surroundings import as_it_is, evaluation
 
+_OURS = str(Path(__file__).parents[2])
+"""Frames of a traceback in this folder tell users nothing."""
 _ROWS = 4
 """Rows of the batch on which a product is compared: few, as double precision is slow."""
 _LARGEST_COPY = 50_000_000
@@ -160,7 +163,8 @@ def _told() -> Iterator[None]:
     except (OperatorError, MemoryError):
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = ([one for one in frames if not one.filename.startswith(_OURS)] or frames)[-1]
         raise OperatorError(
             f"the loss of the first batch cannot be computed and differentiated: "
             f"{type(error).__name__}: {str(error).strip()} (in {frame.name}, {frame.filename}:"
