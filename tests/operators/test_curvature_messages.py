@@ -153,6 +153,7 @@ MISTAKES = {
         network(), lambda m, b: cross(m, (b[0] + torch.randn_like(b[0]), b[1])), ONE
     ),
     "which its copy in float32 does not reach": half_with_captured_decay,
+    "targets of a batch are a ndarray": lambda: hessian(network(), CROSS, [(X.numpy(), Y.numpy())]),
     "changes the data in place": lambda: hessian_of(
         network(), lambda m, b: functional.cross_entropy(m(b[0].sub_(1)), b[1]), [(X.clone(), Y)]
     ),

@@ -544,6 +544,29 @@ def batches_that_are_tensors(to):
 
 
 @situation
+def tasks_that_take_turns(to):
+    """What the first batch does not use, another may."""
+
+    def loss_of(model, batch):
+        classes, number = model(batch["x"])
+        if batch["first"]:
+            return cross_entropy(classes, batch["y"])
+        return mse_loss(number, torch.ones_like(number))
+
+    model, x = to(seeded(of.TwoHeads)), to(X)
+    data = [
+        {"x": x[:AT], "y": CLASS[:AT], "first": True},
+        {"x": x[AT:], "y": CLASS[AT:], "first": False},
+    ]
+    return of_value(
+        partial(hessian_of, model, loss_of, data, weight_of=lambda batch: len(batch["x"])),
+        lambda: sum(len(one["x"]) / ROWS * loss_of(model, one) for one in data),
+        model,
+        remark="the loss of the first batch does not depend on number.weight",
+    )
+
+
+@situation
 def loader_of_a_data_set(to):
     model, x = to(seeded(perceptron)), to(X)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, CLASS), batch_size=7)
@@ -839,6 +862,56 @@ SITUATIONS["numbers of type bfloat16"] = partial(of_half_precision, torch.bfloat
 SITUATIONS["numbers of type float16"] = partial(of_half_precision, torch.float16)
 
 
+class Narrowing(nn.Module):
+    """A model that computes in fewer digits where it can."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = perceptron()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.body(x).to(x.dtype)
+
+
+@situation
+def autocast_in_the_model(to):
+    model = to(seeded(Narrowing))
+    value = partial(lambda x: cross_entropy(model.body(x), CLASS), to(X))
+    operator = partial(hessian, model, CE(), [(to(X), CLASS)])
+    return of_value(operator, value, model, remark="autocast is switched off")
+
+
+@situation
+def autocast_around_all(to):
+    model = to(seeded(perceptron))
+
+    def built():
+        with torch.autocast("cpu", torch.bfloat16):
+            return hessian(model, CE(), [(to(X), CLASS)])
+
+    value = partial(lambda x: cross_entropy(model(x), CLASS), to(X))
+    return of_value(built, value, model, remark="autocast is switched off")
+
+
+class WithWideHead(nn.Module):
+    """A model whose last layer has more digits than its others."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(INPUTS, 4), nn.Linear(4, CLASSES).double()
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)).double())
+
+
+@situation
+def numbers_of_several_types(to):
+    model, is_wide = seeded(WithWideHead), to(X).dtype == torch.float64
+    model = model.double() if is_wide else model
+    return plain(model, CE(), [(to(X), CLASS)], remark="in float64")
+
+
 @situation
 def compiled_model(to):
     model = to(seeded(perceptron))
@@ -1008,6 +1081,26 @@ def ggn_of_several_outputs(to):
     return Meant(
         partial(ggn_of, model, lambda model, batch: model(batch["x"]), loss, batches),
         lambda: dense_ggn(lambda: model(x), lambda out: loss(out, whole), list(model.parameters())),
+        model,
+    )
+
+
+@situation
+def ggn_of_an_output_that_comes_twice(to):
+    model, x, y = to(seeded(perceptron)), to(X[FEW]), CLASS[FEW]
+
+    def outputs_of(model, batch):
+        outputs = model(batch[0])
+        return {"one": outputs, "other": outputs}
+
+    def loss(outputs, batch):
+        return cross_entropy(outputs["one"] * outputs["other"].tanh(), batch[1])
+
+    return Meant(
+        partial(ggn_of, model, outputs_of, loss, cut(x, y, at=5)),
+        lambda: dense_ggn(
+            lambda: model(x), lambda out: cross_entropy(out * out.tanh(), y), [*model.parameters()]
+        ),
         model,
     )
 

@@ -184,7 +184,9 @@ def _said(
     """
     layer = mixes_rows(objective.loss.model)
     why = (
-        f"layer {layer} takes statistics of the batch" if layer else "it mixes the rows of a batch"
+        f"layer {layer} takes statistics of the batch"
+        if layer
+        else "rows of two batches together have another"
     )
     share = together.share() if together else None
     if together and share is not None and reduction.count is not None:

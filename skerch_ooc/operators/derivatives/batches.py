@@ -64,7 +64,7 @@ def moved(value: Any, device: torch.device) -> Any:
     return mapped(value, on_device)
 
 
-def widened(value: Any, dtype: torch.dtype = torch.float32) -> Any:
+def widened(value: Any, dtype: torch.dtype) -> Any:
     """Returns a value whose floating-point tensors have a dtype."""
     return mapped(value, lambda one: one.to(dtype) if one.is_floating_point() else one)
 

@@ -230,7 +230,10 @@ def _unused(chosen: Chosen, value: Tensor) -> list[str]:
         )
     if not unused:
         return []
-    return [f"the loss does not depend on {shown_list(unused)}: their rows are zero"]
+    return [
+        f"the loss of the first batch does not depend on {shown_list(unused)}: unless that of "
+        "another does, their rows are zero"
+    ]
 
 
 def converted(objective: Objective, dtype: torch.dtype) -> Objective:

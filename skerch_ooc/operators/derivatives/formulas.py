@@ -509,9 +509,14 @@ _TABLE: dict[Any, Callable[..., Any]] = {
 """What takes the place of which function; ``NotImplemented`` stands for torch's own."""
 
 
-def _are_saved_tensors_hooked() -> bool:
-    """Whether somebody packs what is saved: checkpoints do, who evaluate again without a mode."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+def _are_wanted() -> bool:
+    """Whether formulas may take the place of functions here.
+
+    Not where somebody packs what is saved: checkpoints do, who evaluate again without a mode. Nor
+    within transforms of ``torch.func``, which need rules that ours do not have.
+    """
+    is_hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return not is_hooked and not torch._C._are_functorch_transforms_active()
 
 
 class Formulas(TorchFunctionMode):
@@ -522,7 +527,7 @@ class Formulas(TorchFunctionMode):
     ) -> Any:
         """Calls a function of torch, or what takes its place."""
         kwargs = kwargs or {}
-        if func in _TABLE and not _are_saved_tensors_hooked():
+        if func in _TABLE and _are_wanted():
             found = _TABLE[func](*args, **kwargs)
             if found is not NotImplemented:
                 return found

@@ -48,7 +48,7 @@ class Objective:
     def given(self, batch: Any) -> Any:
         """Returns a batch as the loss is given it."""
         batch = moved(batch, self.device)
-        return widened(batch) if self.widen else batch
+        return widened(batch, self.chosen.tensors[0].dtype) if self.widen else batch
 
     def gradient(self, batch: Any) -> Tensor:
         """Returns the gradient of the loss of a batch, as a vector in double precision."""

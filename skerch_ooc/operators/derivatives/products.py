@@ -159,8 +159,8 @@ def linearised(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Linearis
 
 
 def _differentiable(outputs: Any) -> Pieces:
-    """Lists the tensors among outputs that depend on parameters."""
-    return [one for one in tensors_of(outputs) if one.requires_grad]
+    """Lists the tensors among outputs that depend on parameters, each once."""
+    return list({id(one): one for one in tensors_of(outputs) if one.requires_grad}.values())
 
 
 def _held(value: Tensor, parameters: Sequence[Tensor]) -> Pieces:

@@ -159,6 +159,11 @@ def _of_targets(loss: Any, stated: str, count: Count, name: str) -> Reduction:
 
     def counted(batch: Any) -> float:
         targets = batch[1]
-        return count(targets, loss) if isinstance(targets, torch.Tensor) else math.nan
+        if not isinstance(targets, torch.Tensor):
+            raise OperatorError(
+                f"the targets of a batch are a {type(targets).__name__}, but the loss counts "
+                f"{name} of a tensor; give tensors, or give weight_of"
+            )
+        return count(targets, loss)
 
     return Reduction(name, counted)

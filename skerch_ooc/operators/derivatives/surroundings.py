@@ -44,15 +44,15 @@ class Guarded(TorchFunctionMode):
     """Refuses functions that draw numbers, and switches autocast off around all others.
 
     Attributes:
-        autocast: Whether autocast was on in some call.
+        autocast: Whether autocast was on around all, or in some call.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device.type
-        self.autocast = False
         # Not all kinds of devices know it.
         self._casts = torch.amp.is_autocast_available(device.type)
+        self.autocast = self._casts and torch.is_autocast_enabled(device.type)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
