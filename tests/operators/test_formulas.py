@@ -83,6 +83,9 @@ CASES = {
     "attention": (attention(), HEADS),
     "attention, causal": (attention(is_causal=True, scale=0.3), HEADS),
     "attention, mask": (attention(attn_mask=MASK), HEADS),
+    "attention, a row that sees nothing": (
+        attention(attn_mask=MASK & (torch.arange(3) != 1)[:, None]), HEADS,
+    ),
     "attention, sums": (attention(attn_mask=torch.arange(9.0).double().view(3, 3)), HEADS),
     "attention, groups": (
         attention(enable_gqa=True), [(1, 4, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2)],

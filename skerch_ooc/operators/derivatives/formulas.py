@@ -449,9 +449,14 @@ def _attention(
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
     if is_causal:
         attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
+    if attn_mask is None:
+        return _apply(_Softmax, scores, -1) @ value
+    if attn_mask.dtype == torch.bool:
         attn_mask = scores.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -math.inf)
-    return _apply(_Softmax, scores if attn_mask is None else scores + attn_mask, -1) @ value
+    # Rows that see nothing, such as those of padding, are zeros.
+    blind = (attn_mask == -math.inf).all(-1, keepdim=True)
+    weights = _apply(_Softmax, scores + attn_mask.masked_fill(blind, 0), -1)
+    return (weights @ value).masked_fill(blind, 0)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
