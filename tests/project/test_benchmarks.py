@@ -182,3 +182,16 @@ def test_status_is_timed_beside_a_listing(tmp_path):
     assert figures["medians"].keys() == {"complete", "one missing", "a listing"}
     assert all(each["wall"] > 0 for each in figures["medians"].values())
     assert "goal <= 1" in text
+
+
+def test_products_are_timed_beside_the_references(tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, BENCHMARKS / "products.py", "--networks", "mlp", "--columns", "2",
+               "--repeats", "1", "--threads", "1", "--json", file]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert figures.keys() == {"mlp hessian", "mlp ggn"}
+    assert figures["mlp hessian"]["best"].keys() == {"ours", "curvlinops", "plain"}
+    assert figures["mlp hessian"]["bound"] > figures["mlp ggn"]["bound"] > 0
+    assert "to curvlinops" in done.stdout
