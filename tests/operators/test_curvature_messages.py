@@ -154,6 +154,9 @@ MISTAKES = {
     ),
     "which its copy in float32 does not reach": half_with_captured_decay,
     "targets of a batch are a ndarray": lambda: hessian(network(), CROSS, [(X.numpy(), Y.numpy())]),
+    "a target is class 1, but the loss has the weights of 1": lambda: hessian(
+        network(), nn.CrossEntropyLoss(weight=torch.ones(1)), ONE
+    ),
     "changes the data in place": lambda: hessian_of(
         network(), lambda m, b: functional.cross_entropy(m(b[0].sub_(1)), b[1]), [(X.clone(), Y)]
     ),

@@ -246,6 +246,8 @@ IGNORING = CLASS.clone()
 IGNORING[:12] = of.IGNORED
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0])
 
+SMALL = CLASS.to(torch.uint8)
+
 LOSSES: dict[str, tuple[Any, torch.Tensor]] = {
     "mean square": (nn.MSELoss(), NUMBERS),
     "sum of squares": (nn.MSELoss(reduction="sum"), NUMBERS),
@@ -259,6 +261,8 @@ LOSSES: dict[str, tuple[Any, torch.Tensor]] = {
     "soft margin": (nn.SoftMarginLoss(), 2 * ONES - 1),
     "labels of several kinds": (nn.MultiLabelSoftMarginLoss(), ONES),
     "cross entropy": (CE(), CLASS),
+    "cross entropy of small integers": (CE(), SMALL),
+    "weights of small integers": (CE(weight=WEIGHTS), SMALL),
     "cross entropy by function": (cross_entropy, CLASS),
     "cross entropy that sums": (CE(reduction="sum"), CLASS),
     "cross entropy by a function that sums": (
@@ -988,6 +992,13 @@ def not_finite(outputs, targets):
 
 
 REFUSALS = {
+    "targets of fewer rows": refused(perceptron, X, "batch_size", targets=CLASS[:1]),
+    "weights of too few classes": refused(
+        perceptron, X, "weights of 2 classes", CE(weight=WEIGHTS[:2])
+    ),
+    "statistics of one row": refused(
+        lambda: perceptron(nn.BatchNorm1d(6)), X[:1], "more than 1 value"
+    ),
     "a spectral norm in training": refused(
         lambda: of.reparametrised(parametrizations.spectral_norm), X, "normalises a spectrum"
     ),

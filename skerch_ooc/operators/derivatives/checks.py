@@ -179,13 +179,14 @@ def _named(dtype: torch.dtype) -> str:
 def _own_gradient(own: Objective, batch: Any) -> Tensor | None:
     """Returns the gradient of the loss as the user gave it, without anything of ours around it."""
     own.begin()
-    try:
-        with as_it_is(own.loss.model):
+    with as_it_is(own.loss.model):
+        with _told():
             value = own.loss.value(own.given(batch))
+        try:
             return joined_pieces(gradient(value, own.chosen.tensors), False).double()
-    except (RuntimeError, NotImplementedError):
-        # The fast path of encoders has none, and half precision has not all on all devices.
-        return None
+        except (RuntimeError, NotImplementedError):
+            # The fast path of encoders has none.
+            return None
 
 
 def _refuse_gradient(

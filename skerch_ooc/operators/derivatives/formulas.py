@@ -487,8 +487,11 @@ def _cross_entropy(
     if not size_average is reduce is None or target.is_floating_point() or label_smoothing:
         return NotImplemented
     dim = min(1, input.ndim - 1)
+    if target.shape != input.shape[:dim] + input.shape[dim + 1 :]:
+        # Torch has the words for it.
+        return NotImplemented
     counts = target != ignore_index
-    place = torch.where(counts, target, 0)
+    place = torch.where(counts, target, 0).long()
     share = counts.to(input.dtype) if weight is None else weight[place] * counts
     of_each = _apply(_LogSumExp, input, dim) - input.gather(dim, place.unsqueeze(dim))
     of_each = of_each.squeeze(dim) * share

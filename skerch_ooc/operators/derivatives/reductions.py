@@ -92,7 +92,16 @@ def _classes(targets: Tensor, loss: Any) -> float:
         return float(targets.numel() // (targets.shape[1] if targets.ndim > 1 else len(targets)))
     chosen = targets[targets != getattr(loss, "ignore_index", -100)]
     weight = getattr(loss, "weight", None)
-    return float(chosen.numel() if weight is None else weight.to(chosen.device)[chosen].sum())
+    if weight is None:
+        return float(chosen.numel())
+    # Small integers would choose as a mask does.
+    chosen = chosen.long()
+    if chosen.numel() and int(chosen.max()) >= len(weight):
+        raise OperatorError(
+            f"a target is class {int(chosen.max())}, but the loss has the weights of "
+            f"{len(weight)} classes, from 0; mend the targets, or give all weights"
+        )
+    return float(weight.to(chosen.device)[chosen].sum())
 
 
 Count = Callable[[Tensor, Any], float]
