@@ -149,8 +149,10 @@ def _best_of_few(
     x = probe_vectors(product, seed, Range(0, columns))
     taken: list[float] = []
     with PeakWatch() as watch:
-        while not taken or (len(taken) < _MOST_REPEATS and sum(taken) < _REPEAT_SECONDS):
-            taken.append(timed(product, x)[1])
+        taken.append(timed(product, x)[1])
+    # The watch looks often, which takes longer than a short call does.
+    while len(taken) < _MOST_REPEATS and sum(taken) < _REPEAT_SECONDS:
+        taken.append(timed(product, x)[1])
     seconds = min(taken) * width / columns
     return Timing(width, seconds, max(0, watch.peak - held)), len(taken) * columns
 

@@ -24,7 +24,14 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.derivatives.batches import mapped, rows, rows_of, tensors_of, widened
+from skerch_ooc.operators.derivatives.batches import (
+    HALF,
+    mapped,
+    rows,
+    rows_of,
+    tensors_of,
+    widened,
+)
 from skerch_ooc.operators.derivatives.formulas import Formulas
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective, joined_pieces
 from skerch_ooc.operators.derivatives.parameters import Chosen
@@ -50,7 +57,7 @@ _STEPS = (1e-6, 1e-4, 3e-3, 3e-8)
 where a loss rounds to fewer digits within."""
 _AGREES = 1e-3
 _AGREES_ROUGHLY = 0.1
-"""What rounding in single precision may leave of a difference of gradients."""
+"""What rounding to fewer digits may leave of a difference of gradients."""
 _HALF_AGREES = 0.1
 """What rounding to half precision may change in a gradient."""
 
@@ -274,25 +281,31 @@ def compared(objective: Objective, batch: Any) -> str:
     with evaluation(objective.loss.model, objective.device), Formulas():
         strangers = _functions_of_users(objective.loss.value(objective.given(few)))
     double = _in_double(objective, few)
-    if double is not None:
-        off = _difference(double, widened(few, torch.float64))
-    elif strangers:
-        off = _difference(objective, few)
-    else:
+    if double is None and not strangers:
         return "not compared with a difference of gradients, as the loss has no copy in float64"
-    limit = _AGREES if double is not None and strangers else _AGREES_ROUGHLY
+    compares, batch = (double, widened(few, torch.float64)) if double else (objective, few)
+    off = _difference(compares, batch)
+    limit = _AGREES_ROUGHLY if _rounds(compares, batch) else _AGREES
     if not off <= limit:
         cause = (
             f"the derivatives of {shown_list(strangers)}, a torch.autograd.Function, cannot be "
             "differentiated: compute its backward by operations of torch on saved tensors"
             if strangers
-            else "look for .detach() or torch.no_grad() on the way from the parameters to the loss"
+            else "its second derivatives are not those of its first: look for .detach(), for "
+            "torch.no_grad(), or for a layer that torch does not differentiate rightly"
         )
         raise OperatorError(
             f"a product differs from a difference of gradients by {off:.1e} (allowed: "
             f"{limit:.0e}); {cause}"
         )
     return f"one product agrees with a difference of gradients to {off:.0e}"
+
+
+def _rounds(objective: Objective, batch: Any) -> bool:
+    """Whether a loss is computed in less than double precision somewhere."""
+    with evaluation(objective.loss.model, objective.device) as guarded, Formulas():
+        objective.loss.value(objective.given(batch))
+    return bool(guarded.dtypes & {torch.float32, *HALF})
 
 
 def _few_rows(objective: Objective, batch: Any) -> Any:

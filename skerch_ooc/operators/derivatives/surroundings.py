@@ -45,6 +45,7 @@ class Guarded(TorchFunctionMode):
 
     Attributes:
         autocast: Whether autocast was on around all, or in some call.
+        dtypes: The dtypes of all that was computed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,6 +54,7 @@ class Guarded(TorchFunctionMode):
         # Not all kinds of devices know it.
         self._casts = torch.amp.is_autocast_available(device.type)
         self.autocast = self._casts and torch.is_autocast_enabled(device.type)
+        self.dtypes: set[torch.dtype] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -67,8 +69,12 @@ class Guarded(TorchFunctionMode):
         if self._casts and torch.is_autocast_enabled(self._device):
             self.autocast = True
             with self.exact():
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+                made = func(*args, **kwargs)
+        else:
+            made = func(*args, **kwargs)
+        if isinstance(made, torch.Tensor):
+            self.dtypes.add(made.dtype)
+        return made
 
     def exact(self) -> contextlib.AbstractContextManager[Any]:
         """Switches autocast off."""
