@@ -18,13 +18,14 @@ import skerch_ooc
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-MOST_CODE_LINES = 15_200
+MOST_CODE_LINES = 15_400
 """Without docstrings, comments, blanks and imports; a feature may raise it, a repetition not."""
 MEDIAN_FUNCTION = 8
 LONGEST_FUNCTION = 60
 MOST_PARAMETERS = 6
-MOST_WITH_MORE = 13
-"""Functions that have more: public ones, whose signatures are promised."""
+MOST_WITH_MORE = 17
+"""Functions that have more: public ones, whose signatures are promised, and those that stand in for
+functions of torch and take what these take."""
 
 ALONE = {"__init__.py", "__main__.py", "py.typed"}
 """What lies at the top of the package beside the wings."""

@@ -377,6 +377,11 @@ def _difference(objective: Objective, batch: Any) -> float:
     tensors = objective.chosen.tensors
     generator = torch.Generator().manual_seed(0)
     v = [torch.randn(one.shape, generator=generator).to(one) for one in tensors]
+    slopes = objective.gradient(batch).to(tensors[0])
+    if bool((slopes != 0).any()):
+        # What has no gradient stays: torch takes the row of an embedding's padding for fixed.
+        cuts = torch.split(slopes, [one.numel() for one in tensors])
+        v = [one * (cut.view_as(one) != 0) for one, cut in zip(v, cuts, strict=True)]
     flat = joined_pieces(v, False)
     found = Curvature(objective, [batch], ADDED) @ flat
     size = 1 + float(torch.cat([one.detach().reshape(-1) for one in tensors]).double().norm())
