@@ -18,6 +18,7 @@ from skerch_ooc.operators.derivatives.checks import (
     compared,
     converted,
     differentiable_twice,
+    require_data_apart,
     require_gradient,
 )
 from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
@@ -430,6 +431,7 @@ def _taken(model: torch.nn.Module, data: Data, asked: Asked) -> tuple[list[Any],
     batches = list(data)
     if not batches:
         raise OperatorError("the data hold no batches; give at least one")
+    require_data_apart(chosen, batches)
     return batches, chosen
 
 

@@ -84,6 +84,10 @@ def half_with_captured_decay():
     return hessian_of(model, lambda m, b: cross(m, b) + 5 * sum((p**2).sum() for p in held), data)
 
 
+def data_of_the_model(model):
+    return hessian_of(model, lambda m, b: cross(m[1:], b), [(model[0](X), Y)])
+
+
 def weighted_by(weight_of):
     return hessian_of(network(), cross, TWO, weight_of=weight_of)
 
@@ -157,6 +161,7 @@ MISTAKES = {
     "a target is class 1, but the loss has the weights of 1": lambda: hessian(
         network(), nn.CrossEntropyLoss(weight=torch.ones(1)), ONE
     ),
+    "tensors that were computed from 0.weight, 0.bias": lambda: data_of_the_model(network()),
     "changes the data in place": lambda: hessian_of(
         network(), lambda m, b: functional.cross_entropy(m(b[0].sub_(1)), b[1]), [(X.clone(), Y)]
     ),

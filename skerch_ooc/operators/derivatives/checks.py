@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -357,19 +357,41 @@ def _require_whole_graph(value: Tensor) -> None:
 
 def _functions_of_users(value: Tensor) -> list[str]:
     """Names the functions with a backward of their own in the graph of a loss."""
-    left: list[Any] = [value.grad_fn]
-    seen, names = set(), []
+    kinds = {
+        type(node)._forward_cls  # type: ignore[attr-defined]
+        for node in _graph([value])
+        if isinstance(node, BackwardCFunction)
+    }
+    names = {kind.__name__ for kind in kinds if not kind.__module__.startswith("skerch_ooc.")}
+    return sorted(names)
+
+
+def _graph(values: Iterable[Tensor]) -> set[Any]:
+    """Returns all nodes from which values are computed."""
+    left: list[Any] = [one.grad_fn for one in values]
+    seen = set()
     while left:
         node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        left += [other for other, _ in node.next_functions]
-        if isinstance(node, BackwardCFunction):
-            kind = type(node)._forward_cls  # type: ignore[attr-defined]
-            if not kind.__module__.startswith("skerch_ooc."):
-                names.append(kind.__name__)
-    return sorted(set(names))
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [other for other, _ in node.next_functions]
+    return seen
+
+
+def require_data_apart(chosen: Chosen, batches: Iterable[Any]) -> None:
+    """Requires that the data are not computed from the parameters.
+
+    Raises:
+        OperatorError: If they are; names the parameters.
+    """
+    computed = (one for batch in batches for one in tensors_of(batch))
+    leaves = {id(getattr(node, "variable", None)) for node in _graph(computed)}
+    pairs = zip(chosen.names, chosen.tensors, strict=True)
+    if held := [name for name, one in pairs if id(one) in leaves]:
+        raise OperatorError(
+            f"the data hold tensors that were computed from {shown_list(held)}, so that a part of "
+            "the loss would not be differentiated; compute them in the loss, or detach() them"
+        )
 
 
 def _difference(objective: Objective, batch: Any) -> float:
