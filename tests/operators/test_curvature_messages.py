@@ -136,7 +136,7 @@ MISTAKES = {
     "gradients are too small or alike": lambda: hessian_of(
         network(), lambda m, b: 0 * m(b[0]).sum(), TWO
     ),
-    "are 1 and 1 for rows of two batches, whose loss weighs them 0.6": lambda: weighted_by(
+    "are 1 and 1 for rows of two batches, whose loss weighs them 0.75": lambda: weighted_by(
         lambda batch: 1
     ),
     "rows_at_once = 2: the loss of a batch is not": lambda: hessian(
@@ -151,7 +151,7 @@ MISTAKES = {
     "it counts something else than rows": lambda: hessian_of(
         network(),
         of_first_class,
-        [(X[:4], torch.tensor([0, 0, 0, 1])), (X[2:], torch.tensor([1, 0, 1, 0]))],
+        [(X[:4], torch.tensor([0, 1, 0, 0])), (X[2:], torch.tensor([1, 0, 0, 0]))],
     ),
     "differs from call to call (by": lambda: hessian_of(
         network(), lambda m, b: cross(m, (b[0] + torch.randn_like(b[0]), b[1])), ONE

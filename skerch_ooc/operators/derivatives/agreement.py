@@ -124,15 +124,22 @@ def agreed(
         return _supposed(objective, pieces), []
     if sum(1 for weight in reduction.weights(pieces) if weight) == 1:
         return reduction, []
-    # What is known is looked at in a few rows.
-    few = (next(cut_by_rows(one, _FEW_ROWS)) if rows_of(one) else one for one in pieces)
-    usable = (one for one in _pairs(objective, few) if one and any(one.counts(reduction)))
-    together = next(usable, None)
-    if together is not None and together.fits(reduction):
-        return reduction, []
-    if together is None and mixes_rows(objective.loss.model) is None:
-        return reduction, []
-    return reduction, [_said(together, objective, reduction, rows_at_once)]
+    looked_at: Iterable[Any] = pieces
+    if reduction.is_known:
+        # Then a few rows will do.
+        looked_at = (next(cut_by_rows(one, _FEW_ROWS)) if rows_of(one) else one for one in pieces)
+    is_verified = False
+    for together in _pairs(objective, looked_at):
+        if together is None or not any(together.counts(reduction)):
+            continue
+        if not together.fits(reduction):
+            return reduction, [_said(together, objective, reduction, rows_at_once)]
+        is_verified = True
+        if reduction.is_known:
+            break
+    if not is_verified and mixes_rows(objective.loss.model):
+        return reduction, [_said(None, objective, reduction, rows_at_once)]
+    return reduction, []
 
 
 def _supposed(objective: Objective, pieces: list[Any]) -> Reduction:
@@ -207,10 +214,10 @@ def _said(
 
 
 def _pairs(objective: Objective, pieces: Iterable[Any]) -> Iterator[Together | None]:
-    """Yields halves of each batch and of the next together; ``None`` where they do not fit."""
+    """Yields parts of each batch and of the next together; ``None`` where they do not fit."""
     for first, second in pairwise(pieces):
         for number in (0, 1):
-            parts = _half(first, number), _half(second, 1 - number)
+            parts = _part(first, number), _part(second, 1 - number)
             both = None if any(one is None for one in parts) else joined(*parts)
             yield None if both is None else _together(objective, *parts, both)
 
@@ -224,11 +231,14 @@ def _together(objective: Objective, first: Any, second: Any, both: Any) -> Toget
         return None
 
 
-def _half(batch: Any, number: int) -> Any:
-    """Returns a half of a batch; ``None`` if it has no rows."""
+def _part(batch: Any, number: int) -> Any:
+    """Returns the first two thirds of a batch, or the last third; ``None`` if it has no rows.
+
+    They are not of equal size, so that weights that are all the same do not pass.
+    """
     height = rows_of(batch)
     if not height:
         return None
-    middle = max(1, height // 2)
+    middle = -(-2 * height // 3)
     chosen = Range(0, middle) if number == 0 else Range(min(middle, height - 1), height)
     return rows(batch, chosen)

@@ -81,7 +81,7 @@ class Curvature:
         self, objective: Objective, batches: list[Any], reduction: Reduction,
         rows_at_once: int | None = None,
     ) -> None:  # fmt: skip
-        self._problem = objective
+        self._objective = objective
         pieces = [piece for batch in batches for piece in cut_by_rows(batch, rows_at_once)]
         weights = reduction.weights(pieces)
         # What does not count may have no loss at all: the mean of nothing is not a number.
@@ -125,7 +125,7 @@ class Curvature:
             )
         x = given.to(self.device, self.dtype)
         total = torch.zeros_like(x)
-        self._problem.begin()
+        self._objective.begin()
         for batch, weight in self._pieces:
             self._add(total, x, batch, weight)
         total = total.to(given.device, given.dtype)
@@ -138,7 +138,7 @@ class Curvature:
 
     def _add(self, total: Tensor, x: Tensor, batch: Any, weight: float) -> None:
         """Adds the weighted products of a batch."""
-        objective = self._problem
+        objective = self._objective
         with evaluation(objective.loss.model, self.device), Formulas():
             _, apply = objective.loss.prepared(objective.given(batch), objective.chosen.tensors)
             width = (self.columns_at_once or 1) if self._batched else 1

@@ -31,12 +31,12 @@ class Reduction:
     Attributes:
         name: What is counted, for people.
         count: The weight of a batch, where the loss is a mean; ``None`` where losses are added.
-        is_given: Whether torch or the user says so; else it is only supposed, and to be verified.
+        is_known: Whether it is known of torch's loss; else it is to be verified.
     """
 
     name: str
     count: Callable[[Any], float] | None
-    is_given: bool = True
+    is_known: bool = True
 
     def weights(self, batches: list[Any]) -> list[float]:
         """Returns what the losses of batches are multiplied by.
@@ -71,8 +71,8 @@ class Reduction:
 
 
 SUM = Reduction("losses", None)
-ROWS = Reduction("rows", lambda batch: float(rows_of(batch) or math.nan), is_given=False)
-ADDED = Reduction("losses", None, is_given=False)
+ROWS = Reduction("rows", lambda batch: float(rows_of(batch) or math.nan), is_known=False)
+ADDED = Reduction("losses", None, is_known=False)
 SUPPOSED = (ROWS, ADDED)
 """What a loss that torch does not know may be."""
 
@@ -148,7 +148,7 @@ def reduction_of(loss: Any, weight_of: WeightOf) -> Reduction | None:
                 f"weight_of = {shown(weight_of)}: must be a function of a batch, which returns how "
                 'much its loss counts, or "sum" where the losses of batches are added'
             )
-        return Reduction("weights that weight_of gives", weight_of)
+        return Reduction("weights that weight_of gives", weight_of, is_known=False)
     stated = getattr(loss, "reduction", "mean")
     if stated == "none":
         raise OperatorError(

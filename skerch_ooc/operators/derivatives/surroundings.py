@@ -143,9 +143,7 @@ def evaluation(model: nn.Module, device: torch.device) -> Iterator[Guarded]:
         stack.enter_context(guarded.exact())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_slow_path_of_encoders())
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            # Nor can the kernels of recurrent layers that cuDNN has.
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(_kernels_of_cudnn(model, device))
         stack.enter_context(guarded)
         yield guarded
 
@@ -167,6 +165,21 @@ def as_it_is(model: nn.Module) -> Iterator[None]:
         for module, buffers in kept:
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+def _kernels_of_cudnn(
+    model: nn.Module, device: torch.device
+) -> contextlib.AbstractContextManager[Any]:
+    """Those of recurrent layers cannot be differentiated twice; others may round to TF32."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    if device.type != "cuda" and not recurrent:
+        return contextlib.nullcontext()
+    cudnn = torch.backends.cudnn
+    chosen: contextlib.AbstractContextManager[Any] = cudnn.flags(
+        enabled=cudnn.enabled and not recurrent, benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic, allow_tf32=False,
+    )  # fmt: skip
+    return chosen
 
 
 def _as_written() -> contextlib.AbstractContextManager[Any]:
