@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skerch_ooc.operators.derivatives.formulas import _TABLE, Formulas
+from skerch_ooc.operators.derivatives.products import linear_in
 
 TOKENS = torch.tensor([[0, 2, -100], [1, 1, 3]])
 MASK = torch.ones(3, 3, dtype=torch.bool).tril()
@@ -162,10 +163,22 @@ def products(values, sources, columns):
 
 
 def products_at_once(values, sources, columns):
+    """Products with all columns at once, by the engine."""
     stacked = [torch.stack(several) for several in zip(*columns, strict=True)]
     return torch.autograd.grad(
         values, sources, stacked, retain_graph=True, is_grads_batched=True, materialize_grads=True
     )
+
+
+def products_by_rules(values, sources, columns):
+    """The same by ``vmap``, for which each formula needs a rule."""
+
+    def pulled(*column):
+        return torch.autograd.grad(
+            values, sources, column, retain_graph=True, materialize_grads=True
+        )
+
+    return torch.vmap(pulled)(*(torch.stack(several) for several in zip(*columns, strict=True)))
 
 
 def test_values_and_derivatives_are_those_of_torch(case):
@@ -178,7 +191,8 @@ def test_values_and_derivatives_are_those_of_torch(case):
         torch.testing.assert_close(found, expected)
     for some, others in zip(linear, expected_linear, strict=True):
         expected = products(*others)
-        for found in products(*some), products_at_once(*some):
+        for taken in products, products_at_once, products_by_rules:
+            found = taken(*some)
             for a, b in zip(found, expected, strict=True):
                 torch.testing.assert_close(a, b)
 
@@ -246,3 +260,36 @@ def test_every_formula_is_tested(monkeypatch):
     for function, shapes in CASES.values():
         ours(function)(*(torch.randn(shape, dtype=torch.float64) for shape in shapes))
     assert used == formulas
+
+
+class Square(torch.autograd.Function):
+    """A user's function, whose gradient is another function; ``vmap`` has no rule for that."""
+
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.save_for_backward(x)
+        ctx.order = order
+        return x**2 if order == 0 else 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (Square.apply(x, 1) if ctx.order == 0 else 2), None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.sin, F.mish, lambda x: Square.apply(x, 0)],
+    ids=["with a rule", "by a loop", "without a rule"],
+)
+@pytest.mark.filterwarnings("error")
+def test_several_columns_at_once_are_those_of_each(function):
+    """Also where ``vmap`` loops, of which nothing is said, and where it has no rule."""
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    columns = torch.randn(3, 4, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    for values in function(x), slope:
+        apply = linear_in([values], [x])
+        expected = torch.stack([apply([column], False)[0] for column in columns])
+        for _ in range(2):
+            torch.testing.assert_close(apply([columns], True)[0], expected)

@@ -307,7 +307,9 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return g * _apply(_Softmax, *ctx.saved_tensors, ctx.dim), None
+        (x,) = ctx.saved_tensors
+        softmax = _apply(_Softmax, x, ctx.dim) if torch.is_grad_enabled() else x.softmax(ctx.dim)
+        return g * softmax, None
 
 
 class _Normalized(torch.autograd.Function):

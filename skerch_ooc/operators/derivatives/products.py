@@ -10,6 +10,7 @@ some layers lack and some have wrong.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,18 +107,48 @@ def gradient(value: Tensor, parameters: Sequence[Tensor], keep: bool = False) ->
 def linear_in(values: Sequence[Tensor], sources: Sequence[Tensor]) -> Linear:
     """Returns what multiplies by ``(d values / d sources)^T``; the graph of both is kept."""
     depending = [number for number, one in enumerate(values) if one.requires_grad]
+    pullback = _Pullback([values[number] for number in depending], list(sources))
 
     def apply(columns: Pieces, several: bool) -> Pieces:
         if not depending:
             width = columns[0].shape[:1] if several else ()
             return [one.new_zeros((*width, *one.shape)) for one in sources]
-        found = torch.autograd.grad(
-            [values[i] for i in depending], list(sources), [columns[i] for i in depending],
-            retain_graph=True, is_grads_batched=several, materialize_grads=True,
-        )  # fmt: skip
-        return list(found)
+        chosen = [columns[number] for number in depending]
+        return list(pullback.of_several(chosen) if several else pullback(*chosen))
 
     return apply
+
+
+class _Pullback:
+    """Multiplies by the transposed Jacobian of values that have a graph."""
+
+    def __init__(self, values: Pieces, sources: Pieces) -> None:
+        self._ends = values, sources
+        self._has_rules = True
+
+    def __call__(self, *column: Tensor, batched: bool = False) -> tuple[Tensor, ...]:
+        values, sources = self._ends
+        return torch.autograd.grad(
+            values, sources, column, retain_graph=True, materialize_grads=True,
+            is_grads_batched=batched,
+        )  # fmt: skip
+
+    def of_several(self, columns: Pieces) -> tuple[Tensor, ...]:
+        """Multiplies several columns at once.
+
+        ``vmap`` knows the rules of our formulas, and many that the engine replaces by loops; where
+        it has none, the engine may still have one.
+        """
+        if self._has_rules:
+            with warnings.catch_warnings():
+                # Of what it does by loops.
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                try:
+                    found: tuple[Tensor, ...] = torch.vmap(self)(*columns)
+                    return found
+                except RuntimeError:
+                    self._has_rules = False
+        return self(*columns, batched=True)
 
 
 def _hessian(loss: Loss, batch: Any, parameters: Sequence[Tensor]) -> Prepared:
