@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.operators.derivatives import library
 from skerch_ooc.operators.derivatives.agreement import agreed
 from skerch_ooc.operators.derivatives.batches import HALF, sha256_of
@@ -359,8 +360,8 @@ def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
     batches, chosen = _taken(loss.model, data, asked)
     own = objective = Objective(loss, chosen, begin=begin_of(loss))
     remarks: list[str] = []
-    if (dtype := _wide_dtype(chosen)) is not None:
-        objective, remarks = converted(own, dtype), [_said_of_dtypes(chosen, dtype)]
+    if (dtype := _wide_dtype(loss.model, chosen)) is not None:
+        objective, remarks = converted(own, dtype), [_said_of_dtypes(loss.model, chosen, dtype)]
         # A seed is drawn from by the loss that is evaluated.
         objective = replace(objective, begin=begin_of(objective.loss))
     first = _first(batches, asked.reduction)
@@ -417,9 +418,11 @@ def _taken(model: torch.nn.Module, data: Data, asked: Asked) -> tuple[list[Any],
         )
     require_deterministic(model)
     _require_order(data)
-    if asked.rows_at_once is not None and asked.rows_at_once < 1:
-        raise OperatorError(f"rows_at_once = {asked.rows_at_once}: must be at least 1")
+    cut = asked.rows_at_once
+    if cut is not None and not (isinstance(cut, int) and cut >= 1):
+        raise OperatorError(f"rows_at_once = {cut}: must be an integer of at least 1")
     if asked.device is not None:
+        require_device(str(asked.device))
         model.to(asked.device)
     chosen = chosen_of(model, asked.parameters)
     devices = sorted({str(one.device) for one in chosen.tensors})
@@ -435,16 +438,22 @@ def _taken(model: torch.nn.Module, data: Data, asked: Asked) -> tuple[list[Any],
     return batches, chosen
 
 
-def _wide_dtype(chosen: Chosen) -> torch.dtype | None:
+def _wide_dtype(model: torch.nn.Module, chosen: Chosen) -> torch.dtype | None:
     """The dtype to which a model is copied: its parameters have too few digits, or several."""
-    dtypes = {one.dtype for one in chosen.tensors}
+    dtypes = _dtypes(model, chosen)
     if len(dtypes) == 1 and not dtypes & set(HALF):
         return None
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def _said_of_dtypes(chosen: Chosen, dtype: torch.dtype) -> str:
-    names = sorted({str(one.dtype).removeprefix("torch.") for one in chosen.tensors})
+def _dtypes(model: torch.nn.Module, chosen: Chosen) -> set[torch.dtype]:
+    """The dtypes of the parameters, and those of half precision of all others of the model."""
+    others = {one.dtype for one in model.parameters()} & set(HALF)
+    return others | {one.dtype for one in chosen.tensors}
+
+
+def _said_of_dtypes(model: torch.nn.Module, chosen: Chosen, dtype: torch.dtype) -> str:
+    names = sorted(str(one).removeprefix("torch.") for one in _dtypes(model, chosen))
     wide = str(dtype).removeprefix("torch.")
     return (
         f"the parameters are {' and '.join(names)}: these are the derivatives of the loss in "

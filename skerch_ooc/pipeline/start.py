@@ -295,8 +295,8 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
     wanted = freeze.identity_like(spec, known)
     if sha256 != known.factory_sha256 and wanted.factory == known.factory:
         log.warning(
-            "%s has changed since the run was planned; its products are still checked against "
-            "the fingerprint",
+            "%s has changed since the run was planned; products that are still made are checked "
+            "against the fingerprint",
             spec.operator.factory,
         )
     pairs = [

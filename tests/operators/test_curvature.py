@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from specs import FACTORIES, write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import DriftError, OperatorError
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.curvature import fisher, ggn, ggn_of, hessian, kfac
+from skerch_ooc.operators.curvature import fisher, ggn, ggn_of, hessian, hessian_of, kfac
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.planning.spec import Spec
@@ -475,3 +476,104 @@ class TestLargeOutputs:
         with LargestTensor() as largest:
             operator @ torch.randn(operator.shape[0], 6)
         assert largest.entries <= 2 * 2 * self.LENGTH * self.WORDS
+
+
+class TestWeights:
+    """What users say of the weight of batches is held against the loss."""
+
+    DATA = ((16, 3), (8, 5))
+
+    @pytest.fixture
+    def data(self):
+        torch.manual_seed(5)
+        return [(torch.randn(n, SIZES[0]), torch.randint(SIZES[2], (n,))) for n, _ in self.DATA]
+
+    @pytest.mark.parametrize(
+        "weight_of", [len, lambda batch: 1, lambda batch: len(batch[0]) ** 2, "sum"],
+        ids=["entries of the pair", "one", "square", "sum"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss(), None], ids=["known", "any"])
+    def test_wrong_weights_are_refused(self, model, data, loss, weight_of):
+        make = partial(hessian, model, loss, data, weight_of=weight_of)
+        if loss is None:
+            make = partial(cross_entropy_hessian, model, data, weight_of)
+        with pytest.raises(OperatorError, match="rows of two batches"):
+            make()
+
+    def test_wrong_weights_of_the_third_batch_are_refused(self, model, data):
+        weights = {16: 16, 8: 8, 5: 50}
+        third = (torch.randn(5, SIZES[0]), torch.randint(SIZES[2], (5,)))
+        with pytest.raises(OperatorError, match="for rows of two batches, whose loss"):
+            cross_entropy_hessian(
+                model, [*data, third], lambda batch: weights.get(len(batch[0]), 50)
+            )
+
+    def test_wrong_weights_are_found_within_a_batch_that_fits_no_other(self):
+        torch.manual_seed(0)
+        tokens = torch.nn.Embedding(7, 3)
+
+        def mean(model, batch):
+            words, targets = batch
+            return torch.nn.functional.cross_entropy(
+                model(words).flatten(0, 1), targets.flatten(), ignore_index=-100
+            )
+
+        data = []
+        for length in (4, 6):
+            targets = torch.randint(3, (6, length))
+            targets[:2, 1:] = -100
+            data.append((torch.randint(7, (6, length)), targets))
+        with pytest.raises(OperatorError, match="weigh"):
+            hessian_of(tokens, mean, data, weight_of=lambda batch: len(batch[1]))
+        hessian_of(tokens, mean, data, weight_of=lambda batch: (batch[1] != -100).sum())
+
+
+def cross_entropy_hessian(model, data, weight_of):
+    return hessian_of(
+        model, lambda m, batch: torch.nn.functional.cross_entropy(m(batch[0]), batch[1]), data,
+        weight_of=weight_of,
+    )  # fmt: skip
+
+
+class TestNamesOfParameters:
+    def test_layer_that_is_parametrised_has_its_own_names(self):
+        layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+        model = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
+        data = [(torch.randn(4, 3), torch.randn(4, 2))]
+        found = hessian(model, torch.nn.MSELoss(), data, ["0.weight"]).layout.names
+        assert found == (
+            "0.parametrizations.weight.original0", "0.parametrizations.weight.original1",
+        )  # fmt: skip
+
+    def test_wrapper_of_several_devices_adds_nothing_to_names(self, model):
+        data = batches(torch.nn.MSELoss())
+        wrapped = torch.nn.DataParallel(model)
+        found = hessian(wrapped, torch.nn.MSELoss(), data, ["2"])
+        assert found.layout.names == ("2.weight", "2.bias")
+
+    def test_optimiser_stands_for_its_parameters(self, model):
+        optimiser = torch.optim.SGD(model[2].parameters(), lr=0.1)
+        found = hessian(model, torch.nn.MSELoss(), batches(torch.nn.MSELoss()), optimiser)
+        assert found.layout.names == ("2.weight", "2.bias")
+
+
+def test_frozen_base_of_half_precision_is_differentiated_in_single():
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    base = base.bfloat16().requires_grad_(False)
+    model = torch.nn.Sequential(*base, Widened(), torch.nn.Linear(3, 3))
+    x, y = torch.randn(6, 5).bfloat16(), torch.randint(3, (6,))
+    found = hessian(model, torch.nn.CrossEntropyLoss(), [(x, y)])
+    wide = copy.deepcopy(model).float()
+    expected = dense_hessian_of(wide[4], wide[:4](x.float()).detach(), y)
+    torch.testing.assert_close(found @ torch.eye(12), expected, rtol=1e-4, atol=1e-6)
+    assert "bfloat16" in found.remarks[0]
+
+
+class Widened(torch.nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+def dense_hessian_of(layer, x, y):
+    return hessian(layer, torch.nn.CrossEntropyLoss(), [(x, y)]) @ torch.eye(12)

@@ -211,6 +211,8 @@ MISTAKES = {
     ),
     "reduction = 'none'": lambda: hessian(network(), nn.MSELoss(reduction="none"), ONE),
     "nothing in the data counts": lambda: hessian(network(), CROSS, IGNORED),
+    "losses of batches are to be added, but": lambda: weighted_by("sum"),
+    "parameters is a Linear": lambda: hessian(network(), CROSS, ONE, network()[0]),
     "weight_of(batch) = -1 for batch 0": lambda: weighted_by(lambda batch: -1),
     "weight_of = 7": lambda: weighted_by(7),
     "the model calls dropout": lambda: hessian_of(

@@ -25,8 +25,8 @@ from skerch_ooc.operators.derivatives.surroundings import mixes_rows
 _FEW_ROWS = 8
 
 _ADVICE = (
-    "give weight_of, a function of a batch that returns how much its loss counts, such as "
-    'weight_of=lambda batch: len(batch[0]), or "sum" where the losses of batches are added'
+    "give weight_of, a function of a batch that returns how much its loss counts (its rows, or "
+    'the targets that are not ignored), or "sum" where the losses of batches are added'
 )
 
 _ROUNDINGS = 64
@@ -129,7 +129,7 @@ def agreed(
         # Then a few rows will do.
         looked_at = (next(cut_by_rows(one, _FEW_ROWS)) if rows_of(one) else one for one in pieces)
     is_verified = False
-    for together in _pairs(objective, looked_at):
+    for together in _pairs(objective, looked_at, within=True):
         if together is None or not any(together.counts(reduction)):
             continue
         if not together.fits(reduction):
@@ -149,11 +149,12 @@ def _supposed(objective: Objective, pieces: list[Any]) -> Reduction:
         if together is None:
             raise OperatorError(
                 "how much the loss of each batch counts cannot be known, as rows of two batches do "
-                f"not fit together; {_ADVICE}"
+                "not fit together: tensors have other lengths, or there are lists beside them; "
+                f"{_ADVICE}"
             )
         fitting = [one for one in found if together.fits(one)]
         if not fitting:
-            raise OperatorError(f"{_observed(together)}; {_ADVICE}")
+            raise OperatorError(f"{_observed(together, objective)}; {_ADVICE}")
         found = fitting
     if len(found) > 1:
         raise OperatorError(
@@ -163,14 +164,20 @@ def _supposed(objective: Objective, pieces: list[Any]) -> Reduction:
     return found[0]
 
 
-def _observed(together: Together) -> str:
+def _observed(together: Together, objective: Objective) -> str:
     """Says how the losses of rows of two batches add up, which is not as it was supposed."""
     share, (first, second) = together.share(), together.counts(ROWS)
     rows_say = f"{first:.0f} and {second:.0f} rows of two batches"
     if share is None:
+        layer = mixes_rows(objective.loss.model)
+        why = (
+            f"layer {layer} takes statistics of the batch"
+            if layer
+            else "as where a batch is compared with itself, or a term is added to a sum"
+        )
         return (
             f"the loss of {rows_say} together is neither the mean of both, weighted by rows, nor "
-            "their sum: as where a batch is compared with itself, or a term is added to a sum"
+            f"their sum: {why}"
         )
     return (
         f"the loss of {rows_say} together is the mean of both with the weights {share:.3g} and "
@@ -196,7 +203,13 @@ def _said(
         else "rows of two batches together have another"
     )
     share = together.share() if together else None
-    if together and share is not None and reduction.count is not None:
+    if together and share is not None and reduction.count is None:
+        raise OperatorError(
+            f"the {reduction.name} of batches are to be added, but that of rows of two batches "
+            f"together is the mean of both, with the weights {share:.3g} and {1 - share:.3g}; "
+            f"{_ADVICE}"
+        )
+    if together and share is not None:
         first, second = together.counts(reduction)
         raise OperatorError(
             f"the {reduction.name} are {first:.6g} and {second:.6g} for rows of two batches, whose "
@@ -213,13 +226,24 @@ def _said(
     )
 
 
-def _pairs(objective: Objective, pieces: Iterable[Any]) -> Iterator[Together | None]:
-    """Yields parts of each batch and of the next together; ``None`` where they do not fit."""
+def _pairs(
+    objective: Objective, pieces: Iterable[Any], *, within: bool = False
+) -> Iterator[Together | None]:
+    """Yields parts of each batch and of the next together; ``None`` where they do not fit.
+
+    Args:
+        objective: The loss.
+        pieces: The batches.
+        within: Whether to take parts of one batch instead where those of two do not fit.
+    """
     for first, second in pairwise(pieces):
         for number in (0, 1):
             parts = _part(first, number), _part(second, 1 - number)
             both = None if any(one is None for one in parts) else joined(*parts)
-            yield None if both is None else _together(objective, *parts, both)
+            if both is None and within:
+                parts, both = (_part(first, 0), _part(first, 1)), first
+            usable = both is not None and all(one is not None for one in parts)
+            yield _together(objective, *parts, both) if usable else None
 
 
 def _together(objective: Objective, first: Any, second: Any, both: Any) -> Together | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from skerch_ooc.base.parameter_layout import ParameterLayout
 Parameters = Iterable[Any] | str
 """Names, layers, patterns, tensors, named tensors, or the groups of an optimiser."""
 
+_PARAMETRISED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+"""What parametrisations make of the name of a parameter."""
 _COMPILED = "_orig_mod."
 """What torch.compile puts into the names of parameters."""
 
@@ -58,7 +62,7 @@ def chosen_of(model: torch.nn.Module, wanted: Parameters | None) -> Chosen:
     """
     # Tied parameters have several names, of which the first is theirs.
     named = {
-        name.replace(_COMPILED, ""): parameter
+        name.replace(_COMPILED, "").removeprefix(_wrapped(model)): parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     names: dict[int, str] = {}
@@ -66,6 +70,13 @@ def chosen_of(model: torch.nn.Module, wanted: Parameters | None) -> Chosen:
         names.setdefault(id(parameter), name)
     found: dict[int, Any] = {}
     able = [parameter for parameter in named.values() if parameter.requires_grad]
+    # An optimiser will do for its groups.
+    wanted = getattr(wanted, "param_groups", wanted)
+    if isinstance(wanted, torch.nn.Module) or not isinstance(wanted, (Iterable, NoneType)):
+        raise OperatorError(
+            f"parameters is a {type(wanted).__name__}; give names of layers or parameters, such as "
+            f"{shown_list(list(named)[:2])}, or tensors"
+        )
     for one in able if wanted is None else _flat(wanted):
         taken = _named(named, one) if isinstance(one, str) else [_given(one, names)]
         found |= {id(parameter): parameter for parameter in taken}
@@ -87,6 +98,12 @@ def chosen_of(model: torch.nn.Module, wanted: Parameters | None) -> Chosen:
                 "linear in complex vectors; give the model real parameters (torch.view_as_real)"
             )
     return Chosen(tuple(ordered), tuple(found.values()), tuple(foreign))
+
+
+def _wrapped(model: torch.nn.Module) -> str:
+    """Returns what a wrapper that spreads a model over devices puts before all names."""
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    return "module." if isinstance(model, wrappers) else ""
 
 
 def _flat(wanted: Parameters) -> list[Any]:
@@ -125,7 +142,8 @@ def _named(named: dict[str, torch.nn.Parameter], wanted: str) -> list[torch.nn.P
     below = {
         full: parameter
         for full, parameter in named.items()
-        if full == name or full.startswith(f"{name}.") or fnmatch.fnmatchcase(full, name)
+        for called in (full, _PARAMETRISED.sub(r"\1", full))
+        if called == name or called.startswith(f"{name}.") or fnmatch.fnmatchcase(called, name)
     }
     if not below:
         close = difflib.get_close_matches(name, [*named, *_layers(named)], n=3)

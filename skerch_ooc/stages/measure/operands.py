@@ -177,8 +177,8 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
             "run the command from its folder, or put it back"
         )
     log.warning(
-        "%s has changed since the run was planned; its products are still checked against the "
-        "fingerprint",
+        "%s has changed since the run was planned; products that are still made are checked "
+        "against the fingerprint",
         factory_file(source.factory, present[0]),
     )
     return present[0]
