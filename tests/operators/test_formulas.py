@@ -70,6 +70,8 @@ CASES = {
     "log_softmax, dtype": (lambda x: torch.log_softmax(x, 1, torch.float64), [(2, 3)]),
     "layer_norm": (norm(F.layer_norm, (4,)), [(2, 3, 4), (4,), (4,)]),
     "layer_norm, 2 dimensions": (norm(F.layer_norm, (3, 4)), [(2, 3, 4), (3, 4), (3, 4)]),
+    "layer_norm, no bias": (lambda x, w: F.layer_norm(x, (4,), w), [(2, 3, 4), (4,)]),
+    "layer_norm, one row": (norm(F.layer_norm, (4,)), [(4,)] * 3),
     "layer_norm, plain": (lambda x: F.layer_norm(x, (4,)), [(3, 4)]),
     "group_norm": (norm(F.group_norm, 2), NORMS),
     "group_norm, plain": (lambda x: F.group_norm(x, 2), [(2, 4, 2, 2)]),

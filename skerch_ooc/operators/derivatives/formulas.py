@@ -338,6 +338,85 @@ class _Normalized(torch.autograd.Function):
         return scale * (g - g.mean(ctx.dims, keepdim=True) - y * inner), None, None
 
 
+class _LayerNorm(torch.autograd.Function):
+    """A layer norm with weights; and what it keeps, which is that of :class:`_Normalized`."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Maybe, dims: tuple[int, ...], eps: float) -> Any:
+        y, scale = _Normalized.forward(x, dims, eps)
+        return y * weight if bias is None else torch.addcmul(bias, y, weight), y, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, _, ctx.dims, ctx.eps = inputs
+        ctx.save_for_backward(x, weight, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Maybe) -> Any:
+        args = (g, *ctx.saved_tensors, ctx.dims, ctx.eps, _needed(ctx))
+        if torch.is_grad_enabled():
+            return *_apply(_LayerNormBackward, *args), None, None
+        return *_LayerNormBackward.forward(*args), None, None
+
+
+class _LayerNormBackward(torch.autograd.Function):
+    """The gradients of a layer norm."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, weight: Tensor, y: Tensor, scale: Tensor, *how: Any) -> Any:
+        dims, _, needs = how
+        rows = tuple(range(g.ndim - len(dims)))
+        return (
+            _projected(g * weight, y, dims) * scale if needs[0] else None,
+            _summed(g * y, rows) if needs[1] else None,
+            _summed(g, rows) if needs[2] else None,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        g, x, weight, y, scale, ctx.dims, ctx.eps, _ = inputs
+        ctx.save_for_backward(g, x, weight, y, scale, output[0])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, vx: Maybe, vweight: Maybe, vbias: Maybe) -> Any:
+        g, x, weight, y, scale, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            y, scale = _apply(_Normalized, x, ctx.dims, ctx.eps)
+            slope = _projected(g * weight, y, ctx.dims) * scale
+        needs = _needed(ctx)
+        of_g = of_x = of_weight = None
+        if vx is not None:
+            inner = (vx * y).mean(ctx.dims, keepdim=True)
+            step = torch.addcmul(vx - vx.mean(ctx.dims, keepdim=True), y, inner, value=-1) * scale
+            of_g = step * weight if needs[0] else None
+            if needs[1]:
+                bend = (g * weight * y).mean(ctx.dims, keepdim=True) * -scale
+                of_x = torch.addcmul(step * bend, slope, inner * -scale)
+                of_x = torch.addcmul(of_x, y, (vx * slope).mean(ctx.dims, keepdim=True) * -scale)
+            if needs[2]:
+                of_weight = _summed(step * g, tuple(range(g.ndim - len(ctx.dims))))
+        if vweight is not None and needs[0]:
+            of_g = y * vweight if of_g is None else torch.addcmul(of_g, y, vweight)
+        if vweight is not None and needs[1]:
+            more = _projected(g * vweight, y, ctx.dims)
+            of_x = more * scale if of_x is None else torch.addcmul(of_x, more, scale)
+        if vbias is not None and needs[0]:
+            of_g = vbias.expand_as(g) if of_g is None else of_g + vbias
+        return of_g, of_x, of_weight, *[None] * 5
+
+
+def _projected(a: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Takes out the mean and what is along ``y``, which is normalised."""
+    inner = (a * y).mean(dims, keepdim=True)
+    return torch.addcmul(a - a.mean(dims, keepdim=True), y, inner, value=-1)
+
+
+def _summed(a: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return a.sum(dims) if dims else a.view_as(a)
+
+
 def _convolution(
     input: Tensor, weight: Tensor, bias: Maybe = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1,
@@ -397,8 +476,10 @@ def _layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Maybe = None, bias: Maybe = None,
     eps: float = 1e-5,
 ) -> Any:  # fmt: skip
-    y = _apply(_Normalized, input, tuple(range(-len(normalized_shape), 0)), eps)[0]
-    y = y if weight is None else y * weight
+    dims = tuple(range(-len(normalized_shape), 0))
+    if weight is not None:
+        return _apply(_LayerNorm, input, weight, bias, dims, eps)[0]
+    y = _apply(_Normalized, input, dims, eps)[0]
     return y if bias is None else y + bias
 
 

@@ -149,7 +149,8 @@ class Curvature:
     def _applied(self, apply: Linear, x: Tensor) -> Tensor:
         several = x.shape[1] > 1
         shape = x.shape[1:] if several else ()
-        cuts = torch.split(x.mT.contiguous(), [one.size for one in self.layout], dim=1)
+        # Torch transposes by blocks what lies together, and all else entry by entry.
+        cuts = torch.split(x.contiguous().mT.contiguous(), [one.size for one in self.layout], dim=1)
         pieces = [
             piece.reshape((*shape, *one.shape))
             for piece, one in zip(cuts, self.layout, strict=True)
