@@ -203,7 +203,7 @@ def _linear_twice(
                 of_g, flat.expand(width, *flat.shape), vweight.mT, beta=int(vbias is not None)
             )
         if many is not None:
-            a = many.view(-1, many.shape[-1])
+            a = many.reshape(-1, many.shape[-1])
             of_g = of_g.reshape(-1, rows.shape[1])
             of_g = of_g.addmm_(a, weight.mT) if vweight is not None else of_g + a @ weight.mT
         of_g = of_g.reshape(width, *g.shape)
