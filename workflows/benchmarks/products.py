@@ -86,6 +86,9 @@ class Transformer(nn.Module):
     def __init__(self, words: int = 64, width: int = 64, length: int = 32) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width)
+        # As large as torch makes them, a tied head is so sure of its words that nothing is left to
+        # differentiate but rounding.
+        nn.init.normal_(self.embedding.weight, std=0.1)
         self.positions = nn.Parameter(0.1 * torch.randn(length, width))
         self.layers = nn.Sequential(Layer(width), Layer(width), nn.LayerNorm(width))
 
