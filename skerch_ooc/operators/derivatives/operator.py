@@ -123,12 +123,14 @@ class Curvature:
                 f"the model's parameters are {own}, the columns {given.dtype}: products would not "
                 f'have so many digits; set dtype = "{own}", or give a model in {given.dtype}'
             )
-        x = given.to(self.device, self.dtype)
+        # Each column lies together from here on: torch adds what lies alike much quicker, and
+        # transposes by blocks what lies together, but all else entry by entry.
+        x = given.to(self.device, self.dtype).contiguous().mT.contiguous()
         total = torch.zeros_like(x)
         self._objective.begin()
         for batch, weight in self._pieces:
             self._add(total, x, batch, weight)
-        total = total.to(given.device, given.dtype)
+        total = total.mT.contiguous().to(given.device, given.dtype)
         return total[:, 0] if columns.ndim == 1 else total
 
     @property
@@ -137,25 +139,24 @@ class Curvature:
         return self
 
     def _add(self, total: Tensor, x: Tensor, batch: Any, weight: float) -> None:
-        """Adds the weighted products of a batch."""
+        """Adds the weighted products of a batch; columns come first."""
         objective = self._objective
         with evaluation(objective.loss.model, self.device), Formulas():
             _, apply = objective.loss.prepared(objective.given(batch), objective.chosen.tensors)
             width = (self.columns_at_once or 1) if self._batched else 1
-            for columns in cut(Range(0, x.shape[1]), width):
-                part = self._applied(apply, x[:, columns.slice])
-                total[:, columns.slice].add_(part, alpha=weight)
+            for columns in cut(Range(0, len(x)), width):
+                part = self._applied(apply, x[columns.slice])
+                total[columns.slice].add_(part, alpha=weight)
 
     def _applied(self, apply: Linear, x: Tensor) -> Tensor:
-        several = x.shape[1] > 1
-        shape = x.shape[1:] if several else ()
-        # Torch transposes by blocks what lies together, and all else entry by entry.
-        cuts = torch.split(x.contiguous().mT.contiguous(), [one.size for one in self.layout], dim=1)
+        several = len(x) > 1
+        shape = x.shape[:1] if several else ()
+        cuts = torch.split(x, [one.size for one in self.layout], dim=1)
         pieces = [
             piece.reshape((*shape, *one.shape))
             for piece, one in zip(cuts, self.layout, strict=True)
         ]
-        return joined_pieces(apply(pieces, several), several)
+        return joined_pieces(apply(pieces, several), several).mT
 
 
 def joined_pieces(pieces: list[Tensor], several: bool) -> Tensor:
