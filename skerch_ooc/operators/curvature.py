@@ -15,12 +15,12 @@ from skerch_ooc.operators.derivatives import library
 from skerch_ooc.operators.derivatives.agreement import agreed
 from skerch_ooc.operators.derivatives.batches import HALF, sha256_of
 from skerch_ooc.operators.derivatives.checks import (
-    columns_agree,
     compared,
     converted,
     differentiable_twice,
     require_data_apart,
     require_gradient,
+    why_one_by_one,
 )
 from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective
@@ -368,12 +368,14 @@ def _operator(loss: Loss, data: Data, asked: Asked) -> Any:
     with differentiable_twice():
         remarks += require_gradient(objective, first, own)
         reduction, more = agreed(objective, batches, asked.reduction, asked.rows_at_once)
-        remarks += [*more, f"differentiated reverse over reverse: {compared(objective, first)}"]
-        together = columns_agree(objective, first)
+        why = why_one_by_one(objective, first)
+        how = f", one column after the other, as {why}" if why else ""
+        found = compared(objective, first)
+        remarks += [*more, f"differentiated reverse over reverse{how}: {found}"]
 
     def made(some: list[Any], objective: Objective = objective) -> Curvature:
         operator = Curvature(objective, some, reduction, asked.rows_at_once)
-        return operator if together else operator.one_by_one()
+        return operator.one_by_one() if why else operator
 
     operator: Any = _sum(made, objective, batches, reduction) if asked.per_batch else made(batches)
     operator.layout, operator.remarks = chosen.layout, tuple(remarks)

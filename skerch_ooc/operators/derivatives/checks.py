@@ -179,6 +179,12 @@ def _told() -> Iterator[None]:
         ) from error
 
 
+def first_words(error: Exception) -> str:
+    """Returns the kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}"
+
+
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -281,9 +287,11 @@ def compared(objective: Objective, batch: Any) -> str:
     with evaluation(objective.loss.model, objective.device), Formulas():
         strangers = _functions_of_users(objective.loss.value(objective.given(few)))
     double = _in_double(objective, few)
-    if double is None and not strangers:
-        return "not compared with a difference of gradients, as the loss has no copy in float64"
-    compares, batch = (double, widened(few, torch.float64)) if double else (objective, few)
+    if isinstance(double, str) and not strangers:
+        return f"not compared with a difference of gradients in float64, as {double}"
+    compares, batch = objective, few
+    if not isinstance(double, str):
+        compares, batch = double, widened(few, torch.float64)
     off = _difference(compares, batch)
     limit = _AGREES_ROUGHLY if _rounds(compares, batch) else _AGREES
     if not off <= limit:
@@ -322,11 +330,11 @@ def _few_rows(objective: Objective, batch: Any) -> Any:
     return few if is_usable else batch
 
 
-def _in_double(objective: Objective, batch: Any) -> Objective | None:
-    """Returns the objective in double precision, if there it has the gradient that it has here."""
+def _in_double(objective: Objective, batch: Any) -> Objective | str:
+    """Returns the objective in double precision, or why there is none with the same gradient."""
     tensors = objective.chosen.tensors
     if sum(one.numel() for one in tensors) > _LARGEST_COPY:
-        return None
+        return f"there are more than {_LARGEST_COPY} parameters"
     try:
         double = converted(objective, torch.float64)
         double = replace(double, widen=False, begin=begin_of(double.loss))
@@ -334,12 +342,13 @@ def _in_double(objective: Objective, batch: Any) -> Objective | None:
             # The same draws of other digits may be other targets.
             return double
         theirs = double.gradient(widened(batch, torch.float64))
-    except Exception:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (said in the remarks)
         # Whatever a user's own objects raise: they need not be made for copies, nor for double.
-        return None
-    return (
-        double if apart(theirs, objective.gradient(batch)) <= closeness(tensors[0].dtype) else None
-    )
+        return f"a copy of model and loss fails there ({first_words(error)})"
+    off = apart(theirs, objective.gradient(batch))
+    if off > closeness(tensors[0].dtype):
+        return f"a copy of model and loss has another gradient there (off by {off:.0e})"
+    return double
 
 
 def _require_whole_graph(value: Tensor) -> None:
@@ -500,15 +509,14 @@ def differentiable_twice() -> Iterator[None]:
         # Of which NotImplementedError is one.
         if not any(words in str(error) for words in ("not implemented", "differentiate twice")):
             raise
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise OperatorError(
-            f"torch cannot differentiate the loss twice: {reason}; compute it by other layers or "
-            "functions"
+            f"torch cannot differentiate the loss twice: {first_words(error)}; compute it by other "
+            "layers or functions"
         ) from error
 
 
-def columns_agree(objective: Objective, batch: Any) -> bool:
-    """Whether several columns at once come out as one by one do.
+def why_one_by_one(objective: Objective, batch: Any) -> str | None:
+    """Says why columns are to be taken one by one; ``None`` if several come out as one by one do.
 
     Functions of users, and some of torch, cannot be differentiated for several at once.
     """
@@ -518,7 +526,8 @@ def columns_agree(objective: Objective, batch: Any) -> bool:
     alone = operator.one_by_one() @ v
     try:
         together = operator @ v
-    except Exception:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (said in the remarks)
         # torch raises errors of many kinds where it has no rule for several columns.
-        return False
-    return apart(together, alone) <= closeness(operator.dtype)
+        return f"several at once fail ({first_words(error)})"
+    off = apart(together, alone)
+    return None if off <= closeness(operator.dtype) else f"several at once are off by {off:.0e}"

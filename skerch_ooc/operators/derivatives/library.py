@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.derivatives.checks import apart, closeness
+from skerch_ooc.operators.derivatives.checks import apart, closeness, first_words
 from skerch_ooc.operators.derivatives.operator import Curvature
 
 
@@ -54,10 +54,9 @@ def require_equal(theirs: Any, ours: Curvature) -> float:
         off = apart(theirs @ v, ours @ v)
     except Exception as error:
         # Whatever torch raises where a layer has no forward derivative.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise OperatorError(
             "reverse: forward over reverse differentiation fails: "
-            f"{type(error).__name__}: {reason}; leave reverse out"
+            f"{first_words(error)}; leave reverse out"
         ) from error
     if not off <= closeness(ours.dtype):
         raise OperatorError(

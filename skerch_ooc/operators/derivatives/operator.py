@@ -152,16 +152,12 @@ class Curvature:
         several = len(x) > 1
         shape = x.shape[:1] if several else ()
         cuts = torch.split(x, [one.size for one in self.layout], dim=1)
+        # Pairs of numbers are looked at as complex ones only where they begin at an even place.
         pieces = [
-            _aligned(piece).reshape((*shape, *one.shape))
+            (piece.clone() if piece.storage_offset() % 2 else piece).reshape((*shape, *one.shape))
             for piece, one in zip(cuts, self.layout, strict=True)
         ]
         return joined_pieces(apply(pieces, several), several).mT
-
-
-def _aligned(piece: Tensor) -> Tensor:
-    """Pairs of numbers are looked at as complex ones only where they begin at an even place."""
-    return piece.clone() if piece.storage_offset() % 2 else piece
 
 
 def joined_pieces(pieces: list[Tensor], several: bool) -> Tensor:
