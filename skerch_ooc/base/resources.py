@@ -249,6 +249,16 @@ def operator_threads(threads: int) -> Iterator[None]:
                 torch.set_num_threads(before)
 
 
+def limit_torch_of_thread() -> None:
+    """Limits torch, where it is loaded, to one thread per call from the Python thread that calls.
+
+    torch notes the number for each thread: those that begin within :func:`operator_threads` would
+    compute with as many threads as there are cores.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
     """As :func:`operator_threads`, for work that uses torch."""

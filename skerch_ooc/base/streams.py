@@ -16,6 +16,7 @@ from skerch_ooc.base.resources import (
     Resources,
     ask_for,
     format_bytes,
+    limit_torch_of_thread,
     operator_threads,
     release_memory,
     resident_memory,
@@ -25,9 +26,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
-def tiles_in_flight(
-    stage: str, resources: Resources, fixed: int, per_tile: int, *, tidy: bool = True
-) -> int:
+def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int) -> int:
     """Returns how many tiles may be held at once; the number decides speed, never results.
 
     Args:
@@ -35,8 +34,6 @@ def tiles_in_flight(
         resources: Memory and cores.
         fixed: Bytes that the stage needs besides the tiles.
         per_tile: Bytes that each tile in flight needs.
-        tidy: Whether to release unused memory first in any case. Otherwise it is released only if
-            memory is short, as that takes as long as a few tiles.
 
     Raises:
         UsageError: If not even one tile fits.
@@ -44,7 +41,8 @@ def tiles_in_flight(
     per_tile = max(1, per_tile)
     baseline = resident_memory()
     free = resources.memory - baseline - SPARE_BYTES - fixed
-    if tidy or free // per_tile < resources.cores:
+    if free // per_tile < resources.cores:
+        # Only then, as releasing memory takes as long as a few tiles.
         release_memory()
         baseline = resident_memory()
         free = resources.memory - baseline - SPARE_BYTES - fixed
@@ -65,14 +63,14 @@ def ordered_map(
 
     Besides those that are being worked on, one finished result may wait to be taken. Meanwhile the
     linear algebra libraries of this process use one thread per call, so that a result does not
-    depend on how many tiles are in flight.
+    depend on how many tiles are in flight. (torch only if it is loaded before.)
     """
     with operator_threads(1):
         if in_flight == 1:
             yield from map(function, items)
             return
         pending: deque[Future[Value]] = deque()
-        with ThreadPoolExecutor(in_flight, thread_name_prefix="tile") as pool:
+        with ThreadPoolExecutor(in_flight, "tile", limit_torch_of_thread) as pool:
             try:
                 for item in items:
                     # Waiting here bounds memory: without it the pool would queue all items at once.

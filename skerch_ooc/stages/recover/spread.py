@@ -206,8 +206,7 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     files = MatrixFiles(plan, recipes, task.matrix, task.gram)
     if is_there(files.path(task.tiles)):
         return lambda: {"tiles": len(task.tiles)}
-    # A worker does one task after the other: the next one takes the memory that this one frees.
-    return files.form(Making(plan, files.recipe, task.resources, tidy=False), task.tiles)
+    return files.form(Making(plan, files.recipe, task.resources), task.tiles)
 
 
 def form_gram(

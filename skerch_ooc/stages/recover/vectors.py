@@ -8,6 +8,7 @@ tree, so any process can do any run of tiles.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -87,6 +88,8 @@ class VectorMaker:
     """
 
     def __init__(self, plan: Plan, vectors: Vectors, rows: int, arithmetic: Arithmetic) -> None:
+        # Before a stream limits its threads, which reaches torch only if it is loaded.
+        importlib.import_module("torch")
         self._vectors = vectors
         self._on = arithmetic
         self._transform = arithmetic.load(np.ascontiguousarray(vectors.transform))
@@ -230,16 +233,12 @@ class Making:
         plan: The plan in force.
         recipe: The recipe of the matrix.
         resources: Memory and cores of this process.
-        tidy: See :func:`skerch_ooc.base.streams.tiles_in_flight`.
 
     Attributes:
         recipe: The recipe of the matrix.
     """
 
-    def __init__(
-        self, plan: Plan, recipe: Recipe, resources: Resources, *, tidy: bool = True
-    ) -> None:
-        self._tidy = tidy
+    def __init__(self, plan: Plan, recipe: Recipe, resources: Resources) -> None:
         self._plan, self.recipe, self._resources = plan, recipe, resources
         self._on = arithmetic_on(resources.device)
         self._maker = VectorMaker(plan, recipe.vectors, recipe.rows, self._on)
@@ -285,7 +284,7 @@ class Making:
     def _in_flight(self) -> int:
         """The number of tiles that may be held at once while vectors are written."""
         needed = vectors_bytes(self._plan, self.recipe.sizes)
-        return tiles_in_flight("recover", self._resources, *needed, tidy=self._tidy)
+        return tiles_in_flight("recover", self._resources, *needed)
 
     def _figures(self, number: int, u: Array) -> TileFigures:
         recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
@@ -331,7 +330,7 @@ class Making:
         """
         shape = (self.recipe.vectors.rank, self.recipe.vectors.rank)
         needed = gram_bytes(self._plan, self.recipe.sizes)
-        in_flight = tiles_in_flight("recover", self._resources, *needed, tidy=self._tidy)
+        in_flight = tiles_in_flight("recover", self._resources, *needed)
         grams = Pool(lambda: np.zeros(shape, self._wide))
 
         def gram_of_tile(number: int) -> Array:
