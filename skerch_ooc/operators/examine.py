@@ -9,6 +9,8 @@ quick as the quickest is taken. The probe then looks at the operator as the run 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,17 +26,26 @@ log = logging.getLogger("skerch_ooc")
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 """Widths of inner calls that are tried."""
 
-_AS_QUICK = 1.03
-"""Times of columns that differ by less count as equal."""
+_AS_QUICK = 1.08
+"""Times of columns that differ by less count as equal: timing errs, and narrow calls take less
+memory."""
 _SLOWER = 1.3
-_MOST_SLOWER = 2
+_IN_A_ROW = 2
 """So many widths in a row that are slower by so much end the trial."""
+_CLEAR = 1.5
+"""Two repeats that differ by so much are enough."""
 _LONGEST_CALL = 5.0
-_REPEAT_SECONDS = 0.25
+_LONG_CALL = 0.5
+"""A call so long needs neither a warm-up nor repeats to be told from one that is clearly slower."""
 _MOST_TIMED = 16
-_TIMED_SECONDS = 2.0
+_TIMED_SECONDS = 0.1
 """Columns of the block that is timed, at most, and how long it is expected to take."""
-_MOST_REPEATS = 5
+_LEAST_REPEATS, _MOST_REPEATS = 3, 5
+_REPEAT_SECONDS = 0.5
+_LONG_PAIRS = 4.0
+"""Seconds after which no more repeats than the least are needed, and after which one is enough."""
+_PRODUCTS, _SECONDS = 30, 3.0
+"""Where a trial has taken both, wider calls are tried only while they are clearly quicker."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,7 @@ class WidthTrial:
     @property
     def best(self) -> Timing:
         """The narrowest width that is about as quick for a column as the quickest."""
-        quickest = min(map(_column_seconds, self.timings))
-        return next(one for one in self.timings if _column_seconds(one) <= _AS_QUICK * quickest)
+        return _best(self.timings)
 
     def completed(self, findings: Probe) -> Probe:
         """Returns the findings of a probe with what follows from the trial: time and memory."""
@@ -83,11 +93,19 @@ def _column_seconds(one: Timing) -> float:
     return one.seconds / one.columns
 
 
-def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthTrial:
-    """Times inner calls of ever larger widths.
+def _best(timings: Sequence[Timing]) -> Timing:
+    """The narrowest width that is about as quick for a column as the quickest."""
+    quickest = min(map(_column_seconds, timings))
+    return next(one for one in timings if _column_seconds(one) <= _AS_QUICK * quickest)
 
-    It ends where widths are clearly slower, a call is expected to take longer than some seconds, or
-    to need more memory than there is; the widths 1 and 2 are tried whatever they take.
+
+def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthTrial:
+    """Times inner calls of ever larger widths, each in turn with the best so far.
+
+    It ends where two widths in a row are clearly slower, a call is expected to take longer than
+    some seconds, or to need more memory than there is; the widths 1 and 2 are tried whatever they
+    take. Where it has taken both 30 products and three seconds, two widths in a row that are not
+    clearly quicker end it, too.
 
     Args:
         product: An operator that can be told how many columns to apply at once.
@@ -98,37 +116,141 @@ def try_widths(product: Product, seed: int, *, most: int, memory: int) -> WidthT
     Raises:
         OperatorError: If the operator fails on a single column.
     """
+    stopwatch = _Stopwatch(product, seed)
     # The first product also makes what the operator keeps for all others.
-    _, took, _ = timed(product.narrowed(WIDTHS[0]), probe_vectors(product, seed, Range(0, 1)))
-    # What a block takes whatever its width is to weigh little, as it will in the run.
-    usual = min(most, *product.shape, _MOST_TIMED, max(1, int(_TIMED_SECONDS / took)))
+    stopwatch.seconds(WIDTHS[0], 1)
     release_memory()
-    held = resident_memory()
+    stopwatch.held = held = resident_memory()
     free = memory - held - SPARE_BYTES - block_bytes(product.shape, product.dtype)
-    found: list[Timing] = []
-    products, slower = 1, 0
-    for width in WIDTHS:
-        if found and (width > min(most, *product.shape) or not _is_worth(found, free)):
+    found = [stopwatch.one_column()]
+    widest = min(most, *product.shape)
+    # What a block takes whatever its width is to weigh little, as it will in the run.
+    usual = min(widest, _MOST_TIMED, _power_of_two(_TIMED_SECONDS / found[0].seconds))
+    for width in WIDTHS[1:]:
+        if width > widest or not _is_worth(found, free) or _is_over(found, stopwatch.is_spent):
             break
         try:
-            timing, columns = _best_of_few(
-                product.narrowed(width), seed, max(width, usual), width, held
-            )
+            timing = stopwatch.against(_best(found), width, max(width, usual))
         except (MemoryError, OperatorError) as error:
-            if not found:
-                raise
             log.info("%d columns at once are too many: %s", width, error)
             break
-        products += columns
-        if found and timing.bytes > free:
+        if timing.bytes > free:
             break
         found.append(timing)
-        quickest = min(map(_column_seconds, found))
-        slower = slower + 1 if _column_seconds(timing) > _SLOWER * quickest else 0
-        if slower == _MOST_SLOWER:
-            break
     release_memory()
-    return WidthTrial(tuple(found), products, held)
+    return WidthTrial(stopwatch.scaled(found), stopwatch.products, held)
+
+
+class _Stopwatch:
+    """Times inner calls of several widths, and counts the products that this takes.
+
+    A processor is busier at one time than at another. So what counts is by how much a width is
+    quicker than another one that is timed in turn with it, the least seconds of each.
+
+    Attributes:
+        products: Products so far.
+        held: Resident memory of the process between calls.
+    """
+
+    def __init__(self, product: Product, seed: int) -> None:
+        self._product, self._seed = product, seed
+        self.products, self.held = 0, 0
+        self._taken = 0.0
+        self._least: dict[int, float] = {}
+        """Seconds of a column, at each width, of the widest blocks that it was timed with."""
+        self._vectors = probe_vectors(product, seed, Range(0, 1))
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the trial has taken its products and its time."""
+        return self._is_spent_after(0)
+
+    def _is_spent_after(self, products: int) -> bool:
+        return self.products + products > _PRODUCTS and self._taken > _SECONDS
+
+    def seconds(self, width: int, columns: int) -> float:
+        """Times a block with inner calls of some width."""
+        if columns > self._vectors.shape[1]:
+            self._vectors = probe_vectors(self._product, self._seed, Range(0, columns))
+        _, took, _ = timed(self._product.narrowed(width), self._vectors[:, :columns])
+        self.products += columns
+        self._taken += took
+        return took
+
+    def _watched(self, width: int) -> tuple[float, int]:
+        """Makes one inner call; returns its seconds, and bytes beyond what the process holds."""
+        with PeakWatch() as watch:
+            seconds = self.seconds(width, width)
+        return seconds, max(0, watch.peak - self.held)
+
+    def one_column(self) -> Timing:
+        """Times inner calls of one column."""
+        seconds, size = self._watched(1)
+        if seconds < _LONG_CALL:
+            # The watch looks often, which takes longer than a short call does.
+            seconds = min(self.seconds(1, 1) for _ in range(_LEAST_REPEATS))
+        self._least[1] = seconds
+        return Timing(1, seconds, size)
+
+    def against(self, best: Timing, width: int, columns: int) -> Timing:
+        """Times inner calls of a width, in turn with the best so far.
+
+        Args:
+            best: What the best width so far took.
+            width: The width.
+            columns: Columns of the block that is timed.
+
+        Returns:
+            What they took, if the best take what was found before.
+        """
+        seconds, size = self._watched(width)
+        self._least[width] = seconds / width
+        ratio = self._least[width] / self._least[best.columns]
+        if seconds < _LONG_CALL or not _is_clear(ratio):
+            ratio = self._ratio(best.columns, width, columns)
+        return Timing(width, ratio * _column_seconds(best) * width, size)
+
+    def _ratio(self, narrow: int, wide: int, columns: int) -> float:
+        """Compares the least seconds of two widths, which are timed in turn."""
+        least, before, repeats = dict.fromkeys((narrow, wide), math.inf), self._taken, 0
+        while True:
+            for width in least:
+                least[width] = min(least[width], self.seconds(width, columns))
+            repeats += 1
+            ratio, took = least[wide] / least[narrow], self._taken - before
+            if (
+                repeats == _MOST_REPEATS
+                or (_is_clear(ratio) and (repeats > 1 or took > _LONG_CALL))
+                or (repeats > 1 and self._is_spent_after(2 * columns))
+                or (repeats >= _LEAST_REPEATS and took > _REPEAT_SECONDS)
+                or took > _LONG_PAIRS
+            ):
+                break
+        self._least |= {width: seconds / columns for width, seconds in least.items()}
+        return ratio
+
+    def scaled(self, found: list[Timing]) -> tuple[Timing, ...]:
+        """Scales timings so that the best has the seconds that it was seen to take."""
+        best = _best(found)
+        factor = self._least[best.columns] / _column_seconds(best)
+        return tuple(replace(one, seconds=factor * one.seconds) for one in found)
+
+
+def _is_clear(ratio: float) -> bool:
+    return not 1 / _CLEAR <= ratio <= _CLEAR
+
+
+def _power_of_two(limit: float) -> int:
+    """The largest power of two within a limit, or 1."""
+    return 1 << max(0, int(limit).bit_length() - 1)
+
+
+def _is_over(found: list[Timing], is_spent: bool) -> bool:
+    """Whether two widths were slower than the best before them; clearly, while there is time."""
+    if len(found) <= _IN_A_ROW:
+        return False
+    limit = (1 / _AS_QUICK if is_spent else _SLOWER) * _column_seconds(_best(found[:-_IN_A_ROW]))
+    return all(_column_seconds(one) > limit for one in found[-_IN_A_ROW:])
 
 
 def _is_worth(found: list[Timing], free: int) -> bool:
@@ -140,21 +262,6 @@ def _is_worth(found: list[Timing], free: int) -> bool:
     seconds = last.seconds + 2 * max(0.0, last.seconds - before.seconds)
     needed = last.bytes + 2 * max(0, last.bytes - before.bytes)
     return seconds <= _LONGEST_CALL and needed <= free
-
-
-def _best_of_few(
-    product: Product, seed: int, columns: int, width: int, held: int
-) -> tuple[Timing, int]:
-    """Times an inner call of a block, several blocks if they are short; also their columns."""
-    x = probe_vectors(product, seed, Range(0, columns))
-    taken: list[float] = []
-    with PeakWatch() as watch:
-        taken.append(timed(product, x)[1])
-    # The watch looks often, which takes longer than a short call does.
-    while len(taken) < _MOST_REPEATS and sum(taken) < _REPEAT_SECONDS:
-        taken.append(timed(product, x)[1])
-    seconds = min(taken) * width / columns
-    return Timing(width, seconds, max(0, watch.peak - held)), len(taken) * columns
 
 
 def probe_at_best_width(

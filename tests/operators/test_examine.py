@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -60,8 +63,8 @@ class TestTrial:
     def test_all_widths_are_tried_while_wider_ones_are_quicker(self, tried):
         trial = tried(lambda width: 0.3)
         assert widths_of(trial) == ALL
-        # Of the first three widths, too, a block of six columns, which takes two seconds.
-        assert (trial.best.columns, trial.products) == (64, 1 + 3 * 6 + sum(ALL[3:]))
+        # Each but the first is warmed up, and timed once in turn with the one before.
+        assert (trial.best.columns, trial.products) == (64, 5 + 3 * sum(ALL[1:]))
 
     def test_trial_ends_with_the_second_width_that_is_clearly_slower(self, tried):
         assert widths_of(tried(lambda width: 0.001 * width ** (2 if width > 4 else 0.5))) == [
@@ -79,11 +82,59 @@ class TestTrial:
         assert widths_of(tried(lambda width: 3.0 + 0.02 * width)) == ALL
 
     def test_short_calls_are_repeated_and_the_best_counts(self, tried):
-        taken = iter([0.02, 0.05, 0.01, *[0.03] * 100])
+        taken = iter([0.005, 0.005, 0.05, 0.01, *[0.03] * 100])
         trial = tried(lambda width: next(taken), most=1)
-        # The first product warms up.
+        # The first product warms up, and the memory of the second is watched.
         assert trial.timings == (Timing(1, 0.01, 0),)
-        assert trial.products == 1 + 5
+        assert trial.products == 2 + 3
+
+    @pytest.mark.parametrize(("gain", "chosen"), [(1.06, 1), (1.1, 2)])
+    def test_wider_calls_must_be_clearly_quicker(self, tried, gain, chosen):
+        trial = tried(lambda width: 0.05 * (1 if width == 1 else width / gain))
+        assert trial.best.columns == chosen
+
+    @pytest.mark.parametrize("slow", [1, 2, 4])
+    def test_disturbances_choose_no_width(self, tried, slow):
+        calls = itertools.count()
+
+        def seconds_of(width):
+            # A third of the calls of one width meet a busy processor.
+            return 0.05 * width * (3 if width == slow and next(calls) % 3 == 0 else 1)
+
+        assert tried(seconds_of).best.columns == 1
+
+    def test_processor_that_is_ever_less_busy_chooses_no_width(self, tried):
+        calls = itertools.count()
+        assert tried(lambda width: 0.05 * width * (1 + 5 * 0.97 ** next(calls))).best.columns == 1
+
+    def test_first_call_of_a_width_does_not_count(self, tried):
+        seen = set()
+
+        def seconds_of(width):
+            first = width not in seen
+            seen.add(width)
+            return 0.02 + (0.3 if first else 0)
+
+        assert tried(seconds_of).best.columns == 64
+
+    def test_width_that_is_clearly_slower_is_timed_twice(self, tried):
+        calls = Counter()
+
+        def seconds_of(width):
+            calls[width] += 1
+            return 0.05 * width ** (2 if width > 1 else 1)
+
+        tried(seconds_of, most=2)
+        # Once to warm up, and then two blocks of two columns.
+        assert calls[2] == 3
+
+    @pytest.mark.parametrize("seconds", [0.2, 1.0, 20.0])
+    def test_products_of_long_calls_are_few_where_no_width_is_quicker(self, tried, seconds):
+        assert tried(lambda width: seconds * width).products <= 40
+
+    @pytest.mark.parametrize("seconds", [0.0001, 0.001, 0.01, 0.05])
+    def test_short_calls_take_some_seconds_in_all(self, tried, seconds):
+        assert seconds * tried(lambda width: seconds * width).products < 5
 
     def test_no_width_is_tried_that_no_block_has(self, tried):
         assert widths_of(tried(lambda width: 0.3, most=20)) == [1, 2, 4, 8, 16]
