@@ -39,6 +39,7 @@ from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host
 from skerch_ooc.stages.merge.testmatrices import NoiseReader
 
 _INTEGER_BITS = 30
+_DIGITS = 4
 _DIGIT_BIAS = np.uint32(0x80808080)
 _PRODUCTS_WORTH_TORCH = 5e10
 """So many multiplications take one core about two seconds as doubles; loading torch takes one."""
@@ -50,6 +51,9 @@ _CACHED_NUMBERS = 64 * 1024
 """So many doubles, 512 KiB, stay in the cache of a core."""
 
 _DIAGONAL_BLOCK = 256
+_SIGNS_AT_ONCE, _NUMBERS_AT_ONCE = 2048, 256
+"""Columns of a test matrix, and of digits, that integer units multiply at once: quick blocks."""
+
 _FEWEST_COLUMNS = 16
 """Fewer columns are quicker as doubles (and torch 2.13 multiplies a single one wrongly)."""
 
@@ -111,10 +115,15 @@ class Workspace:
     Attributes:
         z: The sketches of all roles, ``(rows, c)``, in double precision.
         noise: Columns of a test matrix, ``(rows, 512)``, in double precision.
+        digits: The digits of integers, each in a plane of its own, ``(4, rows, c)``; two columns
+            for a complex one.
+        products: The products of signs with each digit, ``(4, 2048 * 256)`` at most.
     """
 
     z: Array
     noise: Array
+    digits: Array
+    products: Array
 
     @classmethod
     def of(cls, plan: Plan, side: Side) -> Workspace:
@@ -122,7 +131,15 @@ class Workspace:
         rows = min(plan.identity.tile[0], side.rows)
         wide = plan.identity.wide_dtype
         width = min(plan.identity.tile[1], max(1, side.noise_columns))
-        return cls(empty_aligned((rows, side.columns), wide), empty_aligned((rows, width), wide))
+        signs = min(_SIGNS_AT_ONCE, side.noise_columns)
+        numbers = 0 if plan.identity.is_double else side.columns * wide.itemsize // 8
+        # What is never written takes no memory: where there are no integer units, the last two.
+        return cls(
+            empty_aligned((rows, side.columns), wide),
+            empty_aligned((rows, width), wide),
+            empty_aligned((_DIGITS, rows, numbers), np.int8),
+            empty_aligned((_DIGITS, signs * min(_NUMBERS_AT_ONCE, numbers)), np.int32),
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +173,7 @@ class Accumulator:
         exact = [name for name in self.side.noise if self._is_exact(name)]
         for name in self.side.noise:
             if name not in exact:
-                for columns, place in self._pieces(name):
+                for columns, place in self._pieces(name, self.plan.identity.tile[1]):
                     noise = self.matrices.tile(name, rows, columns, z.dtype, space.noise)
                     self.on.adjoint_times(self.on.load(noise), loaded, out.cross[place.slice])
         if exact:
@@ -179,22 +196,23 @@ class Accumulator:
         # Real and imaginary parts are columns of their own: signs are real.
         real, target = z.view(np.float64), out.cross.view(np.float64)
         units, here = _round_to_integers(real), self.on.device == "cpu"
-        digits = here and _has_integer_units()
-        multiply = _Digits(real, units) if digits else _Doubles(real, units, self.on)
+        multiply, width = _Doubles(real, units, self.on), self.plan.identity.tile[1]
+        if here and _has_integer_units():
+            multiply, width = _Digits(real, units, space), _SIGNS_AT_ONCE
         for name in exact:
             place = self.side.noise[name]
             if self.matrices.noise(name) in SPARSE and "torch" in sys.modules and here:
                 columns = Range(0, len(place))
                 multiply.entries(self.matrices, name, rows, columns, target[place.slice])
                 continue
-            for columns, place in self._pieces(name):
+            for columns, place in self._pieces(name, width):
                 noise = space.noise
                 multiply.signs(self.matrices, name, rows, columns, noise, target[place.slice])
 
-    def _pieces(self, name: str) -> Iterator[tuple[Range, Range]]:
+    def _pieces(self, name: str, width: int) -> Iterator[tuple[Range, Range]]:
         """Yields columns of a test matrix to multiply at once, and the rows of their products."""
         whole = self.side.noise[name]
-        for place in cut(whole, self.plan.identity.tile[1]):
+        for place in cut(whole, width):
             yield place.shifted(-whole.start), place
 
     def _is_exact(self, name: str) -> bool:
@@ -208,6 +226,12 @@ def _in_cache(array: Array) -> list[Range]:
     """
     height, width = array.shape
     return cut(Range(0, height), max(1, _CACHED_NUMBERS // max(1, width)))
+
+
+def _evenly_cut(count: int, most: int) -> list[Range]:
+    """Cuts ``count`` columns into runs of nearly equal width: none is very narrow."""
+    runs = -(-count // most)
+    return cut(Range(0, count), -(-count // runs))
 
 
 def _round_to_integers(z: Array) -> Array:
@@ -269,35 +293,37 @@ class _Digits(_Doubles):
     the signs times the row sums of ``Z``. One that fails is formed with doubles.
     """
 
-    def __init__(self, z: Array, units: Array) -> None:
-        import torch
-
+    def __init__(self, z: Array, units: Array, space: Workspace) -> None:
         super().__init__(z, units)
         self._row_sums = np.empty(len(z))
-        digits = np.empty(z.shape, np.uint32)
+        self._digits, self._products = space.digits[:, : len(z)], space.products
         for rows in _in_cache(z):
             part = z[rows.slice]
             part.sum(axis=1, out=self._row_sums[rows.slice])
             # Adding 128 to each byte and taking it off again as a sign makes -128..127 of 0..255.
             biased = part.astype(np.int32).view(np.uint32)
             biased += _DIGIT_BIAS
-            np.bitwise_xor(biased, _DIGIT_BIAS, out=digits[rows.slice])
+            biased ^= _DIGIT_BIAS
+            for plane in self._digits:
+                np.copyto(plane[rows.slice].view(np.uint8), biased, casting="unsafe")
+                biased >>= np.uint32(8)
         self._allowed = 1e-9 * float(np.abs(self._row_sums).sum())
-        self._digits = torch.from_numpy(digits.astype("<u4", copy=False).view(np.int8))
 
     def signs(
         self, matrices: NoiseReader, name: str, rows: Range, columns: Range, noise: Array,
         out: Array,
     ) -> None:  # fmt: skip
         """Writes ``N^T Z`` for some columns of ``N`` to ``out``."""
-        import torch
-
-        if len(columns) >= _FEWEST_COLUMNS:
+        if min(len(columns), self._z.shape[1]) >= _FEWEST_COLUMNS:
             signs = matrices.tile(name, rows, columns, np.int8, None)
-            sums = torch._int_mm(torch.from_numpy(signs).T, self._digits).numpy()
-            if self._combine(sums, self._expected_sums(signs), out):
+            sums = np.zeros(len(columns))
+            for part in _evenly_cut(self._z.shape[1], _NUMBERS_AT_ONCE):
+                sums += self._multiply(signs, part, out[:, part.slice])
+            if (np.abs(sums - self._expected_sums(signs)) <= self._allowed).all():
                 return
-        super().signs(matrices, name, rows, columns, noise, out)
+        for piece in cut(Range(0, len(columns)), noise.shape[1]):
+            here = piece.shifted(columns.start)
+            super().signs(matrices, name, rows, here, noise, out[piece.slice])
 
     def _expected_sums(self, signs: Array) -> Array:
         """Returns what each row of ``N^T Z`` must add up to, but for rounding of the sums."""
@@ -306,22 +332,33 @@ class _Digits(_Doubles):
             expected += self._row_sums[rows.slice] @ signs[rows.slice].astype(np.float64)
         return expected
 
-    def _combine(self, sums: Array, expected: Array, out: Array) -> bool:
-        """Makes numbers of the sums of digits, by Horner's rule.
+    def _multiply(self, signs: Array, part: Range, out: Array) -> Array:
+        """Writes the products of signs with some columns to ``out``.
 
         Returns:
-            Whether the sum of each row is as expected; if not, ``out`` is worth nothing.
+            The sum of each row, in units.
         """
-        for rows in _in_cache(sums):
-            part, target = sums[rows.slice], out[rows.slice]
-            np.copyto(target, part[:, 3::4])
-            for digit in (2, 1, 0):
-                target *= 256.0
-                target += part[:, digit::4]
-            if (np.abs(target.sum(axis=1) - expected[rows.slice]) > self._allowed).any():
-                return False
-            target *= self._units
-        return True
+        import torch
+
+        # torch takes a result in one run of bytes only.
+        products = self._products[:, : out.size].reshape(_DIGITS, *out.shape)
+        transposed = torch.from_numpy(signs).T
+        for digits, product in zip(self._digits, products, strict=True):
+            columns = torch.from_numpy(digits[:, part.slice])
+            torch._int_mm(transposed, columns, out=torch.from_numpy(product))
+        sums, ones = np.empty(len(out)), np.ones(len(part))
+        for rows in _in_cache(out):
+            first, second, third, fourth = products[:, rows.slice]
+            target = out[rows.slice]
+            # Signs times 4096 digits stay below 2^20: two of them make an integer of 32 bits.
+            for low, high in ((first, second), (third, fourth)):
+                high <<= 8
+                high += low
+            np.multiply(fourth, 65536.0, out=target)
+            target += second
+            np.dot(target, ones, out=sums[rows.slice])
+            target *= self._units[part.slice]
+        return sums
 
 
 def load_integer_units(plan: Plan, side: Side, cores: int, room: int) -> None:
