@@ -58,6 +58,13 @@ CASES = {
     "linear, 4 dimensions": (F.linear, [(2, 1, 2, 3), (4, 3), (4,)]),
     "linear, vector": (F.linear, [(3,), (4, 3), (4,)]),
     "linear, one output": (F.linear, [(2, 3), (3,)]),
+    "relu": (F.relu, [(3, 4)]),
+    "relu, in place": (lambda x: F.relu(x * 2, inplace=True), [(3, 4)]),
+    "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), [(2, 3, 6, 5)]),
+    "max_pool2d, options": (
+        lambda x: F.max_pool2d(x, (2, 3), padding=(0, 1), dilation=(1, 2)), [(3, 6, 6)],
+    ),
+    "max_pool2d, places": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], [(2, 3, 4, 4)]),
     "gelu": (F.gelu, [(3, 4)]),
     "gelu, tanh": (lambda x: F.gelu(x, approximate="tanh"), [(3, 4)]),
     "silu": (F.silu, [(3, 4)]),

@@ -88,10 +88,10 @@ class _ConvolutionBackward(torch.autograd.Function):
         of_g = of_x = of_weight = None
         if needs[0]:
             of_g = _sum(
-                None if vweight is None else _aten.convolution(x, vweight, vbias, *ctx.how),
+                None if vweight is None else _aten.convolution(x, vweight, None, *ctx.how),
                 None if vx is None else _aten.convolution(vx, weight, None, *ctx.how),
             )
-            if vweight is None and vbias is not None:
+            if vbias is not None:
                 of_g = _sum(of_g, vbias.reshape(-1, *[1] * (g.ndim - 2)).expand_as(g))
         if needs[1] and vweight is not None:
             of_x = _convolution_backward(g, x, vweight, ctx.how, (True, False, False))[0]
@@ -272,6 +272,42 @@ class _EntrywiseBackward(torch.autograd.Function):
             slope, bend = ctx.of(x, 1), g * ctx.of(x, 2)
         needs = _needed(ctx)
         return v * slope if needs[0] else None, v * bend if needs[1] else None, None, None
+
+
+class _Relu(torch.autograd.Function):
+    """The larger of zero and each entry: torch adds zeros for the second derivative of its own."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _aten.threshold_backward(g, ctx.saved_tensors[0].detach(), 0)
+
+
+class _MaxPool(torch.autograd.Function):
+    """The largest entry of each window of an image, for which the same holds."""
+
+    @staticmethod
+    def forward(x: Tensor, how: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _aten.max_pool2d_with_indices(x, *how)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.how = inputs
+        ctx.save_for_backward(x, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Maybe) -> Any:
+        x, places = ctx.saved_tensors
+        return _aten.max_pool2d_with_indices_backward(g, x.detach(), *ctx.how, places), None
 
 
 class _Softmax(torch.autograd.Function):
@@ -458,6 +494,21 @@ def _silu(input: Tensor, inplace: bool = False) -> Any:
     return NotImplemented if inplace else _apply(_Entrywise, input, _silu_of)
 
 
+def _relu(input: Tensor, inplace: bool = False) -> Any:
+    return NotImplemented if inplace else _apply(_Relu, input)
+
+
+def _max_pool(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> Any:  # fmt: skip
+    if return_indices:
+        return NotImplemented
+    sizes = (kernel_size, stride or [], padding, dilation)
+    how = (*([a] if isinstance(a, int) else list(a) for a in sizes), ceil_mode)
+    return _apply(_MaxPool, input, how)[0]
+
+
 def _softmax(input: Tensor, dim: Any = None, *more: Any, dtype: Any = None, **names: Any) -> Any:
     if dim is None or dtype is not None or more or names:
         return NotImplemented
@@ -585,6 +636,8 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
     F.linear: _linear,
     F.gelu: _gelu,
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
     F.silu: _silu,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),

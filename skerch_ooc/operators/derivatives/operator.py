@@ -145,19 +145,20 @@ class Curvature:
             _, apply = objective.loss.prepared(objective.given(batch), objective.chosen.tensors)
             width = (self.columns_at_once or 1) if self._batched else 1
             for columns in cut(Range(0, len(x)), width):
-                part = self._applied(apply, x[columns.slice])
-                total[columns.slice].add_(part, alpha=weight)
+                self._add_applied(total[columns.slice], apply, x[columns.slice], weight)
 
-    def _applied(self, apply: Linear, x: Tensor) -> Tensor:
+    def _add_applied(self, total: Tensor, apply: Linear, x: Tensor, weight: float) -> None:
         several = len(x) > 1
         shape = x.shape[:1] if several else ()
-        cuts = torch.split(x, [one.size for one in self.layout], dim=1)
+        sizes = [one.size for one in self.layout]
         # Pairs of numbers are looked at as complex ones only where they begin at an even place.
         pieces = [
             (piece.clone() if piece.storage_offset() % 2 else piece).reshape((*shape, *one.shape))
-            for piece, one in zip(cuts, self.layout, strict=True)
+            for piece, one in zip(torch.split(x, sizes, dim=1), self.layout, strict=True)
         ]
-        return joined_pieces(apply(pieces, several), several).mT
+        sums = torch.split(total, sizes, dim=1)
+        for one, piece in zip(sums, apply(pieces, several), strict=True):
+            one.add_(piece.detach().reshape(one.shape), alpha=weight)
 
 
 def joined_pieces(pieces: list[Tensor], several: bool) -> Tensor:
