@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range, cut
 
 
 def hermitian_part(matrix: Array) -> Array:
@@ -22,8 +23,22 @@ def hermitian_part(matrix: Array) -> Array:
 
 def mirrored(upper: Array) -> Array:
     """Returns the Hermitian matrix with the given upper triangle; entries below it are ignored."""
-    strict = np.triu(upper, 1)
-    return strict + strict.conj().T + np.diag(np.diagonal(upper).real)
+    matrix = upper.copy()
+    for piece in cut(Range(0, len(matrix)), _BLOCK):
+        strict = np.triu(upper[piece.slice, piece.slice], 1)
+        diagonal = np.diag(np.diagonal(upper)[piece.slice].real)
+        matrix[piece.slice, piece.slice] = strict + strict.conj().T + diagonal
+        matrix[piece.stop :, piece.slice] = upper[piece.slice, piece.stop :].conj().T
+    return matrix
+
+
+def upper_times(left: Array, right: Array) -> Array:
+    """Returns ``left right``: half the work where ``left`` is zero below its diagonal."""
+    product = np.empty((len(left), right.shape[1]), np.result_type(left, right))
+    for rows in cut(Range(0, len(left)), _BLOCK):
+        first = 0 if left[rows.slice, : rows.start].any() else rows.start
+        np.matmul(left[rows.slice, first:], right[first:], out=product[rows.slice])
+    return product
 
 
 def gram_root(gram: Array) -> Array:
@@ -107,17 +122,19 @@ def spectral_norm(matrix: Array) -> float:
 
     The start is fixed, so that results are reproducible.
     """
-    # Fourth powers of entries come up. So that they do not overflow, the matrix is scaled by a
-    # power of two, which changes no bit of the result.
-    largest = float(np.abs(matrix).max(initial=0.0))
+    parts = (matrix.real, matrix.imag) if np.iscomplexobj(matrix) else (matrix,)
+    largest = max(max(part.max(initial=0.0), -part.min(initial=0.0)) for part in parts)
     if largest == 0:
         return 0.0
+    # Fourth powers of entries come up. So that they do not overflow, the matrix is scaled by a
+    # power of two, which changes no bit of the result; or rather the vectors, which are smaller.
     exponent = math.frexp(largest)[1]
-    matrix = matrix * math.ldexp(1.0, -exponent)
+    scale = math.ldexp(1.0, -exponent)
     vectors = np.random.default_rng(0).standard_normal((matrix.shape[1], _POWER_VECTORS))
     for _ in range(_POWER_STEPS):
         size = np.linalg.norm(vectors, axis=0)
-        vectors = matrix.conj().T @ (matrix @ (vectors / np.where(size > 0, size, 1)))
+        vectors = matrix @ (vectors / np.where(size > 0, size, 1) * scale)
+        vectors = matrix.conj().T @ (vectors * scale)
     return math.ldexp(float(np.sqrt(np.linalg.norm(vectors, axis=0).max())), exponent)
 
 
@@ -126,10 +143,11 @@ def sandwich(left: Array, middle: Array, right: Array) -> Array:
     diagonal = np.diagonal(middle)
     if np.count_nonzero(middle) == np.count_nonzero(diagonal):
         k = len(diagonal)
-        return np.asarray((left[:, :k] * diagonal) @ right[:, :k].conj().T)
+        return upper_times(left[:, :k] * diagonal, right[:, :k].conj().T)
     return np.asarray(left @ middle @ right.conj().T)
 
 
 _SMALL_TRIANGLE = 64
+_BLOCK = 256
 _POWER_VECTORS = 4
 _POWER_STEPS = 8

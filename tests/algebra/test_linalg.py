@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from sketches import KINDS, case
 from threadpoolctl import threadpool_limits
 
-from skerch_ooc.algebra.linalg import sandwich, spectral_norm, triangular_factor, triangular_inverse
+from skerch_ooc.algebra.linalg import (
+    mirrored,
+    sandwich,
+    spectral_norm,
+    triangular_factor,
+    triangular_inverse,
+    upper_times,
+)
 from skerch_ooc.algebra.methods.decompose import decompose, root_of
 from skerch_ooc.algebra.methods.problem import Core
 
@@ -54,6 +61,30 @@ class TestTriangularInverse:
         assert np.count_nonzero(np.tril(inverse, -1)) == 0
 
 
+class TestUpperTimes:
+    @fields
+    @pytest.mark.parametrize("rows", [0, 1, 256, 257, 600])
+    def test_is_the_product_of_a_triangle(self, dtype, rows):
+        upper, right = np.triu(random(rows, 300, dtype)), random(300, 7, dtype)
+        np.testing.assert_allclose(upper_times(upper, right), upper @ right, atol=1e-12)
+
+    @fields
+    def test_is_the_product_of_what_is_no_triangle(self, dtype):
+        left, right = np.triu(random(600, 600, dtype)), random(600, 7, dtype)
+        left[599, 0] = 1.0
+        np.testing.assert_allclose(upper_times(left, right), left @ right, atol=1e-12)
+
+
+class TestMirrored:
+    @fields
+    @pytest.mark.parametrize("n", [0, 1, 256, 600])
+    def test_has_the_given_upper_triangle_on_both_sides(self, dtype, n):
+        upper = random(n, n, dtype)
+        strict = np.triu(upper, 1)
+        whole = strict + strict.conj().T + np.diag(np.diagonal(upper).real)
+        np.testing.assert_array_equal(mirrored(upper), whole)
+
+
 class TestSpectralNorm:
     @fields
     def test_is_that_of_an_svd_to_a_few_per_cent(self, dtype):
@@ -64,6 +95,11 @@ class TestSpectralNorm:
     @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
     def test_of_nothing_is_zero(self, shape):
         assert spectral_norm(np.zeros(shape)) == 0
+
+    @pytest.mark.parametrize("exponent", [-900, 900])
+    def test_of_extreme_entries_has_the_same_bits(self, exponent):
+        x, scale = random(80, 50), 2.0**exponent
+        assert spectral_norm(x * scale) == spectral_norm(x) * scale
 
     def test_of_zeros_is_zero(self):
         assert spectral_norm(np.zeros((3, 4))) == 0

@@ -21,6 +21,7 @@ from skerch_ooc.algebra.linalg import (
     svd,
     triangular_factor,
     triangular_inverse,
+    upper_times,
 )
 from skerch_ooc.algebra.methods.choosing import ALGEBRA_FLOOR, floor_of
 from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
@@ -65,10 +66,10 @@ def decompose(problem: Problem, core: Core) -> Solution:
     kept = count_above(np.abs(values), floor)
     if problem.rank is not None:
         kept = min(kept, problem.rank)
-    left_transform = right_transform = core.left @ (left.inverse @ u[:, :kept])
+    left_transform = right_transform = core.left @ upper_times(left.inverse, u[:, :kept])
     left_condition = right_condition = _amplification(problem.y, left_transform)
     if vh is not None:
-        right_transform = core.right @ (right.inverse @ vh[:kept].conj().T)
+        right_transform = core.right @ upper_times(right.inverse, vh[:kept].conj().T)
         right_condition = _amplification(problem.w, right_transform)
     return Solution(
         values=values[:kept],

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import count_above, eigh_by_magnitude, hermitian_part
+from skerch_ooc.algebra.linalg import count_above, eigh_by_magnitude, hermitian_part, upper_times
 from skerch_ooc.algebra.methods.choosing import (
     Choice,
     HeldOut,
@@ -94,7 +94,7 @@ class HermitianCores:
         self._problem, self._psi_y = problem, problem.psi_y
         self.values, self.vectors = eigh_by_magnitude(hermitian_part(problem.psi_y))
         self.size = count_above(np.abs(self.values), floor_of(problem))
-        self.measured = problem.y @ self.vectors[:, : self.size]
+        self.measured = upper_times(problem.y, self.vectors[:, : self.size])
 
     def approximation(self, size: int) -> tuple[Array, Array, Array]:
         """``left``, ``middle`` and ``right`` of :class:`Core`."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import DriftError
-from skerch_ooc.base.partition import Range
+from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.adapters import tolerance
 
 FACTOR = 30.0
@@ -38,6 +38,7 @@ ALLOWED = 8.0
 probe (which itself allows 4, for fewer entries)."""
 
 _SHOWN = 8
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,15 @@ def relative_difference(there: Array, back: Array, rows: Applied, columns: Appli
     """
     scale = columns.operator_norm
     sizes = [np.hypot(some.products, scale * some.norms) for some in (rows, columns)]
-    size = np.outer(rows.norms, sizes[1]) + np.outer(sizes[0], columns.norms)
-    difference = np.abs(there - back.conj().T)
-    # Between random vectors the size is sqrt(8) ||A||_F, so this is relative to ||A||_F there.
-    return np.asarray(difference / np.where(size > 0, size / math.sqrt(8), 1))
+    found = np.empty(there.shape)
+    # Some rows at a time, so that temporary arrays stay small.
+    for some in cut(Range(0, len(there)), _ROWS_AT_ONCE):
+        part = some.slice
+        size = np.outer(rows.norms[part], sizes[1]) + np.outer(sizes[0][part], columns.norms)
+        difference = np.abs(there[part] - back[:, part].conj().T)
+        # Between random vectors the size is sqrt(8) ||A||_F, so this is relative to ||A||_F there.
+        np.divide(difference, np.where(size > 0, size / math.sqrt(8), 1), out=found[part])
+    return found
 
 
 def pair_asymmetry(difference: Array, places: Sequence[Range]) -> Array:
