@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.curvature import fisher, hessian, hessian_of, kfac
+from skerch_ooc.operators.curvature import fisher, ggn, hessian, hessian_of, kfac
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cli"))
 
@@ -263,3 +263,53 @@ def test_every_message_has_a_mistake():
 
     left = [text for text in texts if not is_provoked(text)]
     assert [text for text in left if not any(key in text for key in NOT_PROVOKED)] == []
+
+
+class Scaled(torch.autograd.Function):
+    """A hyperbolic tangent, with a backward that is off by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, slopes):
+        (x,) = ctx.saved_tensors
+        return slopes * ctx.factor * (1 - torch.tanh(x) ** 2), None
+
+
+class OnlySingle(nn.Module):
+    """Has no copy in double precision, as with a kernel that somebody wrote for single."""
+
+    def __init__(self, factor, width):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+        self.factor = factor
+
+    def forward(self, x):
+        assert x.dtype == torch.float32
+        return self.last(Scaled.apply(self.first(x), self.factor))
+
+
+def of_scaled(matrix, factor, width, scale):
+    torch.manual_seed(0)
+    model = OnlySingle(factor, width)
+    data = [(scale * torch.randn(20, 6), torch.randint(3, (20,)))]
+    return matrix(model, nn.CrossEntropyLoss(), data)
+
+
+@pytest.mark.parametrize("width", [8, 100])
+@pytest.mark.parametrize("matrix", [hessian, ggn])
+class TestFunctionOfUsersInSinglePrecision:
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+    def test_backward_that_is_right_is_taken(self, matrix, width, scale):
+        operator = of_scaled(matrix, 1.0, width, scale)
+        assert any("agrees with a difference of gradients" in one for one in operator.remarks)
+
+    @pytest.mark.parametrize("scale", [0.1, 1.0])
+    @pytest.mark.parametrize("factor", [0.95, 1.05])
+    def test_backward_that_is_off_by_a_twentieth_is_refused(self, matrix, width, scale, factor):
+        with pytest.raises(OperatorError, match="the derivatives of Scaled"):
+            of_scaled(matrix, factor, width, scale)

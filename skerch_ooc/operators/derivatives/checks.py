@@ -58,6 +58,11 @@ where a loss rounds to fewer digits within."""
 _AGREES = 1e-3
 _AGREES_ROUGHLY = 0.1
 """What rounding to fewer digits may leave of a difference of gradients."""
+_ROUGH_STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_SURELY_AGREES = 1e-2
+_SCATTERS = 3
+"""Steps for functions of users whose loss rounds to single precision, and what may be left where
+those steps agree; if they do not, so many times what they differ by."""
 _HALF_AGREES = 0.1
 """What rounding to half precision may change in a gradient."""
 
@@ -292,8 +297,10 @@ def compared(objective: Objective, batch: Any) -> str:
     compares, batch = objective, few
     if not isinstance(double, str):
         compares, batch = double, widened(few, torch.float64)
-    off = _difference(compares, batch)
-    limit = _AGREES_ROUGHLY if _rounds(compares, batch) else _AGREES
+    is_rough = _rounds(compares, batch)
+    off, limit = _difference(compares, batch), _AGREES_ROUGHLY if is_rough else _AGREES
+    if is_rough and strangers and _AGREES < off <= limit:
+        off, limit = _sharper(compares, batch) or (off, limit)
     if not off <= limit:
         cause = (
             f"the derivatives of {shown_list(strangers)}, a torch.autograd.Function, cannot be "
@@ -405,6 +412,39 @@ def require_data_apart(chosen: Chosen, batches: Iterable[Any]) -> None:
 
 def _difference(objective: Objective, batch: Any) -> float:
     """How far a product is from a difference of gradients, with the best of some steps."""
+    best = math.inf
+    for off, _ in _differences(objective, batch, _STEPS):
+        best = min(best, off)
+        if best <= _AGREES:
+            break
+    return best
+
+
+def _sharper(objective: Objective, batch: Any) -> tuple[float, float] | None:
+    """The same with the step whose slope is most like that of another; and what rounding explains.
+
+    A wrong derivative is told from rounding by that: the slopes of all steps agree on it. Where
+    they do not agree, as near a kink, there is nothing to tell.
+    """
+    taken = list(_differences(objective, batch, _ROUGH_STEPS))
+    scatters = [
+        min(_scatter(mine, theirs) for _, theirs in taken if theirs is not mine)
+        for _, mine in taken
+    ]
+    least = min(scatters)
+    limit = max(_SURELY_AGREES, _SCATTERS * least)
+    return (taken[scatters.index(least)][0], limit) if limit < _AGREES_ROUGHLY else None
+
+
+def _scatter(first: Tensor, second: Tensor) -> float:
+    """How far two slopes are apart; infinite where rounding leaves nothing of one."""
+    return apart(first, second) if bool(first.any()) and bool(second.any()) else math.inf
+
+
+def _differences(
+    objective: Objective, batch: Any, steps: Iterable[float]
+) -> Iterator[tuple[float, Tensor]]:
+    """Yields how far a product is from the slope that each step finds, and this slope."""
     tensors = objective.chosen.tensors
     generator = torch.Generator().manual_seed(0)
     v = [torch.randn(one.shape, generator=generator).to(one) for one in tensors]
@@ -417,13 +457,9 @@ def _difference(objective: Objective, batch: Any) -> float:
     found = Curvature(objective, [batch], ADDED) @ flat
     size = 1 + float(torch.cat([one.detach().reshape(-1) for one in tensors]).double().norm())
     derivative = _slope_of_gauss_newton if objective.loss.outputs else _slope_of_gradient
-    best = math.inf
-    for step in _STEPS:
+    for step in steps:
         h = step * size / float(flat.double().norm())
-        best = min(best, derivative(objective, batch, v, h, found.double()))
-        if best <= _AGREES:
-            break
-    return best
+        yield derivative(objective, batch, v, h, found.double())
 
 
 @contextmanager
@@ -450,13 +486,17 @@ def _central(tensors: Any, v: list[Tensor], h: float, function: Callable[[], Ten
 
 def _slope_of_gradient(
     objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
-) -> float:
+) -> tuple[float, Tensor]:
     slope = _central(objective.chosen.tensors, v, h, lambda: objective.gradient(batch))
-    return max(apart(found, slope), _error_of_gradient(objective, batch, v, h))
+    level = _error_of_gradient(objective, batch, v, h)
+    # Both relative, so that steps differ by what either of them differs by.
+    relative = slope.reshape(-1) / (float(slope.norm()) or 1.0)
+    measured = torch.cat([relative, slope.new_tensor([level])])
+    return max(apart(found, slope), abs(level)), measured
 
 
 def _error_of_gradient(objective: Objective, batch: Any, v: list[Tensor], h: float) -> float:
-    """How far the slope of the loss is from what its gradient says."""
+    """How far the slope of the loss is from what its gradient says, relatively."""
 
     def value() -> Tensor:
         with evaluation(objective.loss.model, objective.device), Formulas():
@@ -466,13 +506,13 @@ def _error_of_gradient(objective: Objective, batch: Any, v: list[Tensor], h: flo
     expected = float((slopes * direction).sum())
     # A direction that happens to be level says little.
     usual = float(slopes.norm() * direction.norm()) / math.sqrt(len(slopes))
-    off = abs(float(_central(objective.chosen.tensors, v, h, value)) - expected)
+    off = float(_central(objective.chosen.tensors, v, h, value)) - expected
     return off / max(abs(expected), usual / 4, 1e-300)
 
 
 def _slope_of_gauss_newton(
     objective: Objective, batch: Any, v: list[Tensor], h: float, found: Tensor
-) -> float:
+) -> tuple[float, Tensor]:
     """The same for ``v^T J^T H J v``, with ``J v`` as a difference of outputs."""
     loss, given, tensors = objective.loss, objective.given(batch), objective.chosen.tensors
     objective.begin()
@@ -493,7 +533,7 @@ def _slope_of_gauss_newton(
         curved = joined_pieces(linear_in(cut.slopes, cut.at)(pieces, False), False).double()
     expected = float(pushed.double() @ curved[:, 0])
     actual = float((joined_pieces(v, False).double() * found).sum())
-    return abs(actual - expected) / max(abs(actual), abs(expected), 1e-300)
+    return abs(actual - expected) / max(abs(actual), abs(expected), 1e-300), pushed
 
 
 @contextmanager
