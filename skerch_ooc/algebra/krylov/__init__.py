@@ -1,0 +1,1 @@
+"""Block Krylov spaces in rounds: what follows from the sums that were measured over the rows."""

@@ -1,0 +1,292 @@
+"""The space that the rounds span: its metric, the projected operator, what the residuals are.
+
+The metric ``M = F^H F`` of a family is measured and never taken for the identity: that keeps the
+method stable to exhaustion although the blocks are rounded (Giraud, Langou, Rozloznik and van den
+Eshof 2005 on what one projection leaves). With ``W = F^H Y`` the projection of products is ``F C``
+with ``C = M^-1 W``, and the Gram matrix of what is left of them is ``S = Y^H Y - C^H W``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from skerch_ooc.algebra.krylov.sums import Chain, Products, Setting, Side
+from skerch_ooc.algebra.linalg import hermitian_part, triangular_inverse
+from skerch_ooc.base.arrays import Array
+
+
+def metric_root(metric: Array) -> Array:
+    """Returns ``B (K, r)`` with ``B^H M B = I``: from the Cholesky factor of the scaled columns.
+
+    Directions in which the scaled columns depend on each other are left out.
+    """
+    scale = 1.0 / np.sqrt(np.maximum(np.diagonal(metric).real, np.finfo(np.float64).tiny))
+    scaled = hermitian_part(metric * scale[:, None] * scale)
+    try:
+        upper = np.linalg.cholesky(scaled).conj().T
+        if np.diagonal(upper).real.min(initial=1.0) > _DEPENDENT:
+            return np.asarray(scale[:, None] * triangular_inverse(upper))
+    except np.linalg.LinAlgError:
+        pass
+    values, vectors = np.linalg.eigh(scaled)
+    kept = values > _DEPENDENT**2
+    return np.asarray(scale[:, None] * (vectors[:, kept] / np.sqrt(values[kept])))
+
+
+def largest(gram: Array) -> float:
+    """The largest eigenvalue of a Gram matrix; 0 if it is empty."""
+    return float(np.linalg.eigvalsh(hermitian_part(gram))[-1]) if len(gram) else 0.0
+
+
+@dataclass(frozen=True)
+class Family:
+    """The blocks of one side.
+
+    Attributes:
+        places: Which columns of the family each block is, by its number.
+        metric: ``M``.
+        root: ``B`` with ``B^H M B = I``.
+        measured: False as long as ``Omega^H Omega`` is not.
+    """
+
+    places: Mapping[int, slice]
+    metric: Array
+    root: Array
+    measured: bool = True
+
+    @property
+    def size(self) -> int:
+        """How many columns it has."""
+        return len(self.metric)
+
+    def coefficients(self, w: Array) -> Array:
+        """``M^-1 W`` for ``W = F^H Y``; for fewer rows of the blocks that came first."""
+        if len(w) == self.size:
+            return np.asarray(self.root @ (self.root.conj().T @ w))
+        root = metric_root(self.metric[: len(w), : len(w)])
+        return np.asarray(root @ (root.conj().T @ w))
+
+
+def _family(chain: Chain, side: Side) -> Family:
+    places, widths = {}, 0
+    for k in chain.members(side):
+        places[k] = slice(widths, widths + chain.blocks[k - 1].width)
+        widths += chain.blocks[k - 1].width
+    start = next((each.start for each in chain.rounds if each.start is not None), None)
+    metric = np.zeros((widths, widths), _double(chain))
+    for k, place in places.items():
+        rows = chain.blocks[k - 1].metric
+        if rows is None:
+            rows = chain.setting.height(side) * np.eye(place.stop) if start is None else start
+        metric[place, : place.stop] = rows
+        metric[: place.stop, place] = rows.conj().T
+        metric[place, place] = hermitian_part(rows[:, place])
+    return Family(places, metric, metric_root(metric), start is not None or 1 not in places)
+
+
+def _double(chain: Chain) -> np.dtype[np.generic]:
+    return np.result_type(np.float64, *(each.squares for each in chain.rounds))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is known of the operator from the rounds.
+
+    Attributes:
+        chain: The rounds, and the blocks that they applied the operator to.
+        families: By side; those of a Hermitian operator are one.
+        middle: ``U^H A V``, ``U`` the family on the range, ``V`` the one on the corange.
+        scale: Lower estimate of the squared norm of the operator.
+    """
+
+    chain: Chain
+    families: Mapping[Side, Family]
+    middle: Array
+    scale: float
+
+    @classmethod
+    def of(cls, chain: Chain) -> Space:
+        """Puts together what was measured."""
+        chain = chain.upto(len(chain.rounds))
+        corange = _family(chain, "corange")
+        rows = corange if chain.setting.hermitian else _family(chain, "range")
+        families: dict[Side, Family] = {"corange": corange, "range": rows}
+        return cls(chain, families, _middle(chain, families), _scale(chain, families))
+
+    @property
+    def setting(self) -> Setting:
+        """What was known beforehand."""
+        return self.chain.setting
+
+    def family_of(self, number: int) -> Family:
+        """The family that a block is in."""
+        return self.families[self.chain.blocks[number - 1].side]
+
+    def products_side(self, number: int) -> Side:
+        """The side on which the products of a round lie."""
+        return self.setting.across(self.chain.blocks[number - 1].side)
+
+    def sums(self, number: int) -> Array:
+        """``F^H Y`` of a round with all blocks ``F`` whose product with it was measured.
+
+        These are the blocks that existed, and those made while the round was open.
+        """
+        side = self.products_side(number)
+        later = [
+            self.chain.blocks[k - 1].products[number]
+            for k in self.families[side].places
+            if k > number and number in self.chain.blocks[k - 1].products
+        ]
+        return np.concatenate([self.chain.rounds[number - 1].family, *later])
+
+    def left_over(self, number: int, other: int | None = None) -> Array:
+        """Gram matrix of what the family leaves of a round's products, with another's if given."""
+        side, w = self.products_side(number), self.sums(number)
+        c = self.families[side].coefficients(w)
+        if other is None or other == number:
+            return hermitian_part(self.chain.rounds[number - 1].squares - c.conj().T @ w)
+        early, late = sorted((number, other))
+        gram = self.chain.rounds[late - 1].others[early]
+        gram = gram if early == number else gram.conj().T
+        return np.asarray(gram - c.conj().T @ self.sums(other))
+
+    def open_rounds(self, side: Side) -> tuple[int, ...]:
+        """The rounds with products on a side that no block was made of."""
+        return self.chain.open_rounds(side)
+
+    def _narrowed(self, side: Side) -> list[int]:
+        """The rounds on a side of which a block was made that does not hold all of them."""
+        return [
+            block.source.round
+            for block in self.chain.blocks
+            if block.side == side
+            and block.source
+            and block.source.round
+            and block.width < self.chain.blocks[block.source.round - 1].width
+        ]
+
+    def residuals(self, side: Side, coefficients: Array) -> Array:
+        """Norms of what the family on a side leaves of the operator's products with vectors.
+
+        Args:
+            side: Where the products lie.
+            coefficients: The vectors, in the columns of the family across.
+        """
+        opened = self.open_rounds(side)
+        squares = np.zeros(coefficients.shape[1])
+        for i in opened:
+            part = coefficients[self.family_of(i).places[i]]
+            for j in opened:
+                other = coefficients[self.family_of(j).places[j]]
+                squares += _forms(part, self.left_over(i, j), other)
+            squares += self._noise(i, part)
+        for i in self._narrowed(side):
+            part = coefficients[self.family_of(i).places[i]]
+            squares += np.maximum(_forms(part, self.left_over(i), part), 0) + self._noise(i, part)
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+
+    def _noise(self, number: int, part: Array) -> Array:
+        """What rounding of the sums leaves of ``Y^H Y - C^H W``."""
+        squares = np.diagonal(self.chain.rounds[number - 1].squares).real
+        return np.asarray(_SUMS_ROUND * (squares @ np.abs(part) ** 2))
+
+
+def _forms(left: Array, gram: Array, right: Array) -> Array:
+    return np.asarray(np.sum(left.conj() * (gram @ right), axis=0).real)
+
+
+def _middle(chain: Chain, families: Mapping[Side, Family]) -> Array:
+    rows, columns = families["range"], families["corange"]
+    middle = np.zeros((rows.size, columns.size), rows.metric.dtype)
+    for k, (block, products) in enumerate(zip(chain.blocks, chain.rounds, strict=True), 1):
+        w, seen = products.family, slice(len(products.family))
+        place = families[block.side].places[k]
+        if chain.setting.hermitian or block.side == "corange":
+            middle[seen, place] = w
+        if chain.setting.hermitian or block.side == "range":
+            middle[place, seen] = w.conj().T
+        if chain.setting.hermitian:
+            middle[place, place] = hermitian_part(w[place])
+    return middle
+
+
+def _scale(chain: Chain, families: Mapping[Side, Family]) -> float:
+    scales = [0.0]
+    for k, (block, products) in enumerate(zip(chain.blocks, chain.rounds, strict=True), 1):
+        place = families[block.side].places[k]
+        if block.width and (block.metric is not None or families[block.side].measured):
+            root = metric_root(families[block.side].metric[place, place])
+            scales.append(largest(root.conj().T @ products.squares @ root))
+    return max(scales)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the products of a round contradict others, relative to the operator's norm.
+
+    Attributes:
+        round: Its number.
+        within: By the asymmetry of ``Q_k^H A Q_k``; 0 for a general operator.
+        between: The largest figure with an earlier round: ``Q_j^H (A Q_k)`` against ``(A Q_j)^H
+            Q_k``.
+    """
+
+    round: int
+    within: float
+    between: float
+
+
+def drifts(space: Space) -> tuple[Drift, ...]:
+    """Compares each round with those before it, as far as its own block and theirs allow."""
+    return tuple(_drift(space, k) for k in range(1, len(space.chain.rounds) + 1))
+
+
+def _drift(space: Space, number: int) -> Drift:
+    products, block = space.chain.rounds[number - 1], space.chain.blocks[number - 1]
+    if not block.width:
+        return Drift(number, 0.0, 0.0)
+    within = 0.0
+    if space.setting.hermitian:
+        square = products.family[space.family_of(number).places[number]]
+        within = _relative(space, square - square.conj().T, number, number)
+    side = space.products_side(number)
+    # What lies on the side of this block's products was applied to give products on this block's.
+    earlier = [j for j in space.families[side].places if j < number]
+    between = [
+        _relative(space, _row(space, products, j) - _foretold(space, j, number), j, number)
+        for j in earlier
+        if space.chain.blocks[j - 1].width
+    ]
+    return Drift(number, within, max(between, default=0.0))
+
+
+def _row(space: Space, products: Products, earlier: int) -> Array:
+    return products.family[space.family_of(earlier).places[earlier]]
+
+
+def _foretold(space: Space, earlier: int, number: int) -> Array:
+    """``(A Q_j)^H Q_k``, measured while round ``j`` was open, or by what it was resolved into."""
+    measured = space.chain.blocks[number - 1].products.get(earlier)
+    if measured is not None:
+        return np.asarray(measured.conj().T)
+    family, w = space.family_of(number), space.sums(earlier)
+    return np.asarray(
+        family.coefficients(w).conj().T @ family.metric[: len(w), family.places[number]]
+    )
+
+
+def _relative(space: Space, difference: Array, row: int, column: int) -> float:
+    norms = [
+        np.sqrt(np.diagonal(space.family_of(k).metric).real[space.family_of(k).places[k]])
+        for k in (row, column)
+    ]
+    scaled = difference / norms[0][:, None] / norms[1]
+    return float(np.linalg.norm(scaled)) / math.sqrt(space.scale) if space.scale else 0.0
+
+
+_DEPENDENT = 1e-5
+_SUMS_ROUND = 4 * float(np.finfo(np.float64).eps)

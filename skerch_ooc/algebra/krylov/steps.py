@@ -1,0 +1,277 @@
+"""What is done after a round of a block Krylov method: end, go on, or look for what was missed.
+
+Everything here is a pure function of the sums that were measured, and of the blocks' recorded
+sources; so that any process comes to the same at any time, and a finished run that gets a tighter
+tolerance goes on from its chain. (Bits of LAPACK may differ between machines and threads: the
+matrices of a step are to be computed once and stored.)
+
+A Krylov space whose first block has ``b`` columns holds at most ``b`` copies of a multiple value.
+So the pairs are *confirmed*: before the end one block is made of columns of the test sketch
+``T = A G``, which is independent of the space, and the values have to stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from skerch_ooc.algebra.krylov.pairs import Pairs, Which, pairs_of
+from skerch_ooc.algebra.krylov.space import Space, largest
+from skerch_ooc.algebra.krylov.sums import BlockSource, Chain, Side
+from skerch_ooc.algebra.linalg import hermitian_part
+from skerch_ooc.base.arrays import Array
+
+Ending = Literal["", "met", "exhausted", "rounds", "products"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted.
+
+    Attributes:
+        rank: So many pairs,
+        tolerance: with values known to this, relative; ``None``: as many rounds as may be.
+        which: Which pairs.
+        most_rounds: At most so many rounds in all,
+        most_products: and so many products.
+    """
+
+    rank: int
+    tolerance: float | None = None
+    which: Which = "LM"
+    most_rounds: int | None = None
+    most_products: int | None = None
+
+
+@dataclass(frozen=True)
+class NextBlock:
+    """How the next block is made: the draft ``source T - F (C T)``.
+
+    Attributes:
+        side: The family ``F`` that the block joins; its source has the same rows.
+        source: Products of a round, or columns of the test sketch.
+        coefficients: ``C (K, c)``.
+        transform: ``T (c, b)``.
+        floor: Singular values of what is left of the source are dropped up to this.
+        twice: Whether the draft is projected a second time, see :func:`refined`.
+        most: The block has at most so many columns.
+    """
+
+    side: Side
+    source: BlockSource
+    coefficients: Array
+    transform: Array
+    floor: float
+    twice: bool
+    most: int
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the block is there to find what the space may have missed."""
+        return self.source.round == 0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the pairs are after a round, and what comes next.
+
+    Attributes:
+        pairs: All pairs, the wanted ones first.
+        wanted: How many are wanted and there.
+        met: Which of these are known to the tolerance; all ``False`` without one.
+        exhausted: Whether the space is invariant: no round has anything left over.
+        complete: Whether it is all there is: exhausted, and as large as the operator.
+        confirmed: Whether columns of the test sketch found nothing more, or it is complete.
+        ending: Why no round follows; empty if one does.
+        step: How its block is made; ``None`` at the end.
+    """
+
+    pairs: Pairs
+    wanted: int
+    met: Array
+    exhausted: bool
+    complete: bool
+    confirmed: bool
+    ending: Ending
+    step: NextBlock | None
+
+
+def decide(chain: Chain, goal: Goal) -> Standing:
+    """Says how far the pairs are, and what is done next.
+
+    Args:
+        chain: The blocks and rounds so far, at least one.
+        goal: What is wanted.
+    """
+    space = Space.of(chain)
+    pairs = pairs_of(space, goal.which)
+    wanted = pairs.upto(goal.rank)
+    met = np.zeros(len(wanted.values), bool)
+    if goal.tolerance is not None:
+        met = wanted.met(goal.tolerance)
+    onward = _onward(space, wanted, met)
+    exhausted = onward is None
+    complete = exhausted and _is_full(space)
+    # Without a tolerance only an exhausted space is looked at again.
+    reached = len(met) == goal.rank and bool(met.all())
+    ready = exhausted or reached
+    last = chain.blocks[len(chain.rounds) - 1]
+    stays = ready and _stays(space.chain, goal, wanted)
+    tested = last.source is not None and last.source.round == 0
+    confirmed = complete or (stays and tested)
+    fresh = _confirming(space) if ready and not confirmed else None
+    done = ready and (confirmed or (fresh is None and (exhausted or (stays and not tested))))
+    step = None if done else fresh or onward
+    ending: Ending = ("met" if reached else "exhausted") if done else ""
+    if step and (limit := _limit(space, goal, step)):
+        step, ending = None, limit
+    return Standing(pairs, len(met), met, exhausted, complete, confirmed, ending, step)
+
+
+def _limit(space: Space, goal: Goal, step: NextBlock) -> Ending:
+    widths = [block.width for block in space.chain.blocks]
+    if goal.most_rounds is not None and np.count_nonzero(widths) >= goal.most_rounds:
+        return "rounds"
+    if goal.most_products is None:
+        return ""
+    wide = min(step.most, step.transform.shape[1])
+    return "products" if sum(widths) + wide > goal.most_products else ""
+
+
+def _is_full(space: Space) -> bool:
+    return any(
+        family.size >= space.setting.height(side)
+        for side, family in space.families.items()
+        if side in space.setting.sides
+    )
+
+
+def _stays(chain: Chain, goal: Goal, wanted: Pairs) -> bool:
+    """Whether the last round left the wanted values where they were, within bounds."""
+    if len(chain.rounds) < 2:
+        return False
+    before = pairs_of(Space.of(chain.upto(len(chain.rounds) - 1)), goal.which).upto(goal.rank)
+    if len(before.values) != len(wanted.values):
+        return False
+    size = np.abs if goal.which == "LM" else np.asarray  # x and -x may change places.
+    moved = np.abs(size(before.values) - size(wanted.values))
+    return bool(np.all(moved <= before.bounds + wanted.bounds))
+
+
+def _onward(space: Space, wanted: Pairs, met: Array) -> NextBlock | None:
+    """The block that is made of the round with the largest share in what is not met."""
+    missing = np.flatnonzero(~met) if not met.all() else np.arange(len(met))
+    steps = []
+    for side in space.setting.sides:
+        for number in space.open_rounds(side):
+            step, left = _continuing(space, side, number)
+            own = space.chain.blocks[number - 1].side
+            part = wanted.right if own == "corange" else wanted.left
+            part = part[space.family_of(number).places[number]][:, missing]
+            if step is not None:
+                steps.append((float(np.sum(part.conj() * (left @ part)).real), number, step))
+    return max(steps, key=lambda each: each[:2])[2] if steps else None
+
+
+def _continuing(space: Space, side: Side, number: int) -> tuple[NextBlock | None, Array]:
+    squares, own = space.chain.rounds[number - 1].squares, space.family_of(number)
+    scale = largest(squares)
+    if own.measured:
+        place = own.places[number]
+        scale = space.scale * largest(own.metric[place, place])
+    rest = _LeftOver(
+        side, BlockSource(number), space.sums(number), squares, space.left_over(number)
+    )
+    return _step(space, rest, scale, space.setting.double), rest.left
+
+
+def _confirming(space: Space) -> NextBlock | None:
+    """The block that is made of columns of the test sketch that were not used before.
+
+    Those that were lie in the space.
+    """
+    used = max((each.source.columns[1] for each in space.chain.blocks if each.source), default=0)
+    columns = slice(used, min(used + space.chain.blocks[0].width, len(space.chain.tests)))
+    if columns.start >= columns.stop:
+        return None
+    side = space.setting.test_side
+    # F^H T = F^H A G = (A^H F)^H G: known without reading T, to the rounding of the products. It
+    # is that rounding which the second projection takes away.
+    sums = [space.chain.rounds[k - 1].tests for k in space.families[side].places]
+    w = np.concatenate([each[columns].conj().T for each in sums if each is not None])
+    gram = space.chain.tests[columns, columns]
+    left = hermitian_part(gram - space.families[side].coefficients(w).conj().T @ w)
+    source = BlockSource(0, (columns.start, columns.stop))
+    return _step(space, _LeftOver(side, source, w, gram, left), largest(gram), True)
+
+
+@dataclass(frozen=True)
+class _LeftOver:
+    """What the family on a side leaves of a source, with the sums that tell it."""
+
+    side: Side
+    source: BlockSource
+    sums: Array
+    squares: Array
+    left: Array
+
+
+def _step(space: Space, rest: _LeftOver, scale: float, twice: bool) -> NextBlock | None:
+    """The step that makes what is left orthonormal, or nothing if nothing is left.
+
+    What is below the rounding of the sums is seen only by the second projection: it is kept, as
+    large as that rounding may be.
+    """
+    family, epsilon = space.families[rest.side], space.setting.epsilon
+    most = space.setting.height(rest.side) - family.size
+    drop = (_DROP_DOUBLE if space.setting.double else _DROP_SINGLE) * math.sqrt(scale)
+    values, vectors = np.linalg.eigh(rest.left)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    if twice:
+        rounding = epsilon if rest.source.round == 0 else float(np.finfo(np.float64).eps)
+        values = np.maximum(values, 4 * rounding * largest(rest.squares) or 1.0)
+    else:
+        kept = np.flatnonzero(values > drop**2)[:most]
+        values, vectors = values[kept], vectors[:, kept]
+    if most <= 0 or not len(values):
+        return None
+    c = family.coefficients(rest.sums)
+    return NextBlock(rest.side, rest.source, c, vectors / np.sqrt(values), drop, twice, most)
+
+
+def refined(space: Space, step: NextBlock, sums: Array, squares: Array) -> tuple[Array, Array]:
+    """The second projection of a step's draft ``D``: the block is ``(D - F C) R``.
+
+    Its error is relative to the draft, not to the products (Giraud, Langou, Rozloznik and van den
+    Eshof 2005: twice is enough).
+
+    Args:
+        space: That the step was decided on.
+        step: With ``twice``.
+        sums: ``F^H D``, ``(K, c)``.
+        squares: ``D^H D``.
+
+    Returns:
+        ``C (K, c)`` and ``R (c, b)``; ``b`` may be 0.
+    """
+    c = space.families[step.side].coefficients(sums)
+    left = hermitian_part(squares - c.conj().T @ sums)
+    rounding = 4 * float(np.finfo(np.float64).eps) * np.diagonal(squares).real
+    lengths = np.sqrt(np.maximum(np.diagonal(left).real, np.maximum(rounding, _TINY)))
+    values, vectors = np.linalg.eigh(hermitian_part(left / lengths[:, None] / lengths))
+    kept = values > _SEEN * len(values)
+    values, vectors = np.sqrt(values[kept]), vectors[:, kept]
+    # The draft's transform is unitary times diagonal.
+    undone = (step.transform / np.sum(np.abs(step.transform) ** 2, axis=0)).conj().T
+    u, s, _ = np.linalg.svd((vectors * lengths[:, None] * values).conj().T @ undone, False)
+    wide = min(int(np.count_nonzero(s > step.floor)), step.most)
+    return c, vectors / lengths[:, None] / values @ u[:, :wide]
+
+
+_DROP_SINGLE = 1e-6
+_DROP_DOUBLE = 1e-10
+_SEEN = 1e-14
+_TINY = float(np.finfo(np.float64).tiny)
