@@ -47,11 +47,13 @@ def gram_root(gram: Array) -> Array:
     It is the Cholesky factor, upper triangular. If rounding made the matrix indefinite, ``R`` is
     made of its eigenvalues instead, with negative ones set to zero.
     """
-    try:
-        return np.ascontiguousarray(np.linalg.cholesky(gram).conj().T)
-    except np.linalg.LinAlgError:
-        values, vectors = eigh(gram)
-        return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T)
+    import torch
+
+    root, failed = torch.linalg.cholesky_ex(_tensor(gram), upper=True)
+    if not failed:
+        return np.ascontiguousarray(root.resolve_conj().numpy())
+    values, vectors = eigh(gram)
+    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T)
 
 
 def eigh_by_magnitude(matrix: Array) -> tuple[Array, Array]:
