@@ -86,6 +86,9 @@ RUN = click.option(
     "--run", "run_dir", required=True, metavar="DIR", type=PATH,
     help="Folder of the run, new or to go on with.",
 )  # fmt: skip
+COMPARE = click.option(
+    "--compare", is_flag=True, help="Compare the operator even if all is measured."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="Peak resident memory of a process, such as 2GiB."

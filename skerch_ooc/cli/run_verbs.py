@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.cli.group import complete, operators_print_to_stderr, show, verb
 from skerch_ooc.cli.options import (
+    COMPARE,
     DIR,
     JSON,
     MAX_SECONDS,
@@ -30,6 +31,10 @@ from skerch_ooc.cli.options import (
     factor,
     number,
 )
+
+if TYPE_CHECKING:
+    from skerch_ooc.executors.work import Work
+    from skerch_ooc.pipeline.start import Planned
 
 
 @verb("plan hessian.toml --run runs/hessian --set seed=2", SPEC, RUN, WORKING, SET, JSON)
@@ -66,11 +71,11 @@ def probe(spec: Path, working: WorkOptions, overrides: Sequence[str], *, as_json
 
 @verb(
     "run hessian.toml --run runs/hessian --memory 2GiB",
-    PLANNED_SPEC, RUN, PLACE, SET, MAX_SECONDS, SHOWN,
+    PLANNED_SPEC, RUN, PLACE, SET, COMPARE, MAX_SECONDS, SHOWN,
 )  # fmt: skip
 def run(
     spec: Path | None, run_dir: Path, working: WorkOptions, overrides: Sequence[str],
-    shown: ResultOptions,
+    shown: ResultOptions, *, compare: bool,
 ) -> None:  # fmt: skip
     """Do all stages; the same command resumes, also without SPEC."""
     from skerch_ooc.cli import tables
@@ -85,7 +90,9 @@ def run(
         )
     if spec is None:
         known = steps.open_run(run_dir)
-        complete(start.planned_before(known), working.stoppable_work(known.plan.device), shown)
+        planned, work = start.planned_before(known), working.stoppable_work(known.plan.device)
+        _compare(planned, work, always=compare)
+        complete(planned, work, shown)
         return
     request = Spec.from_toml(spec, overrides)
     work = working.stoppable_work(request.operator.device)
@@ -95,7 +102,26 @@ def run(
         work.progress.say(tables.plan_line(planned))
         for remark in planned.remarks:
             work.progress.say(f"operator: {remark}")
+    else:
+        _compare(planned, work, always=compare)
     complete(planned, work, shown)
+
+
+def _compare(planned: Planned, work: Work, *, always: bool) -> None:
+    """Compares the operator of a run that goes on, or says that nothing is compared."""
+    from skerch_ooc.pipeline.run import compare_operator, why_not_compared
+
+    with operators_print_to_stderr():
+        if always:
+            compare_operator(planned, work)
+            work.progress.say("the operator is the one that the run started with")
+        elif reason := why_not_compared(planned, work):
+            has_factory = planned.run.plan.identity.factory is not None
+            how = "command with --compare" if has_factory else "call in Python"
+            work.progress.say(
+                f"the operator was not compared with that of the run: {reason}; other weights or "
+                f"data would not be seen; to compare it, give the same {how}"
+            )
 
 
 @verb("extend runs/hessian --measurements 800", DIR, PLACE, MAX_SECONDS, SHOWN)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
@@ -72,6 +72,40 @@ def _finished_before(run: Run, work: Work) -> Assessment:
     if mark is None or mark.amendments != len(run.plan.amendments):
         run.require_shards()
     return _conclude(run, work)
+
+
+def compare_operator(planned: Planned, work: Work) -> None:
+    """Builds the operator of a run by its factory, and compares it with the fingerprints.
+
+    Raises:
+        DriftError: If it is not the one that the run started with.
+        OperatorError: If it cannot be built, or is unusable.
+    """
+    run = planned.run
+    operands = Operands(run, work.device or run.plan.device, work.resources.threads)
+    for summand in range(run.plan.summands):
+        operands.check_all(summand)
+
+
+def why_not_compared(planned: Planned, work: Work) -> str | None:
+    """Says why no operator is compared by going on with a run; ``None`` if one is.
+
+    Where products are still made, the process that makes them compares. Where none are, building
+    the operator might take longer than all else; so that is done only if its factory has changed.
+
+    Raises:
+        DriftError: If the factory has changed, and makes another operator.
+    """
+    run = planned.run
+    if run.cleaned() is None and not State(run, by_notes=True).measured:
+        return None
+    if not planned.changed:
+        return "nothing is left to measure"
+    try:
+        compare_operator(planned, work)
+    except OperatorError as error:
+        return f"nothing is left to measure, and it cannot be built here ({error})"
+    return None
 
 
 def finish(run: Run, work: Work) -> Assessment:

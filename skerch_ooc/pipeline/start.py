@@ -45,6 +45,7 @@ class Planned:
         findings: The findings of the probe; ``None`` if there was none.
         fresh: Whether the plan was made now, not found.
         remarks: What the operator says of how it is made; empty if planning did not load it.
+        changed: Whether the factory's file is another now than when the run was planned.
     """
 
     run: Run
@@ -53,6 +54,7 @@ class Planned:
     findings: Probe | None = None
     fresh: bool = True
     remarks: tuple[str, ...] = ()
+    changed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns the plan's id, its costs and the findings of the probe as JSON values."""
@@ -115,8 +117,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
     if rundir.is_planned(run_dir):
         run = rundir.open_run(run_dir)
-        _require_same(spec, sha256, run)
-        return planned_before(run)
+        return replace(planned_before(run), changed=_require_same(spec, sha256, run))
     # The directory is checked before the operator is built and probed, which may take long.
     rundir.require_place(run_dir)
     examined = None
@@ -135,8 +136,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
         # Another process has planned it meanwhile.
-        _require_same(spec, sha256, run)
-        return planned_before(run)
+        return replace(planned_before(run), changed=_require_same(spec, sha256, run))
     files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=asdict(costs)))
     made = Planned(run, costs, findings=findings)
@@ -285,15 +285,22 @@ def planned_before(run: Run) -> Planned:
     return Planned(run, estimate(run.plan, None), fresh=False)
 
 
-def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
-    """Refuses a spec that is not that of the planned run, and shows the difference."""
+def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
+    """Refuses a spec that is not that of the planned run, and shows the difference.
+
+    Returns:
+        Whether the factory's file has changed.
+
+    Raises:
+        UsageError: If the spec is another.
+    """
     known, amendments = run.plan.identity, run.plan.amendments
     # What is left out is not compared, whatever its default has become since.
     spec = with_dtype(spec, known.dtype)
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)
-    if sha256 != known.factory_sha256 and wanted.factory == known.factory:
+    if changed := sha256 != known.factory_sha256 and wanted.factory == known.factory:
         log.warning(
             "%s has changed since the run was planned; products that are still made are checked "
             "against the fingerprint",
@@ -336,3 +343,4 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> None:
             "Give a new --run directory, or the spec that the run was planned with"
             + (f" (it has grown since: --set measurements={measured})" if grown else "")
         )
+    return changed

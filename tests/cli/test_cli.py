@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from commands import CommandLine
 from specs import write_spec
 
@@ -44,6 +45,69 @@ def test_run_again_says_the_same_without_a_product(forked_command, spec, call_lo
     second = forked_command("run", spec, "--run", "run", "--json")
     assert second.stdout == first.stdout
     assert len(call_log()) == calls
+
+
+UNCOMPARED = "the operator was not compared with that of the run"
+
+
+class TestAnotherOperatorInAFinishedRun:
+    """The same command is given other weights: the old values must not pass for theirs."""
+
+    FACTORY = "import torch\ndef make():\n    return {} * torch.load('weights.pt')\n"
+
+    @pytest.fixture
+    def run(self, inside, tmp_path):
+        a = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+        torch.save(a + a.T, tmp_path / "weights.pt")
+        (tmp_path / "mine.py").write_text(self.FACTORY.format(1))
+        spec = write_spec(tmp_path, "", 20, operator={"factory": "mine.py:make"})
+        first = inside("run", spec, "--run", "run")
+        assert (first.returncode, UNCOMPARED in first.stderr) == (0, False)
+        return lambda *options: inside("run", *options, "--run", "run")
+
+    @pytest.fixture(params=["spec", "no spec"])
+    def given(self, request, tmp_path):
+        return [tmp_path / "spec.toml"] if request.param == "spec" else []
+
+    @pytest.fixture
+    def other_weights(self, run, tmp_path):
+        torch.save(2 * torch.load(tmp_path / "weights.pt"), tmp_path / "weights.pt")
+
+    def test_run_says_that_nothing_was_compared_and_how_to(self, run, given):
+        done = run(*given)
+        assert done.returncode == 0
+        assert UNCOMPARED in done.stderr
+        assert "give the same command with --compare" in done.stderr
+
+    @pytest.mark.usefixtures("other_weights")
+    def test_run_that_compares_refuses_it(self, run, given):
+        done = run(*given, "--compare")
+        assert (done.returncode, done.stdout) == (5, "")
+        assert "not the one that the run started with" in done.stderr
+
+    def test_run_that_compares_says_that_it_is_the_same(self, run, given):
+        done = run(*given, "--compare")
+        assert done.returncode == 0
+        assert "the operator is the one that the run started with" in done.stderr
+        assert UNCOMPARED not in done.stderr
+
+    def test_changed_factory_is_compared_without_being_asked(self, run, tmp_path):
+        (tmp_path / "mine.py").write_text(self.FACTORY.format(3))
+        done = run(tmp_path / "spec.toml")
+        assert (done.returncode, done.stdout) == (5, "")
+        assert "not the one that the run started with" in done.stderr
+
+    def test_changed_factory_of_the_same_operator_goes_on(self, run, tmp_path):
+        (tmp_path / "mine.py").write_text("# A remark.\n" + self.FACTORY.format(1))
+        done = run(tmp_path / "spec.toml")
+        assert (done.returncode, UNCOMPARED in done.stderr) == (0, False)
+
+    def test_changed_factory_that_cannot_be_called_still_tells_the_result(self, run, tmp_path):
+        (tmp_path / "mine.py").write_text("def make():\n    raise OSError('no such disk')\n")
+        done = run(tmp_path / "spec.toml")
+        assert done.returncode == 0
+        assert UNCOMPARED in done.stderr
+        assert "no such disk" in done.stderr
 
 
 def test_stages_one_by_one_equal_run(ooc_command, spec):
