@@ -30,7 +30,7 @@ from skerch_ooc.planning.memory import (
     vectors_bytes,
 )
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
+from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import gaussian_probes
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import BulkWriter
@@ -246,7 +246,7 @@ class Making:
         self._probes = gaussian_probes(plan, recipe.vectors.rank, PROBES)
         # Probes and weights side by side: one product reads the tile once, two would read it twice.
         weights = () if recipe.weights is None else (recipe.weights,)
-        self._factors = np.concatenate([self._probes, *weights], axis=1)
+        self._factors = _aligned(np.concatenate([self._probes, *weights], axis=1))
         height = tile_rows(plan, recipe.rows)
         self._spaces = Pool(lambda: empty_aligned((height, recipe.tests), self._wide))
 
@@ -288,7 +288,7 @@ class Making:
 
     def _figures(self, number: int, u: Array) -> TileFigures:
         recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
-        products = u @ self._factors
+        products = _times(u, self._factors)
         probed = products[:, :PROBES]
         figures = TileFigures(
             probed=np.zeros((0, PROBES)),
@@ -311,7 +311,8 @@ class Making:
                     # product with U^H.
                     probed = products
             self._spaces.give(space)
-        inside = u.conj().T @ probed
+        # The adjoint, as rows of the tile are read in the order in which they lie.
+        inside = _times(_aligned(probed.conj().T), u).conj().T
         figures.probed = inside[:, :PROBES]
         if inside.shape[1] > PROBES:
             if residual:
@@ -347,6 +348,19 @@ class Making:
             return total
 
         return sum_of_tiles(gram_of_tile, tiles, in_flight, advance, add)
+
+
+def _aligned(array: Array) -> Array:
+    """Returns a copy whose products have the same bits wherever in memory it lies."""
+    copy = empty_aligned(array.shape, array.dtype)
+    copy[:] = array
+    return copy
+
+
+def _times(left: Array, right: Array) -> Array:
+    product = empty_aligned((len(left), right.shape[1]), right.dtype)
+    Host().times(left, right, product)
+    return product
 
 
 def deviation(plan: Plan, figures: TileFigures) -> float:
