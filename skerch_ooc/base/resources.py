@@ -40,6 +40,7 @@ class Resources:
             may keep ``threads * workers`` cores busy.
         device: The torch device on which merge and recovery multiply tiles.
         remote_threads: Threads of each process on other machines; ``None`` if the same as here.
+        threads_by: What limited the threads where none were given; empty if the cores did.
     """
 
     memory: int
@@ -47,6 +48,7 @@ class Resources:
     workers: int = 1
     device: str = "cpu"
     remote_threads: int | None = None
+    threads_by: str = ""
 
     @property
     def task_threads(self) -> int:
@@ -77,7 +79,8 @@ class Resources:
             memory: Bytes, or text such as ``"2GiB"``; by default 4 GiB, or the worker's share of
                 half the memory that is free now if that is less; in a Slurm job nine tenths of
                 what each of its tasks was given.
-            threads: By default ``SLURM_CPUS_PER_TASK``, else the worker's share of the cores.
+            threads: By default ``OMP_NUM_THREADS``, else ``SLURM_CPUS_PER_TASK``, else the cores;
+                of several workers each has its share of the cores at most.
             workers: Processes that share this machine.
             device: The torch device of merge and recovery; by default the processor.
 
@@ -91,8 +94,12 @@ class Resources:
             memory = given // share if given else memory
         if isinstance(memory, str):
             memory = parse_bytes(memory)
+        threads_by = ""
         if threads is None:
             threads = max(1, available_cores() // max(workers, 1))
+            told = _threads_told(os.environ)
+            if told and (told < threads or workers <= 1) and told != threads:
+                threads, threads_by = told, "OMP_NUM_THREADS"
         for name, value in (("memory", memory), ("threads", threads), ("workers", workers)):
             if value < 1:
                 raise UsageError(f"{name} = {value}: must be at least 1")
@@ -100,7 +107,8 @@ class Resources:
             raise UsageError(
                 f"threads = {threads}, workers = {workers}: must be at most {_MOST_THREADS}"
             )
-        return cls(memory=memory, threads=threads, workers=workers, device=device or "cpu")
+        device = device or "cpu"
+        return cls(memory, threads, workers, device, threads_by=threads_by)
 
 
 _LARGE = 100 * 2**30
@@ -144,6 +152,12 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _threads_told(environment: Mapping[str, str]) -> int | None:
+    """Returns the threads that ``OMP_NUM_THREADS`` tells; ``None`` where it tells no number."""
+    told = environment.get("OMP_NUM_THREADS", "").strip()
+    return int(told) if re.fullmatch("0*[1-9][0-9]{0,2}", told, re.ASCII) else None
 
 
 def _slurm_memory(environment: Mapping[str, str]) -> int | None:

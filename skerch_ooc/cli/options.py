@@ -93,7 +93,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures a
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="Peak resident memory of a process, such as 2GiB."
 )
-THREADS = click.option("--threads", type=int, metavar="N", help="Threads of a process.")
+THREADS = click.option(
+    "--threads", type=int, metavar="N", help="Threads of a process; else as OMP_NUM_THREADS says."
+)
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
     help="Replace a value of the spec, such as seed=2.",

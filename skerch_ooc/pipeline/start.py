@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base import files
-from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.base.errors import UsageError, counted, quoted
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import operator_threads, resident_memory
+from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, dtype_of, product_of, shape_of
 from skerch_ooc.operators.examine import probe_at_best_width
@@ -120,6 +120,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         return replace(planned_before(run), changed=_require_same(spec, sha256, run))
     # The directory is checked before the operator is built and probed, which may take long.
     rundir.require_place(run_dir)
+    _say_threads(work.resources)
     examined = None
     if operator is not None or _needs_operator(spec):
         spec, product = _product(spec, operator, work.device or spec.operator.device)
@@ -146,6 +147,14 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         made.remarks = product.remarks
         made.operands = Operands(run, product.device, work.resources.threads, product=product)
     return made
+
+
+def _say_threads(resources: Resources) -> None:
+    if resources.threads_by:
+        log.info(
+            "%s of a process, as %s says; give others by --threads",
+            counted(resources.threads, "thread"), resources.threads_by,
+        )  # fmt: skip
 
 
 def _needs_operator(spec: Spec) -> bool:
@@ -239,6 +248,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
     resources = work.resources
     require_sense(spec)
     _require_operator(spec, operator)
+    _say_threads(resources)
     spec, product = _product(spec, operator, work.device or spec.operator.device)
     with operator_threads(resources.threads):
         product, findings, _ = probe_at_best_width(

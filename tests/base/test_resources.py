@@ -1,0 +1,65 @@
+"""Resources: how many threads a process has where nobody said."""
+
+from __future__ import annotations
+
+import pytest
+from specs import write_spec
+
+from skerch_ooc.base.resources import Resources
+
+CORES = 8
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(CORES))
+
+
+class TestThreads:
+    @pytest.mark.parametrize(
+        ("told", "workers", "expected"),
+        [("1", 1, 1), ("3", 1, 3), (" 2 ", 1, 2), ("16", 1, 16), ("1", 4, 1), ("2", 4, 2)],
+    )
+    def test_are_those_that_the_environment_tells(self, monkeypatch, told, workers, expected):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        assert Resources.of(workers=workers).threads == expected
+
+    def test_of_several_workers_are_not_more_than_their_share_of_the_cores(self, monkeypatch):
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+        assert Resources.of(workers=4).threads == 2
+
+    def test_that_are_given_come_first(self, monkeypatch):
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert Resources.of(threads=3).threads == 3
+
+    @pytest.mark.parametrize("told", ["", "0", "-1", "4,2", "1.5", "two", "99999", "²"])
+    def test_are_the_cores_where_the_environment_tells_no_number(self, monkeypatch, told):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        assert Resources.of().threads == CORES
+
+    def test_are_the_cores_where_the_environment_is_silent(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert Resources.of(workers=2).threads == CORES // 2
+
+
+@pytest.mark.parametrize("verb", [("plan", "--run", "run"), ("probe",), ("run", "--run", "run")])
+class TestSaid:
+    SAID = "2 threads of a process, as OMP_NUM_THREADS says; give others by --threads"
+
+    def said(self, inside, tmp_path, verb, *options):
+        name, *more = verb
+        done = inside(name, write_spec(tmp_path, "matrix", 20), *more, *options)
+        assert done.returncode == 0
+        return self.SAID in done.stderr
+
+    @pytest.fixture
+    def inside(self, inside, monkeypatch):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(CORES))
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        return inside
+
+    def test_where_the_environment_decides(self, inside, tmp_path, verb):
+        assert self.said(inside, tmp_path, verb)
+
+    def test_not_where_they_are_given(self, inside, tmp_path, verb):
+        assert not self.said(inside, tmp_path, verb, "--threads", "2")
