@@ -39,7 +39,7 @@ from skerch_ooc.store.checksums import (
     tile_checksum,
 )
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.rawfile import RawFile, read_at, write_at
+from skerch_ooc.store.rawfile import RawFile, read_at, start_syncing, write_at
 from skerch_ooc.store.tiles import Tiles
 
 _VERIFYING_THREADS = 2
@@ -81,7 +81,9 @@ class BulkWriter:
             part = padded
         data = np.ascontiguousarray(part, self.layout.stored_dtype).data.cast("B")
         number = self.layout.number(row, column)
-        write_at(self._descriptor, data, self._offset + number * self.layout.tile_bytes)
+        offset = self._offset + number * self.layout.tile_bytes
+        write_at(self._descriptor, data, offset)
+        start_syncing(self._descriptor, offset, len(data))
         self._crc32[number] = tile_checksum(data)
 
     def as_json(self) -> dict[str, Any]:

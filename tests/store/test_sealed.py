@@ -60,6 +60,12 @@ def test_any_slice_reads_as_it_was_written(tmp_path_factory, r0, rows, c0, colum
     assert (SealedFile(folder / "a.h5").bulk().read(r, c) == array[r.slice, c.slice]).all()
 
 
+def test_tiles_so_large_that_they_go_to_the_disk_early_read_as_they_were_written(tmp_path):
+    form, array = layout((2048, 256), (1024, 256)), numbers((2048, 256))
+    write(tmp_path / "a.h5", form, array)
+    np.testing.assert_array_equal(verify(tmp_path / "a.h5").bulk().read_tile(1), array[1024:])
+
+
 def test_files_have_the_same_bytes_each_time(tmp_path):
     for name in ("a.h5", "b.h5"):
         write(tmp_path / name, layout(), numbers(), {"more": np.arange(3.0)})
