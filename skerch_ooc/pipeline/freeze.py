@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,8 @@ TEST_NOISE = "gaussian"
 
 LEFT_FACTOR = 10
 """Left columns for each right one, where a sparse test matrix makes them cheap."""
+
+log = logging.getLogger("skerch_ooc")
 
 _ROWS_FOR_SPARSE = 4
 """A matrix must have so many times more rows than left columns for these to be sparse."""
@@ -170,6 +173,12 @@ def parts_of(
     terms = product.terms
     if isinstance(wanted, int):
         most = wanted
+        if wanted > 1 and terms == 1:
+            log.warning(
+                "operator.parts = %d changes nothing, as the operator has no terms to be cut by; "
+                "give a skerch_ooc.Sum or Stack of terms, or leave operator.parts out",
+                wanted,
+            )
     elif product.together:
         # What a part adds to the disk, a left sketch of its own, is little beside what it reads.
         fitting = product.shape[0] // max(1, _ROWS_FOR_LEFT * left)

@@ -282,3 +282,26 @@ def test_object_in_the_place_of_a_factory_is_not_called_a_changed_factory(tmp_pa
     with pytest.raises(ooc.UsageError, match="was planned with another spec"):
         ooc.eigh(torch.eye(64), measurements=20, run_dir=tmp_path / "run")
     assert "has changed" not in caplog.text
+
+
+class TestPartsThatAreAskedFor:
+    IGNORED = "operator.parts = 3 changes nothing, as the operator has no terms to be cut by"
+
+    @pytest.mark.parametrize("verb", [("plan", "--run", "run"), ("probe",)])
+    def test_of_an_operator_without_terms_are_said_to_change_nothing(self, tmp_path, inside, verb):
+        name, *more = verb
+        spec = write_spec(tmp_path, "matrix", 40, operator={"parts": 3})
+        done = inside(name, spec, *more)
+        assert (done.returncode, done.stderr.count(self.IGNORED)) == (0, 1)
+        assert "or leave operator.parts out" in done.stderr
+
+    def test_of_an_operator_with_terms_are_made(self, tmp_path, caplog):
+        a = dense(60, dtype="float32")
+        whole = ooc.Sum([a, a, a, a])
+        run = ooc.plan({"measurements": 20, "operator": {"parts": 2}}, tmp_path / "run",
+                       operator=whole)  # fmt: skip
+        assert (len(run.plan.parts), caplog.text) == (2, "")
+
+    def test_of_one_are_silent(self, tmp_path, caplog):
+        ooc.plan(write_spec(tmp_path, "matrix", 40, operator={"parts": 1}), tmp_path / "run")
+        assert caplog.text == ""
