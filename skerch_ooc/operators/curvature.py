@@ -237,7 +237,11 @@ def fisher(
         samples: Targets that are drawn for each input, by curvlinops (extra ``curvature``); with
             more of them the matrix is nearer to the exact one. ``None`` for the empirical Fisher
             matrix, of the gradients at the targets of the data (Kunstner et al. 2019, arXiv
-            1905.12558).
+            1905.12558). It is ``(1/c) sum_n g_n g_n^T``, as of curvlinops, with the gradient
+            ``g_n`` of what the loss adds up for input ``n``, and the count ``c`` by which a mean
+            divides. For a mean square over ``N`` inputs and ``D`` outputs ``g_n`` is that of the
+            sum of ``D`` squares, with no 1/2 and no ``1/D``, and ``c = N D``: so the matrix is
+            ``D`` times the mean of the outer products of gradients of each input's mean square.
         seed: Of the targets: each product draws the same. The terms of a sum count on from it, so
             that their targets are others than those of the whole.
         per_batch: As for :func:`hessian`.

@@ -85,6 +85,21 @@ def test_fisher_of_many_samples_comes_near_the_ggn(model):
     assert (found - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("reduction", "is_mean"), [("mean", 1), ("sum", 0)])
+def test_empirical_fisher_of_squares_counts_the_mean_over_outputs_once(outputs, reduction, is_mean):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, outputs))
+    x, y, at = torch.randn(7, 4), torch.randn(7, outputs), list(model.parameters())
+    squares = [((model(x[n]) - y[n]) ** 2).sum() for n in range(7)]
+    slopes = torch.stack(
+        [torch.cat([g.reshape(-1) for g in torch.autograd.grad(one, at)]) for one in squares]
+    )
+    expected = slopes.T @ slopes / (7 * outputs) ** is_mean
+    operator = fisher(model, torch.nn.MSELoss(reduction=reduction), [(x, y)], samples=None)
+    torch.testing.assert_close(operator @ torch.eye(len(expected)), expected)
+
+
 @pytest.mark.parametrize("samples", [1, None], ids=["sampled", "empirical"])
 def test_fisher_repeats_itself_and_is_positive(model, samples):
     loss = torch.nn.CrossEntropyLoss()
