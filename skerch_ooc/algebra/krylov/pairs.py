@@ -34,6 +34,7 @@ class Pairs:
         left: The vectors ``u`` in the columns of the family on the range, ``(K, r)``.
         right: The vectors ``v`` in those of the family on the corange; the same if Hermitian.
         norm: Lower estimate of the norm of the operator.
+        rounding: What the bounds have for rounding.
     """
 
     values: Array
@@ -42,6 +43,7 @@ class Pairs:
     left: Array
     right: Array
     norm: float
+    rounding: float
 
     @property
     def sizes(self) -> Array:
@@ -60,12 +62,21 @@ class Pairs:
             self.left[:, order],
             self.right[:, order],
             self.norm,
+            self.rounding,
         )
 
     def met(self, tolerance: float) -> Array:
         """Which pairs are known to a relative tolerance."""
-        small = self.residuals <= _SEPARATE * self.sizes
-        return np.asarray(small & (self.bounds <= tolerance * self.sizes))
+        return self._separate & (self.bounds <= tolerance * self.sizes)
+
+    def settled(self, tolerance: float) -> Array:
+        """Which are known to a tolerance or to rounding: more rounds would tell no more of them."""
+        most = np.maximum(tolerance * self.sizes, 2 * self.rounding)
+        return self._separate & (self.bounds <= most)
+
+    @property
+    def _separate(self) -> Array:
+        return np.asarray(self.residuals <= _SEPARATE * self.sizes)
 
 
 def pairs_of(space: Space, which: Which = "LM") -> Pairs:
@@ -88,8 +99,10 @@ def pairs_of(space: Space, which: Which = "LM") -> Pairs:
         squares = space.residuals("range", right) ** 2 + space.residuals("corange", left) ** 2
         residuals = np.sqrt(squares / 2)
     norm = max(math.sqrt(space.scale), float(np.abs(values).max(initial=0.0)))
-    bounds = _bounds(space, values, residuals) + _ROUNDING * space.setting.epsilon * norm
-    return Pairs(values, residuals, bounds, left, right, norm)._taken(_order(values, which))
+    rounding = _ROUNDING * space.setting.epsilon * norm
+    bounds = _bounds(space, values, residuals) + rounding
+    found = Pairs(values, residuals, bounds, left, right, norm, rounding)
+    return found._taken(_order(values, which))
 
 
 def _order(values: Array, which: Which) -> Array:

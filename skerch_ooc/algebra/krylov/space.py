@@ -8,13 +8,12 @@ with ``C = M^-1 W``, and the Gram matrix of what is left of them is ``S = Y^H Y 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.algebra.krylov.sums import Chain, Products, Setting, Side
+from skerch_ooc.algebra.krylov.sums import Chain, Setting, Side
 from skerch_ooc.algebra.linalg import hermitian_part, triangular_inverse
 from skerch_ooc.base.arrays import Array
 
@@ -22,7 +21,8 @@ from skerch_ooc.base.arrays import Array
 def metric_root(metric: Array) -> Array:
     """Returns ``B (K, r)`` with ``B^H M B = I``: from the Cholesky factor of the scaled columns.
 
-    Directions in which the scaled columns depend on each other are left out.
+    It is upper triangular. Where the scaled columns depend on each other it is made of eigenvectors
+    instead, and directions are left out, so that ``r < K``.
     """
     scale = 1.0 / np.sqrt(np.maximum(np.diagonal(metric).real, np.finfo(np.float64).tiny))
     scaled = hermitian_part(metric * scale[:, None] * scale)
@@ -33,7 +33,8 @@ def metric_root(metric: Array) -> Array:
     except np.linalg.LinAlgError:
         pass
     values, vectors = np.linalg.eigh(scaled)
-    kept = values > _DEPENDENT**2
+    # One at least, so that a root that is square is triangular.
+    kept = (values > _DEPENDENT**2) & (np.arange(len(values)) > 0)
     return np.asarray(scale[:, None] * (vectors[:, kept] / np.sqrt(values[kept])))
 
 
@@ -63,12 +64,21 @@ class Family:
         """How many columns it has."""
         return len(self.metric)
 
+    def coordinates(self, w: Array) -> Array:
+        """``B^H W`` for ``W = F^H Y``; ``W`` may have the rows of the first blocks only.
+
+        ``||Y||^2 - ||B^H W||^2`` is what the blocks leave of a column.
+        """
+        square = self.root.shape == self.metric.shape
+        root = self.root if len(w) == self.size or square else None
+        if root is None:
+            root = metric_root(self.metric[: len(w), : len(w)])
+        # The root of the first blocks is the leading part of the root of all.
+        return np.asarray(root[: len(w), : len(w)].conj().T @ w)
+
     def coefficients(self, w: Array) -> Array:
-        """``M^-1 W`` for ``W = F^H Y``; for fewer rows of the blocks that came first."""
-        if len(w) == self.size:
-            return np.asarray(self.root @ (self.root.conj().T @ w))
-        root = metric_root(self.metric[: len(w), : len(w)])
-        return np.asarray(root @ (root.conj().T @ w))
+        """``C = M^-1 W`` for ``W = F^H Y``."""
+        return np.asarray(self.root @ self.coordinates(w))
 
 
 def _family(chain: Chain, side: Side) -> Family:
@@ -143,16 +153,19 @@ class Space:
         ]
         return np.concatenate([self.chain.rounds[number - 1].family, *later])
 
+    def coordinates(self, number: int) -> Array:
+        """Those of a round's products in their family, as far as they were measured."""
+        return self.families[self.products_side(number)].coordinates(self.sums(number))
+
     def left_over(self, number: int, other: int | None = None) -> Array:
         """Gram matrix of what the family leaves of a round's products, with another's if given."""
-        side, w = self.products_side(number), self.sums(number)
-        c = self.families[side].coefficients(w)
+        own = self.coordinates(number)
         if other is None or other == number:
-            return hermitian_part(self.chain.rounds[number - 1].squares - c.conj().T @ w)
+            return hermitian_part(self.chain.rounds[number - 1].squares - own.conj().T @ own)
         early, late = sorted((number, other))
         gram = self.chain.rounds[late - 1].others[early]
         gram = gram if early == number else gram.conj().T
-        return np.asarray(gram - c.conj().T @ self.sums(other))
+        return np.asarray(gram - own.conj().T @ self.coordinates(other))
 
     def open_rounds(self, side: Side) -> tuple[int, ...]:
         """The rounds with products on a side that no block was made of."""
@@ -222,70 +235,6 @@ def _scale(chain: Chain, families: Mapping[Side, Family]) -> float:
             root = metric_root(families[block.side].metric[place, place])
             scales.append(largest(root.conj().T @ products.squares @ root))
     return max(scales)
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far the products of a round contradict others, relative to the operator's norm.
-
-    Attributes:
-        round: Its number.
-        within: By the asymmetry of ``Q_k^H A Q_k``; 0 for a general operator.
-        between: The largest figure with an earlier round: ``Q_j^H (A Q_k)`` against ``(A Q_j)^H
-            Q_k``.
-    """
-
-    round: int
-    within: float
-    between: float
-
-
-def drifts(space: Space) -> tuple[Drift, ...]:
-    """Compares each round with those before it, as far as its own block and theirs allow."""
-    return tuple(_drift(space, k) for k in range(1, len(space.chain.rounds) + 1))
-
-
-def _drift(space: Space, number: int) -> Drift:
-    products, block = space.chain.rounds[number - 1], space.chain.blocks[number - 1]
-    if not block.width:
-        return Drift(number, 0.0, 0.0)
-    within = 0.0
-    if space.setting.hermitian:
-        square = products.family[space.family_of(number).places[number]]
-        within = _relative(space, square - square.conj().T, number, number)
-    side = space.products_side(number)
-    # What lies on the side of this block's products was applied to give products on this block's.
-    earlier = [j for j in space.families[side].places if j < number]
-    between = [
-        _relative(space, _row(space, products, j) - _foretold(space, j, number), j, number)
-        for j in earlier
-        if space.chain.blocks[j - 1].width
-    ]
-    return Drift(number, within, max(between, default=0.0))
-
-
-def _row(space: Space, products: Products, earlier: int) -> Array:
-    return products.family[space.family_of(earlier).places[earlier]]
-
-
-def _foretold(space: Space, earlier: int, number: int) -> Array:
-    """``(A Q_j)^H Q_k``, measured while round ``j`` was open, or by what it was resolved into."""
-    measured = space.chain.blocks[number - 1].products.get(earlier)
-    if measured is not None:
-        return np.asarray(measured.conj().T)
-    family, w = space.family_of(number), space.sums(earlier)
-    return np.asarray(
-        family.coefficients(w).conj().T @ family.metric[: len(w), family.places[number]]
-    )
-
-
-def _relative(space: Space, difference: Array, row: int, column: int) -> float:
-    norms = [
-        np.sqrt(np.diagonal(space.family_of(k).metric).real[space.family_of(k).places[k]])
-        for k in (row, column)
-    ]
-    scaled = difference / norms[0][:, None] / norms[1]
-    return float(np.linalg.norm(scaled)) / math.sqrt(space.scale) if space.scale else 0.0
 
 
 _DEPENDENT = 1e-5

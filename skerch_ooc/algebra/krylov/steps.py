@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 
 from skerch_ooc.algebra.krylov.pairs import Pairs, Which, pairs_of
-from skerch_ooc.algebra.krylov.space import Space, largest
+from skerch_ooc.algebra.krylov.space import Space, largest, metric_root
 from skerch_ooc.algebra.krylov.sums import BlockSource, Chain, Side
 from skerch_ooc.algebra.linalg import hermitian_part
 from skerch_ooc.base.arrays import Array
 
-Ending = Literal["", "met", "exhausted", "rounds", "products"]
+Ending = Literal["", "met", "rounding", "exhausted", "rounds", "products"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Standing:
         exhausted: Whether the space is invariant: no round has anything left over.
         complete: Whether it is all there is: exhausted, and as large as the operator.
         confirmed: Whether columns of the test sketch found nothing more, or it is complete.
-        ending: Why no round follows; empty if one does.
+        ending: Why no round follows; empty if one does. ``"rounding"``: all are known as well as
+            the dtype allows, but not all to the tolerance.
         step: How its block is made; ``None`` at the end.
     """
 
@@ -109,25 +110,30 @@ def decide(chain: Chain, goal: Goal) -> Standing:
     space = Space.of(chain)
     pairs = pairs_of(space, goal.which)
     wanted = pairs.upto(goal.rank)
-    met = np.zeros(len(wanted.values), bool)
+    met = settled = np.zeros(len(wanted.values), bool)
     if goal.tolerance is not None:
-        met = wanted.met(goal.tolerance)
-    onward = _onward(space, wanted, met)
+        met, settled = wanted.met(goal.tolerance), wanted.settled(goal.tolerance)
+    onward = _onward(space, wanted, settled)
     exhausted = onward is None
     complete = exhausted and _is_full(space)
-    # Without a tolerance only an exhausted space is looked at again.
-    reached = len(met) == goal.rank and bool(met.all())
-    ready = exhausted or reached
-    last = chain.blocks[len(chain.rounds) - 1]
-    stays = ready and _stays(space.chain, goal, wanted)
-    tested = last.source is not None and last.source.round == 0
-    confirmed = complete or (stays and tested)
-    fresh = _confirming(space) if ready and not confirmed else None
-    done = ready and (confirmed or (fresh is None and (exhausted or (stays and not tested))))
-    step = None if done else fresh or onward
-    ending: Ending = ("met" if reached else "exhausted") if done else ""
-    if step and (limit := _limit(space, goal, step)):
-        step, ending = None, limit
+    reached = len(met) == goal.rank and bool(settled.all())
+    trial = _trial(space.chain)
+    stays = (reached or exhausted) and _stays(space.chain, trial or len(chain.rounds), goal, wanted)
+    confirmed, step = complete, onward
+    if stays and trial and not complete:
+        step = _suspect(space, goal, wanted) if reached else None
+        confirmed = step is None
+    elif reached or exhausted or _is_overdue(chain, goal):
+        step = _confirming(space) or onward
+        if stays and not trial and (step is onward):
+            step = None
+    ending: Ending = ""
+    if confirmed or step is None:
+        step = None
+        ending = "exhausted" if not reached else "met" if met.all() else "rounding"
+    else:
+        ending = _limit(space, goal, step)
+    step = None if ending else step
     return Standing(pairs, len(met), met, exhausted, complete, confirmed, ending, step)
 
 
@@ -149,11 +155,22 @@ def _is_full(space: Space) -> bool:
     )
 
 
-def _stays(chain: Chain, goal: Goal, wanted: Pairs) -> bool:
-    """Whether the last round left the wanted values where they were, within bounds."""
-    if len(chain.rounds) < 2:
+def _trial(chain: Chain) -> int:
+    """The block made of test columns of which all later ones are the chain; 0 if there is none."""
+    for number in range(len(chain.rounds), 1, -1):
+        source = chain.blocks[number - 1].source
+        if source is None or source.round not in (0, number - 1):
+            return 0
+        if source.round == 0:
+            return number
+    return 0
+
+
+def _stays(chain: Chain, number: int, goal: Goal, wanted: Pairs) -> bool:
+    """Whether the rounds from one on left the wanted values where they were, within bounds."""
+    if number < 2:
         return False
-    before = pairs_of(Space.of(chain.upto(len(chain.rounds) - 1)), goal.which).upto(goal.rank)
+    before = pairs_of(Space.of(chain.upto(number - 1)), goal.which).upto(goal.rank)
     if len(before.values) != len(wanted.values):
         return False
     size = np.abs if goal.which == "LM" else np.asarray  # x and -x may change places.
@@ -161,9 +178,38 @@ def _stays(chain: Chain, goal: Goal, wanted: Pairs) -> bool:
     return bool(np.all(moved <= before.bounds + wanted.bounds))
 
 
-def _onward(space: Space, wanted: Pairs, met: Array) -> NextBlock | None:
-    """The block that is made of the round with the largest share in what is not met."""
-    missing = np.flatnonzero(~met) if not met.all() else np.arange(len(met))
+def _suspect(space: Space, goal: Goal, wanted: Pairs) -> NextBlock | None:
+    """Goes on with the products of the last block if they are larger than they should be.
+
+    That block is orthogonal to the wanted vectors. If these are all, the operator's norm on it is
+    at most the next value. A copy that was missed has a share in it, ``w`` of the square: it shows
+    as ``sqrt(w)`` times its value in the norm, where its Ritz value is ``w`` times it at first.
+    """
+    number = len(space.chain.rounds)
+    place = space.family_of(number).places[number]
+    if goal.which != "LM" or place.start == place.stop:
+        return None
+    root = metric_root(space.family_of(number).metric[place, place])
+    square = largest(root.conj().T @ space.chain.rounds[number - 1].squares @ root)
+    if math.sqrt(square) <= _LARGER * abs(wanted.values[-1]) + wanted.rounding:
+        return None
+    return _continuing(space, space.products_side(number), number)[0]
+
+
+def _is_overdue(chain: Chain, goal: Goal) -> bool:
+    """Whether half of the rounds passed, to a tolerance, without columns of the test sketch.
+
+    Where copies are missing, others are in their places, and these may never be known well.
+    """
+    if goal.tolerance is None or goal.most_rounds is None:
+        return False
+    tried = any(each.source is not None and each.source.round == 0 for each in chain.blocks)
+    return not tried and 2 * len(chain.rounds) >= goal.most_rounds
+
+
+def _onward(space: Space, wanted: Pairs, settled: Array) -> NextBlock | None:
+    """The block that is made of the round with the largest share in what is not known yet."""
+    missing = ~settled if not settled.all() else settled
     steps = []
     for side in space.setting.sides:
         for number in space.open_rounds(side):
@@ -271,6 +317,7 @@ def refined(space: Space, step: NextBlock, sums: Array, squares: Array) -> tuple
     return c, vectors / lengths[:, None] / values @ u[:, :wide]
 
 
+_LARGER = 1.01
 _DROP_SINGLE = 1e-6
 _DROP_DOUBLE = 1e-10
 _SEEN = 1e-14

@@ -155,7 +155,9 @@ class Chain:
         return tuple(
             k
             for k in range(1, len(self.rounds) + 1)
-            if k not in made and self.setting.across(self.blocks[k - 1].side) == side
+            if k not in made
+            and self.blocks[k - 1].width
+            and self.setting.across(self.blocks[k - 1].side) == side
         )
 
 
