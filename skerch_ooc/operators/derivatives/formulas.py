@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 _aten = torch.ops.aten
@@ -25,15 +27,17 @@ def _apply(function: Any, *args: Any) -> Any:
     return function.apply(*args)
 
 
-def _needed(ctx: Any) -> tuple[bool, ...]:
-    """Which gradients of the first three arguments the call under way asks for.
+def _needed(ctx: Any, arguments: int = 3) -> tuple[bool, ...]:
+    """Which gradients of the first arguments the call under way asks for.
 
     ``needs_input_grad`` says which it may ask for: of a weight, too, where only the derivative with
     respect to the outputs is wanted.
     """
-    nodes = [*(node for node, _ in ctx.next_functions), None, None, None]
+    nodes = [*(node for node, _ in ctx.next_functions), *[None] * arguments]
     needs = zip(ctx.needs_input_grad, nodes, strict=False)
-    return tuple(need and node is not None and _is_visited(node) for need, node in needs)[:3]
+    return tuple(need and node is not None and _is_visited(node) for need, node in needs)[
+        :arguments
+    ]
 
 
 def _is_visited(node: Any) -> bool:
@@ -42,6 +46,39 @@ def _is_visited(node: Any) -> bool:
     except (AttributeError, RuntimeError):
         # Torch answers so where a node is a parameter whose gradient is wanted.
         return True
+
+
+def _by_columns(compute: Callable[..., Any], *given: Maybe) -> tuple[Maybe, ...]:
+    """Computes from tensors that may have columns, within ``vmap``, what they give.
+
+    Args:
+        compute: Is given them as plain tensors whose first dimension is that of columns, and
+            returns such tensors. What it makes it may change in place.
+        given: The tensors.
+    """
+    level, is_batched, kind = _columns_of_here()
+    batched = [a for a in given if a is not None and level and is_batched(a)]
+    if not batched:
+        found = compute(*(a if a is None else a[None] for a in given))
+        return tuple(one if one is None else one[0] for one in found)
+    width = len(kind._remove_batch_dim(batched[0], level, 1, 0))
+    plain = [a if a is None else kind._remove_batch_dim(a, level, width, 0) for a in given]
+    with temporarily_pop_interpreter_stack() if kind is not torch else nullcontext():
+        found = compute(*plain)
+    return tuple(one if one is None else kind._add_batch_dim(one, 0, level) for one in found)
+
+
+def _columns_of_here() -> tuple[int | None, Callable[[Tensor], bool], Any]:
+    """The level of the innermost ``vmap``, what tells its tensors, and what wraps them.
+
+    The engine, asked for several columns at once, has a ``vmap`` of its own.
+    """
+    kind = torch._C._functorch
+    if level := kind.maybe_current_level():
+        return level, kind.is_batchedtensor, kind
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level, kind.is_legacy_batchedtensor, torch
 
 
 class _Convolution(torch.autograd.Function):
@@ -119,7 +156,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return _apply(_LinearBackward, g, *ctx.saved_tensors, _needed(ctx))
+        args = (*ctx.saved_tensors, _needed(ctx))
+        if torch.is_grad_enabled():
+            return _apply(_LinearBackward, g, *args)
+        return _by_columns(lambda g: _linear_backward(g, *args), g)
 
 
 def _linear_backward(g: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> Any:
@@ -144,52 +184,19 @@ class _LinearBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def vmap(info: Any, dims: Any, g: Tensor, *args: Any) -> Any:
-        found = _linear_backward(g.movedim(dims[0], 0), *args)
-        return found, tuple(None if one is None else 0 for one in found)
-
-    @staticmethod
     def backward(ctx: Any, vx: Maybe, vweight: Maybe, vbias: Maybe) -> Any:
         if vx is vweight is vbias is None:
             return None, None, None, None
         if torch.is_grad_enabled():
             return *_linear_twice_plainly((vx, vweight, vbias), *ctx.saved_tensors), None
-        args = (*ctx.saved_tensors, vx, vweight, vbias, _needed(ctx))
-        return *_apply(_LinearTwice, *args), None
+        saved, needs = ctx.saved_tensors, _needed(ctx)
+        found = _by_columns(lambda *v: _linear_twice(saved, v, needs), vx, vweight, vbias)
+        return *found, None
 
 
-class _LinearTwice(torch.autograd.Function):
-    """The gradients of the gradients of a linear layer."""
-
-    @staticmethod
-    def forward(g: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
-        columns = [None if v is None else v[None] for v in args[:3]]
-        found = _linear_twice(g, x, weight, columns, args[3])
-        return tuple(None if one is None else one[0] for one in found)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, g: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
-        columns = [
-            v
-            if v is None
-            else v.expand(info.batch_size, *v.shape)
-            if d is None
-            else v.movedim(d, 0)
-            for v, d in zip(args[:3], dims[3:6], strict=True)
-        ]
-        found = _linear_twice(g, x, weight, columns, args[3])
-        return found, tuple(None if one is None else 0 for one in found)
-
-
-def _linear_twice(
-    g: Tensor, x: Tensor, weight: Tensor, columns: Sequence[Maybe], needs: Sequence[bool]
-) -> Any:
+def _linear_twice(saved: Sequence[Tensor], columns: Sequence[Maybe], needs: Sequence[bool]) -> Any:
     """Sums of products of matrices, for columns that come first."""
-    vx, vweight, vbias = columns
+    (g, x, weight), (vx, vweight, vbias) = saved, columns
     width = next(len(v) for v in columns if v is not None)
     rows, flat = (a.reshape(-1, a.shape[-1]) for a in (g, x))
     stacked = rows.expand(width, *rows.shape)
@@ -393,21 +400,16 @@ class _LayerNorm(torch.autograd.Function):
         args = (g, *ctx.saved_tensors, ctx.dims, ctx.eps, _needed(ctx))
         if torch.is_grad_enabled():
             return *_apply(_LayerNormBackward, *args), None, None
-        return *_LayerNormBackward.forward(*args), None, None
+        return *_by_columns(lambda g: _layer_norm_backward(g, args[1:5], args[-1]), g), None, None
 
 
 class _LayerNormBackward(torch.autograd.Function):
     """The gradients of a layer norm."""
 
     @staticmethod
-    def forward(g: Tensor, x: Tensor, weight: Tensor, y: Tensor, scale: Tensor, *how: Any) -> Any:
-        dims, _, needs = how
-        rows = tuple(range(g.ndim - len(dims)))
-        return (
-            _projected(g * weight, y, dims) * scale if needs[0] else None,
-            _summed(g * y, rows) if needs[1] else None,
-            _summed(g, rows) if needs[2] else None,
-        )
+    def forward(g: Tensor, *args: Any) -> Any:
+        found = _layer_norm_backward(g[None], args[:4], args[-1])
+        return tuple(one if one is None else one[0] for one in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -418,9 +420,12 @@ class _LayerNormBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, vx: Maybe, vweight: Maybe, vbias: Maybe) -> Any:
         g, x, weight, y, scale, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            y, scale = _apply(_Normalized, x, ctx.dims, ctx.eps)
-            slope = _projected(g * weight, y, ctx.dims) * scale
+        if not torch.is_grad_enabled():
+            saved, needs = ctx.saved_tensors, _needed(ctx)
+            columns = _by_columns(lambda *v: _layer_norm_twice(v, saved, needs), vx, vweight, vbias)
+            return *columns, *[None] * 5
+        y, scale = _apply(_Normalized, x, ctx.dims, ctx.eps)
+        slope = _projected(g * weight, y, ctx.dims) * scale
         needs = _needed(ctx)
         of_g = of_x = of_weight = None
         if vx is not None:
@@ -443,6 +448,68 @@ class _LayerNormBackward(torch.autograd.Function):
         return of_g, of_x, of_weight, *[None] * 5
 
 
+def _layer_norm_backward(g: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]) -> Any:
+    """The gradients, for columns that come first."""
+    _, weight, y, scale = saved
+    n, shape = weight.numel(), g.shape
+    g, y, scale, flat = (
+        g.reshape(len(g), -1, n),
+        y.reshape(-1, n),
+        scale.reshape(-1, 1),
+        weight.reshape(n),
+    )
+    along = g * y
+    of_x = None
+    if needs[0]:
+        inner = (along @ (flat / n))[..., None] * scale
+        of_x = (g * (scale * flat)).sub_((g @ (flat / n))[..., None] * scale)
+        of_x = of_x.addcmul_(y, inner, value=-1).view(shape)
+    return (
+        of_x,
+        along.sum(1).view(-1, *weight.shape) if needs[1] else None,
+        g.sum(1).view(-1, *weight.shape) if needs[2] else None,
+    )
+
+
+def _layer_norm_twice(columns: Sequence[Maybe], saved: Sequence[Any], needs: Sequence[bool]) -> Any:
+    """The gradients of the gradients, for columns that come first."""
+    (vx, vweight, vbias), (g, _, weight, y, scale, slope) = columns, saved
+    n, shape = weight.numel(), g.shape
+    # Where only weights are differentiated there is no slope, nor need of one.
+    g, y, slope = (g.reshape(-1, n), y.reshape(-1, n), y if slope is None else slope.reshape(-1, n))
+    scale, flat = scale.reshape(-1, 1), weight.reshape(n)
+    of_g = of_x = of_weight = None
+    if vweight is not None:
+        vweight = vweight.reshape(len(vweight), 1, n)
+    along: Any = 0.0
+    if vx is not None:
+        vx = vx.reshape(len(vx), -1, n)
+        inner = (vx * y).mean(-1, keepdim=True)
+        along = (vx * slope).mean(-1, keepdim=True) if needs[1] else 0.0
+        step = (vx - vx.mean(-1, keepdim=True)).addcmul_(y, inner, value=-1)
+        if needs[2]:
+            of_weight = (step * (g * scale)).sum(1).view(-1, *weight.shape)
+        if needs[1]:
+            bend = (g * flat * y).mean(-1, keepdim=True) * -scale.square()
+            of_x = (step * bend).addcmul_(slope, inner * -scale)
+        of_g = step.mul_(scale * flat)
+    if vweight is not None and needs[1]:
+        across = vweight.squeeze(1) / n
+        mean, more = ((across @ a.mT)[..., None] for a in (g, g * y))
+        along = along + more
+        of_x = vweight * (g * scale) if of_x is None else of_x.addcmul_(vweight, g * scale)
+        of_x.sub_(mean * scale)
+    if of_x is not None:
+        of_x = of_x.addcmul_(y, along * -scale).view(-1, *shape)
+    if vweight is not None:
+        of_g = y * vweight if of_g is None else of_g.addcmul_(y, vweight)
+    if vbias is not None:
+        bias = vbias.reshape(len(vbias), 1, n)
+        of_g = bias.expand(-1, *g.shape) if of_g is None else of_g.add_(bias)
+    of_g = None if of_g is None or not needs[0] else of_g.reshape(-1, *shape)
+    return of_g, of_x, of_weight
+
+
 def _projected(a: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Takes out the mean and what is along ``y``, which is normalised."""
     inner = (a * y).mean(dims, keepdim=True)
@@ -451,6 +518,108 @@ def _projected(a: Tensor, y: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def _summed(a: Tensor, dims: tuple[int, ...]) -> Tensor:
     return a.sum(dims) if dims else a.view_as(a)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention; and its weights."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, *how: Any) -> tuple[Tensor, Tensor]:
+        weights = _attention_weights(q, k, *how)
+        return weights @ v, weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        q, k, v, added, blind, scale = inputs
+        ctx.how = (added, blind, scale)
+        ctx.save_for_backward(q, k, v, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Maybe) -> Any:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_apply(_AttentionBackward, g, *saved, *ctx.how)[:3], None, None, None
+        scale = ctx.how[2]
+        found = _by_columns(lambda g: _attention_backward(g, saved, scale)[:3], g)
+        return *found, None, None, None
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The gradients of attention; and those of its weights and scores."""
+
+    @staticmethod
+    def forward(g: Tensor, *args: Any) -> Any:
+        found = _attention_backward(g[None], args[:4], args[-1])
+        return tuple(one[0] for one in found)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.how = inputs[5:]
+        ctx.save_for_backward(*inputs[:5], *output[3:])
+        ctx.mark_non_differentiable(*output[3:])
+
+    @staticmethod
+    def backward(ctx: Any, vq: Tensor, vk: Tensor, vv: Tensor, *_: Maybe) -> Any:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_attention_twice_plainly((vq, vk, vv), saved[:4], ctx.how), *[None] * 4
+        needs = _needed(ctx, 4)
+        found = _by_columns(lambda *v: _attention_twice(v, saved, ctx.how[2], needs), vq, vk, vv)
+        return *found, *[None] * 4
+
+
+def _attention_backward(g: Tensor, saved: Sequence[Tensor], scale: float) -> tuple[Tensor, ...]:
+    """The gradients, for columns that come first; and slopes, of weights and of scores."""
+    q, k, v, weights = saved
+    scores = torch.einsum("w...ld,...sd->w...ls", g, v)
+    inner = (scores * weights).sum(-1, keepdim=True)
+    slopes = scores.sub_(inner)
+    scores = slopes * weights
+    return (
+        torch.einsum("w...ls,...sd->w...ld", scores, k * scale),
+        torch.einsum("w...ls,...ld->w...sd", scores, q * scale),
+        torch.einsum("...ls,w...ld->w...sd", weights, g),
+        slopes,
+        scores,
+    )
+
+
+def _attention_twice(
+    columns: Sequence[Tensor], saved: Sequence[Tensor], scale: float, needs: Sequence[bool]
+) -> Any:
+    """The gradients of the gradients, for columns that come first."""
+    (vq, vk, vv), (g, q, k, v, weights, slopes, scores) = columns, saved
+    q, k = q * scale, k * scale
+    # The derivative of the weights in the direction of the columns.
+    moved = torch.einsum("w...ld,...sd->w...ls", vq, k)
+    moved.add_(torch.einsum("...ld,w...sd->w...ls", q, vk)).mul_(weights)
+    moved.addcmul_(weights, moved.sum(-1, keepdim=True), value=-1)
+    of_g = of_q = of_k = of_v = None
+    if needs[0]:
+        of_g = torch.einsum("w...ls,...sd->w...ld", moved, v)
+        of_g.add_(torch.einsum("...ls,w...sd->w...ld", weights, vv))
+    if needs[3]:
+        of_v = torch.einsum("w...ls,...ld->w...sd", moved, g)
+    if needs[1] or needs[2]:
+        bent = torch.einsum("...ld,w...sd->w...ls", g, vv).mul_(weights).addcmul_(slopes, moved)
+        bent.addcmul_(weights, bent.sum(-1, keepdim=True), value=-1)
+        scores = scores * scale
+        of_q = torch.einsum("w...ls,...sd->w...ld", bent, k)
+        of_q.add_(torch.einsum("...ls,w...sd->w...ld", scores, vk))
+        of_k = torch.einsum("w...ls,...ld->w...sd", bent, q)
+        of_k.add_(torch.einsum("...ls,w...ld->w...sd", scores, vq))
+    return of_g, of_q, of_k, of_v
+
+
+def _attention_twice_plainly(
+    column: Sequence[Tensor], given: Sequence[Tensor], how: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """The same for one column, in functions that can be differentiated again."""
+    g, q, k, v = (a.view_as(a) if a.requires_grad else a.detach().requires_grad_() for a in given)
+    value = _attention_weights(q, k, *how) @ v
+    slopes = torch.autograd.grad(value, (q, k, v), g, create_graph=True)
+    return torch.autograd.grad(slopes, (g, q, k, v), column, create_graph=True)
 
 
 def _convolution(
@@ -500,12 +669,12 @@ def _relu(input: Tensor, inplace: bool = False) -> Any:
 
 def _max_pool(
     input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
+    **flags: bool,
 ) -> Any:  # fmt: skip
-    if return_indices:
+    if flags.get("return_indices", False):
         return NotImplemented
     sizes = (kernel_size, stride or [], padding, dilation)
-    how = (*([a] if isinstance(a, int) else list(a) for a in sizes), ceil_mode)
+    how = (*([a] if isinstance(a, int) else list(a) for a in sizes), flags.get("ceil_mode", False))
     return _apply(_MaxPool, input, how)[0]
 
 
@@ -580,17 +749,28 @@ def _attention(
         return NotImplemented
     if enable_gqa:
         key, value = (a.repeat_interleave(query.shape[-3] // a.shape[-3], -3) for a in (key, value))
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
-        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is None:
-        return _apply(_Softmax, scores, -1) @ value
-    if attn_mask.dtype == torch.bool:
-        attn_mask = scores.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -math.inf)
-    # Rows that see nothing, such as those of padding, are zeros.
-    blind = (attn_mask == -math.inf).all(-1, keepdim=True)
-    weights = _apply(_Softmax, scores + attn_mask.masked_fill(blind, 0), -1)
-    return (weights @ value).masked_fill(blind, 0)
+        attn_mask = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    blind: Maybe = None
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -math.inf)
+        # Rows that see nothing, such as those of padding, are zeros.
+        blind = (attn_mask == -math.inf).all(-1, keepdim=True)
+        attn_mask = attn_mask.masked_fill(blind, 0)
+    alike = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    if alike and query.ndim > 2 and not (attn_mask is not None and attn_mask.requires_grad):
+        return _apply(_Attention, query, key, value, attn_mask, blind, scale)[0]
+    return _attention_weights(query, key, attn_mask, blind, scale) @ value
+
+
+def _attention_weights(
+    query: Tensor, key: Tensor, added: Maybe, blind: Maybe, scale: float
+) -> Tensor:
+    scores = (query * scale) @ key.mT
+    weights: Tensor = _apply(_Softmax, scores if added is None else scores + added, -1)
+    return weights if blind is None else weights.masked_fill(blind, 0)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -637,7 +817,7 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.gelu: _gelu,
     **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
+    F.max_pool2d: _max_pool,
     F.silu: _silu,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),
