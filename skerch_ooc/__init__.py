@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from skerch_ooc.planning.spec import SketchSpec as SketchSpec
     from skerch_ooc.planning.spec import Spec as Spec
     from skerch_ooc.results.assess import Assessment as Assessment
+    from skerch_ooc.results.density import Density as Density
+    from skerch_ooc.results.density import TraceEstimate as TraceEstimate
+    from skerch_ooc.results.density import density as density
+    from skerch_ooc.results.density import trace as trace
     from skerch_ooc.results.estimates import Diagonal as Diagonal
     from skerch_ooc.results.estimates import Estimates as Estimates
     from skerch_ooc.results.estimates import Figure as Figure
@@ -61,6 +65,7 @@ _HOMES = {
     "Cleaning": "pipeline.clean",
     "CorruptError": "base.errors",
     "Dask": "executors.dask",
+    "Density": "results.density",
     "Diagonal": "results.estimates",
     "DriftError": "base.errors",
     "Eigh": "results.lowrank",
@@ -84,9 +89,11 @@ _HOMES = {
     "Stack": "operators.terms",
     "Sum": "operators.terms",
     "Svd": "results.lowrank",
+    "TraceEstimate": "results.density",
     "UsageError": "base.errors",
     "assess": "pipeline.steps",
     "clean": "pipeline.clean",
+    "density": "results.density",
     "draw": "algebra.noise",
     "eigh": "pipeline.run",
     "estimates": "pipeline.steps",
@@ -100,6 +107,7 @@ _HOMES = {
     "run": "pipeline.run",
     "svd": "pipeline.run",
     "terminal_progress": "base.progress",
+    "trace": "results.density",
     "update": "pipeline.grow",
 }
 """In which module each public name is."""

@@ -75,6 +75,7 @@ def complete(planned: Planned, work: Work, shown: ResultOptions) -> None:
     from skerch_ooc.pipeline.run import run_all
     from skerch_ooc.pipeline.steps import require_quality
     from skerch_ooc.results.assess import require_tolerance
+    from skerch_ooc.results.pairs import require_pairs
 
     with operators_print_to_stderr():
         assessment = run_all(planned, work)
@@ -83,6 +84,7 @@ def complete(planned: Planned, work: Work, shown: ResultOptions) -> None:
         return
     show_result(planned.run, "default", assessment, as_json=shown.as_json)
     require_tolerance(planned.run.plan, assessment)
+    require_pairs(planned.run, assessment.pairs)
     require_quality(assessment, shown.max_relative_error)
 
 

@@ -125,27 +125,31 @@ def _compare(planned: Planned, work: Work, *, always: bool) -> None:
 
 
 @verb("extend runs/hessian --measurements 800", DIR, PLACE, MAX_SECONDS, SHOWN)
+@click.option("--measurements", type=int, metavar="M", help="Columns of the sketch, all together.")
+@click.option("--rounds", type=int, metavar="P", help="Rounds of krylov, all together.")
 @click.option(
-    "--measurements", type=int, required=True, metavar="M",
-    help="Columns of the sketch, all together.",
-)  # fmt: skip
+    "--pairs-tolerance", type=float, metavar="E", help="Rounds until the pairs are known to this."
+)
 @PLAN_ONLY
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
 def extend(
-    directory: Path, working: WorkOptions, shown: ResultOptions, measurements: int, *,
-    plan_only: bool, repeat_rounds: bool,
+    directory: Path, working: WorkOptions, shown: ResultOptions, *, plan_only: bool,
+    **wanted: Any,
 ) -> None:  # fmt: skip
-    """Grow a run to M measurements; measures only the new columns.
+    """Grow a run to M measurements, or to P rounds; measures only what is new.
 
-    The result equals that of a run that was planned with M from the start.
+    The result equals that of a run that was planned so from the start. Rounds of krylov can also
+    follow a finished run of nystrom.
     """
     from skerch_ooc.pipeline import grow, start, steps
+    from skerch_ooc.results.words import measurements_text
 
     opened = steps.open_run(directory)
     work = working.stoppable_work(opened.plan.device)
-    grown = grow.extend(opened, measurements, repeat_rounds=repeat_rounds)
+    grown = grow.extend(opened, **wanted)
     if plan_only:
-        click.echo(f"planned {measurements} measurements; next: {grow.how_to_go_on(grown)}")
+        sizes = measurements_text(grown.plan)
+        click.echo(f"planned {sizes}; next: {grow.how_to_go_on(grown)}")
     else:
         complete(start.planned_before(grown), work, shown)
 
@@ -230,6 +234,7 @@ def merge(directory: Path, working: WorkOptions, *, rechunk: bool | None) -> Non
     "--core", callback=number, metavar="C", help="How much of the core to invert, or auto."
 )
 @click.option("--rank", callback=number, metavar="R", help="Values and vectors to return, or all.")
+@click.option("--which", metavar="ORDER", help="Of krylov: LM, LA or SA.")
 @click.option("--vectors", metavar="HOW", help="stored, or implicit: made when they are read.")
 def recover(directory: Path, name: str | None, working: WorkOptions, **settings: Any) -> None:
     """Recover the decomposition from the merged sketch, at no product.

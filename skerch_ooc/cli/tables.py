@@ -102,7 +102,17 @@ def plan_table(planned: Planned) -> str:
         ("error test", error_test_line(plan)),
         ("tolerance", None if tolerance is None else
          f"{tolerance:.1e}, with at most {most} measurements"),
+        ("pairs", _pairs_wanted(plan)),
     ])  # fmt: skip
+
+
+def _pairs_wanted(plan: Plan) -> str | None:
+    """What the rounds of krylov look for."""
+    if plan.krylov is None:
+        return None
+    until = plan.krylov.tolerance
+    how = f"to {until:.1e}, perhaps in fewer rounds" if until else "as good as all rounds make them"
+    return f"{plan.recovery.rank}, {how}"
 
 
 def _in_parts(plan: Plan) -> str:
@@ -330,12 +340,14 @@ def result_table(path: Path, assessment: Assessment) -> str:
     ]
     left_out = assessment.leave_one_out
     return _listing("\n".join(lines), [
+        ("pairs", assessment.pairs.text() if assessment.pairs else None),
         *_error_rows(assessment),
-        ("each value", _each_value(found, assessment.bounds_of(arrays.get("residuals")))),
+        ("each value", None if assessment.pairs else
+         _each_value(found, assessment.bounds_of(arrays.get("residuals")))),
         ("leave-one-out", None if left_out is None else
          f"{left_out:.4e} ({leave_one_out_remark(assessment)})"),
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
-        ("core", core_text(assessment, kind)),
+        ("core", None if assessment.pairs else core_text(assessment, kind)),
         ("products", products_text(assessment)),
         ("result", str(path)),
     ])  # fmt: skip

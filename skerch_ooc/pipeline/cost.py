@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.planning.memory import block_bytes, result_bytes, shard_bytes, stage_bytes
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.planning.sizes import sizes_of
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
 from skerch_ooc.planning.tasks import measure_tasks
 
 ASSUMED_BASELINE = 512 * 1024**2
 """The resident memory of a process with its libraries, if no probe has measured it."""
+
+
+WORTH_A_TASK = 0.2
+"""Seconds of products beside which the start of a task, and its file, are little."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,12 @@ def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
         blocks = [block for role in roles for block in plan.blocks(role)]
         return [part.weight * probe.seconds(len(block)) for part in plan.parts for block in blocks]
 
-    return [tasks(*ROLES)] + (plan.rounds - 1) * [tasks("right")]
+    later = tasks("right")
+    if plan.krylov is not None:
+        # As if all columns of the later rounds were those of one round.
+        blocks = TileRanges(Range(0, plan.later_columns), plan.block_width)
+        later = [part.weight * probe.seconds(len(b)) for part in plan.parts for b in blocks]
+    return [tasks(*ROLES)] + (plan.rounds - 1) * [later]
 
 
 def _seconds(plan: Plan, probe: Probe, workers: int) -> float:
@@ -149,8 +161,21 @@ def choose_block(
         require_fitting(shape, baseline + column, resources)
     block = int(min(block, fitting))
     at_once = (probe and probe.columns_at_once) or 1
+    if METHODS[spec.recovery.method].orthogonal:
+        block = min(block, _share_of_round(spec, shape, probe, at_once))
     # A last inner call of fewer columns would take nearly as long as one of all.
     return block - block % at_once if block > at_once else block
+
+
+def _share_of_round(spec: Spec, shape: tuple[int, int], probe: Probe | None, least: int) -> int:
+    """Returns the columns of a task where all workers wait for the end of a narrow round.
+
+    The round is halved as long as a task is worth starting, and an inner call stays full.
+    """
+    block = sizes_of(spec, shape).right
+    while probe and block >= 2 * least and probe.seconds(-(-block // 2)) > WORTH_A_TASK:
+        block = -(-block // 2)
+    return block
 
 
 def require_fitting(shape: tuple[int, int], needed: int, resources: Resources) -> None:

@@ -21,7 +21,7 @@ from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
-from skerch_ooc.planning.sizes import Sizes, sizes_of
+from skerch_ooc.planning.sizes import Sizes, krylov_of, sizes_of
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
 from skerch_ooc.store.rundir import Run
 
@@ -135,6 +135,7 @@ def planned(
         tolerance=spec.tolerance,
         most=None if spec.tolerance is None else sizes.right,
         parts=parts,
+        krylov=krylov_of(spec, shape),
     )
     plan = Plan(identity, (amendment,))
     require_sound(plan)

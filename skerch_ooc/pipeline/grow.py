@@ -27,13 +27,16 @@ from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
 from skerch_ooc.planning.growth import grown_sizes, more_columns, more_parts, next_part
-from skerch_ooc.planning.methods import names_of
+from skerch_ooc.planning.krylov import PAIRS, ROUND_WIDTH, Krylov, most_rounds
+from skerch_ooc.planning.methods import PAIRS_METHOD, names_of
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
+from skerch_ooc.planning.sizes import require_reachable
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
+from skerch_ooc.store.result_files import keep_default_result
 from skerch_ooc.store.rundir import Run
 
 
@@ -238,15 +241,22 @@ def _product(run: Run, update: Update) -> Product:
     return product
 
 
-def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
-    """Plans more columns for a run; only the new ones are measured afterwards.
+def extend(
+    run: Run, measurements: int | None = None, *, rounds: int | None = None,
+    pairs_tolerance: float | None = None, repeat_rounds: bool = False,
+) -> Run:  # fmt: skip
+    """Plans more columns, or more rounds of ``krylov``, for a run; only what is new is measured.
 
-    The run then equals one that was planned with so many columns from the start. Nothing is
+    The run then equals one that was planned with so many columns, or rounds, from the start. With
+    ``rounds`` or ``pairs_tolerance`` a run of ``nystrom`` for ``eigh`` becomes one of ``krylov``:
+    its first block is paid for, and its result stays, under the name of its method. Nothing is
     measured here: :func:`measure` follows.
 
     Args:
         run: The run.
         measurements: Columns of the right sketch in all.
+        rounds: With ``pairs_tolerance`` the most rounds, else their number in all.
+        pairs_tolerance: Relative error to which the pairs are to be known.
         repeat_rounds: Whether all products of the later rounds of ``hmt`` may be repeated, whose
             test matrix changes with the first round.
 
@@ -259,8 +269,26 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
             the plan meanwhile.
         IncompleteError: If the shards of the run were removed by :func:`clean`.
     """
+    if (measurements is None) == ((rounds, pairs_tolerance) == (None, None)):
+        raise UsageError(
+            "a run is extended to more measurements, or to more rounds or a pairs_tolerance: give "
+            "one of the two"
+        )
+    if measurements is None:
+        return _extend_rounds(run, rounds, pairs_tolerance)
+    return _extend_columns(run, measurements, repeat_rounds=repeat_rounds)
+
+
+def _extend_columns(run: Run, measurements: int, *, repeat_rounds: bool) -> Run:
+    """Plans more columns of the first round."""
     plan = run.plan
     method, has = plan.recovery.method, plan.reach("right")
+    if plan.krylov is not None:
+        raise UsageError(
+            f'a run with method = "{method}" grows by rounds of {plan.krylov.width}, not by '
+            "measurements: give --rounds or --pairs-tolerance (in Python: rounds=, "
+            "pairs_tolerance=)"
+        )
     if measurements == has:
         return run
     if measurements < has:
@@ -294,6 +322,45 @@ def extend(run: Run, measurements: int, *, repeat_rounds: bool = False) -> Run:
     if amendment.tolerance is not None:
         amendment = replace(amendment, most=measurements)
     return rundir.amend_run(run, amendment)
+
+
+def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run:
+    """Plans more rounds of ``krylov``, also for a run of ``nystrom``."""
+    plan, last = run.plan, run.plan.amendments[-1]
+    known, recovery = plan.krylov, plan.recovery
+    kind = plan.identity.kind
+    if known is None:
+        if not plan.method.nests or kind != "eigh" or plan.summands > 1:
+            raise UsageError(
+                f'a run with kind = "{kind}" and method = "{recovery.method}" has no rounds to be '
+                'added: they can follow a sketch of kind = "eigh" and one pass, of one operator. '
+                f'Plan a new run with method = "{PAIRS_METHOD}"'
+            )
+        rank = min(recovery.rank, PAIRS) if isinstance(recovery.rank, int) else PAIRS
+        recovery = replace(recovery, method=PAIRS_METHOD, core="auto", rank=rank, vectors="stored")
+        known = Krylov(min(ROUND_WIDTH, plan.reach("right")), 1)
+    usual = most_rounds(kind, int(recovery.rank), known.width)
+    most = rounds or max(known.rounds, usual)
+    done = 0 if plan.krylov is None else State(run).last.number
+    if most < done:
+        raise UsageError(
+            f"rounds = {most}: {done} are known already, and none is ever thrown away; give more"
+        )
+    wanted = replace(known, rounds=most, tolerance=tolerance)
+    if wanted == plan.krylov:
+        return run
+    if tolerance is not None:
+        require_reachable(tolerance, plan.identity.dtype)
+    run.require_shards()
+    if plan.krylov is None:
+        keep_default_result(run, recovery)
+    return rundir.amend_run(
+        run,
+        replace(
+            last, number=last.number + 1, blocks={}, recovery=recovery, krylov=wanted,
+            tolerance=None, most=None,
+        ),
+    )  # fmt: skip
 
 
 def update(

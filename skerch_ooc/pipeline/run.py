@@ -22,6 +22,7 @@ from skerch_ooc.pipeline.steps import assess, merge_stage
 from skerch_ooc.planning.growth import more_columns, next_look
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
+from skerch_ooc.results.pairs import require_pairs
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands, operands_of
 from skerch_ooc.stages.recover import task as recover_stage
@@ -147,7 +148,8 @@ def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
             return False
         if State(planned.run).last.number == planned.run.plan.rounds:
             return True
-        merge_stage(planned.run, work)
+        if merge_stage(planned.run, work) == "recover":
+            return True
 
 
 def run(
@@ -199,18 +201,20 @@ def run(
     assessment = run_all(planned, work, operator=operator)
     assert assessment is not None
     require_tolerance(planned.run.plan, assessment)
+    require_pairs(planned.run, assessment.pairs)
     return open_result(result_files.result_path(planned.run, "default"))
 
 
-def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Eigh:
+def eigh(A: Any, *, run_dir: str | Path, measurements: int | None = None, **options: Any) -> Eigh:
     """Computes eigenpairs of a Hermitian operator, in this process, with all data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
 
     Args:
         A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not.
-        measurements: Columns of the right sketch, at most ``n``.
         run_dir: The run directory.
+        measurements: Columns of the right sketch, at most ``n``; with ``pairs_tolerance`` or
+            ``rounds`` it may be left out.
         **options: See :func:`decompose`.
 
     Returns:
@@ -219,7 +223,7 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
     Raises:
         DriftError: If the directory holds a run of another operator.
         OperatorError: If the operator is unusable.
-        QualityError: If the tolerance was not reached; the result is there.
+        QualityError: If a tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
     _require_known(options)
@@ -227,7 +231,7 @@ def eigh(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> E
     return cast("Eigh", result)
 
 
-def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Svd:
+def svd(A: Any, *, run_dir: str | Path, measurements: int | None = None, **options: Any) -> Svd:
     """Computes singular values and vectors of any operator, in this process, with data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
@@ -235,8 +239,9 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
     Args:
         A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
             ``X @ A``; or with ``matvec`` and ``rmatvec``.
-        measurements: Columns of the right sketch, at most ``min(h, w)``.
         run_dir: The run directory.
+        measurements: Columns of the right sketch, at most ``min(h, w)``; with ``pairs_tolerance``
+            or ``rounds`` it may be left out.
         **options: See :func:`decompose`.
 
     Returns:
@@ -245,7 +250,7 @@ def svd(A: Any, *, measurements: int, run_dir: str | Path, **options: Any) -> Sv
     Raises:
         DriftError: If the directory holds a run of another operator.
         OperatorError: If the operator is unusable.
-        QualityError: If the tolerance was not reached; the result is there.
+        QualityError: If a tolerance was not reached; the result is there.
         UsageError: If an argument is not allowed, or the directory holds another run.
     """
     _require_known(options)
@@ -269,9 +274,11 @@ def _require_known(options: Mapping[str, Any]) -> None:
 
 
 def decompose(
-    kind: str, A: Any, measurements: int, run_dir: str | Path, *,
-    method: str = "nystrom", core: int | str = "auto", rank: int | str = "all",
-    power_iterations: int = 0, vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
+    kind: str, A: Any, measurements: int | None, run_dir: str | Path, *,
+    method: str | None = None, core: int | str = "auto", rank: int | str = "all",
+    pairs_tolerance: float | None = None, rounds: int | None = None,
+    round_width: int | None = None, which: str = "LM", power_iterations: int = 0,
+    vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
     dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
     inner_measurements: int | str = "auto", block: int | str = "auto",
     tolerance: float | None = None, memory: int | str | None = None, device: str = "cpu",
@@ -284,18 +291,21 @@ def decompose(
         A: The operator.
         measurements: Columns of the right sketch; with ``tolerance``, at most so many.
         run_dir: The run directory.
-        method: ``"nystrom"``, ``"singlepass"``, ``"oversampled"`` or ``"hmt"``; see
-            :class:`RecoverySpec` for their sources.
+        method: See :class:`RecoverySpec`; by default what the other keys ask for.
         core: Singular values of the core that are inverted, or ``"auto"``.
         rank: Values and vectors that are returned, or ``"all"``.
+        pairs_tolerance: See :class:`Spec`, as for the next two.
+        rounds: Most rounds, or their number.
+        round_width: Columns of a round.
+        which: See :class:`RecoverySpec`.
         power_iterations: Of ``hmt``: 0, 1 or 2.
         vectors: ``"stored"`` or ``"implicit"``.
         seed: Seed of the test matrices.
         noise: Distribution of the test matrices; see :class:`SketchSpec`.
         dtype: Of the products; by default that of ``A``, else float32.
         test_measurements: Columns of the test sketch.
-        left_measurements: Columns of the left sketch, or ``"auto"``.
-        inner_measurements: Columns of the inner sketch, or ``"auto"``.
+        left_measurements: See :class:`SketchSpec`.
+        inner_measurements: See :class:`SketchSpec`.
         block: Columns that are applied at once, or ``"auto"``.
         tolerance: Relative error at which measuring may stop.
         memory: Peak resident memory of this process, in bytes or as text.
@@ -303,25 +313,20 @@ def decompose(
         progress: Shows how far it is.
 
     Returns:
-        The decomposition.
-
-    Raises:
-        DriftError: If the directory holds a run of another operator.
-        OperatorError: If the operator is unusable.
-        QualityError: If the tolerance was not reached; the result is there.
-        UsageError: If an argument is not allowed, or the directory holds another run.
+        The decomposition; raises as :func:`eigh`.
     """
     table = {
         "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype,
-        "tolerance": tolerance, "operator": {"device": device},
+        "tolerance": tolerance, "pairs_tolerance": pairs_tolerance, "rounds": rounds,
+        "round_width": round_width, "operator": {"device": device},
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,
             "left_measurements": left_measurements, "inner_measurements": inner_measurements,
         },
         "recovery": {
-            "method": method, "core": core, "rank": rank, "vectors": vectors,
+            "core": core, "rank": rank, "vectors": vectors, "which": which,
             "power_iterations": power_iterations,
-        },
+        } | ({} if method is None else {"method": method}),
     }  # fmt: skip
     return run(table, run_dir, operator=A, memory=memory, device=device, progress=progress)
 

@@ -16,6 +16,7 @@ from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
+from skerch_ooc.stages.recover.krylov import is_last
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sketch import Round
 
@@ -44,6 +45,9 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
     if stage.name == "measure" and stage.round > 1:
         _make_earlier_basis(run, stage, work)
     rounds = State(run).rounds
+    if stage.round > len(rounds) and State(run).measured:
+        # The pairs took fewer rounds than were foreseen.
+        return None
     if stage.round > len(rounds):
         raise _too_early(run, stage, rounds[-1])
     if stage.round < len(rounds):
@@ -57,8 +61,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         measure_stage.measure(run, work)
     elif stage.name == "merge":
         Merge(round_).spread(work)
-    elif round_.number < run.plan.rounds:
-        merged = Merge(round_).run(work.here)
+    elif not is_last(merged := Merge(round_).run(work.here)):
         spread_basis(merged, work, pieces=pieces)
         left = basis_left(merged.sketch)
         # The process that makes the last piece puts them together; without pieces there is nothing
@@ -74,6 +77,7 @@ def _make_earlier_basis(run: Run, stage: RoundStage, work: Work) -> None:
     """Publishes the basis of the round before, once all of it is there."""
     state = State(run)
     if state.last.number == stage.round - 1 and not state.incomplete:
+        # Nothing is made if the rounds have ended.
         make_basis(Merge(state.last).run(work.here), work.here)
 
 

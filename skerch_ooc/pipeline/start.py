@@ -19,8 +19,8 @@ from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import Probe, Timing, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
-from skerch_ooc.planning.plan import described
-from skerch_ooc.planning.sizes import require_sense, sizes_of, with_dtype
+from skerch_ooc.planning.plan import Plan, described
+from skerch_ooc.planning.sizes import krylov_of, require_sense, sizes_of, with_dtype
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, DEFAULT_DTYPE, Spec
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
@@ -290,6 +290,23 @@ def _require_operator(spec: Spec, operator: Any) -> None:
         )
 
 
+def _rounds_compared(spec: Spec, plan: Plan) -> list[tuple[str, Any, Any]]:
+    """Lists the keys of rounds that a spec states, with what the plan has and what is wanted."""
+    known, wanted = plan.krylov, krylov_of(spec, plan.identity.shape)
+    if known is None or wanted is None:
+        # Another method: the recovery settings differ.
+        return []
+    return [
+        (key, old, new)
+        for stated, key, old, new in (
+            (spec.round_width, "round_width", known.width, wanted.width),
+            (spec.pairs_tolerance, "pairs_tolerance", known.tolerance, wanted.tolerance),
+            (spec.rounds or spec.measurements, "rounds", known.rounds, wanted.rounds),
+        )
+        if stated is not None
+    ]
+
+
 def planned_before(run: Run) -> Planned:
     """Returns a run that was planned earlier, as :func:`make_plan` does."""
     return Planned(run, estimate(run.plan, None), fresh=False)
@@ -324,12 +341,13 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
         ("dtype", known.dtype, wanted.dtype),
         ("seed", known.seed, wanted.seed),
         ("sketch.noise", known.noise["right"], wanted.noise["right"]),
-        ("measurements", measured, sizes.right),
+        ("measurements", measured, sizes.right if run.plan.krylov is None else measured),
         ("tolerance", amendments[0].tolerance, spec.tolerance),
         ("sketch.test_measurements", run.plan.reach("test"), sizes.test),
         ("sketch.inner_measurements", run.plan.inner, sizes.inner),
         ("recovery", run.plan.recovery, spec.recovery),
     ]
+    pairs += _rounds_compared(spec, run.plan)
     if spec.tolerance is None and not (
         run.plan.parts[0].together and spec.sketch.left_measurements == "auto"
     ):

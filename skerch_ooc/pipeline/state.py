@@ -18,6 +18,7 @@ from skerch_ooc.planning.tasks import later_measure_tasks, merge_tasks, vector_t
 from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover.basis import basis_left
+from skerch_ooc.stages.recover.krylov import has_ended
 from skerch_ooc.stages.recover.task import vectors_left
 from skerch_ooc.store import names
 from skerch_ooc.store.pieces import lost_pieces
@@ -26,6 +27,9 @@ from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, list_shards
 from skerch_ooc.store.sketch import Round, known_rounds, sketch_folder
+
+_ROUNDS_AHEAD = 4
+"""So many rounds of ``krylov`` are submitted at once."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class State:
         try:
             return round_.digest_by_notes(self.shards)
         except CorruptError:
-            if round_.number < self.run.plan.rounds:
+            if round_.number < self.run.plan.rounds and self.run.plan.krylov is None:
                 raise
             # The verbs that read it tell more.
             return None
@@ -83,8 +87,16 @@ class State:
 
     @property
     def measured(self) -> bool:
-        """Whether all rounds are measured."""
-        return self.last.number == self.run.plan.rounds and not self.incomplete
+        """Whether all rounds are measured: the planned ones, or as many as the pairs took."""
+        return not self.incomplete and self.is_last_round
+
+    @cached_property
+    def is_last_round(self) -> bool:
+        """Whether no round follows the last whose test matrix is known."""
+        plan = self.run.plan
+        if plan.krylov is None or self.last.number == plan.rounds:
+            return self.last.number == plan.rounds
+        return self.digest is not None and has_ended(self.last, self.digest)
 
     @cached_property
     def digest(self) -> str | None:
@@ -102,6 +114,8 @@ class State:
             return False
         if self.digest is None:
             return has_sums(self.run)
+        if self.run.plan.krylov is not None and not self.measured:
+            return False
         folder = sketch_folder(self.run, self.digest)
         sums = (folder / names.TOTAL_SUMS.name(side=side.name) for side in self.last.sides)
         return self.measured and all(map(is_there, sums))
@@ -160,38 +174,59 @@ class State:
         if self.finished:
             return
         yield from self._left_of_last()
-        for number in range(self.last.number + 1, plan.rounds + 1):
+        for number in range(self.last.number + 1, self._foreseen + 1):
             yield RoundStage("measure", number), range(later_measure_tasks(plan))
-            yield from _after_measuring(plan, number)
+            yield from _after_measuring(plan, number, ends=number == plan.rounds)
         yield RoundStage("assess"), [0]
+
+    @property
+    def _foreseen(self) -> int:
+        """The last round whose tasks are listed: of ``krylov`` nobody knows yet which is the last.
+
+        What is missing after them is listed when they are done.
+        """
+        plan = self.run.plan
+        if plan.krylov is None:
+            return plan.rounds
+        if self.measured:
+            return self.last.number
+        return min(plan.rounds, self.last.number + _ROUNDS_AHEAD)
 
     def _left_of_last(self) -> Iterator[tuple[RoundStage, Sequence[int]]]:
         """Yields what is left of the last round whose test matrix is known."""
         run, last = self.run, self.last
         if self.incomplete:
             yield RoundStage("measure", last.number), missing_numbers(last)
-            yield from _after_measuring(run.plan, last.number)
+            yield from _after_measuring(run.plan, last.number, ends=self.is_last_round)
             return
         yield RoundStage("merge", last.number), Merge(last).left()
-        if last.number < run.plan.rounds:
+        if not self.is_last_round:
             pieces = basis_left(last.sketch)
         else:
             pieces = vectors_left(run, last.sketch.digest, run.plan.recovery, "default")
         if pieces is None:
-            _, *rest = _after_measuring(run.plan, last.number)
+            _, *rest = _after_measuring(run.plan, last.number, ends=self.is_last_round)
             yield from rest
         else:
             # The process that needs the pieces puts them together once all are there.
             yield RoundStage("vectors", last.number), pieces
 
 
-def _after_measuring(plan: Plan, number: int) -> Iterator[tuple[RoundStage, Sequence[int]]]:
-    """Yields the stages that follow the measuring of a round, with all of their tasks."""
+def _after_measuring(
+    plan: Plan, number: int, *, ends: bool
+) -> Iterator[tuple[RoundStage, Sequence[int]]]:
+    """Yields the stages that follow the measuring of a round, with all of their tasks.
+
+    Args:
+        plan: The plan in force.
+        number: The number of the round.
+        ends: Whether it is known to be the last.
+    """
     yield RoundStage("merge", number), merge_tasks(plan, planned_sides(plan, number))
-    wanted = plan.recovery.vectors == "stored" or number < plan.rounds
+    wanted = plan.recovery.vectors == "stored" or not ends
     pieces = vector_tasks(plan) if wanted else 0
     # The process that publishes a small result also solves it; a basis must be there before the
     # next round.
-    if pieces or number < plan.rounds:
+    if pieces or not ends:
         yield RoundStage("solve", number), [0]
     yield RoundStage("vectors", number), list(range(pieces))

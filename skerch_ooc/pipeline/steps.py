@@ -14,7 +14,7 @@ from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.state import State
-from skerch_ooc.planning.sizes import require_inverted_core, require_recoverable
+from skerch_ooc.planning.sizes import require_inverted_core, require_order, require_recoverable
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results import assess as assess_stage
 from skerch_ooc.results.assess import Assessment
@@ -134,8 +134,7 @@ def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> str:
     merged = Merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
         return "recover"
-    make_basis(merged, work)
-    return "measure"
+    return "measure" if make_basis(merged, work) else "recover"
 
 
 def recover(
@@ -146,6 +145,7 @@ def recover(
     name: str | None = None,
     *,
     vectors: str | None = None,
+    which: str | None = None,
     executor: Executor | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -164,6 +164,7 @@ def recover(
         name: Folder of the result; by default ``default`` for the plan's settings, else a name made
             of the settings.
         vectors: Instead of the plan's: ``"stored"`` or ``"implicit"``.
+        which: Instead of the plan's: ``"LM"``, ``"LA"`` or ``"SA"``; of ``krylov``.
         executor: :class:`Serial` (the default) or :class:`Dask`.
         memory: Peak resident memory of each process, in bytes or as text.
         threads: Threads of each process.
@@ -182,7 +183,7 @@ def recover(
     """
     from skerch_ooc.results.lowrank import open_result
 
-    settings = recovery_settings(run, method, core, rank, vectors)
+    settings = recovery_settings(run, method, core, rank, vectors, which)
     work = Work.of(executor, memory, threads, device, progress)
     return open_result(recover_result(run, settings, name, work))
 
@@ -200,19 +201,21 @@ def recovery_settings(
     core: int | str | None = None,
     rank: int | str | None = None,
     vectors: str | None = None,
+    which: str | None = None,
 ) -> RecoverySpec:
     """Returns the plan's recovery settings, with those that are given in their place.
 
     Raises:
         UsageError: If the settings are not allowed.
     """
-    given = {"method": method, "core": core, "rank": rank, "vectors": vectors}
+    given = {"method": method, "core": core, "rank": rank, "vectors": vectors, "which": which}
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if changed.get("method") not in (None, run.plan.recovery.method):
-        changed["power_iterations"] = 0
+        changed = {"power_iterations": 0, "which": "LM"} | changed
     settings = replace(run.plan.recovery, **changed)
     require_inverted_core(settings)
-    require_recoverable(settings, run.plan.reach("right"))
+    require_order(settings, run.plan.identity.kind)
+    require_recoverable(settings, run.plan.space)
     return settings
 
 

@@ -211,6 +211,8 @@ class TallSizes:
         rank: Number of vectors.
         tests: Columns of the test sketch with which they are multiplied.
         corrected: Whether there is a correction.
+        family: How many columns of ``X`` are blocks, if the vectors are one: then sums of their
+            products with ``X`` are formed.
     """
 
     rows: int
@@ -218,11 +220,12 @@ class TallSizes:
     rank: int
     tests: int = 0
     corrected: bool = True
+    family: int = 0
 
 
 def sizes_of_result(plan: Plan) -> list[TallSizes]:
     """Returns the largest sizes of the vectors of the planned result, the left ones first."""
-    right, left, rank = plan.reach("right"), plan.reach("left"), plan.recovery.rank
+    right, left, rank = plan.space, plan.reach("left"), plan.recovery.rank
     kept = right if rank == "all" else min(right, int(rank))
     height, width = plan.identity.shape
     found = [TallSizes(height, right, kept, plan.reach("test"))]
@@ -233,14 +236,18 @@ def sizes_of_result(plan: Plan) -> list[TallSizes]:
 
 def sizes_of_basis(plan: Plan, number: int) -> TallSizes:
     """Returns the largest sizes of the basis that is the test matrix of a later round."""
-    side = planned_sides(plan, number - 1)[0]
-    right = plan.reach("right")
-    return TallSizes(side.rows, right, right, len(side.sketches.get("test", ())))
+    side, columns = planned_sides(plan, number - 1)[0], plan.later_columns
+    if plan.krylov is not None:
+        # A block is made of all blocks on its side, and of what is orthogonal to them.
+        before = sum(len(place) for name, place in side.noise.items() if name != "test")
+        corrected = plan.identity.is_double
+        return TallSizes(side.rows, before + columns, columns, corrected=corrected, family=before)
+    return TallSizes(side.rows, columns, columns, len(side.sketches.get("test", ())))
 
 
 def solve_bytes(plan: Plan) -> int:
     """Returns the memory of the small problems: 12 matrices ``(m, m)``, LAPACK's workspace too."""
-    m, left = plan.reach("right"), max(plan.reach("left"), plan.inner)
+    m, left = plan.space, max(plan.reach("left"), plan.inner)
     return 12 * m * max(m, left) * plan.identity.wide_dtype.itemsize
 
 
@@ -252,15 +259,20 @@ def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
 def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
     """Returns the memory of the stream that writes vectors."""
     wide, rows = plan.identity.wide_dtype.itemsize, tile_rows(plan, sizes.rows)
-    figures = sizes.rank * (PROBES + sizes.tests) * wide
+    figures = sizes.rank * (PROBES + sizes.tests + _metric_columns(sizes)) * wide
     adding = _adding_bytes(plan, rows, max(sizes.tests, sizes.columns))
     of_tile = _vectors_tile_bytes(plan, sizes) + 2 * rows * sizes.tests * wide + adding
     return _summed_bytes(plan, sizes, figures, of_tile)
 
 
+def _metric_columns(sizes: TallSizes) -> int:
+    """Returns how many columns the sums of a block have for each of its vectors."""
+    return sizes.columns + sizes.rank if sizes.family else 0
+
+
 def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
     """Returns the memory of the stream that forms ``U^H U`` of vectors that are to be corrected."""
-    gram = sizes.rank**2 * plan.identity.wide_dtype.itemsize
+    gram = sizes.rank * (sizes.family + sizes.rank) * plan.identity.wide_dtype.itemsize
     adding = _adding_bytes(plan, tile_rows(plan, sizes.rows), sizes.columns)
     bare = dataclasses.replace(sizes, corrected=False)
     return _summed_bytes(plan, bare, gram, _vectors_tile_bytes(plan, bare) + adding)
@@ -269,7 +281,7 @@ def gram_bytes(plan: Plan, sizes: TallSizes) -> Needed:
 def _vectors_tile_bytes(plan: Plan, sizes: TallSizes) -> int:
     """Returns the bytes of a tile of ``X`` and of a tile of vectors, as made and as stored."""
     wide, narrow = plan.identity.wide_dtype.itemsize, plan.identity.itemsize
-    made = (2 if sizes.corrected else 1) * sizes.rank * wide
+    made = (1 + sizes.corrected + bool(sizes.family)) * sizes.rank * wide
     columns = sizes.columns * (wide + narrow) + made + 2 * sizes.rank * narrow
     return tile_rows(plan, sizes.rows) * columns
 
@@ -301,7 +313,7 @@ def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
         yield role, height_of_role(plan, role), plan.reach(role)
     for number in range(2, plan.rounds + 1):
         (side,) = planned_sides(plan, number)
-        yield f"round{number}", side.rows, plan.reach("right")
+        yield f"round{number}", side.rows, plan.later_columns
 
 
 def result_bytes(plan: Plan) -> int:

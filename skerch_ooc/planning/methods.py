@@ -28,6 +28,8 @@ class Method:
         most_power_iterations: How many power iterations it allows.
         later_rounds: Returns the number of rounds after the first, given the kind and the power
             iterations; ``None`` for a method of one pass.
+        orthogonal: Whether each round is orthogonal to all before it, and the rounds end when the
+            pairs are found, so that only their most is known beforehand.
     """
 
     left: float = 1.0
@@ -36,11 +38,12 @@ class Method:
     chooses_core: bool = True
     most_power_iterations: int = 0
     later_rounds: Callable[[str, int], int] | None = None
+    orthogonal: bool = False
 
     @property
     def is_one_pass(self) -> bool:
         """Whether it applies the operator to noise only, so that its sketches are linear in it."""
-        return self.later_rounds is None
+        return self.later_rounds is None and not self.orthogonal
 
     @property
     def nests(self) -> bool:
@@ -53,7 +56,7 @@ class Method:
         return self.left > 1
 
     def rounds(self, kind: str, power_iterations: int) -> int:
-        """Returns the number of rounds of products, which follow one another."""
+        """Returns the number of rounds of products, which follow one another; 1 if it varies."""
         return 1 + (self.later_rounds(kind, power_iterations) if self.later_rounds else 0)
 
 
@@ -70,8 +73,13 @@ METHODS: Mapping[str, Method] = {
         most_power_iterations=MOST_POWER_ITERATIONS,
         later_rounds=_rounds_of_powers,
     ),
+    "krylov": Method(left=0.0, inverts_core=False, chooses_core=False, orthogonal=True),
 }
 """Each method by its name in the spec; the first is the default."""
+
+
+PAIRS_METHOD = next(name for name, method in METHODS.items() if method.orthogonal)
+"""The method that looks for leading pairs, and is meant where a spec states only these."""
 
 
 def names_of(is_one: Callable[[Method], bool]) -> list[str]:

@@ -20,6 +20,7 @@ from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.planning import values
+from skerch_ooc.planning.krylov import Krylov
 from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
@@ -224,6 +225,7 @@ class Amendment(values.Checked):
         tolerance: Relative error at which measuring may stop; ``None`` to measure all columns.
         most: Most columns of the right sketch that are measured for the tolerance; else ``None``.
         parts: The parts of the operator, and their scales, in force from here on.
+        krylov: Width and number of the rounds of ``krylov``; ``None`` for other methods.
     """
 
     run_id: str = values.checked(values.text)
@@ -237,6 +239,7 @@ class Amendment(values.Checked):
     tolerance: float | None = values.checked(values.optional(values.tolerance), None)
     most: int | None = values.checked(values.optional(values.integer(1)), None)
     parts: tuple[Part, ...] = (Part(),)
+    krylov: Krylov | None = values.checked(values.optional(values.section(Krylov)), None)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of the file, with its own SHA-256."""
@@ -252,6 +255,8 @@ class Amendment(values.Checked):
         }
         if self.tolerance is not None:
             content |= {"tolerance": self.tolerance, "most": self.most}
+        if self.krylov is not None:
+            content["rounds"] = dataclasses.asdict(self.krylov)
         return content | {"sha256": digest(content)}
 
     @classmethod
@@ -273,6 +278,7 @@ class Amendment(values.Checked):
                 tolerance=value.get("tolerance"),
                 most=value.get("most"),
                 parts=tuple(Part.from_json(part) for part in value["parts"]),
+                krylov=value.get("rounds"),
             )
             require_numbered(amendment.parts)
             for role, piece in amendment.blocks.items():
@@ -280,6 +286,8 @@ class Amendment(values.Checked):
                     raise UsageError(f"{role} has no columns from {piece.start} to {piece.stop}")
             if (amendment.tolerance is None) != (amendment.most is None):
                 raise UsageError("tolerance and most belong together")
+            if METHODS[amendment.recovery.method].orthogonal != (amendment.krylov is not None):
+                raise UsageError(f"method = {amendment.recovery.method!r} and its rounds differ")
             return amendment
 
         return _read("an amendment", source, value, read)
@@ -329,8 +337,30 @@ class Plan:
 
     @property
     def rounds(self) -> int:
-        """How many rounds of products the run has."""
+        """How many rounds of products the run has, at most."""
+        if self.krylov is not None:
+            return self.krylov.rounds
         return self.method.rounds(self.identity.kind, self.recovery.power_iterations)
+
+    @property
+    def krylov(self) -> Krylov | None:
+        """Width and number of the rounds of ``krylov``; ``None`` for other methods."""
+        return self.amendments[-1].krylov
+
+    @property
+    def later_columns(self) -> int:
+        """How many columns a round after the first has, at most."""
+        right = self.reach("right")
+        return right if self.krylov is None else min(right, self.krylov.width)
+
+    @property
+    def space(self) -> int:
+        """How many columns the vectors of a result are made of, at most, on a side."""
+        if self.krylov is None:
+            return self.reach("right")
+        # In svd each side has the blocks of every other round.
+        rounds = self.rounds if self.identity.kind == "eigh" else -(-self.rounds // 2)
+        return min(rounds * self.later_columns, min(self.identity.shape))
 
     def span(self, role: str) -> Range:
         """Returns the planned columns of a role of the first round."""
@@ -382,10 +412,10 @@ class Plan:
         """How many products the measurements take, without the probe and the fingerprints.
 
         The parts of a summand together make one product of it; each summand has products of its
-        own. A later round takes one for each column of the right sketch, or fewer if the numerical
-        rank of the sketch is lower.
+        own. A later round takes one for each of its columns, or fewer if the numerical rank of what
+        they are made of is lower.
         """
-        later = (self.rounds - 1) * self.reach("right")
+        later = (self.rounds - 1) * self.later_columns
         return (sum(self.reach(role) for role in ROLES) + later) * self.summands
 
     def tiles(self, height: int | None = None) -> Sequence[Range]:

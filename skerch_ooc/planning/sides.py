@@ -10,17 +10,29 @@ A Hermitian operator has one side, and its right sketch is its left sketch too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning import krylov
+from skerch_ooc.planning.krylov import BasisBlock
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 
-RANGE = "range"
-CORANGE = "corange"
+RANGE = krylov.RANGE
+CORANGE = krylov.CORANGE
+ADJOINT = "adjoint"
+"""Roles of rounds of ``krylov`` that apply the adjoint begin with this."""
+
+START = "start"
+"""The side of ``krylov`` whose only columns are the first block: noise, drawn and not measured."""
+
 BASIS = "basis"
-"""The test matrix of a later round: an orthonormal basis on disk, not noise."""
+"""The test matrix of a later round: an orthonormal basis on disk, not noise. In ``krylov`` the
+number of the round that applies it follows."""
+
+OPEN = "open"
+"""The products of an open round of ``krylov``, as test vectors; the number of the round follows."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,55 @@ def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
     return [side_of(RANGE, height, {role: columns, "test": test}, {})]
 
 
+def first_krylov_round(plan: Plan) -> list[Side]:
+    """Returns the sides of the first round of ``krylov``: that of noise comes last."""
+    kind, start = plan.identity.kind, plan.later_columns
+    test = {"test": plan.reach("test")}
+    sketches = {"right": plan.reach("right")} | test
+    noise = sketches if kind == "eigh" else {}
+    rows = plan.identity.shape[1]
+    return [
+        side_of(RANGE, plan.identity.shape[0], sketches, noise),
+        side_of(START, rows, {START: start}, test),
+    ]
+
+
+def krylov_round(plan: Plan, role: str, blocks: Sequence[BasisBlock]) -> list[Side]:
+    """Returns the side of a later round of ``krylov``.
+
+    Its test matrices are all blocks on the side of its products, the test matrix, and the products
+    of open rounds.
+
+    Args:
+        plan: The plan in force.
+        role: The role of the round's sketch.
+        blocks: All blocks up to that which the round applies.
+    """
+    kind, (height, width) = plan.identity.kind, plan.identity.shape
+    last = blocks[-1]
+    name = krylov.across(kind, last.side)
+    noise = {test_matrix_of_block(block): block.columns for block in krylov.family(blocks, name)}
+    if kind == "eigh" or name == CORANGE:
+        noise["test"] = plan.reach("test")
+    columns = {block.number: block.columns for block in blocks}
+    for number in krylov.open_rounds(kind, blocks, name):
+        if number != last.number:
+            noise[f"{OPEN}{number}"] = columns[number]
+    return [side_of(name, height if name == RANGE else width, {role: last.columns}, noise)]
+
+
+def test_matrix_of_block(block: BasisBlock) -> str:
+    """Returns the name of a block of ``krylov`` as a test matrix; the first one is noise."""
+    return "right" if block.source is None else f"{BASIS}{block.number}"
+
+
 def planned_sides(plan: Plan, number: int) -> list[Side]:
     """Returns the sides of a round; a later one has the largest size that it may get."""
+    if plan.krylov is not None:
+        if number == 1:
+            return first_krylov_round(plan)
+        blocks = krylov.planned_blocks(plan.identity.kind, number, plan.later_columns)
+        return krylov_round(plan, f"round{number}", blocks)
     if number == 1:
         return first_round(plan)
     return later_round(plan, number, f"round{number}", plan.reach("right"))
@@ -119,7 +178,9 @@ def gathers(plan: Plan, role: str) -> bool:
     So it is for sketches of the adjoint and for the inner sketch: there, parts that are row ranges
     of the operator add up instead of lying below each other.
     """
-    if role.startswith("round"):
+    if role.startswith(ADJOINT):
+        return True
+    if role.startswith("round") and plan.krylov is None:
         number = role.removeprefix("round").partition("-")[0]
         return is_adjoint(plan, int(number))
     return role in ("left", "inner")

@@ -16,6 +16,7 @@ import numpy as np
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.resources import parse_bytes
+from skerch_ooc.planning.krylov import PAIRS_TOLERANCE, ROUND_WIDTH, Krylov, most_rounds
 from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.spec import ROLES, RecoverySpec, Spec
 
@@ -64,6 +65,8 @@ def require_sense(spec: Spec) -> None:
         )
     require_inverted_core(spec.recovery)
     _require_measured(spec)
+    require_order(spec.recovery, spec.kind)
+    _require_rounds(spec)
     if spec.tolerance is not None and not method.nests:
         raise UsageError(
             f"tolerance = {spec.tolerance}: the columns of method = {name!r} do not nest, so it "
@@ -74,6 +77,105 @@ def require_sense(spec: Spec) -> None:
             f"tolerance = {spec.tolerance} needs sketch.test_measurements of at least "
             f"{FEWEST_TEST_MEASUREMENTS}, not {spec.sketch.test_measurements}"
         )
+
+
+def require_order(settings: RecoverySpec, kind: str) -> None:
+    """Refuses an order of the values that the method or the kind does not have.
+
+    Raises:
+        UsageError: If there is one; names the key.
+    """
+    if settings.which == "LM":
+        return
+    if kind == "svd":
+        raise UsageError(
+            f'recovery.which = "{settings.which}": singular values have no sign; leave it out'
+        )
+    if not METHODS[settings.method].orthogonal:
+        raise UsageError(
+            f'recovery.which = "{settings.which}": only method = "krylov" looks for one end of the '
+            f'spectrum, not "{settings.method}"; leave it out, or take krylov'
+        )
+
+
+def _require_rounds(spec: Spec) -> None:
+    """Refuses keys of ``krylov`` for other methods, and keys of those for it."""
+    name = spec.recovery.method
+    if not METHODS[name].orthogonal:
+        for key in ("pairs_tolerance", "rounds", "round_width"):
+            if (value := getattr(spec, key)) is not None:
+                raise UsageError(
+                    f'{key} = {value} is of method = "krylov", not of "{name}"; leave it out, or '
+                    'give recovery.method = "krylov"'
+                )
+        return
+    if spec.storage is not None:
+        raise UsageError(
+            f"storage = {spec.storage!r}: the pairs decide how much krylov measures; give "
+            "measurements, the most in all, instead"
+        )
+    if spec.recovery.vectors != "stored":
+        raise UsageError(
+            f"recovery.vectors = {spec.recovery.vectors!r}: the vectors of krylov are made of all "
+            'rounds, and always stored; take "stored"'
+        )
+    if spec.sketch.noise in (*WHOLE_COLUMNS, "sparse-sign"):
+        raise UsageError(
+            f"sketch.noise = {spec.sketch.noise!r}: the first block of krylov is narrow, and read "
+            'by rows; take "rademacher" or "gaussian"'
+        )
+    if spec.pairs_tolerance is not None and spec.dtype is not None:
+        require_reachable(spec.pairs_tolerance, spec.dtype)
+
+
+def require_reachable(pairs_tolerance: float, dtype: str) -> None:
+    """Refuses a tolerance that products of a dtype cannot meet.
+
+    Raises:
+        UsageError: If it is too small; it states the least.
+    """
+    least = 4 * float(np.finfo(dtype).eps)
+    if pairs_tolerance < least:
+        raise UsageError(
+            f"pairs_tolerance = {pairs_tolerance:g} is below what products in {dtype} can tell, "
+            f"{least:.1e}; give at least that, or a wider dtype"
+        )
+
+
+def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
+    """Returns width and number of the rounds that a spec asks for; ``None`` for other methods.
+
+    Args:
+        spec: The spec of the run.
+        shape: Height and width of the operator.
+
+    Raises:
+        UsageError: If so many pairs cannot be had of so many rounds, or not so exactly.
+    """
+    if not METHODS[spec.recovery.method].orthogonal:
+        return None
+    _require_rounds(dataclasses.replace(spec, dtype=spec.products_dtype))
+    rank = int(spec.recovery.rank)
+    width = min(spec.round_width or ROUND_WIDTH, min(shape))
+    rounds = spec.rounds or most_rounds(spec.kind, rank, width)
+    if spec.measurements is not None:
+        if spec.measurements < width:
+            raise UsageError(
+                f"measurements = {spec.measurements} is less than a round, round_width = {width}; "
+                "give more, or a narrower round"
+            )
+        rounds = min(rounds, spec.measurements // width)
+    # In svd each side has the blocks of every other round.
+    space = width * (rounds if spec.kind == "eigh" else max(1, rounds // 2))
+    most = min(min(shape), space)
+    if rank > most:
+        raise UsageError(
+            f"recovery.rank = {rank}: {rounds} rounds of {width} columns for an operator of "
+            f"{shape[0]} x {shape[1]} give at most {most} pairs; give at most so many, or more "
+            "rounds"
+        )
+    exact = spec.rounds is not None and spec.pairs_tolerance is None
+    return Krylov(width, rounds, None if exact else spec.pairs_tolerance or PAIRS_TOLERANCE)
 
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:
@@ -146,6 +248,9 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
             f'kind = "eigh" needs a square operator, this one is {shape[0]} x {shape[1]}; '
             'kind = "svd" takes any'
         )
+    krylov = krylov_of(spec, shape)
+    if krylov is not None:
+        return Sizes(krylov.width, 0, 0, spec.sketch.test_measurements)
     right, left, inner = _usual_sizes(spec, shape)
     least, asked = min(shape), spec.sketch
     if right > least:

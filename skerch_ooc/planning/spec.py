@@ -11,7 +11,8 @@ from typing import Any
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning import values
-from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS
+from skerch_ooc.planning.krylov import MOST_ROUNDS, PAIRS
+from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS, PAIRS_METHOD
 
 KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -23,6 +24,9 @@ SPARSER = ("sparse-sign-64", "sparse-sign-256")
 """Sparser kinds of noise for wide test matrices of a matrix on disk; a user cannot ask for them."""
 
 VECTORS = ("stored", "implicit")
+
+ORDERS = ("LM", "LA", "SA")
+"""Which eigenvalues come first: largest magnitude, largest, or smallest (most negative)."""
 
 ROLES = ("right", "test", "left", "inner")
 """The roles of the first round of a run, in the order in which they are measured."""
@@ -100,16 +104,20 @@ class RecoverySpec(values.Checked):
         method: How the decomposition is recovered from the sketches. ``"nystrom"``: arXiv
             2212.01127, section 3 (``eigh``), and arXiv 2009.11392 (``svd``); ``"singlepass"``:
             arXiv 0909.4061, section 5.5; ``"oversampled"``: arXiv 1902.08651, section 2;
-            ``"hmt"``: arXiv 0909.4061, sections 5.1 and 5.3, with a second round of products.
+            ``"hmt"``: arXiv 0909.4061, sections 5.1 and 5.3, with a second round of products;
+            ``"krylov"``: leading pairs to a tolerance, in rounds (Golub and Underwood 1977;
+            for ``svd`` block Golub-Kahan).
         core: How many singular values of the core are inverted, at most ``measurements``.
             ``"auto"``: chosen on a third of the test columns. ``hmt`` inverts none, and takes only
             ``"auto"``.
         rank: How many values and vectors are returned, at most ``measurements``. ``"all"``: as many
-            as the method found.
+            as the method found; in ``krylov`` 20.
         vectors: ``"stored"``: the vectors are written out; ``"implicit"``: only the small
             transform is, and vectors are computed from the sketch as they are read.
         power_iterations: For ``hmt`` only: rounds of products (two for ``svd``) that sharpen the
             range (arXiv 0909.4061, section 4.5).
+        which: For ``krylov`` only: which eigenvalues are looked for, and come first. ``"LM"``: of
+            largest magnitude; ``"LA"``: largest; ``"SA"``: smallest, the most negative.
     """
 
     section = "recovery"
@@ -118,10 +126,15 @@ class RecoverySpec(values.Checked):
     rank: int | str = values.checked(values.integer(1, word="all"), "all")
     vectors: str = values.checked(values.one_of(*VECTORS), "stored")
     power_iterations: int = values.checked(values.integer(0, MOST_POWER_ITERATIONS), 0)
+    which: str = values.checked(values.one_of(*ORDERS), "LM")
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings that decide the numbers, as JSON values."""
-        extra = {"power_iterations": self.power_iterations} if self.power_iterations else {}
+        extra: dict[str, Any] = {}
+        if self.power_iterations:
+            extra["power_iterations"] = self.power_iterations
+        if self.which != "LM":
+            extra["which"] = self.which
         return {"method": self.method, "core": self.core, "rank": self.rank} | extra
 
 
@@ -131,13 +144,20 @@ class Spec(values.Checked):
 
     Attributes:
         measurements: Columns of the right sketch: about the rank that is hoped for, and more; at
-            most the smaller side of the operator. With ``tolerance``, at most so many.
+            most the smaller side of the operator. With ``tolerance``, at most so many. For
+            ``krylov`` it may be left out; it is the most in all rounds.
         kind: ``"eigh"``: the operator is Hermitian, definite or not; ``"svd"``: any operator, tall
             or wide, which must have an adjoint.
         storage: Instead of ``measurements``: how much the sketches may take on disk, such as
             ``"10 GiB"``; the sizes are chosen to fit.
         tolerance: Relative error, of the Frobenius norm, at which a run that measures in growing
             rounds may stop. Needs ``nystrom`` or ``singlepass``, and 10 test measurements.
+        pairs_tolerance: For ``krylov``: the relative error to which ``recovery.rank`` pairs are to
+            be known when the rounds end, by default 1e-4. Where it is given, or ``rounds`` is, the
+            method is ``krylov`` unless ``recovery.method`` says another.
+        rounds: For ``krylov``: with ``pairs_tolerance`` the most rounds, else their number. A round
+            of ``svd`` applies the operator or its adjoint.
+        round_width: For ``krylov``: columns of a round, by default 16. It decides the numbers.
         seed: Seed of all test matrices.
         dtype: Type of the operator's products, and of the vectors. Left out: what the operator
             states as its own, if it is one of these four, else float32; float32 also where
@@ -150,13 +170,16 @@ class Spec(values.Checked):
 
     Raises:
         UsageError: If a value is not allowed, or both or none of ``measurements`` and ``storage``
-            are given; names the key.
+            are given, of which ``krylov`` needs none; names the key.
     """
 
     measurements: int | None = values.checked(values.optional(values.integer(1)), None)
     kind: str = values.checked(values.one_of(*KINDS), "eigh")
     storage: str | None = values.checked(values.optional(values.text), None)
     tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+    pairs_tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+    rounds: int | None = values.checked(values.optional(values.integer(1, MOST_ROUNDS)), None)
+    round_width: int | None = values.checked(values.optional(values.integer(1)), None)
     seed: int = values.checked(values.integer(0, MAX_SEED), 1)
     dtype: str | None = values.checked(values.optional(values.one_of(*DTYPES)), None)
     operator: OperatorSpec = values.checked(
@@ -169,8 +192,14 @@ class Spec(values.Checked):
     folder: Path = field(default_factory=Path.cwd, compare=False)
 
     def __post_init__(self) -> None:
+        by_pairs = (self.pairs_tolerance, self.rounds) != (None, None)
+        if by_pairs and isinstance(self.recovery, Mapping) and "method" not in self.recovery:
+            object.__setattr__(self, "recovery", {"method": PAIRS_METHOD, **self.recovery})
         super().__post_init__()
-        if self.measurements is None and self.storage is None:
+        method = METHODS[self.recovery.method]
+        if method.orthogonal and self.recovery.rank == "all":
+            object.__setattr__(self, "recovery", dataclasses.replace(self.recovery, rank=PAIRS))
+        if self.measurements is None and self.storage is None and not method.orthogonal:
             raise UsageError(
                 'the key measurements is missing; give it, or storage = "10 GiB" to have it chosen'
             )

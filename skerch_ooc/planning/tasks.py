@@ -22,7 +22,10 @@ def measure_tasks(plan: Plan) -> int:
 
 def later_measure_tasks(plan: Plan) -> int:
     """Counts the tasks that measure a later round, at most."""
-    return len(plan.parts) * plan.block_count("right")
+    blocks = plan.block_count("right")
+    if plan.krylov is not None:
+        blocks = -(-plan.later_columns // plan.block_width)
+    return len(plan.parts) * blocks
 
 
 def _exponent(plan: Plan, columns: int, sums: int) -> int:
@@ -72,8 +75,16 @@ def may_be_in_pieces(plan: Plan) -> bool:
 
 def vector_tasks(plan: Plan) -> int:
     """Counts the tasks that the vectors of a run have at most; 0 if one file can hold them."""
-    rows, rank = max(plan.identity.shape), plan.reach("right")
+    rows, rank = max(plan.identity.shape), _most_vectors(plan)
     if len(pieces_of(plan, rows, rank)) == 1:
         return 0
     sides = 1 if plan.identity.kind == "eigh" else 2
     return sides * -(-len(plan.tiles(rows)) // (1 << SMALLEST_RUN))
+
+
+def _most_vectors(plan: Plan) -> int:
+    """Returns how many vectors a result or a basis of the run has at most."""
+    if plan.krylov is None:
+        return plan.reach("right")
+    rank = plan.recovery.rank
+    return max(plan.later_columns, rank if isinstance(rank, int) else plan.space)

@@ -27,6 +27,7 @@ from skerch_ooc.base.files import (
 )
 from skerch_ooc.planning.growth import looks
 from skerch_ooc.planning.plan import Plan
+from skerch_ooc.results.pairs import KnownPairs
 from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import (
@@ -72,6 +73,7 @@ class Assessment:
         scree: ``(rank, lower, upper)``: bounds of the part of ``||A||_F^2`` that the best
             approximation of that rank leaves out.
         products: Counts ``planned``, ``done`` and ``probe``.
+        pairs: How well the pairs of ``krylov`` are known; ``None`` for other methods.
     """
 
     relative_error: float | None
@@ -86,6 +88,7 @@ class Assessment:
     scree: tuple[tuple[int, float, float], ...]
     products: dict[str, int]
     looks: int = 1
+    pairs: KnownPairs | None = None
 
     def bounds(self, factor: float) -> float:
         """Returns the probability that the true error is at most ``factor`` times the estimate.
@@ -140,7 +143,9 @@ class Assessment:
             "rank": self.rank,
             "core": self.core,
             "products": self.products,
-        } | ({"looks": self.looks} if self.looks > 1 else {})
+            **({"looks": self.looks} if self.looks > 1 else {}),
+            **({} if self.pairs is None else {"pairs": self.pairs.as_json()}),
+        }
 
 
 def underestimate_probability(factor: float, columns: int, is_complex: bool) -> float:
@@ -218,6 +223,10 @@ def assess_result(run: Run, path: Path) -> Assessment:
         leave_one_out = float(file.arrays["leave_one_out"])
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
+        pairs = None
+        if "bounds" in file.arrays:
+            wanted = int(file.identity["settings"]["rank"])
+            pairs = KnownPairs.of(run.plan, wanted, values, file.arrays)
     except (KeyError, TypeError, ValueError, IndexError) as problem:
         raise CorruptError(
             f"{path} is not a decomposition: {problem}{recovered_anew(path)}"
@@ -237,6 +246,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         scree=() if error is None or not norm else scree(values, error, norm),
         products=products,
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
+        pairs=pairs,
     )
 
 

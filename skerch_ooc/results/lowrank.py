@@ -210,6 +210,12 @@ class LowRank:
         dtype: The dtype of the operator's products and of the vectors.
         orthogonality: How far the vectors are from orthonormal, as estimated when they were
             written.
+        residuals: Of pairs of ``krylov``: for each ``||A v - value u||`` (or that of the adjoint),
+            ``(r,)``. Of other eigenvalues the estimate of it from test vectors. ``None`` if it is
+            not known.
+        bounds: Of pairs of ``krylov``: how far each value is from one of the operator, at most,
+            ``(r,)``; see the page about errors for what it takes for granted. ``None`` for other
+            methods.
     """
 
     __array_ufunc__ = None
@@ -223,6 +229,10 @@ class LowRank:
         self.shape = (self._left.shape[0], self._right.shape[0])
         self.dtype: TorchDtype = getattr(torch, self._left.dtype.name)
         self.orthogonality = float(file.arrays["orthogonality"])
+        self.residuals, self.bounds = (
+            self._rounded(file.arrays[name]) if name in file.arrays else None
+            for name in ("residuals", "bounds")
+        )
 
     @property
     def rank(self) -> int:
@@ -395,8 +405,6 @@ class Eigh(LowRank):
         super().__init__(path, "eigenvalues", "eigenvectors", None)
         self.eigenvalues = self._rounded_values()
         self.eigenvectors = TallMatrix(self._left)
-        residuals = self._file.arrays.get("residuals")
-        self.residuals = None if residuals is None else self._rounded(residuals)
 
     def by_parameter(self, number: int) -> dict[str, Tensor]:
         """Reads one eigenvector of the Hessian of a model, say, as its parameters.

@@ -30,7 +30,9 @@ def measurements_text(plan: Plan) -> str:
     """Says how many columns are planned, and what they are for."""
     roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
     parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
-    if plan.rounds > 1:
+    if plan.krylov is not None:
+        parts.append(f"at most {plan.rounds - 1} more rounds of {plan.later_columns}")
+    elif plan.rounds > 1:
         parts.append(f"{plan.rounds - 1} more round(s) of up to {plan.reach('right')}")
     return " + ".join(parts)
 

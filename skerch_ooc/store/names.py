@@ -17,7 +17,7 @@ from typing import Any
 
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.plan import FORMAT_VERSION, Plan
-from skerch_ooc.planning.sides import CORANGE, RANGE
+from skerch_ooc.planning.sides import CORANGE, RANGE, START
 
 Folder = tuple[str, ...]
 """The folders that lead to a file, from the run directory."""
@@ -43,11 +43,12 @@ _FIELDS = {
     "columns": rf"{_NUMBER}-{_NUMBER}",
     "rows": rf"{_NUMBER}-{_NUMBER}",
     "tiles": rf"{_NUMBER}-{_NUMBER}",
-    "side": rf"(?:{CORANGE}\.)?",
+    "side": rf"(?:(?:{CORANGE}|{START})\.)?",
     "noise": r"[a-z]+(?:-[a-z]+)?",
     "figure": "|".join(FIGURES),
     "log": r"[a-z]+",
     "number": r"\d{4,}",
+    "source": r"(?:round[1-9]\d{0,3}|test\d{1,9}-\d{1,9})",
     "of_part": r"(?:\.p[1-9]\d*)?",
 }
 _RANGES = {"columns", "rows", "tiles"}
@@ -176,6 +177,7 @@ KINDS = (
     TOTAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}total.h5"),
     PARTIAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}sums.t{tiles}.h5"),
     NOISE := FileKind("noise", _OF_SKETCH, "noise-{noise}.h5"),
+    REST := FileKind("rest", _OF_SKETCH, "rest-{source}.h5"),
     BASIS := FileKind("basis", _OF_SKETCH, "basis.h5"),
     BASIS_PIECE := FileKind("piece", _OF_SKETCH, "{matrix}.t{tiles}.h5", (BASIS_MATRIX,)),
     BASIS_RECIPE := FileKind("recipe", _OF_SKETCH, "basis.recipe.h5", (BASIS_MATRIX,)),
@@ -256,6 +258,7 @@ def _stated(identity: Mapping[str, Any]) -> dict[str, list[str]]:
         "matrix": [str(matrix) for matrix in matrices],
         "noise": [noise] if isinstance(noise, str) else [],
         "side": [str(identity.get("side", RANGE))],
+        "source": [str(identity["source"])] if "source" in identity else [],
     }
 
 

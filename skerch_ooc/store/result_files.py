@@ -9,6 +9,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted, shown_list
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import RANGE
 from skerch_ooc.planning.spec import RecoverySpec
@@ -27,9 +28,16 @@ def result_name(settings: RecoverySpec, plan: Plan) -> str:
     """Returns the folder name of a result: ``default`` for the plan's own settings."""
     if settings == plan.recovery:
         return "default"
+    return _name_of(settings)
+
+
+def _name_of(settings: RecoverySpec) -> str:
+    """Makes a folder name of settings."""
     powers = f"-power-{settings.power_iterations}" if settings.power_iterations else ""
     implicit = "-implicit" if settings.vectors == "implicit" else ""
-    return f"{settings.method}{powers}-core-{settings.core}-rank-{settings.rank}{implicit}"
+    which = f"-{settings.which}" if settings.which != "LM" else ""
+    core = "" if METHODS[settings.method].orthogonal else f"-core-{settings.core}"
+    return f"{settings.method}{powers}{core}-rank-{settings.rank}{which}{implicit}"
 
 
 def result_path(run: Run, name: str) -> Path:
@@ -131,6 +139,30 @@ def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
             file.unlink(missing_ok=True)
 
 
+def keep_default_result(run: Run, settings: RecoverySpec) -> None:
+    """Renames the default result, if there is one, as the default gets other settings.
+
+    Its new name is made of its own settings. A result of that name is not replaced.
+
+    Args:
+        run: The run, before its plan is amended.
+        settings: The settings that the default is going to have.
+
+    Raises:
+        UsageError: If there is something of that name already.
+    """
+    folder = result_path(run, "default").parent
+    if settings == run.plan.recovery or not folder.is_dir():
+        return
+    kept = folder.with_name(_name_of(run.plan.recovery))
+    if kept.exists():
+        raise UsageError(
+            f"{folder} is to be renamed to {kept.name}, as the default result gets other settings, "
+            f"and there is such a result; remove one of them first: rm -r {quoted(kept)}"
+        )
+    folder.rename(kept)
+
+
 def remove_result(path: Path) -> None:
     """Removes the file of a result that is to be replaced, with its assessment and report."""
     figures = (_figure_path(path, figure) for figure in names.FIGURES)
@@ -196,12 +228,13 @@ def command_of(
         settings: Method, core, rank and vectors (by default stored).
         directory: The run directory as the command names it; by default its path.
     """
-    planned = run.plan.recovery.as_json() | {"vectors": run.plan.recovery.vectors}
-    settings = {"vectors": "stored", **settings}
+    recovery = run.plan.recovery
+    planned = recovery.as_json() | {"vectors": recovery.vectors, "which": recovery.which}
+    settings = {"vectors": "stored", "which": "LM", **settings}
     options = {} if name == "default" else {"name": name}
     options |= {
         key: settings[key]
-        for key in ("method", "core", "rank", "vectors")
+        for key in ("method", "core", "rank", "which", "vectors")
         if settings.get(key) != planned.get(key)
     }
     words = [f" --{key} {value}" for key, value in options.items()]

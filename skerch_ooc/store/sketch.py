@@ -19,11 +19,23 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.krylov import BasisBlock, first_block
 from skerch_ooc.planning.plan import Cut, Plan
-from skerch_ooc.planning.sides import Side, first_round, height_of_role, is_adjoint, later_round
+from skerch_ooc.planning.sides import (
+    ADJOINT,
+    RANGE,
+    START,
+    Side,
+    first_krylov_round,
+    first_round,
+    height_of_role,
+    is_adjoint,
+    krylov_round,
+    later_round,
+)
 from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
@@ -48,9 +60,12 @@ from skerch_ooc.store.tiles import Tiles
 _DIGITS = 16
 """Digits of a hash in the names of folders and roles."""
 
+BLOCK = "block"
+"""What the identity of a block of ``krylov`` says of its making."""
+
 _LISTINGS = "listings"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LATER_ROLE = re.compile(rf"round[1-9]\d*-[0-9a-f]{{{_DIGITS}}}")
+_LATER_ROLE = re.compile(rf"(?:round|{ADJOINT})[1-9]\d*-[0-9a-f]{{{_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,38 @@ class Basis:
     def columns(self) -> int:
         """How many vectors it has."""
         return self.matrix.shape[1]
+
+    @cached_property
+    def block(self) -> BasisBlock | None:
+        """What a block of ``krylov`` was made of; ``None`` for a basis of another method.
+
+        Raises:
+            CorruptError: If the file says something else of it.
+        """
+        if BLOCK not in self.file.identity:
+            return None
+        try:
+            return BasisBlock.from_json(self.file.identity[BLOCK], self.columns)
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._no_block() from error
+
+    @property
+    def earlier(self) -> list[str]:
+        """The digests of the sketches of all rounds before that which the block was made after.
+
+        Raises:
+            CorruptError: If the file does not say.
+        """
+        try:
+            found = list(self.file.identity[BLOCK]["earlier"])
+        except (LookupError, TypeError) as error:
+            raise self._no_block() from error
+        if not all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in found):
+            raise self._no_block()
+        return found
+
+    def _no_block(self) -> CorruptError:
+        return CorruptError(f"{self.file.path} does not say what it was made of{self.file.advice}")
 
     @cached_property
     def digest(self) -> str:
@@ -118,6 +165,38 @@ class Round:
         return cls(run, number, Basis(SealedFile(Path(basis_path))) if basis_path else None)
 
     @cached_property
+    def bases(self) -> dict[int, Basis]:
+        """The bases of ``krylov`` up to this round, by the numbers of the rounds that apply them.
+
+        Raises:
+            CorruptError: If one is damaged.
+            IncompleteError: If one is gone.
+        """
+        if self.basis is None or self.basis.block is None:
+            return {}
+        found = {}
+        for number, earlier in enumerate(self.basis.earlier, 2):
+            path = sketch_folder(self.run, earlier) / names.BASIS.name()
+            file = open_if_there(path)
+            if file is None:
+                raise IncompleteError(f"{path} is gone; restore it from a copy, or plan a new run")
+            found[number] = Basis(file)
+        return found | {self.number: self.basis}
+
+    @cached_property
+    def blocks(self) -> list[BasisBlock]:
+        """The blocks of ``krylov`` up to that which this round applies."""
+        first = first_block(self.run.plan.identity.kind, self.run.plan.later_columns)
+        later = (basis.block for basis in self.bases.values())
+        return [first, *(block for block in later if block is not None)]
+
+    def at_number(self, number: int) -> Round:
+        """Returns the same run's round of ``krylov`` with a lower number, or this one."""
+        if number == self.number:
+            return self
+        return Round(self.run, number, self.bases[number] if number > 1 else None)
+
+    @cached_property
     def basis_path(self) -> str | None:
         """The file of the test matrix of a later round."""
         return str(self.basis.file.path.resolve()) if self.basis else None
@@ -135,11 +214,16 @@ class Round:
         """The role of this round's main sketch: ``right``, later ``roundN-HASH``."""
         if self.basis is None:
             return "right"
-        return f"round{self.number}-{self.basis.digest[:_DIGITS]}"
+        name = "round"
+        if self.basis.block is not None and self.adjoint:
+            name = ADJOINT
+        return f"{name}{self.number}-{self.basis.digest[:_DIGITS]}"
 
     @property
     def adjoint(self) -> bool:
         """Whether the main sketch is made with the adjoint of the operator."""
+        if self.basis is not None and (block := self.basis.block) is not None:
+            return self.run.plan.identity.kind == "svd" and block.side == RANGE
         return self.basis is not None and is_adjoint(self.run.plan, self.number)
 
     @cached_property
@@ -154,9 +238,21 @@ class Round:
     @cached_property
     def sides(self) -> list[Side]:
         """The sides that are merged: their sketches, and the test matrices of their sums."""
+        if self.run.plan.krylov is not None:
+            return self._krylov_sides()
         if self.basis is None:
             return first_round(self.run.plan)
         return later_round(self.run.plan, self.number, self.role, self.basis.columns)
+
+    def _krylov_sides(self) -> list[Side]:
+        if self.basis is None:
+            return first_krylov_round(self.run.plan)
+        return krylov_round(self.run.plan, self.role, self.blocks)
+
+    @property
+    def measured_sides(self) -> list[Side]:
+        """The sides whose sketches are measured, and not drawn."""
+        return [side for side in self.sides if side.name != START]
 
     @property
     def products(self) -> int:
@@ -184,7 +280,8 @@ class Round:
     def merged_strips(self) -> list[Rectangle]:
         """The strips that are merged, with those that a later round takes from the first."""
         plan = self.run.plan
-        earlier = {role for side in self.sides for role in side.sketches} - self.planned.keys()
+        merged = {role for side in self.measured_sides for role in side.sketches}
+        earlier = merged - self.planned.keys()
         return self.strips + [
             strip_of(plan, part, role, plan.span(role), height_of_role(plan, role))
             for role in sorted(earlier)
@@ -295,7 +392,7 @@ class Sketch:
         rectangles = wait_for_columns(run, strips)
         self.readers = {
             side.name: SketchReader(run, run.shards, rectangles, side, strips)
-            for side in round_.sides
+            for side in round_.measured_sides
         }
         self._inner: RoleReader | None = None
         files: dict[Rectangle, SealedFile] = {}

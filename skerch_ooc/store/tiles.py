@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,55 @@ class RowTiles(Tiles):
         """See :class:`Tiles`."""
         del column
         return self.read_row(row, np.empty((len(self.layout.rows(row)), self.shape[1]), self.dtype))
+
+
+class SomeColumns(RowTiles):
+    """Some columns of a tall matrix.
+
+    Args:
+        source: The matrix.
+        columns: Which of its columns.
+    """
+
+    def __init__(self, source: Tiles, columns: Range) -> None:
+        self._source, self._columns = source, columns
+        like, width = source.layout, len(columns)
+        self.layout = Layout(like.name, (like.shape[0], width), like.dtype, (like.tile[0], width))
+
+    @classmethod
+    def of(cls, source: Tiles, columns: Range) -> Tiles:
+        """Returns some columns of a matrix: the matrix itself if these are all."""
+        return source if columns == Range(0, source.shape[1]) else cls(source, columns)
+
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`Tiles`."""
+        rows = self.layout.rows(row)
+        whole = np.empty((len(rows), self._source.shape[1]), self.dtype)
+        out = out[: len(rows)]
+        out[:] = self._source.read_row(row, whole)[:, self._columns.slice]
+        return out
+
+
+class Beside(RowTiles):
+    """Tall matrices of equal height and dtype, side by side.
+
+    Args:
+        name: Its name.
+        parts: The matrices.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Tiles]) -> None:
+        self._parts = list(parts)
+        first, columns = parts[0], sum(part.shape[1] for part in parts)
+        height = first.layout.tile[0]
+        self.layout = Layout(name, (first.shape[0], columns), first.layout.dtype, (height, columns))
+
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`Tiles`."""
+        out = out[: len(self.layout.rows(row))]
+        start = 0
+        for part in self._parts:
+            stop = start + part.shape[1]
+            part.read_row(row, out[:, start:stop])
+            start = stop
+        return out

@@ -17,7 +17,8 @@ AT_HOME = (PACKAGE / "planning" / "methods.py", PACKAGE / "algebra" / "methods")
 
 
 def test_all_methods_that_are_planned_are_solved():
-    assert list(METHODS) == list(SOLVERS)
+    # Those in orthogonal rounds are solved from the sums of all rounds, not from one problem.
+    assert [name for name in METHODS if not METHODS[name].orthogonal] == list(SOLVERS)
 
 
 def test_the_default_is_one_of_them():

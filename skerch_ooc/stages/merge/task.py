@@ -39,19 +39,20 @@ from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, 
 from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
-from skerch_ooc.planning.sides import RANGE, Side
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.planning.sides import RANGE, START, Side
 from skerch_ooc.planning.tasks import merge_runs
 from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
 from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.merge.testmatrices import prepare_noise
+from skerch_ooc.stages.merge.testmatrices import Drawn, prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.readers import SketchReader
-from skerch_ooc.store.rundir import open_run
+from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.sealed import SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
-from skerch_ooc.store.sketch import Round, Sketch
+from skerch_ooc.store.sketch import Round, Sketch, sketch_folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class MergedSide:
 
     side: Side
     sums: Sums
-    reader: SketchReader
+    reader: SketchReader | Drawn
 
     @cached_property
     def root(self) -> Array:
@@ -149,9 +150,15 @@ class Merge:
             before = sum(len(merge.tasks) for merge in self._sides.values())
             self._sides[side.name] = _SideMerge(self, side, before)
 
-    def readers(self) -> dict[str, SketchReader]:
+    def readers(self) -> dict[str, SketchReader | Drawn]:
         """Returns a reader of the sketches of each side, whether they are merged yet or not."""
         return {name: merge.best_reader() for name, merge in self._sides.items()}
+
+    def reader(self, side: Side) -> SketchReader | Drawn:
+        """Returns what reads the columns of a side from the column shards, or draws them."""
+        if side.name == START:
+            return Drawn(self.plan, "right", side.columns)
+        return self.sketch.readers[side.name]
 
     def side(self, name: str) -> _SideMerge:
         """Returns the merge of one side."""
@@ -246,10 +253,11 @@ class _SideMerge:
         self.side = side
         self.plan = merge.plan
         self._sketch = merge.sketch
-        self._rechunk = merge.rechunk
+        # What is drawn is not measured: it has no shards to be read from, or to be written again.
+        self._rechunk = merge.rechunk and side.name != START
         self._round = merge.round
         self._folder = merge.sketch.folder
-        self._reader = merge.sketch.readers[side.name]
+        self._reader = merge.reader(side)
         self._tiles = merge.plan.tiles(side.rows)
         self.tasks = merge_runs(merge.plan, side)
 
@@ -435,7 +443,7 @@ class _SideMerge:
             for shard in self._row_shards(task)
         }
 
-    def best_reader(self) -> SketchReader:
+    def best_reader(self) -> SketchReader | Drawn:
         """Returns a reader of the row shards, if all are there; else of the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
         wanted = [shard for task in self.tasks for shard in self._row_shards(task)]
@@ -445,15 +453,7 @@ class _SideMerge:
         return SketchReader(self._round.run, self._folder, rows, self.side, wanted)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
-        columns = {role: [r.start, r.stop] for role, r in self.side.sketches.items()}
-        identity = names.TOTAL_SUMS.identity(
-            self.plan.run_id, sketch=self._sketch.digest, tiles=tiles, columns=columns
-        )
-        # Where the test matrices stand as the sketches do, nothing more is said.
-        if self.side.noise != self.side.sketches or self.side.name != RANGE:
-            identity["noise"] = {name: [r.start, r.stop] for name, r in self.side.noise.items()}
-            identity["side"] = self.side.name
-        return identity
+        return _sums_identity(self.plan, self.side, self._sketch.digest, tiles)
 
     def _publish_sums(self, path: Path, tiles: Range, sums: Sums) -> None:
         squares = "triangle" if sums.triangular else "gram"
@@ -463,10 +463,43 @@ class _SideMerge:
             )
 
     def _read_sums(self, path: Path, tiles: Range) -> Sums | None:
-        file = open_if_there(path)
-        if file is None:
-            return None
-        squares = "triangle" if self.plan.identity.is_double else "gram"
-        if file.identity != self._identity(tiles) or squares not in file.arrays:
-            raise CorruptError(f"{path} is not of this sketch{file.advice}")
-        return Sums(file.arrays[squares], file.arrays["cross"], self.plan.identity.is_double)
+        return _read_sums(path, self.plan, self._identity(tiles))
+
+
+def _sums_identity(plan: Plan, side: Side, digest: str, tiles: Range) -> dict[str, Any]:
+    """Makes the identity of the sums of some tiles of a side."""
+    columns = {role: [r.start, r.stop] for role, r in side.sketches.items()}
+    identity = names.TOTAL_SUMS.identity(plan.run_id, sketch=digest, tiles=tiles, columns=columns)
+    # Where the test matrices stand as the sketches do, nothing more is said.
+    if side.noise != side.sketches or side.name != RANGE:
+        identity["noise"] = {name: [r.start, r.stop] for name, r in side.noise.items()}
+        identity["side"] = side.name
+    return identity
+
+
+def _read_sums(path: Path, plan: Plan, identity: Mapping[str, Any]) -> Sums | None:
+    file = open_if_there(path)
+    if file is None:
+        return None
+    squares = "triangle" if plan.identity.is_double else "gram"
+    if file.identity != identity or squares not in file.arrays:
+        raise CorruptError(f"{path} is not of this sketch{file.advice}")
+    return Sums(file.arrays[squares], file.arrays["cross"], plan.identity.is_double)
+
+
+def read_total(run: Run, digest: str, side: Side) -> Sums | None:
+    """Reads the sums over all tiles of a side; ``None`` if they are not there.
+
+    No shard is opened.
+
+    Args:
+        run: The run.
+        digest: The digest of the sketch.
+        side: The side.
+
+    Raises:
+        CorruptError: If the file is damaged, or of another sketch.
+    """
+    tiles = Range(0, len(run.plan.tiles(side.rows)))
+    path = sketch_folder(run, digest) / names.TOTAL_SUMS.name(side=side.name)
+    return _read_sums(path, run.plan, _sums_identity(run.plan, side, digest, tiles))

@@ -16,13 +16,13 @@ from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import BASIS, Side, height_of_noise
+from skerch_ooc.planning.sides import BASIS, OPEN, START, Side, height_of_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_sealed
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import Sketch
-from skerch_ooc.store.tiles import Tiles
+from skerch_ooc.store.sketch import Round, Sketch
+from skerch_ooc.store.tiles import RowTiles, SomeColumns, Tiles
 
 COLUMNS_AT_ONCE = 8
 """Whole columns that are drawn at once; also the width of the tiles that keep them."""
@@ -42,8 +42,8 @@ class NoiseReader:
         self._kept = kept
 
     def noise(self, name: str) -> str:
-        """Returns the distribution of a test matrix; ``"basis"`` for a basis, which has none."""
-        return BASIS if name == BASIS else self._identity.noise[name]
+        """Returns the distribution of a test matrix; ``"basis"`` for what has none."""
+        return self._identity.noise.get(name, BASIS)
 
     def entries(self, name: str, rows: Range, columns: Range) -> Entries:
         """Draws the nonzero entries of some rows and columns of a sparse test matrix."""
@@ -89,11 +89,56 @@ def prepare_noise(sketch: Sketch, side: Side) -> NoiseReader:
     kept: dict[str, Tiles] = {
         name: _write_noise(sketch, plan, name, len(place)).bulk()
         for name, place in side.noise.items()
-        if name != BASIS and plan.identity.noise[name] in WHOLE_COLUMNS
+        if plan.identity.noise.get(name) in WHOLE_COLUMNS
     }
-    if sketch.round.basis is not None:
-        kept[BASIS] = sketch.round.basis.matrix
+    round_ = sketch.round
+    if round_.basis is not None:
+        kept[BASIS] = round_.basis.matrix
+    for name in side.noise.keys() - kept.keys() - plan.identity.noise.keys():
+        kept[name] = _kept_of_krylov(round_, side.name, name)
     return NoiseReader(plan, kept)
+
+
+def _kept_of_krylov(round_: Round, side: str, name: str) -> Tiles:
+    """Returns a block of ``krylov``, or the products of an open round, as a test matrix."""
+    if name.startswith(BASIS):
+        return round_.bases[int(name.removeprefix(BASIS))].matrix
+    return products_of(round_.at_number(int(name.removeprefix(OPEN))), side)
+
+
+def products_of(round_: Round, side: str) -> Tiles:
+    """Returns the products of a round of ``krylov``: of a wider first sketch its first columns."""
+    columns = round_.blocks[-1].columns
+    return SomeColumns.of(round_.sketch.readers[side].roles[round_.role], Range(0, columns))
+
+
+class Drawn(RowTiles):
+    """Columns of a test matrix as a tall matrix: drawn anew whenever a tile of it is read.
+
+    Args:
+        plan: The plan in force.
+        name: The name of the test matrix.
+        columns: How many of its columns, from the first.
+    """
+
+    def __init__(self, plan: Plan, name: str, columns: int) -> None:
+        identity = plan.identity
+        self._noise, self._seed, self._name = identity.noise[name], identity.seed, name
+        rows = height_of_noise(plan, name)
+        self.layout = Layout(name, (rows, columns), identity.dtype, (identity.tile[0], columns))
+
+    @property
+    def roles(self) -> Mapping[str, Tiles]:
+        """The columns by the name that they have on the side of noise."""
+        return {START: self}
+
+    def read_row(self, row: int, out: Array) -> Array:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        rows, columns = self.layout.rows(row), Range(0, self.shape[1])
+        drawn = draw(self._noise, self._seed, self._name, rows, columns, self.dtype)
+        out = out[: len(rows)]
+        out[:] = drawn
+        return out
 
 
 def _write_noise(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:

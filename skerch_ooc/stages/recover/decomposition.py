@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors.work import Work
+from skerch_ooc.planning.krylov import CORANGE, RANGE
 from skerch_ooc.planning.memory import solve_bytes
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.stages.recover.orthogonality import (
     corrected,
     expected_deviation,
@@ -32,6 +35,7 @@ from skerch_ooc.stages.recover.recipes import (
     LEFT_VECTORS,
     RIGHT_VECTORS,
     RecipeFile,
+    columns_of_result,
     publish_recipes,
     rounds_for,
 )
@@ -39,6 +43,8 @@ from skerch_ooc.stages.recover.spread import form_gram
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store import names
 from skerch_ooc.store.rundir import Run
+
+_PAIRS = "pairs."
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Decomposition:
         problem: The problem that was solved; ``None`` if the decomposition was read from a file.
         deviation: About how far the vectors are from orthonormal before they are rounded to be
             stored; NaN if the decomposition was read from a file.
+        pairs: What is known of the pairs of ``krylov``, as the result holds it; empty for others.
     """
 
     values: Array
@@ -69,6 +76,7 @@ class Decomposition:
     corrected: bool = False
     problem: Problem | None = None
     deviation: float = math.nan
+    pairs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def matrices(self) -> dict[str, Recipe]:
@@ -97,9 +105,7 @@ class Decomposition:
         """
         assert self.problem is not None
         assert self.problem.omega_w is not None
-        angle = (self.right or self.left).vectors.compressed(self.problem.omega_w[:1])[0]
-        size = np.abs(angle)
-        turn = np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1)
+        turn = _turns((self.right or self.left).vectors.compressed(self.problem.omega_w[:1])[0])
         turned = self.with_vectors(
             self.left.vectors.turned(turn), self.right.vectors.turned(turn) if self.right else None
         )
@@ -130,6 +136,7 @@ class Decomposition:
             "values": self.values,
             "leave_one_out": np.array(left_out),
             "tested_cores": self.tested,
+            **{f"{_PAIRS}{name}": array for name, array in self.pairs.items()},
         }
         return publish_recipes(path, dict(identity) | more, self.matrices, arrays)
 
@@ -147,6 +154,11 @@ class Decomposition:
             leave_one_out=None if math.isnan(left_out) else left_out,
             tested=file.arrays["tested_cores"],
             corrected=bool(file.identity["corrected"]),
+            pairs={
+                name.removeprefix(_PAIRS): array
+                for name, array in file.arrays.items()
+                if name.startswith(_PAIRS)
+            },
         )
 
 
@@ -216,6 +228,8 @@ def solve_and_correct(
         CorruptError: If a shard is damaged.
         DriftError: If the sketch is merged now, and different operators made its shards.
     """
+    if METHODS[settings.method].orthogonal:
+        return _solve_pairs(run, settings, work)
     found = solve(run, settings, work)
     if not correcting and not may_miss_bound(run.plan, found.deviation):
         return found.finished()
@@ -234,3 +248,54 @@ def solve_and_correct(
         values, (u, *v) = corrected(found.values, [recipe.vectors for recipe in recipes], grams)
     floor = float(np.finfo(run.plan.identity.wide_dtype).eps)
     return found.with_vectors(u, *v, values=values, deviation=floor, corrected=True).finished()
+
+
+def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
+    """Finds the pairs that the rounds of ``krylov`` have found; merges the last if need be."""
+    last, _ = rounds_for(run, settings)
+    Merge(last).run(work)
+    search = Search.of(last, last.sketch.digest)
+    search.require_no_drift()
+    with (
+        work.progress.stage("solve", 1, "problem") as advance,
+        torch_threads(work.resources.threads),
+    ):
+        tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
+        goal = goal_of(run.plan, settings)
+        standing = search.look(goal).standing
+        pairs, hermitian = standing.pairs.upto(goal.rank), run.plan.identity.kind == "eigh"
+        side = RANGE if hermitian else CORANGE
+        tests = search.test_products(side)
+        turn = _turns(search.chain_start(side) @ pairs.right)
+        weights = pairs.values[:, None] * (tests @ (pairs.right * turn)).conj().T
+        advance(1)
+    columns = columns_of_result(run, settings)
+    height, width = run.plan.identity.shape
+    name = LEFT_VECTORS[run.plan.identity.kind]
+    left = Vectors(columns.left, pairs.left * turn)
+    right = None if columns.right is None else Vectors(columns.right, pairs.right * turn)
+    return Decomposition(
+        values=pairs.values,
+        left=Recipe(name, height, left, columns.test, weights),
+        right=Recipe(RIGHT_VECTORS, width, right) if right else None,
+        core=len(standing.pairs.values),
+        choosing=0,
+        leave_one_out=None,
+        tested=np.zeros((0, 2)),
+        corrected=True,
+        deviation=float(np.finfo(run.plan.identity.wide_dtype).eps),
+        pairs={
+            "residuals": pairs.residuals,
+            "bounds": pairs.bounds,
+            "spectral_norm": np.array(standing.pairs.norm),
+            "rounds": np.array(last.number),
+            "confirmed": np.array(standing.confirmed),
+            "exhausted": np.array(standing.exhausted),
+        },
+    )
+
+
+def _turns(angle: Array) -> Array:
+    """Returns the numbers of modulus 1 that make real numbers of these, and positive ones."""
+    size = np.abs(angle)
+    return np.asarray(np.where(size > 0, angle.conj() / np.where(size > 0, size, 1), 1))

@@ -49,7 +49,12 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
     kind, method = plan.identity.kind, METHODS[settings.method]
     left, right, inner = plan.reach("left"), plan.reach("right"), plan.inner
     reason = None
-    if not method.is_one_pass:
+    if method.is_one_pass and plan.krylov is not None:
+        reason = (
+            f"the first round of {plan.recovery.method} has only {plan.later_columns} columns for "
+            "it"
+        )
+    elif not method.is_one_pass:
         if plan.recovery.method != settings.method:
             reason = "it needs further rounds of products, which only a run planned for it takes"
         elif settings.power_iterations != plan.recovery.power_iterations:

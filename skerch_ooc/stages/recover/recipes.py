@@ -22,10 +22,13 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import canonical_json, remove
 from skerch_ooc.base.provenance import provenance
+from skerch_ooc.planning.krylov import BasisBlock, Origin, family
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.merge.testmatrices import Drawn, products_of
+from skerch_ooc.stages.recover.krylov import has_ended, sources_of
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store import names
@@ -33,8 +36,8 @@ from skerch_ooc.store.anew import open_if_there, stated_by
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import Round, known_rounds
-from skerch_ooc.store.tiles import Tiles
+from skerch_ooc.store.sketch import BLOCK, Round, known_rounds
+from skerch_ooc.store.tiles import Beside, SomeColumns, Tiles
 
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"
@@ -171,7 +174,11 @@ def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
         raise IncompleteError(f"{path} was replaced meanwhile; run the same command again")
     if "round" in file.identity:
         number = file.identity["round"]
-        columns = columns_of_basis(next(r for r in known_rounds(run) if r.number == number))
+        round_ = next(r for r in known_rounds(run) if r.number == number)
+        if BLOCK in file.identity:
+            columns = columns_of_block(round_, round_.sketch.digest, file.identity[BLOCK])
+        else:
+            columns = columns_of_basis(round_)
     else:
         columns = columns_of_result(run, RecoverySpec(**file.identity["settings"]))
     if columns.digest != file.identity["sketch"]:
@@ -188,11 +195,15 @@ def _with_columns(file: SealedFile, columns: Columns) -> RecipeFile:
         right = name == RIGHT_VECTORS
         source = columns.right if right and columns.right else columns.left
         vectors = Vectors(
-            source, arrays.pop(f"{name}.transform"), arrays.pop(f"{name}.correction", None)
+            source,
+            arrays.pop(f"{name}.transform"),
+            *(arrays.pop(f"{name}.{factor}", None) for factor in ("correction", "projection")),
         )
         weights = arrays.pop(f"{name}.weights", None)
         test = columns.test if name == BASIS_MATRIX or weights is not None else None
-        matrices[name] = Recipe(name, int(rows), vectors, test, weights)
+        matrices[name] = Recipe(
+            name, int(rows), vectors, test, weights, columns.family, columns.is_block
+        )
     return RecipeFile(file.path, file.identity, matrices, arrays)
 
 
@@ -205,12 +216,16 @@ class Columns:
         left: The columns that the left vectors, the eigenvectors, or a basis are made of.
         right: The columns that the right vectors are made of; ``None`` if there are none.
         test: The test sketch with as many rows as the left vectors; ``None`` if there is none.
+        family: See :class:`~skerch_ooc.stages.recover.vectors.Recipe`.
+        is_block: The same.
     """
 
     digest: str
     left: Tiles
     right: Tiles | None
     test: Tiles | None
+    family: int = 0
+    is_block: bool = False
 
 
 def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
@@ -224,13 +239,17 @@ def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
     if METHODS[settings.method].is_one_pass:
         return Round(run), None
     rounds = list(known_rounds(run))
+    last = rounds[-1]
+    orthogonal = METHODS[settings.method].orthogonal and len(rounds) < run.plan.rounds
+    if orthogonal and last.is_measured() and has_ended(last, last.sketch.digest):
+        return last, None
     if len(rounds) < run.plan.rounds:
         rounds[-1].sketch  # noqa: B018 (says what is missing, if measurements are)
         raise IncompleteError(
             f"round {len(rounds) + 1} of {run.plan.rounds} has no basis yet; make it with: "
             f"skerch-ooc merge {quoted(run.directory)}"
         )
-    return rounds[-1], rounds[-2]
+    return last, rounds[-2] if len(rounds) > 1 else None
 
 
 def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
@@ -246,6 +265,8 @@ def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
         CorruptError: If a shard is damaged.
     """
     last, before = rounds_for(run, settings)
+    if METHODS[settings.method].orthogonal:
+        return _columns_of_pairs(last)
     readers = Merge(last).readers()
     left = last.basis.matrix if last.basis else readers[RANGE].roles["right"]
     right = None
@@ -253,6 +274,57 @@ def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
         right = readers[CORANGE].roles[last.role if last.basis else "left"]
     test = Merge(before).readers()[RANGE] if before else readers[RANGE]
     return Columns(last.sketch.digest, left, right, test.roles.get("test"))
+
+
+def _columns_of_pairs(last: Round) -> Columns:
+    """Finds the blocks that the pairs of ``krylov`` are made of."""
+    right = None
+    if last.run.plan.identity.kind == "svd":
+        right = Beside("V", _blocks_on(last, CORANGE))
+    left = Beside("U", _blocks_on(last, RANGE))
+    test = Merge(last.at_number(1)).readers()[RANGE].roles.get("test")
+    return Columns(last.sketch.digest, left, right, test)
+
+
+def columns_of_block(round_: Round, digest: str, described: Mapping[str, Any]) -> Columns:
+    """Finds the columns that a block of ``krylov`` is made of.
+
+    Args:
+        round_: The round before it.
+        digest: The digest of its sketch.
+        described: What its file says of its making.
+
+    Raises:
+        IncompleteError: If something is gone.
+        CorruptError: If a shard is damaged.
+    """
+    block = BasisBlock.from_json(described, 0)
+    blocks = _blocks_on(round_, block.side)
+    kind = round_.run.plan.identity.kind
+    others = [
+        _tall_source(round_, block.side, source)
+        for source in sources_of(kind, round_.blocks, block)
+    ]
+    family = sum(part.shape[1] for part in blocks)
+    left = Beside(BASIS_MATRIX, [*blocks, *others])
+    return Columns(digest, left, None, None, family, is_block=True)
+
+
+def _blocks_on(round_: Round, side: str) -> list[Tiles]:
+    """Returns the blocks on a side up to a round; the first one is drawn."""
+    return [
+        Drawn(round_.run.plan, "right", block.columns)
+        if block.source is None
+        else round_.bases[block.number].matrix
+        for block in family(round_.blocks, side)
+    ]
+
+
+def _tall_source(round_: Round, side: str, source: Origin) -> Tiles:
+    if source.products is not None:
+        return products_of(round_.at_number(source.products), side)
+    assert source.tests is not None
+    return SomeColumns.of(Merge(round_.at_number(1)).readers()[RANGE].roles["test"], source.tests)
 
 
 def columns_of_basis(round_: Round) -> Columns:

@@ -214,6 +214,8 @@ def form_gram(
 ) -> Array:
     """Forms ``U^H U`` of vectors that are not written, ``(r, r)``, by a stream over their source.
 
+    Of a block it forms ``[F U]^H U``, ``(f + r, r)``.
+
     Args:
         run: The run.
         recipe: How the vectors are made.
@@ -231,12 +233,17 @@ def form_gram(
         making = Making(run.plan, recipe, work.resources)
         tile_bytes = recipe.tile_bytes(run.plan)
         with work.progress.stage(stage, len(making.tiles), "tiles", tile_bytes) as advance:
-            return mirrored(making.gram(making.tiles, advance))
+            return _whole(recipe, making.gram(making.tiles, advance))
     make_folder(draft.parent)
     recipes = publish_recipes(draft, identity, {recipe.name: recipe}, {}, replace=True)
     gram = Spread(run, MatrixFiles(run.plan, recipes, recipe.name, gram=True), work).gram(stage)
     remove(draft)
     return gram
+
+
+def _whole(recipe: Recipe, gram: Array) -> Array:
+    """Mirrors the triangle of ``U^H U`` that was formed, which ends the sums of a block."""
+    return np.concatenate([gram[: recipe.family], mirrored(gram[recipe.family :])])
 
 
 def pieced_of(plan: Plan, matrices: Mapping[str, Recipe]) -> list[str]:
@@ -348,10 +355,10 @@ class Spread:
         """
         self.run_tasks(stage)
         done = list(self._opened())
-        total = mirrored(tree_sum((file.arrays["gram"] for _, file in done), np.add))
+        total = tree_sum((file.arrays["gram"] for _, file in done), np.add)
         for _, file in done:
             remove(file.path)
-        return total
+        return _whole(self._files.recipe, total)
 
     def run_tasks(self, stage: str) -> None:
         """Lets the executor do its share of the tasks; raises as :meth:`pieces` does."""

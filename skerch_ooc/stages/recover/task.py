@@ -311,6 +311,7 @@ def _publish_implicit(
         test=np.sum(np.abs(problem.t) ** 2, axis=0),
         test_products=products[:0],
         residual_products=products if plan.identity.kind == "eigh" else products[:0],
+        metric=np.zeros((0, 0)),
     )
     deviation = found.deviation * math.sqrt(len(found.values))
     # The signs are fixed a second time: for complex vectors this moves the last bits of the
@@ -341,8 +342,8 @@ def _arrays(
     """Collects what a result holds besides its vectors."""
     left_out = found.leave_one_out
     products = figures.residual_products[:, found.choosing :]
-    of_values = {}
-    if products.size:
+    of_values = dict(found.pairs)
+    if products.size and not of_values:
         # As Ahat u = value u, the residual ||A u - value u|| is ||(A - Ahat) u||; its square is the
         # mean of |u^H (A - Ahat) g|^2 over Gaussian g, A - Ahat being Hermitian.
         of_values["residuals"] = np.sqrt(np.mean(np.abs(products) ** 2, axis=1))

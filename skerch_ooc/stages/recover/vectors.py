@@ -42,17 +42,19 @@ VECTOR_TILE_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Vectors:
-    """The factors that tall vectors are the product of: ``(X transform) correction``.
+    """The factors of tall vectors: ``(X transform - F projection) correction``.
 
     Attributes:
         source: The columns ``X``, ``(n, c)``.
         transform: ``(c, k)``.
         correction: ``(k, r)``; ``None`` if it is the identity.
+        projection: ``(f, k)``, of the first ``f`` columns ``F`` of ``X``; ``None`` for nothing.
     """
 
     source: Tiles
     transform: Array
     correction: Array | None = None
+    projection: Array | None = None
 
     @property
     def rank(self) -> int:
@@ -66,8 +68,12 @@ class Vectors:
         return made if self.correction is None else made @ self.correction
 
     def as_arrays(self, prefix: str) -> dict[str, Array]:
-        """Returns transform and correction as files hold them: by name, after a prefix."""
-        factors = {"transform": self.transform, "correction": self.correction}
+        """Returns the factors as files hold them: by name, after a prefix."""
+        factors = {
+            "transform": self.transform,
+            "correction": self.correction,
+            "projection": self.projection,
+        }
         return {f"{prefix}{name}": array for name, array in factors.items() if array is not None}
 
     def turned(self, signs: Array) -> Vectors:
@@ -95,6 +101,8 @@ class VectorMaker:
         self._transform = arithmetic.load(np.ascontiguousarray(vectors.transform))
         if vectors.correction is not None:
             self._correction = arithmetic.load(np.ascontiguousarray(vectors.correction))
+        if vectors.projection is not None:
+            self._projection = arithmetic.load(np.ascontiguousarray(vectors.projection))
         self.tiles = plan.tiles(rows)
         height, wide = tile_rows(plan, rows), plan.identity.wide_dtype
         self._pool = Pool(
@@ -104,6 +112,7 @@ class VectorMaker:
                     vectors.source.shape[1],
                     vectors.transform.shape[1],
                     0 if vectors.correction is None else vectors.rank,
+                    0 if vectors.projection is None else vectors.transform.shape[1],
                 )
             ]
         )
@@ -121,7 +130,14 @@ class VectorMaker:
         rows = len(self.tiles[number])
         x = self._vectors.source.read_row(number, buffers[0])
         u = buffers[1][:rows]
-        self._on.times(self._on.load(x), self._transform, u)
+        loaded = self._on.load(x)
+        self._on.times(loaded, self._transform, u)
+        if self._vectors.projection is not None:
+            # A second product, and not another transform: what it removes is seen only in the
+            # rounded u, not in the much larger X.
+            inside = buffers[3][:rows]
+            self._on.times(loaded[:, : len(self._vectors.projection)], self._projection, inside)
+            u -= inside
         if self._vectors.correction is None:
             return u
         # Two products, not one with the product of the factors: the correction was computed for
@@ -142,6 +158,7 @@ class TileFigures:
         test_products: ``U^H T``, ``(r, q)``, where it was asked for; else ``(0, q)``.
         residual_products: ``U^H (T - U diag(values) U^H G)`` of eigenvectors, ``(r, q)``; else
             ``(0, q)``.
+        metric: ``U^H [X U]`` of a block, ``X`` being its source, ``(r, c + r)``; else ``(0, 0)``.
     """
 
     probed: Array
@@ -149,13 +166,14 @@ class TileFigures:
     test: Array
     test_products: Array
     residual_products: Array
+    metric: Array
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> TileFigures:
         """Returns the figures that :meth:`as_arrays` gave."""
         # Pieces of the first versions have no residual products.
         none = np.zeros((0, len(arrays["test"])))
-        return cls(**{"residual_products": none, **arrays})
+        return cls(**{"residual_products": none, "metric": np.zeros((0, 0)), **arrays})
 
     def add(self, other: TileFigures) -> TileFigures:
         """Adds the figures of further tiles to these."""
@@ -163,6 +181,7 @@ class TileFigures:
         self.residual += other.residual
         self.test += other.test
         self.test_products += other.test_products
+        self.metric += other.metric
         if len(self.residual_products) == len(other.residual_products):
             self.residual_products += other.residual_products
         else:
@@ -172,7 +191,9 @@ class TileFigures:
 
     def as_arrays(self) -> dict[str, Array]:
         """Returns the figures by their names."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Only blocks have a metric.
+        return {name: array for name, array in found.items() if array.size or name != "metric"}
 
 
 def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
@@ -196,6 +217,9 @@ class Recipe:
         test: The test sketch, if it has the same rows and is to be compared.
         weights: ``diag(values) V^H G``, ``(r, q)``: what the residual of the test sketch is formed
             with; without it ``U^H T`` is.
+        family: How many of the source's first columns are blocks, to which this one is to be
+            orthogonal.
+        is_block: Whether the matrix is a block, whose metric is formed.
     """
 
     name: str
@@ -203,6 +227,8 @@ class Recipe:
     vectors: Vectors
     test: Tiles | None = None
     weights: Array | None = None
+    family: int = 0
+    is_block: bool = False
 
     def tile_bytes(self, plan: Plan) -> int:
         """Returns the bytes of a row tile as it is stored."""
@@ -218,6 +244,7 @@ class Recipe:
             rank=vectors.rank,
             tests=self.tests,
             corrected=vectors.correction is not None,
+            family=self.family,
         )
 
     @property
@@ -275,6 +302,9 @@ class Making:
             u = self._maker.tile(number, buffers)
             _write_rounded(writer, number - tiles.start, u)
             figures = self._figures(number, u)
+            if self.recipe.is_block:
+                x, adjoint = buffers[0][: len(u)], u.conj().T
+                figures.metric = np.concatenate([adjoint @ x, adjoint @ u], axis=1)
             self._maker.give(buffers)
             return figures
 
@@ -296,6 +326,7 @@ class Making:
             test=np.zeros(q),
             test_products=np.zeros((0 if residual else recipe.vectors.rank, q), self._wide),
             residual_products=np.zeros((0, q), self._wide),
+            metric=np.zeros((0, 0)),
         )
         if q and recipe.test is not None:
             space = self._spaces.take()
@@ -324,12 +355,13 @@ class Making:
     def gram(self, tiles: Range, advance: Advance) -> Array:
         """Forms ``U^H U`` of a run of tiles of vectors that are not written, ``(r, r)``.
 
-        Only its upper triangle counts.
+        Only its upper triangle counts. Of a block it forms ``[F U]^H U``, ``(f + r, r)``.
 
         Raises:
             UsageError: If memory is too little.
         """
-        shape = (self.recipe.vectors.rank, self.recipe.vectors.rank)
+        first = self.recipe.family
+        shape = (first + self.recipe.vectors.rank, self.recipe.vectors.rank)
         needed = gram_bytes(self._plan, self.recipe.sizes)
         in_flight = tiles_in_flight("recover", self._resources, *needed)
         grams = Pool(lambda: np.zeros(shape, self._wide))
@@ -338,7 +370,10 @@ class Making:
             buffers = self._maker.take()
             u = self._maker.tile(number, buffers)
             gram, loaded = grams.take(), self._on.load(u)
-            self._on.adjoint_times(loaded, loaded, gram)
+            self._on.adjoint_times(loaded, loaded, gram[first:])
+            if first:
+                family = self._on.load(buffers[0][: len(u), :first])
+                self._on.adjoint_times(family, loaded, gram[:first])
             self._maker.give(buffers)
             return gram
 

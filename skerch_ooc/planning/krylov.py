@@ -1,0 +1,163 @@
+"""Krylov rounds: how many there may be, which block each applies, and what was made of what.
+
+A *block* is some columns of a basis. Round ``k`` applies the operator to block ``k``, or
+for ``svd`` and a block on the range its adjoint. The first block is noise; each later one is made,
+orthogonal to all blocks on its side, of the products of an earlier round or of columns of the test
+sketch. A round of whose products no block was made is *open*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skerch_ooc.base.partition import Range
+from skerch_ooc.planning import values
+
+ROUND_WIDTH = 16
+"""Columns of a round, unless the spec says another number."""
+
+PAIRS = 20
+"""Pairs that are looked for, unless the spec says another number."""
+
+PAIRS_TOLERANCE = 1e-4
+"""Relative error to which they are to be known, unless the spec says another."""
+
+MOST_ROUNDS = 1000
+"""Most rounds of a run: their blocks are all read in each round."""
+
+_ROUND, _TEST = "round", "test"
+
+RANGE = "range"
+CORANGE = "corange"
+
+
+def most_rounds(kind: str, rank: int, width: int) -> int:
+    """Returns the most rounds where nobody says another number; a round of ``svd`` is a half step.
+
+    They are enough for spectra that decay slowly: a block of ``b`` columns finds ``r`` pairs of
+    most spectra within some ``3 r / b`` rounds.
+    """
+    return (6 + math.ceil(12 * rank / width)) * (1 if kind == "eigh" else 2)
+
+
+@dataclass(frozen=True)
+class Krylov(values.Checked):
+    """The rounds of a run with method ``krylov``, as its plan states them.
+
+    Attributes:
+        width: Columns of a round.
+        rounds: The most rounds.
+        tolerance: Relative error of the pairs at which the rounds end; ``None`` if they end only
+            at the most.
+    """
+
+    width: int = values.checked(values.integer(1))
+    rounds: int = values.checked(values.integer(1, MOST_ROUNDS))
+    tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a block is made of: the products of a round, or some columns of the test sketch.
+
+    Attributes:
+        products: The number of the round; ``None`` for columns of the test sketch.
+        tests: Those columns; ``None`` for products.
+    """
+
+    products: int | None = None
+    tests: Range | None = None
+
+    def __str__(self) -> str:
+        return f"{_ROUND}{self.products}" if self.tests is None else f"{_TEST}{self.tests}"
+
+    @classmethod
+    def parse(cls, text: str) -> Origin:
+        """Reads what ``str`` gave.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        start, dash, stop = text.removeprefix(_TEST).partition("-")
+        if dash:
+            found = cls(tests=Range(int(start), int(stop)))
+        else:
+            found = cls(products=int(text.removeprefix(_ROUND)))
+        # Numbers have several spellings, and only one is right.
+        if str(found) != text:
+            raise ValueError(f"{text!r} is nothing that a block is made of")
+        return found
+
+
+@dataclass(frozen=True)
+class BasisBlock:
+    """A block of the basis, and what it was made of.
+
+    Attributes:
+        number: The number of the round that applies the operator to it.
+        columns: How many columns it has.
+        side: The side that it lies on.
+        source: What it was made of; ``None`` for the first, which is noise.
+        spent: What was looked at before, and had nothing new.
+    """
+
+    number: int
+    columns: int
+    side: str
+    source: Origin | None = None
+    spent: tuple[Origin, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what a file of the block says of its making."""
+        return {
+            "number": self.number,
+            "side": self.side,
+            "source": str(self.source),
+            "spent": [str(source) for source in self.spent],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, columns: int) -> BasisBlock:
+        """Reads what :meth:`as_json` returned.
+
+        Raises:
+            LookupError, TypeError, ValueError: If it is something else.
+        """
+        spent = tuple(map(Origin.parse, value["spent"]))
+        side = {RANGE: RANGE, CORANGE: CORANGE}[value["side"]]
+        return cls(int(value["number"]), columns, side, Origin.parse(value["source"]), spent)
+
+
+def first_block(kind: str, columns: int) -> BasisBlock:
+    """Returns the block of noise that the first round applies."""
+    return BasisBlock(1, columns, RANGE if kind == "eigh" else CORANGE)
+
+
+def across(kind: str, side: str) -> str:
+    """Returns the side that products with a block on a side lie on."""
+    if kind == "eigh":
+        return RANGE
+    return RANGE if side == CORANGE else CORANGE
+
+
+def family(blocks: Iterable[BasisBlock], side: str) -> list[BasisBlock]:
+    """Returns the blocks on a side, in order."""
+    return [block for block in blocks if block.side == side]
+
+
+def open_rounds(kind: str, blocks: Sequence[BasisBlock], side: str) -> list[int]:
+    """Returns the rounds with products on a side of which no block was made, in order."""
+    used = {source.products for b in blocks for source in (b.source, *b.spent) if source}
+    return [b.number for b in blocks if across(kind, b.side) == side and b.number not in used]
+
+
+def planned_blocks(kind: str, number: int, width: int) -> list[BasisBlock]:
+    """Returns the blocks up to a round as they are foretold: each of the products before it."""
+    blocks = [first_block(kind, width)]
+    for after in range(1, number):
+        side = across(kind, blocks[-1].side)
+        blocks.append(BasisBlock(after + 1, width, side, Origin(products=after)))
+    return blocks

@@ -1,0 +1,231 @@
+"""Density of the whole spectrum, and traces of functions, from the rounds of a run, at no product.
+
+The rounds of ``krylov`` started from random columns ``Omega``. Their Ritz values ``theta_i`` are
+the nodes of a Gauss quadrature, with the weights ``W_ij = |s_i^H F_j|^2`` for each column ``j``:
+``omega_j^H f(A) omega_j`` is about ``sum_i W_ij f(theta_i)``, and the mean over the columns
+estimates ``tr f(A)`` (Golub and Meurant 1994, "Matrices, moments and quadrature"; Ubaru, Chen and
+Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", section 3; for the
+density Chen, Trogdon and Ubaru 2021, arXiv 2105.06595). All columns share one space here, which
+makes the quadrature of each of them more exact than that of a space of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.stages.recover.krylov import Quadrature, search_of
+from skerch_ooc.store.rundir import Run, open_run
+
+_GRID = 400
+_WIDTHS = 100.0
+"""The default width of the smoothing is this part of the range of the nodes."""
+
+Reals = npt.NDArray[np.float64]
+Function = Callable[[Reals], Any]
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """An estimate of a trace, with both of its errors.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Of the mean over the random columns; ``None`` if there is only one.
+        bias: How much the last round has changed the value: about what the quadrature itself is
+            off by; ``None`` after a single round.
+    """
+
+    value: float
+    standard_error: float | None
+    bias: float | None
+
+    def as_json(self) -> dict[str, float | None]:
+        """Returns the figures as JSON values."""
+        return {"value": self.value, "standard_error": self.standard_error, "bias": self.bias}
+
+
+@dataclass(frozen=True)
+class Density:
+    """The density of all eigenvalues of a Hermitian operator, as nodes with weights.
+
+    Attributes:
+        n: How many eigenvalues there are.
+        quadrature: Nodes, and weights for each random column.
+        before: The same one round earlier; ``None`` after a single round.
+    """
+
+    n: int
+    quadrature: Quadrature
+    before: Quadrature | None
+
+    @property
+    def nodes(self) -> Reals:
+        """The Ritz values, ascending, ``(k,)``."""
+        return self.quadrature.nodes
+
+    @cached_property
+    def weights(self) -> Reals:
+        """The share of the eigenvalues that each node stands for, ``(k,)``; the sum is 1."""
+        weights = self.quadrature.weights.mean(axis=1)
+        return np.asarray(weights / weights.sum())
+
+    def pdf(self, x: Any, width: float | None = None) -> Reals:
+        """Returns the density, smoothed by a Gaussian; it integrates to 1.
+
+        Args:
+            x: Where, any shape; in the units of the operator.
+            width: Standard deviation of the Gaussian, in the same units; by default a hundredth of
+                the range of the nodes.
+
+        Raises:
+            UsageError: If the width is not positive.
+        """
+        width = self.width if width is None else width
+        if not width > 0:
+            raise UsageError(f"width = {width}: must be positive")
+        at = np.asarray(x, np.float64)
+        scaled = (at[..., None] - self.nodes) / width
+        bumps = np.exp(-0.5 * scaled**2) / (width * math.sqrt(2 * math.pi))
+        return np.asarray(bumps @ self.weights)
+
+    def cdf(self, x: Any) -> Reals:
+        """Returns the share of the eigenvalues that are at most ``x``, any shape."""
+        running = np.concatenate([[0.0], np.cumsum(self.weights)])
+        return np.asarray(running[np.searchsorted(self.nodes, np.asarray(x), side="right")])
+
+    @property
+    def width(self) -> float:
+        """The width by which :meth:`pdf` smooths if no other is given."""
+        span = float(self.nodes[-1] - self.nodes[0])
+        return span / _WIDTHS or max(abs(float(self.nodes[0])) / _WIDTHS, 1e-300)
+
+    def count(self, low: float, high: float) -> TraceEstimate:
+        """Estimates how many eigenvalues lie from ``low`` to ``high``.
+
+        An end that lies among nodes cuts the share of a node in no way: the quadrature tells no
+        more than that, and ``bias`` says what that may be worth.
+
+        Raises:
+            UsageError: If ``low`` is above ``high``.
+        """
+        if not low <= high:
+            raise UsageError(f"low = {low} is above high = {high}; exchange them")
+        return self.trace(lambda x: (low <= x) & (x <= high))
+
+    def trace(self, function: Function) -> TraceEstimate:
+        """Estimates ``tr f(A)``, the sum of ``f`` over all eigenvalues.
+
+        Args:
+            function: ``f``, from an array of real numbers to an array of as many.
+
+        Raises:
+            UsageError: If ``f`` gives anything else, or is not finite at a node.
+        """
+        values = _columns(self.quadrature, function)
+        spread = float(values.std(ddof=1)) if len(values) > 1 else None
+        value, bias = float(values.mean()), None
+        if self.before is not None:
+            bias = abs(value - float(_columns(self.before, function).mean()))
+        return TraceEstimate(
+            value, None if spread is None else spread / math.sqrt(len(values)), bias
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns nodes and weights, and both curves on a grid, as JSON values."""
+        margin = 4 * self.width
+        grid = np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, _GRID)
+        signs = {"negative": (-math.inf, -self._zero), "positive": (self._zero, math.inf)}
+        return {
+            "n": self.n,
+            "nodes": self.nodes.tolist(),
+            "weights": self.weights.tolist(),
+            "width": self.width,
+            "x": grid.tolist(),
+            "pdf": self.pdf(grid).tolist(),
+            "cdf": self.cdf(grid).tolist(),
+            "counts": {name: self.count(*ends).as_json() for name, ends in signs.items()},
+            "trace": self.trace(lambda x: x).as_json(),
+        }
+
+    @property
+    def _zero(self) -> float:
+        """What is nearer to 0 than this has no sign that rounding leaves."""
+        return float(np.finfo(np.float32).eps * np.abs(self.nodes).max())
+
+
+def _columns(quadrature: Quadrature, function: Function) -> Reals:
+    """Returns the quadrature of a function for each random column."""
+    nodes = quadrature.nodes
+    with np.errstate(all="ignore"):
+        values = np.asarray(function(nodes.copy()))
+    if values.shape != nodes.shape or values.dtype.kind not in "biuf":
+        raise UsageError(
+            f"the function returns an array of shape {values.shape} and type {values.dtype} for "
+            f"real numbers of shape {nodes.shape}; it must return a real number for each"
+        )
+    wrong = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
+    if len(wrong):
+        node = float(nodes[wrong[0]])
+        raise UsageError(
+            f"the function is {values[wrong[0]]} at the node {node:.6g}, which is one of "
+            f"{len(nodes)} that stand for the spectrum (from {nodes[0]:.3g} to {nodes[-1]:.3g}); "
+            "give a function that is finite there, such as that of a shifted operator"
+        )
+    return np.asarray(values.astype(np.float64) @ quadrature.weights)
+
+
+def density(run: Run | str | Path) -> Density:
+    """Estimates the density of all eigenvalues from the rounds of a run, at no product.
+
+    Args:
+        run: A run of ``krylov`` with ``kind = "eigh"``, or its directory.
+
+    Returns:
+        The density: nodes, weights, smoothed density, cumulative spectrum, counts, and traces of
+        functions.
+
+    Raises:
+        UsageError: If the run is one of another method or kind.
+        IncompleteError: If no round is measured and merged, or the shards were removed.
+        CorruptError: If a file is damaged.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    plan = run.plan
+    if plan.krylov is None or plan.identity.kind != "eigh":
+        raise UsageError(
+            f'the density is made of the rounds of krylov for kind = "eigh"; {run.directory} is a '
+            f'run of {plan.recovery.method} for kind = "{plan.identity.kind}". Rounds can follow '
+            f"a sketch of nystrom: skerch-ooc extend {quoted(run.directory)} --rounds 8"
+        )
+    quadrature, before = search_of(run).quadratures()
+    return Density(plan.identity.shape[0], quadrature, before)
+
+
+def trace(run: Run | str | Path, function: Function) -> TraceEstimate:
+    """Estimates ``tr f(A)`` from the rounds of a run, at no product.
+
+    Examples are ``lambda x: np.log(x + c)`` for the logarithm of ``det(A + c I)``, ``np.exp``, and
+    ``lambda x: x**2`` for the squared Frobenius norm.
+
+    Args:
+        run: As in :func:`density`.
+        function: ``f``, from an array of real numbers to an array of as many.
+
+    Returns:
+        The estimate, its standard error, and the bias of the quadrature.
+
+    Raises:
+        UsageError: As :func:`density`; or if ``f`` is not finite at a node.
+        IncompleteError: As :func:`density`.
+        CorruptError: As :func:`density`.
+    """
+    return density(run).trace(function)

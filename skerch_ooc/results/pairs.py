@@ -1,0 +1,115 @@
+"""Pairs: how many of those that were looked for are known, and how well, by their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import QualityError, quoted
+from skerch_ooc.planning.plan import Plan
+from skerch_ooc.store.rundir import Run
+
+_SMALL = 1e-3
+
+
+@dataclass(frozen=True)
+class KnownPairs:
+    """How well the pairs of a result of ``krylov`` are known.
+
+    Errors are relative to the value, or to a thousandth of the largest one if that is more.
+
+    Attributes:
+        wanted: How many pairs were looked for.
+        found: How many there are.
+        met: How many of them are known to the tolerance.
+        tolerance: The tolerance; ``None`` if the number of rounds was given.
+        worst: The largest relative bound of all that were found; ``None`` if none was.
+        rounds: The number of rounds.
+        confirmed: Whether a further round from other random columns showed nothing else.
+    """
+
+    wanted: int
+    found: int
+    met: int
+    tolerance: float | None
+    worst: float | None
+    rounds: int
+    confirmed: bool
+
+    @classmethod
+    def of(cls, plan: Plan, wanted: int, values: Array, arrays: Mapping[str, Array]) -> KnownPairs:
+        """Counts the pairs of a result.
+
+        Args:
+            plan: The plan in force.
+            wanted: How many were looked for.
+            values: The values, ``(r,)``.
+            arrays: What the file of the result holds besides.
+
+        Raises:
+            LookupError: If something is not there.
+        """
+        tolerance = None if plan.krylov is None else plan.krylov.tolerance
+        relative = relative_bounds(values, arrays["bounds"], float(arrays["spectral_norm"]))
+        met = relative <= tolerance if tolerance is not None else np.isfinite(relative)
+        return cls(
+            wanted=wanted,
+            found=len(values),
+            met=int(np.count_nonzero(met)),
+            tolerance=tolerance,
+            worst=float(relative.max()) if len(relative) else None,
+            rounds=int(arrays["rounds"]),
+            confirmed=bool(arrays["confirmed"]),
+        )
+
+    @property
+    def are_met(self) -> bool:
+        """Whether all that were looked for are known to the tolerance."""
+        return self.tolerance is None or self.met >= self.wanted
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the figures as JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Says how many pairs are known, and how well, for people."""
+        worst = "" if self.worst is None else f", the worst within {self.worst:.1e}"
+        if self.tolerance is None:
+            return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
+        return (
+            f"{self.met} of {self.wanted} within {self.tolerance:.1e} after {self.rounds} "
+            f"rounds{worst}"
+        )
+
+
+def relative_bounds(values: Array, bounds: Array, norm: float) -> Array:
+    """Returns bounds relative to the values, or to a thousandth of the norm if that is more."""
+    scale = np.maximum(np.abs(values), _SMALL * norm)
+    return np.asarray(bounds / np.where(scale > 0, scale, 1.0))
+
+
+def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
+    """Raises an error if the pairs that were looked for are not all known to the tolerance.
+
+    Raises:
+        QualityError: If they are not; it says how many are, and what finds more.
+    """
+    if pairs is None or pairs.are_met:
+        return
+    plan = run.plan
+    assert pairs.tolerance is not None
+    if pairs.found < pairs.wanted:
+        what = (
+            f"recovery.rank = {pairs.wanted}, but the operator shows only {pairs.found} values "
+            "that are not rounding errors"
+        )
+    else:
+        what = f"pairs_tolerance = {pairs.tolerance:.1e} is met by {pairs.text()}"
+    raise QualityError(
+        f"{what}. The result is there; go on with: skerch-ooc extend {quoted(run.directory)} "
+        f"--rounds {2 * plan.rounds} --pairs-tolerance {pairs.tolerance:g}"
+    )
