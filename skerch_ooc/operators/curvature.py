@@ -14,15 +14,15 @@ from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.operators.derivatives import library
 from skerch_ooc.operators.derivatives.agreement import agreed
 from skerch_ooc.operators.derivatives.batches import HALF, sha256_of
-from skerch_ooc.operators.derivatives.checks import (
+from skerch_ooc.operators.derivatives.checks import require_gradient
+from skerch_ooc.operators.derivatives.differences import (
     compared,
     converted,
     differentiable_twice,
-    require_data_apart,
-    require_gradient,
     why_one_by_one,
 )
 from skerch_ooc.operators.derivatives.fisher import SAMPLED, PseudoLoss
+from skerch_ooc.operators.derivatives.graphs import require_data_apart
 from skerch_ooc.operators.derivatives.operator import Curvature, Objective
 from skerch_ooc.operators.derivatives.parameters import Chosen, Parameters, chosen_of
 from skerch_ooc.operators.derivatives.products import Loss, begin_of
