@@ -46,7 +46,7 @@ def by_columns(compute: Callable[..., Any], *given: Maybe) -> tuple[Maybe, ...]:
         given: The tensors.
     """
     level, is_batched, kind = _columns_of_here()
-    batched = [a for a in given if a is not None and level and is_batched(a)]
+    batched = [a for a in given if a is not None and is_batched(a)]
     if not batched:
         found = compute(*(a if a is None else a[None] for a in given))
         return tuple(one if one is None else one[0] for one in found)
@@ -57,7 +57,7 @@ def by_columns(compute: Callable[..., Any], *given: Maybe) -> tuple[Maybe, ...]:
     return tuple(one if one is None else kind._add_batch_dim(one, 0, level) for one in found)
 
 
-def _columns_of_here() -> tuple[int | None, Callable[[Tensor], bool], Any]:
+def _columns_of_here() -> tuple[int, Callable[[Tensor], bool], Any]:
     """The level of the innermost ``vmap``, what tells its tensors, and what wraps them.
 
     The engine, asked for several columns at once, has a ``vmap`` of its own.
@@ -67,4 +67,5 @@ def _columns_of_here() -> tuple[int | None, Callable[[Tensor], bool], Any]:
         return level, kind.is_batchedtensor, kind
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    return level, kind.is_legacy_batchedtensor, torch
+    # The engine's threads for other devices do not know how deep it is.
+    return max(level, 1), kind.is_legacy_batchedtensor, torch
