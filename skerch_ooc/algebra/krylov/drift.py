@@ -72,18 +72,21 @@ def _within(space: Space, number: int) -> float:
 
 def _between(space: Space, number: int, known: dict[int, Array]) -> float:
     family, block = space.family_of(number), space.chain.blocks[number - 1]
-    mine = family.metric[:, family.places[number]]
-    mine = family.root.conj().T @ mine
+    own = family.root.conj().T @ family.metric[:, family.places[number]]
+    # What was dropped of a round's products is larger than rounding.
+    vague = space.narrowed(block.side) if family.is_triangular else list(known)
     figures = [0.0]
     # These blocks lie where the products of this one do, so that theirs lie where this one does.
     for j in space.families[space.products_side(number)].places:
-        if j < number and j in known:
-            foretold = block.products.get(j)
-            if foretold is None:
-                seen = known[j]
-                foretold = mine[: len(seen)].conj().T @ seen
-            difference = _row(space, j, number) - foretold.conj().T
-            figures.append(_relative(space, difference, j, number))
+        if j >= number or j not in known:
+            continue
+        if j in block.products:  # (A Q_j)^H Q_k was measured while round j was open,
+            foretold = block.products[j].conj().T
+        elif j not in vague:  # or follows from what A Q_j was resolved into.
+            foretold = known[j].conj().T @ own[: len(known[j])]
+        else:
+            continue
+        figures.append(_relative(space, _row(space, j, number) - foretold, j, number))
     return max(figures)
 
 

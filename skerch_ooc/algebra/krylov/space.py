@@ -40,7 +40,7 @@ def metric_root(metric: Array) -> Array:
 
 def largest(gram: Array) -> float:
     """The largest eigenvalue of a Gram matrix; 0 if it is empty."""
-    return float(np.linalg.eigvalsh(hermitian_part(gram))[-1]) if len(gram) else 0.0
+    return max(float(np.linalg.eigvalsh(hermitian_part(gram))[-1]), 0.0) if len(gram) else 0.0
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,28 @@ class Family:
         """How many columns it has."""
         return len(self.metric)
 
+    @property
+    def rank(self) -> int:
+        """How many of them are independent."""
+        return int(self.root.shape[1])
+
+    @property
+    def is_triangular(self) -> bool:
+        """Whether the root is, so that its coordinates go block by block."""
+        return self.rank == self.size
+
     def coordinates(self, w: Array) -> Array:
         """``B^H W`` for ``W = F^H Y``; ``W`` may have the rows of the first blocks only.
 
         ``||Y||^2 - ||B^H W||^2`` is what the blocks leave of a column.
         """
-        square = self.root.shape == self.metric.shape
-        root = self.root if len(w) == self.size or square else None
-        if root is None:
+        root = self.root
+        if self.is_triangular:
+            # The root of the first blocks is the leading part of the root of all.
+            root = root[: len(w), : len(w)]
+        elif len(w) < self.size:
             root = metric_root(self.metric[: len(w), : len(w)])
-        # The root of the first blocks is the leading part of the root of all.
-        return np.asarray(root[: len(w), : len(w)].conj().T @ w)
+        return np.asarray(root.conj().T @ w)
 
     def coefficients(self, w: Array) -> Array:
         """``C = M^-1 W`` for ``W = F^H Y``."""
@@ -171,7 +182,7 @@ class Space:
         """The rounds with products on a side that no block was made of."""
         return self.chain.open_rounds(side)
 
-    def _narrowed(self, side: Side) -> list[int]:
+    def narrowed(self, side: Side) -> list[int]:
         """The rounds on a side of which a block was made that does not hold all of them."""
         return [
             block.source.round
@@ -197,7 +208,7 @@ class Space:
                 other = coefficients[self.family_of(j).places[j]]
                 squares += _forms(part, self.left_over(i, j), other)
             squares += self._noise(i, part)
-        for i in self._narrowed(side):
+        for i in self.narrowed(side):
             part = coefficients[self.family_of(i).places[i]]
             squares += np.maximum(_forms(part, self.left_over(i), part), 0) + self._noise(i, part)
         return np.asarray(np.sqrt(np.maximum(squares, 0.0)))

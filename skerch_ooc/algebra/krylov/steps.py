@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from skerch_ooc.algebra.krylov.pairs import Pairs, Which, pairs_of
-from skerch_ooc.algebra.krylov.space import Space, largest, metric_root
+from skerch_ooc.algebra.krylov.space import Space, largest
 from skerch_ooc.algebra.krylov.sums import BlockSource, Chain, Side
 from skerch_ooc.algebra.linalg import hermitian_part
 from skerch_ooc.base.arrays import Array
@@ -110,31 +110,62 @@ def decide(chain: Chain, goal: Goal) -> Standing:
     space = Space.of(chain)
     pairs = pairs_of(space, goal.which)
     wanted = pairs.upto(goal.rank)
-    met = settled = np.zeros(len(wanted.values), bool)
-    if goal.tolerance is not None:
-        met, settled = wanted.met(goal.tolerance), wanted.settled(goal.tolerance)
+    met, settled = _known(wanted, goal)
     onward = _onward(space, wanted, settled)
     exhausted = onward is None
     complete = exhausted and _is_full(space)
+    if not _is_full(space):
+        wanted = _before_zeros(wanted, goal, exhausted)
+        met, settled = _known(wanted, goal)
     reached = len(met) == goal.rank and bool(settled.all())
-    trial = _trial(space.chain)
-    stays = (reached or exhausted) and _stays(space.chain, trial or len(chain.rounds), goal, wanted)
-    confirmed, step = complete, onward
-    if stays and trial and not complete:
-        step = _suspect(space, goal, wanted) if reached else None
-        confirmed = step is None
-    elif reached or exhausted or _is_overdue(chain, goal):
+    step, confirmed = onward, complete
+    if (reached or exhausted) and not complete:
+        step, confirmed = _looked_again(space, goal, wanted, onward)
+    elif _is_overdue(chain, goal):
         step = _confirming(space) or onward
-        if stays and not trial and (step is onward):
-            step = None
-    ending: Ending = ""
-    if confirmed or step is None:
+    if step is None or confirmed:
         step = None
-        ending = "exhausted" if not reached else "met" if met.all() else "rounding"
+        ending: Ending = "exhausted" if not reached else "met" if met.all() else "rounding"
     else:
         ending = _limit(space, goal, step)
     step = None if ending else step
     return Standing(pairs, len(met), met, exhausted, complete, confirmed, ending, step)
+
+
+def _known(wanted: Pairs, goal: Goal) -> tuple[Array, Array]:
+    """Which pairs are known to the tolerance, and which at least as well as the dtype allows."""
+    if goal.tolerance is None:
+        return np.zeros(len(wanted.values), bool), np.zeros(len(wanted.values), bool)
+    return wanted.met(goal.tolerance), wanted.settled(goal.tolerance)
+
+
+def _before_zeros(wanted: Pairs, goal: Goal, exhausted: bool) -> Pairs:
+    """The largest, or smallest, pairs as far as the values that are zero, if there are any.
+
+    ``A G`` has no part of the vectors that the operator maps to zero: how many there are is not
+    known. An invariant space leaves some out.
+    """
+    zeros = exhausted or np.any(np.abs(wanted.values) <= wanted.rounding)
+    if goal.which == "LM" or not zeros:
+        return wanted
+    sign = 1 if goal.which == "LA" else -1
+    return wanted.upto(int(np.count_nonzero(sign * wanted.values >= -wanted.rounding)))
+
+
+def _looked_again(
+    space: Space, goal: Goal, wanted: Pairs, onward: NextBlock | None
+) -> tuple[NextBlock | None, bool]:
+    """What follows when the pairs are known, or the space is exhausted; and if it is confirmed."""
+    trial = _trial(space.chain)
+    stays = _stays(space.chain, trial or len(space.chain.rounds), goal, wanted)
+    if stays and trial:
+        excluded = len(wanted.values) < goal.rank or _excludes(space, trial, goal, wanted)
+        step = None if excluded else _last_continued(space)
+        return step, step is None
+    fresh = _confirming(space)
+    if fresh is None and stays:
+        return None, False
+    return fresh or onward, False
 
 
 def _limit(space: Space, goal: Goal, step: NextBlock) -> Ending:
@@ -149,7 +180,7 @@ def _limit(space: Space, goal: Goal, step: NextBlock) -> Ending:
 
 def _is_full(space: Space) -> bool:
     return any(
-        family.size >= space.setting.height(side)
+        family.rank >= space.setting.height(side)
         for side, family in space.families.items()
         if side in space.setting.sides
     )
@@ -178,20 +209,71 @@ def _stays(chain: Chain, number: int, goal: Goal, wanted: Pairs) -> bool:
     return bool(np.all(moved <= before.bounds + wanted.bounds))
 
 
-def _suspect(space: Space, goal: Goal, wanted: Pairs) -> NextBlock | None:
-    """Goes on with the products of the last block if they are larger than they should be.
+def _excludes(space: Space, trial: int, goal: Goal, wanted: Pairs) -> bool:
+    """Whether the chain of a trial is too small to hide a value as large as the last wanted one.
 
-    That block is orthogonal to the wanted vectors. If these are all, the operator's norm on it is
-    at most the next value. A copy that was missed has a share in it, ``w`` of the square: it shows
-    as ``sqrt(w)`` times its value in the norm, where its Ritz value is ``w`` times it at first.
+    Let ``e`` be a unit vector of such a value ``t``, orthogonal to the space that was tried. Test
+    columns ``T = A G`` have the parts ``t g`` along ``e``, ``g`` Gaussian; so the squared part of
+    ``e`` in their span is at least ``w = t^2 |g|^2 / lambda_max(T^H T)``, of what the space leaves
+    of ``T``, and ``||A^m Q|| >= sqrt(w) t^m`` on their orthonormal basis ``Q``, whatever the bulk
+    of the operator is that ``T`` has from its many small values.
     """
+    norms = _powers(space, trial)
+    if goal.which != "LM" or not norms:
+        return True
+    value = abs(float(wanted.values[-1])) - wanted.rounding
+    source = space.chain.blocks[trial - 1].source
+    assert source is not None
+    rest = _left_of_tests(Space.of(space.chain.upto(trial - 1)), source)
+    share = value**2 * _unlucky(len(rest.left)) / max(largest(rest.left), _TINY)
+    powers = value ** np.arange(1, len(norms) + 1)
+    return bool(np.any(np.array(norms) <= math.sqrt(min(share, 1.0)) * powers))
+
+
+def _unlucky(columns: int) -> float:
+    """What a sum of so many squared normal numbers is below in at most one of 100 cases."""
+    # The density of chi squared without its exponential, which is at most 1.
+    return 2 * math.exp((math.log(_CHANCE) + math.lgamma(columns / 2 + 1)) * 2 / columns)
+
+
+def _powers(space: Space, trial: int) -> list[float]:
+    """Norms ``||A^m Q||``, ``m = 1, 2, ..``, of a trial's block within what its chain spans.
+
+    Every family is taken with orthonormal coordinates; those of the chain are the last ones.
+    """
+    last = len(space.chain.rounds)
+    chain = [k for k in range(trial, last + 1) if space.chain.blocks[k - 1].width]
+    if not chain or not all(family.is_triangular for family in space.families.values()):
+        return []
+    small = space.families["range"].root.conj().T @ space.middle @ space.families["corange"].root
+    inside = np.block([[_between(space, small, i, j) for j in chain] for i in chain])
+    own = space.family_of(last)
+    root = own.root[own.places[last], own.places[last]]
+    left = root.conj().T @ space.left_over(last) @ root
+    power = np.eye(len(inside), space.chain.blocks[trial - 1].width, dtype=inside.dtype)
+    norms = []
+    for _ in chain:
+        before = power[len(power) - len(left) :]
+        power = inside @ power
+        square = power.conj().T @ power + before.conj().T @ left @ before
+        norms.append(math.sqrt(largest(square)))
+    return norms
+
+
+def _between(space: Space, small: Array, row: int, column: int) -> Array:
+    """What the operator, or its adjoint, does from one block to another, in such coordinates."""
+    sides = space.chain.blocks[row - 1].side, space.chain.blocks[column - 1].side
+    rows, columns = space.family_of(row).places[row], space.family_of(column).places[column]
+    if space.setting.hermitian or sides == ("range", "corange"):
+        return small[rows, columns]
+    if sides == ("corange", "range"):
+        return np.asarray(small[columns, rows].conj().T)
+    return np.zeros((rows.stop - rows.start, columns.stop - columns.start), small.dtype)
+
+
+def _last_continued(space: Space) -> NextBlock | None:
     number = len(space.chain.rounds)
-    place = space.family_of(number).places[number]
-    if goal.which != "LM" or place.start == place.stop:
-        return None
-    root = metric_root(space.family_of(number).metric[place, place])
-    square = largest(root.conj().T @ space.chain.rounds[number - 1].squares @ root)
-    if math.sqrt(square) <= _LARGER * abs(wanted.values[-1]) + wanted.rounding:
+    if not space.chain.blocks[number - 1].width:
         return None
     return _continuing(space, space.products_side(number), number)[0]
 
@@ -243,15 +325,22 @@ def _confirming(space: Space) -> NextBlock | None:
     columns = slice(used, min(used + space.chain.blocks[0].width, len(space.chain.tests)))
     if columns.start >= columns.stop:
         return None
+    rest = _left_of_tests(space, BlockSource(0, (columns.start, columns.stop)))
+    return _step(space, rest, largest(rest.squares), True)
+
+
+def _left_of_tests(space: Space, source: BlockSource) -> _LeftOver:
+    """What the space leaves of columns of the test sketch."""
+    columns = slice(*source.columns)
     side = space.setting.test_side
     # F^H T = F^H A G = (A^H F)^H G: known without reading T, to the rounding of the products. It
     # is that rounding which the second projection takes away.
     sums = [space.chain.rounds[k - 1].tests for k in space.families[side].places]
-    w = np.concatenate([each[columns].conj().T for each in sums if each is not None])
-    gram = space.chain.tests[columns, columns]
-    left = hermitian_part(gram - space.families[side].coefficients(w).conj().T @ w)
-    source = BlockSource(0, (columns.start, columns.stop))
-    return _step(space, _LeftOver(side, source, w, gram, left), largest(gram), True)
+    squares = space.chain.tests[columns, columns]
+    none = squares[:0]
+    w = np.concatenate([none, *(each[columns].conj().T for each in sums if each is not None)])
+    own = space.families[side].coordinates(w)
+    return _LeftOver(side, source, w, squares, hermitian_part(squares - own.conj().T @ own))
 
 
 @dataclass(frozen=True)
@@ -272,7 +361,7 @@ def _step(space: Space, rest: _LeftOver, scale: float, twice: bool) -> NextBlock
     large as that rounding may be.
     """
     family, epsilon = space.families[rest.side], space.setting.epsilon
-    most = space.setting.height(rest.side) - family.size
+    most = space.setting.height(rest.side) - family.rank
     drop = (_DROP_DOUBLE if space.setting.double else _DROP_SINGLE) * math.sqrt(scale)
     values, vectors = np.linalg.eigh(rest.left)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -317,7 +406,7 @@ def refined(space: Space, step: NextBlock, sums: Array, squares: Array) -> tuple
     return c, vectors / lengths[:, None] / values @ u[:, :wide]
 
 
-_LARGER = 1.01
+_CHANCE = 0.01
 _DROP_SINGLE = 1e-6
 _DROP_DOUBLE = 1e-10
 _SEEN = 1e-14
