@@ -1,13 +1,14 @@
-"""Verbs that say how good a result is: assess, estimates, report."""
+"""Verbs that say what came out, and how good it is: assess, estimates, density, report."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
 
 from skerch_ooc.base.progress import terminal_progress
-from skerch_ooc.cli.group import show, show_result, verb
+from skerch_ooc.cli.group import json_of, show, show_result, verb
 from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, RESULT, THREADS
 
 
@@ -35,6 +36,27 @@ def estimates(
         threads=threads, progress=terminal_progress(),
     )  # fmt: skip
     show(found, tables.estimates_table, as_json=as_json)
+
+
+@verb("density runs/hessian --json", DIR, JSON)
+@click.option(
+    "--from", "low", type=float, metavar="A", help="Count the eigenvalues from A on.",
+)  # fmt: skip
+@click.option("--to", "high", type=float, metavar="B", help="Count the eigenvalues up to B.")
+def density(directory: Path, low: float | None, high: float | None, as_json: bool) -> None:
+    """Estimate the density of all eigenvalues from the rounds of krylov, at no product."""
+    from skerch_ooc.cli import tables
+    from skerch_ooc.results.density import density as density_of
+
+    found = density_of(directory)
+    ends = None if low is None and high is None else (
+        -math.inf if low is None else low, math.inf if high is None else high,
+    )  # fmt: skip
+    if as_json:
+        counted = {} if ends is None else {"count": found.count(*ends).as_json()}
+        click.echo(json_of(found.as_json() | counted))
+    else:
+        click.echo(tables.density_table(found, ends))
 
 
 @verb("report runs/hessian --output hessian.html", DIR, RESULT)

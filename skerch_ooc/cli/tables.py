@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.status import Status
     from skerch_ooc.pipeline.submission import Submitted
     from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.results.density import Density, TraceEstimate
     from skerch_ooc.results.estimates import Estimates, Figure
     from skerch_ooc.store.rundir import Run
 
+_SHARES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _SHOWN_VALUES = 15
 _VALUES_IN_A_ROW = 5
 _WIDTH = 80
@@ -340,6 +342,7 @@ def result_table(path: Path, assessment: Assessment) -> str:
     ]
     left_out = assessment.leave_one_out
     return _listing("\n".join(lines), [
+        ("fewer", _fewer(path, assessment)),
         ("pairs", assessment.pairs.text() if assessment.pairs else None),
         *_error_rows(assessment),
         ("each value", None if assessment.pairs else
@@ -351,6 +354,14 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("products", products_text(assessment)),
         ("result", str(path)),
     ])  # fmt: skip
+
+
+def _fewer(path: Path, assessment: Assessment) -> str | None:
+    """Why there are fewer values than were asked for."""
+    wanted = SealedFile(path).identity["settings"]["rank"]
+    if not isinstance(wanted, int) or assessment.rank >= wanted:
+        return None
+    return f"rank = {wanted} was asked for; all else is below the rounding errors of the products"
 
 
 def _error_rows(assessment: Assessment) -> list[Row]:
@@ -404,6 +415,32 @@ def estimates_table(estimates: Estimates) -> str:
         ("spectral norm", None if spectral is None else
          f"{spectral.value:.6e}, off by at most about {spectral.error:.1e}"),
     ])  # fmt: skip
+
+
+def density_table(found: Density, ends: tuple[float, float] | None) -> str:
+    """The density of all eigenvalues: where they lie, how many have which sign, and traces."""
+    shares = [(share, _where(found, share)) for share in _SHARES]
+    counts = found.counts()
+    between = None if ends is None else found.count(*ends)
+    return _listing(f"{found.n} eigenvalues, by {len(found.nodes)} nodes:", [
+        *((f"{share:.1%} are below", f"{value:.4e}") for share, value in shares),
+        *((name, _estimated(count)) for name, count in counts.items()),
+        ("from, to", None if ends is None else f"{ends[0]:.6g}, {ends[1]:.6g}"),
+        ("lie there", None if between is None else _estimated(between)),
+        ("trace", _estimated(found.trace(lambda x: x))),
+        ("sum of squares", _estimated(found.trace(lambda x: x**2))),
+    ])  # fmt: skip
+
+
+def _where(found: Density, share: float) -> float:
+    """The node below which a share of the eigenvalues lies."""
+    return float(found.nodes[int((found.cdf(found.nodes) >= share).argmax())])
+
+
+def _estimated(figure: TraceEstimate) -> str:
+    errors = {"standard error": figure.standard_error, "quadrature": figure.bias}
+    known = [f"{name} {error:.1e}" for name, error in errors.items() if error is not None]
+    return ", ".join([f"{figure.value:.6g}", *known])
 
 
 def _with_error(figure: Figure | None) -> str | None:

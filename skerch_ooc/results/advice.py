@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, source_of
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
+from skerch_ooc.results.pairs import KnownPairs
 from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.store.result_files import command_of, has_result, result_name, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 
 _LARGE = 0.1
+_ROUNDS_BEYOND = 6
+"""About so many rounds more than the pairs fill are needed for most spectra."""
+
+_VALUE = {"eigh": "eigenvalue", "svd": "singular value"}
 _SURE_ENOUGH = 0.9
 _NEW_RUN = "skerch-ooc run SPEC --run OTHER-DIR"
 
@@ -117,6 +123,8 @@ def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
                                    "sketch.test_measurements of at least 10"),))  # fmt: skip
     if relative is None:
         return Advice("Nothing: there is nothing to be found.", ())
+    if (pairs := found.assessment.pairs) is not None:
+        return Advice(_judged_pairs(pairs), tuple(_more_pairs(found, pairs)))
     if relative <= found.rounding:
         return Advice(_judged(found, relative, share), ())
     steps = list(_improvements(found))
@@ -146,14 +154,52 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
             "known to 1 %."
         )
     if relative > _LARGE:
-        return "This error is large: the leading values may be good, the whole is not."
+        return f"This error is large, and no {_VALUE[found.plan.identity.kind]} is known to 1 %."
     if relative <= found.rounding:
         return f"Nothing: that is about as small as {found.plan.identity.dtype} allows."
     return "If that is small enough, nothing."
 
 
+def _judged_pairs(pairs: KnownPairs) -> str:
+    """Says whether the pairs that were looked for are known."""
+    if pairs.found < pairs.wanted:
+        return (
+            f"There are {pairs.found} pairs, not {pairs.wanted}: all else that the rounds show of "
+            "the operator is rounding errors."
+        )
+    if not pairs.are_met:
+        return f"Not all are known well enough: {pairs.text()}."
+    if pairs.tolerance is not None and not pairs.confirmed:
+        return (
+            "All are known to the tolerance, but copies of a value may be missing: no test vectors "
+            "were left to look for them."
+        )
+    return "Nothing, if these pairs are what you want; the error is that of the whole operator."
+
+
+def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
+    """Yields what would find more pairs, or make them surer."""
+    if found.run.cleaned() is not None:
+        return
+    more = f"skerch-ooc extend {found.directory}"
+    if any(named is None for named in found.factories):
+        more += " --plan-only"
+    if not pairs.are_met and pairs.found >= pairs.wanted:
+        rounds = 2 * pairs.rounds
+        yield Step(
+            f"Further rounds, {found.plan.later_columns} products each, go on from there",
+            f"{more} --rounds {rounds} --pairs-tolerance {pairs.tolerance:g}",
+        )
+    elif pairs.tolerance is not None and pairs.tolerance / 100 >= 4 * found.plan.identity.epsilon:
+        yield Step(
+            "To know them better, a smaller tolerance takes a few rounds more",
+            f"{more} --pairs-tolerance {pairs.tolerance / 100:g}",
+        )
+
+
 def _improvements(found: Found) -> Iterator[Step]:
     """Yields what would make the error smaller, the cheapest first."""
+    yield from _rounds_instead(found)
     if found.run.cleaned() is None:
         yield from _recoveries(found)
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
@@ -175,6 +221,27 @@ def _improvements(found: Found) -> Iterator[Step]:
             f"A new plan, else as this one, with more measurements{sharper} would make it smaller",
             _planned_anew(found, "measurements", more),
         )
+
+
+def _rounds_instead(found: Found) -> Iterator[Step]:
+    """Yields rounds for the leading pairs where one pass is far from the whole operator."""
+    relative, plan = found.assessment.relative_error, found.plan
+    if relative is None or relative <= _LARGE or not plan.method.is_one_pass:
+        return
+    width = min(ROUND_WIDTH, plan.reach("right"))
+    usual = PAIRS // width + _ROUNDS_BEYOND
+    cost = f"some {width * usual} products for the leading {PAIRS}"
+    if plan.identity.kind == "eigh" and _is_extensible(found):
+        more = " --plan-only" * any(named is None for named in found.factories)
+        command = f"skerch-ooc extend {found.directory} --pairs-tolerance {PAIRS_TOLERANCE:g}{more}"
+    else:
+        command = f"{_NEW_RUN} --set pairs_tolerance={PAIRS_TOLERANCE:g}"
+        cost = f"some {2 * width * usual} products" if plan.identity.kind == "svd" else cost
+    yield Step(
+        "The spectrum falls too slowly for one pass. If the leading pairs are what you want, "
+        f"rounds of products find them to {PAIRS_TOLERANCE:g}: {cost}",
+        command,
+    )
 
 
 def _recoveries(found: Found) -> Iterator[Step]:

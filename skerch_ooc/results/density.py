@@ -121,6 +121,18 @@ class Density:
             raise UsageError(f"low = {low} is above high = {high}; exchange them")
         return self.trace(lambda x: (low <= x) & (x <= high))
 
+    def counts(self) -> dict[str, TraceEstimate]:
+        """Estimates how many eigenvalues are ``negative``, ``positive``, and ``near zero``.
+
+        What is nearer to zero than rounding errors of the largest has no sign that can be told.
+        """
+        ends = {
+            "negative": (-math.inf, -self._zero),
+            "near zero": (-self._zero, self._zero),
+            "positive": (self._zero, math.inf),
+        }
+        return {name: self.count(*pair) for name, pair in ends.items()}
+
     def trace(self, function: Function) -> TraceEstimate:
         """Estimates ``tr f(A)``, the sum of ``f`` over all eigenvalues.
 
@@ -143,7 +155,6 @@ class Density:
         """Returns nodes and weights, and both curves on a grid, as JSON values."""
         margin = 4 * self.width
         grid = np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, _GRID)
-        signs = {"negative": (-math.inf, -self._zero), "positive": (self._zero, math.inf)}
         return {
             "n": self.n,
             "nodes": self.nodes.tolist(),
@@ -152,7 +163,7 @@ class Density:
             "x": grid.tolist(),
             "pdf": self.pdf(grid).tolist(),
             "cdf": self.cdf(grid).tolist(),
-            "counts": {name: self.count(*ends).as_json() for name, ends in signs.items()},
+            "counts": {name: count.as_json() for name, count in self.counts().items()},
             "trace": self.trace(lambda x: x).as_json(),
         }
 
