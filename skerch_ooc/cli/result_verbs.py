@@ -44,7 +44,7 @@ def estimates(
 )  # fmt: skip
 @click.option("--to", "high", type=float, metavar="B", help="Count the eigenvalues up to B.")
 def density(directory: Path, low: float | None, high: float | None, as_json: bool) -> None:
-    """Estimate the density of all eigenvalues from the rounds of krylov, at no product."""
+    """Estimate the density of all eigenvalues from rounds of krylov."""
     from skerch_ooc.cli import tables
     from skerch_ooc.results.density import density as density_of
 

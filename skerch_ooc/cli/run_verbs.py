@@ -128,7 +128,7 @@ def _compare(planned: Planned, work: Work, *, always: bool) -> None:
 @click.option("--measurements", type=int, metavar="M", help="Columns of the sketch, all together.")
 @click.option("--rounds", type=int, metavar="P", help="Rounds of krylov, all together.")
 @click.option(
-    "--pairs-tolerance", type=float, metavar="E", help="Rounds until the pairs are known to this."
+    "--pairs-tolerance", type=float, metavar="E", help="Rounds until pairs are known to E."
 )
 @PLAN_ONLY
 @click.option("--repeat-rounds", is_flag=True, help="Allow hmt to repeat its later rounds.")
@@ -136,10 +136,9 @@ def extend(
     directory: Path, working: WorkOptions, shown: ResultOptions, *, plan_only: bool,
     **wanted: Any,
 ) -> None:  # fmt: skip
-    """Grow a run to M measurements, or to P rounds; measures only what is new.
+    """Grow a run to M measurements, or P rounds; measures only the new.
 
-    The result equals that of a run that was planned so from the start. Rounds of krylov can also
-    follow a finished run of nystrom.
+    It then equals a run that was planned so. Rounds can follow nystrom.
     """
     from skerch_ooc.pipeline import grow, start, steps
     from skerch_ooc.results.words import measurements_text

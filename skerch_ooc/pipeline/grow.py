@@ -271,8 +271,9 @@ def extend(
     """
     if (measurements is None) == ((rounds, pairs_tolerance) == (None, None)):
         raise UsageError(
-            "a run is extended to more measurements, or to more rounds or a pairs_tolerance: give "
-            "one of the two"
+            f"measurements = {measurements}, rounds = {rounds}, pairs_tolerance = "
+            f"{pairs_tolerance}: give measurements alone, or rounds, or pairs_tolerance, or both "
+            "of these"
         )
     if measurements is None:
         return _extend_rounds(run, rounds, pairs_tolerance)

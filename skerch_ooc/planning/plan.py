@@ -287,7 +287,8 @@ class Amendment(values.Checked):
             if (amendment.tolerance is None) != (amendment.most is None):
                 raise UsageError("tolerance and most belong together")
             if METHODS[amendment.recovery.method].orthogonal != (amendment.krylov is not None):
-                raise UsageError(f"method = {amendment.recovery.method!r} and its rounds differ")
+                method = amendment.recovery.method
+                raise UsageError(f"method = {method!r} must not have rounds = {amendment.krylov}")
             return amendment
 
         return _read("an amendment", source, value, read)

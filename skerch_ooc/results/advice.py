@@ -15,11 +15,12 @@ from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
 from skerch_ooc.results.pairs import KnownPairs
 from skerch_ooc.stages.recover.problems import serves
-from skerch_ooc.store.result_files import command_of, has_result, result_name, result_path
+from skerch_ooc.store.result_files import VALUES, command_of, has_result, result_name, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 
 _LARGE = 0.1
+_FLAT = 8.0
 _ROUNDS_BEYOND = 6
 """About so many rounds more than the pairs fill are needed for most spectra."""
 
@@ -96,6 +97,19 @@ class Found:
         if bounds is None:
             return 0, self.assessment.rank
         return count_within(arrays["eigenvalues"], bounds, 0.01), len(bounds)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether most of what is missing is a long tail, as large as the values that were found.
+
+        Then the error is far above the values in the middle of those that were found.
+        """
+        error, relative = self.assessment.error, self.assessment.relative_error
+        if error is None or relative is None or relative <= _LARGE:
+            return False
+        file = SealedFile(result_path(self.run, self.name))
+        values = file.arrays[VALUES[self.plan.identity.kind]]
+        return bool(error > _FLAT * abs(values[len(values) // 2])) if len(values) else False
 
     @property
     def rounding(self) -> float:
@@ -199,9 +213,11 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
 
 def _improvements(found: Found) -> Iterator[Step]:
     """Yields what would make the error smaller, the cheapest first."""
-    yield from _rounds_instead(found)
     if found.run.cleaned() is None:
         yield from _recoveries(found)
+    if found.is_flat and found.plan.method.is_one_pass:
+        yield _rounds_instead(found)
+        return
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
     more = min(2 * has, most)
     if more <= has:
@@ -223,11 +239,9 @@ def _improvements(found: Found) -> Iterator[Step]:
         )
 
 
-def _rounds_instead(found: Found) -> Iterator[Step]:
-    """Yields rounds for the leading pairs where one pass is far from the whole operator."""
-    relative, plan = found.assessment.relative_error, found.plan
-    if relative is None or relative <= _LARGE or not plan.method.is_one_pass:
-        return
+def _rounds_instead(found: Found) -> Step:
+    """Says what rounds for the leading pairs would cost, where one pass is no good."""
+    plan = found.plan
     width = min(ROUND_WIDTH, plan.reach("right"))
     usual = PAIRS // width + _ROUNDS_BEYOND
     cost = f"some {width * usual} products for the leading {PAIRS}"
@@ -237,9 +251,10 @@ def _rounds_instead(found: Found) -> Iterator[Step]:
     else:
         command = f"{_NEW_RUN} --set pairs_tolerance={PAIRS_TOLERANCE:g}"
         cost = f"some {2 * width * usual} products" if plan.identity.kind == "svd" else cost
-    yield Step(
-        "The spectrum falls too slowly for one pass. If the leading pairs are what you want, "
-        f"rounds of products find them to {PAIRS_TOLERANCE:g}: {cost}",
+    return Step(
+        "The spectrum falls too slowly for one pass, and more measurements would help little. If "
+        f"the leading pairs are what you want, rounds of products find them to "
+        f"{PAIRS_TOLERANCE:g}: {cost}",
         command,
     )
 

@@ -118,7 +118,7 @@ class Density:
             UsageError: If ``low`` is above ``high``.
         """
         if not low <= high:
-            raise UsageError(f"low = {low} is above high = {high}; exchange them")
+            raise UsageError(f"low = {low} is above high = {high}; give them in ascending order")
         return self.trace(lambda x: (low <= x) & (x <= high))
 
     def counts(self) -> dict[str, TraceEstimate]:
