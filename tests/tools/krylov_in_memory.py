@@ -137,3 +137,19 @@ def dense(a, width, hermitian=True, dtype="float32", **more):
     return InMemory(
         lambda x: a @ x, lambda x: a.conj().T @ x, Setting(a.shape, hermitian, dtype), width, **more
     )
+
+
+def diagonal(values, width, dtype="float32", **more):
+    """A run on a Hermitian operator whose eigenvectors are unit vectors."""
+    d = np.asarray(values).astype(dtype)[:, None]
+    return InMemory(
+        lambda x: d * x, lambda x: d * x, Setting((len(d), len(d)), True, dtype), width, **more
+    )
+
+
+def ordered(values, dtype="float32", which="LM"):
+    """Values as they are stored, those that are wanted first."""
+    values = np.sort(np.asarray(values).astype(dtype).astype(np.float64))
+    if which == "LM":
+        return values[np.argsort(-np.abs(values), kind="stable")]
+    return values[::-1] if which == "LA" else values

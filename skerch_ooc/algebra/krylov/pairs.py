@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from skerch_ooc.algebra.krylov.space import Space
+from skerch_ooc.algebra.krylov.space import Space, largest, metric_root
 from skerch_ooc.algebra.linalg import hermitian_part
 from skerch_ooc.base.arrays import Array
 
@@ -99,10 +99,22 @@ def pairs_of(space: Space, which: Which = "LM") -> Pairs:
         squares = space.residuals("range", right) ** 2 + space.residuals("corange", left) ** 2
         residuals = np.sqrt(squares / 2)
     norm = max(math.sqrt(space.scale), float(np.abs(values).max(initial=0.0)))
-    rounding = _ROUNDING * space.setting.epsilon * norm
+    rounding = space.setting.epsilon * norm * max(_ROUNDING, 2 * _dependence(space))
     bounds = _bounds(space, values, residuals) + rounding
     found = Pairs(values, residuals, bounds, left, right, norm, rounding)
     return found._taken(_order(values, which))
+
+
+def _dependence(space: Space) -> float:
+    """What the rounding of products grows by as columns of ``Omega`` depend on each other.
+
+    It is near 1 but for operators that are hardly larger than a block; later blocks are orthogonal.
+    """
+    metric = space.families["corange"].metric
+    place = space.families["corange"].places[1]
+    own = metric[place, place]
+    root = np.sqrt(np.diagonal(own).real)[:, None] * metric_root(own)
+    return largest(root.conj().T @ root)
 
 
 def _order(values: Array, which: Which) -> Array:

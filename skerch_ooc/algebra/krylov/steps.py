@@ -157,13 +157,12 @@ def _looked_again(
 ) -> tuple[NextBlock | None, bool]:
     """What follows when the pairs are known, or the space is exhausted; and if it is confirmed."""
     trial = _trial(space.chain)
-    stays = _stays(space.chain, trial or len(space.chain.rounds), goal, wanted)
-    if stays and trial:
+    if trial and _stays(space.chain, trial, goal, wanted):
         excluded = len(wanted.values) < goal.rank or _excludes(space, trial, goal, wanted)
         step = None if excluded else _last_continued(space)
         return step, step is None
     fresh = _confirming(space)
-    if fresh is None and stays:
+    if fresh is None and _stays(space.chain, len(space.chain.rounds), goal, wanted):
         return None, False
     return fresh or onward, False
 
@@ -198,11 +197,16 @@ def _trial(chain: Chain) -> int:
 
 
 def _stays(chain: Chain, number: int, goal: Goal, wanted: Pairs) -> bool:
-    """Whether the rounds from one on left the wanted values where they were, within bounds."""
+    """Whether the pairs were known before a round, and it and later ones left them as they were.
+
+    Of an exhausted space that has fewer pairs than are wanted only the second is asked.
+    """
     if number < 2:
         return False
     before = pairs_of(Space.of(chain.upto(number - 1)), goal.which).upto(goal.rank)
     if len(before.values) != len(wanted.values):
+        return False
+    if len(wanted.values) == goal.rank and not _known(before, goal)[1].all():
         return False
     size = np.abs if goal.which == "LM" else np.asarray  # x and -x may change places.
     moved = np.abs(size(before.values) - size(wanted.values))
