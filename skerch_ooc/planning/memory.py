@@ -228,9 +228,11 @@ def sizes_of_result(plan: Plan) -> list[TallSizes]:
     right, left, rank = plan.space, plan.reach("left"), plan.recovery.rank
     kept = right if rank == "all" else min(right, int(rank))
     height, width = plan.identity.shape
-    found = [TallSizes(height, right, kept, plan.reach("test"))]
+    # The blocks of krylov are near-orthonormal already.
+    corrected = plan.krylov is None
+    found = [TallSizes(height, right, kept, plan.reach("test"), corrected=corrected)]
     if plan.identity.kind == "svd":
-        found.append(TallSizes(width, left or right, kept))
+        found.append(TallSizes(width, left or right, kept, corrected=corrected))
     return found
 
 

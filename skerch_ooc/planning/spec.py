@@ -187,7 +187,9 @@ class Spec(values.Checked):
     )
     sketch: SketchSpec = values.checked(values.section(SketchSpec), default_factory=SketchSpec)
     recovery: RecoverySpec = values.checked(
-        values.section(RecoverySpec), default_factory=RecoverySpec
+        # A table, in which no method is named: what else is asked for may mean another.
+        values.section(RecoverySpec),
+        default_factory=dict,
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from pairwise import cover
 
 import skerch_ooc as ooc
 from skerch_ooc.base.partition import Range
@@ -33,19 +34,17 @@ from skerch_ooc.stages.recover import vectors as writing
 
 SHAPES = {"tall": (90, 70), "wide": (70, 90), "several tiles": (9000, 8200)}
 FACTORS = (KINDS, tuple(METHODS), DTYPES, tuple(SHAPES), VECTORS, ("all", 7), (1, 2), (True, False))
+# The vectors of krylov are always stored.
+CASES = [
+    case for case in itertools.product(*FACTORS) if (case[1], case[4]) != ("krylov", "implicit")
+]
+# A round of svd is a half step.
+ROUNDS = {"eigh": {"rounds": 4, "round_width": 6}, "svd": {"rounds": 8, "round_width": 6}}
 
 
-def pairwise_cover(factors):
-    """Few rows in which any two values of different factors meet: the best row at each step."""
-    pairs = {
-        row: frozenset(itertools.combinations(enumerate(row), 2))
-        for row in itertools.product(*factors)
-    }
-    left, rows = set().union(*pairs.values()), []
-    while left:
-        rows.append(max(pairs, key=lambda row: len(pairs[row] & left)))
-        left -= pairs[rows[-1]]
-    return rows
+def asked_for(kind, method):
+    """What is to be measured: 20 columns, or rounds of at least as many on each side."""
+    return ROUNDS[kind] if METHODS[method].orthogonal else {"measurements": 20}
 
 
 class Diagonal:
@@ -115,7 +114,7 @@ def uncorrected(plan):
 
 @pytest.mark.parametrize(
     ("kind", "method", "dtype", "size", "vectors", "rank", "terms", "correcting"),
-    pairwise_cover(FACTORS),
+    [CASES[number] for number in cover(CASES)],
 )
 def test_stages_ask_for_what_was_foretold(
     tmp_path, monkeypatch, asked, kind, method, dtype, size, vectors, rank, terms, correcting
@@ -123,7 +122,7 @@ def test_stages_ask_for_what_was_foretold(
     shape = SHAPES[size] if kind == "svd" else (SHAPES[size][1],) * 2
     core = 20 if METHODS[method].inverts_core else "auto"
     spec = Spec(
-        measurements=20, kind=kind, dtype=dtype,
+        **asked_for(kind, method), kind=kind, dtype=dtype,
         operator={"parts": terms}, sketch={"test_measurements": 6, "block": 8},
         recovery={"method": method, "core": core, "rank": rank, "vectors": vectors},
     )  # fmt: skip
@@ -139,7 +138,9 @@ def test_stages_ask_for_what_was_foretold(
     asked.stage = "recover"
     ooc.recover(run)
     foretold = memory.stage_bytes(run.plan)
-    assert asked.most == (foretold if correcting else uncorrected(run.plan))
+    # Of krylov the plan says which vectors are corrected: blocks in double precision.
+    known = correcting or METHODS[method].orthogonal
+    assert asked.most == (foretold if known else uncorrected(run.plan))
     assert all(foretold[stage] >= needed for stage, needed in asked.most.items())
 
 
@@ -159,7 +160,7 @@ def test_rows_on_disk_need_what_was_foretold_but_for_smaller_slabs(
 
     asked = Overheard(monkeypatch)
     asked.listen(measuring, "_task_bytes", with_whole_slabs)
-    spec = Spec(measurements=20, kind=kind, recovery={"method": method})
+    spec = Spec(**asked_for(kind, method), kind=kind, recovery={"method": method})
     run = ooc.plan(spec, tmp_path / "run", operator=matrix)
     assert run.plan.parts[0].together
     for _ in range(run.plan.rounds):

@@ -34,12 +34,15 @@ from skerch_ooc.planning.spec import (
 SHAPE = (150, 100)
 kinds = pytest.mark.parametrize("kind", KINDS)
 methods = pytest.mark.parametrize("method", METHODS)
-other_methods = pytest.mark.parametrize("method", [m for m in METHODS if m != "hmt"])
+by_measurements = pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if not method.orthogonal]
+)
 
 
 def spec_of(**more):
     """A spec; a key ``section__name`` stands for ``section.name``."""
-    table = {} if "storage" in more else {"measurements": 20}
+    by_pairs = more.keys() & {"rounds", "pairs_tolerance"}
+    table = {} if "storage" in more or by_pairs else {"measurements": 20}
     for key, value in more.items():
         section, _, name = key.rpartition("__")
         (table.setdefault(section, {}) if section else table)[name] = value
@@ -87,6 +90,48 @@ SENSELESS = {
         )
         for method in METHODS
         if not METHODS[method].nests
+    },
+    "a width of the rounds of one pass": (
+        {"round_width": 8},
+        'round_width = 8 is of method = "krylov", not of "nystrom"; leave it out',
+    ),
+    "a tolerance of the pairs of hmt": (
+        {"pairs_tolerance": 1e-3, "measurements": 20, "recovery__method": "hmt"},
+        'pairs_tolerance = 0.001 is of method = "krylov", not of "hmt"',
+    ),
+    "rounds of singlepass": (
+        {"rounds": 3, "measurements": 20, "recovery__method": "singlepass"},
+        'rounds = 3 is of method = "krylov", not of "singlepass"',
+    ),
+    "an order of the pairs of one pass": (
+        {"recovery__which": "LA"},
+        'recovery.which = "LA": only method = "krylov" looks for one end of the spectrum',
+    ),
+    "an order of singular values": (
+        {"kind": "svd", "recovery__which": "SA", "recovery__method": "krylov"},
+        'recovery.which = "SA": singular values have no sign',
+    ),
+    "a storage of krylov": (
+        {"storage": "1 GiB", "recovery__method": "krylov"},
+        "storage = '1 GiB': the pairs decide how much krylov measures; give measurements",
+    ),
+    "implicit vectors of krylov": (
+        {"recovery__method": "krylov", "recovery__vectors": "implicit"},
+        "recovery.vectors = 'implicit': the vectors of krylov are made of all rounds",
+    ),
+    **{
+        f"{noise} noise of krylov": (
+            {"recovery__method": "krylov", "sketch__noise": noise},
+            f"sketch.noise = {noise!r}: the first block of krylov is narrow",
+        )
+        for noise in ("ssrft", "sparse-sign")
+    },
+    **{
+        f"a tolerance that pairs in {dtype} cannot meet": (
+            {"pairs_tolerance": least / 2, "dtype": dtype},
+            f"pairs_tolerance = {least / 2:g} is below what products in {dtype} can tell, {least}",
+        )
+        for dtype, least in [("float32", 4.8e-7), ("float64", 8.9e-16), ("complex64", 4.8e-7)]
     },
     "a tolerance without test columns": (
         {"tolerance": 0.1, "sketch__test_measurements": 0},
@@ -144,6 +189,27 @@ TOO_MUCH = {
         (150, 100),
         "recovery.rank = 21: there are only 20 measurements",
     ),
+    "more pairs than the rounds of krylov give": (
+        {"rounds": 3, "round_width": 4, "recovery__rank": 13},
+        (100, 100),
+        "recovery.rank = 13: 3 rounds of 4 columns for an operator of 100 x 100 give at most 12",
+    ),
+    "more pairs than both sides of krylov have": (
+        {"kind": "svd", "rounds": 5, "round_width": 4, "recovery__rank": 9},
+        (150, 100),
+        "recovery.rank = 9: 5 rounds of 4 columns for an operator of 150 x 100 give at most 8",
+    ),
+    "more pairs than the operator has": (
+        {"pairs_tolerance": 0.1, "recovery__rank": 101},
+        (100, 100),
+        "recovery.rank = 101: 82 rounds of 16 columns for an operator of 100 x 100 give at most "
+        "100",
+    ),
+    "fewer measurements than a round of krylov": (
+        {"pairs_tolerance": 0.1, "recovery__rank": 5, "measurements": 15},
+        (100, 100),
+        "measurements = 15 is less than a round, round_width = 16; give more, or a narrower round",
+    ),
     "few sparse columns": (
         {"kind": "svd", "measurements": 63, "sketch__noise": "sparse-sign"},
         (150, 100),
@@ -193,13 +259,14 @@ class TestSense:
         assert not (tmp_path / "run").exists()
 
     @kinds
-    @methods
     @pytest.mark.parametrize(
-        ("noise", "dtype"),
+        ("method", "noise", "dtype"),
         [
-            (noise, dtype)
-            for noise, dtype in itertools.product(NOISES, DTYPES)
+            (method, noise, dtype)
+            for method, noise, dtype in itertools.product(METHODS, NOISES, DTYPES)
             if noise != "phase" or dtype.startswith("complex")
+            # Its few columns are drawn by rows.
+            if method != "krylov" or noise not in ("ssrft", "sparse-sign")
         ],
     )
     def test_every_method_of_every_kind_takes_every_noise(self, kind, method, noise, dtype):
@@ -216,6 +283,8 @@ class TestSense:
             {"recovery__method": "oversampled", "sketch__inner_measurements": 30},
             {"tolerance": 0.1, "sketch__test_measurements": 10},
             {"tolerance": 0.1, "storage": "1 GiB"},
+            {"pairs_tolerance": 4.8e-7, "dtype": "float32"},
+            {"rounds": 4, "recovery__which": "SA"},
             {"tolerance": 0.1, "kind": "svd", "recovery__method": "singlepass"},
         ],
         ids=str,
@@ -240,12 +309,18 @@ class TestSizes:
         assert not (tmp_path / "run").exists()
 
     @kinds
-    @methods
+    @by_measurements
     @pytest.mark.parametrize("dtype", ["float32", "complex64"])
     def test_follow_from_the_measurements(self, kind, method, dtype):
         sizes = sizes_of(spec_of(kind=kind, recovery__method=method, dtype=dtype), shape_of(kind))
         inner = default_inner(20, dtype == "complex64") if method == "oversampled" else 0
         assert sizes == Sizes(20, default_left(method, kind, 20), inner, 30)
+
+    @kinds
+    @pytest.mark.parametrize(("asked", "right"), [(None, 16), (7, 7), (400, 100)])
+    def test_of_krylov_are_those_of_a_round(self, kind, asked, right):
+        spec = spec_of(kind=kind, pairs_tolerance=0.1, round_width=asked)
+        assert sizes_of(spec, shape_of(kind)) == Sizes(right, 0, 0, 30)
 
     @pytest.mark.parametrize(
         ("shape", "sizes"),

@@ -16,6 +16,7 @@ from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.pipeline import start
+from skerch_ooc.planning.krylov import MOST_ROUNDS, Krylov
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import FORMAT_VERSION, NOISE_VERSION, Amendment, Cut, Identity, Plan
 from skerch_ooc.planning.spec import (
@@ -24,6 +25,7 @@ from skerch_ooc.planning.spec import (
     MAX_SEED,
     MOST_POWER_ITERATIONS,
     NOISES,
+    ORDERS,
     ROLES,
     TEST_MATRICES,
     VECTORS,
@@ -36,11 +38,14 @@ from skerch_ooc.planning.values import MAX_SIZE
 
 relaxed = settings(deadline=None)
 
-ALLOWED_AT_TOP = "measurements, kind, storage, tolerance, seed, dtype, operator, sketch, recovery"
+ALLOWED_AT_TOP = (
+    "measurements, kind, storage, tolerance, pairs_tolerance, rounds, round_width, seed, dtype, "
+    "operator, sketch, recovery"
+)
 ALLOWED_IN_SKETCH = (
     "noise, test_measurements, left_measurements, inner_measurements, block, task_seconds"
 )
-ALLOWED_IN_RECOVERY = "method, core, rank, vectors, power_iterations"
+ALLOWED_IN_RECOVERY = "method, core, rank, vectors, power_iterations, which"
 
 
 def nested(path, value, **table):
@@ -122,6 +127,7 @@ class TestGoodValues:
                 {"hidden": 50, "rates": [0.5, 1.0], "name": "x", "more": {"on": True}},
             ),
             ("operator.device", "cuda:0"),
+            *[("recovery.which", which) for which in ORDERS],
             *[("sketch.noise", noise) for noise in NOISES],
             ("sketch.test_measurements", 0),
             ("sketch.left_measurements", 1),
@@ -142,6 +148,20 @@ class TestGoodValues:
     )
     def test_are_kept(self, key, value):
         assert found_at(key, Spec.from_table({"measurements": 5} | nested(key, value))) == value
+
+    @pytest.mark.parametrize(
+        "said",
+        [{"pairs_tolerance": 1e-3}, {"rounds": 5}, {"recovery": {"method": "krylov"}}],
+        ids=str,
+    )
+    def test_those_of_pairs_mean_krylov_and_need_no_measurements(self, said):
+        spec = Spec.from_table(said)
+        assert (spec.recovery.method, spec.recovery.rank) == ("krylov", 20)
+
+    @pytest.mark.parametrize("said", [{"pairs_tolerance": 1e-3}, {"rounds": 5}], ids=str)
+    def test_those_of_pairs_leave_another_method_that_is_named(self, said):
+        spec = Spec.from_table({"measurements": 5, "recovery": {"method": "hmt"}} | said)
+        assert spec.recovery.method == "hmt"
 
     def test_a_shape_becomes_a_pair(self):
         spec = Spec.from_table({"measurements": 5, "operator": {"shape": [20, 30]}})
@@ -246,6 +266,12 @@ BAD_VALUES = [
     ("recovery.rank", 0, 'must be "all"' + A_WORD_OR_AN_INTEGER),
     ("recovery.rank", "auto", 'must be "all"' + A_WORD_OR_AN_INTEGER),
     ("recovery.vectors", "both", f"must be one of {', '.join(VECTORS)}"),
+    ("recovery.which", "SM", f"must be one of {', '.join(ORDERS)}"),
+    ("pairs_tolerance", 0, A_RELATIVE_ERROR),
+    ("pairs_tolerance", 1, A_RELATIVE_ERROR),
+    ("rounds", 0, out_of(1, MOST_ROUNDS)),
+    ("rounds", MOST_ROUNDS + 1, out_of(1, MOST_ROUNDS)),
+    ("round_width", 0, out_of(1)),
     ("recovery.power_iterations", -1, out_of(0, MOST_POWER_ITERATIONS)),
     ("recovery.power_iterations", 3, out_of(0, MOST_POWER_ITERATIONS)),
     ("recovery.power_iterations", "auto", out_of(0, MOST_POWER_ITERATIONS)),
@@ -465,17 +491,15 @@ identities = st.builds(
     seed=st.integers(0, MAX_SEED),
     noise=st.dictionaries(st.sampled_from(TEST_MATRICES), st.sampled_from(NOISES)),
 )
+columns = st.builds(Cut, st.integers(0, 99), st.integers(100, MAX_SIZE), sizes)
 amendments = st.builds(
     Amendment,
     run_id=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     number=st.integers(1, 9999),
-    blocks=st.dictionaries(
-        st.sampled_from(ROLES),
-        st.builds(Cut, st.integers(0, 99), st.integers(100, MAX_SIZE), sizes),
-    ),
+    blocks=st.dictionaries(st.sampled_from(ROLES), columns),
     recovery=st.builds(
         RecoverySpec,
-        method=st.sampled_from(sorted(METHODS)),
+        method=st.sampled_from([name for name in METHODS if not METHODS[name].orthogonal]),
         core=st.just("auto") | sizes,
         rank=st.just("all") | sizes,
         vectors=st.sampled_from(VECTORS),
@@ -489,6 +513,19 @@ with_tolerance = st.builds(
     amendments,
     tolerance=st.floats(0, 1, exclude_min=True, exclude_max=True),
     most=sizes,
+)
+with_krylov_rounds = st.builds(
+    dataclasses.replace,
+    amendments,
+    recovery=st.builds(
+        RecoverySpec, method=st.just("krylov"), rank=sizes, which=st.sampled_from(ORDERS)
+    ),
+    krylov=st.builds(
+        Krylov,
+        width=sizes,
+        rounds=st.integers(1, MOST_ROUNDS),
+        tolerance=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+    ),
 )
 
 
@@ -628,7 +665,7 @@ class TestIdentity:
 
 class TestAmendment:
     @relaxed
-    @given(amendments | with_tolerance)
+    @given(amendments | with_tolerance | with_krylov_rounds)
     def test_is_read_back_unchanged(self, amendment):
         assert Amendment.from_json(remade(amendment.as_json()), "0001.json") == amendment
 
@@ -650,6 +687,8 @@ class TestAmendment:
             ("folder", "elsewhere"),
             ("tolerance", 0.1),
             ("most", 50),
+            ("rounds", {"width": 16, "rounds": 9, "tolerance": 1e-4}),
+            ("recovery.which", "LA"),
             ("sha256", "cd" * 32),
             ("more", 1),
         ],
@@ -681,6 +720,8 @@ class TestAmendment:
             ("folder", None),
             ("tolerance", 0.1),
             ("most", 50),
+            ("rounds", {"width": 16, "rounds": 9, "tolerance": 1e-4}),
+            ("recovery.method", "krylov"),
             ("more", 1),
         ],
         ids=name_of,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.krylov import Origin
 from skerch_ooc.store import names
 from skerch_ooc.store.names import KINDS, kind_of, names_of
 from skerch_ooc.store.rundir import open_run
@@ -40,6 +41,8 @@ VALUES = {
     "log": st.sampled_from(["receipts", "plan", "listings"]),
     "number": st.integers(1, 9999),
     "of_part": st.integers(0, 99),
+    "source": st.builds(Origin, st.integers(1, 999))
+    | st.integers(1, 99).map(lambda stop: Origin(tests=Range(stop - 1, stop))),
 }
 
 
