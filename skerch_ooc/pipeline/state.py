@@ -63,7 +63,7 @@ class State:
     def _digest_of(self, round_: Round) -> str | None:
         """Returns the digest of the sketch of a measured round; ``None`` if it is not needed."""
         if not self.by_notes:
-            return round_.sketch.digest
+            return round_.digest(self.shards)
         if not has_derived(self.run):
             # There is nothing to compare the digest with, so no shard need be opened.
             return None

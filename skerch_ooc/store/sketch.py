@@ -39,7 +39,7 @@ from skerch_ooc.planning.sides import (
 from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
-from skerch_ooc.store.anew import open_if_there
+from skerch_ooc.store.anew import open_kept
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
@@ -62,6 +62,9 @@ _DIGITS = 16
 
 BLOCK = "block"
 """What the identity of a block of ``krylov`` says of its making."""
+
+_DIGESTS: dict[tuple[str, str], str] = {}
+"""Digests of the sketches that this process has opened, by run and by the listing of shards."""
 
 _LISTINGS = "listings"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -161,8 +164,18 @@ class Round:
 
     @classmethod
     def at(cls, run: Run, number: int, basis_path: str | None) -> Round:
-        """The round as tasks name it, for any process."""
-        return cls(run, number, Basis(SealedFile(Path(basis_path))) if basis_path else None)
+        """The round as tasks name it, for any process.
+
+        Raises:
+            IncompleteError: If the basis is gone.
+            CorruptError: If it is damaged.
+        """
+        if basis_path is None:
+            return cls(run, number)
+        file = open_kept(Path(basis_path))
+        if file is None:
+            raise IncompleteError(f"{basis_path} is gone; run the same command again")
+        return cls(run, number, Basis(file))
 
     @cached_property
     def bases(self) -> dict[int, Basis]:
@@ -177,7 +190,7 @@ class Round:
         found = {}
         for number, earlier in enumerate(self.basis.earlier, 2):
             path = sketch_folder(self.run, earlier) / names.BASIS.name()
-            file = open_if_there(path)
+            file = open_kept(path)
             if file is None:
                 raise IncompleteError(f"{path} is gone; restore it from a copy, or plan a new run")
             found[number] = Basis(file)
@@ -331,6 +344,18 @@ class Round:
         """
         return Sketch(self)
 
+    def digest(self, listed: Iterable[Rectangle]) -> str:
+        """Returns the digest of its sketch; opens the shards unless this process has done so.
+
+        Args:
+            listed: The shards of the run.
+
+        Raises:
+            IncompleteError: If measurements are missing.
+            CorruptError: If a shard that was opened is damaged, foreign, swapped or a link.
+        """
+        return _DIGESTS.get((self.run.plan.run_id, self.listing(listed))) or self.sketch.digest
+
     def listing(self, listed: Iterable[Rectangle]) -> str:
         """Hashes names, sizes and times of the round's shards, and the number of amendments."""
         shards = listing_of(self.run.shards, of_strips(self.merged_strips, listed))
@@ -409,6 +434,7 @@ class Sketch:
             stated.append([part.scale for part in run.plan.parts])
         self.digest = digest(stated)
         self.folder = sketch_folder(run, self.digest)
+        _DIGESTS[run.plan.run_id, self._listing] = self.digest
 
     def inner(self) -> Array:
         """Reads the measured columns of the inner sketch, ``(s, columns)``; there may be none."""
@@ -470,7 +496,7 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
     """
     run = round_.run
     path = sketch_folder(run, sketch_digest) / names.BASIS.name()
-    file = open_if_there(path)
+    file = open_kept(path)
     if file is None:
         return None
     if not file.states_just(basis_identity(run.plan, sketch_digest)):
@@ -481,25 +507,28 @@ def basis_of(round_: Round, sketch_digest: str) -> Basis | None:
 def known_rounds(
     run: Run,
     shards: Sequence[Rectangle] | None = None,
-    digest_of: Callable[[Round], str | None] = lambda round_: round_.sketch.digest,
+    digest_of: Callable[[Round], str | None] | None = None,
 ) -> Iterator[Round]:
     """Yields the rounds whose test matrices are known now, in order; the last may be incomplete.
 
     Args:
         run: The run.
         shards: The shards, if the caller has listed them.
-        digest_of: Returns the digest of a measured round's sketch; ``None`` ends the rounds.
+        digest_of: Returns the digest of a measured round's sketch; ``None`` ends the rounds. By
+            default it is found by opening the shards, once in a process.
 
     Raises:
         IncompleteError: If the shards of a run with several rounds were removed on purpose.
         CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
+    if shards is None and run.plan.rounds > 1 and run.cleaned() is None:
+        shards = list_shards(run.shards)
     current: Round | None = Round(run)
     while current is not None:
         yield current
         if current.number == run.plan.rounds or not current.is_measured(shards):
             return
-        known = digest_of(current)
+        known = current.digest(shards or ()) if digest_of is None else digest_of(current)
         current = None if known is None else current.following(known)
 
 

@@ -47,10 +47,10 @@ from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import Drawn, prepare_noise
 from skerch_ooc.store import names
-from skerch_ooc.store.anew import open_if_there
+from skerch_ooc.store.anew import open_if_there, open_kept
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run, open_run
-from skerch_ooc.store.sealed import SealedWriter, sealed_writer
+from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
 from skerch_ooc.store.sketch import Round, Sketch, sketch_folder
 
@@ -477,8 +477,13 @@ def _sums_identity(plan: Plan, side: Side, digest: str, tiles: Range) -> dict[st
     return identity
 
 
-def _read_sums(path: Path, plan: Plan, identity: Mapping[str, Any]) -> Sums | None:
-    file = open_if_there(path)
+def _read_sums(
+    path: Path,
+    plan: Plan,
+    identity: Mapping[str, Any],
+    opening: Callable[[Path], SealedFile | None] = open_if_there,
+) -> Sums | None:
+    file = opening(path)
     if file is None:
         return None
     squares = "triangle" if plan.identity.is_double else "gram"
@@ -502,4 +507,5 @@ def read_total(run: Run, digest: str, side: Side) -> Sums | None:
     """
     tiles = Range(0, len(run.plan.tiles(side.rows)))
     path = sketch_folder(run, digest) / names.TOTAL_SUMS.name(side=side.name)
-    return _read_sums(path, run.plan, _sums_identity(run.plan, side, digest, tiles))
+    identity = _sums_identity(run.plan, side, digest, tiles)
+    return _read_sums(path, run.plan, identity, open_kept)
