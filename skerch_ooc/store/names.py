@@ -31,7 +31,8 @@ MATRICES = ("eigenvectors", "U", "V")
 """The tall matrices of a result."""
 
 FIGURES = (
-    "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "right-vectors", "timeline",
+    "spectrum", "spectrum-log", "density", "density-whole", "scree", "error", "vectors",
+    "right-vectors", "timeline",
 )  # fmt: skip
 """The figures of a report."""
 

@@ -10,6 +10,8 @@ import shutil
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,12 +25,16 @@ from reports import KINDS, Page, parsed
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.planning.spec import OperatorSpec, Spec
+from skerch_ooc.results.density import Density
+from skerch_ooc.results.pairs import KnownPairs
 from skerch_ooc.results.report import axes, numbers, spectrum
 from skerch_ooc.results.report.facts import gather
 from skerch_ooc.results.report.logs import read_logs
 from skerch_ooc.results.report.render import DARK, LIGHT, SERIES, environment, plain
 from skerch_ooc.results.report.values import Values
+from skerch_ooc.results.report.whole import density_of_the_whole
 from skerch_ooc.results.report.write import charts, page
+from skerch_ooc.stages.recover.krylov import Quadrature
 
 HOSTILE = (
     "</title></style><script>alert('1')</script>\"'><img src=x onerror=alert(1)>&lt;\u202e\x00"
@@ -144,6 +150,17 @@ class TestPage:
             "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "timeline",
         )]  # fmt: skip
 
+    def test_holds_the_density_of_the_whole_after_rounds(self, made):
+        shown = [node.attributes["id"] for node in parsed(made("pairs")).all("figure")]
+        assert shown == [f"figure-{name}" for name in (
+            "spectrum", "spectrum-log", "density", "density-whole", "scree", "error", "vectors",
+            "timeline",
+        )]  # fmt: skip
+
+    def test_holds_no_density_of_singular_values(self, made):
+        shown = [n.attributes["id"] for n in parsed(made("pairs, complex svd")).all("figure")]
+        assert "figure-density-whole" not in shown
+
     def test_shows_the_vectors_of_both_sides(self, made):
         titles = [node.text for node in parsed(made("svd")).all("h3")]
         assert {"Leading left singular vectors", "Leading right singular vectors"} <= set(titles)
@@ -174,6 +191,15 @@ class TestPage:
             ("updated", "1 x a Python object + 1 x a Python object"),
             ("complex eigh", "magnitude of the entries"),
             ("one entry", "Vectors of one entry"),
+            ("pairs", "5 of 5 pairs within 1.0 × 10⁻⁴ after"),
+            ("pairs", "showed nothing else"),
+            ("pairs", "nodes, which the ticks mark, weighted by 4 random columns"),
+            ("pairs, complex svd", "4 of 4 pairs within 1.0 × 10⁻³ after"),
+            ("pairs, missed", "0 of 8 pairs within 1.0 × 10⁻⁶ after 3 rounds"),
+            ("pairs, missed", "8, in a ring, are not known to the tolerance"),
+            ("pairs, missed", "Nothing has confirmed that no copy of a value is missing"),
+            ("pairs, smallest", "20 of 20 pairs after 4 rounds"),
+            ("pairs, smallest", "by their number, the smallest first"),
             ("no error test", "The error is not known"),
         ],
     )
@@ -193,6 +219,59 @@ class TestPage:
         run = ooc.open_run(made("svd").parents[2])
         again = ooc.report(run, output=tmp_path / "again.html")
         assert again.read_bytes() == made("svd").read_bytes()
+
+
+class TestPairs:
+    @staticmethod
+    def rows(page: Path) -> list[list[str]]:
+        """The cells of the table of pairs, without its head."""
+        table = page.read_text().partition("<caption>Pairs and their bounds</caption>")[2]
+        body = table.partition("<tbody>")[2].partition("</tbody>")[0]
+        return [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in body.split("</tr>")[:-1]]
+
+    def test_are_listed_with_their_bounds(self, made):
+        result = ooc.recover(ooc.open_run(made("pairs").parents[2]))
+        stated = [numbers.value(float(value), 7) for value in result.eigenvalues]
+        bounds = [numbers.scientific(float(bound)) for bound in result.bounds]
+        rows = self.rows(made("pairs"))
+        assert [(row[1], row[2]) for row in rows] == list(zip(stated, bounds, strict=True))
+
+    @pytest.mark.parametrize(("kind", "marked"), [("pairs", 0), ("pairs, missed", 8)])
+    def test_those_above_the_tolerance_are_marked(self, made, kind, marked):
+        assert [row[4] for row in self.rows(made(kind))].count("above the tolerance") == marked
+
+    @pytest.mark.parametrize(("kind", "rings"), [("pairs", 0), ("pairs, missed", 8)])
+    def test_values_above_the_tolerance_have_a_ring(self, made, kind, rings):
+        figure = (made(kind).parent / "figures/spectrum.svg").read_text()
+        assert figure.count('<circle class="curve line-rose"') == rings
+
+    def test_many_are_cut(self):
+        pairs = KnownPairs(200, 200, 200, 1e-4, 1e-5, 9, True)
+        values, bounds = np.arange(200.0, 0.0, -1.0), np.full(200, 1e-6)
+        found = Values(values, "eigh", 0.1, bounds, pairs, bounds / values)
+        tables: Any = environment().get_template("tables.jinja")
+        text = str(tables.make_module({"facts": SimpleNamespace(values=found)}).pairs())
+        assert (text.count("<tr>"), "Of 200 pairs the first 100." in text) == (101, True)
+
+    def test_bounds_are_said_to_hold_without_a_probability(self, made):
+        text = parsed(made("pairs")).text
+        assert "what each may be, by its bound" in text
+        assert "each with probability" not in text
+
+    def test_other_order_of_the_same_rounds_is_said(self, made, tmp_path):
+        run = ooc.open_run(copy_of(made("pairs"), tmp_path / "run"))
+        ooc.recover(run, which="SA", rank=3, name="low")
+        ooc.assess(run, "low")
+        page = parsed(ooc.report(run, "low"))
+        assert "number, the smallest first" in page.text
+        assert "krylov, which SA, rank 3" in page.text
+
+    def test_without_shards_the_density_is_left_out(self, made, tmp_path):
+        run = ooc.open_run(copy_of(made("pairs"), tmp_path / "run"))
+        ooc.clean(run, shards=True)
+        page = parsed(ooc.report(run))
+        assert "figure-density-whole" not in [n.attributes["id"] for n in page.all("figure")]
+        assert "5 of 5 pairs" in page.text
 
 
 class TestColours:
@@ -482,7 +561,26 @@ SPECTRA = {
 }
 
 
+NODES = {
+    "one": [2.0],
+    "zero": [0.0],
+    "equal": [1e-5, 1e-5],
+    "tiny": [-5e-324, 0.0, 1e-300],
+    "large": [-1.7e150, 1e150],
+    "steep": [*10.0 ** np.arange(-300.0, 10.0, 10.0)],
+    "many": [*np.linspace(-3.0, 5.0, 20_000)],
+}
+
+
 class TestDrawing:
+    @pytest.mark.parametrize("n", [1, 11_689_512])
+    @pytest.mark.parametrize("nodes", NODES)
+    def test_any_density_can_be_drawn(self, nodes, n):
+        places = np.array(NODES[nodes])
+        quadrature = Quadrature(places, np.full((len(places), 3), n / len(places)))
+        figure = density_of_the_whole(Density(n, quadrature, quadrature)).file()
+        assert (b"nan" in figure, b"inf" in figure, len(figure) < 40_000) == (False, False, True)
+
     @pytest.mark.parametrize("error", [None, 0.0, 1e-300, 0.5, 1e300])
     @pytest.mark.parametrize("values", SPECTRA)
     @pytest.mark.parametrize("kind", ["eigh", "svd", "eigh with bounds"])

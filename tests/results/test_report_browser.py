@@ -30,7 +30,7 @@ COLOUR = "getComputedStyle(document.{0}).{1}"
 def pages(tmp_path_factory):
     """Reports of the kinds whose figures differ most."""
     made = {}
-    for kind in ("eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat"):
+    for kind in KINDS_SHOWN:
         folder = tmp_path_factory.mktemp("runs") / ("a run of a rather long name " * 4).strip()
         KINDS[kind](folder)
         receipts = folder / "logs/receipts.jsonl"
@@ -40,7 +40,9 @@ def pages(tmp_path_factory):
     return made
 
 
-KINDS_SHOWN = ("eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat")
+KINDS_SHOWN = (
+    "eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat", "pairs, missed",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -82,12 +83,17 @@ def extended(folder: Path) -> None:
     ooc.assess(run)
 
 
-def eigh_of(a: torch.Tensor, measurements: int = 30, **options):
+def eigh_of(a: torch.Tensor, measurements: int | None = 30, **options):
     return lambda folder: ooc.eigh(a, measurements=measurements, run_dir=folder, **options)
 
 
-def svd_of(a: torch.Tensor, measurements: int = 20, **options):
+def svd_of(a: torch.Tensor, measurements: int | None = 20, **options):
     return lambda folder: ooc.svd(a, measurements=measurements, run_dir=folder, **options)
+
+
+def pairs_missed(folder: Path) -> None:
+    with contextlib.suppress(ooc.QualityError):
+        eigh_of(dense(SQUARE, "slow"), None, pairs_tolerance=1e-6, rank=8, rounds=3)(folder)
 
 
 SQUARE, TALL = (90, 90), (110, 70)
@@ -109,6 +115,12 @@ KINDS = {
     "one entry": eigh_of(torch.full((1, 1), -3.0, dtype=torch.float64), 1),
     "flat": eigh_of(dense(SQUARE, "flat", definite=True)),
     "tiles": svd_of(dense((9000, 40), "decay", "float32", hermitian=False)),
+    "pairs": eigh_of(dense(SQUARE, "slow"), None, pairs_tolerance=1e-4, rank=5, round_width=4),
+    "pairs, smallest": eigh_of(dense(SQUARE, "slow", "float32"), None, rounds=4, which="SA"),
+    "pairs, complex svd": svd_of(
+        dense(TALL, "decay", "complex128", hermitian=False), None, pairs_tolerance=1e-3, rank=4
+    ),
+    "pairs, missed": pairs_missed,
     "updated": updated,
     "extended": extended,
 }

@@ -14,7 +14,10 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import digest, read_json
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import Assessment, assess_result
+from skerch_ooc.results.density import Density
+from skerch_ooc.results.density import density as density_of
 from skerch_ooc.results.lowrank import LazyMatrix, Svd, open_result
+from skerch_ooc.results.pairs import relative_bounds
 from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
 from skerch_ooc.results.report.values import Values
@@ -44,6 +47,7 @@ class Facts:
         run: The run.
         name: The name of the result.
         values: The values of the result, and what they may be off by.
+        density: The density of all values; ``None`` if it is not known.
         assessment: The quality of the result.
         settings: The settings that it was recovered with.
         sketch: The digest of its sketch.
@@ -59,6 +63,7 @@ class Facts:
     run: Run
     name: str
     values: Values
+    density: Density | None
     assessment: Assessment
     settings: RecoverySpec
     sketch: str
@@ -94,7 +99,6 @@ def gather(run: Run, name: str) -> Facts:
         # A cleaned run cannot have grown since, and what the result was made of is gone.
         _require_current(run, path, file, settings)
     _require_assessment(run, path, assessment)
-    values = np.asarray(file.arrays[VALUES[run.plan.identity.kind]], np.float64)
     fingerprint = run.fingerprint()
     listed = list_shards(run.shards)
     logged = read_logs(run, name)
@@ -102,12 +106,8 @@ def gather(run: Run, name: str) -> Facts:
     return Facts(
         run=run,
         name=name,
-        values=Values(
-            values,
-            run.plan.identity.kind,
-            assessment.error,
-            assessment.bounds_of(file.arrays.get("residuals")),
-        ),
+        values=_values(run.plan.identity.kind, file, assessment, settings),
+        density=_density(run),
         assessment=assessment,
         settings=settings,
         sketch=str(file.identity["sketch"]),
@@ -119,6 +119,27 @@ def gather(run: Run, name: str) -> Facts:
         shard_bytes=bytes_of(run.shards, listed),
         result_bytes=bytes_of_result(path),
     )
+
+
+def _values(kind: str, file: SealedFile, assessment: Assessment, settings: RecoverySpec) -> Values:
+    values = np.asarray(file.arrays[VALUES[kind]], np.float64)
+    if assessment.pairs is None:
+        bounds = assessment.bounds_of(file.arrays.get("residuals"))
+        return Values(values, kind, assessment.error, bounds)
+    bounds = file.arrays["bounds"]
+    relative = relative_bounds(values, bounds, float(file.arrays["spectral_norm"]))
+    found = assessment.pairs
+    return Values(values, kind, assessment.error, bounds, found, relative, settings.which)
+
+
+def _density(run: Run) -> Density | None:
+    """Finds the density of all values, where the rounds for it are still there."""
+    if run.plan.krylov is None or run.plan.identity.kind != "eigh":
+        return None
+    try:
+        return density_of(run)
+    except IncompleteError:
+        return None
 
 
 def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpec]:

@@ -32,6 +32,14 @@ def value(number: float, digits: int = 4) -> str:
     return f"{_signed(mantissa)} × {_power(int(exponent))}"
 
 
+def scientific(number: float) -> str:
+    """Writes a small number, such as a tolerance, to two digits as a multiple of a power of ten."""
+    if number == 0 or not math.isfinite(number):
+        return value(number)
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{_signed(mantissa)} × {_power(int(exponent))}"
+
+
 def tick(number: float, step: float) -> str:
     """Writes a number beside an axis whose numbers are ``step`` apart."""
     if number == 0:

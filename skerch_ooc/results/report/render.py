@@ -78,6 +78,7 @@ def environment() -> Environment:
     )
     made.filters.update(
         whole=numbers.whole, value=numbers.value, share=numbers.share, path=path, plain=plain,
+        scientific=numbers.scientific,
         probability=numbers.probability, bytes=_or_unknown(format_bytes),
         seconds=_or_unknown(words.format_seconds), json=_json,
     )  # fmt: skip

@@ -8,8 +8,11 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.results.assess import count_within
+from skerch_ooc.results.pairs import KnownPairs
 from skerch_ooc.results.report.chart import thinned
 from skerch_ooc.results.words import NOUNS
+
+_FIRST = {"LM": "the largest in magnitude", "LA": "the largest", "SA": "the smallest"}
 
 MOST_POINTS = 600
 """If there are more values than this, only some are drawn."""
@@ -20,16 +23,23 @@ class Values:
     """The values of a result.
 
     Attributes:
-        values: The values in descending magnitude, float64.
+        values: The values in order, float64.
         kind: ``"eigh"`` or ``"svd"``.
         error: Estimate of ``||A - Ahat||_F``; ``None`` if unknown.
-        bounds: How far each value is off at most, with 95 % probability; ``None`` if unknown.
+        bounds: How far each value is off at most, with 95 % probability, or by the bound of its
+            pair; ``None`` if unknown.
+        pairs: How many pairs are known to the tolerance; ``None`` if it is not about pairs.
+        relative: The bounds of the pairs as these are judged; ``None`` if it is not about pairs.
+        which: Which values come first, in the words of a spec.
     """
 
     values: Array
     kind: str
     error: float | None
     bounds: Array | None = None
+    pairs: KnownPairs | None = None
+    relative: Array | None = None
+    which: str = "LM"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -43,6 +53,24 @@ class Values:
     def counted(self) -> str:
         """The name of the values, in the singular if there is one."""
         return self.noun if len(self) > 1 else self.noun[:-1]
+
+    @property
+    def first(self) -> str:
+        """The words for the value that comes first."""
+        return _FIRST[self.which]
+
+    @property
+    def sureness(self) -> str:
+        """The words for how sure the bounds are."""
+        return "with 95 % probability" if self.pairs is None else "by its bound"
+
+    @property
+    def missed(self) -> Array:
+        """Which pairs are not known to the tolerance."""
+        tolerance = None if self.pairs is None else self.pairs.tolerance
+        if tolerance is None or self.relative is None:
+            return np.zeros(len(self), bool)
+        return ~(self.relative <= tolerance)
 
     @property
     def off(self) -> str:

@@ -14,6 +14,7 @@ from skerch_ooc.results.report.leading import leading_vectors
 from skerch_ooc.results.report.render import rendered
 from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
 from skerch_ooc.results.report.timeline import timeline
+from skerch_ooc.results.report.whole import density_of_the_whole
 from skerch_ooc.store.result_files import command_on, report_path, result_path, write_figures
 from skerch_ooc.store.rundir import Run
 
@@ -60,6 +61,7 @@ def charts(facts: Facts) -> list[Chart]:
     """Draws all charts of a report; leaves out those of what is unknown."""
     made = [
         linear_spectrum(facts.values), logarithmic_spectrum(facts.values), density(facts.values),
+        None if facts.density is None else density_of_the_whole(facts.density),
         quality.error(facts.assessment), quality.scree(facts.assessment),
         *(leading_vectors(leading, facts.values.values, name, noun)
           for name, noun, leading in facts.vectors),
