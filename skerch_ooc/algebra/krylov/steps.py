@@ -214,24 +214,32 @@ def _stays(chain: Chain, number: int, goal: Goal, wanted: Pairs) -> bool:
 
 
 def _excludes(space: Space, trial: int, goal: Goal, wanted: Pairs) -> bool:
-    """Whether the chain of a trial is too small to hide a value as large as the last wanted one.
+    """Whether the chain of a trial is too small to hide a value beyond the last wanted one, ``t``.
 
-    Let ``e`` be a unit vector of such a value ``t``, orthogonal to the space that was tried. Test
-    columns ``T = A G`` have the parts ``t g`` along ``e``, ``g`` Gaussian; so the squared part of
+    Let ``e`` be a unit vector of such a value, orthogonal to the space that was tried. Test columns
+    ``T = A G`` have parts of at least ``t g`` along ``e``, ``g`` Gaussian; so the squared part of
     ``e`` in their span is at least ``w = t^2 |g|^2 / lambda_max(T^H T)``, of what the space leaves
-    of ``T``, and ``||A^m Q|| >= sqrt(w) t^m`` on their orthonormal basis ``Q``, whatever the bulk
-    of the operator is that ``T`` has from its many small values.
+    of ``T``, and ``||(A - c)^m Q|| >= sqrt(w) |t - c|^m`` on their orthonormal basis ``Q``: also
+    where ``T`` has more of the many small values of ``A`` than of ``e``. For values of both signs
+    ``c = 0``, else the middle of what the chain has.
     """
-    norms = _powers(space, trial)
-    if goal.which != "LM" or not norms:
-        return True
-    value = abs(float(wanted.values[-1])) - wanted.rounding
+    inside, left = _chain_of(space, trial)
+    last = float(wanted.values[-1])
+    sign = {"LM": math.copysign(1, last), "LA": 1, "SA": -1}[goal.which]
+    value = sign * last - wanted.rounding
     source = space.chain.blocks[trial - 1].source
     assert source is not None
+    if not len(inside) or value <= 0:
+        return True
+    spread = np.linalg.eigvalsh(inside)[[0, -1]] if goal.which != "LM" else np.zeros(2)
+    center = float(spread.mean())
+    start = np.eye(len(inside), space.chain.blocks[trial - 1].width)
+    rounds = len(space.chain.rounds) - trial + 1
+    norms = np.array(_powers(inside - center * np.eye(len(inside)), left, start, rounds))
     rest = _left_of_tests(Space.of(space.chain.upto(trial - 1)), source)
     share = value**2 * _unlucky(len(rest.left)) / max(largest(rest.left), _TINY)
-    powers = value ** np.arange(1, len(norms) + 1)
-    return bool(np.any(np.array(norms) <= math.sqrt(min(share, 1.0)) * powers))
+    powers = max(value - sign * center, 0.0) ** np.arange(1, len(norms) + 1)
+    return bool(np.any(norms <= math.sqrt(min(share, 1.0)) * powers))
 
 
 def _unlucky(columns: int) -> float:
@@ -240,23 +248,26 @@ def _unlucky(columns: int) -> float:
     return 2 * math.exp((math.log(_CHANCE) + math.lgamma(columns / 2 + 1)) * 2 / columns)
 
 
-def _powers(space: Space, trial: int) -> list[float]:
-    """Norms ``||A^m Q||``, ``m = 1, 2, ..``, of a trial's block within what its chain spans.
+def _chain_of(space: Space, trial: int) -> tuple[Array, Array]:
+    """The operator within what a trial's chain spans, and the Gram matrix of what its end leaves.
 
-    Every family is taken with orthonormal coordinates; those of the chain are the last ones.
+    Every family has orthonormal coordinates, in which that of the trial's block come first here.
     """
     last = len(space.chain.rounds)
     chain = [k for k in range(trial, last + 1) if space.chain.blocks[k - 1].width]
     if not chain or not all(family.is_triangular for family in space.families.values()):
-        return []
+        return np.zeros((0, 0)), np.zeros((0, 0))
     small = space.families["range"].root.conj().T @ space.middle @ space.families["corange"].root
     inside = np.block([[_between(space, small, i, j) for j in chain] for i in chain])
     own = space.family_of(last)
     root = own.root[own.places[last], own.places[last]]
-    left = root.conj().T @ space.left_over(last) @ root
-    power = np.eye(len(inside), space.chain.blocks[trial - 1].width, dtype=inside.dtype)
+    return inside, root.conj().T @ space.left_over(last) @ root
+
+
+def _powers(inside: Array, left: Array, power: Array, most: int) -> list[float]:
+    """Norms ``||A^m Q||``, ``m = 1, 2, ..``, of the first block of a chain."""
     norms = []
-    for _ in chain:
+    for _ in range(most):
         before = power[len(power) - len(left) :]
         power = inside @ power
         square = power.conj().T @ power + before.conj().T @ left @ before
