@@ -14,6 +14,8 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.store.rundir import Run
 
 _SMALL = 1e-3
+_SEPARATE = 0.1
+_SAID = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class KnownPairs:
     Attributes:
         wanted: How many pairs were looked for.
         found: How many there are.
-        met: How many of them are known to the tolerance.
+        met: How many of them are known to the tolerance, rounding of the products aside.
         tolerance: The tolerance; ``None`` if the number of rounds was given.
-        worst: The largest relative bound of all that were found; ``None`` if none was.
+        worst: The largest relative bound of all that were found, rounding of the products aside;
+            ``None`` if none was.
+        rounding: What that rounding may add, relative to the smallest value.
         rounds: The number of rounds.
         confirmed: Whether a further round from other random columns showed nothing else.
     """
@@ -37,6 +41,7 @@ class KnownPairs:
     met: int
     tolerance: float | None
     worst: float | None
+    rounding: float
     rounds: int
     confirmed: bool
 
@@ -54,14 +59,21 @@ class KnownPairs:
             LookupError: If something is not there.
         """
         tolerance = None if plan.krylov is None else plan.krylov.tolerance
-        relative = relative_bounds(values, arrays["bounds"], float(arrays["spectral_norm"]))
-        met = relative <= tolerance if tolerance is not None else np.isfinite(relative)
+        norm, rounding = float(arrays["spectral_norm"]), float(arrays["rounding"])
+        relative = relative_bounds(values, arrays["bounds"] - rounding, norm)
+        met = np.ones(len(values), bool)
+        if tolerance is not None:
+            separate = relative_bounds(values, arrays["residuals"], norm) <= _SEPARATE
+            met = separate & (relative <= tolerance)
         return cls(
             wanted=wanted,
             found=len(values),
             met=int(np.count_nonzero(met)),
             tolerance=tolerance,
             worst=float(relative.max()) if len(relative) else None,
+            rounding=float(
+                relative_bounds(values, np.full(len(values), rounding), norm).max(initial=0.0)
+            ),
             rounds=int(arrays["rounds"]),
             confirmed=bool(arrays["confirmed"]),
         )
@@ -78,6 +90,8 @@ class KnownPairs:
     def text(self) -> str:
         """Says how many pairs are known, and how well, for people."""
         worst = "" if self.worst is None else f", the worst within {self.worst:.1e}"
+        if self.tolerance is None or self.rounding > _SAID * self.tolerance:
+            worst += f"; rounding of the products may add {self.rounding:.1e}"
         if self.tolerance is None:
             return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
         return (

@@ -66,13 +66,15 @@ class Pairs:
         )
 
     def met(self, tolerance: float) -> Array:
-        """Which pairs are known to a relative tolerance."""
-        return self._separate & (self.bounds <= tolerance * self.sizes)
+        """Which pairs are known to a relative tolerance, rounding of the products aside."""
+        return self._within(tolerance * self.sizes)
 
     def settled(self, tolerance: float) -> Array:
         """Which are known to a tolerance or to rounding: more rounds would tell no more of them."""
-        most = np.maximum(tolerance * self.sizes, 2 * self.rounding)
-        return self._separate & (self.bounds <= most)
+        return self._within(np.maximum(tolerance * self.sizes, _SETTLED * self.rounding))
+
+    def _within(self, most: Array) -> Array:
+        return self._separate & (self.bounds - self.rounding <= most)
 
     @property
     def _separate(self) -> Array:
@@ -162,4 +164,5 @@ def quadrature(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 
 _SMALL = 1e-3
 _SEPARATE = 0.1
+_SETTLED = 0.1
 _ROUNDING = 8

@@ -287,6 +287,7 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         pairs={
             "residuals": pairs.residuals,
             "bounds": pairs.bounds,
+            "rounding": np.array(pairs.rounding),
             "spectral_norm": np.array(standing.pairs.norm),
             "rounds": np.array(last.number),
             "confirmed": np.array(standing.confirmed),
