@@ -342,7 +342,7 @@ class TestEnd:
 
     def test_is_reached_where_only_rounding_is_left(self):
         a, true = harmonic_matrix(400, "float32")
-        standing = dense(a, 8).run(Goal(20, 1e-6, most_rounds=45))
+        standing = dense(a, 8).run(Goal(20, 1e-12, most_rounds=45))
         assert (standing.ending, standing.confirmed) == ("rounding", True)
         assert not standing.met.all()
         assert worst(standing, true, 20) <= 1e-5
