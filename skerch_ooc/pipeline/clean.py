@@ -269,7 +269,8 @@ def _sort_published(
             superseded, duplicates = needs.superseded(inventory), needs.duplicates(inventory)
             going.add(SUPERSEDED, _heads_first(superseded))
             going.add(DUPLICATES, duplicates)
-        going.add(SKETCH, [e for e in entries if e.kind in names.DERIVED - names.BASES])
+        kept = names.BASES | (names.SUMS_OF_ROUNDS if run.plan.krylov is not None else set())
+        going.add(SKETCH, [e for e in entries if e.kind in names.DERIVED - kept])
     # Without shards a basis is of no use.
     going.add(SKETCH if mark else SHARDS, [e for e in entries if e.kind in names.DERIVED])
     going.add(SHARDS, [e for e in entries if e.kind in {names.COLUMN_SHARD, *names.MAKING}])

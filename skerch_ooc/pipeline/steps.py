@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError
+from skerch_ooc.base.files import is_there
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.time_budget import Budget
@@ -22,11 +23,11 @@ from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import make_basis
-from skerch_ooc.store import result_files, rundir
+from skerch_ooc.store import names, result_files, rundir
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import list_shards
-from skerch_ooc.store.sketch import Round
+from skerch_ooc.store.sketch import Round, sketch_folder
 
 if TYPE_CHECKING:
     from skerch_ooc.results.estimates import Estimates
@@ -130,11 +131,28 @@ def merge(
 
 def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> str:
     """Does what :func:`merge` does; returns the name of the stage that comes next."""
-    last = State(run).last
+    state = State(run)
+    for round_ in _lost(state):
+        Merge(round_, rechunk).run(work)
+    last = state.last
     merged = Merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
         return "recover"
     return "measure" if make_basis(merged, work) else "recover"
+
+
+def _lost(state: State) -> list[Round]:
+    """Lists the rounds of ``krylov`` before the last whose sums are gone: all of them are read."""
+    last, run = state.last, state.run
+    if run.plan.krylov is None or last.basis is None:
+        return []
+    digests = [*last.basis.earlier, str(last.basis.file.identity["sketch"])]
+    return [
+        round_
+        for round_, digest in zip(state.rounds, digests, strict=False)
+        for side in round_.sides
+        if not is_there(sketch_folder(run, digest) / names.TOTAL_SUMS.name(side=side.name))
+    ]
 
 
 def recover(

@@ -201,6 +201,9 @@ RESULT = {"eigh": EIGH, "svd": SVD}
 BASES = {BASIS, BASIS_PIECE, BASIS_RECIPE}
 """A basis, its pieces and its recipe."""
 
+SUMS_OF_ROUNDS = {TOTAL_SUMS, REST}
+"""What tells how far the rounds of ``krylov`` are; small."""
+
 DERIVED = {kind for kind in KINDS if kind.folder == _OF_SKETCH}
 """All that is derived from a sketch and lies in its folder."""
 

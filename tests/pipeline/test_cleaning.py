@@ -48,6 +48,11 @@ CASES = {
     "hmt svd": {"kind": "svd", "recovery": {"method": "hmt", "power_iterations": 1}},
     "ssrft": {"sketch": {"noise": "ssrft"}},
     "tolerance": {"tolerance": 0.9},
+    "krylov": {
+        "pairs_tolerance": 1e-3,
+        "round_width": 8,
+        "recovery": {"method": "krylov", "rank": 4},
+    },
 }
 PIECED = {"pieces": {}, "pieces hmt": {"recovery": {"method": "hmt"}}}
 GROWN = ("extended", "extended hmt", "updated")
@@ -376,6 +381,27 @@ def test_what_merge_made_goes_and_is_made_again_with_the_same_bits(copied, case,
         name: before[name] for name in before if name in after
     }
     assert any(name.endswith("total.h5") for name in after)
+    assert call_log() == []
+
+
+def test_sums_of_rounds_stay_as_they_tell_how_far_these_are(copied, inside):
+    run = copied("krylov")
+    before = run_contents(run.directory)
+    ooc.clean(run, sketch=True)
+    assert run_contents(run.directory) == before
+    assert "nothing: all stages are done" in inside("status", "run").stdout
+
+
+@pytest.mark.parametrize("lost", ["total.h5", "start.total.h5"])
+def test_lost_sums_of_an_earlier_round_are_made_again_by_merge(copied, lost, call_log):
+    run = copied("krylov")
+    before = run_contents(run.directory)
+    for path in run.sketch.glob(f"*/{lost}"):
+        path.unlink()
+    with pytest.raises(IncompleteError, match="skerch-ooc merge"):
+        ooc.density(run)
+    ooc.merge(run, threads=1)
+    assert run_contents(run.directory) == before
     assert call_log() == []
 
 
