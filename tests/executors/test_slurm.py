@@ -305,6 +305,23 @@ def test_tolerance_that_is_not_met_yet_is_measured_on_by_the_chain(tmp_path, emp
     assert len(ooc.open_run(run.directory).plan.amendments) > 2
 
 
+def test_rounds_that_follow_the_pairs_are_submitted_by_the_chain(tmp_path, empty_queue):
+    spec = write_spec(
+        tmp_path, "synthetic", 4 * 14, sketch={"test_measurements": 8, "block": 2},
+        operator={"args": {"n": ROWS, "rank": 40, "rate": 0.05}}, recovery={"rank": 8},
+        pairs_tolerance=1e-4, round_width=4,
+    )  # fmt: skip
+    run = ooc.plan(spec, tmp_path / "run", threads=1)
+    submit(empty_queue, run, elements=3)
+    empty_queue.wait()
+    assert is_done(run)
+    found = ooc.assess(run).pairs
+    # More than are submitted ahead.
+    assert (found.met, found.rounds > 5) == (8, True)
+    expected = whole_run(spec, tmp_path / "serial")
+    assert run_contents(run.directory) == run_contents(expected)
+
+
 def test_one_job_with_workers_makes_the_files_of_a_serial_run(tmp_path, empty_queue):
     spec = spec_of(tmp_path, "hmt")
     expected = run_contents(whole_run(spec, tmp_path / "serial"))
