@@ -312,6 +312,14 @@ def planned_before(run: Run) -> Planned:
     return Planned(run, estimate(run.plan, None), fresh=False)
 
 
+def _completed(spec: Spec, plan: Plan) -> Spec:
+    """Returns a spec with what it leaves out as in the plan, whatever the default is by now."""
+    spec = with_dtype(spec, plan.identity.dtype)
+    if spec.recovery.states_method or plan.krylov is not None:
+        return spec
+    return replace(spec, recovery=replace(spec.recovery, method=plan.recovery.method))
+
+
 def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
     """Refuses a spec that is not that of the planned run, and shows the difference.
 
@@ -322,8 +330,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
         UsageError: If the spec is another.
     """
     known, amendments = run.plan.identity, run.plan.amendments
-    # What is left out is not compared, whatever its default has become since.
-    spec = with_dtype(spec, known.dtype)
+    spec = _completed(spec, run.plan)
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)

@@ -28,6 +28,7 @@ class Method:
         most_power_iterations: How many power iterations it allows.
         later_rounds: Returns the number of rounds after the first, given the kind and the power
             iterations; ``None`` for a method of one pass.
+        compares: The methods of which it takes the better one, on the same sketch.
         orthogonal: Whether each round is orthogonal to all before it, and the rounds end when the
             pairs are found, so that only their most is known beforehand.
     """
@@ -38,6 +39,7 @@ class Method:
     chooses_core: bool = True
     most_power_iterations: int = 0
     later_rounds: Callable[[str, int], int] | None = None
+    compares: tuple[str, ...] = ()
     orthogonal: bool = False
 
     @property
@@ -52,8 +54,8 @@ class Method:
 
     @property
     def fits_left(self) -> bool:
-        """Whether it solves overdetermined equations, with more left than right columns."""
-        return self.left > 1
+        """Whether it solves equations that more left than right columns overdetermine."""
+        return self.left > 1 or any(METHODS[name].fits_left for name in self.compares)
 
     def rounds(self, kind: str, power_iterations: int) -> int:
         """Returns the number of rounds of products, which follow one another; 1 if it varies."""
@@ -73,10 +75,15 @@ METHODS: Mapping[str, Method] = {
         most_power_iterations=MOST_POWER_ITERATIONS,
         later_rounds=_rounds_of_powers,
     ),
+    # A core of chosen size needs no more left than right columns; those products are better spent
+    # on a wider range.
+    "auto": Method(compares=("nystrom", "singlepass")),
     "krylov": Method(left=0.0, inverts_core=False, chooses_core=False, orthogonal=True),
 }
-"""Each method by its name in the spec; the first is the default."""
+"""Each method by its name in the spec."""
 
+DEFAULTS: Mapping[str, str] = {"eigh": "nystrom", "svd": "auto"}
+"""The method of each kind where the spec leaves it out."""
 
 PAIRS_METHOD = next(name for name, method in METHODS.items() if method.orthogonal)
 """The method that looks for leading pairs, and is meant where a spec states only these."""

@@ -12,7 +12,7 @@ from typing import Any
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning import values
 from skerch_ooc.planning.krylov import MOST_ROUNDS, PAIRS
-from skerch_ooc.planning.methods import METHODS, MOST_POWER_ITERATIONS, PAIRS_METHOD
+from skerch_ooc.planning.methods import DEFAULTS, METHODS, MOST_POWER_ITERATIONS, PAIRS_METHOD
 
 KINDS = ("eigh", "svd")
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -103,10 +103,12 @@ class RecoverySpec(values.Checked):
     Attributes:
         method: How the decomposition is recovered from the sketches. ``"nystrom"``: arXiv
             2212.01127, section 3 (``eigh``), and arXiv 2009.11392 (``svd``); ``"singlepass"``:
-            arXiv 0909.4061, section 5.5; ``"oversampled"``: arXiv 1902.08651, section 2;
-            ``"hmt"``: arXiv 0909.4061, sections 5.1 and 5.3, with a second round of products;
-            ``"krylov"``: leading pairs to a tolerance, in rounds (Golub and Underwood 1977;
-            for ``svd`` block Golub-Kahan).
+            arXiv 0909.4061, section 5.5; ``"auto"``: the better of these two, by the test columns
+            that choose the core (without such a choice ``nystrom``); ``"oversampled"``: arXiv
+            1902.08651, section 2; ``"hmt"``: arXiv 0909.4061, sections 5.1 and 5.3, with a second
+            round of products; ``"krylov"``: leading pairs to a tolerance, in rounds (Golub and
+            Underwood 1977; for ``svd`` block Golub-Kahan). Left out of a spec: ``"auto"`` for
+            ``svd``, ``"nystrom"`` for ``eigh``, or that of the run that goes on.
         core: How many singular values of the core are inverted, at most ``measurements``.
             ``"auto"``: chosen on a third of the test columns. ``hmt`` inverts none, and takes only
             ``"auto"``.
@@ -127,6 +129,8 @@ class RecoverySpec(values.Checked):
     vectors: str = values.checked(values.one_of(*VECTORS), "stored")
     power_iterations: int = values.checked(values.integer(0, MOST_POWER_ITERATIONS), 0)
     which: str = values.checked(values.one_of(*ORDERS), "LM")
+    states_method: bool = field(default=True, init=False, repr=False, compare=False)
+    """Whether the method was asked for; where not, that of a planned run is as good."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings that decide the numbers, as JSON values."""
@@ -136,6 +140,14 @@ class RecoverySpec(values.Checked):
         if self.which != "LM":
             extra["which"] = self.which
         return {"method": self.method, "core": self.core, "rank": self.rank} | extra
+
+
+def _of_default_method(kind: str, table: Mapping[str, Any]) -> RecoverySpec:
+    """Makes settings that state no method; they get the default one of the kind."""
+    method = DEFAULTS["svd" if kind == "svd" else "eigh"]
+    made: RecoverySpec = values.from_table(RecoverySpec, {"method": method, **table}, "recovery")
+    object.__setattr__(made, "states_method", False)
+    return made
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ class Spec(values.Checked):
         storage: Instead of ``measurements``: how much the sketches may take on disk, such as
             ``"10 GiB"``; the sizes are chosen to fit.
         tolerance: Relative error, of the Frobenius norm, at which a run that measures in growing
-            rounds may stop. Needs ``nystrom`` or ``singlepass``, and 10 test measurements.
+            rounds may stop. Needs ``nystrom``, ``singlepass`` or ``auto``, and 10 test columns.
         pairs_tolerance: For ``krylov``: the relative error to which ``recovery.rank`` pairs are to
             be known when the rounds end, by default 1e-4. Where it is given, or ``rounds`` is, the
             method is ``krylov`` unless ``recovery.method`` says another.
@@ -194,9 +206,14 @@ class Spec(values.Checked):
     folder: Path = field(default_factory=Path.cwd, compare=False)
 
     def __post_init__(self) -> None:
-        by_pairs = (self.pairs_tolerance, self.rounds) != (None, None)
-        if by_pairs and isinstance(self.recovery, Mapping) and "method" not in self.recovery:
-            object.__setattr__(self, "recovery", {"method": PAIRS_METHOD, **self.recovery})
+        recovery: Any = self.recovery
+        if isinstance(recovery, Mapping) and "method" not in recovery:
+            by_pairs = (self.pairs_tolerance, self.rounds) != (None, None)
+            if by_pairs:
+                recovery = {"method": PAIRS_METHOD, **recovery}
+            else:
+                recovery = _of_default_method(self.kind, recovery)
+            object.__setattr__(self, "recovery", recovery)
         super().__post_init__()
         method = METHODS[self.recovery.method]
         if method.orthogonal and self.recovery.rank == "all":

@@ -272,11 +272,12 @@ def _recoveries(found: Found) -> Iterator[Step]:
     if not METHODS[found.settings.method].is_one_pass:
         # Its products were made for an accuracy that no other method gets from its first round.
         return
+    known = (found.settings.method, *METHODS[found.settings.method].compares)
     for method in METHODS:
         settings = dataclasses.replace(
             found.settings, method=method, power_iterations=0, core="auto"
         )
-        if method != found.settings.method and _is_served(found, settings):
+        if method not in known and not METHODS[method].compares and _is_served(found, settings):
             yield Step(
                 "Another method on the same sketch costs no product", _recovered(found, settings)
             )

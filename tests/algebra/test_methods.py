@@ -225,7 +225,7 @@ class TestCopiesFromGramMatrices:
 class TestAccuracy:
     """Excess over the error of the best approximation with a quarter of the measurements."""
 
-    LIMITS = {"nystrom": 0.5, "singlepass": 0.6, "oversampled": 1.3, "hmt": 0.3}  # noqa: RUF012
+    LIMITS = {"nystrom": 0.5, "singlepass": 0.6, "oversampled": 1.3, "hmt": 0.3, "auto": 0.5}  # noqa: RUF012
 
     @pytest.mark.covered(2)
     @methods

@@ -166,7 +166,7 @@ class TestLeftSketch:
 
     def test_is_as_ever_where_the_matrix_is_not_tall(self, tmp_path):
         matrix = on_disk(tmp_path, entries(height=300))
-        run = ooc.plan(spec(), tmp_path / "run", operator=matrix)
+        run = ooc.plan(spec(recovery={"method": "nystrom"}), tmp_path / "run", operator=matrix)
         assert run.plan.reach("left") == 24
 
     def test_the_same_spec_goes_on_with_a_run_that_has_it(self, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import skerch_ooc
+from skerch_ooc.algebra.methods.auto import COMPARED
 from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.spec import KINDS, Spec
@@ -21,8 +22,13 @@ def test_all_methods_that_are_planned_are_solved():
     assert [name for name in METHODS if not METHODS[name].orthogonal] == list(SOLVERS)
 
 
-def test_the_default_is_one_of_them():
-    assert Spec(measurements=1).recovery.method in METHODS
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_is_one_of_them(kind):
+    assert Spec(measurements=1, kind=kind).recovery.method in METHODS
+
+
+def test_those_that_are_compared_are_what_the_table_says():
+    assert tuple(COMPARED) == METHODS["auto"].compares
 
 
 def method_names(tree):
@@ -30,7 +36,10 @@ def method_names(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare | ast.Dict | ast.Subscript | ast.Match):
             for inner in ast.walk(node):
-                if isinstance(inner, ast.Constant) and inner.value in METHODS:
+                if not isinstance(inner, ast.Constant) or inner.value not in METHODS:
+                    continue
+                # "auto" is a word of other keys, too.
+                if inner.value != "auto" or "method" in ast.unparse(node):
                     yield inner.lineno
 
 
@@ -47,8 +56,11 @@ def test_nothing_else_asks_for_a_method_by_its_name(path):
 
 
 def test_a_question_by_name_would_be_seen():
-    asked = 'if method == "hmt" or method in ("nystrom",): pass\nleft = {"hmt": 1}\n'
-    assert sorted(method_names(ast.parse(asked))) == [1, 1, 2]
+    asked = (
+        'if method == "hmt" or method in ("nystrom",): pass\nleft = {"hmt": 1}\n'
+        'if core == "auto" and method == "auto": pass\n'
+    )
+    assert sorted(method_names(ast.parse(asked))) == [1, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", KINDS)

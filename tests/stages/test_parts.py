@@ -180,7 +180,10 @@ def test_answer_is_that_of_the_dense_matrix(tmp_path, case):
 
 
 def test_tasks_are_parts_times_columns(tmp_path):
-    spec = {"kind": "svd", "measurements": 24, "operator": {"parts": 4}, "sketch": {"block": 10}}
+    spec = {
+        "kind": "svd", "measurements": 24, "operator": {"parts": 4}, "sketch": {"block": 10},
+        "recovery": {"method": "nystrom"},
+    }  # fmt: skip
     run = ooc.plan(spec, tmp_path / "run", operator=operator("stack", "svd", "float32"))
     tasks = list(missing_tasks(Round(run), "cpu", 1))
     assert {task.part for task in tasks} == {0, 1, 2, 3}

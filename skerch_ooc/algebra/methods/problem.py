@@ -78,6 +78,7 @@ class Core:
         leave_one_out: Estimate of ``||A - Ahat||_F`` from the sketch alone, before ``rank`` cuts
             anything off; ``None`` where the method has none.
         measured: Compressed copy of ``Y left``, where the method has formed it.
+        method: Which method made it, where several were compared; else empty.
     """
 
     left: Array
@@ -88,6 +89,7 @@ class Core:
     choosing: int = 0
     leave_one_out: float | None = None
     measured: Array | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from skerch_ooc.algebra.methods import hmt, nystrom, oversampled, singlepass
+from skerch_ooc.algebra.methods import auto, hmt, nystrom, oversampled, singlepass
 from skerch_ooc.algebra.methods.problem import Core, Problem
 
 SOLVERS: Mapping[str, Callable[[Problem], Core]] = {
@@ -12,5 +12,6 @@ SOLVERS: Mapping[str, Callable[[Problem], Core]] = {
     "singlepass": singlepass.solve,
     "oversampled": oversampled.solve,
     "hmt": hmt.solve,
+    "auto": auto.solve,
 }
 """The keys are those of :data:`skerch_ooc.planning.methods.METHODS`."""

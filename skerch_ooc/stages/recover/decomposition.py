@@ -64,6 +64,7 @@ class Decomposition:
         deviation: About how far the vectors are from orthonormal before they are rounded to be
             stored; NaN if the decomposition was read from a file.
         pairs: What is known of the pairs of ``krylov``, as the result holds it; empty for others.
+        method: Which method was taken, where several were compared; else empty.
     """
 
     values: Array
@@ -77,6 +78,13 @@ class Decomposition:
     problem: Problem | None = None
     deviation: float = math.nan
     pairs: Mapping[str, Array] = field(default_factory=dict)
+    method: str = ""
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How it was found, as the file of a result says it."""
+        taken = {"method": self.method} if self.method else {}
+        return {"core": self.core, "choosing": self.choosing} | taken
 
     @property
     def matrices(self) -> dict[str, Recipe]:
@@ -130,7 +138,7 @@ class Decomposition:
             path: The file.
             identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         """
-        more = {"core": self.core, "choosing": self.choosing, "corrected": self.corrected}
+        more = {**self.made, "corrected": self.corrected}
         left_out = math.nan if self.leave_one_out is None else self.leave_one_out
         arrays = {
             "values": self.values,
@@ -151,6 +159,7 @@ class Decomposition:
             right=right[0] if right else None,
             core=int(file.identity["core"]),
             choosing=int(file.identity["choosing"]),
+            method=str(file.identity.get("method", "")),
             leave_one_out=None if math.isnan(left_out) else left_out,
             tested=file.arrays["tested_cores"],
             corrected=bool(file.identity["corrected"]),
@@ -200,6 +209,7 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         right=Recipe(RIGHT_VECTORS, width, right) if right else None,
         core=core.size,
         choosing=core.choosing,
+        method=core.method,
         leave_one_out=core.leave_one_out,
         tested=np.array(core.tested, np.float64).reshape(-1, 2),
         problem=posed.problem,

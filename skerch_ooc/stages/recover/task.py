@@ -243,7 +243,7 @@ class ResultWriting:
             if per_vector > orthogonality_bound(self._plan) and not found.corrected:
                 return False
             first = writer.publish(
-                {**self._identity, "core": found.core, "choosing": found.choosing, **described},
+                {**self._identity, **found.made, **described},
                 _arrays(self._plan, found, figures[0], orthogonality),
                 provenance(threads=self._work.resources.threads),
             )
@@ -330,7 +330,7 @@ def _publish_implicit(
     make_folder(path.parent)
     with sealed_writer(path) as writer:
         writer.publish(
-            identity | {"core": found.core, "choosing": found.choosing} | made,
+            identity | found.made | made,
             arrays,
             provenance(),
         )
