@@ -61,14 +61,10 @@ class KnownPairs:
         tolerance = None if plan.krylov is None else plan.krylov.tolerance
         norm, rounding = float(arrays["spectral_norm"]), float(arrays["rounding"])
         relative = relative_bounds(values, arrays["bounds"] - rounding, norm)
-        met = np.ones(len(values), bool)
-        if tolerance is not None:
-            separate = relative_bounds(values, arrays["residuals"], norm) <= _SEPARATE
-            met = separate & (relative <= tolerance)
         return cls(
             wanted=wanted,
             found=len(values),
-            met=int(np.count_nonzero(met)),
+            met=int(np.count_nonzero(known(values, arrays, tolerance))),
             tolerance=tolerance,
             worst=float(relative.max()) if len(relative) else None,
             rounding=float(
@@ -98,6 +94,25 @@ class KnownPairs:
             f"{self.met} of {self.wanted} within {self.tolerance:.1e} after {self.rounds} "
             f"rounds{worst}"
         )
+
+
+def known(values: Array, arrays: Mapping[str, Array], tolerance: float | None) -> Array:
+    """Says which pairs are known to the tolerance, rounding of the products aside.
+
+    Args:
+        values: The values, ``(r,)``.
+        arrays: What the file of the result holds besides.
+        tolerance: The tolerance; ``None``: all are.
+
+    Raises:
+        LookupError: If something is not there.
+    """
+    if tolerance is None:
+        return np.ones(len(values), bool)
+    norm, rounding = float(arrays["spectral_norm"]), float(arrays["rounding"])
+    separate = relative_bounds(values, arrays["residuals"], norm) <= _SEPARATE
+    relative = relative_bounds(values, arrays["bounds"] - rounding, norm)
+    return np.asarray(separate & (relative <= tolerance))
 
 
 def relative_bounds(values: Array, bounds: Array, norm: float) -> Array:

@@ -35,6 +35,7 @@ from skerch_ooc.results.report.values import Values
 from skerch_ooc.results.report.whole import density_of_the_whole
 from skerch_ooc.results.report.write import charts, page
 from skerch_ooc.stages.recover.krylov import Quadrature
+from skerch_ooc.store.sealed import SealedFile
 
 HOSTILE = (
     "</title></style><script>alert('1')</script>\"'><img src=x onerror=alert(1)>&lt;\u202e\x00"
@@ -232,7 +233,8 @@ class TestPairs:
     def test_are_listed_with_their_bounds(self, made):
         result = ooc.recover(ooc.open_run(made("pairs").parents[2]))
         stated = [numbers.value(float(value), 7) for value in result.eigenvalues]
-        bounds = [numbers.scientific(float(bound)) for bound in result.bounds]
+        rounding = float(SealedFile(result.path).arrays["rounding"])
+        bounds = [numbers.scientific(float(bound) - rounding) for bound in result.bounds]
         rows = self.rows(made("pairs"))
         assert [(row[1], row[2]) for row in rows] == list(zip(stated, bounds, strict=True))
 
@@ -246,9 +248,9 @@ class TestPairs:
         assert figure.count('<circle class="curve line-rose"') == rings
 
     def test_many_are_cut(self):
-        pairs = KnownPairs(200, 200, 200, 1e-4, 1e-5, 9, True)
+        pairs = KnownPairs(200, 200, 200, 1e-4, 1e-5, 1e-6, 9, True)
         values, bounds = np.arange(200.0, 0.0, -1.0), np.full(200, 1e-6)
-        found = Values(values, "eigh", 0.1, bounds, pairs, bounds / values)
+        found = Values(values, "eigh", 0.1, bounds, pairs, 1e-7, bounds / values)
         tables: Any = environment().get_template("tables.jinja")
         text = str(tables.make_module({"facts": SimpleNamespace(values=found)}).pairs())
         assert (text.count("<tr>"), "Of 200 pairs the first 100." in text) == (101, True)

@@ -17,7 +17,7 @@ from skerch_ooc.results.assess import Assessment, assess_result
 from skerch_ooc.results.density import Density
 from skerch_ooc.results.density import density as density_of
 from skerch_ooc.results.lowrank import LazyMatrix, Svd, open_result
-from skerch_ooc.results.pairs import relative_bounds
+from skerch_ooc.results.pairs import known, relative_bounds
 from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
 from skerch_ooc.results.report.values import Values
@@ -126,10 +126,19 @@ def _values(kind: str, file: SealedFile, assessment: Assessment, settings: Recov
     if assessment.pairs is None:
         bounds = assessment.bounds_of(file.arrays.get("residuals"))
         return Values(values, kind, assessment.error, bounds)
-    bounds = file.arrays["bounds"]
-    relative = relative_bounds(values, bounds, float(file.arrays["spectral_norm"]))
-    found = assessment.pairs
-    return Values(values, kind, assessment.error, bounds, found, relative, settings.which)
+    bounds, rounding = file.arrays["bounds"], float(file.arrays["rounding"])
+    norm = float(file.arrays["spectral_norm"])
+    return Values(
+        values,
+        kind,
+        assessment.error,
+        bounds,
+        assessment.pairs,
+        rounding,
+        relative_bounds(values, bounds - rounding, norm),
+        ~known(values, file.arrays, assessment.pairs.tolerance),
+        settings.which,
+    )
 
 
 def _density(run: Run) -> Density | None:

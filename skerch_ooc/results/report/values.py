@@ -29,7 +29,10 @@ class Values:
         bounds: How far each value is off at most, with 95 % probability, or by the bound of its
             pair; ``None`` if unknown.
         pairs: How many pairs are known to the tolerance; ``None`` if it is not about pairs.
-        relative: The bounds of the pairs as these are judged; ``None`` if it is not about pairs.
+        rounding: What the bounds of pairs have for rounding of the products.
+        relative: The bounds of the pairs as these are judged, rounding aside; ``None`` if it is not
+            about pairs.
+        missed: Which pairs are not known to the tolerance; ``None`` if it is not about pairs.
         which: Which values come first, in the words of a spec.
     """
 
@@ -38,7 +41,9 @@ class Values:
     error: float | None
     bounds: Array | None = None
     pairs: KnownPairs | None = None
+    rounding: float = 0.0
     relative: Array | None = None
+    missed: Array | None = None
     which: str = "LM"
 
     def __len__(self) -> int:
@@ -64,13 +69,9 @@ class Values:
         """The words for how sure the bounds are."""
         return "with 95 % probability" if self.pairs is None else "by its bound"
 
-    @property
-    def missed(self) -> Array:
-        """Which pairs are not known to the tolerance."""
-        tolerance = None if self.pairs is None else self.pairs.tolerance
-        if tolerance is None or self.relative is None:
-            return np.zeros(len(self), bool)
-        return ~(self.relative <= tolerance)
+    def is_missed(self, number: int) -> bool:
+        """Whether the value of a number, from 1, is a pair that is not known to the tolerance."""
+        return self.missed is not None and bool(self.missed[number - 1])
 
     @property
     def off(self) -> str:
