@@ -122,7 +122,7 @@ def test_row_shards_do_not_change_a_bit_of_the_answer(tmp_path, reference, case)
     ("case", "names"),
     [
         ("eigh", ["right.p0.c0-48.r0-20000.h5", "test.p0.c0-12.r0-20000.h5"]),
-        ("svd", ["left.p0.c0-72.r0-20000.h5", "right.p0.c0-48.r0-20000.h5",
+        ("svd", ["left.p0.c0-48.r0-20000.h5", "right.p0.c0-48.r0-20000.h5",
                  "test.p0.c0-12.r0-20000.h5"]),
     ],
 )  # fmt: skip
