@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from skerch_ooc.results.lowrank import Eigh as Eigh
     from skerch_ooc.results.lowrank import LazyMatrix as LazyMatrix
     from skerch_ooc.results.lowrank import Svd as Svd
+    from skerch_ooc.results.overlap import Overlap as Overlap
+    from skerch_ooc.results.overlap import overlap as overlap
     from skerch_ooc.results.report.write import report as report
     from skerch_ooc.store.rundir import Run as Run
 
@@ -76,6 +78,7 @@ _HOMES = {
     "OocError": "base.errors",
     "OperatorError": "base.errors",
     "OperatorSpec": "planning.spec",
+    "Overlap": "results.overlap",
     "ParameterLayout": "base.parameter_layout",
     "Progress": "base.progress",
     "QualityError": "base.errors",
@@ -101,6 +104,7 @@ _HOMES = {
     "measure": "pipeline.steps",
     "merge": "pipeline.steps",
     "open_run": "pipeline.steps",
+    "overlap": "results.overlap",
     "plan": "pipeline.start",
     "recover": "pipeline.steps",
     "report": "results.report.write",

@@ -239,6 +239,11 @@ class LowRank:
         """Number of values."""
         return len(self._values)
 
+    @property
+    def left_vectors(self) -> Tall:
+        """What reads the left vectors, or the eigenvectors, tile by tile."""
+        return self._left
+
     def _rounded_values(self) -> Tensor:
         return self._rounded(self._values)
 
