@@ -19,6 +19,7 @@ from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import Probe, Timing, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, described
 from skerch_ooc.planning.sizes import krylov_of, require_sense, sizes_of, with_dtype
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, DEFAULT_DTYPE, Spec
@@ -307,6 +308,16 @@ def _rounds_compared(spec: Spec, plan: Plan) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def _with_width(spec: Spec, plan: Plan) -> Spec:
+    """Returns the spec with the plan's width of rounds where it is left out.
+
+    The number of the rounds that the other keys allow follows from it.
+    """
+    if plan.krylov is None or spec.round_width or not METHODS[spec.recovery.method].orthogonal:
+        return spec
+    return replace(spec, round_width=plan.krylov.width)
+
+
 def planned_before(run: Run) -> Planned:
     """Returns a run that was planned earlier, as :func:`make_plan` does."""
     return Planned(run, estimate(run.plan, None), fresh=False)
@@ -330,7 +341,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
         UsageError: If the spec is another.
     """
     known, amendments = run.plan.identity, run.plan.amendments
-    spec = _completed(spec, run.plan)
+    spec = _with_width(_completed(spec, run.plan), run.plan)
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)

@@ -307,6 +307,25 @@ def scaled(n: int = 2 * 10**6, delay: float = 0.0):
     return Scaled()
 
 
+def diagonal(n: int = 2000, dtype: str = "float32", delay: float = 0.0, **faults: int):
+    """Eigenvalues 1, -1/2, 1/3, ... spread over the rows; its products do not depend on blocks."""
+    index = torch.arange(n, dtype=torch.float64)
+    values = (-1) ** index / (1 + index)
+    places = (torch.arange(n) * 7919) % n
+
+    class Diagonal:
+        shape = (n, n)
+
+        mH = property(lambda self: self)  # noqa: N815 (the name that torch gives it)
+
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            return values[places].to(x.dtype)[:, None] * x
+
+    operator = Matrix(Diagonal(), delay, **faults)
+    operator.dtype = getattr(torch, dtype)
+    return operator
+
+
 REMARKS = ("mean over 3 batches", "differentiated forward over reverse")
 BEST = 8
 

@@ -1,0 +1,418 @@
+"""Krylov rounds as runs: pairs, bits however the work is cut, drift, growth, what is refused.
+
+Dense decompositions in double precision are the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from contents import answer, run_contents
+from killing import killed_while_writing
+from operators import Operator, dense, exact_values, orthogonality, triple
+from runs import whole_run
+from specs import write_spec
+
+import skerch_ooc as ooc
+from skerch_ooc.base.errors import QualityError, UsageError
+from skerch_ooc.executors.share import Share
+from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.share import perform_share
+from skerch_ooc.pipeline.state import State
+from skerch_ooc.planning.spec import DTYPES, KINDS
+from skerch_ooc.planning.stage_names import RoundStage
+from skerch_ooc.store.shards import list_shards
+from skerch_ooc.store.sketch import count_products
+
+pytestmark = pytest.mark.usefixtures("no_late_files", "one_thread")
+
+TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9}
+EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
+
+
+def matrix_of(kind, dtype, spectrum="slow", n=90, **more):
+    shape = (n, n) if kind == "eigh" else (n + 30, n)
+    return dense(shape, spectrum, dtype, hermitian=kind == "eigh", **more)
+
+
+def decompose(kind, operator, run_dir, **more):
+    settings = {"rank": 4, "round_width": 6, "test_measurements": 12}
+    return getattr(ooc, kind)(operator, run_dir=run_dir, **settings | more)
+
+
+def ordered(values, which):
+    """Eigenvalues as ``which`` orders them."""
+    key = {"LM": -values.abs(), "LA": -values, "SA": values}[which]
+    return values[key.argsort()]
+
+
+class TestPairs:
+    @pytest.mark.covered(2)
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("width", [3, 16])
+    def test_are_within_their_bounds_and_to_the_tolerance(self, tmp_path, kind, dtype, width):
+        a = matrix_of(kind, dtype)
+        result = decompose(
+            kind, Operator(a), tmp_path / "run", round_width=width,
+            pairs_tolerance=TOLERANCE[dtype],
+        )  # fmt: skip
+        u, values, v = triple(result)
+        exact = exact_values(a, kind)
+        rounding = 8 * EPSILON[dtype] * float(exact.abs().max())
+        errors = (values - exact[:4]).abs()
+        assert torch.all(errors <= torch.as_tensor(result.bounds) + rounding)
+        assert torch.all(errors <= TOLERANCE[dtype] * exact[:4].abs())
+        assert max(orthogonality(u), orthogonality(v)) <= 100 * EPSILON[dtype]
+
+    @pytest.mark.sampled(2)
+    @pytest.mark.parametrize("dtype", ["float32", "complex128"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_have_the_residuals_that_are_stated(self, tmp_path, kind, dtype):
+        a = matrix_of(kind, dtype)
+        result = decompose(kind, Operator(a), tmp_path / "run", rounds=4 if kind == "eigh" else 7)
+        u, values, v = triple(result)
+        a = a.to(u.dtype)
+        forth = torch.linalg.norm(a @ v - u * values, dim=0)
+        back = torch.linalg.norm(a.mH @ u - v * values, dim=0)
+        # Of the vector [u; v] / sqrt(2) of the Hermitian operator [0, A; A^H, 0].
+        residuals = ((forth**2 + back**2) / 2).sqrt()
+        torch.testing.assert_close(
+            torch.as_tensor(result.residuals).double(),
+            residuals,
+            rtol=1e-2,
+            atol=20 * EPSILON[dtype],
+        )
+
+    @pytest.mark.sampled(2)
+    @pytest.mark.parametrize("dtype", ["float32", "complex128"])
+    @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+    def test_come_from_the_end_that_is_asked_for(self, tmp_path, which, dtype):
+        a = matrix_of("eigh", dtype)
+        operator = Operator(a)
+        result = decompose("eigh", operator, tmp_path / "run", pairs_tolerance=1e-4, which=which)
+        expected = ordered(exact_values(a, "eigh"), which)[:4]
+        torch.testing.assert_close(triple(result)[1], expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("which", ["LA", "SA"])
+    def test_of_another_end_are_recovered_at_no_product(self, tmp_path, which):
+        a = matrix_of("eigh", "float64")
+        operator = Operator(a)
+        decompose("eigh", operator, tmp_path / "run", pairs_tolerance=1e-4, rounds=40)
+        before = operator.products
+        run = ooc.open_run(tmp_path / "run")
+        other = ooc.recover(run, which=which, rank=3, name="other")
+        expected = ordered(exact_values(a, "eigh"), which)[:3]
+        assert operator.products == before
+        assert torch.all((other.eigenvalues - expected).abs() <= torch.as_tensor(other.bounds))
+
+
+ROWS = 140_000
+"""So many that merge, blocks and vectors have two tasks."""
+
+
+def spec_of(folder, kind="eigh", n=ROWS, **more):
+    args = {"n": n, "dtype": more.get("dtype", "float32"), **more.pop("args", {})}
+    sketch = {"test_measurements": 6, "block": 2} | more.pop("sketch", {})
+    recovery = {"rank": 2} | more.pop("recovery", {})
+    settings = {"pairs_tolerance": 1e-2, "round_width": 4} | more
+    return write_spec(
+        folder, "diagonal", 400, kind=kind, operator={"args": args}, sketch=sketch,
+        recovery=recovery, **settings,
+    )  # fmt: skip
+
+
+def in_shares(run, of, again=False):
+    """Does all stages in shares, as elements of job arrays do, until nothing is left."""
+    while left := State(run).left:
+        stage = left[0].stage
+        for index in reversed(range(of)):
+            work = Work.of(Share(index, of), threads=1)
+            perform_share(run, stage, work)
+            if again:
+                perform_share(run, stage, work)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """Finished runs in one process, by their kind and dtype."""
+
+    @cache
+    def made(kind, dtype="float32"):
+        folder = tmp_path_factory.mktemp("serial")
+        return whole_run(spec_of(folder, kind, dtype=dtype), folder / "run")
+
+    return made
+
+
+class TestWhateverTheCut:
+    @pytest.mark.sampled(1)
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("block", [1, 3, 4])
+    def test_width_of_blocks_changes_no_bit(self, tmp_path, serial, kind, block):
+        spec = spec_of(tmp_path, kind, sketch={"block": block})
+        assert answer(whole_run(spec, tmp_path / "run")) == answer(serial(kind))
+
+    @pytest.mark.sampled(1)
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "of"),
+        [("svd", "float32", 3), ("eigh", "float64", 2), ("svd", "complex64", 2)],
+    )
+    def test_shares_of_tasks_make_the_files_of_one_process(self, tmp_path, serial, kind, dtype, of):
+        run = ooc.plan(spec_of(tmp_path, kind, dtype=dtype), tmp_path / "run", threads=1)
+        in_shares(run, of)
+        assert run_contents(run.directory) == run_contents(serial(kind, dtype))
+
+    @pytest.mark.sampled(1)
+    @pytest.mark.parametrize("kind", ["eigh", "svd"])
+    def test_workers_of_dask_make_the_files_of_one_process(
+        self, tmp_path, serial, kind, quick_workers
+    ):
+        run = whole_run(spec_of(tmp_path, kind), tmp_path / "run", ooc.Dask(workers=2))
+        assert run_contents(run) == run_contents(serial(kind))
+
+    def test_blocks_are_in_pieces_and_merged_in_tasks(self, serial):
+        files = {path.name for path in serial("eigh").glob("sketch/*/*.h5")}
+        assert {"basis.t0-32.h5", "basis.t32-35.h5"} <= files
+
+    def test_share_that_is_done_again_applies_nothing(self, tmp_path, call_log):
+        run = ooc.plan(spec_of(tmp_path, n=9000), tmp_path / "run", threads=1)
+        in_shares(run, 2, again=True)
+        blocks = [call["crc"] for call in call_log() if call["width"] > 1]
+        assert len(blocks) == len(set(blocks))
+
+    def test_round_that_was_foreseen_and_is_not_needed_is_done_at_once(self, tmp_path, serial):
+        run = ooc.open_run(shutil.copytree(serial("eigh"), tmp_path / "run"))
+        rounds = State(run).last.number
+        for name in ("measure", "merge", "solve", "vectors"):
+            stage = RoundStage(name, rounds + 1)
+            assert perform_share(run, stage, Work.of(Share(0, 1), threads=1)) is None
+        assert run_contents(run.directory) == run_contents(serial("eigh"))
+
+
+class TestEnds:
+    """What ends the rounds, and what is said then."""
+
+    def test_too_few_rounds_keep_their_result_and_say_what_is_missing(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32"))
+        with pytest.raises(QualityError, match=r"^pairs_tolerance = 1.0e-06 is met by \d of 4 "):
+            decompose("eigh", operator, tmp_path / "run", pairs_tolerance=1e-6, rounds=3)
+        run = ooc.open_run(tmp_path / "run")
+        pairs = ooc.assess(run).pairs
+        assert (pairs.found, pairs.rounds, pairs.met < 4) == (4, 3, True)
+        assert len(ooc.recover(run).eigenvalues) == 4
+
+    def test_too_few_measurements_are_the_most_of_all_rounds(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32"))
+        with pytest.raises(QualityError, match="after 2 rounds"):
+            decompose("eigh", operator, tmp_path / "run", pairs_tolerance=1e-6, measurements=17)
+        counted = ooc.assess(tmp_path / "run").products
+        assert (counted["planned"], counted["done"]) == (2 * 6 + 12, 2 * 6 + 12)
+
+    def test_a_number_of_rounds_is_kept_whatever_the_pairs(self, tmp_path):
+        result = decompose("eigh", Operator(matrix_of("eigh", "float32")), tmp_path / "run",
+                           rounds=3)  # fmt: skip
+        assert (len(result.eigenvalues), ooc.assess(tmp_path / "run").pairs.rounds) == (4, 3)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("dtype", ["float32", "complex128"])
+    def test_operator_of_low_rank_is_exhausted(self, tmp_path, kind, dtype):
+        a = matrix_of(kind, dtype, "rank 30")
+        result = decompose(kind, Operator(a), tmp_path / "run", round_width=9, rank=30,
+                           pairs_tolerance=1e-3)  # fmt: skip
+        torch.testing.assert_close(
+            triple(result)[1], exact_values(a, kind)[:30], rtol=1e-3, atol=1e-6
+        )
+        assert ooc.assess(tmp_path / "run").products["done"] < 30 * (2 if kind == "svd" else 1) + 40
+
+    def test_fewer_values_than_are_wanted_are_said(self, tmp_path):
+        a = matrix_of("eigh", "float64", "rank 30")
+        with pytest.raises(
+            QualityError, match=r"rank = 40, but the operator shows only 3\d values"
+        ):
+            decompose("eigh", Operator(a), tmp_path / "run", round_width=9, rank=40,
+                      pairs_tolerance=1e-3)  # fmt: skip
+
+    def test_copies_of_a_value_are_all_found(self, tmp_path):
+        values = torch.cat([torch.ones(12), 0.5 ** torch.arange(1, 79)]).double()
+        q = torch.linalg.qr(torch.randn(90, 90, dtype=torch.float64))[0]
+        a = ((q * values) @ q.mH).float()
+        result = decompose("eigh", Operator((a + a.mH) / 2), tmp_path / "run", rank=14,
+                           round_width=4, pairs_tolerance=1e-3)  # fmt: skip
+        torch.testing.assert_close(
+            result.eigenvalues, values[:14].float(), rtol=1e-3, atol=0, check_dtype=False
+        )
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_operator_that_is_zero_has_nothing_to_decompose(self, tmp_path, kind):
+        zero = Operator(torch.zeros((90, 90)))
+        with pytest.raises(UsageError, match=r"^there is nothing to decompose"):
+            decompose(kind, zero, tmp_path / "run", pairs_tolerance=1e-3)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_block_as_wide_as_the_operator_ends_in_one_go(self, tmp_path, kind):
+        a = matrix_of(kind, "float64", n=20)
+        result = decompose(kind, Operator(a), tmp_path / "run", rank=20, round_width=64,
+                           pairs_tolerance=1e-6)  # fmt: skip
+        torch.testing.assert_close(triple(result)[1], exact_values(a, kind), rtol=1e-6, atol=1e-12)
+
+
+SMALL = 9_000
+"""Rows of three tiles."""
+
+
+def columns_of(calls):
+    """Columns that blocks had; comparisons with the fingerprint have one."""
+    return sum(call["width"] for call in calls if call["width"] > 1)
+
+
+def kill_often(command, call_log, moments):
+    """Kills a run at each of some moments; no process does what was published before it began."""
+    spec, run = spec_of(command.cwd, dtype="float64", n=SMALL), command.cwd / "run"
+    expected = run_contents(whole_run(spec, command.cwd / "undisturbed"))
+    # It is planned here, so that the products of the probe are not counted.
+    ooc.plan(spec, run, threads=1)
+    arguments = ("run", spec, "--run", "run", "--threads", 1)
+
+    def applied(go):
+        """Columns that were applied and not published meanwhile."""
+        called, done = len(call_log()), count_products(ooc.open_run(run))["done"]
+        go()
+        published = count_products(ooc.open_run(run))["done"] - done
+        return columns_of(call_log()[called:]) - published
+
+    for target, count in moments:
+        # Two blocks are on their way: one is written while the next is applied.
+        lost = applied(lambda: killed_while_writing(command, target, count, *arguments))  # noqa: B023
+        assert 0 <= lost <= 4
+    assert applied(lambda: command(*arguments)) == 0
+    assert run_contents(run) == expected
+
+
+class TestKilled:
+    def test_in_several_rounds_makes_the_files_of_an_undisturbed_run(
+        self, forked_command, call_log
+    ):
+        moments = [("round2-", 2), ("basis", 5), ("round4-", 5), ("eigenvectors", 2)]
+        kill_often(forked_command, call_log, moments)
+
+    @pytest.mark.thorough
+    @pytest.mark.parametrize("seed", range(5))
+    def test_ten_times_at_random_makes_the_files_of_an_undisturbed_run(
+        self, forked_command, call_log, seed
+    ):
+        chance = random.Random(seed)
+        # Any writing of a tile: of shards, blocks and vectors.
+        kill_often(forked_command, call_log, [("", chance.randint(2, 9)) for _ in range(10)])
+
+
+class TestAgain:
+    """The same command, once more or later."""
+
+    @pytest.fixture
+    def finished(self, inside, tmp_path):
+        spec = spec_of(tmp_path, n=SMALL)
+        done = inside("run", spec, "--run", "run", "--threads", 1)
+        assert done.returncode == 0, done.stderr
+        return spec
+
+    def test_does_no_work_that_is_done(self, inside, tmp_path, finished, call_log):
+        before = run_contents(tmp_path / "run")
+        log = (tmp_path / "run/logs/receipts.jsonl").read_bytes()
+        assert inside("run", finished, "--run", "run", "--threads", 1).returncode == 0
+        for verb in ("measure", "merge", "recover", "assess"):
+            assert inside(verb, "run").returncode == 0
+        assert columns_of(call_log()) == 0
+        assert run_contents(tmp_path / "run") == before
+        assert (tmp_path / "run/logs/receipts.jsonl").read_bytes() == log
+
+    def test_with_another_width_of_rounds_is_refused(self, inside, finished):
+        done = inside("run", finished, "--run", "run", "--set", "round_width=8")
+        assert (done.returncode, "round_width" in done.stderr) == (2, True)
+
+    def test_without_the_width_of_rounds_goes_on_with_the_plan_s(self, inside, tmp_path, finished):
+        text = finished.read_text().replace("round_width = 4\n", "")
+        finished.write_text(text)
+        assert inside("run", finished, "--run", "run").returncode == 0
+
+    def test_is_verified_and_counted(self, inside, tmp_path, finished):
+        assert inside("verify", "run").returncode == 0
+        status = json.loads(inside("status", "run", "--json").stdout)
+        assessment = json.loads(inside("assess", "run", "--json").stdout)
+        run = ooc.open_run(tmp_path / "run")
+        rounds = State(run).rounds
+        taken = sum(round_.products for round_ in rounds)
+        assert status["products"]["done"] == assessment["products"]["done"] == taken
+        assert assessment["products"]["planned"] == run.plan.products > taken
+        assert assessment["pairs"]["rounds"] == len(rounds)
+
+    @pytest.mark.parametrize(
+        "options", [[], ["--sketch"], ["--shards"]], ids=lambda words: " ".join(words) or "plain"
+    )
+    def test_is_answered_after_cleaning(self, inside, tmp_path, finished, options):
+        before = (tmp_path / "run/results/default/eigh.h5").read_bytes()
+        done = inside("clean", "run", *options)
+        assert done.returncode == 0, done.stderr
+        assert inside("run", finished, "--run", "run", "--threads", 1).returncode == 0
+        for verb in (["status", "run"], ["verify", "run"], ["assess", "run"]):
+            done = inside(*verb)
+            assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run/results/default/eigh.h5").read_bytes() == before
+
+    def test_other_pairs_come_after_the_sums_were_removed(
+        self, inside, tmp_path, finished, call_log
+    ):
+        inside("clean", "run", "--sketch")
+        done = inside("recover", "run", "--rank", 3, "--which", "SA", "--name", "other")
+        assert done.returncode == 0, done.stderr
+        assert columns_of(call_log()) == 0
+
+
+class TestHalfDone:
+    @pytest.fixture
+    def half(self, inside, tmp_path):
+        """Two rounds are done, a half of the third is measured."""
+        spec = spec_of(tmp_path, n=SMALL)
+        ooc.plan(spec, tmp_path / "run", threads=1)
+        for stage in ("measure", "merge", "solve", "vectors", "measure.2", "merge.2", "solve.2",
+                      "vectors.2"):  # fmt: skip
+            assert inside("task", "run", stage, "--index", 0, "--of", 1).returncode == 0
+        assert inside("task", "run", "measure.3", "--index", 0, "--of", 2).returncode == 0
+        return spec
+
+    def test_run_says_its_round_and_the_pairs_so_far(self, inside, half):
+        status = inside("status", "run")
+        assert status.returncode == 0
+        assert "round3    2 of 4 columns measured" in status.stdout
+
+    def test_run_is_verified_and_cleaned_without_loss(self, inside, tmp_path, half, call_log):
+        shards = list_shards(tmp_path / "run/shards")
+        assert inside("verify", "run").returncode == 0
+        assert inside("clean", "run").returncode == 0
+        assert inside("clean", "run", "--shards").returncode == 4
+        assert list_shards(tmp_path / "run/shards") == shards
+        before = columns_of(call_log())
+        assert inside("run", half, "--run", "run", "--threads", 1).returncode == 0
+        done = count_products(ooc.open_run(tmp_path / "run"))["done"]
+        assert columns_of(call_log()) - before == done - sum(len(s.columns) for s in shards)
+
+    def test_stage_of_a_later_round_is_too_early(self, inside, half):
+        done = inside("task", "run", "measure.5", "--index", 0, "--of", 1)
+        assert (done.returncode, "too early" in done.stderr) == (4, True)
+
+    def test_four_rounds_ahead_are_listed(self, tmp_path, half):
+        left = State(ooc.open_run(tmp_path / "run")).left
+        assert {one.stage.round for one in left if one.stage.name == "measure"} == {3, 4, 5, 6, 7}
+        assert left[-1].stage.name == "assess"
+
+    def test_job_arrays_of_the_rounds_ahead_are_shown(self, inside, half):
+        done = inside("submit", "run", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "measure.7" in done.stdout
+        assert "measure.8" not in done.stdout
