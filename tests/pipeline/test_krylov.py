@@ -20,7 +20,7 @@ from runs import whole_run
 from specs import write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.base.errors import QualityError, UsageError
+from skerch_ooc.base.errors import DriftError, QualityError, UsageError
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
@@ -416,3 +416,144 @@ class TestHalfDone:
         assert done.returncode == 0, done.stderr
         assert "measure.7" in done.stdout
         assert "measure.8" not in done.stdout
+
+
+class Drifting(Operator):
+    """An operator that is another one from some call on."""
+
+    def __init__(self, matrix, after):
+        super().__init__(matrix)
+        n, self.after, self.calls = len(matrix), after, 0
+        self._more = 0.01 * torch.ones((n, n), dtype=matrix.dtype) / n
+
+    def apply(self, matrix, x):
+        self.calls += 1
+        return (matrix + self._more if self.calls > self.after else matrix) @ x
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """How many calls four rounds take: three each, those of test columns and the probe first."""
+    operator = Drifting(matrix_of("eigh", "float32"), 10**9)
+    decompose("eigh", operator, tmp_path_factory.mktemp("calls") / "run", rounds=4, block=2)
+    return operator.calls
+
+
+class TestDrift:
+    @pytest.mark.parametrize(("number", "from_end"), [(2, 9), (2, 8), (3, 6), (4, 3), (4, 1)])
+    def test_between_rounds_and_within_them_is_seen_by_the_round(
+        self, tmp_path, calls, number, from_end
+    ):
+        operator = Drifting(matrix_of("eigh", "float32"), calls - from_end)
+        # Within a round its own shards may tell.
+        with pytest.raises(DriftError, match=f"round {number} contradicts|shards/round{number}-"):
+            decompose("eigh", operator, tmp_path / "run", rounds=4, block=2)
+
+    def test_is_mended_by_measuring_the_round_again(self, tmp_path, calls):
+        a = matrix_of("eigh", "float32")
+        with pytest.raises(DriftError):
+            decompose("eigh", Drifting(a, calls - 5), tmp_path / "run", rounds=4, block=2)
+        for shard in list_shards(tmp_path / "run/shards"):
+            if shard.role.startswith("round3-"):
+                (tmp_path / "run/shards" / shard.name).unlink()
+        decompose("eigh", Operator(a), tmp_path / "run", rounds=4, block=2)
+        # The sums of the shards that were removed.
+        ooc.clean(ooc.open_run(tmp_path / "run"))
+        decompose("eigh", Operator(a), tmp_path / "undisturbed", rounds=4, block=2)
+        assert run_contents(tmp_path / "run") == run_contents(tmp_path / "undisturbed")
+
+    def test_within_the_first_round_is_seen_by_its_shards(self, tmp_path, calls):
+        operator = Drifting(matrix_of("eigh", "float32"), calls - 10)
+        with pytest.raises(DriftError, match=r"1 of 9 shards do not fit the others") as caught:
+            decompose("eigh", operator, tmp_path / "run", rounds=4, block=2)
+        assert "test.p0.c10-12" in str(caught.value)
+
+
+class TestGrowth:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_to_more_rounds_makes_the_files_of_a_run_that_was_planned_so(self, tmp_path, kind):
+        operator = Operator(matrix_of(kind, "float32"))
+        decompose(kind, operator, tmp_path / "whole", rounds=7)
+        decompose(kind, operator, tmp_path / "grown", rounds=4)
+        before = operator.products
+        run = ooc.extend(ooc.open_run(tmp_path / "grown"), rounds=7)
+        ooc.measure(run, operator=operator)
+        while not State(run).is_last_round:
+            ooc.merge(run)
+            ooc.measure(run, operator=operator)
+        ooc.recover(run)
+        # And one in each call to compare with the fingerprint.
+        assert operator.products - before == 3 * 6 + 3
+        assert answer(tmp_path / "grown") == answer(tmp_path / "whole")
+
+    def test_to_more_exact_pairs_goes_on_with_the_rounds_there_are(
+        self, inside, tmp_path, call_log
+    ):
+        spec = spec_of(tmp_path, n=SMALL)
+        assert inside("run", spec, "--run", "run", "--threads", 1).returncode == 0
+        before = columns_of(call_log())
+        done = count_products(ooc.open_run(tmp_path / "run"))["done"]
+        grown = inside("extend", "run", "--pairs-tolerance", "1e-5", "--threads", 1)
+        assert grown.returncode == 0, grown.stderr
+        run = ooc.open_run(tmp_path / "run")
+        assert columns_of(call_log()) - before == count_products(run)["done"] - done > 0
+        assert ooc.assess(run).pairs.worst <= 1e-5
+
+    def test_of_a_finished_sketch_pays_the_first_block_with_it(self, tmp_path):
+        a = matrix_of("eigh", "float32")
+        operator = Operator(a)
+        ooc.eigh(operator, run_dir=tmp_path / "run", measurements=20, test_measurements=12)
+        before = (tmp_path / "run/results/default/eigh.h5").read_bytes()
+        run, products = ooc.open_run(tmp_path / "run"), operator.products
+        run = ooc.extend(run, pairs_tolerance=1e-4)
+        ooc.measure(run, operator=operator)
+        while not State(run).is_last_round:
+            ooc.merge(run)
+            ooc.measure(run, operator=operator)
+        result = ooc.recover(run)
+        pairs = ooc.assess(run).pairs
+        assert operator.products - products <= 16 * (pairs.rounds - 1) + pairs.rounds
+        torch.testing.assert_close(
+            triple(result)[1], exact_values(a, "eigh")[:20], rtol=1e-4, atol=1e-4
+        )
+        (kept,) = (path for path in (tmp_path / "run/results").iterdir() if path.name != "default")
+        assert (kept / "eigh.h5").read_bytes() == before
+        assert kept.name.startswith("nystrom")
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"rounds": 2}, "rounds = 2: 4 are known already"),
+            ({"measurements": 50}, "grows by rounds of 6, not by measurements"),
+            ({"pairs_tolerance": 1e-9}, "pairs_tolerance = 1e-09 is below what products in"),
+            ({}, "give measurements alone, or rounds"),
+            ({"rounds": 5, "measurements": 50}, "give measurements alone, or rounds"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_that_cannot_be_is_refused(self, tmp_path, more, message):
+        decompose("eigh", Operator(matrix_of("eigh", "float32")), tmp_path / "run", rounds=4)
+        run = ooc.open_run(tmp_path / "run")
+        with pytest.raises(UsageError, match=message):
+            ooc.extend(run, **more)
+        assert len(ooc.open_run(tmp_path / "run").plan.amendments) == 1
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"method": "hmt", "measurements": 20},
+            {"method": "oversampled", "measurements": 20},
+        ],
+        ids=str,
+    )
+    def test_to_rounds_of_what_cannot_be_their_first_is_refused(self, tmp_path, settings):
+        ooc.eigh(Operator(matrix_of("eigh", "float32")), run_dir=tmp_path / "run",
+                 test_measurements=12, **settings)  # fmt: skip
+        with pytest.raises(UsageError, match="has no rounds to be added"):
+            ooc.extend(ooc.open_run(tmp_path / "run"), rounds=5)
+
+    def test_by_an_update_is_refused(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32"))
+        decompose("eigh", operator, tmp_path / "run", rounds=4)
+        with pytest.raises(UsageError, match='method = "krylov" cannot be updated'):
+            ooc.update(ooc.open_run(tmp_path / "run"), operator)
