@@ -1,6 +1,7 @@
 """How accurate the methods are, on matrices whose best approximation is known.
 
-Two tables, of the median over seeds of the *excess* ``||A - Ahat||_F / ||A - [A]_r||_F - 1``:
+Two tables, of the median over seeds of the *excess* ``||A - Ahat||_F / ||A - [A]_r||_F - 1``, and
+one of the error ``||A - Ahat||_F / ||A||_F`` of all that a method finds:
 
 * *general*: the synthetic matrices of Tropp, Yurtsever, Udell and Cevher 2019 (arXiv 1902.08651,
   section 7.3.1), complex, ``n = 1000`` and ``r = 10``, at four budgets; without ExpDecay fast,
@@ -10,11 +11,14 @@ Two tables, of the median over seeds of the *excess* ``||A - Ahat||_F / ||A - [A
 * *Hermitian*: eigenvalues of mixed signs, ``n = 3000`` and ``r = 60``, single precision sketches.
   Every method makes 240 products, ``nystrom`` and ``singlepass`` with a core of their own choice
   30 more for the test.
+* *one pass*: ``kind = "svd"``, the matrices of the first table and ``10^(-0.1 i)``, ``n = 400``, in
+  single and in double precision. Every method makes 120 products, in as many columns on both sides;
+  ``nystrom``, ``singlepass`` and ``auto`` 30 more for the test.
 
 Nothing is written to disk: the sketches are small, and go to the methods directly. The matrices
 are diagonal wherever possible: Gaussian test matrices do not see the difference.
 
-    python accuracy.py [--seeds 40] [--quick] [--table general|hermitian] [--json FILE]
+    python accuracy.py [--seeds 40] [--quick] [--table general|hermitian|one-pass] [--json FILE]
 
 Beside our methods stand the square pseudo-inverses that are widely used, and those of the skerch
 package, if it is installed, from the very same sketches.
@@ -62,6 +66,9 @@ BUDGETS = {23: (22, 44), 46: (42, 89), 92: (79, 161), 184: (143, 286)}
 
 HERMITIAN_SIZE, HERMITIAN_RANK, HERMITIAN_PRODUCTS = 3000, 60, 240
 
+ONE_PASS_SIZE, ONE_PASS_PRODUCTS = 400, 120
+ONE_PASS_DTYPES = ("complex64", "complex128")
+
 GENERAL_TARGETS: Mapping[str, tuple[float | None, ...]] = {
     "LowRank low noise": (1.18, 0.56, 0.27, 0.124),
     "LowRank medium noise": (1.10, 0.53, 0.28, 0.126),
@@ -107,20 +114,27 @@ class Matrix:
             return np.asarray(self.entries[:, None] * x)
         return np.asarray(self.entries @ x)
 
-    def excess(self, u: Array, values: Array, v: Array, rank: int) -> float:
-        """The excess of ``U diag(values) V^H``."""
+    def distance(self, u: Array, values: Array, v: Array) -> float:
+        """``||A - U diag(values) V^H||_F``."""
         approximation = (u * values) @ v.conj().T
         if self.entries.ndim == 1:
             approximation[np.diag_indices(len(self.entries))] -= self.entries
         else:
             approximation -= self.entries
-        best = float(np.linalg.norm(self.values[rank:]))
-        return float(np.linalg.norm(approximation)) / best - 1
+        return float(np.linalg.norm(approximation))
+
+    def excess(self, u: Array, values: Array, v: Array, rank: int) -> float:
+        """The excess of ``U diag(values) V^H``."""
+        return self.distance(u, values, v) / float(np.linalg.norm(self.values[rank:])) - 1
+
+    def error(self, u: Array, values: Array, v: Array) -> float:
+        """The relative error of ``U diag(values) V^H``."""
+        return self.distance(u, values, v) / float(np.linalg.norm(self.values))
 
 
-def general_matrices() -> Iterator[Matrix]:
+def general_matrices(n: int = GENERAL_SIZE) -> Iterator[Matrix]:
     """The synthetic matrices, with ``R = 10``."""
-    n, first = GENERAL_SIZE, GENERAL_RANK
+    first = GENERAL_RANK
     ones = np.concatenate([np.ones(first), np.zeros(n - first)])
     whole = Range(0, n)
     g = draw("gaussian", MATRIX_SEED, "probe", whole, whole, np.complex128)
@@ -137,6 +151,13 @@ def general_matrices() -> Iterator[Matrix]:
     for name, rate in (("slow", 0.01), ("medium", 0.1)):
         values = np.concatenate([np.ones(first), 10.0 ** (-rate * index)])
         yield Matrix(f"ExpDecay {name}", values, values)
+
+
+def one_pass_matrices() -> Iterator[Matrix]:
+    """Smaller ones of these, and one whose values fall all the way."""
+    yield from general_matrices(ONE_PASS_SIZE)
+    values = 10.0 ** (-0.1 * np.arange(ONE_PASS_SIZE))
+    yield Matrix("10^(-0.1 i)", values, values)
 
 
 def hermitian_matrices() -> Iterator[Matrix]:
@@ -230,6 +251,32 @@ def general_errors(matrix: Matrix, budget: int, seed: int) -> Errors:
     if peer is not None:
         u, values, vh = peer.nystrom(*_tensors(y, w.conj().T, omega))
         errors["skerch nystrom"] = _peer_excess(matrix, u, values, vh, rank)
+    return errors
+
+
+def one_pass_errors(matrix: Matrix, dtype: str, seed: int) -> Errors:
+    """The error of each method of one pass, from the same two sketches where it can be."""
+    half = ONE_PASS_PRODUCTS // 2
+    sketcher = Sketcher(matrix, seed, dtype)
+    omega, psi = sketcher.draw("right", half), sketcher.draw("left", half)
+    g = sketcher.draw("test", TESTS)
+    y, w = sketcher.products(omega), sketcher.products(psi)
+    core = psi.conj().T @ y
+    problem = problem_of(sketcher, y, w, g, psi_y=core, omega_w=omega.conj().T @ w)
+    errors = {}
+    for name in ("nystrom", "singlepass", "auto"):
+        solution = decompose(problem, SOLVERS[name](problem))
+        errors[name] = matrix.error(y @ solution.left, solution.values, w @ solution.right)
+    if peer is not None:
+        sketches = _tensors(y, w.conj().T, omega)
+        found = {name: getattr(peer, name)(*sketches) for name in ("nystrom", "singlepass")}
+        # Half as many outer columns, and as many inner ones as there were outer.
+        phi, xi = sketcher.draw("inner-left", half), sketcher.draw("inner-right", half)
+        z = phi.conj().T @ sketcher.products(xi)
+        outer = y[:, : half // 2], w[:, : half // 2].conj().T
+        found["oversampled"] = peer.oversampled(*_tensors(*outer, z, phi.conj().T, xi))
+        for name, (u, values, vh) in found.items():
+            errors[f"skerch {name}"] = matrix.error(u.numpy(), values.numpy(), vh.numpy().conj().T)
     return errors
 
 
@@ -384,22 +431,43 @@ def hermitian_table(seeds: int) -> list[dict[str, Any]]:
     return cells
 
 
+def one_pass_table(seeds: int) -> list[dict[str, Any]]:
+    """Runs and prints the table of one pass for ``svd``."""
+    cells: list[dict[str, Any]] = []
+    print(
+        f"\nOne pass: svd, n = {ONE_PASS_SIZE}, {ONE_PASS_PRODUCTS} products; errors of the whole"
+    )
+    for matrix in one_pass_matrices():
+        for dtype in ONE_PASS_DTYPES:
+            figures = medians(partial(one_pass_errors, matrix, dtype), seeds)
+            line = {name: x["median"] for name, x in figures.items()}
+            if not cells:
+                print(head("matrix", line))
+            print(row(matrix.name, dtype[7:], line), flush=True)
+            cells.append({"matrix": matrix.name, "dtype": dtype, "methods": figures})
+    return cells
+
+
 def main() -> None:
     """Runs the tables that are asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--quick", action="store_true", help="three seeds, and two budgets")
-    parser.add_argument("--table", choices=["general", "hermitian"], help="only this one")
+    parser.add_argument(
+        "--table", choices=["general", "hermitian", "one-pass"], help="only this one"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     seeds = 3 if options.quick else options.seeds
     budgets = tuple(BUDGETS)[:2] if options.quick else tuple(BUDGETS)
     start = time.perf_counter()
     report: dict[str, Any] = {"seeds": seeds}
-    if options.table != "hermitian":
+    if options.table in (None, "general"):
         report["general"] = general_table(seeds, budgets)
-    if options.table != "general":
+    if options.table in (None, "hermitian"):
         report["hermitian"] = hermitian_table(seeds)
+    if options.table in (None, "one-pass"):
+        report["one_pass"] = one_pass_table(seeds)
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(f"\n{seeds} seeds in {report['seconds']} s")
     if options.json is not None:
