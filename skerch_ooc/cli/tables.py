@@ -95,7 +95,8 @@ def plan_table(planned: Planned) -> str:
         ("shape", _shape(plan.identity.shape, plan.identity.dtype)),
         *_remarks(planned.remarks),
         ("measurements", measurements_text(plan)),
-        ("products", f"{costs.products}, in {costs.tasks} tasks{_in_parts(plan)}"),
+        ("products", f"{'at most ' * (plan.krylov is not None)}{costs.products}, in "
+                     f"{costs.tasks} tasks{_in_parts(plan)}"),
         ("on disk", f"{_on_disk(costs)}, {costs.files} files"),
         ("memory", _memory(costs)),
         ("columns at once", _at_once(plan.parts[0].columns_at_once)),
