@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import zlib
 from functools import cache
@@ -473,6 +474,112 @@ def test_shard_names_round_trip(name):
 )  # fmt: skip
 def test_other_names_are_no_shards(name):
     assert Rectangle.from_name(name) is None
+
+
+# Rounds of krylov, made here: they have nothing to be compared with that was written before.
+
+
+@pytest.fixture(scope="module", params=["eigh", "svd"])
+def rounds_made(request, tmp_path_factory):
+    """The folder of a run of krylov."""
+    folder = tmp_path_factory.mktemp("krylov") / "run"
+    options = {"pairs_tolerance": 1e-3, "round_width": 4, "rank": 3, "test_measurements": 10}
+    if request.param == "eigh":
+        ooc.eigh(hermitian_matrix(), run_dir=folder, **options)
+    else:
+        ooc.svd(general_matrix("float32"), run_dir=folder, **options)
+    ooc.assess(ooc.open_run(folder))
+    return folder
+
+
+def products_of(run):
+    """The products of each round by its number, those of the test sketch as number 0."""
+    numbers = {"right": 1, "test": 0}
+    later = roles_of(run) - numbers.keys()
+    found = {role: int(re.search(r"\d+", role)[0]) for role in later}
+    return {number: sketch_of(run, role) for role, number in (numbers | found).items()}
+
+
+def blocks_of(run):
+    """What is documented of each block by its number, with its arrays; the first one is drawn."""
+    plan, _ = documented(run)
+    width = plan["operator"]["shape"][1]
+    rows, columns = Range(0, width), Range(0, 4)
+    drawn = draw(plan["noise"]["right"], plan["seed"], "right", rows, columns, "float64")
+    first = {"side": "range" if plan["kind"] == "eigh" else "corange", "number": 1}
+    found = [(first, {"basis": drawn})]
+    for path in run.glob("sketch/*/basis.h5"):
+        identity, arrays = read_documented(path)
+        found.append((identity["block"], arrays))
+    found.sort(key=lambda item: item[0]["number"])
+    return {block["number"]: (block, arrays) for block, arrays in found}
+
+
+def test_block_is_made_as_documented(rounds_made):
+    blocks, products = blocks_of(rounds_made), products_of(rounds_made)
+    hermitian = documented(rounds_made)[0]["kind"] == "eigh"
+    across = {k: s["side"] if hermitian else {"range": "corange", "corange": "range"}[s["side"]]
+              for k, (s, _) in blocks.items()}  # fmt: skip
+    used = set()
+    assert len(blocks) > 3
+    for number in range(2, len(blocks) + 1):
+        block, arrays = blocks[number]
+        earlier = [b for k, (b, _) in blocks.items() if k < number and b["side"] == block["side"]]
+        none = np.zeros((len(arrays["basis"]), 0))
+        f = np.concatenate([none, *(blocks[b["number"]][1]["basis"] for b in earlier)], axis=1)
+        used.update(int(name[5:]) for name in block["spent"] if name.startswith("round"))
+        name = block["source"]
+        if name.startswith("round"):
+            used.add(int(name[5:]))
+            source = products[int(name[5:])]
+        else:
+            source = products[0][:, slice(*map(int, name[4:].split("-")))]
+        others = [products[k] for k in range(1, number)
+                  if k not in used and across[k] == block["side"]]  # fmt: skip
+        x = np.concatenate([f, source, *others], axis=1)
+        made = x @ arrays["transform"]
+        if "projection" in arrays:
+            made = made - f @ arrays["projection"]
+        if "correction" in arrays:
+            made = made @ arrays["correction"]
+        np.testing.assert_allclose(arrays["basis"], made, atol=1e-6)
+        metric = arrays["basis"].T.astype(float) @ np.concatenate([x, arrays["basis"]], axis=1)
+        np.testing.assert_allclose(arrays["metric"], metric, atol=1e-9)
+
+
+def test_block_names_the_sketches_before_it(rounds_made):
+    for path in rounds_made.glob("sketch/*/basis.h5"):
+        identity, _ = read_documented(path)
+        block = identity["block"]
+        hashes = [*block["earlier"], identity["sketch"]]
+        folders = documented(rounds_made)[1]
+        assert len(hashes) == block["number"] - 1
+        assert [digest in folders for digest in hashes] == [True] * len(hashes)
+
+
+def test_sums_of_the_first_block_are_documented(rounds_made):
+    (path,) = rounds_made.glob("sketch/*/start.total.h5")
+    identity, arrays = read_documented(path)
+    start = blocks_of(rounds_made)[1][1]["basis"]
+    plan, _ = documented(rounds_made)
+    g = draw("gaussian", plan["seed"], "test", Range(0, len(start)), Range(0, 10), "float32")
+    assert (identity["side"], identity["columns"]) == ("start", {"start": [0, 4]})
+    np.testing.assert_allclose(arrays["gram"], start.T @ start, atol=1e-9)
+    np.testing.assert_allclose(arrays["cross"], g.T.astype(float) @ start, atol=1e-6)
+
+
+def test_result_of_rounds_is_documented(rounds_made):
+    (path,) = (p for p in rounds_made.glob("results/default/*.h5"))
+    identity, arrays = read_documented(path)
+    assert identity["settings"]["method"] == "krylov"
+    values = arrays.get("eigenvalues", arrays.get("S"))
+    assert arrays["residuals"].shape == arrays["bounds"].shape == values.shape == (3,)
+    pairs = json.loads((path.parent / "assessment.json").read_text())["pairs"]
+    assert set(pairs) == {"wanted", "found", "met", "tolerance", "worst", "rounding", "rounds",
+                          "confirmed"}  # fmt: skip
+    assert int(arrays["rounds"]) == pairs["rounds"]
+    assert bool(arrays["confirmed"]) == pairs["confirmed"]
+    assert {"rounding", "spectral_norm", "exhausted"} <= arrays.keys()
 
 
 if __name__ == "__main__":
