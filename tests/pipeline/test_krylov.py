@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from functools import cache
 
 import numpy as np
@@ -56,7 +55,7 @@ class TestPairs:
     @pytest.mark.covered(2)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("width", [3, 16])
+    @pytest.mark.parametrize("width", [4, 16])
     def test_are_within_their_bounds_and_to_the_tolerance(self, tmp_path, kind, dtype, width):
         a = matrix_of(kind, dtype)
         result = decompose(
@@ -100,6 +99,7 @@ class TestPairs:
         expected = ordered(exact_values(a, "eigh"), which)[:4]
         torch.testing.assert_close(triple(result)[1], expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("which", ["LA", "SA"])
     def test_of_another_end_are_recovered_at_no_product(self, tmp_path, which):
         a = matrix_of("eigh", "float64")
@@ -116,12 +116,17 @@ class TestPairs:
 ROWS = 140_000
 """So many that merge, blocks and vectors have two tasks."""
 
+SMALL = 9_000
+"""Rows of three tiles."""
+
 
 def spec_of(folder, kind="eigh", n=ROWS, **more):
     args = {"n": n, "dtype": more.get("dtype", "float32"), **more.pop("args", {})}
     sketch = {"test_measurements": 6, "block": 2} | more.pop("sketch", {})
     recovery = {"rank": 2} | more.pop("recovery", {})
-    settings = {"pairs_tolerance": 1e-2, "round_width": 4} | more
+    # Of many rows few rounds.
+    ending = {"pairs_tolerance": 0.01} if n < ROWS else {"rounds": 3 if kind == "eigh" else 4}
+    settings = {"round_width": 4} | ending | more
     return write_spec(
         folder, "diagonal", 400, kind=kind, operator={"args": args}, sketch=sketch,
         recovery=recovery, **settings,
@@ -162,7 +167,7 @@ class TestWhateverTheCut:
     @pytest.mark.sampled(1)
     @pytest.mark.parametrize(
         ("kind", "dtype", "of"),
-        [("svd", "float32", 3), ("eigh", "float64", 2), ("svd", "complex64", 2)],
+        [("eigh", "float64", 2), ("svd", "float32", 2), ("svd", "complex64", 3)],
     )
     def test_shares_of_tasks_make_the_files_of_one_process(self, tmp_path, serial, kind, dtype, of):
         run = ooc.plan(spec_of(tmp_path, kind, dtype=dtype), tmp_path / "run", threads=1)
@@ -178,7 +183,7 @@ class TestWhateverTheCut:
         assert run_contents(run) == run_contents(serial(kind))
 
     def test_blocks_are_in_pieces_and_merged_in_tasks(self, serial):
-        files = {path.name for path in serial("eigh").glob("sketch/*/*.h5")}
+        files = {path.name for path in serial("svd").glob("sketch/*/*.h5")}
         assert {"basis.t0-32.h5", "basis.t32-35.h5"} <= files
 
     def test_share_that_is_done_again_applies_nothing(self, tmp_path, call_log):
@@ -187,13 +192,14 @@ class TestWhateverTheCut:
         blocks = [call["crc"] for call in call_log() if call["width"] > 1]
         assert len(blocks) == len(set(blocks))
 
-    def test_round_that_was_foreseen_and_is_not_needed_is_done_at_once(self, tmp_path, serial):
-        run = ooc.open_run(shutil.copytree(serial("eigh"), tmp_path / "run"))
-        rounds = State(run).last.number
+    def test_round_that_was_foreseen_and_is_not_needed_is_done_at_once(self, tmp_path):
+        run = ooc.open_run(whole_run(spec_of(tmp_path, n=SMALL), tmp_path / "run"))
+        before, number = run_contents(run.directory), State(run).last.number + 1
+        assert number < run.plan.rounds
         for name in ("measure", "merge", "solve", "vectors"):
-            stage = RoundStage(name, rounds + 1)
+            stage = RoundStage(name, number)
             assert perform_share(run, stage, Work.of(Share(0, 1), threads=1)) is None
-        assert run_contents(run.directory) == run_contents(serial("eigh"))
+        assert run_contents(run.directory) == before
 
 
 class TestEnds:
@@ -220,8 +226,9 @@ class TestEnds:
                            rounds=3)  # fmt: skip
         assert (len(result.eigenvalues), ooc.assess(tmp_path / "run").pairs.rounds) == (4, 3)
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("dtype", ["float32", "complex128"])
+    @pytest.mark.parametrize("kind", KINDS)
     def test_operator_of_low_rank_is_exhausted(self, tmp_path, kind, dtype):
         a = matrix_of(kind, dtype, "rank 30")
         result = decompose(kind, Operator(a), tmp_path / "run", round_width=9, rank=30,
@@ -263,10 +270,6 @@ class TestEnds:
         torch.testing.assert_close(triple(result)[1], exact_values(a, kind), rtol=1e-6, atol=1e-12)
 
 
-SMALL = 9_000
-"""Rows of three tiles."""
-
-
 def columns_of(calls):
     """Columns that blocks had; comparisons with the fingerprint have one."""
     return sum(call["width"] for call in calls if call["width"] > 1)
@@ -299,7 +302,7 @@ class TestKilled:
     def test_in_several_rounds_makes_the_files_of_an_undisturbed_run(
         self, forked_command, call_log
     ):
-        moments = [("round2-", 2), ("basis", 5), ("round4-", 5), ("eigenvectors", 2)]
+        moments = [("round2-", 2), ("basis", 5), ("eigenvectors", 2)]
         kill_often(forked_command, call_log, moments)
 
     @pytest.mark.thorough
@@ -440,6 +443,7 @@ def calls(tmp_path_factory):
 
 
 class TestDrift:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(("number", "from_end"), [(2, 9), (2, 8), (3, 6), (4, 3), (4, 1)])
     def test_between_rounds_and_within_them_is_seen_by_the_round(
         self, tmp_path, calls, number, from_end
@@ -470,6 +474,7 @@ class TestDrift:
 
 
 class TestGrowth:
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_to_more_rounds_makes_the_files_of_a_run_that_was_planned_so(self, tmp_path, kind):
         operator = Operator(matrix_of(kind, "float32"))
