@@ -26,6 +26,7 @@ from skerch_ooc.stages.recover.krylov import Quadrature, search_of
 from skerch_ooc.store.rundir import Run, open_run
 
 _GRID = 400
+_NEAR = 1e-3
 _WIDTHS = 100.0
 """The default width of the smoothing is this part of the range of the nodes."""
 
@@ -124,7 +125,8 @@ class Density:
     def counts(self) -> dict[str, TraceEstimate]:
         """Estimates how many eigenvalues are ``negative``, ``positive``, and ``near zero``.
 
-        What is nearer to zero than rounding errors of the largest has no sign that can be told.
+        What is nearer to zero than a thousandth of the largest node is said to be near it: the
+        sign of so small a node tells little.
         """
         ends = {
             "negative": (-math.inf, -self._zero),
@@ -169,8 +171,8 @@ class Density:
 
     @property
     def _zero(self) -> float:
-        """What is nearer to 0 than this has no sign that rounding leaves."""
-        return float(np.finfo(np.float32).eps * np.abs(self.nodes).max())
+        """What is nearer to 0 than this is said to be near it."""
+        return _NEAR * float(np.abs(self.nodes).max())
 
 
 def _columns(quadrature: Quadrature, function: Function) -> Reals:
