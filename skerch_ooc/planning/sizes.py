@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, counted
 from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.resources import parse_bytes
 from skerch_ooc.planning.krylov import PAIRS_TOLERANCE, ROUND_WIDTH, Krylov, most_rounds
@@ -170,9 +170,9 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
     most = min(min(shape), space)
     if rank > most:
         raise UsageError(
-            f"recovery.rank = {rank}: {rounds} rounds of {width} columns for an operator of "
-            f"{shape[0]} x {shape[1]} give at most {most} pairs; give at most so many, or more "
-            "rounds"
+            f"recovery.rank = {rank}: {counted(rounds, 'round')} of {width} columns, for an "
+            f"operator of {shape[0]} x {shape[1]}, give at most {most} pairs; give at most so "
+            "many, or more rounds"
         )
     exact = spec.rounds is not None and spec.pairs_tolerance is None
     return Krylov(width, rounds, None if exact else spec.pairs_tolerance or PAIRS_TOLERANCE)

@@ -59,8 +59,14 @@ def _limit(before: list[Drift], epsilon: float) -> float:
     figures = [max(each.within, each.between) for each in before if not each.stands_out]
     figures = [figure for figure in figures if figure]
     if not figures:
-        return _GROSS
+        return _gross(epsilon)
     return max(_LIMIT * statistics.median(figures), _ROUNDING * epsilon)
+
+
+def _gross(epsilon: float) -> float:
+    """Returns the limit where there are no figures before: what rounding never explains."""
+    # Eight times what a probe allows two runs of one product.
+    return 8 * epsilon * (_OF_DOUBLE if epsilon < _DOUBLE else _OF_SINGLE)
 
 
 def _within(space: Space, number: int) -> float:
@@ -110,7 +116,7 @@ def _norms(space: Space, number: int) -> tuple[Array, Array]:
     return norms, products / norms
 
 
-_GROSS = 0.05
 _OF_NORM = 1 / 30
+_OF_SINGLE, _OF_DOUBLE, _DOUBLE = 2**8, 2**16, 1e-10
 _LIMIT = 30
 _ROUNDING = 8
