@@ -341,7 +341,7 @@ def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run
         recovery = replace(recovery, method=PAIRS_METHOD, core="auto", rank=rank, vectors="stored")
         known = Krylov(min(ROUND_WIDTH, plan.reach("right")), 1)
     usual = most_rounds(kind, int(recovery.rank), known.width)
-    most = rounds or max(known.rounds, usual)
+    most = max(known.rounds, usual) if rounds is None else rounds
     done = 0 if plan.krylov is None else State(run).last.number
     if most < done:
         raise UsageError(

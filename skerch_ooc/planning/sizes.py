@@ -166,7 +166,7 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
             )
         rounds = min(rounds, spec.measurements // width)
     # In svd each side has the blocks of every other round.
-    space = width * (rounds if spec.kind == "eigh" else max(1, rounds // 2))
+    space = width * (rounds if spec.kind == "eigh" else rounds // 2)
     most = min(min(shape), space)
     if rank > most:
         raise UsageError(

@@ -29,12 +29,17 @@ Placed = tuple[Range, Path]
 """The columns of a shard, and its path."""
 
 
-def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
+def require_no_drift(round_: Round, sums: Mapping[str, Sums], first: Sums | None = None) -> None:
     """Refuses a sketch whose shards were made by different operators, where that can be seen.
 
     A later round of a general operator is compared with the first one if it applies the adjoint, as
     the last round does, which the result is made of. Rounds of ``krylov`` are compared with all
     before them when the next block is made, from the same sums.
+
+    Args:
+        round_: The round.
+        sums: Its sums, by side.
+        first: The sums of the first round on the range, for later ones of ``krylov``.
 
     Raises:
         DriftError: If shards disagree; it names them.
@@ -42,7 +47,7 @@ def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
     identity = round_.run.plan.identity
     sides = {side.name: side for side in round_.sides}
     if identity.kind == "eigh":
-        placed, pairs = _hermitian_pairs(round_, sides[RANGE], sums[RANGE])
+        placed, pairs = _hermitian_pairs(round_, sides[RANGE], sums[RANGE], first)
     elif CORANGE in sides and round_.run.plan.krylov is None:
         placed, pairs = _adjoint_pairs(round_, sides, sums)
     else:
@@ -50,7 +55,9 @@ def require_no_drift(round_: Round, sums: Mapping[str, Sums]) -> None:
     require_one_operator(pairs, placed, identity.dtype, alike=round_.basis is None)
 
 
-def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed], Array]:
+def _hermitian_pairs(
+    round_: Round, side: Side, sums: Sums, first: Sums | None
+) -> tuple[list[Placed], Array]:
     """Lists the shards of a round of a Hermitian operator, and how far they disagree in pairs."""
     rows, norms = [], []
     for role, place in side.sketches.items():
@@ -58,7 +65,11 @@ def _hermitian_pairs(round_: Round, side: Side, sums: Sums) -> tuple[list[Placed
         noise = side.noise[_test_matrix(round_) if of_basis else role]
         rows.append(sums.cross[noise.slice][: len(place)])
         norms.append(_basis_norms(len(place)) if of_basis else np.ones(len(place)))
-    square, applied = np.concatenate(rows), Applied(np.concatenate(norms), _column_norms(sums))
+    # A block leaves out what those before it have found, so its products may be small, and rounded
+    # as the whole operator's are.
+    least = 0.0 if first is None else math.sqrt(float(np.mean(first.column_squares)))
+    square = np.concatenate(rows)
+    applied = Applied(np.concatenate(norms), _column_norms(sums), least)
     placed = round_.sketch.readers[side.name].placed_shards()
     difference = relative_difference(square, square, applied, applied)
     return placed, pair_asymmetry(difference, [place for place, _ in placed])

@@ -48,17 +48,20 @@ class Applied:
     Attributes:
         norms: Their norms, relative to random vectors, which have 1, ``(n,)``.
         products: The norms of their products, ``(n,)``.
+        least: What is known of the operator's Frobenius norm from other products.
     """
 
     norms: Array
     products: Array
+    least: float = 0.0
 
     @property
     def operator_norm(self) -> float:
         """An estimate of the operator's Frobenius norm, from the norms of the products."""
         # ||A||_F^2 is the mean of ||A x||^2 over random x, and its sum over a basis of the range.
         squares, random = self.products**2, self.norms == 1
-        return math.sqrt(float(squares[random].mean() if random.any() else squares.sum()))
+        found = math.sqrt(float(squares[random].mean() if random.any() else squares.sum()))
+        return max(found, self.least)
 
 
 def relative_difference(there: Array, back: Array, rows: Applied, columns: Applied) -> Array:

@@ -203,7 +203,7 @@ class Merge:
         if fresh:
             # Before the sums are published: those that are there are not compared again.
             warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
-            require_no_drift(self.round, sums)
+            require_no_drift(self.round, sums, self._first_sums())
             for name in fresh:
                 self._sides[name].publish(sums[name])
             self.sketch.note()
@@ -212,6 +212,16 @@ class Merge:
             for name, merge in self._sides.items()
         }
         return Merged(self.sketch, sides)
+
+    def _first_sums(self) -> Sums | None:
+        """Reads the sums of the first round of ``krylov`` on the range, for a later round."""
+        basis = self.round.basis
+        if basis is None or self.plan.krylov is None or self.plan.identity.kind != "eigh":
+            return None
+        first = self.round.at_number(1)
+        (side,) = (side for side in first.sides if side.name == RANGE)
+        digest = [*basis.earlier, str(basis.file.identity["sketch"])][0]
+        return read_total(first.run, digest, side)
 
 
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from skerch_ooc.algebra.krylov.pairs import Pairs
 from skerch_ooc.algebra.methods.decompose import decompose
 from skerch_ooc.algebra.methods.problem import Problem
 from skerch_ooc.algebra.methods.registry import SOLVERS
@@ -45,6 +46,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.rundir import Run
 
 _PAIRS = "pairs."
+_ASTRAY = 10
 
 
 @dataclass(frozen=True)
@@ -275,15 +277,15 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         standing = search.look(goal).standing
         pairs, hermitian = standing.pairs.upto(goal.rank), run.plan.identity.kind == "eigh"
         side = RANGE if hermitian else CORANGE
-        tests = search.test_products(side)
         turn = _turns(search.chain_start(side) @ pairs.right)
-        weights = pairs.values[:, None] * (tests @ (pairs.right * turn)).conj().T
+        pairs = dataclasses.replace(pairs, left=pairs.left * turn, right=pairs.right * turn)
+        weights = _test_weights(search, side, pairs)
         advance(1)
     columns = columns_of_result(run, settings)
     height, width = run.plan.identity.shape
     name = LEFT_VECTORS[run.plan.identity.kind]
-    left = Vectors(columns.left, pairs.left * turn)
-    right = None if columns.right is None else Vectors(columns.right, pairs.right * turn)
+    left = Vectors(columns.left, pairs.left)
+    right = None if columns.right is None else Vectors(columns.right, pairs.right)
     return Decomposition(
         values=pairs.values,
         left=Recipe(name, height, left, columns.test, weights),
@@ -304,6 +306,23 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
             "exhausted": np.array(standing.exhausted),
         },
     )
+
+
+def _test_weights(search: Search, side: str, pairs: Pairs) -> Array:
+    """Returns ``theta_i v_i^H G`` for each pair and the test matrix ``G``, ``(r, q)``.
+
+    The products of ``G`` with the basis follow from each other, block by block, and the rounding of
+    one grows in the next by the norm of the operator over that of what the basis leaves of its
+    products: without bound where the operator is near a multiple of the identity. But ``u_i^H T``
+    is measured, and differs from them by ``r_i^H G`` with the pair's residual ``r_i``. So it takes
+    their place where they are further away than that.
+    """
+    tests = search.test_products(side)
+    weights = pairs.values[:, None] * (tests @ pairs.right).conj().T
+    measured = pairs.left.conj().T @ search.left_tests()
+    residuals = np.sqrt(2 * tests.shape[0]) * pairs.residuals
+    astray = np.linalg.norm(weights - measured, axis=1) > _ASTRAY * residuals
+    return np.where(astray[:, None], measured, weights)
 
 
 def _turns(angle: Array) -> Array:

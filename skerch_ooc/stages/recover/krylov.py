@@ -399,9 +399,17 @@ class Search:
             right = self._plan.reach("right")
             return sums.cross[noise["test"].slice, right:][:, source.tests.slice]
         number = self.numbers[source.products or 0]
-        tests = self.chain.rounds[number - 1].tests
-        assert tests is not None
-        return tests
+        found = self.chain.rounds[number - 1]
+        # Without a test sketch there are none.
+        return np.zeros((0, found.squares.shape[0])) if found.tests is None else found.tests
+
+    def left_tests(self) -> Array:
+        """Returns ``F^H T`` with the test sketch ``T``, ``(K, q)``, for the vectors on its side."""
+        space = Space.of(self.chain)
+        family = space.families[space.setting.test_side]
+        tests = [self.chain.rounds[number - 1].tests for number in family.places]
+        there = [each.conj().T for each in tests if each is not None]
+        return np.concatenate(there) if there else np.zeros((family.size, 0))
 
     def quadratures(self) -> tuple[Quadrature, Quadrature | None]:
         """Returns the quadrature of all rounds, and that of all but the last."""

@@ -71,6 +71,11 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
         )
     elif kind == "svd" and method.fits_left and left < right:
         reason = f"it needs at least as many left columns as right ones, {left} against {right}"
+    if method.orthogonal and not reason and settings.vectors != "stored":
+        raise UsageError(
+            f"recovery.vectors = {settings.vectors!r}: the vectors of {settings.method} are made "
+            'of all rounds, and always stored; take "stored"'
+        )
     if reason:
         raise UsageError(
             f"recovery.method = {settings.method!r} is not served by this run's sketch: {reason}; "
