@@ -195,3 +195,52 @@ def test_products_are_timed_beside_the_references(tmp_path):
     assert figures["mlp hessian"]["best"].keys() == {"in a run", "ours", "curvlinops", "plain"}
     assert figures["mlp hessian"]["bound"] > figures["mlp ggn"]["bound"] > 0
     assert "to curvlinops" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def leading() -> dict:
+    return runpy.run_path(str(BENCHMARKS / "leading.py"))
+
+
+def test_a_ghost_and_a_missing_value_are_errors_of_leading_pairs(leading):
+    true = [4.0, -3.0, 2.0]
+    assert leading["worst"]([2.002, -3.0, 4.0, 0.1], true) == pytest.approx(1e-3)
+    assert leading["worst"]([4.0, 4.0, -3.0], true) == pytest.approx(1)
+    assert leading["worst"]([4.0, -3.0], true) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("problem", ["flat", "inverse", "exponential", "singular"])
+def test_truth_of_leading_pairs_is_the_spectrum_of_the_operator(leading, problem):
+    where = {"problem": problem, "size": 60, "hidden": 0}
+    found = leading["truth"](**where, most=20)["values"]
+    dense = (leading["build"](**where) @ torch.eye(60)).double().numpy()
+    values = np.linalg.eigvalsh((dense + dense.T) / 2)
+    values = abs(values) if problem == "singular" else values
+    assert found == pytest.approx(values[np.argsort(-abs(values))[:20]], rel=1e-4)
+
+
+def test_what_is_not_installed_is_said_in_the_table_of_leading_pairs(leading):
+    made = {"products": 53, "rounds": 53, "error": 2e-7, "inside": 2.0}
+    ours = {"products": 96, "rounds": 6, "error": 3e-6, "inside": 5.0}
+    cells = {"flat": {"scipy eigsh": [made], "PRIMME": [], "krylov": [ours]}}
+    cells["singular"] = {"scipy svds": [made], "krylov": [{"refused": "too exact"}]}
+    assert leading["table"](cells, markdown=True).splitlines()[2:] == [
+        "| scipy eigsh, svds | 53 in 53; 2e-07; 2 s | 53 in 53; 2e-07; 2 s |",
+        "| PRIMME | not installed | - |",
+        "| krylov | 96 in 6; 3e-06; 5 s (2.5) | refused |",
+    ]
+
+
+@pytest.mark.soak
+def test_leading_pairs_are_compared_with_everybody(tmp_path):
+    text, figures = run(
+        tmp_path, "leading.py", "--size", "500", "--hidden", "8", "--pairs", "5", "--tolerances",
+        "1e-4", "--widths", "8", "16", "--workers", "0", "1", "--markdown",
+    )  # fmt: skip
+    (problems,) = figures["runs"].values()
+    assert problems.keys() == {"digits", "flat", "inverse", "exponential", "slow", "singular"}
+    for cells in problems.values():
+        known = [name for name in cells if name.startswith(("scipy", "krylov"))]
+        assert len(known) == 5
+        assert all(cells[name][0]["error"] < 1e-4 for name in known)
+    assert text.count("| krylov, rounds of 8, 1 worker |") == 1
