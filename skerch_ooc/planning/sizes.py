@@ -170,8 +170,8 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
     most = min(min(shape), space)
     if rank > most:
         raise UsageError(
-            f"recovery.rank = {rank}: {counted(rounds, 'round')} of {width} columns, for an "
-            f"operator of {shape[0]} x {shape[1]}, give at most {most} pairs; give at most so "
+            f"recovery.rank = {rank}: {counted(rounds, 'round')} of {width} columns for an "
+            f"operator of {shape[0]} x {shape[1]} give at most {most} pairs; give at most so "
             "many, or more rounds"
         )
     exact = spec.rounds is not None and spec.pairs_tolerance is None

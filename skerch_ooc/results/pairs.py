@@ -140,7 +140,7 @@ def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
             "not rounding errors, and no round would show more. The result is there; for exit "
             f"code 0 give recovery.rank = {pairs.found} in a new run"
         )
-    what = f"not all pairs are known: {pairs.text()}"
+    what = f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}"
     raise QualityError(
         f"{what}. The result is there; go on with: skerch-ooc extend {quoted(run.directory)} "
         f"--rounds {2 * plan.rounds} --pairs-tolerance {pairs.tolerance:g}"
