@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.indexing import Selection, select
 from skerch_ooc.results.lowrank import LowRank
@@ -80,7 +80,7 @@ def overlap(a: LowRank, b: Any, *, rank: int | None = None) -> Overlap:
         chosen = select(b, height, 0)
         wanted = np.unique(np.asarray(chosen.wanted))
         if len(wanted) == 0:
-            raise UsageError("b names no coordinates: give at least one")
+            raise UsageError(f"b = {shown(b)} names no coordinates: give at least one")
         cosines = _cosines_with_rows(a.left_vectors, wanted, mine)
         return Overlap(cosines[: min(mine, len(wanted))], (mine, len(wanted)), height)
     if b.shape[0] != height:
