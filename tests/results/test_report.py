@@ -248,7 +248,7 @@ class TestPairs:
         assert figure.count('<circle class="curve line-rose"') == rings
 
     def test_many_are_cut(self):
-        pairs = KnownPairs(200, 200, 200, 1e-4, 1e-5, 1e-6, 9, True, False)
+        pairs = KnownPairs(200, 200, 200, 1e-4, 1e-5, 1e-6, 9, True, True, False)
         values, bounds = np.arange(200.0, 0.0, -1.0), np.full(200, 1e-6)
         found = Values(values, "eigh", 0.1, bounds, pairs, 1e-7, bounds / values)
         tables: Any = environment().get_template("tables.jinja")

@@ -275,7 +275,8 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
         goal = goal_of(run.plan, settings)
         standing = search.look(goal).standing
-        pairs, hermitian = standing.pairs.upto(goal.rank), run.plan.identity.kind == "eigh"
+        # Not those beyond a null space, behind which as many others may hide.
+        pairs, hermitian = standing.pairs.upto(standing.wanted), run.plan.identity.kind == "eigh"
         side = RANGE if hermitian else CORANGE
         turn = _turns(search.chain_start(side) @ pairs.right)
         pairs = dataclasses.replace(pairs, left=pairs.left * turn, right=pairs.right * turn)
