@@ -255,7 +255,12 @@ def solve_bytes(plan: Plan) -> int:
 
 def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
     """Returns the memory for making vectors, correcting them, and writing them if ``stored``."""
-    return max(gram_bytes(plan, sizes).least, vectors_bytes(plan, sizes).least if stored else 0)
+    # What is never corrected has no stream for it: the pairs of krylov.
+    corrected = sizes.corrected or sizes.family > 0
+    return max(
+        gram_bytes(plan, sizes).least if corrected else 0,
+        vectors_bytes(plan, sizes).least if stored else 0,
+    )
 
 
 def vectors_bytes(plan: Plan, sizes: TallSizes) -> Needed:
