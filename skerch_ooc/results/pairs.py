@@ -34,7 +34,8 @@ class KnownPairs:
         rounding: What that rounding may add, relative to the smallest value.
         rounds: The number of rounds.
         confirmed: Whether a further round from other random columns showed nothing else.
-        testable: Whether the run has such columns: only then can pairs be confirmed.
+        steady: Whether the last such columns left the values where they were; else there may be
+            others still.
         exhausted: Whether the rounds have shown all that there is of the operator.
     """
 
@@ -46,7 +47,7 @@ class KnownPairs:
     rounding: float
     rounds: int
     confirmed: bool
-    testable: bool
+    steady: bool
     exhausted: bool
 
     @classmethod
@@ -76,16 +77,16 @@ class KnownPairs:
             ),
             rounds=int(arrays["rounds"]),
             confirmed=bool(arrays["confirmed"]),
-            testable=plan.reach("test") > 0,
+            steady=bool(arrays["steady"]),
             exhausted=bool(arrays["exhausted"]),
         )
 
     @property
     def are_met(self) -> bool:
-        """Whether all that were looked for are known to the tolerance, and confirmed."""
+        """Whether all that were looked for are known, and no test columns say otherwise."""
         if self.tolerance is None:
             return True
-        return self.met >= self.wanted and (self.confirmed or not self.testable)
+        return self.met >= self.wanted and (self.confirmed or self.steady)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""
@@ -149,8 +150,8 @@ def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
         )
     if pairs.met >= pairs.wanted:
         raise QualityError(
-            f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}. All test columns were taken "
-            "for it. The result is there; for more, plan a new run with "
+            f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}: the last test columns "
+            "showed some, and none are left. The result is there; for more, plan a new run with "
             f"sketch.test_measurements = {2 * plan.reach('test')}, or a larger round_width"
         )
     what = f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}"

@@ -304,6 +304,7 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
             "spectral_norm": np.array(standing.pairs.norm),
             "rounds": np.array(last.number),
             "confirmed": np.array(standing.confirmed),
+            "steady": np.array(search.is_steady(goal, pairs)),
             "exhausted": np.array(standing.exhausted),
         },
     )

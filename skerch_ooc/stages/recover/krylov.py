@@ -17,7 +17,7 @@ import numpy as np
 
 from skerch_ooc.algebra.krylov import sums as algebra
 from skerch_ooc.algebra.krylov.drift import drifts
-from skerch_ooc.algebra.krylov.pairs import quadrature
+from skerch_ooc.algebra.krylov.pairs import Pairs, pairs_of, quadrature
 from skerch_ooc.algebra.krylov.space import Family, Space
 from skerch_ooc.algebra.krylov.steps import Goal, NextBlock, Standing, decide, refined
 from skerch_ooc.base.arrays import Array
@@ -356,6 +356,25 @@ class Search:
             f"loader), restore it, remove the shards of role {self.round.role}, and measure them "
             "again"
         )
+
+    def is_steady(self, goal: Goal, pairs: Pairs) -> bool:
+        """Whether the last block of test columns left the values where they were, within bounds.
+
+        If not, further columns might have shown still other values.
+
+        Args:
+            goal: What is looked for.
+            pairs: The pairs that were found.
+        """
+        trials = [b.number for b in self.blocks if b.source is not None and b.source.tests]
+        if not trials:
+            return True
+        rounds = self.numbers[trials[-1] - 1]
+        before = pairs_of(Space.of(self.chain.upto(rounds)), goal.which).upto(len(pairs.values))
+        if len(before.values) < len(pairs.values):
+            return False
+        moved = np.abs(np.abs(before.values) - np.abs(pairs.values))
+        return bool(np.all(moved <= before.bounds + pairs.bounds))
 
     def chain_start(self, side: str) -> Array:
         """Returns ``omega_1^H F`` with the first random column, ``(K,)``, of all blocks on a side.
