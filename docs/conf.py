@@ -30,7 +30,10 @@ nitpick_ignore_regex = [
     ("py:class", r"(pathlib|collections|contextlib|torch|numpy)\..*|Path|Tensor|tuple\[int"),
     ("py:class", r"TypeAliasForwardRef"),
     # Types in signatures that nobody needs to know.
-    ("py:class", r"Data|skerch_ooc\.(executors\.executor\.Task|planning\.plan\.Plan)"),
+    (
+        "py:class",
+        r"Data|skerch_ooc\.(executors\.executor\.Task|planning\.plan\.Plan|results\.vectors\.Tall)",
+    ),
 ]
 
 myst_enable_extensions = ["colon_fence"]

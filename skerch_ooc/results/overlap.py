@@ -40,7 +40,7 @@ class Overlap:
 
     @property
     def value(self) -> float:
-        """The mean squared cosine: 1 if one lies in the other, 0 if they are orthogonal."""
+        """The mean squared cosine, from 0 for orthogonal ones to 1 if one lies in the other."""
         return float(np.mean(self.cosines**2))
 
     @property
