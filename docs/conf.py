@@ -30,10 +30,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(pathlib|collections|contextlib|torch|numpy)\..*|Path|Tensor|tuple\[int"),
     ("py:class", r"TypeAliasForwardRef"),
     # Types in signatures that nobody needs to know.
-    (
-        "py:class",
-        r"Data|skerch_ooc\.(executors\.executor\.Task|planning\.plan\.Plan|results\.vectors\.Tall)",
-    ),
+    ("py:class", r"Data|skerch_ooc\.(executors\.executor\.Task|planning\.plan\.Plan)"),
+    ("py:class", r"skerch_ooc\.results\.(vectors\.Tall|lowrank\.LowRank)"),
 ]
 
 myst_enable_extensions = ["colon_fence"]
