@@ -17,6 +17,7 @@ from skerch_ooc.operators.examine import examine
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import choose_block, require_fitting
 from skerch_ooc.planning.growth import cuts, first_look
+from skerch_ooc.planning.krylov import Start
 from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part, runs_of
@@ -140,6 +141,20 @@ def planned(
     plan = Plan(identity, (amendment,))
     require_sound(plan)
     return plan
+
+
+def starting_with(plan: Plan, start: Start | None) -> Plan:
+    """Returns a new plan with vectors to start with, if there are any.
+
+    Raises:
+        UsageError: If its method starts with none.
+    """
+    if start is None:
+        return plan
+    identity = replace(plan.identity, start=start)
+    found = Plan(identity, (replace(plan.amendments[0], run_id=identity.run_id),))
+    require_sound(found)
+    return found
 
 
 def relative_folder(folder: Path, run_dir: Path) -> str:

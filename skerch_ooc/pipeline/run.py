@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -277,7 +278,8 @@ def decompose(
     kind: str, A: Any, measurements: int | None, run_dir: str | Path, *,
     method: str | None = None, core: int | str = "auto", rank: int | str = "all",
     pairs_tolerance: float | None = None, rounds: int | None = None,
-    round_width: int | None = None, which: str = "LM", power_iterations: int = 0,
+    round_width: int | None = None, start: str | Path | None = None, which: str = "LM",
+    power_iterations: int = 0,
     vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
     dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
     inner_measurements: int | str = "auto", block: int | str = "auto",
@@ -294,9 +296,10 @@ def decompose(
         method: See :class:`RecoverySpec`; by default what the other keys ask for.
         core: Singular values of the core that are inverted, or ``"auto"``.
         rank: Values and vectors that are returned, or ``"all"``.
-        pairs_tolerance: See :class:`Spec`, as for the next two.
+        pairs_tolerance: See :class:`Spec`, as for the next three.
         rounds: Most rounds, or their number.
         round_width: Columns of a round.
+        start: The run of an earlier, similar operator, whose leading vectors are applied second.
         which: See :class:`RecoverySpec`.
         power_iterations: Of ``hmt``: 0, 1 or 2.
         vectors: ``"stored"`` or ``"implicit"``.
@@ -318,7 +321,8 @@ def decompose(
     table = {
         "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype,
         "tolerance": tolerance, "pairs_tolerance": pairs_tolerance, "rounds": rounds,
-        "round_width": round_width, "operator": {"device": device},
+        "round_width": round_width, "start": None if start is None else os.fspath(start),
+        "operator": {"device": device},
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,
             "left_measurements": left_measurements, "inner_measurements": inner_measurements,

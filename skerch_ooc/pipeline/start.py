@@ -19,6 +19,7 @@ from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import Probe, Timing, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
+from skerch_ooc.pipeline.earlier import Earlier, find_earlier, keep_start, place_of
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, described
 from skerch_ooc.planning.sizes import krylov_of, require_sense, sizes_of, with_dtype
@@ -117,28 +118,32 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     require_sense(spec)
     sha256 = factory_sha256(spec.operator.factory, spec.folder) if spec.operator.factory else None
     if rundir.is_planned(run_dir):
-        run = rundir.open_run(run_dir)
-        return replace(planned_before(run), changed=_require_same(spec, sha256, run))
+        return _go_on(spec, sha256, rundir.open_run(run_dir))
     # The directory is checked before the operator is built and probed, which may take long.
     rundir.require_place(run_dir)
     _say_threads(work.resources)
     examined = None
     if operator is not None or _needs_operator(spec):
         spec, product = _product(spec, operator, work.device or spec.operator.device)
+        earlier = find_earlier(spec, product.shape, product.layout)
         most = _most_columns(spec, product)
         examined = freeze.Examined.of(product, spec.seed, spec.kind, work.resources, most)
         shape = product.shape
     else:
         assert spec.operator.shape is not None
         shape, spec = spec.operator.shape, with_dtype(spec, DEFAULT_DTYPE)
+        earlier = find_earlier(spec, shape, None)
     plan = freeze.planned(spec, shape, sha256, examined, work.resources, run_dir)
+    plan = freeze.starting_with(plan, earlier.start if earlier else None)
     findings = examined.findings if examined else None
     costs = estimate(plan, findings, resident_memory() if examined else None)
     require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
         # Another process has planned it meanwhile.
-        return replace(planned_before(run), changed=_require_same(spec, sha256, run))
+        return _go_on(spec, sha256, run)
+    # After the plan, whose id the copy states: until it is there, no next block is made.
+    keep_start(run, earlier)
     files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
     run.record("plan", provenance(estimate=asdict(costs)))
     made = Planned(run, costs, findings=findings)
@@ -148,6 +153,38 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         made.remarks = product.remarks
         made.operands = Operands(run, product.device, work.resources.threads, product=product)
     return made
+
+
+def _go_on(spec: Spec, sha256: str | None, run: Run) -> Planned:
+    """Returns a run that was planned before with the same spec.
+
+    Raises:
+        UsageError: If the spec is another.
+    """
+    changed = _require_same(spec, sha256, run)
+    keep_start(run, _same_start(spec, run))
+    return replace(planned_before(run), changed=changed)
+
+
+def _same_start(spec: Spec, run: Run) -> Earlier | None:
+    """Finds the vectors that a planned run starts with; ``None`` if they are where they were not.
+
+    Raises:
+        UsageError: If they are others now.
+    """
+    known = run.plan.identity
+    if spec.start is None or (known.start and not files.is_there(place_of(spec))):
+        # The run has a copy of them.
+        return None
+    spec = _with_width(_completed(spec, run.plan), run.plan)
+    found = find_earlier(spec, known.shape, run.layout())
+    if found is None or found.start != known.start:
+        had = "other vectors" if known.start else "no vectors"
+        raise UsageError(
+            f"start = {spec.start!r}: {run.directory} was planned with {had}. Give a new --run "
+            "directory, or leave start out to go on as it was planned"
+        )
+    return found
 
 
 def _say_threads(resources: Resources) -> None:

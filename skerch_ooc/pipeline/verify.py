@@ -86,6 +86,9 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
         yield run.fingerprint_path(part.number), partial(run.fingerprint, part.number)
     if is_taken(layout_path(run.directory)):
         yield layout_path(run.directory), run.layout
+    if run.plan.identity.start is not None:
+        path = run.directory / names.START_VECTORS.name()
+        yield path, partial(_check_of_run, run, path)
     for rectangle in list_shards(run.shards):
         yield _of_rectangle(run, run.shards, rectangle)
     for folder in folders_in(run.sketch):

@@ -2,8 +2,9 @@
 
 A *block* is some columns of a basis. Round ``k`` applies the operator to block ``k``, or
 for ``svd`` and a block on the range its adjoint. The first block is noise; each later one is made,
-orthogonal to all blocks on its side, of the products of an earlier round or of columns of the test
-sketch. A round of whose products no block was made is *open*.
+orthogonal to all blocks on its side, of the products of an earlier round, of columns of the test
+sketch, or, the second one, of vectors that are given. A round of whose products no block was made
+is *open*.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ PAIRS = 20
 PAIRS_TOLERANCE = 1e-4
 """Relative error to which they are to be known, unless the spec says another."""
 
+WIDEST_START = 64
+"""Columns that a round has at most where vectors are given, unless the spec says more."""
+
 MOST_ROUNDS = 1000
 """Most rounds of a run: their blocks are all read in each round."""
 
-_ROUND, _TEST = "round", "test"
+_ROUND, _TEST, _START = "round", "test", "start"
 
 RANGE = "range"
 CORANGE = "corange"
@@ -60,18 +64,39 @@ class Krylov(values.Checked):
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a block is made of: the products of a round, or some columns of the test sketch.
+class Start(values.Checked):
+    """Vectors of an earlier result, of which the second block is made.
 
     Attributes:
-        products: The number of the round; ``None`` for columns of the test sketch.
-        tests: Those columns; ``None`` for products.
+        columns: How many there are.
+        sha256: Hash of the file of that result, by what it says of its content, and of which of
+            its vectors they are.
+    """
+
+    columns: int = values.checked(values.integer(1))
+    sha256: str = values.checked(values.sha256)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a block is made of: products of a round, columns of the test sketch, or given vectors.
+
+    Attributes:
+        products: The number of the round; ``None`` for anything else.
+        tests: Columns of the test sketch; ``None`` for anything else.
     """
 
     products: int | None = None
     tests: Range | None = None
 
+    @property
+    def is_start(self) -> bool:
+        """Whether the block is made of the vectors that were given."""
+        return self.products is None and self.tests is None
+
     def __str__(self) -> str:
+        if self.is_start:
+            return _START
         return f"{_ROUND}{self.products}" if self.tests is None else f"{_TEST}{self.tests}"
 
     @classmethod
@@ -82,7 +107,9 @@ class Origin:
             ValueError: If it is something else.
         """
         start, dash, stop = text.removeprefix(_TEST).partition("-")
-        if dash:
+        if text == _START:
+            found = cls()
+        elif dash:
             found = cls(tests=Range(int(start), int(stop)))
         else:
             found = cls(products=int(text.removeprefix(_ROUND)))
@@ -154,10 +181,19 @@ def open_rounds(kind: str, blocks: Sequence[BasisBlock], side: str) -> list[int]
     return [b.number for b in blocks if across(kind, b.side) == side and b.number not in used]
 
 
-def planned_blocks(kind: str, number: int, width: int) -> list[BasisBlock]:
-    """Returns the blocks up to a round as they are foretold: each of the products before it."""
+def planned_blocks(kind: str, number: int, width: int, *, start: bool) -> list[BasisBlock]:
+    """Returns the blocks up to a round as they are foretold: each of the products before it.
+
+    Args:
+        kind: ``"eigh"`` or ``"svd"``.
+        number: The number of the round.
+        width: Columns of a round.
+        start: Whether the second block is made of vectors that are given.
+    """
     blocks = [first_block(kind, width)]
-    for after in range(1, number):
+    if start and number > 1:
+        blocks.append(BasisBlock(2, width, blocks[0].side, Origin()))
+    for after in range(len(blocks), number):
         side = across(kind, blocks[-1].side)
         blocks.append(BasisBlock(after + 1, width, side, Origin(products=after)))
     return blocks

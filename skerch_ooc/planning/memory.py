@@ -331,4 +331,6 @@ def result_bytes(plan: Plan) -> int:
     if plan.recovery.vectors == "stored":
         tall += sizes_of_result(plan)
     rechunked = shard_bytes(plan) if measure_tasks(plan) > RECHUNK_ABOVE else 0
-    return rechunked + sums + sum(stored_bytes(plan, sizes.rows, sizes.rank) for sizes in tall)
+    start = stored_bytes(plan, plan.identity.shape[1], plan.start_columns)
+    tall_bytes = sum(stored_bytes(plan, sizes.rows, sizes.rank) for sizes in tall)
+    return rechunked + sums + start + tall_bytes

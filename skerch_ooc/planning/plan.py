@@ -20,7 +20,7 @@ from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.planning import values
-from skerch_ooc.planning.krylov import Krylov
+from skerch_ooc.planning.krylov import Krylov, Start
 from skerch_ooc.planning.methods import METHODS, Method
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
@@ -65,6 +65,7 @@ class Identity(values.Checked):
         seed: Seed of all test matrices.
         noise: The distribution of each test matrix.
         tile: Rows and columns of the unit of arithmetic.
+        start: Vectors that ``krylov`` starts with; ``None`` for all other runs.
     """
 
     kind: str = values.checked(values.one_of(*KINDS))
@@ -79,6 +80,7 @@ class Identity(values.Checked):
         hash=False,
     )
     tile: tuple[int, int] = (TILE_ROWS, TILE_COLUMNS)
+    start: Start | None = values.checked(values.optional(values.section(Start)), None)
 
     @property
     def itemsize(self) -> int:
@@ -107,6 +109,7 @@ class Identity(values.Checked):
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of ``plan.json``."""
+        start = {} if self.start is None else {"start": dataclasses.asdict(self.start)}
         return {
             "format": FORMAT_VERSION,
             "noise_version": NOISE_VERSION,
@@ -121,7 +124,7 @@ class Identity(values.Checked):
             "seed": self.seed,
             "noise": dict(self.noise),
             "tile": list(self.tile),
-        }
+        } | start
 
     def as_bytes(self) -> bytes:
         """Returns the bytes of ``plan.json``."""
@@ -160,6 +163,7 @@ class Identity(values.Checked):
                 dtype=operator["dtype"],
                 seed=value["seed"],
                 noise=value["noise"],
+                start=value.get("start"),
             )
 
         return _read("a plan", source, value, read)
@@ -355,6 +359,12 @@ class Plan:
         return right if self.krylov is None else min(right, self.krylov.width)
 
     @property
+    def start_columns(self) -> int:
+        """How many vectors were given to start with."""
+        start = self.identity.start
+        return 0 if start is None else start.columns
+
+    @property
     def space(self) -> int:
         """How many columns the vectors of a result are made of, at most, on a side."""
         if self.krylov is None:
@@ -436,13 +446,16 @@ def require_sound(plan: Plan) -> None:
     identity = plan.identity
     height, width = identity.shape
     _require_noise(identity, inner=plan.method.has_inner)
+    most = 0 if plan.krylov is None else plan.later_columns
+    if plan.start_columns > most:
+        raise UsageError(f"start has {plan.start_columns} vectors; at most {most} are applied")
     if identity.kind == "eigh" and (height != width or plan.reach("left")):
         left = plan.reach("left")
         raise UsageError(f"kind = 'eigh' with shape {identity.shape} and {left} left columns")
-    most = {"right": min(height, width), "left": height, "inner": min(height, width)}
+    reach = {"right": min(height, width), "left": height, "inner": min(height, width)}
     for role in ROLES:
         _require_joined(plan, role)
-        if plan.span(role).stop > most.get(role, MAX_SIZE):
+        if plan.span(role).stop > reach.get(role, MAX_SIZE):
             raise UsageError(f"{role} has {plan.span(role)} columns, shape {identity.shape}")
     if not plan.reach("right"):
         raise UsageError("there are no columns of the right sketch")

@@ -25,7 +25,10 @@ ADJOINT = "adjoint"
 """Roles of rounds of ``krylov`` that apply the adjoint begin with this."""
 
 START = "start"
-"""The side of ``krylov`` whose only columns are the first block: noise, drawn and not measured."""
+"""The side of ``krylov`` whose columns are the first block: noise, drawn and not measured."""
+
+GIVEN = "given"
+"""Its further columns, if vectors of an earlier result were given to start with."""
 
 BASIS = "basis"
 """The test matrix of a later round: an orthonormal basis on disk, not noise. In ``krylov`` the
@@ -115,14 +118,14 @@ def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
 
 def first_krylov_round(plan: Plan) -> list[Side]:
     """Returns the sides of the first round of ``krylov``: that of noise comes last."""
-    kind, start = plan.identity.kind, plan.later_columns
+    kind, start = plan.identity.kind, {START: plan.later_columns, GIVEN: plan.start_columns}
     test = {"test": plan.reach("test")}
     sketches = {"right": plan.reach("right")} | test
     noise = sketches if kind == "eigh" else {}
     rows = plan.identity.shape[1]
     return [
         side_of(RANGE, plan.identity.shape[0], sketches, noise),
-        side_of(START, rows, {START: start}, test),
+        side_of(START, rows, start, test),
     ]
 
 
@@ -160,7 +163,8 @@ def planned_sides(plan: Plan, number: int) -> list[Side]:
     if plan.krylov is not None:
         if number == 1:
             return first_krylov_round(plan)
-        blocks = krylov.planned_blocks(plan.identity.kind, number, plan.later_columns)
+        kind, start = plan.identity.kind, plan.start_columns > 0
+        blocks = krylov.planned_blocks(kind, number, plan.later_columns, start=start)
         return krylov_round(plan, f"round{number}", blocks)
     if number == 1:
         return first_round(plan)

@@ -16,7 +16,13 @@ import numpy as np
 from skerch_ooc.base.errors import UsageError, counted
 from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.resources import parse_bytes
-from skerch_ooc.planning.krylov import PAIRS_TOLERANCE, ROUND_WIDTH, Krylov, most_rounds
+from skerch_ooc.planning.krylov import (
+    PAIRS_TOLERANCE,
+    ROUND_WIDTH,
+    WIDEST_START,
+    Krylov,
+    most_rounds,
+)
 from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.spec import ROLES, RecoverySpec, Spec
 
@@ -102,10 +108,10 @@ def _require_rounds(spec: Spec) -> None:
     """Refuses keys of ``krylov`` for other methods, and keys of those for it."""
     name = spec.recovery.method
     if not METHODS[name].orthogonal:
-        for key in ("pairs_tolerance", "rounds", "round_width"):
+        for key in ("pairs_tolerance", "rounds", "round_width", "start"):
             if (value := getattr(spec, key)) is not None:
                 raise UsageError(
-                    f'{key} = {value} is of method = "krylov", not of "{name}"; leave it out, or '
+                    f'{key} = {value!r} is of method = "krylov", not of "{name}"; leave it out, or '
                     'give recovery.method = "krylov"'
                 )
         return
@@ -156,7 +162,8 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
         return None
     _require_rounds(dataclasses.replace(spec, dtype=spec.products_dtype))
     rank = int(spec.recovery.rank)
-    width = min(spec.round_width or ROUND_WIDTH, min(shape))
+    usual = ROUND_WIDTH if spec.start is None else max(ROUND_WIDTH, min(rank, WIDEST_START))
+    width = min(spec.round_width or usual, min(shape))
     rounds = spec.rounds or most_rounds(spec.kind, rank, width)
     if spec.measurements is not None:
         if spec.measurements < width:

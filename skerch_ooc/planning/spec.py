@@ -165,8 +165,8 @@ class Spec(values.Checked):
         tolerance: Relative error, of the Frobenius norm, at which a run that measures in growing
             rounds may stop. Needs ``nystrom``, ``singlepass`` or ``auto``, and 10 test columns.
         pairs_tolerance: For ``krylov``: the relative error to which ``recovery.rank`` pairs are to
-            be known when the rounds end, by default 1e-4. Where it is given, or ``rounds`` is, the
-            method is ``krylov`` unless ``recovery.method`` says another.
+            be known when the rounds end, by default 1e-4. Where it is given, or ``rounds`` or
+            ``start`` is, the method is ``krylov`` unless ``recovery.method`` says another.
         rounds: For ``krylov``: with ``pairs_tolerance`` the most rounds, else their number. A round
             of ``svd`` applies the operator or its adjoint.
         round_width: For ``krylov``: columns of a round, by default 16. It decides the numbers.
@@ -179,6 +179,9 @@ class Spec(values.Checked):
         recovery: See :class:`RecoverySpec`; a mapping will do.
         folder: The folder to which a ``"file.py:function"`` factory is relative; by default the
             current one, or that of the spec file.
+        start: For ``krylov``: the run of an earlier, similar operator, whose leading vectors make
+            the second block; or the folder of one of its results. A round then has by default as
+            many columns as pairs are looked for, from 16 to 64. Relative to ``folder``.
 
     Raises:
         UsageError: If a value is not allowed, or both or none of ``measurements`` and ``storage``
@@ -204,11 +207,12 @@ class Spec(values.Checked):
         default_factory=dict,
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
+    start: str | None = values.checked(values.optional(values.text), None)
 
     def __post_init__(self) -> None:
         recovery: Any = self.recovery
         if isinstance(recovery, Mapping) and "method" not in recovery:
-            by_pairs = (self.pairs_tolerance, self.rounds) != (None, None)
+            by_pairs = (self.pairs_tolerance, self.rounds, self.start) != (None, None, None)
             if by_pairs:
                 recovery = {"method": PAIRS_METHOD, **recovery}
             else:

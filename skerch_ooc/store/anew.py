@@ -74,6 +74,10 @@ def _piece_anew(path: Path) -> str:
     return recovered_anew(path) if is_cleaned(_run_of(path)) else repeated_anew(path)
 
 
+def _copied_anew(path: Path) -> str:
+    return f". To copy it anew: rm {quoted(path)}, then plan again with the spec of the run"
+
+
 def _removed(path: Path) -> str:
     return f". It can be made anew: rm {quoted(path)}"
 
@@ -89,6 +93,7 @@ _WAYS: dict[FileKind, Callable[[Path], str]] = {
     names.PIECE: _piece_anew,
     names.BASIS_RECIPE: _removed,
     names.RECIPE: _removed,
+    names.START_VECTORS: _copied_anew,
     names.EIGH: recovered_anew,
     names.SVD: recovered_anew,
 }
@@ -100,7 +105,8 @@ def how_made_anew(path: Path) -> str:
     The text is empty for a file that is none of a run's, and for a column shard, which
     :func:`measured_anew` needs the run for.
     """
-    kind = kind_of(path.absolute().parts[-3:-1], path.name)
+    # Of what lies in a run directory itself only one kind is made anew.
+    kind = kind_of(path.absolute().parts[-3:-1], path.name) or kind_of((), path.name)
     way = None if kind is None else _WAYS.get(kind)
     return "" if way is None else way(path)
 

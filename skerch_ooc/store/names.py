@@ -49,7 +49,7 @@ _FIELDS = {
     "figure": "|".join(FIGURES),
     "log": r"[a-z]+",
     "number": r"\d{4,}",
-    "source": r"(?:round[1-9]\d{0,3}|test\d{1,9}-\d{1,9})",
+    "source": r"(?:start|round[1-9]\d{0,3}|test\d{1,9}-\d{1,9})",
     "of_part": r"(?:\.p[1-9]\d*)?",
 }
 _RANGES = {"columns", "rows", "tiles"}
@@ -170,6 +170,7 @@ KINDS = (
     AMENDMENT := FileKind(None, (AMENDMENTS,), "{number}.json"),
     FINGERPRINT := FileKind(None, _RUN, "fingerprint{of_part}.json"),
     LAYOUT := FileKind(None, _RUN, "layout.json"),
+    START_VECTORS := FileKind("start", _RUN, "start.h5"),
     CLEANED := FileKind("cleaned", _RUN, "cleaned.json"),
     LOG := FileKind(None, (LOGS,), "{log}.jsonl"),
     PLACES := FileKind(None, (LOGS,), "places.json"),

@@ -138,6 +138,31 @@ class Basis:
         return digest(self.file.identity)
 
 
+def start_identity(plan: Plan) -> dict[str, Any]:
+    """Makes the identity of the file of the vectors that a run starts with, without its data."""
+    assert plan.identity.start is not None
+    return names.START_VECTORS.identity(plan.run_id, start=plan.identity.start.sha256)
+
+
+def given_vectors(run: Run) -> Tiles:
+    """Returns the reader of the vectors that a run of ``krylov`` starts with.
+
+    Raises:
+        IncompleteError: If they are gone.
+        CorruptError: If their file is damaged, or of another run.
+    """
+    path = run.directory / names.START_VECTORS.name()
+    file = open_kept(path)
+    if file is None:
+        raise IncompleteError(
+            f"{path} is gone: the vectors that the run starts with; give the spec that it was "
+            "planned with once more, with start, or restore the file from a copy"
+        )
+    if not file.states_just(start_identity(run.plan)):
+        raise CorruptError(f"{path} is not of this run{file.advice}")
+    return file.bulk()
+
+
 def is_later_role(role: str) -> bool:
     """Whether a role is that of the main sketch of a later round; see :attr:`Round.role`."""
     return _LATER_ROLE.fullmatch(role) is not None

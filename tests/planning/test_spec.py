@@ -40,7 +40,7 @@ relaxed = settings(deadline=None)
 
 ALLOWED_AT_TOP = (
     "measurements, kind, storage, tolerance, pairs_tolerance, rounds, round_width, seed, dtype, "
-    "operator, sketch, recovery"
+    "operator, sketch, recovery, start"
 )
 ALLOWED_IN_SKETCH = (
     "noise, test_measurements, left_measurements, inner_measurements, block, task_seconds"
@@ -272,6 +272,7 @@ BAD_VALUES = [
     ("rounds", 0, out_of(1, MOST_ROUNDS)),
     ("rounds", MOST_ROUNDS + 1, out_of(1, MOST_ROUNDS)),
     ("round_width", 0, out_of(1)),
+    ("start", "", "must be a non-empty string"),
     ("recovery.power_iterations", -1, out_of(0, MOST_POWER_ITERATIONS)),
     ("recovery.power_iterations", 3, out_of(0, MOST_POWER_ITERATIONS)),
     ("recovery.power_iterations", "auto", out_of(0, MOST_POWER_ITERATIONS)),

@@ -189,7 +189,7 @@ class Space:
             for block in self.chain.blocks
             if block.side == side
             and block.source
-            and block.source.round
+            and block.source.round > 0
             and block.width < self.chain.blocks[block.source.round - 1].width
         ]
 

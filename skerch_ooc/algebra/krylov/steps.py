@@ -52,7 +52,7 @@ class NextBlock:
 
     Attributes:
         side: The family ``F`` that the block joins; its source has the same rows.
-        source: Products of a round, or columns of the test sketch.
+        source: Products of a round, columns of the test sketch, or given vectors.
         coefficients: ``C (K, c)``.
         transform: ``T (c, b)``.
         floor: Singular values of what is left of the source are dropped up to this.
@@ -119,7 +119,9 @@ def decide(chain: Chain, goal: Goal) -> Standing:
         met, settled = _known(wanted, goal)
     reached = len(met) == goal.rank and bool(settled.all())
     step, confirmed = onward, complete
-    if (reached or exhausted) and not complete:
+    if (given := _given(space)) is not None:
+        step = given
+    elif (reached or exhausted) and not complete:
         step, confirmed = _looked_again(space, goal, wanted, onward)
     elif _is_overdue(chain, goal):
         step = _confirming(space) or onward
@@ -331,6 +333,25 @@ def _continuing(space: Space, side: Side, number: int) -> tuple[NextBlock | None
     return _step(space, rest, scale, space.setting.double), rest.left
 
 
+def _given(space: Space) -> NextBlock | None:
+    """The block that is made of the given vectors, unless there are none or it was made before.
+
+    It is not made orthogonal to ``Omega`` where it is far from depending on it: vectors that are
+    nearly invariant have products of which they leave little, and of that the next block is made;
+    less of ``Omega`` they would have others. The metric is measured, whatever it is.
+    """
+    start = space.chain.start
+    if start is None or any(each.source and each.source.is_given for each in space.chain.blocks):
+        return None
+    own = space.families["corange"].coordinates(start.family)
+    left = hermitian_part(start.squares - own.conj().T @ own)
+    sums, scale, twice = start.family, largest(start.squares), space.setting.double
+    if np.linalg.eigvalsh(left)[0] > _APART * scale:
+        sums, left, twice = np.zeros_like(sums), start.squares, False
+    rest = _LeftOver("corange", BlockSource(-1), sums, start.squares, left)
+    return _step(space, rest, scale, twice)
+
+
 def _confirming(space: Space) -> NextBlock | None:
     """The block that is made of columns of the test sketch that were not used before.
 
@@ -422,6 +443,7 @@ def refined(space: Space, step: NextBlock, sums: Array, squares: Array) -> tuple
 
 
 _CHANCE = 0.01
+_APART = 0.1
 _DROP_SINGLE = 1e-6
 _DROP_DOUBLE = 1e-10
 _SEEN = 1e-14

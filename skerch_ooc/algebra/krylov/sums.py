@@ -13,6 +13,7 @@ All sums are in double precision; nothing that was rounded is taken for what it 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,15 +70,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class BlockSource:
-    """What a block is made of: the products of a round, or columns of the test sketch.
+    """What a block is made of: products of a round, columns of the test sketch, given vectors.
 
     Attributes:
-        round: Number of the round, from 1; 0 for columns of the test sketch.
+        round: Number of the round, from 1; 0 for columns of the test sketch, -1 for given vectors.
         columns: Half-open range of those columns.
     """
 
     round: int = 0
     columns: tuple[int, int] = (0, 0)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is vectors that were given to start with."""
+        return self.round < 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,19 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Vectors ``X`` that are given on the side of ``Omega``; the second block is made of them.
+
+    Attributes:
+        family: ``Omega^H X``, ``(b, c)``.
+        squares: ``X^H X``.
+    """
+
+    family: Array
+    squares: Array
+
+
+@dataclass(frozen=True)
 class Chain:
     """The blocks and rounds so far; a block that was not applied yet is not looked at.
 
@@ -134,16 +153,18 @@ class Chain:
         blocks: In the order of their rounds.
         rounds: The sums of each round.
         tests: ``T^H T``, ``(q, q)``; ``(0, 0)`` without a test sketch.
+        start: What was given to start with; ``None`` if nothing was.
     """
 
     setting: Setting
     blocks: tuple[Block, ...]
     rounds: tuple[Products, ...]
     tests: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    start: Given | None = None
 
     def upto(self, rounds: int) -> Chain:
         """The chain as it was after so many rounds."""
-        return Chain(self.setting, self.blocks[:rounds], self.rounds[:rounds], self.tests)
+        return dataclasses.replace(self, blocks=self.blocks[:rounds], rounds=self.rounds[:rounds])
 
     def members(self, side: Side) -> tuple[int, ...]:
         """Numbers of the blocks of a family; those that have rounds, or all that are stored."""

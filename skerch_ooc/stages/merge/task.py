@@ -45,7 +45,7 @@ from skerch_ooc.planning.tasks import merge_runs
 from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
 from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.merge.testmatrices import Drawn, prepare_noise
+from skerch_ooc.stages.merge.testmatrices import StartReader, prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_kept
 from skerch_ooc.store.readers import SketchReader
@@ -67,7 +67,7 @@ class MergedSide:
 
     side: Side
     sums: Sums
-    reader: SketchReader | Drawn
+    reader: SketchReader | StartReader
 
     @cached_property
     def root(self) -> Array:
@@ -150,14 +150,14 @@ class Merge:
             before = sum(len(merge.tasks) for merge in self._sides.values())
             self._sides[side.name] = _SideMerge(self, side, before)
 
-    def readers(self) -> dict[str, SketchReader | Drawn]:
+    def readers(self) -> dict[str, SketchReader | StartReader]:
         """Returns a reader of the sketches of each side, whether they are merged yet or not."""
         return {name: merge.best_reader() for name, merge in self._sides.items()}
 
-    def reader(self, side: Side) -> SketchReader | Drawn:
+    def reader(self, side: Side) -> SketchReader | StartReader:
         """Returns what reads the columns of a side from the column shards, or draws them."""
         if side.name == START:
-            return Drawn(self.plan, "right", side.columns)
+            return StartReader(self.round.run, side)
         return self.sketch.readers[side.name]
 
     def side(self, name: str) -> _SideMerge:
@@ -453,7 +453,7 @@ class _SideMerge:
             for shard in self._row_shards(task)
         }
 
-    def best_reader(self) -> SketchReader | Drawn:
+    def best_reader(self) -> SketchReader | StartReader:
         """Returns a reader of the row shards, if all are there; else of the column shards."""
         rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
         wanted = [shard for task in self.tasks for shard in self._row_shards(task)]

@@ -16,13 +16,14 @@ from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import BASIS, OPEN, START, Side, height_of_noise
+from skerch_ooc.planning.sides import BASIS, GIVEN, OPEN, START, Side, height_of_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_sealed
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import Round, Sketch
-from skerch_ooc.store.tiles import RowTiles, SomeColumns, Tiles
+from skerch_ooc.store.sketch import Round, Sketch, given_vectors
+from skerch_ooc.store.tiles import Beside, RowTiles, SomeColumns, Tiles
 
 COLUMNS_AT_ONCE = 8
 """Whole columns that are drawn at once; also the width of the tiles that keep them."""
@@ -127,11 +128,6 @@ class Drawn(RowTiles):
         rows = height_of_noise(plan, name)
         self.layout = Layout(name, (rows, columns), identity.dtype, (identity.tile[0], columns))
 
-    @property
-    def roles(self) -> Mapping[str, Tiles]:
-        """The columns by the name that they have on the side of noise."""
-        return {START: self}
-
     def read_row(self, row: int, out: Array) -> Array:
         """See :class:`~skerch_ooc.store.tiles.Tiles`."""
         rows, columns = self.layout.rows(row), Range(0, self.shape[1])
@@ -139,6 +135,28 @@ class Drawn(RowTiles):
         out = out[: len(rows)]
         out[:] = drawn
         return out
+
+
+class StartReader(Beside):
+    """The columns of the side of noise: the first block, and vectors that are given.
+
+    Args:
+        run: The run.
+        side: The side.
+
+    Attributes:
+        roles: The columns by the names that they have on the side.
+
+    Raises:
+        IncompleteError: If vectors that are given are gone.
+        CorruptError: If their file is damaged.
+    """
+
+    def __init__(self, run: Run, side: Side) -> None:
+        self.roles: dict[str, Tiles] = {START: Drawn(run.plan, "right", len(side.sketches[START]))}
+        if GIVEN in side.sketches:
+            self.roles[GIVEN] = given_vectors(run)
+        super().__init__(side.name, list(self.roles.values()))
 
 
 def _write_noise(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedFile:

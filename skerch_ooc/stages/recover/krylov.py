@@ -159,7 +159,7 @@ class Search:
         """
         shape, hermitian = self._plan.identity.shape, self._kind == "eigh"
         setting = algebra.Setting(shape, hermitian, self._plan.identity.dtype)
-        chain = algebra.Chain(setting, (), (), self._test_squares())
+        chain = algebra.Chain(setting, (), (), self._test_squares(), self._start())
         for block in self.blocks:
             for source in block.spent:
                 chain = self._without_columns(chain, source)
@@ -187,11 +187,15 @@ class Search:
 
     def _side_of(self, source: Origin) -> str:
         """Returns the side that a source lies on."""
+        if source.is_start:
+            return self.blocks[0].side
         if source.products is None:
             return RANGE
         return across(self._kind, self.blocks[source.products - 1].side)
 
     def _algebraic(self, source: Origin) -> algebra.BlockSource:
+        if source.is_start:
+            return algebra.BlockSource(-1)
         if source.tests is not None:
             return algebra.BlockSource(0, (source.tests.start, source.tests.stop))
         assert source.products is not None
@@ -199,6 +203,8 @@ class Search:
 
     def _source(self, step: NextBlock) -> Origin:
         """Returns what a step's block is made of, by the numbers of rounds."""
+        if step.source.is_given:
+            return Origin()
         if step.confirms:
             return Origin(tests=Range(*step.source.columns))
         back = {number: mine for mine, number in self.numbers.items()}
@@ -224,6 +230,8 @@ class Search:
         return algebra.Block(side, block.columns, self._algebraic(block.source), metric, products)
 
     def _columns_of(self, source: Origin) -> int:
+        if source.is_start:
+            return self._plan.start_columns
         if source.tests is not None:
             return len(source.tests)
         assert source.products is not None
@@ -267,10 +275,22 @@ class Search:
         )
 
     def _start_squares(self, block: BasisBlock) -> Array | None:
-        """Returns ``Omega^H Omega`` for the first round whose products lie beside ``Omega``."""
-        own = self.blocks[0].side
-        beside = (b.number for b in self.blocks if across(self._kind, b.side) == own)
-        return squares_of(self._sums(1, START)[0]) if block.number == next(beside, 0) else None
+        """Returns ``Omega^H Omega`` for the first round whose products lie beside ``Omega``.
+
+        If vectors are given it is the first of all, as the next block is made beside ``Omega``.
+        """
+        own, first = self.blocks[0], self._plan.start_columns > 0
+        beside = (b.number for b in self.blocks if first or across(self._kind, b.side) == own.side)
+        if block.number != next(beside, 0):
+            return None
+        return squares_of(self._sums(1, START)[0])[: own.columns, : own.columns]
+
+    def _start(self) -> algebra.Given | None:
+        """Returns the sums over the vectors that were given to start with."""
+        if not self._plan.start_columns:
+            return None
+        squares, own = squares_of(self._sums(1, START)[0]), self.blocks[0].columns
+        return algebra.Given(squares[:own, own:], squares[own:, own:])
 
     def _test_squares(self) -> Array:
         sums, _ = self._sums(1, RANGE)
@@ -391,7 +411,8 @@ class Search:
         """
         start, noise = self._sums(1, START)
         q, wide = self._plan.reach("test"), start.cross.dtype
-        first = start.cross[noise["test"].slice] if q else np.zeros((0, start.cross.shape[1]), wide)
+        tests = start.cross[noise["test"].slice] if q else np.zeros((0, start.cross.shape[1]), wide)
+        first = tests[:, : self.blocks[0].columns]
         found = np.zeros((q, 0), wide)
         for block in self.blocks:
             if block.side != side:
@@ -413,6 +434,9 @@ class Search:
 
     def _tests_of(self, source: Origin) -> Array:
         """Returns the products of the test matrix with a source."""
+        if source.is_start:
+            sums, noise = self._sums(1, START)
+            return sums.cross[noise["test"].slice if noise else slice(0), self.blocks[0].columns :]
         if source.tests is not None:
             sums, noise = self._sums(1, RANGE)
             right = self._plan.reach("right")
@@ -431,7 +455,11 @@ class Search:
         return np.concatenate(there) if there else np.zeros((family.size, 0))
 
     def quadratures(self) -> tuple[Quadrature, Quadrature | None]:
-        """Returns the quadrature of all rounds, and that of all but the last."""
+        """Returns the quadrature of all rounds, and that of all but the last.
+
+        Where vectors were given to start with, the rounds after them tell little of the random
+        columns: there it is the quadrature before the last block that follows from these.
+        """
         chain, goal = self.chain, goal_of(self._plan)
 
         def of(rounds: int) -> Quadrature:
@@ -440,8 +468,17 @@ class Search:
             order = np.argsort(nodes)
             return Quadrature(nodes[order], weights[order])
 
-        before = self.numbers.get(len(self.blocks) - 1)
+        last = self._last_of_noise() if self._plan.start_columns else len(self.blocks)
+        before = self.numbers.get(last - 1)
         return of(len(chain.rounds)), None if before is None else of(before)
+
+    def _last_of_noise(self) -> int:
+        """Returns the number of the last block that is made of the first one's products."""
+        found = {1}
+        for block in self.blocks:
+            if block.source is not None and block.source.products in found:
+                found.add(block.number)
+        return max(found)
 
 
 _SIDES: tuple[algebra.Side, ...] = ("range", "corange")

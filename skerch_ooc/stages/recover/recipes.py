@@ -36,7 +36,7 @@ from skerch_ooc.store.anew import open_if_there, stated_by
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
-from skerch_ooc.store.sketch import BLOCK, Round, known_rounds
+from skerch_ooc.store.sketch import BLOCK, Round, given_vectors, known_rounds
 from skerch_ooc.store.tiles import Beside, SomeColumns, Tiles
 
 LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
@@ -321,6 +321,8 @@ def _blocks_on(round_: Round, side: str) -> list[Tiles]:
 
 
 def _tall_source(round_: Round, side: str, source: Origin) -> Tiles:
+    if source.is_start:
+        return given_vectors(round_.run)
     if source.products is not None:
         return products_of(round_.at_number(source.products), side)
     assert source.tests is not None
