@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.clean import Cleaning
     from skerch_ooc.pipeline.cost import Estimate
     from skerch_ooc.pipeline.start import Planned, Probed
-    from skerch_ooc.pipeline.status import Status
+    from skerch_ooc.pipeline.status import PairsSoFar, Status
     from skerch_ooc.pipeline.submission import Submitted
     from skerch_ooc.results.assess import Assessment
     from skerch_ooc.results.density import Density, TraceEstimate
@@ -217,6 +217,7 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         *((role, f"{count['done']} of {count['planned']} columns measured")
           for role, count in state.columns.items()),
         *_shard_rows(state),
+        ("pairs", _so_far(state.pairs) if state.pairs else None),
         *((f"result {name}", "not assessed" if error is None else f"relative error {error:.3e}")
           for name, error in state.results.items()),
         ("unfinished", f"{state.leftovers} private files of tasks still at work, or killed "
@@ -227,6 +228,17 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         ("", f"or all that is left: {state.all_of_it}" if state.all_of_it and not queue else None),
         ("", f"for a page of it: skerch-ooc report {quoted(state.directory)}" if done else None),
     ])  # fmt: skip
+
+
+def _so_far(pairs: PairsSoFar) -> str:
+    """Which round it is, and how many pairs are known by then."""
+    worst = "" if pairs.worst is None else f", the worst within {pairs.worst:.1e}"
+    if pairs.tolerance is None:
+        return f"round {pairs.round} of {pairs.rounds}; {pairs.found} of {pairs.wanted}{worst}"
+    return (
+        f"round {pairs.round} of at most {pairs.rounds}; {pairs.met} of {pairs.wanted} within "
+        f"{pairs.tolerance:.1e}{worst}"
+    )
 
 
 def _shard_rows(state: Status) -> list[Row]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from skerch_ooc.algebra.krylov.pairs import pairs_of
+from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import private_files
 from skerch_ooc.base.partition import Range
@@ -17,6 +19,8 @@ from skerch_ooc.executors.slurm.queue import QueueQuestion
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
+from skerch_ooc.results.pairs import relative_bounds
+from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
 from skerch_ooc.store.rundir import Run, open_run, require_folder
@@ -26,6 +30,51 @@ from skerch_ooc.store.sketch import Round, count_products
 _QUEUE_SECONDS = 5.0
 """How long a look waits for an answer about the queue, which it can do without."""
 _LONGEST_INTERVAL = 86400.0
+
+
+@dataclass(frozen=True)
+class PairsSoFar:
+    """What the rounds of ``krylov`` have found so far.
+
+    Attributes:
+        round: How many rounds are measured and merged.
+        rounds: The most rounds.
+        wanted: How many pairs are looked for.
+        found: How many of them there are.
+        met: How many of these are known to the tolerance; ``None`` without one.
+        tolerance: The relative error to which they are to be known, if there is one.
+        worst: The largest relative bound of those that were found; ``None`` if there is none.
+    """
+
+    round: int
+    rounds: int
+    wanted: int
+    found: int
+    met: int | None
+    tolerance: float | None
+    worst: float | None
+
+    @classmethod
+    def of(cls, search: Search) -> PairsSoFar:
+        """Counts the pairs of the rounds up to one.
+
+        Raises:
+            IncompleteError: If a round is not merged.
+            CorruptError: If a file is damaged.
+        """
+        plan = search.round.run.plan
+        goal = goal_of(plan)
+        pairs = pairs_of(Space.of(search.chain), goal.which).upto(goal.rank)
+        relative = relative_bounds(pairs.values, pairs.bounds - pairs.rounding, pairs.norm)
+        return cls(
+            round=search.round.number,
+            rounds=plan.rounds,
+            wanted=goal.rank,
+            found=len(pairs.values),
+            met=None if goal.tolerance is None else int(pairs.met(goal.tolerance).sum()),
+            tolerance=goal.tolerance,
+            worst=float(relative.max()) if len(relative) else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +99,8 @@ class Status:
         strangers: Files among the shards that are no shards.
         next: The command that comes next; ``None`` when all is done.
         cleaned: What was noted when the shards were removed, if they were.
+        pairs: How far the rounds of ``krylov`` are; ``None`` for other methods, before the first
+            round is merged, and once sums or shards were removed.
     """
 
     directory: str
@@ -69,6 +120,7 @@ class Status:
     strangers: list[str]
     next: str | None
     cleaned: dict[str, Any] | None = None
+    pairs: PairsSoFar | None = None
 
     @property
     def columns_missing(self) -> str:
@@ -147,7 +199,24 @@ def _status_of(state: State) -> Status:
         missing={role: [str(piece) for piece in pieces] for role, pieces in missing.items()},
         merged=state.merged,
         next=state.next,
+        pairs=None if state.run.plan.krylov is None else _pairs_so_far(state),
     )
+
+
+def _pairs_so_far(state: State) -> PairsSoFar | None:
+    """Looks at the pairs of the last round whose sums are there; opens no shard."""
+    last, searches = state.last, list[Search]()
+    if state.digest is not None:
+        searches.append(Search.of(last, state.digest))
+    if last.basis is not None:
+        # A block states the sketch of the round before it.
+        before = last.at_number(last.number - 1)
+        searches.append(Search.of(before, str(last.basis.file.identity["sketch"])))
+    for search in searches:
+        # The verbs that read the sums tell more of what is wrong with them.
+        with contextlib.suppress(IncompleteError, CorruptError):
+            return PairsSoFar.of(search)
+    return None
 
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:

@@ -6,7 +6,9 @@ Dense decompositions in double precision are the truth.
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 from functools import cache
 
 import numpy as np
@@ -19,6 +21,8 @@ from runs import whole_run
 from specs import write_spec
 
 import skerch_ooc as ooc
+from skerch_ooc.algebra.krylov.pairs import pairs_of
+from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import DriftError, QualityError, UsageError
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
@@ -26,6 +30,7 @@ from skerch_ooc.pipeline.share import perform_share
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.spec import DTYPES, KINDS
 from skerch_ooc.planning.stage_names import RoundStage
+from skerch_ooc.stages.recover.krylov import search_of
 from skerch_ooc.store.shards import list_shards
 from skerch_ooc.store.sketch import count_products
 
@@ -352,6 +357,8 @@ class TestAgain:
         rounds = State(run).rounds
         taken = sum(round_.products for round_ in rounds)
         assert status["products"]["done"] == assessment["products"]["done"] == taken
+        for key in ("met", "wanted", "worst"):
+            assert status["pairs"][key] == pytest.approx(assessment["pairs"][key])
         assert assessment["products"]["planned"] == run.plan.products > taken
         assert assessment["pairs"]["rounds"] == len(rounds)
 
@@ -393,6 +400,34 @@ class TestHalfDone:
         status = inside("status", "run")
         assert status.returncode == 0
         assert "round3    2 of 4 columns measured" in status.stdout
+        assert re.search(
+            r"pairs +round 2 of at most \d+; \d of 2 within 1.0e-02, the worst within \d",
+            " ".join(status.stdout.split()),
+        )
+
+    def test_run_says_the_pairs_so_far_to_scripts(self, inside, tmp_path, half):
+        stated = json.loads(inside("status", "run", "--json").stdout)["pairs"]
+        plan = ooc.open_run(tmp_path / "run").plan
+        space = Space.of(search_of(ooc.open_run(tmp_path / "run")).chain)
+        pairs = pairs_of(space).upto(2)
+        assert stated == {
+            "round": 2, "rounds": plan.rounds, "wanted": 2, "found": 2, "tolerance": 0.01,
+            "met": int(pairs.met(0.01).sum()),
+            "worst": pytest.approx(float(((pairs.bounds - pairs.rounding) / pairs.sizes).max())),
+        }  # fmt: skip
+
+    def test_pairs_so_far_need_no_shard(self, inside, tmp_path, half):
+        for shard in list_shards(tmp_path / "run/shards"):
+            path = tmp_path / "run/shards" / shard.name
+            entry = path.stat()
+            path.write_bytes(b"")
+            os.truncate(path, entry.st_size)
+            os.utime(path, ns=(entry.st_atime_ns, entry.st_mtime_ns))
+        assert json.loads(inside("status", "run", "--json").stdout)["pairs"]["round"] == 2
+
+    def test_pairs_are_not_known_before_the_first_round(self, inside, tmp_path):
+        ooc.plan(spec_of(tmp_path, n=SMALL), tmp_path / "run", threads=1)
+        assert json.loads(inside("status", "run", "--json").stdout)["pairs"] is None
 
     def test_run_is_verified_and_cleaned_without_loss(self, inside, tmp_path, half, call_log):
         shards = list_shards(tmp_path / "run/shards")
