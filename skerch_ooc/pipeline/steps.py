@@ -230,10 +230,14 @@ def recovery_settings(
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if changed.get("method") not in (None, run.plan.recovery.method):
         changed = {"power_iterations": 0, "which": "LM"} | changed
+    if run.plan.takes_whole(changed.get("method", "")):
+        # The plan's rank is the number of pairs that the rounds look for.
+        changed = {"rank": "all"} | changed
     settings = replace(run.plan.recovery, **changed)
     require_inverted_core(settings)
     require_order(settings, run.plan.identity.kind)
-    require_recoverable(settings, run.plan.space)
+    whole = run.plan.takes_whole(settings.method)
+    require_recoverable(settings, run.plan.whole_space if whole else run.plan.space)
     return settings
 
 

@@ -181,6 +181,19 @@ def open_rounds(kind: str, blocks: Sequence[BasisBlock], side: str) -> list[int]
     return [b.number for b in blocks if across(kind, b.side) == side and b.number not in used]
 
 
+def partly_kept_rounds(kind: str, blocks: Sequence[BasisBlock], side: str) -> list[int]:
+    """Returns the rounds with products on a side that the blocks there do not hold all of.
+
+    Of an open round they hold nothing that is new, of others what a narrower block has.
+    """
+    made = {b.source.products: b.columns for b in blocks if b.source is not None}
+    return [
+        b.number
+        for b in blocks
+        if across(kind, b.side) == side and made.get(b.number, 0) < b.columns
+    ]
+
+
 def planned_blocks(kind: str, number: int, width: int, *, start: bool) -> list[BasisBlock]:
     """Returns the blocks up to a round as they are foretold: each of the products before it.
 

@@ -253,6 +253,12 @@ def solve_bytes(plan: Plan) -> int:
     return 12 * m * max(m, left) * plan.identity.wide_dtype.itemsize
 
 
+def whole_bytes(plan: Plan) -> int:
+    """Returns the same for the whole operator from the rounds of ``krylov``."""
+    columns = plan.whole_space + plan.later_columns + plan.reach("test")
+    return 12 * columns**2 * plan.identity.wide_dtype.itemsize
+
+
 def _tall_bytes(plan: Plan, sizes: TallSizes, *, stored: bool) -> int:
     """Returns the memory for making vectors, correcting them, and writing them if ``stored``."""
     # What is never corrected has no stream for it: the pairs of krylov.

@@ -85,6 +85,9 @@ METHODS: Mapping[str, Method] = {
 DEFAULTS: Mapping[str, str] = {"eigh": "nystrom", "svd": "auto"}
 """The method of each kind where the spec leaves it out."""
 
+WHOLE_METHOD = "nystrom"
+"""The method by which the rounds of ``krylov`` also give an approximation of the whole operator."""
+
 PAIRS_METHOD = next(name for name, method in METHODS.items() if method.orthogonal)
 """The method that looks for leading pairs, and is meant where a spec states only these."""
 

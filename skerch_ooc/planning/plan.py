@@ -21,7 +21,7 @@ from skerch_ooc.base.files import canonical_line, digest
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.planning import values
 from skerch_ooc.planning.krylov import Krylov, Start
-from skerch_ooc.planning.methods import METHODS, Method
+from skerch_ooc.planning.methods import METHODS, WHOLE_METHOD, Method
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part, require_numbered
 from skerch_ooc.planning.spec import (
     DTYPES,
@@ -372,6 +372,16 @@ class Plan:
         # In svd each side has the blocks of every other round.
         rounds = self.rounds if self.identity.kind == "eigh" else -(-self.rounds // 2)
         return min(rounds * self.later_columns, min(self.identity.shape))
+
+    def takes_whole(self, method: str) -> bool:
+        """Whether a method approximates the whole operator from the rounds of ``krylov``."""
+        return self.krylov is not None and method == WHOLE_METHOD
+
+    @property
+    def whole_space(self) -> int:
+        """How many test columns such an approximation has, at most; without rounds ``space``."""
+        beside = 0 if self.krylov is None else self.reach("right") - self.later_columns
+        return self.space + beside
 
     def span(self, role: str) -> Range:
         """Returns the planned columns of a role of the first round."""

@@ -203,7 +203,9 @@ class ImplicitSources:
         # it.
         plan = Plan(run.plan.identity, run.plan.amendments[: int(identity["amendments"])])
         try:
-            columns = columns_of_result(Run(directory, plan), RecoverySpec(**identity["settings"]))
+            columns = columns_of_result(
+                Run(directory, plan), RecoverySpec(**identity["settings"]), identity.get("rounds")
+            )
         except IncompleteError as error:
             raise IncompleteError(f"{path} makes its vectors from the shards: {error}") from error
         if columns.digest != identity["sketch"]:

@@ -88,6 +88,7 @@ _WAYS: dict[FileKind, Callable[[Path], str]] = {
     names.PARTIAL_SUMS: merged_anew,
     names.NOISE: merged_anew,
     names.REST: merged_anew,
+    names.WHOLE: _removed,
     names.BASIS: merged_anew,
     names.BASIS_PIECE: repeated_anew,
     names.PIECE: _piece_anew,

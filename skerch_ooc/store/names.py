@@ -180,6 +180,7 @@ KINDS = (
     PARTIAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}sums.t{tiles}.h5"),
     NOISE := FileKind("noise", _OF_SKETCH, "noise-{noise}.h5"),
     REST := FileKind("rest", _OF_SKETCH, "rest-{source}.h5"),
+    WHOLE := FileKind("whole", _OF_SKETCH, "{side}whole.h5"),
     BASIS := FileKind("basis", _OF_SKETCH, "basis.h5"),
     BASIS_PIECE := FileKind("piece", _OF_SKETCH, "{matrix}.t{tiles}.h5", (BASIS_MATRIX,)),
     BASIS_RECIPE := FileKind("recipe", _OF_SKETCH, "basis.recipe.h5", (BASIS_MATRIX,)),

@@ -154,16 +154,17 @@ class TestProjection:
         parts = compressed_copies(ct.conj().T @ ct, (u.shape[1], y.shape[1], TESTS))
         copy, small_t = np.concatenate(parts[:2], axis=1), parts[2]
         right = np.concatenate(compressed_copies(d.conj().T @ d, (v.shape[1], w.shape[1])), axis=1)
+        both = np.concatenate([w, v], axis=1)
         first, second, eye = u.shape[1], v.shape[1], np.eye(c.shape[1])
         sides = AppliedSides(
             left=eye[:, :first], products=eye[:, first:], right=eye[:, :second],
             adjoint_products=eye[:, second:], left_metric=u.conj().T @ u,
             right_metric=v.conj().T @ v, middle=u.conj().T @ y,
-            tests=g.conj().T @ d, start=d[:1],
+            tests=g.conj().T @ both, start=both[:1],
         )  # fmt: skip
         found = projection(sides, (copy, right), small_t, np.finfo(dtype).eps)
         solution = decompose(found.problem, found.solve())
-        return (c @ solution.left * solution.values) @ (d @ solution.right).conj().T
+        return (c @ solution.left * solution.values) @ (d @ found.right @ solution.right).conj().T
 
     @all_dtypes
     @pytest.mark.parametrize("columns", [(20, 30), (30, 20), (25, 0)])

@@ -16,9 +16,9 @@ import pytest
 import torch
 from contents import answer, run_contents
 from killing import killed_while_writing
-from operators import Operator, dense, exact_values, orthogonality, triple
+from krylov_runs import SMALL, decompose, in_shares, matrix_of, spec_of
+from operators import Operator, exact_values, orthogonality, triple
 from runs import whole_run
-from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.krylov.pairs import pairs_of
@@ -38,16 +38,6 @@ pytestmark = pytest.mark.usefixtures("no_late_files", "one_thread")
 
 TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9}
 EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
-
-
-def matrix_of(kind, dtype, spectrum="slow", n=90, **more):
-    shape = (n, n) if kind == "eigh" else (n + 30, n)
-    return dense(shape, spectrum, dtype, hermitian=kind == "eigh", **more)
-
-
-def decompose(kind, operator, run_dir, **more):
-    settings = {"rank": 4, "round_width": 6, "test_measurements": 12}
-    return getattr(ooc, kind)(operator, run_dir=run_dir, **settings | more)
 
 
 def ordered(values, which):
@@ -116,37 +106,6 @@ class TestPairs:
         expected = ordered(exact_values(a, "eigh"), which)[:3]
         assert operator.products == before
         assert torch.all((other.eigenvalues - expected).abs() <= torch.as_tensor(other.bounds))
-
-
-ROWS = 140_000
-"""So many that merge, blocks and vectors have two tasks."""
-
-SMALL = 9_000
-"""Rows of three tiles."""
-
-
-def spec_of(folder, kind="eigh", n=ROWS, **more):
-    args = {"n": n, "dtype": more.get("dtype", "float32"), **more.pop("args", {})}
-    sketch = {"test_measurements": 6, "block": 2} | more.pop("sketch", {})
-    recovery = {"rank": 2} | more.pop("recovery", {})
-    # Of many rows few rounds.
-    ending = {"pairs_tolerance": 0.01} if n < ROWS else {"rounds": 3 if kind == "eigh" else 4}
-    settings = {"round_width": 4} | ending | more
-    return write_spec(
-        folder, "diagonal", 400, kind=kind, operator={"args": args}, sketch=sketch,
-        recovery=recovery, **settings,
-    )  # fmt: skip
-
-
-def in_shares(run, of, again=False):
-    """Does all stages in shares, as elements of job arrays do, until nothing is left."""
-    while left := State(run).left:
-        stage = left[0].stage
-        for index in reversed(range(of)):
-            work = Work.of(Share(index, of), threads=1)
-            perform_share(run, stage, work)
-            if again:
-                perform_share(run, stage, work)
 
 
 @pytest.fixture(scope="module")

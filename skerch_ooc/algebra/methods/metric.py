@@ -19,14 +19,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import eigh, hermitian_part
+from skerch_ooc.algebra.linalg import eigh, hermitian_part, spectral_norm
 from skerch_ooc.algebra.methods import nystrom
-from skerch_ooc.algebra.methods.choosing import CHOOSING_SHARE
-from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range
 
@@ -67,7 +65,7 @@ def compressed_copies(gram: Array, widths: Sequence[int]) -> list[Array]:
     """
     left, copies = gram.copy(), np.zeros((0, len(gram)), gram.dtype)
     start = 0
-    for width in widths:
+    for width in filter(None, widths):
         own = Range(start, start + width).slice
         rows = _rows_of_root(left[own], own, np.diagonal(gram).real[own])
         copies = np.concatenate([copies, rows])
@@ -116,6 +114,7 @@ class Extraction:
         problem: The problem.
         left: ``(k, c)``: its ``Y`` is ``C left``.
         right: The same of its ``W``, in the tall columns of that side.
+        norms: Norms of the columns ``C``, and of those of the other side if there is one.
         core: Its approximation, where nothing is to be chosen; else ``None``.
         spent: So many of the first test columns tell no error.
     """
@@ -123,34 +122,32 @@ class Extraction:
     problem: Problem
     left: Array
     right: Array
+    norms: tuple[Array, ...]
     core: Core | None = None
     spent: int = 0
 
-    @cached_property
-    def _unspent(self) -> Problem:
-        problem = self.problem
-        return dataclasses.replace(
-            problem, t=problem.t[:, self.spent :], g_w=problem.g_w[self.spent :]
-        )
+    def amplification(self, solution: Solution) -> float:
+        """How much larger errors of the columns, relative to each, are in the vectors."""
+        made = (self.left @ solution.left, self.right @ solution.right)
+        sides = zip(self.norms, made, strict=False)
+        return max(spectral_norm(norms[:, None] * transform) for norms, transform in sides)
 
     def solve(self) -> Core:
         """Recovers an approximation; empty if the operator vanishes on the test columns.
 
-        Its core is chosen by test columns, as ever, but by those that ``X`` has no part of; if
-        hardly any are left, by all: then none tells an error. Without any all of it is inverted.
-        Columns that depend on each other cannot be left out in turn.
+        Its core is chosen by test columns, as ever, but by those that ``X`` has no part of; and
+        without them by leaving columns out. That chooses nearly as well, but tells no error: the
+        columns depend on each other.
         """
         if self.core is not None:
-            return self.core
-        problem, unspent, columns = self.problem, self._unspent, self.problem.t.shape[1]
-        if unspent.t.shape[1] >= CHOOSING_SHARE:
-            core = nystrom.solve(unspent)
-            choosing = self.spent + core.choosing
-        else:
-            if columns < CHOOSING_SHARE and problem.core_size is None:
-                problem = dataclasses.replace(problem, core_size=problem.y.shape[1])
-            core = nystrom.solve(problem)
-            choosing = columns if core.choosing else self.spent
+            return dataclasses.replace(self.core, choosing=self.spent)
+        unspent = dataclasses.replace(
+            self.problem,
+            t=self.problem.t[:, self.spent :],
+            g_w=self.problem.g_w[self.spent :],
+        )
+        core = nystrom.solve(unspent)
+        choosing = self.spent + core.choosing
         return dataclasses.replace(core, choosing=choosing, leave_one_out=None)
 
 
@@ -183,7 +180,11 @@ def extraction(
         core_size=core_size,
         rank=rank,
     )
-    return Extraction(problem, left, left, spent=columns.spent)
+    return Extraction(problem, left, left, (_norms(copy),), spent=columns.spent)
+
+
+def _norms(copy: Array) -> Array:
+    return np.asarray(np.linalg.norm(copy, axis=0))
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ class AppliedSides:
         adjoint_products: Of ``A^H U`` in ``D``, ``(l, a)``.
         products: Of ``A V`` in ``C``, ``(k, b)``.
         middle: ``U^H A V``, ``(a, b)``.
-        tests: ``G^H D`` with the test matrix ``G``, ``(q, l)``.
-        start: The same of a column that fixes the signs of the vectors, ``(1, l)``.
+        tests: ``G^H [A^H U, V]`` with the test matrix ``G``, ``(q, a + b)``.
+        start: The same of a column that fixes the signs of the vectors, ``(1, a + b)``.
+        spent: So many of the first test columns have a part in ``U`` or ``V``.
     """
 
     left: Array
@@ -214,6 +216,7 @@ class AppliedSides:
     middle: Array
     tests: Array
     start: Array
+    spent: int = 0
 
 
 def projection(
@@ -234,11 +237,10 @@ def projection(
     """
     p_root = root_of_metric(sides.left_metric, epsilon)
     q_root = root_of_metric(sides.right_metric, epsilon)
-    inverse = sides.left @ p_root @ p_root.conj().T
-    outside = sides.products - inverse @ sides.middle
-    middle = inverse @ sides.adjoint_products.conj().T
-    middle = middle + outside @ q_root @ (sides.right @ q_root).conj().T
-    y, w = copies
+    inside = sides.left @ p_root @ p_root.conj().T
+    outside = (sides.products - inside @ sides.middle) @ q_root @ q_root.conj().T
+    right = np.concatenate([sides.adjoint_products, sides.right], axis=1)
+    y, w = copies[0], copies[1] @ right
     rows, columns = np.eye(y.shape[1], dtype=y.dtype), np.eye(w.shape[1], dtype=w.dtype)
     problem = Problem(
         hermitian=False,
@@ -250,5 +252,6 @@ def projection(
         omega_w=sides.start,
         rank=rank,
     )
-    size = p_root.shape[1] + q_root.shape[1]
-    return Extraction(problem, rows, columns, Core(rows, middle, columns, size))
+    middle = np.concatenate([inside, outside], axis=1)
+    core = Core(rows, middle, columns, max(p_root.shape[1], q_root.shape[1]))
+    return Extraction(problem, rows, right, (_norms(y), _norms(copies[1])), core, sides.spent)

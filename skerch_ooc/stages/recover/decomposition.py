@@ -14,14 +14,13 @@ import numpy as np
 from skerch_ooc.algebra.krylov.pairs import Pairs
 from skerch_ooc.algebra.methods.decompose import decompose
 from skerch_ooc.algebra.methods.problem import Problem
-from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.krylov import CORANGE, RANGE
-from skerch_ooc.planning.memory import solve_bytes
+from skerch_ooc.planning.memory import solve_bytes, whole_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
@@ -31,10 +30,11 @@ from skerch_ooc.stages.recover.orthogonality import (
     expected_deviation,
     may_miss_bound,
 )
-from skerch_ooc.stages.recover.problems import pose
+from skerch_ooc.stages.recover.problems import Posed, pose
 from skerch_ooc.stages.recover.recipes import (
     LEFT_VECTORS,
     RIGHT_VECTORS,
+    SUMMED_SIDE,
     RecipeFile,
     columns_of_result,
     publish_recipes,
@@ -42,8 +42,10 @@ from skerch_ooc.stages.recover.recipes import (
 )
 from skerch_ooc.stages.recover.spread import form_gram
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
+from skerch_ooc.stages.recover.whole import pose_whole, sums_of_whole
 from skerch_ooc.store import names
 from skerch_ooc.store.rundir import Run
+from skerch_ooc.store.tiles import Tiles
 
 _PAIRS = "pairs."
 _ASTRAY = 10
@@ -67,6 +69,9 @@ class Decomposition:
             stored; NaN if the decomposition was read from a file.
         pairs: What is known of the pairs of ``krylov``, as the result holds it; empty for others.
         method: Which method was taken, where several were compared; else empty.
+        small: The left and right vectors in the columns of the problem, where these are not those
+            that the vectors are made of.
+        rounds: Of how many rounds of ``krylov`` it approximates the whole operator; else 0.
     """
 
     values: Array
@@ -81,6 +86,8 @@ class Decomposition:
     deviation: float = math.nan
     pairs: Mapping[str, Array] = field(default_factory=dict)
     method: str = ""
+    small: tuple[Vectors, ...] = ()
+    rounds: int = 0
 
     @property
     def made(self) -> dict[str, Any]:
@@ -103,8 +110,19 @@ class Decomposition:
     def weights(self) -> Array:
         """Returns ``diag(values) V^H G``, ``(r, q)``: ``U`` times this is ``Ahat G``."""
         assert self.problem is not None
-        right = (self.right or self.left).vectors
+        right = self._in_problem[-1]
         return np.asarray(self.values[:, None] * right.compressed(self.problem.g_w).conj().T)
+
+    def compressed(self) -> Array:
+        """Returns a compressed copy of the left vectors, ``(a, r)``."""
+        assert self.problem is not None
+        return self._in_problem[0].compressed(self.problem.y)
+
+    @property
+    def _in_problem(self) -> tuple[Vectors, ...]:
+        """The left and the right vectors, or the eigenvectors, in the columns of the problem."""
+        made = [recipe.vectors for recipe in (self.left, self.right) if recipe]
+        return self.small or tuple(made)
 
     def finished(self) -> Decomposition:
         """Returns the decomposition with weights, and with the signs of its vectors fixed.
@@ -115,9 +133,11 @@ class Decomposition:
         """
         assert self.problem is not None
         assert self.problem.omega_w is not None
-        turn = _turns((self.right or self.left).vectors.compressed(self.problem.omega_w[:1])[0])
+        turn = _turns(self._in_problem[-1].compressed(self.problem.omega_w[:1])[0])
         turned = self.with_vectors(
-            self.left.vectors.turned(turn), self.right.vectors.turned(turn) if self.right else None
+            self.left.vectors.turned(turn),
+            self.right.vectors.turned(turn) if self.right else None,
+            small=tuple(vectors.turned(turn) for vectors in self.small),
         )
         left = dataclasses.replace(turned.left, weights=turned.weights())
         return dataclasses.replace(turned, left=left)
@@ -192,20 +212,39 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
     ):
         # No tile is read here: this releases unused memory, and refuses too little.
         tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
-        posed = pose(run.plan, settings, merged, merged_before)
-        core = SOLVERS[settings.method](posed.problem)
-        solution = decompose(posed.problem, core)
+        found = _decomposed(run, settings, pose(run.plan, settings, merged, merged_before))
         advance(1)
+    return found
+
+
+def _decomposed(run: Run, settings: RecoverySpec, posed: Posed) -> Decomposition:
+    """Solves a problem.
+
+    Raises:
+        UsageError: If the operator vanishes on the test vectors.
+    """
+    core = posed.solve(settings.method)
+    solution = decompose(posed.problem, core)
     if len(solution.values) == 0:
         raise UsageError(
             "there is nothing to decompose: what these test vectors show of the operator is zero, "
             "or below its rounding errors; give another seed, more measurements, or another method"
         )
     condition = max(solution.left_condition, solution.right_condition)
+    deviation = expected_deviation(run.plan, condition)
     height, width = run.plan.identity.shape
     name, left = LEFT_VECTORS[run.plan.identity.kind], Vectors(posed.left, solution.left)
     right = Vectors(posed.right, solution.right) if posed.right else None
+    small: tuple[Vectors, ...] = ()
+    if posed.extraction is not None:
+        small = tuple(vectors for vectors in (left, right) if vectors)
+        left = Vectors(posed.left, posed.extraction.left @ solution.left)
+        if posed.right is not None:
+            right = Vectors(posed.right, posed.extraction.right @ solution.right)
+        # Inner products of these columns are known from Gram matrices, whatever the dtype.
+        deviation = float(np.finfo(np.float64).eps) * posed.extraction.amplification(solution) ** 2
     return Decomposition(
+        small=small,
         values=solution.values,
         left=Recipe(name, height, left, posed.test),
         right=Recipe(RIGHT_VECTORS, width, right) if right else None,
@@ -215,7 +254,7 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         leave_one_out=core.leave_one_out,
         tested=np.array(core.tested, np.float64).reshape(-1, 2),
         problem=posed.problem,
-        deviation=expected_deviation(run.plan, condition),
+        deviation=deviation,
     )
 
 
@@ -242,7 +281,10 @@ def solve_and_correct(
     """
     if METHODS[settings.method].orthogonal:
         return _solve_pairs(run, settings, work)
-    found = solve(run, settings, work)
+    if run.plan.takes_whole(settings.method):
+        found = _solve_whole(run, settings, identity, folder, work)
+    else:
+        found = solve(run, settings, work)
     if not correcting and not may_miss_bound(run.plan, found.deviation):
         return found.finished()
     if settings.vectors == "implicit":
@@ -259,7 +301,40 @@ def solve_and_correct(
     with torch_threads(work.resources.threads):
         values, (u, *v) = corrected(found.values, [recipe.vectors for recipe in recipes], grams)
     floor = float(np.finfo(run.plan.identity.wide_dtype).eps)
-    return found.with_vectors(u, *v, values=values, deviation=floor, corrected=True).finished()
+    small = tuple(
+        dataclasses.replace(one, correction=vectors.correction)
+        for one, vectors in zip(found.small, (u, *v), strict=False)
+    )
+    return found.with_vectors(
+        u, *v, values=values, deviation=floor, corrected=True, small=small
+    ).finished()
+
+
+def _solve_whole(
+    run: Run, settings: RecoverySpec, identity: Mapping[str, Any], folder: Path, work: Work
+) -> Decomposition:
+    """Finds an approximation of the whole operator from the rounds of ``krylov``."""
+    last, _ = rounds_for(run, settings)
+    Merge(last).run(work)
+    Search.of(last, last.sketch.digest).require_no_drift()
+    name = LEFT_VECTORS[run.plan.identity.kind]
+
+    def gram(side: str, columns: Tiles) -> Array:
+        rows, count = columns.shape
+        itself = np.eye(count, dtype=run.plan.identity.wide_dtype)
+        recipe = Recipe(name, rows, Vectors(columns, itself))
+        draft = folder / names.DRAFT.name(matrix=name)
+        return form_gram(run, recipe, {**identity, SUMMED_SIDE: side}, draft, work)
+
+    sums = sums_of_whole(last, gram)
+    with (
+        work.progress.stage("solve", 1, "problem") as advance,
+        torch_threads(work.resources.threads),
+    ):
+        tiles_in_flight("recover", work.resources, whole_bytes(run.plan), 0)
+        found = _decomposed(run, settings, pose_whole(last, settings, sums))
+        advance(1)
+    return dataclasses.replace(found, rounds=last.number)
 
 
 def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:

@@ -18,7 +18,7 @@ import numpy as np
 from skerch_ooc.algebra.krylov import sums as algebra
 from skerch_ooc.algebra.krylov.drift import drifts
 from skerch_ooc.algebra.krylov.pairs import Pairs, pairs_of, quadrature
-from skerch_ooc.algebra.krylov.space import Family, Space
+from skerch_ooc.algebra.krylov.space import Family, Space, metric_root
 from skerch_ooc.algebra.krylov.steps import Goal, NextBlock, Standing, decide, refined
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, DriftError, IncompleteError, quoted
@@ -445,6 +445,22 @@ class Search:
         found = self.chain.rounds[number - 1]
         # Without a test sketch there are none.
         return np.zeros((0, found.squares.shape[0])) if found.tests is None else found.tests
+
+    def tests_of_wider(self) -> Array:
+        """Returns products of the test matrix with those of a first sketch beyond the first round.
+
+        They are ``(q, m - b)``; usually there are none of the latter.
+        """
+        sums, noise = self._sums(1, RANGE)
+        first, right = self.blocks[0].columns, self._plan.reach("right")
+        rows = noise["test"].slice if "test" in noise else slice(0, 0)
+        return np.asarray(sums.cross[rows, first:right])
+
+    def with_start(self, known: Family) -> Family:
+        """Returns the first block alone with its metric, which is measured apart from products."""
+        own = slice(0, self.blocks[0].columns)
+        metric = squares_of(self._sums(1, START)[0])[own, own]
+        return Family(known.places, metric, metric_root(metric))
 
     def left_tests(self) -> Array:
         """Returns ``F^H T`` with the test sketch ``T``, ``(K, q)``, for the vectors on its side."""

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.algebra.linalg import svd
-from skerch_ooc.algebra.methods.problem import Problem
+from skerch_ooc.algebra.methods.metric import Extraction
+from skerch_ooc.algebra.methods.problem import Core, Problem
+from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning.methods import METHODS, names_of
@@ -32,12 +34,18 @@ class Posed:
         left: The columns that ``U`` is made of.
         right: The columns that ``V`` is made of; ``None`` for a Hermitian operator.
         test: The test sketch; ``None`` without one.
+        extraction: What the problem's columns are made of, if they are not on disk as such.
     """
 
     problem: Problem
     left: Tiles
     right: Tiles | None
     test: Tiles | None
+    extraction: Extraction | None = None
+
+    def solve(self, method: str) -> Core:
+        """Recovers an approximation by a method."""
+        return self.extraction.solve() if self.extraction else SOLVERS[method](self.problem)
 
 
 def serves(plan: Plan, settings: RecoverySpec) -> None:
@@ -48,8 +56,8 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
     """
     kind, method = plan.identity.kind, METHODS[settings.method]
     left, right, inner = plan.reach("left"), plan.reach("right"), plan.inner
-    reason = None
-    if method.is_one_pass and plan.krylov is not None:
+    reason, whole = None, plan.takes_whole(settings.method)
+    if method.is_one_pass and plan.krylov is not None and not whole:
         reason = (
             f"the first round of {plan.recovery.method} has only {plan.later_columns} columns for "
             "it"
@@ -62,6 +70,9 @@ def serves(plan: Plan, settings: RecoverySpec) -> None:
     elif settings.power_iterations:
         powers = " or ".join(names_of(lambda other: other.most_power_iterations > 0))
         reason = f"power_iterations are rounds of {powers}"
+    elif whole:
+        if kind == "svd" and settings.core != "auto":
+            reason = "of the rounds of svd it inverts no core, whose size could be given"
     elif method.has_inner and not inner:
         reason = "it needs an inner sketch, which only a run planned for it measures"
     elif kind == "svd" and not left:

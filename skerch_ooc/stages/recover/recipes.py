@@ -21,8 +21,9 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
 from skerch_ooc.base.files import canonical_json, remove
+from skerch_ooc.base.partition import Range
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.planning.krylov import BasisBlock, Origin, family
+from skerch_ooc.planning.krylov import BasisBlock, Origin, family, partly_kept_rounds
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.spec import RecoverySpec
@@ -43,6 +44,9 @@ LEFT_VECTORS = {"eigh": "eigenvectors", "svd": "U"}
 RIGHT_VECTORS = "V"
 
 CONTENT = "content"
+
+SUMMED_SIDE = "summed_side"
+"""States the side of the columns whose sums are formed, in a recipe for these."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,9 @@ def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
             columns = columns_of_block(round_, round_.sketch.digest, file.identity[BLOCK])
         else:
             columns = columns_of_basis(round_)
+    elif SUMMED_SIDE in file.identity:
+        last, _ = rounds_for(run, RecoverySpec(**file.identity["settings"]))
+        columns = columns_of_sums(last, file.identity[SUMMED_SIDE])
     else:
         columns = columns_of_result(run, RecoverySpec(**file.identity["settings"]))
     if columns.digest != file.identity["sketch"]:
@@ -228,19 +235,28 @@ class Columns:
     is_block: bool = False
 
 
-def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
+def rounds_for(
+    run: Run, settings: RecoverySpec, rounds_then: int | None = None
+) -> tuple[Round, Round | None]:
     """Returns the round whose sketch a method uses, and for ``hmt`` also the round before it.
+
+    Args:
+        run: The run.
+        settings: The settings of the result.
+        rounds_then: For a result that was made of the rounds of ``krylov`` how many there were.
 
     Raises:
         UsageError: If the run's sketch does not serve the method.
         IncompleteError: If something is not measured yet, or a basis is not made yet.
     """
     serves(run.plan, settings)
-    if METHODS[settings.method].is_one_pass:
+    if METHODS[settings.method].is_one_pass and not run.plan.takes_whole(settings.method):
         return Round(run), None
-    rounds = list(known_rounds(run))
+    rounds = list(known_rounds(run))[:rounds_then]
     last = rounds[-1]
-    orthogonal = METHODS[settings.method].orthogonal and len(rounds) < run.plan.rounds
+    if len(rounds) == rounds_then:
+        return last, None
+    orthogonal = run.plan.krylov is not None and len(rounds) < run.plan.rounds
     if orthogonal and last.is_measured() and has_ended(last, last.sketch.digest):
         return last, None
     if len(rounds) < run.plan.rounds:
@@ -252,21 +268,24 @@ def rounds_for(run: Run, settings: RecoverySpec) -> tuple[Round, Round | None]:
     return last, rounds[-2] if len(rounds) > 1 else None
 
 
-def columns_of_result(run: Run, settings: RecoverySpec) -> Columns:
+def columns_of_result(run: Run, settings: RecoverySpec, rounds_then: int | None = None) -> Columns:
     """Finds the columns that the vectors of a result are made of.
 
     Args:
         run: The run.
         settings: The settings of the result.
+        rounds_then: See :func:`rounds_for`.
 
     Raises:
         UsageError: If the run's sketch does not serve the method.
         IncompleteError: If something is not measured yet, or is gone.
         CorruptError: If a shard is damaged.
     """
-    last, before = rounds_for(run, settings)
+    last, before = rounds_for(run, settings, rounds_then)
     if METHODS[settings.method].orthogonal:
         return _columns_of_pairs(last)
+    if run.plan.takes_whole(settings.method):
+        return _columns_of_whole(last)
     readers = Merge(last).readers()
     left = last.basis.matrix if last.basis else readers[RANGE].roles["right"]
     right = None
@@ -284,6 +303,74 @@ def _columns_of_pairs(last: Round) -> Columns:
     left = Beside("U", _blocks_on(last, RANGE))
     test = Merge(last.at_number(1)).readers()[RANGE].roles.get("test")
     return Columns(last.sketch.digest, left, right, test)
+
+
+def _columns_of_whole(last: Round) -> Columns:
+    """Finds the columns that an approximation of the whole operator is made of.
+
+    They are all blocks, and the products that these do not hold: those of some rounds, and those of
+    a first sketch that has more columns than a round.
+    """
+    right = None
+    if last.run.plan.identity.kind == "svd":
+        right = Beside("V", [*_blocks_on(last, CORANGE), *_partly_kept(last, CORANGE)])
+    left = Beside("U", [*_blocks_on(last, RANGE), *_partly_kept(last, RANGE), *_wider(last)[:1]])
+    test = Merge(last.at_number(1)).readers()[RANGE].roles.get("test")
+    return Columns(last.sketch.digest, left, right, test)
+
+
+def _partly_kept(last: Round, side: str) -> list[Tiles]:
+    """Returns the products on a side that its blocks do not hold all of."""
+    rounds = partly_kept_rounds(last.run.plan.identity.kind, last.blocks, side)
+    return [products_of(last.at_number(number), side) for number in rounds]
+
+
+def _wider(last: Round) -> list[Tiles]:
+    """Returns what a first sketch has beyond the first round's columns: products, and noise."""
+    plan, first = last.run.plan, last.at_number(1)
+    beyond = Range(plan.later_columns, plan.reach("right"))
+    if not beyond:
+        return []
+    products = Merge(first).readers()[RANGE].roles["right"]
+    noise = Drawn(plan, "right", beyond.stop)
+    return [SomeColumns.of(each, beyond) for each in (products, noise)]
+
+
+def parts_of_sums(last: Round, side: str) -> dict[str, list[Tiles]]:
+    """Finds columns whose sums an approximation of the whole operator needs besides the rounds'.
+
+    Args:
+        last: The last round.
+        side: The side.
+
+    Returns:
+        By what they are: the products that are partly kept, and with them what these were not
+        multiplied with in the rounds. Empty if the rounds have all sums.
+    """
+    hermitian = last.run.plan.identity.kind == "eigh"
+    kept, wider = _partly_kept(last, side), _wider(last)
+    tests = last.run.plan.reach("test")
+    found: dict[str, list[Tiles]] = {}
+    if wider or (side == CORANGE and tests and _partly_kept(last, RANGE)):
+        found["blocks"] = _blocks_on(last, side)
+    found["products"] = [*kept, *wider[:1]]
+    found["noise"] = wider[1:]
+    if side == RANGE and tests:
+        found["test"] = [Merge(last.at_number(1)).readers()[RANGE].roles["test"]]
+    elif "blocks" in found and not hermitian:
+        found["noise"] = [Drawn(last.run.plan, "test", tests)]
+    return found if found["products"] or "blocks" in found else {}
+
+
+def columns_of_sums(last: Round, side: str) -> Columns:
+    """Finds the columns of :func:`parts_of_sums`, side by side.
+
+    Raises:
+        IncompleteError: If something is gone.
+        CorruptError: If a shard is damaged.
+    """
+    parts = [part for each in parts_of_sums(last, side).values() for part in each]
+    return Columns(last.sketch.digest, Beside("sums", parts), None, None)
 
 
 def columns_of_block(round_: Round, digest: str, described: Mapping[str, Any]) -> Columns:

@@ -302,7 +302,7 @@ def _publish_implicit(
     # The small copy of the sketch has the geometry of the tall one, so figures follow from it.
     problem = found.problem
     assert problem is not None
-    compressed = found.left.vectors.compressed(problem.y)
+    compressed = found.compressed()
     residual = problem.t - compressed @ found.weights()
     products = compressed.conj().T @ residual
     figures = TileFigures(
@@ -327,6 +327,8 @@ def _publish_implicit(
         "tile": plan.identity.tile[0],
         "amendments": len(plan.amendments),
     }
+    if found.rounds:
+        made["rounds"] = found.rounds
     make_folder(path.parent)
     with sealed_writer(path) as writer:
         writer.publish(
