@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.clean import clean as clean
     from skerch_ooc.pipeline.grow import extend as extend
     from skerch_ooc.pipeline.grow import update as update
+    from skerch_ooc.pipeline.principal.estimator import PCA as PCA
     from skerch_ooc.pipeline.run import eigh as eigh
     from skerch_ooc.pipeline.run import run as run
     from skerch_ooc.pipeline.run import svd as svd
@@ -79,6 +80,7 @@ _HOMES = {
     "OperatorError": "base.errors",
     "OperatorSpec": "planning.spec",
     "Overlap": "results.overlap",
+    "PCA": "pipeline.principal.estimator",
     "ParameterLayout": "base.parameter_layout",
     "Progress": "base.progress",
     "QualityError": "base.errors",

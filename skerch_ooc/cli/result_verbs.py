@@ -1,4 +1,4 @@
-"""Verbs that say what came out, and how good it is: assess, estimates, density, report."""
+"""Verbs that say what came out, and how good it is: assess, estimates, density, report, scores."""
 
 from __future__ import annotations
 
@@ -76,3 +76,23 @@ def report(directory: Path, name: str, output: Path | None) -> None:
     click.echo(path)
     if output is None:
         click.echo(path.parent / "figures")
+
+
+@verb("scores runs/pca --out scores.parquet", DIR, RESULT)
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path),
+    help="A new .h5, .zarr or .parquet; default: beside the result.",
+)  # fmt: skip
+def scores(directory: Path, name: str, out: Path | None) -> None:
+    """Write the scores of all samples: rows times components.
+
+    Of a run of kind = "svd" they are U S, with the signs of scikit-learn; of components that PCA
+    has left in a run_dir the samples are read once more.
+    """
+    from skerch_ooc.pipeline.principal import scoring
+
+    progress = terminal_progress()
+    if not scoring.is_centred(directory):
+        progress.say('columns are not centred; subtract = "column-mean" makes components of them')
+    path, sheet = scoring.write_scores_of(directory, name, out, progress)
+    click.echo(f"{path}: {sheet.shape[0]} x {sheet.shape[1]}, {sheet.dtype}")

@@ -82,6 +82,14 @@ def _removed(path: Path) -> str:
     return f". It can be made anew: rm {quoted(path)}"
 
 
+def _fitted_anew(path: Path) -> str:
+    return f". To make it anew: rm {quoted(path)}, then fit again"
+
+
+def _scored_anew(path: Path) -> str:
+    return f". To make it anew: rm {quoted(path)} && skerch-ooc scores {quoted(_run_of(path))}"
+
+
 _WAYS: dict[FileKind, Callable[[Path], str]] = {
     names.ROW_SHARD: merged_anew,
     names.TOTAL_SUMS: merged_anew,
@@ -92,6 +100,9 @@ _WAYS: dict[FileKind, Callable[[Path], str]] = {
     names.BASIS: merged_anew,
     names.BASIS_PIECE: repeated_anew,
     names.PIECE: _piece_anew,
+    names.MOMENTS: _fitted_anew,
+    names.PCA: _fitted_anew,
+    names.SCORES: _scored_anew,
     names.BASIS_RECIPE: _removed,
     names.RECIPE: _removed,
     names.START_VECTORS: _copied_anew,

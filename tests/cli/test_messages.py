@@ -218,7 +218,8 @@ COMPLETED_BY_OTHERS = {
 OUR_NAMES = {
     "skerch_ooc", "run_dir", "open_run", "requires_grad_", "scipy.sparse.save_npz",
     "power_iterations", "__rmatmul__", "columns_at_once", "weight_of", "rows_at_once", "per_batch",
-    "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant",
+    "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant", "n_components", "n_samples",
+    "random_state",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),

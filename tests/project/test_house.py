@@ -23,7 +23,7 @@ MOST_CODE_LINES = 18_850
 MEDIAN_FUNCTION = 8
 LONGEST_FUNCTION = 60
 MOST_PARAMETERS = 6
-MOST_WITH_MORE = 17
+MOST_WITH_MORE = 18
 """Functions that have more: public ones, whose signatures are promised, and those that stand in for
 functions of torch and take what these take."""
 

@@ -1,0 +1,1 @@
+"""Principal components of whatever people have, with the interface of scikit-learn."""

@@ -1,0 +1,280 @@
+"""``PCA``: principal components with scikit-learn's interface, of arrays, files, specs and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import IncompleteError, UsageError, shown
+from skerch_ooc.base.progress import Progress
+from skerch_ooc.executors.executor import Executor
+from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.principal import sklearn_base
+from skerch_ooc.pipeline.principal.fit import fit, pca_path
+from skerch_ooc.pipeline.principal.inputs import Given, given, is_named
+from skerch_ooc.pipeline.principal.scoring import scores_of
+from skerch_ooc.pipeline.principal.sklearn_base import Estimator, check_is_fitted, validate_data
+from skerch_ooc.pipeline.principal.wanted import Wanted
+from skerch_ooc.planning.spec import MAX_SEED
+from skerch_ooc.results.components import Components
+from skerch_ooc.results.scores import Sheet, require_free, write_scores, writer_of
+from skerch_ooc.store.anew import open_if_there
+
+
+class PCA(Estimator):  # type: ignore[misc]
+    """Principal component analysis of whatever holds samples, in bounded memory.
+
+    It has the interface of scikit-learn's ``PCA``, and its conventions of signs and variances. What
+    it is fitted with may be a numpy array, a frame of pandas or polars, a torch tensor, a SciPy
+    sparse matrix, a dataset of h5py; the path of a file or folder that ``factory = "stored"``
+    takes; the path of a spec or of a run directory, a :class:`Spec` or an :class:`OperatorSpec`.
+    Rows are samples.
+
+    Args:
+        n_components: How many components: a number, a share of the variance that they explain at
+            least (between 0 and 1), or ``None`` for all.
+        whiten: Whether scores are scaled to the variance 1.
+        method: ``"gram"``: the exact sum of products of the columns, in one reading; ``"qr"``: the
+            triangular factor, also in one reading, at some four times the work, which keeps
+            singular values below 1e-7 of the first; ``"krylov"``: rounds of products, for wide
+            matrices; ``"auto"``: one of them, by the shape.
+        tolerance: For ``krylov``: the relative error to which components are to be known.
+        memory: Peak resident memory of this process, in bytes or as text such as ``"2 GiB"``.
+        run_dir: Where components are kept, and the work on them, so that the same call goes on or
+            has nothing to do, and :meth:`load` finds them; by default nothing is kept.
+        random_state: Seed of ``krylov``, or what one is drawn from; by default always the same.
+        executor: :class:`Serial` (the default) or :class:`Dask`, for samples in files.
+        progress: Shows how far it is.
+
+    Attributes:
+        components_: Directions of unit length, one a row, ``(k, d)``.
+        explained_variance_: Along each, ``(k,)``.
+        explained_variance_ratio_: Shares of the variance of all features, ``(k,)``.
+        singular_values_: Of the centred samples, ``(k,)``.
+        mean_: Of each feature, ``(d,)``.
+        n_components_: How many components were kept.
+        n_samples_: How many samples there were.
+        n_features_in_: How many features they had.
+        feature_names_in_: Names of these, if a frame was given whose columns are text.
+        noise_variance_: Mean variance of the directions that were left out.
+        method_: By which method they were found.
+    """
+
+    def __init__(
+        self, n_components: int | float | None = None, *, whiten: bool = False,
+        method: str = "auto", tolerance: float = 1e-6, memory: int | str | None = None,
+        run_dir: str | Path | None = None, random_state: Any = None,
+        executor: Executor | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.n_components = n_components
+        self.whiten = whiten
+        self.method = method
+        self.tolerance = tolerance
+        self.memory = memory
+        self.run_dir = run_dir
+        self.random_state = random_state
+        self.executor = executor
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 (scikit-learn's signature)
+        """Finds the components of samples.
+
+        Args:
+            X: The samples; see the class.
+            y: Ignored.
+
+        Returns:
+            Itself.
+
+        Raises:
+            OperatorError: If the samples cannot be used.
+            UsageError: If a parameter is not allowed, or ``run_dir`` keeps other components.
+            QualityError: If ``krylov`` did not reach the tolerance.
+            ValueError: Of scikit-learn, if an array cannot be used.
+        """
+        wanted = Wanted(self.n_components, self.method, self.tolerance, _seed(self.random_state))
+        work = Work.of(self.executor, self.memory, progress=self.progress)
+        data = self._given(X, reset=True)
+        directory = None if self.run_dir is None else Path(self.run_dir)
+        note = {"features": list(map(str, getattr(self, "feature_names_in_", ())))}
+        found = fit(data, wanted, work, directory, note)
+        self._take(found.components, found.method)
+        return self
+
+    def _take(self, found: Components, method: str) -> None:
+        self.components_ = found.directions
+        self.explained_variance_ = found.variances
+        self.explained_variance_ratio_ = found.ratios
+        self.singular_values_ = found.values
+        self.mean_ = found.mean
+        self.noise_variance_ = found.noise
+        self.n_components_ = len(found.values)
+        self.n_samples_ = found.samples
+        self.method_ = method
+
+    @property
+    def _kept(self) -> Components:
+        """The components as they were found."""
+        check_is_fitted(self)
+        return Components(
+            self.mean_, self.components_, self.singular_values_, self.explained_variance_,
+            self.explained_variance_ratio_, self.noise_variance_, self.n_samples_,
+        )  # fmt: skip
+
+    def _given(self, X: Any, *, reset: bool) -> Given:
+        """Opens samples, and sets or checks what is known of their features."""
+        if is_named(X):
+            data = given(X)
+            if reset:
+                self.n_features_in_ = data.samples.shape[1]
+                self.__dict__.pop("feature_names_in_", None)
+            else:
+                sklearn_base.require_width(self, data.samples.shape[1])
+            return data
+        if _is_plain(X):
+            return given(
+                validate_data(
+                    self, X, reset=reset, accept_sparse=("csr", "csc"), dtype="numeric",
+                    ensure_min_samples=2 if reset else 1,
+                )
+            )  # fmt: skip
+        # No copy of what may be large: entries are converted and checked slab by slab.
+        data = given(X)
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        return data
+
+    def transform(self, X: Any, out: str | Path | None = None) -> Any:
+        """Returns the scores of samples, or writes them to a file.
+
+        Args:
+            X: The samples; whatever :meth:`fit` takes.
+            out: The file, new; its suffix says which format: ``.h5`` (in the dataset ``scores``),
+                ``.zarr`` or ``.parquet``. Scores are then never held whole.
+
+        Returns:
+            Scores, ``(n, k)``, or the path of the file.
+
+        Raises:
+            OperatorError: If the samples cannot be used.
+            UsageError: If the samples have other features, or the file is there already.
+            ValueError: Of scikit-learn, if an array cannot be used.
+        """
+        kept, path = self._kept, None if out is None else Path(out)
+        if path is not None:
+            writer_of(path)
+            require_free(path)
+        data = self._given(X, reset=False)
+        samples = data.samples
+        blocks = scores_of(kept, samples, whiten=self.whiten)
+        shape = (samples.shape[0], len(kept.values))
+        if path is not None:
+            known = kept.digest
+            sheet = Sheet(shape, samples.dtype, known, known, data.source_identity(), self.whiten)
+            return write_scores(path, sheet, blocks)
+        made = np.empty(shape, samples.dtype)
+        for rows, block in blocks:
+            made[rows.slice] = block
+        return made
+
+    def inverse_transform(self, X: Any) -> Array:
+        """Returns the samples that have some scores.
+
+        Args:
+            X: Scores, ``(n, k)``.
+
+        Raises:
+            UsageError: If there is another number of scores than of components.
+        """
+        kept, scores = self._kept, np.asarray(X)
+        if scores.ndim != 2 or scores.shape[1] != len(kept.values):
+            raise UsageError(
+                f"the scores have shape {scores.shape}; give one of {len(kept.values)} columns, as "
+                "there are components"
+            )
+        return kept.samples_of(scores, whiten=self.whiten)
+
+    def score_samples(self, X: Any) -> Array:
+        """Returns the log-likelihood of each sample, ``(n,)``.
+
+        The model is that of probabilistic principal components (Tipping and Bishop 1999):
+        directions that were left out have the variance ``noise_variance_``.
+
+        Raises:
+            UsageError: If that is zero, though directions were left out.
+        """
+        kept, samples = self._kept, self._given(X, reset=False).samples
+        made = np.empty(samples.shape[0])
+        for rows, slab in samples.slabs():
+            made[rows.slice] = kept.likelihoods(slab)
+        return made
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002 (scikit-learn's signature)
+        """Returns the mean of :meth:`score_samples`."""
+        return float(self.score_samples(X).mean())
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> Self:
+        """Takes the components that a fit has left in a directory; no sample is read.
+
+        Args:
+            run_dir: What ``run_dir`` was when they were fitted.
+
+        Raises:
+            IncompleteError: If there are none.
+            CorruptError: If they are damaged.
+        """
+        path = pca_path(Path(run_dir))
+        file = open_if_there(path)
+        if file is None:
+            raise IncompleteError(
+                f"{run_dir} keeps no principal components; call fit with this run_dir first"
+            )
+        settings = file.identity["settings"]
+        made = cls(settings["n_components"], run_dir=run_dir)
+        components = Components.load(file)
+        made._take(components, settings["method"])
+        made.n_features_in_ = len(components.mean)
+        if names := file.provenance.get("features"):
+            made.feature_names_in_ = np.asarray(names, object)
+        return made
+
+    @property
+    def _n_features_out(self) -> int:
+        """How many scores a sample has; for scikit-learn."""
+        return len(self.components_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _is_plain(X: Any) -> bool:
+    """Whether samples are in memory, in what scikit-learn checks without a copy."""
+    if isinstance(X, np.ndarray):
+        return not isinstance(X, np.memmap)
+    return hasattr(X, "tocsr") or not hasattr(X, "shape")
+
+
+def _seed(random_state: Any) -> int:
+    """The seed that a random state stands for.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    if random_state is None:
+        return 1
+    draw = getattr(random_state, "integers", None) or getattr(random_state, "randint", None)
+    seed = random_state if draw is None else int(draw(2**31))
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise UsageError(
+            f"random_state = {shown(random_state)}: must be a whole number or a generator of "
+            "numpy, or left out"
+        )
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"random_state = {seed}: must be at least 0 and at most {MAX_SEED}")
+    return int(seed)

@@ -1,0 +1,258 @@
+"""Fitting principal components: by exact sums in one reading, or by rounds of ``krylov``."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.algebra.principal import RESOLVED, ColumnSquares, Spectrum, of_few_rows
+from skerch_ooc.base.errors import OperatorError, QualityError, UsageError, counted, shown
+from skerch_ooc.base.files import digest, remove
+from skerch_ooc.base.partition import levels
+from skerch_ooc.base.resources import (
+    SPARE_BYTES,
+    ask_for,
+    format_bytes,
+    operator_threads,
+    resident_memory,
+)
+from skerch_ooc.executors.work import Work
+from skerch_ooc.operators.samples import CentredSamples, Samples
+from skerch_ooc.pipeline.principal.inputs import STORED, Given
+from skerch_ooc.pipeline.principal.sums import KINDS, summed
+from skerch_ooc.pipeline.principal.wanted import Wanted, is_whole
+from skerch_ooc.pipeline.run import run
+from skerch_ooc.planning.memory import SLAB_BYTES
+from skerch_ooc.planning.spec import Spec
+from skerch_ooc.results.components import Components
+from skerch_ooc.results.lowrank import Svd
+from skerch_ooc.store import names, rundir
+from skerch_ooc.store.anew import open_if_there
+
+log = logging.getLogger("skerch_ooc")
+
+MOST_COLUMNS = 4096
+"""Matrices with at most so many columns, or rows in memory, are summed exactly by default."""
+
+_SMALL = 4e9
+"""Matrices whose factor takes at most so many operations are factored by default."""
+
+_SLABS = 6
+"""Slabs in memory: as read, converted, centred; and the next."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Components, and how they were found.
+
+    Attributes:
+        components: They themselves.
+        method: ``"gram"``, ``"qr"`` or ``"krylov"``.
+    """
+
+    components: Components
+    method: str
+
+
+def pca_path(directory: Path) -> Path:
+    """The file in which a directory keeps components."""
+    return directory / names.RESULTS / "default" / names.PCA.name()
+
+
+def fit(
+    data: Given, wanted: Wanted, work: Work, directory: Path | None, note: Mapping[str, Any]
+) -> Fitted:
+    """Finds principal components, or takes those that a directory keeps of the same samples.
+
+    Args:
+        data: The samples.
+        wanted: What of them.
+        work: What does it, and with which resources.
+        directory: Where they are kept; ``None`` to keep nothing.
+        note: What is kept beside them.
+
+    Raises:
+        OperatorError: If the samples are unusable.
+        UsageError: If something else is wanted than can be had, or the directory keeps others.
+        QualityError: If ``krylov`` did not reach the tolerance.
+    """
+    shape = data.samples.shape
+    if shape[0] < 2:
+        raise OperatorError(
+            f"there is n_samples = {shape[0]}, and a variance takes two samples; give more"
+        )
+    wanted.require_few(shape)
+    method = chosen_method(data.samples, wanted, work)
+    if directory is None:
+        return Fitted(_found(data, wanted, method, work, None, ""), method)
+    stated = _identity(data, wanted, method)
+    kept = _kept(directory, stated)
+    if kept is not None:
+        return Fitted(kept, method)
+    found = _found(data, wanted, method, work, directory, stated["data"]["digest"])
+    if method == "krylov":
+        stated["run"] = rundir.open_run(directory).plan.run_id
+    source = {} if data.source is None else {"source": data.source.as_json()}
+    found.save(pca_path(directory), stated, **source, **note)
+    for path in names.MOMENTS.found_in(directory):
+        remove(path)
+    return Fitted(found, method)
+
+
+def _found(
+    data: Given, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
+) -> Components:
+    """Finds components by a method that was chosen."""
+    with operator_threads(work.resources.threads):
+        if method == "krylov":
+            return _by_rounds(data, wanted, work, directory)
+        if _by_rows(data.samples, method):
+            mean, found = of_few_rows(data.samples.columns, data.samples.shape, wanted.number)
+        else:
+            moments = summed(data, KINDS[method], work, directory, known)
+            mean, found = moments.mean, moments.spectrum()
+    number = wanted.number(found.values**2)
+    if found.lost < number and found.lost < len(found.values):
+        _say_lost(found, number)
+    return Components.of(found, mean, data.samples.shape[0], number)
+
+
+def _say_lost(found: Spectrum, number: int) -> None:
+    log.warning(
+        "%d of %s have singular values below %g of the first, which sums of squares do not tell "
+        'from zero; method = "qr" does',
+        number - found.lost, counted(number, "component"), RESOLVED,
+    )  # fmt: skip
+
+
+def chosen_method(samples: Samples, wanted: Wanted, work: Work) -> str:
+    """How components are found: what is asked for, else what is exact if memory allows it.
+
+    Raises:
+        UsageError: If it takes more memory than there may be, or cannot find what is wanted.
+    """
+    method = wanted.method if wanted.method != "auto" else _best_method(samples, work)
+    if method != "krylov":
+        _require_memory(samples, method, work)
+    elif not is_whole(wanted.components):
+        raise UsageError(
+            f"n_components = {shown(wanted.components)}: of {samples.shape[0]} samples with "
+            f'{samples.shape[1]} features components are found one by one (method = "krylov"); '
+            "give how many"
+        )
+    return method
+
+
+def _best_method(samples: Samples, work: Work) -> str:
+    height, width = samples.shape
+    is_small = height * width * 8 <= SLAB_BYTES
+    if is_small and height * width * min(height, width) <= _SMALL:
+        return "qr"
+    exact = width <= MOST_COLUMNS or (height <= MOST_COLUMNS and samples.is_held)
+    fits = _needed(samples, "gram") <= work.resources.memory
+    return "gram" if exact and fits else "krylov"
+
+
+def _by_rows(samples: Samples, method: str) -> bool:
+    """Whether the rows are multiplied with each other, and not the columns."""
+    height, width = samples.shape
+    return method == "gram" and height < width and samples.is_held
+
+
+def _needed(samples: Samples, method: str) -> int:
+    """Memory that exact sums take, beside what the process holds already."""
+    height, width = samples.shape
+    if _by_rows(samples, method):
+        return 5 * 8 * height**2 + _SLABS * SLAB_BYTES
+    root = 8 * width * (width if method == "gram" else min(width, height))
+    # While runs are joined; then while the spectrum is found.
+    held = max(levels(len(samples.runs())) + 2, 5)
+    return root * held + _SLABS * min(SLAB_BYTES, 8 * height * width)
+
+
+def _require_memory(samples: Samples, method: str, work: Work) -> None:
+    needed = resident_memory() + _needed(samples, method) + SPARE_BYTES
+    if needed > work.resources.memory:
+        raise UsageError(
+            f"the sums over {samples.shape[1]} columns take {format_bytes(needed)}, with memory = "
+            f'{format_bytes(work.resources.memory)}; give memory = "{ask_for(needed)}", or method '
+            '= "krylov"'
+        )
+
+
+def _by_rounds(data: Given, wanted: Wanted, work: Work, directory: Path | None) -> Components:
+    """Finds components by rounds of ``krylov``, in a run directory."""
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="skerch-ooc-") as made:
+            try:
+                return _by_rounds(data, wanted, work, Path(made))
+            except QualityError as error:
+                # Its advice is to go on with the run, which is gone.
+                known = str(error).partition(". ")[0]
+                raise QualityError(
+                    f"{known}; give a larger tolerance, or a run_dir, in which it can go on"
+                ) from error
+    spread = summed(data, ColumnSquares, work, None)
+    source, operator = data.source, None
+    table: dict[str, Any] = {
+        "kind": "svd", "seed": wanted.seed, "pairs_tolerance": wanted.tolerance,
+        "recovery": {"method": "krylov", "rank": int(wanted.components or 1)},
+    }  # fmt: skip
+    if source is not None and source.factory == STORED:
+        args = {**source.args, "subtract": "column-mean"}
+        table["operator"] = {"factory": STORED, "args": args, "device": source.device}
+    else:
+        operator = CentredSamples(data.samples, spread.mean)
+    usv = run(
+        Spec.from_table(table, Path(source.folder) if source else None), directory, work.executor,
+        operator=operator, memory=work.resources.memory, progress=work.progress,
+    )  # fmt: skip
+    assert isinstance(usv, Svd)
+    values, directions = usv.S.double().numpy(), usv.V[:].double().numpy().T
+    squares = float(spread.root.sum())
+    found = Spectrum(values, np.ascontiguousarray(directions), squares, len(values))
+    return Components.of(found, spread.mean, data.samples.shape[0], len(values))
+
+
+def _identity(data: Given, wanted: Wanted, method: str) -> dict[str, Any]:
+    """What the file of components states."""
+    stated = data.identity()
+    asked = wanted.components
+    settings: dict[str, Any] = {
+        "n_components": asked if asked is None else int(asked) if is_whole(asked) else float(asked),
+        "method": method,
+    }
+    if method == "krylov":
+        settings |= {"tolerance": wanted.tolerance, "seed": wanted.seed}
+    known = digest(stated)
+    return names.PCA.identity(known, data=stated | {"digest": known}, settings=settings)
+
+
+def _kept(directory: Path, stated: dict[str, Any]) -> Components | None:
+    """Components that a directory keeps already.
+
+    Raises:
+        UsageError: If they are of other samples, or others were wanted.
+    """
+    file = open_if_there(pca_path(directory))
+    if file is None:
+        if not rundir.is_planned(directory):
+            rundir.require_place(directory)
+        return None
+    different = [
+        f"  {key}: {shown(file.identity.get(key))} there, {shown(stated[key])} now"
+        for key in ("settings", "data")
+        if file.identity.get(key) != stated[key]
+    ]
+    if different:
+        raise UsageError(
+            f"{directory} keeps other components:\n" + "\n".join(different) + "\nGive another "
+            "run_dir, or none; it is kept what is there"
+        )
+    return Components.load(file)

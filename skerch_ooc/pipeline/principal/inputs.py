@@ -1,0 +1,175 @@
+"""What principal components are taken of: arrays, files, specs and runs, opened and told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.base.errors import OperatorError, UsageError
+from skerch_ooc.base.files import is_folder
+from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.samples import Samples, samples_of
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import source_of
+from skerch_ooc.planning.spec import OperatorSpec, Spec
+from skerch_ooc.stages.measure.operands import find_folder
+from skerch_ooc.store.rundir import is_planned, open_run
+
+STORED = "stored"
+"""The factory of matrices in files."""
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """Samples that any process can open: a factory, its arguments, and where files lie.
+
+    Attributes:
+        factory: See :class:`OperatorSpec`.
+        args: The same.
+        device: The same.
+        folder: What paths are relative to.
+    """
+
+    factory: str
+    args: Mapping[str, Any]
+    device: str
+    folder: str
+
+    @classmethod
+    def of(cls, operator: OperatorSpec, folder: Path) -> Reopened:
+        """Takes the table ``[operator]`` of a spec.
+
+        Raises:
+            UsageError: If it names no factory.
+        """
+        if operator.factory is None:
+            raise UsageError("the key operator.factory is missing: give one that returns samples")
+        return cls(operator.factory, dict(operator.args), operator.device, str(folder.resolve()))
+
+    def open(self) -> Samples:
+        """Opens the samples.
+
+        Raises:
+            OperatorError: If they cannot be opened, or are something else.
+        """
+        made = build(self.factory, self.args, self.device, Path(self.folder))
+        return samples_of(made)
+
+    def identity(self) -> dict[str, Any]:
+        """Says what the samples are: the factory, and the files that its arguments name.
+
+        A file is known by its name, its size, and when it was changed.
+        """
+        paths = self.args.get("path", [])
+        named = [paths] if isinstance(paths, str) else paths
+        found = [Path(self.folder, name) for name in named if isinstance(name, str)]
+        return {
+            "factory": self.factory,
+            "sha256": factory_sha256(self.factory, Path(self.folder)),
+            "args": dict(self.args),
+            "files": [stated for path in found for stated in _stated(path)],
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what :meth:`from_json` takes."""
+        return {
+            "factory": self.factory, "args": dict(self.args), "device": self.device,
+            "folder": self.folder,
+        }  # fmt: skip
+
+
+def _stated(path: Path) -> list[list[Any]]:
+    """The name, the size and the time of change of a file, or of all files in a folder."""
+    files = [path]
+    if is_folder(path):
+        files = sorted(Path(top, name) for top, _, names in os.walk(path) for name in names)
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise OperatorError(
+                f"cannot read {file}: {error.strerror}; give a path that is absolute, or relative "
+                "to the spec"
+            ) from error
+        found.append([file.name, status.st_size, status.st_mtime_ns])
+    return found
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was handed over for samples.
+
+    Attributes:
+        samples: They themselves.
+        source: How another process opens them; ``None`` for objects in memory.
+    """
+
+    samples: Samples
+    source: Reopened | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Says what the samples are; objects in memory are read for it."""
+        if self.source is not None:
+            return self.source.identity()
+        samples = self.samples
+        return {
+            "shape": list(samples.shape), "dtype": str(samples.dtype), "sha256": samples.digest(),
+        }  # fmt: skip
+
+    def source_identity(self) -> dict[str, Any] | None:
+        """Says what samples in files are; ``None`` for objects in memory."""
+        return None if self.source is None else self.source.identity()
+
+
+def is_named(data: Any) -> bool:
+    """Whether samples are named, by a path or spec, and not handed over themselves."""
+    return isinstance(data, (str, os.PathLike, Spec, OperatorSpec, Reopened))
+
+
+def given(data: Any) -> Given:
+    """Opens samples.
+
+    Args:
+        data: See :func:`samples_of`; or the path of a file or folder with a matrix, of a spec
+            (``.toml``) or of a run directory; or a spec itself.
+
+    Raises:
+        OperatorError: If they cannot be opened.
+        UsageError: If a spec is not allowed.
+    """
+    if not is_named(data):
+        return Given(samples_of(data))
+    source = data if isinstance(data, Reopened) else _source(data)
+    return Given(source.open(), source)
+
+
+def _source(data: Any) -> Reopened:
+    if isinstance(data, OperatorSpec):
+        return Reopened.of(data, Path.cwd())
+    if isinstance(data, Spec):
+        return Reopened.of(data.operator, data.folder)
+    path = Path(data)
+    if path.suffix == ".toml":
+        return _source(Spec.from_toml(path))
+    if is_planned(path):
+        run = open_run(path)
+        source = source_of(run.plan, Part())
+        if source.factory is None:
+            raise OperatorError(
+                f"the matrix of {path} was handed over as a Python object; give that object"
+            )
+        folder = find_folder(run, source)
+        return Reopened(source.factory, dict(source.args), run.plan.device, str(folder))
+    return Reopened.of(OperatorSpec(factory=STORED, args={"path": str(path)}), Path.cwd())
+
+
+@lru_cache(maxsize=1)
+def opened_here(factory: str, args: str, device: str, folder: str) -> Samples:
+    """The samples of this process, opened once; ``args`` are spelt as JSON."""
+    return Reopened(factory, json.loads(args), device, folder).open()

@@ -1,0 +1,501 @@
+"""Principal components: as scikit-learn's, of whatever holds samples, in one reading."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import skerch_ooc as ooc
+from skerch_ooc.base.errors import IncompleteError, OperatorError, QualityError, UsageError
+from skerch_ooc.operators import samples
+from skerch_ooc.pipeline.principal import fit as fitting
+from skerch_ooc.pipeline.principal import sums
+
+DIGITS = load_digits().data
+ARRAYS = (
+    "components_", "explained_variance_", "explained_variance_ratio_", "singular_values_", "mean_",
+    "noise_variance_",
+)  # fmt: skip
+COUNTS = ("n_components_", "n_samples_", "n_features_in_")
+
+
+def tall(rows=2000, columns=40, seed=0):
+    """Samples with a spectrum that decays, and a mean."""
+    rng = np.random.default_rng(seed)
+    turned = np.linalg.qr(rng.standard_normal((columns, columns)))[0]
+    return (rng.standard_normal((rows, columns)) * 0.8 ** np.arange(columns)) @ turned + 3
+
+
+def assert_equal(found, expected, rtol=1e-10):
+    for name in ARRAYS:
+        one, other = getattr(found, name), getattr(expected, name)
+        # What is left out may be nothing but rounding.
+        scale = expected.explained_variance_ if name == "noise_variance_" else np.abs(other)
+        np.testing.assert_allclose(one, other, rtol, rtol * np.max(scale), err_msg=name)
+    for name in COUNTS:
+        assert getattr(found, name) == getattr(expected, name)
+
+
+class TestSameAsScikitLearn:
+    @pytest.mark.parametrize("method", ["qr", "gram"])
+    @pytest.mark.parametrize("n_components", [1, 10, 0.9, 61])
+    def test_on_the_digits_in_all_attributes(self, n_components, method):
+        found = ooc.PCA(n_components, method=method).fit(DIGITS)
+        assert_equal(found, PCA(n_components, svd_solver="full").fit(DIGITS), 1e-9)
+
+    @pytest.mark.parametrize("method", ["qr", "krylov"])
+    def test_on_the_digits_to_a_tolerance(self, method):
+        found = ooc.PCA(10, method=method, tolerance=1e-8).fit(DIGITS)
+        assert_equal(found, PCA(10, svd_solver="full").fit(DIGITS), 1e-5)
+
+    def test_with_all_components_of_the_digits(self):
+        found, expected = ooc.PCA().fit(DIGITS), PCA(svd_solver="full").fit(DIGITS)
+        # Three pixels are always dark: what is left over has no direction of its own.
+        for each in (found, expected):
+            each.components_ = each.components_[:61]
+        assert_equal(found, expected, 1e-9)
+
+    @pytest.mark.parametrize("whiten", [False, True])
+    def test_in_scores_and_back(self, whiten):
+        found = ooc.PCA(10, whiten=whiten).fit(DIGITS)
+        expected = PCA(10, whiten=whiten, svd_solver="full").fit(DIGITS)
+        scores = found.transform(DIGITS)
+        np.testing.assert_allclose(scores, expected.transform(DIGITS), atol=1e-9)
+        np.testing.assert_allclose(
+            found.inverse_transform(scores), expected.inverse_transform(scores), atol=1e-9
+        )
+
+    @pytest.mark.parametrize("n_components", [5, 40])
+    def test_in_likelihoods(self, n_components):
+        x = tall()
+        found = ooc.PCA(n_components).fit(x)
+        expected = PCA(n_components, svd_solver="full").fit(x)
+        np.testing.assert_allclose(found.score_samples(x), expected.score_samples(x), rtol=1e-6)
+        assert found.score(x) == pytest.approx(expected.score(x))
+
+    @pytest.mark.parametrize("shape", [(30, 200), (40, 40), (2, 5), (200, 1)])
+    @pytest.mark.parametrize("method", ["qr", "gram"])
+    def test_of_any_shape(self, shape, method):
+        x = np.random.default_rng(1).standard_normal(shape) + 5
+        number = max(1, min(shape[0] - 1, shape[1]) // 2)
+        found = ooc.PCA(number, method=method).fit(x)
+        assert_equal(found, PCA(number, svd_solver="full").fit(x), 1e-9)
+
+    def test_names_of_scores(self):
+        assert list(ooc.PCA(2).fit(DIGITS).get_feature_names_out()) == ["pca0", "pca1"]
+
+    @parametrize_with_checks([ooc.PCA()])
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+    def test_passes_the_checks_of_estimators(self, estimator, check):
+        check(estimator)
+
+    def test_works_in_a_pipeline_that_is_searched(self):
+        x, y = load_digits(return_X_y=True)
+        found, expected = (
+            GridSearchCV(
+                make_pipeline(each, LogisticRegression(max_iter=50, tol=0.1)),
+                {f"{type(each).__name__.lower()}__n_components": [2, 8]}, cv=2,
+            ).fit(x / 16, y)
+            for each in (ooc.PCA(), PCA(svd_solver="full"))
+        )  # fmt: skip
+        assert found.best_score_ == pytest.approx(expected.best_score_, abs=0.01)
+
+    def test_clone_has_the_same_parameters_and_is_not_fitted(self):
+        made = clone(ooc.PCA(3, memory="2 GiB", tolerance=1e-4).fit(DIGITS))
+        assert made.get_params()["n_components"] == 3
+        assert not hasattr(made, "components_")
+
+    def test_frames_come_out_where_they_are_wanted(self):
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame(tall(50, 3), columns=["a", "b", "c"])
+        made = ooc.PCA(2).set_output(transform="pandas").fit(frame)
+        assert list(made.transform(frame).columns) == ["pca0", "pca1"]
+        assert list(made.feature_names_in_) == ["a", "b", "c"]
+
+
+class TestWhatIsFitted:
+    @pytest.fixture
+    def x(self):
+        return tall()
+
+    @pytest.fixture
+    def expected(self, x):
+        return PCA(4, svd_solver="full").fit(x)
+
+    def path_of(self, folder, x):
+        with h5py.File(folder / "a.h5", "w") as file:
+            file["x"] = x
+            file["y"] = x[:, :2]
+        np.save(folder / "a.npy", x)
+        (folder / "rows").mkdir()
+        for number, some in enumerate(np.array_split(x, 3)):
+            np.save(folder / "rows" / f"{number}.npy", some)
+        (folder / "a.toml").write_text(
+            'kind = "svd"\nmeasurements = 10\n[operator]\nfactory = "stored"\n'
+            '[operator.args]\npath = "a.h5"\ndataset = "x"\n'
+        )
+
+    @pytest.mark.parametrize(
+        "name", ["a.npy", "rows", "a.toml", "spec", "operator", "run", "memmap", "dataset"]
+    )
+    def test_files_of_all_kinds(self, tmp_path, monkeypatch, x, expected, name):
+        self.path_of(tmp_path, x)
+        monkeypatch.chdir(tmp_path)
+        made = {
+            "spec": lambda: ooc.Spec.from_toml("a.toml"),
+            "operator": lambda: ooc.OperatorSpec(
+                factory="stored", args={"path": "a.h5", "dataset": "x"}
+            ),
+            "run": lambda: ooc.plan("a.toml", "run").directory,
+            "memmap": lambda: np.load("a.npy", mmap_mode="r"),
+            "dataset": lambda: h5py.File("a.h5")["x"],
+        }.get(name, lambda: tmp_path / name)()
+        assert_equal(ooc.PCA(4).fit(made), expected)
+
+    @pytest.mark.parametrize("density", [0.01, 0.5])
+    @pytest.mark.parametrize("method", ["gram", "qr", "krylov"])
+    @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix])
+    def test_sparse_matrices(self, density, method, kind):
+        x = scipy.sparse.random(500, 60, density=density, random_state=0)
+        expected = PCA(3, svd_solver="full").fit(x.toarray())
+        found = ooc.PCA(3, method=method, tolerance=1e-9).fit(kind(x))
+        assert_equal(found, expected, 1e-6)
+        np.testing.assert_allclose(
+            found.transform(kind(x)), expected.transform(x.toarray()), atol=1e-6
+        )
+
+    @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "int16"])
+    def test_tensors(self, x, dtype):
+        tensor = torch.from_numpy(x).to(getattr(torch, dtype))
+        found = ooc.PCA(4).fit(tensor)
+        assert_equal(found, PCA(4, svd_solver="full").fit(tensor.double().numpy()))
+        wide = torch.float64 if dtype in ("float64", "int16") else torch.float32
+        assert torch.from_numpy(found.transform(tensor)).dtype == wide
+
+    @pytest.mark.parametrize("library", ["pandas", "polars"])
+    def test_frames(self, x, expected, library):
+        frames = pytest.importorskip(library)
+        frame = frames.DataFrame({f"c{i}": column for i, column in enumerate(x.T)})
+        found = ooc.PCA(4).fit(frame)
+        assert_equal(found, expected)
+        np.testing.assert_allclose(found.transform(frame), expected.transform(x), atol=1e-9)
+        assert found.feature_names_in_[-1] == "c39"
+
+    def test_scores_of_one_kind_by_components_of_another(self, tmp_path, x, expected):
+        np.save(tmp_path / "a.npy", x)
+        found = ooc.PCA(4).fit(torch.from_numpy(x)).transform(str(tmp_path / "a.npy"))
+        np.testing.assert_allclose(found, expected.transform(x), atol=1e-9)
+
+    @pytest.mark.parametrize("method", ["gram", "qr", "krylov"])
+    def test_single_precision_is_summed_in_double(self, x, method):
+        single = x.astype(np.float32)
+        found = ooc.PCA(4, method=method, tolerance=1e-6).fit(single)
+        rtol = 1e-4 if method == "krylov" else 1e-10
+        assert_equal(found, PCA(4, svd_solver="full").fit(single.astype(np.float64)), rtol)
+
+
+class TestExactness:
+    @pytest.mark.parametrize("method", ["gram", "qr"])
+    def test_means_of_1e8_times_the_spread_lose_nothing(self, tmp_path, method):
+        # Steps of 2^-20, so that the sum with the mean is exact.
+        x = np.round(tall(3000, 12) * 2**20) / 2**20
+        np.save(tmp_path / "a.npy", x + 2.0**27)
+        found = ooc.PCA(5, method=method).fit(tmp_path / "a.npy")
+        expected = PCA(5, svd_solver="full").fit(x)
+        expected.mean_ = expected.mean_ + 2.0**27
+        assert_equal(found, expected, 1e-11)
+
+    @pytest.mark.parametrize("method", ["gram", "qr"])
+    def test_means_that_jump_in_the_middle_lose_nothing(self, monkeypatch, method):
+        monkeypatch.setattr(samples, "SLAB_BYTES", 1 << 14)
+        x = np.random.default_rng(0).standard_normal((1000, 4))
+        x[500:] += [1e7, 0, 0, 0]
+        found = ooc.PCA(3, method=method).fit(x)
+        exact = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+        np.testing.assert_allclose(found.singular_values_[1:], exact[1:3], rtol=1e-7)
+
+    def test_factor_tells_singular_values_that_squares_lose(self):
+        x = np.random.default_rng(0).standard_normal((300, 6)) * 0.01 ** np.arange(6)
+        exact = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+        found = ooc.PCA(6, method="qr").fit(x)
+        np.testing.assert_allclose(found.singular_values_, exact, rtol=1e-4)
+
+    def test_squares_say_what_they_lose(self, caplog):
+        x = np.random.default_rng(0).standard_normal((300, 6)) * 0.01 ** np.arange(6)
+        with caplog.at_level(logging.WARNING, "skerch_ooc"):
+            ooc.PCA(6, method="gram").fit(x)
+        assert "2 of 6 components have singular values below 1e-07" in caplog.text
+
+    def test_constant_features_have_no_variance(self):
+        x = tall(300, 5)
+        x[:, 2] = 0.1
+        found = ooc.PCA(5, method="gram").fit(x)
+        assert found.explained_variance_[4] == 0
+        assert found.mean_[2] == 0.1
+
+    def test_slabs_and_runs_do_not_matter(self, monkeypatch):
+        x = tall(20_000, 7)
+        expected = ooc.PCA(4, method="gram").fit(x)
+        monkeypatch.setattr(samples, "SLAB_BYTES", 1 << 12)
+        monkeypatch.setattr(samples, "RUN_BYTES", 1)
+        assert_equal(ooc.PCA(4, method="gram").fit(x), expected, 1e-13)
+
+    def test_wide_matrices_are_done_in_rounds(self, monkeypatch):
+        monkeypatch.setattr(fitting, "MOST_COLUMNS", 50)
+        monkeypatch.setattr(fitting, "_SMALL", 0)
+        x = tall(600, 120)
+        found = ooc.PCA(5, tolerance=1e-9).fit(x)
+        assert found.method_ == "krylov"
+        assert_equal(found, PCA(5, svd_solver="full").fit(x), 1e-7)
+
+    def test_few_rows_are_multiplied_with_each_other(self, monkeypatch):
+        monkeypatch.setattr(fitting, "MOST_COLUMNS", 50)
+        monkeypatch.setattr(fitting, "_SMALL", 0)
+        monkeypatch.setattr(samples, "SLAB_BYTES", 1 << 12)
+        x = tall(40, 120)
+        found = ooc.PCA(0.99).fit(x)
+        assert found.method_ == "gram"
+        assert_equal(found, PCA(0.99, svd_solver="full").fit(x), 1e-9)
+
+    def test_rounds_that_do_not_suffice_are_told(self):
+        with pytest.raises(QualityError, match=r"0 of 1 within .*; give a larger tolerance"):
+            ooc.PCA(1, method="krylov", tolerance=1e-13).fit(
+                np.random.default_rng(0).standard_normal((300, 250))
+            )
+
+    @pytest.mark.parametrize("seed", [3, np.random.RandomState(0), np.random.default_rng(0)])
+    def test_random_state_is_the_seed_of_rounds(self, seed):
+        found = ooc.PCA(2, method="krylov", tolerance=1e-9, random_state=seed).fit(tall(300, 20))
+        assert_equal(found, PCA(2, svd_solver="full").fit(tall(300, 20)), 1e-7)
+
+
+def bytes_read():
+    """Bytes that this process has asked the system for so far."""
+    with open("/proc/self/io") as file:
+        return int(file.read().split("rchar:")[1].split()[0])
+
+
+class TestReading:
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_takes_one_reading(self, tmp_path, kept):
+        x = tall(20_000, 50)
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["x"] = x
+        estimator = ooc.PCA(3, method="gram", run_dir=tmp_path / "run" if kept else None)
+        before = bytes_read()
+        estimator.fit(tmp_path / "a.h5")
+        assert 1 <= (bytes_read() - before) / x.nbytes < 1.1
+
+    def test_is_done_once_for_a_run_dir(self, tmp_path, monkeypatch):
+        np.save(tmp_path / "a.npy", tall())
+        first = ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
+        monkeypatch.setattr(sums, "moments_of", None)
+        again = ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
+        assert_equal(again, first, 0)
+
+    def test_goes_on_after_the_runs_of_rows_that_were_summed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(samples, "RUN_BYTES", 1)
+        x, summed, moments_of = tall(20_000, 6), [], sums.moments_of
+        np.save(tmp_path / "a.npy", x)
+
+        def until_third(held, rows, kind):
+            if len(summed) == 2:
+                raise KeyboardInterrupt
+            summed.append(rows)
+            return moments_of(held, rows, kind)
+
+        monkeypatch.setattr(sums, "moments_of", until_third)
+        estimator = ooc.PCA(3, method="gram", run_dir=tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt):
+            estimator.fit(tmp_path / "a.npy")
+        begun = summed.copy()
+        monkeypatch.setattr(
+            sums, "moments_of", lambda *args: (summed.append(args[1]), moments_of(*args))[1]
+        )
+        estimator.fit(tmp_path / "a.npy")
+        assert len(summed) == len(set(summed)) == 5
+        assert summed[:2] == begun
+        assert_equal(estimator, PCA(3, svd_solver="full").fit(x))
+        assert list((tmp_path / "run/sketch").iterdir()) == []
+
+    def test_dask_makes_the_same_bits(self, tmp_path, quick_workers):
+        np.save(tmp_path / "a.npy", tall())
+        made = [
+            ooc.PCA(3, method="gram", run_dir=tmp_path / name, executor=executor).fit(
+                tmp_path / "a.npy"
+            )
+            for name, executor in (("one", ooc.Serial()), ("two", ooc.Dask(workers=1)))
+        ]
+        assert_equal(made[1], made[0], 0)
+
+    def test_memory_stays_below_what_is_allowed(self, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            made = file.create_dataset("x", (40_000, 1000), "f8")
+            for start in range(0, 40_000, 8000):
+                made[start : start + 8000] = np.random.default_rng(start).random((8000, 1000))
+        code = (
+            "import skerch_ooc as ooc; from skerch_ooc.base.resources import peak_memory\n"
+            "pca = ooc.PCA(3, memory='900 MiB').fit('a.h5'); pca.transform('a.h5', out='s.h5')\n"
+            "print(peak_memory(), pca.method_)"
+        )
+        finished = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        peak, method = finished.stdout.split()
+        assert method == "gram"
+        assert int(peak) < 900 * 2**20
+
+
+class TestKept:
+    @pytest.mark.parametrize("method", ["gram", "krylov"])
+    def test_components_are_loaded_as_they_were(self, tmp_path, method):
+        first = ooc.PCA(3, method=method, run_dir=tmp_path / "run").fit(tall(200, 9))
+        again = ooc.PCA.load(tmp_path / "run")
+        assert_equal(again, first, 0)
+        assert (again.method_, again.n_components) == (method, 3)
+
+    def test_the_same_array_is_known_again(self, tmp_path):
+        first = ooc.PCA(3, run_dir=tmp_path / "run").fit(tall())
+        assert_equal(ooc.PCA(3, run_dir=tmp_path / "run").fit(tall()), first, 0)
+
+    @pytest.mark.parametrize("change", ["data", "number"])
+    def test_other_components_are_not_replaced(self, tmp_path, change):
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(tall())
+        other = ooc.PCA(4 if change == "number" else 3, run_dir=tmp_path / "run")
+        with pytest.raises(UsageError, match="keeps other components"):
+            other.fit(tall(seed=int(change == "data")))
+
+    def test_file_that_changed_is_not_taken_for_the_same(self, tmp_path):
+        np.save(tmp_path / "a.npy", tall())
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
+        np.save(tmp_path / "a.npy", tall(seed=1))
+        with pytest.raises(UsageError, match="keeps other components"):
+            ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
+
+    def test_names_of_features_are_kept(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame(tall(50, 2), columns=["a", "b"])
+        ooc.PCA(1, run_dir=tmp_path / "run").fit(frame)
+        assert list(ooc.PCA.load(tmp_path / "run").feature_names_in_) == ["a", "b"]
+
+    def test_nothing_is_loaded_of_an_empty_folder(self, tmp_path):
+        with pytest.raises(IncompleteError, match="no principal components"):
+            ooc.PCA.load(tmp_path)
+
+    def test_damage_is_found(self, tmp_path):
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(tall())
+        path = fitting.pca_path(tmp_path / "run")
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ooc.CorruptError, match="then fit again"):
+            ooc.PCA.load(tmp_path / "run")
+
+
+class TestRefused:
+    @pytest.mark.parametrize("n_components", [0, -1, 1.5, 0.0, "mle", True, 41, np.nan])
+    def test_numbers_of_components(self, n_components):
+        with pytest.raises(UsageError, match="n_components = "):
+            ooc.PCA(n_components).fit(tall())
+
+    @pytest.mark.parametrize(
+        ("parameters", "text"),
+        [
+            ({"method": "arpack"}, "must be one of auto, gram, qr, krylov"),
+            ({"method": "krylov"}, "give how many"),
+            ({"method": "krylov", "n_components": 0.5}, "give how many"),
+            ({"random_state": "x"}, "random_state = 'x'"),
+            ({"random_state": -1}, "at least 0"),
+            ({"memory": "300 MiB", "method": "gram"}, "give memory = "),
+        ],
+    )
+    def test_parameters(self, parameters, text):
+        with pytest.raises(UsageError, match=text):
+            ooc.PCA(**parameters).fit(tall())
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_entries_that_are_not_finite_are_named(self, tmp_path, bad):
+        x = tall()
+        x[1234, 5] = bad
+        np.save(tmp_path / "a.npy", x)
+        with pytest.raises(OperatorError, match="row 1234, column 5"):
+            ooc.PCA(3).fit(tmp_path / "a.npy")
+
+    def test_squares_beyond_double_precision(self):
+        with pytest.raises(OperatorError, match="too large for double precision"):
+            ooc.PCA(3).fit(tall() * 1e200)
+
+    @pytest.mark.parametrize(
+        "data",
+        [torch.zeros(3, 4, dtype=torch.complex64), torch.zeros(3), torch.zeros(1, 4), object],
+        ids=["complex", "one dimension", "one sample", "no matrix"],
+    )
+    def test_objects_that_hold_no_samples(self, data):
+        with pytest.raises((OperatorError, ValueError)):
+            ooc.PCA(1).fit(data)
+
+    def test_frames_with_text(self):
+        frames = pytest.importorskip("polars")
+        with pytest.raises(OperatorError, match="no number"):
+            ooc.PCA(1).fit(frames.DataFrame({"a": ["x", "y"], "b": [1.0, 2.0]}))
+
+    def test_files_of_other_features(self, tmp_path):
+        np.save(tmp_path / "a.npy", tall(50, 3))
+        with pytest.raises(UsageError, match="3 features, and PCA was fitted with 40"):
+            ooc.PCA(2).fit(tall()).transform(tmp_path / "a.npy")
+
+    def test_scores_of_another_number(self):
+        with pytest.raises(UsageError, match="give one of 2 columns"):
+            ooc.PCA(2).fit(tall()).inverse_transform(np.zeros((4, 3)))
+
+    def test_likelihoods_without_noise(self):
+        with pytest.raises(UsageError, match="give a smaller n_components"):
+            ooc.PCA(5).fit(tall(5, 10)).score_samples(tall(5, 10))
+
+
+WITHOUT = """
+import sys
+sys.modules["sklearn"] = None
+import numpy as np, skerch_ooc as ooc
+from skerch_ooc.base.errors import UsageError
+x = np.random.default_rng(0).standard_normal((100, 5))
+pca = ooc.PCA().set_params(n_components=2)
+for call in (lambda: pca.transform(x), lambda: pca.set_params(components=2)):
+    try:
+        call()
+    except UsageError as error:
+        print(error)
+assert pca.fit_transform(x).shape == (100, 2)
+assert pca.get_feature_names_out().tolist() == ["pca0", "pca1"]
+try:
+    pca.transform(x[:, :3])
+except UsageError as error:
+    print(error)
+assert "sklearn.base" not in sys.modules
+"""
+
+
+def test_scikit_learn_is_not_needed():
+    finished = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.splitlines() == [
+        "this PCA is not fitted yet; call fit first",
+        "no parameter components; give one of: n_components, whiten, method, tolerance, memory, "
+        "run_dir, random_state, executor, progress",
+        "the samples have 3 features, and PCA was fitted with 5; give those",
+    ]
