@@ -29,8 +29,17 @@ def described(thing):
     for name, member in inspect.getmembers(thing):
         if name.startswith("_") or not (callable(member) or isinstance(member, property)):
             continue
+        if is_of_sklearn(member):
+            continue
         members[name] = "property" if isinstance(member, property) else signature_of(member)
     return members
+
+
+def is_of_sklearn(member):
+    """Whether a base class of scikit-learn brings it, whose version decides what it takes."""
+    module = getattr(member, "__module__", None) or ""
+    made_by_it = getattr(member, "__name__", "").endswith("_request")
+    return module.startswith("sklearn.") or made_by_it
 
 
 def signature_of(thing):

@@ -14,7 +14,7 @@ from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.principal import sklearn_base
 from skerch_ooc.pipeline.principal.fit import fit, pca_path
-from skerch_ooc.pipeline.principal.inputs import Given, given, is_named
+from skerch_ooc.pipeline.principal.inputs import GivenSamples, given, is_named
 from skerch_ooc.pipeline.principal.scoring import scores_of
 from skerch_ooc.pipeline.principal.sklearn_base import Estimator, check_is_fitted, validate_data
 from skerch_ooc.pipeline.principal.wanted import Wanted
@@ -124,7 +124,7 @@ class PCA(Estimator):  # type: ignore[misc]
             self.explained_variance_ratio_, self.noise_variance_, self.n_samples_,
         )  # fmt: skip
 
-    def _given(self, X: Any, *, reset: bool) -> Given:
+    def _given(self, X: Any, *, reset: bool) -> GivenSamples:
         """Opens samples, and sets or checks what is known of their features."""
         if is_named(X):
             data = given(X)

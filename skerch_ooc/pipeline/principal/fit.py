@@ -24,7 +24,7 @@ from skerch_ooc.base.resources import (
 )
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.samples import CentredSamples, Samples
-from skerch_ooc.pipeline.principal.inputs import STORED, Given
+from skerch_ooc.pipeline.principal.inputs import STORED, GivenSamples
 from skerch_ooc.pipeline.principal.sums import KINDS, summed
 from skerch_ooc.pipeline.principal.wanted import Wanted, is_whole
 from skerch_ooc.pipeline.run import run
@@ -66,7 +66,7 @@ def pca_path(directory: Path) -> Path:
 
 
 def fit(
-    data: Given, wanted: Wanted, work: Work, directory: Path | None, note: Mapping[str, Any]
+    data: GivenSamples, wanted: Wanted, work: Work, directory: Path | None, note: Mapping[str, Any]
 ) -> Fitted:
     """Finds principal components, or takes those that a directory keeps of the same samples.
 
@@ -106,7 +106,7 @@ def fit(
 
 
 def _found(
-    data: Given, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
+    data: GivenSamples, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
 ) -> Components:
     """Finds components by a method that was chosen."""
     with operator_threads(work.resources.threads):
@@ -186,7 +186,9 @@ def _require_memory(samples: Samples, method: str, work: Work) -> None:
         )
 
 
-def _by_rounds(data: Given, wanted: Wanted, work: Work, directory: Path | None) -> Components:
+def _by_rounds(
+    data: GivenSamples, wanted: Wanted, work: Work, directory: Path | None
+) -> Components:
     """Finds components by rounds of ``krylov``, in a run directory."""
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="skerch-ooc-") as made:
@@ -220,7 +222,7 @@ def _by_rounds(data: Given, wanted: Wanted, work: Work, directory: Path | None) 
     return Components.of(found, spread.mean, data.samples.shape[0], len(values))
 
 
-def _identity(data: Given, wanted: Wanted, method: str) -> dict[str, Any]:
+def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]:
     """What the file of components states."""
     stated = data.identity()
     asked = wanted.components

@@ -102,7 +102,7 @@ def _stated(path: Path) -> list[list[Any]]:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenSamples:
     """What was handed over for samples.
 
     Attributes:
@@ -132,7 +132,7 @@ def is_named(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike, Spec, OperatorSpec, Reopened))
 
 
-def given(data: Any) -> Given:
+def given(data: Any) -> GivenSamples:
     """Opens samples.
 
     Args:
@@ -144,9 +144,9 @@ def given(data: Any) -> Given:
         UsageError: If a spec is not allowed.
     """
     if not is_named(data):
-        return Given(samples_of(data))
+        return GivenSamples(samples_of(data))
     source = data if isinstance(data, Reopened) else _source(data)
-    return Given(source.open(), source)
+    return GivenSamples(source.open(), source)
 
 
 def _source(data: Any) -> Reopened:

@@ -18,7 +18,7 @@ from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.samples import Samples
-from skerch_ooc.pipeline.principal.inputs import Given, Reopened, opened_here
+from skerch_ooc.pipeline.principal.inputs import GivenSamples, Reopened, opened_here
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -96,7 +96,7 @@ def moments_of(samples: Samples, rows: Range, kind: type[Moments]) -> Moments:
 
 
 def summed(
-    data: Given, kind: type[Moments], work: Work, directory: Path | None, known: str = ""
+    data: GivenSamples, kind: type[Moments], work: Work, directory: Path | None, known: str = ""
 ) -> Moments:
     """Sums all rows in the fixed tree over runs of them."""
     samples, runs = data.samples, data.samples.runs()
