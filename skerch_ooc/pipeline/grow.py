@@ -27,7 +27,7 @@ from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
 from skerch_ooc.planning.growth import grown_sizes, more_columns, more_parts, next_part
-from skerch_ooc.planning.krylov import PAIRS, ROUND_WIDTH, Krylov, most_rounds
+from skerch_ooc.planning.krylov import PAIRS, ROUND_WIDTH, TILE_COLUMNS, Krylov, most_rounds
 from skerch_ooc.planning.methods import PAIRS_METHOD, names_of
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
@@ -339,7 +339,7 @@ def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run
             )
         rank = min(recovery.rank, PAIRS) if isinstance(recovery.rank, int) else PAIRS
         recovery = replace(recovery, method=PAIRS_METHOD, core="auto", rank=rank, vectors="stored")
-        known = Krylov(min(ROUND_WIDTH, plan.reach("right")), 1)
+        known = Krylov(min(ROUND_WIDTH, plan.reach("right")), 1, tile=TILE_COLUMNS)
     usual = most_rounds(kind, int(recovery.rank), known.width)
     most = max(known.rounds, usual) if rounds is None else rounds
     done = 0 if plan.krylov is None else State(run).last.number

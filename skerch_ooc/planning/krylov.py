@@ -29,6 +29,9 @@ PAIRS_TOLERANCE = 1e-4
 WIDEST_START = 64
 """Columns that a round has at most where vectors are given, unless the spec says more."""
 
+TILE_COLUMNS = 16
+"""Columns of a block that are read together, as a task of measuring may apply one alone."""
+
 MOST_ROUNDS = 1000
 """Most rounds of a run: their blocks are all read in each round."""
 
@@ -56,11 +59,18 @@ class Krylov(values.Checked):
         rounds: The most rounds.
         tolerance: Relative error of the pairs at which the rounds end; ``None`` if they end only
             at the most.
+        tile: Columns that a tile of a block has; ``None`` in plans of old, as those of a result.
     """
 
     width: int = values.checked(values.integer(1))
     rounds: int = values.checked(values.integer(1, MOST_ROUNDS))
     tolerance: float | None = values.checked(values.optional(values.tolerance), None)
+    tile: int | None = values.checked(values.optional(values.integer(1)), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what a plan says of them; a tile only if it has one."""
+        tile = {} if self.tile is None else {"tile": self.tile}
+        return {"width": self.width, "rounds": self.rounds, "tolerance": self.tolerance} | tile
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ class Amendment(values.Checked):
         if self.tolerance is not None:
             content |= {"tolerance": self.tolerance, "most": self.most}
         if self.krylov is not None:
-            content["rounds"] = dataclasses.asdict(self.krylov)
+            content["rounds"] = self.krylov.as_json()
         return content | {"sha256": digest(content)}
 
     @classmethod

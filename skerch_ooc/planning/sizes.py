@@ -19,6 +19,7 @@ from skerch_ooc.base.resources import parse_bytes
 from skerch_ooc.planning.krylov import (
     PAIRS_TOLERANCE,
     ROUND_WIDTH,
+    TILE_COLUMNS,
     WIDEST_START,
     Krylov,
     most_rounds,
@@ -182,7 +183,8 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
             "many, or more rounds"
         )
     exact = spec.rounds is not None and spec.pairs_tolerance is None
-    return Krylov(width, rounds, None if exact else spec.pairs_tolerance or PAIRS_TOLERANCE)
+    tolerance = None if exact else spec.pairs_tolerance or PAIRS_TOLERANCE
+    return Krylov(width, rounds, tolerance, TILE_COLUMNS)
 
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:

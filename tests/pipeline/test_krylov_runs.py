@@ -5,6 +5,7 @@ Dense decompositions in double precision are the truth.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -24,13 +25,16 @@ import skerch_ooc as ooc
 from skerch_ooc.algebra.krylov.pairs import pairs_of
 from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import DriftError, QualityError, UsageError
+from skerch_ooc.base.files import canonical_line
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
 from skerch_ooc.pipeline.state import State
+from skerch_ooc.planning.krylov import TILE_COLUMNS
 from skerch_ooc.planning.spec import DTYPES, KINDS
 from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.stages.recover.krylov import search_of
+from skerch_ooc.store.sealed import Bulk, SealedFile
 from skerch_ooc.store.shards import list_shards
 from skerch_ooc.store.sketch import count_products
 
@@ -145,6 +149,36 @@ class TestWhateverTheCut:
     ):
         run = whole_run(spec_of(tmp_path, kind), tmp_path / "run", ooc.Dask(workers=2))
         assert run_contents(run) == run_contents(serial(kind))
+
+    def test_a_column_alone_is_read_with_few_others(self, tmp_path, monkeypatch):
+        operator, read, plainly = Operator(matrix_of("eigh", "float32")), [], Bulk.read_tile
+        recovery = {"method": "krylov", "rank": 4}
+        spec = {"round_width": 32, "rounds": 2, "sketch": {"block": 1}, "recovery": recovery}
+        run = ooc.plan(spec, tmp_path / "run", operator=operator)
+        ooc.measure(run, operator=operator)
+        ooc.merge(run)
+
+        def counted(self, row, column=0, out=None):
+            tile = plainly(self, row, column, out)
+            read.append(tile.size)
+            return tile
+
+        monkeypatch.setattr(Bulk, "read_tile", counted)
+        ooc.measure(run, operator=operator)
+        # And each shard is read once, to verify it.
+        assert sum(read) == 32 * TILE_COLUMNS * 90 + 32 * 90
+
+    def test_plan_of_old_has_wide_tiles(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32"))
+        spec = {"round_width": 40, "rounds": 2, "recovery": {"rank": 4}}
+        run = ooc.plan(spec, tmp_path / "run", operator=operator)
+        (first,) = run.plan.amendments
+        old = dataclasses.replace(first, krylov=dataclasses.replace(first.krylov, tile=None))
+        (tmp_path / "run/plan.d/0001.json").write_bytes(canonical_line(old.as_json()))
+        assert set(old.as_json()["rounds"]) == {"width", "rounds", "tolerance"}
+        ooc.eigh(operator, run_dir=tmp_path / "run", rank=4, rounds=2, round_width=40)
+        (basis,) = (tmp_path / "run").glob("sketch/*/basis.h5")
+        assert SealedFile(basis).layout.tile == (90, 40)
 
     def test_blocks_are_in_pieces_and_merged_in_tasks(self, serial):
         files = {path.name for path in serial("svd").glob("sketch/*/*.h5")}

@@ -33,6 +33,7 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import gaussian_probes
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import BulkWriter
 from skerch_ooc.store.tiles import Tiles
 
@@ -197,12 +198,15 @@ class TileFigures:
 
 
 def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
-    """Returns the layout in which vectors are stored."""
+    """Returns the layout in which vectors, or a basis, are stored."""
+    columns = VECTOR_TILE_COLUMNS
+    if name == BASIS_MATRIX and plan.krylov is not None:
+        columns = plan.krylov.tile or columns
     return Layout(
         name=name,
         shape=(rows, rank),
         dtype=plan.identity.dtype,
-        tile=(tile_rows(plan, rows), min(VECTOR_TILE_COLUMNS, rank)),
+        tile=(tile_rows(plan, rows), min(columns, rank)),
     )
 
 
