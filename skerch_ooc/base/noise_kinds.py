@@ -5,7 +5,15 @@ They are constants alone, so that planning can check a spec without the code tha
 
 from __future__ import annotations
 
-ROLE_NUMBERS = {"right": 1, "left": 2, "inner-left": 3, "inner-right": 4, "test": 5, "probe": 6}
+ROLE_NUMBERS = {
+    "right": 1,
+    "left": 2,
+    "inner-left": 3,
+    "inner-right": 4,
+    "test": 5,
+    "probe": 6,
+    "test-left": 7,
+}
 """The number of each test matrix in the Philox key; part of noise version 1, so never changed."""
 
 WHOLE_COLUMNS = ("ssrft",)

@@ -359,7 +359,7 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("pairs", assessment.pairs.text() if assessment.pairs else None),
         *_error_rows(assessment),
         ("each value", None if assessment.pairs else
-         _each_value(found, assessment.bounds_of(arrays.get("residuals")))),
+         _each_value(found, kind, assessment.bounds_of(arrays.get("residuals")))),
         ("leave-one-out", None if left_out is None else
          f"{left_out:.4e} ({leave_one_out_remark(assessment)})"),
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
@@ -392,13 +392,14 @@ def _error_rows(assessment: Assessment) -> list[Row]:
     ]  # fmt: skip
 
 
-def _each_value(values: npt.NDArray[Any], bounds: npt.NDArray[Any] | None) -> str | None:
+def _each_value(values: npt.NDArray[Any], kind: str, bounds: npt.NDArray[Any] | None) -> str | None:
     """How many values are how good, one by one."""
     if bounds is None:
         return None
+    one = "an eigenvalue" if kind == "eigh" else "a singular value"
     close, near, apart = (count_within(values, bounds, share) for share in (0.01, 0.1, 1))
     return (
-        f"at least {close} of {len(values)} within 1 % of an eigenvalue, {near} within 10 %, "
+        f"at least {close} of {len(values)} within 1 % of {one}, {near} within 10 %, "
         f"{apart} apart from 0; each with probability {CONFIDENCE}"
     )
 

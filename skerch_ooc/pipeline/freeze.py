@@ -22,7 +22,7 @@ from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
-from skerch_ooc.planning.sizes import Sizes, krylov_of, sizes_of
+from skerch_ooc.planning.sizes import FEWEST_TEST_MEASUREMENTS, Sizes, krylov_of, sizes_of
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
 from skerch_ooc.store.rundir import Run
 
@@ -117,7 +117,7 @@ def planned(
         wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
         least = _parts_that_fit(spec, shape, sizes, resources) if together else 1
         parts = parts_of(examined, wanted, task_seconds, Part(), left=sizes.left, least=least)
-    identity = _identity(spec, shape, sha256, left_noise)
+    identity = _identity(spec, shape, sha256, left_noise, tested_back=bool(sizes.test_left))
     now = sizes
     if spec.tolerance is not None:
         now = first_look(spec.recovery.method, spec.kind, sizes)
@@ -216,12 +216,14 @@ def parts_of(
     )
 
 
-def _identity(spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise: str) -> Identity:
-    names: tuple[str, ...] = TEST_MATRICES
+def _identity(
+    spec: Spec, shape: tuple[int, int], sha256: str | None, left_noise: str, *, tested_back: bool
+) -> Identity:
+    names = tuple(name for name in TEST_MATRICES if name != "test-left" or tested_back)
     if spec.kind == "eigh":
         inner = METHODS[spec.recovery.method].has_inner
         names = ("right", "test", "inner-left") if inner else ("right", "test")
-    others = {"test": TEST_NOISE, "left": left_noise}
+    others = {"test": TEST_NOISE, "test-left": TEST_NOISE, "left": left_noise}
     return Identity(
         kind=spec.kind,
         factory=spec.operator.factory,
@@ -238,7 +240,8 @@ def identity_like(spec: Spec, known: Identity) -> Identity:
     """Returns the identity of a spec, with what the spec leaves open taken from a known one."""
     shape = spec.operator.shape or known.shape
     left = known.noise.get("left", spec.sketch.noise)
-    return _identity(spec, shape, known.factory_sha256, left)
+    back = "test-left" in known.noise
+    return _identity(spec, shape, known.factory_sha256, left, tested_back=back)
 
 
 def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[Sizes, str]:
@@ -247,9 +250,17 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
     There a sparse test matrix makes many left columns cheap, which all but removes their part of
     the error: ``sqrt(1 + m / (l - m - 1))`` (Nakatsukasa 2020, arXiv 2009.11392, section 2).
     """
+    method = METHODS[spec.recovery.method]
+    if (
+        spec.sketch.left_test_measurements == "auto"
+        and spec.kind == "svd"
+        and method.is_one_pass
+        and sizes.test >= FEWEST_TEST_MEASUREMENTS
+    ):
+        sizes = replace(sizes, test_left=FEWEST_TEST_MEASUREMENTS)
     wide = LEFT_FACTOR * sizes.right
     asked = spec.sketch.left_measurements != "auto" or spec.storage is not None
-    if not METHODS[spec.recovery.method].fits_left or spec.kind != "svd" or asked:
+    if not method.fits_left or spec.kind != "svd" or asked:
         return sizes, spec.sketch.noise
     if shape[0] < _ROWS_FOR_SPARSE * wide:
         return sizes, spec.sketch.noise

@@ -282,9 +282,9 @@ def decompose(
     power_iterations: int = 0,
     vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
     dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
-    inner_measurements: int | str = "auto", block: int | str = "auto",
-    tolerance: float | None = None, memory: int | str | None = None, device: str = "cpu",
-    progress: Progress | None = None,
+    left_test_measurements: int | str = "auto", inner_measurements: int | str = "auto",
+    block: int | str = "auto", tolerance: float | None = None, memory: int | str | None = None,
+    device: str = "cpu", progress: Progress | None = None,
 ) -> Eigh | Svd:  # fmt: skip
     """Decomposes an operator for :func:`eigh` and :func:`svd`; its options are keys of a spec.
 
@@ -308,6 +308,7 @@ def decompose(
         dtype: Of the products; by default that of ``A``, else float32.
         test_measurements: Columns of the test sketch.
         left_measurements: See :class:`SketchSpec`.
+        left_test_measurements: See :class:`SketchSpec`.
         inner_measurements: See :class:`SketchSpec`.
         block: Columns that are applied at once, or ``"auto"``.
         tolerance: Relative error at which measuring may stop.
@@ -326,6 +327,7 @@ def decompose(
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,
             "left_measurements": left_measurements, "inner_measurements": inner_measurements,
+            "left_test_measurements": left_test_measurements,
         },
         "recovery": {
             "core": core, "rank": rank, "vectors": vectors, "which": which,

@@ -403,6 +403,9 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
         ("recovery", run.plan.recovery, spec.recovery),
     ]
     pairs += _rounds_compared(spec, run.plan)
+    if spec.sketch.left_test_measurements != "auto":
+        back = run.plan.reach("test-left")
+        pairs.append(("sketch.left_test_measurements", back, sizes.test_left))
     if spec.tolerance is None and not (
         run.plan.parts[0].together and spec.sketch.left_measurements == "auto"
     ):

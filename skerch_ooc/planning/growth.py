@@ -36,7 +36,7 @@ def first_look(method: str, kind: str, sizes: Sizes) -> Sizes:
     # In proportion, but at least the method's default for so few columns, if the end has as many.
     left = math.ceil(sizes.left * first / sizes.right) if sizes.left else 0
     return Sizes(first, max(left, min(default_left(method, kind, first), sizes.left)), 0,
-                 sizes.test)  # fmt: skip
+                 sizes.test, sizes.test_left)  # fmt: skip
 
 
 def next_look(plan: Plan) -> Sizes:
@@ -57,7 +57,7 @@ def grown_sizes(plan: Plan, measurements: int) -> Sizes:
             else math.ceil(left * measurements / plan.reach("right"))
         )
         left = min(left, plan.identity.shape[0])
-    return Sizes(measurements, left, plan.inner, plan.reach("test"))
+    return Sizes(measurements, left, plan.inner, plan.reach("test"), plan.reach("test-left"))
 
 
 def cuts(kind: str, before: Plan | None, sizes: Sizes, widths: Mapping[str, int]) -> dict[str, Cut]:

@@ -16,6 +16,7 @@ from skerch_ooc.base.partition import levels
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import (
+    ADJOINT_ROLES,
     Side,
     dtype_of_part,
     height_of_role,
@@ -108,12 +109,12 @@ def rows_bytes(
         shape: Height and width of the operator.
         dtype: The dtype of its products.
         rows: How many rows the part has.
-        columns: How many columns the block of each role has; adjoint ones count as ``"left"``.
+        columns: How many columns the block of each role has.
         slab_bytes: Memory that reading takes.
     """
     itemsize = np.dtype(dtype).itemsize
     wide = np.result_type(dtype, np.float64).itemsize
-    left = columns.get("left", 0)
+    left = sum(columns.get(role, 0) for role in ADJOINT_ROLES)
     forward = sum(columns.values()) - left
     # The vectors, as they are drawn and as they are applied; the products, those of the previous
     # task, which are still being written, and those of a slab; sums over slabs and over terms.
@@ -232,7 +233,8 @@ def sizes_of_result(plan: Plan) -> list[TallSizes]:
     corrected = plan.krylov is None
     found = [TallSizes(height, right, kept, plan.reach("test"), corrected=corrected)]
     if plan.identity.kind == "svd":
-        found.append(TallSizes(width, left or right, kept, corrected=corrected))
+        tests = plan.reach("test-left")
+        found.append(TallSizes(width, left or right, kept, tests, corrected=corrected))
     return found
 
 

@@ -467,6 +467,10 @@ def require_sound(plan: Plan) -> None:
         _require_joined(plan, role)
         if plan.span(role).stop > reach.get(role, MAX_SIZE):
             raise UsageError(f"{role} has {plan.span(role)} columns, shape {identity.shape}")
+    if plan.reach("test-left") and (
+        identity.kind == "eigh" or "test-left" not in identity.noise or not plan.method.is_one_pass
+    ):
+        raise UsageError("there are test columns of the adjoint, and no use for them")
     if not plan.reach("right"):
         raise UsageError("there are no columns of the right sketch")
     for part in plan.parts:
@@ -477,7 +481,7 @@ def require_sound(plan: Plan) -> None:
 
 def _require_noise(identity: Identity, *, inner: bool) -> None:
     names = {"right", "test", "inner-left"} if inner else {"right", "test"}
-    names = names if identity.kind == "eigh" else set(TEST_MATRICES)
+    names = names if identity.kind == "eigh" else set(TEST_MATRICES) - {"test-left"}
     if not names <= identity.noise.keys():
         raise UsageError(f"the test matrices are {sorted(identity.noise)}, not {sorted(names)}")
 

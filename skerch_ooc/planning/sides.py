@@ -24,6 +24,9 @@ CORANGE = krylov.CORANGE
 ADJOINT = "adjoint"
 """Roles of rounds of ``krylov`` that apply the adjoint begin with this."""
 
+ADJOINT_ROLES = ("left", "test-left")
+"""Roles of the first round that apply the adjoint."""
+
 START = "start"
 """The side of ``krylov`` whose columns are the first block: noise, drawn and not measured."""
 
@@ -84,16 +87,16 @@ def first_round(plan: Plan) -> list[Side]:
     """Returns the sides of the first round."""
     height, width = plan.identity.shape
     right, left, test = (plan.reach(role) for role in ("right", "left", "test"))
-    inner = plan.inner
+    inner, back = plan.inner, {"test-left": plan.reach("test-left")}
     sketches = {"right": right, "test": test}
     if plan.identity.kind == "eigh":
         # The columns of an inner sketch go on where those of the right sketch end.
         noise = {"right": max(right, inner), "test": test, "inner-left": inner}
         return [side_of(RANGE, height, sketches, noise)]
-    sides = [side_of(RANGE, height, sketches, {"left": left, "inner-left": inner})]
+    sides = [side_of(RANGE, height, sketches, {"left": left, "inner-left": inner} | back)]
     if left:
         noise = {"right": right, "test": test, "inner-right": inner}
-        sides.append(side_of(CORANGE, width, {"left": left}, noise))
+        sides.append(side_of(CORANGE, width, {"left": left} | back, noise))
     return sides
 
 
@@ -187,7 +190,7 @@ def gathers(plan: Plan, role: str) -> bool:
     if role.startswith("round") and plan.krylov is None:
         number = role.removeprefix("round").partition("-")[0]
         return is_adjoint(plan, int(number))
-    return role in ("left", "inner")
+    return role in (*ADJOINT_ROLES, "inner")
 
 
 def rows_of_part(plan: Plan, part: Part, role: str, height: int) -> Range:
@@ -217,13 +220,13 @@ def height_of_role(plan: Plan, role: str) -> int:
     height, width = plan.identity.shape
     if role == "inner":
         return plan.inner
-    return width if role == "left" else height
+    return width if role in ADJOINT_ROLES else height
 
 
 def height_of_noise(plan: Plan, name: str) -> int:
     """Returns the number of rows of a test matrix."""
     height, width = plan.identity.shape
-    return height if name in ("left", "inner-left") else width
+    return height if name in (*ADJOINT_ROLES, "inner-left") else width
 
 
 def sums_bytes(plan: Plan, side: Side) -> int:

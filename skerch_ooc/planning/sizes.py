@@ -43,16 +43,18 @@ class Sizes:
         left: Columns of the left sketch.
         inner: Rows and columns of the inner sketch.
         test: Columns of the test sketch.
+        test_left: Columns of the test sketch of the adjoint.
     """
 
     right: int
     left: int
     inner: int
     test: int
+    test_left: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Returns the columns of each role, in the order in which they are measured."""
-        return {role: getattr(self, role) for role in ROLES}
+        return {role: getattr(self, role.replace("-", "_")) for role in ROLES}
 
 
 def require_sense(spec: Spec) -> None:
@@ -224,6 +226,13 @@ def _require_measured(spec: Spec) -> None:
     """Refuses the width of a sketch that the method does not measure."""
     name, method = spec.recovery.method, METHODS[spec.recovery.method]
     left, inner = spec.sketch.left_measurements, spec.sketch.inner_measurements
+    back = spec.sketch.left_test_measurements
+    if back not in ("auto", 0) and (spec.kind == "eigh" or not method.is_one_pass):
+        place = 'for kind = "eigh"' if spec.kind == "eigh" else f'in method = "{name}"'
+        raise UsageError(
+            f"sketch.left_test_measurements = {back}: there is no test sketch of the adjoint "
+            f"{place}; leave it out"
+        )
     if left != "auto" and (spec.kind == "eigh" or not method.left):
         place = 'for kind = "eigh"' if spec.kind == "eigh" else f'in method = "{name}"'
         raise UsageError(
@@ -273,7 +282,9 @@ def sizes_of(spec: Spec, shape: tuple[int, int]) -> Sizes:
     )
     inner = _width("inner", asked.inner_measurements, inner, (right, least))
     _require_noise(asked.noise, shape, right, spec.recovery)
-    return Sizes(right, left, inner, asked.test_measurements)
+    back = asked.left_test_measurements
+    back = back if isinstance(back, int) else 0
+    return Sizes(right, left, inner, asked.test_measurements, back)
 
 
 def _usual_sizes(spec: Spec, shape: tuple[int, int]) -> tuple[int, int, int]:

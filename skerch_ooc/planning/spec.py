@@ -28,10 +28,10 @@ VECTORS = ("stored", "implicit")
 ORDERS = ("LM", "LA", "SA")
 """Which eigenvalues come first: largest magnitude, largest, or smallest (most negative)."""
 
-ROLES = ("right", "test", "left", "inner")
+ROLES = ("right", "test", "left", "inner", "test-left")
 """The roles of the first round of a run, in the order in which they are measured."""
 
-TEST_MATRICES = ("right", "left", "inner-left", "inner-right", "test")
+TEST_MATRICES = ("right", "left", "inner-left", "inner-right", "test", "test-left")
 """The test matrices that are drawn, never stored."""
 DEFAULT_BLOCK = 128
 MAX_SEED = 2**64 - 1
@@ -80,6 +80,9 @@ class SketchSpec(values.Checked):
         left_measurements: Columns of the left sketch (``kind = "svd"`` only, not ``hmt``), at least
             as many as ``measurements``. ``"auto"``: 1.5 times as many for ``nystrom``, else as
             many; more of a matrix on disk, where they cost no reading.
+        left_test_measurements: Columns of the test sketch of the adjoint (``kind = "svd"`` and one
+            pass only): with those of the test sketch they tell how far each singular value is off.
+            ``"auto"``: 10 for a matrix on disk, where they cost no reading, else none.
         inner_measurements: Rows and columns of the inner sketch (``oversampled`` only), at least
             ``measurements``. ``"auto"``: twice as many, and one more if real.
         block: Columns that a task applies at once. ``"auto"``: as many as ``task_seconds`` and the
@@ -91,6 +94,7 @@ class SketchSpec(values.Checked):
     noise: str = values.checked(values.one_of(*NOISES), "rademacher")
     test_measurements: int = values.checked(values.integer(0), 30)
     left_measurements: int | str = values.checked(values.integer(1, word="auto"), "auto")
+    left_test_measurements: int | str = values.checked(values.integer(0, word="auto"), "auto")
     inner_measurements: int | str = values.checked(values.integer(1, word="auto"), "auto")
     block: int | str = values.checked(values.integer(1, word="auto"), "auto")
     task_seconds: float = values.checked(values.positive_seconds, 600.0)

@@ -91,12 +91,12 @@ class Found:
 
     @property
     def good(self) -> tuple[int, int]:
-        """The number of eigenvalues that are surely known to 1 %, and that of all."""
+        """The number of values that are surely known to 1 %, and that of all."""
         arrays = SealedFile(result_path(self.run, self.name)).arrays
         bounds = self.assessment.bounds_of(arrays.get("residuals"))
         if bounds is None:
             return 0, self.assessment.rank
-        return count_within(arrays["eigenvalues"], bounds, 0.01), len(bounds)
+        return count_within(arrays[VALUES[self.plan.identity.kind]], bounds, 0.01), len(bounds)
 
     @property
     def is_flat(self) -> bool:
@@ -164,8 +164,8 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
     good, of = found.good
     if relative > _LARGE and good:
         return (
-            f"This error is large, but it is that of the whole: {good} of {of} eigenvalues are "
-            "known to 1 %."
+            f"This error is large, but it is that of the whole: {good} of {of} "
+            f"{_VALUE[found.plan.identity.kind]}s are known to 1 %."
         )
     if relative > _LARGE:
         return f"This error is large, and no {_VALUE[found.plan.identity.kind]} is known to 1 %."

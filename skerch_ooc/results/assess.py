@@ -74,6 +74,8 @@ class Assessment:
             approximation of that rank leaves out.
         products: Counts ``planned``, ``done`` and ``probe``.
         pairs: How well the pairs of ``krylov`` are known; ``None`` for other methods.
+        left_test_measurements: Test columns of the adjoint that the residuals of singular values
+            were estimated from, too; ``None`` if there are none, or none are needed.
     """
 
     relative_error: float | None
@@ -89,6 +91,7 @@ class Assessment:
     products: dict[str, int]
     looks: int = 1
     pairs: KnownPairs | None = None
+    left_test_measurements: int | None = None
 
     def bounds(self, factor: float) -> float:
         """Returns the probability that the true error is at most ``factor`` times the estimate.
@@ -111,18 +114,23 @@ class Assessment:
         return 1.0 - min(1.0, self.looks * missed)
 
     def bounds_of(self, residuals: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-        """Bounds how far off each eigenvalue is, each with 95 % probability.
+        """Bounds how far off each eigenvalue or singular value is, each with 95 % probability.
 
         Args:
-            residuals: The residuals of the eigenpairs, ``(r,)``; ``None`` if they are not known.
+            residuals: The residuals of the pairs, ``(r,)``; ``None`` if they are not known.
 
         Returns:
-            ``(r,)``; within that distance of each value there is an eigenvalue. ``None`` if the
-            residuals are not known, or there are too few test columns to tell.
+            ``(r,)``; within that distance of each value there is one of the operator. ``None`` if
+            the residuals are not known, or there are too few test columns to tell.
         """
         if residuals is None or residuals.shape != (self.rank,) or not np.isfinite(residuals).all():
             return None
-        factor = factor_for(CONFIDENCE, self.test_measurements, self.is_complex)
+        columns, confidence = self.test_measurements, CONFIDENCE
+        if self.left_test_measurements is not None:
+            # Two residuals are estimated, each of which may be too small by chance.
+            columns = min(columns, self.left_test_measurements)
+            confidence = (1 + CONFIDENCE) / 2
+        factor = factor_for(confidence, columns, self.is_complex)
         return residuals * factor if math.isfinite(factor) else None
 
     def as_json(self) -> dict[str, Any]:
@@ -223,6 +231,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         leave_one_out = float(file.arrays["leave_one_out"])
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
+        left_tests = file.arrays.get("left_tests")
         pairs = None
         if "bounds" in file.arrays:
             wanted = int(file.identity["settings"]["rank"])
@@ -247,6 +256,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         products=products,
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
         pairs=pairs,
+        left_test_measurements=None if left_tests is None else int(left_tests),
     )
 
 

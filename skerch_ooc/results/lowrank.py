@@ -211,8 +211,8 @@ class LowRank:
         orthogonality: How far the vectors are from orthonormal, as estimated when they were
             written.
         residuals: Of pairs of ``krylov``: for each ``||A v - value u||`` (or that of the adjoint),
-            ``(r,)``. Of other eigenvalues the estimate of it from test vectors. ``None`` if it is
-            not known.
+            ``(r,)``. Of other methods the estimate of it from test vectors; of singular values the
+            root of the mean square of both residuals. ``None`` if it is not known.
         bounds: Of pairs of ``krylov``: how far each value is from one of the operator, at most,
             ``(r,)``; see the page about errors for what it takes for granted. ``None`` for other
             methods.
@@ -462,6 +462,10 @@ class Svd(LowRank):
         S: Singular values, descending, ``(r,)``.
         U: ``(h, r)``, a :class:`LazyMatrix`: read when indexed.
         V: ``(w, r)``, the same.
+        residuals: For each singular value the root of the mean of ``||A v - value u||^2`` and
+            ``||A^H u - value v||^2``, ``(r,)``, in the real type of the operator: within that
+            distance there is a singular value of ``A``. Of pairs of ``krylov`` those of the side
+            that is not exact. ``None`` without test vectors of both sides.
         orthogonality: The larger of ``||U^H U - I||_F`` and ``||V^H V - I||_F``, as estimated when
             they were written.
     """

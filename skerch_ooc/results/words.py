@@ -29,6 +29,7 @@ def format_seconds(seconds: float) -> str:
 def measurements_text(plan: Plan) -> str:
     """Says how many columns are planned, and what they are for."""
     roles = {"right": "", "left": " left", "inner": " inner", "test": " for the error test"}
+    roles |= {"test-left": " for that of the adjoint"}
     parts = [f"{plan.reach(role)}{name}" for role, name in roles.items() if plan.reach(role)]
     if plan.krylov is not None:
         parts.append(f"at most {plan.rounds - 1} more rounds of {plan.later_columns}")

@@ -70,6 +70,16 @@ SENSELESS = {
         {"sketch__left_measurements": 30},
         'sketch.left_measurements = 30: there is no left sketch for kind = "eigh"',
     ),
+    "test columns of the adjoint of a Hermitian operator": (
+        {"sketch__left_test_measurements": 10},
+        "sketch.left_test_measurements = 10: there is no test sketch of the adjoint for kind = "
+        '"eigh"',
+    ),
+    "test columns of the adjoint for hmt": (
+        {"kind": "svd", "sketch__left_test_measurements": 9, "recovery__method": "hmt"},
+        "sketch.left_test_measurements = 9: there is no test sketch of the adjoint in method = "
+        '"hmt"',
+    ),
     "a left sketch of hmt": (
         {"kind": "svd", "sketch__left_measurements": 30, "recovery__method": "hmt"},
         'sketch.left_measurements = 30: there is no left sketch in method = "hmt"',
@@ -280,6 +290,7 @@ class TestSense:
             {"recovery__method": "hmt", "recovery__power_iterations": 2},
             {"recovery__method": "hmt", "recovery__rank": 5},
             {"kind": "svd", "sketch__left_measurements": 30},
+            {"kind": "svd", "sketch__left_test_measurements": 12},
             {"recovery__method": "oversampled", "sketch__inner_measurements": 30},
             {"tolerance": 0.1, "sketch__test_measurements": 10},
             {"tolerance": 0.1, "storage": "1 GiB"},

@@ -43,7 +43,8 @@ ALLOWED_AT_TOP = (
     "operator, sketch, recovery, start"
 )
 ALLOWED_IN_SKETCH = (
-    "noise, test_measurements, left_measurements, inner_measurements, block, task_seconds"
+    "noise, test_measurements, left_measurements, left_test_measurements, inner_measurements, "
+    "block, task_seconds"
 )
 ALLOWED_IN_RECOVERY = "method, core, rank, vectors, power_iterations, which"
 
@@ -132,6 +133,8 @@ class TestGoodValues:
             ("sketch.test_measurements", 0),
             ("sketch.left_measurements", 1),
             ("sketch.left_measurements", "auto"),
+            ("sketch.left_test_measurements", 0),
+            ("sketch.left_test_measurements", "auto"),
             ("sketch.inner_measurements", 1),
             ("sketch.inner_measurements", "auto"),
             ("sketch.block", 1),

@@ -13,6 +13,7 @@ from reports import parsed
 
 import skerch_ooc as ooc
 from skerch_ooc.cli.tables import result_table
+from skerch_ooc.planning.tasks import measure_tasks
 from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.assess import norm_of
 from skerch_ooc.results.report.facts import gather
@@ -73,6 +74,112 @@ def true_residuals(operator, found):
     return torch.linalg.norm(operator @ vectors - vectors * values, dim=0)
 
 
+SVD_METHODS = ("nystrom", "singlepass", "auto", "oversampled")
+
+
+def tall(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A general matrix of the same values, with more rows than columns."""
+    generator = torch.Generator().manual_seed(8)
+    wide = torch.promote_types(dtype, torch.float64)
+    left = torch.linalg.qr(torch.randn(2 * N, N, generator=generator, dtype=wide))[0]
+    return (left @ spiked(wide)).to(dtype)
+
+
+def residuals_of_both_sides(operator, found):
+    u, v, values = found.U[:], found.V[:], found.S
+    forward = torch.linalg.norm(operator @ v - u * values, dim=0)
+    back = torch.linalg.norm(operator.mH @ u - v * values, dim=0)
+    return forward, back
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory):
+    """The singular value decomposition of a tall matrix, made once; only to be read."""
+
+    @cache
+    def made(method="nystrom", vectors="stored", dtype=torch.float64, tests=20):
+        folder = tmp_path_factory.mktemp("triplets")
+        options = {"method": method, "vectors": vectors, "left_test_measurements": tests}
+        return decomposed(folder, tall(dtype), kind=ooc.svd, **options)
+
+    return made
+
+
+class TestResidualsOfSingularValues:
+    @pytest.mark.covered(1)
+    @pytest.mark.parametrize("vectors", ["stored", "implicit"])
+    @pytest.mark.parametrize("method", SVD_METHODS)
+    def test_are_those_of_the_dense_operator(self, triplets, method, vectors):
+        found = triplets(method, vectors)
+        forward, back = residuals_of_both_sides(tall(), found)
+        ratio = found.residuals / ((forward**2 + back**2) / 2).sqrt()
+        assert float(ratio.log().abs().max()) < math.log(3)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_are_unbiased_on_each_side(self, triplets, side):
+        found = triplets()
+        forward, back = residuals_of_both_sides(tall(), found)
+        true = back if side == "left" else forward
+        ratio = (torch.from_numpy(found._file.arrays[f"{side}_residuals"]) / true) ** 2
+        assert float(ratio.mean()) == pytest.approx(1, abs=0.2)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128])
+    def test_of_other_dtypes_too(self, triplets, dtype):
+        found = triplets(dtype=dtype)
+        forward, back = residuals_of_both_sides(tall(dtype), found)
+        ratio = found.residuals / ((forward**2 + back**2) / 2).sqrt()
+        assert float(ratio.log().abs().max()) < math.log(3)
+
+    def test_bound_how_far_each_value_is_off(self, triplets):
+        found = triplets()
+        run = run_of(found)
+        bounds = ooc.assess(run).bounds_of(found._file.arrays["residuals"])
+        there = torch.linalg.svdvals(tall())
+        off = (found.S[:, None] - there[None]).abs().min(dim=1).values.numpy()
+        assert (off <= bounds).all()
+
+    def test_have_bounds_by_the_fewer_test_vectors(self, triplets):
+        few, many = (triplets(tests=count) for count in (10, 20))
+        residuals = np.ones(few.rank)
+        (less, *_), (more, *_) = (
+            ooc.assess(run_of(found)).bounds_of(residuals) for found in (few, many)
+        )
+        assert less > more
+
+    def test_are_shown_with_the_result(self, triplets):
+        found = triplets()
+        text = result_table(found.path, ooc.assess(run_of(found)))
+        assert re.search(
+            rf"each value +at least \d+ of {found.rank} within 1 % of a singular value", text
+        )
+
+    def test_go_on_as_the_run_grows(self, tmp_path):
+        found = decomposed(tmp_path, tall(), kind=ooc.svd, left_test_measurements=20,
+                           measurements=30)  # fmt: skip
+        run = run_of(found)
+        ooc.measure(ooc.extend(run, measurements=60), operator=tall())
+        grown = ooc.recover(ooc.open_run(run.directory))
+        forward, back = residuals_of_both_sides(tall(), grown)
+        ratio = grown.residuals / ((forward**2 + back**2) / 2).sqrt()
+        assert (grown._file.arrays["left_tests"], float(ratio.log().abs().max()) < math.log(3)) == (
+            20,
+            True,
+        )
+
+    def test_of_a_matrix_on_disk_are_taken_in_the_reading_of_the_sketches(self, tmp_path):
+        np.save(tmp_path / "matrix.npy", tall().numpy())
+        table = {
+            "kind": "svd",
+            "measurements": 60,
+            "operator": {"factory": "stored", "args": {"path": str(tmp_path / "matrix.npy")}},
+        }
+        found = ooc.run(table, tmp_path / "run")
+        forward, back = residuals_of_both_sides(tall(), found)
+        ratio = found.residuals / ((forward**2 + back**2) / 2).sqrt()
+        assert float(ratio.log().abs().max()) < math.log(4)
+        assert measure_tasks(ooc.open_run(tmp_path / "run").plan) == 1
+
+
 class TestResiduals:
     @pytest.mark.covered(1)
     @pytest.mark.parametrize("vectors", ["stored", "implicit"])
@@ -110,7 +217,7 @@ class TestResiduals:
     def test_without_test_vectors_there_are_none(self, tmp_path):
         assert decomposed(tmp_path, test_measurements=0).residuals is None
 
-    def test_singular_values_have_none(self, tmp_path):
+    def test_singular_values_have_none_without_test_vectors_of_the_adjoint(self, tmp_path):
         found = decomposed(tmp_path, kind=ooc.svd)
         assert "residuals" not in found._file.arrays
 

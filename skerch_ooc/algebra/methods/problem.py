@@ -33,6 +33,9 @@ class Problem:
         t: Compressed copy of ``T``, in the coordinates of ``y``, ``(a, q)``.
         w: Compressed copy of ``W``, ``(b, l)``; ``y`` itself if Hermitian.
         g_w: ``G^H W``, ``(q, l)``.
+        t_left: Compressed copy of the test sketch ``A^H G'`` of the adjoint, in the coordinates of
+            ``w``, ``(b, p)``; ``None`` if there is none.
+        g_y: ``G'^H Y``, ``(p, m)``.
         psi_y: ``Psi^H Y``, ``(l, m)``; ``None`` if there is no ``Psi``.
         omega_w: ``Omega^H W``, ``(m, l)``.
         phi_y: ``Phi^H Y``, ``(s, m)``; ``None`` without inner sketch.
@@ -56,6 +59,8 @@ class Problem:
     phi_y: Array | None = None
     xi_w: Array | None = None
     z: Array | None = None
+    t_left: Array | None = None
+    g_y: Array | None = None
     before: Array | None = None
     second_square: float = 0.0
     core_size: int | None = None

@@ -14,7 +14,7 @@ from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import height_of_noise, test_matrix_of
+from skerch_ooc.planning.sides import ADJOINT_ROLES, height_of_noise, test_matrix_of
 from skerch_ooc.stages.merge.testmatrices import COLUMNS_AT_ONCE
 from skerch_ooc.store.shards import Rectangle
 from skerch_ooc.store.sketch import Round
@@ -45,7 +45,7 @@ def request_for(round_: Round, rectangle: Rectangle) -> Request:
 
 def is_adjoint_role(round_: Round, role: str) -> bool:
     """Whether the sketch of a role is made by the adjoint of the operator."""
-    return round_.adjoint if round_.basis else role == "left"
+    return round_.adjoint if round_.basis else role in ADJOINT_ROLES
 
 
 def whole_of(round_: Round, role: str) -> Range:

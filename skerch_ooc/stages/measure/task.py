@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -296,9 +297,8 @@ def _task_bytes(round_: Round, blocks: Blocks, product: Product) -> int:
     identity = round_.run.plan.identity
     if not product.together:
         return columns_of(blocks) * block_bytes(identity.shape, identity.dtype)
-    columns = {
-        "left" if is_adjoint_role(round_, role) else role: stop - start
-        for role, start, stop in blocks
-    }
+    columns: Counter[str] = Counter()
+    for role, start, stop in blocks:
+        columns["left" if is_adjoint_role(round_, role) else role] += stop - start
     slabs = getattr(product, "slab_bytes", 0)
     return rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)

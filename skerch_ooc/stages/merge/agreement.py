@@ -92,7 +92,8 @@ def _adjoint_pairs(
     side, total = sides[CORANGE], sums[CORANGE]
     if round_.basis is None:
         first, roles = round_, ["right", "test"]
-        there = sums[RANGE].cross[sides[RANGE].noise["left"].slice]
+        noise, cross = sides[RANGE].noise, sums[RANGE].cross
+        there = np.concatenate([cross[noise[role].slice] for role in side.sketches])
         norms, products = np.ones(len(there)), _column_norms(sums[RANGE])
     else:
         first, roles = Round(round_.run), ["test"]

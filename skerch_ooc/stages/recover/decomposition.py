@@ -124,6 +124,13 @@ class Decomposition:
         made = [recipe.vectors for recipe in (self.left, self.right) if recipe]
         return self.small or tuple(made)
 
+    def left_weights(self) -> Array:
+        """Returns ``diag(values) U^H G'``, ``(r, p)``: ``V`` times this is ``Ahat^H G'``."""
+        assert self.problem is not None
+        assert self.problem.g_y is not None
+        products = self._in_problem[0].compressed(self.problem.g_y)
+        return np.asarray(self.values[:, None] * products.conj().T)
+
     def finished(self) -> Decomposition:
         """Returns the decomposition with weights, and with the signs of its vectors fixed.
 
@@ -140,7 +147,10 @@ class Decomposition:
             small=tuple(vectors.turned(turn) for vectors in self.small),
         )
         left = dataclasses.replace(turned.left, weights=turned.weights())
-        return dataclasses.replace(turned, left=left)
+        right = turned.right
+        if right is not None and self.problem.t_left is not None:
+            right = dataclasses.replace(right, weights=turned.left_weights())
+        return dataclasses.replace(turned, left=left, right=right)
 
     def with_vectors(
         self, left: Vectors, right: Vectors | None = None, **more: Any
@@ -247,7 +257,7 @@ def _decomposed(run: Run, settings: RecoverySpec, posed: Posed) -> Decomposition
         small=small,
         values=solution.values,
         left=Recipe(name, height, left, posed.test),
-        right=Recipe(RIGHT_VECTORS, width, right) if right else None,
+        right=Recipe(RIGHT_VECTORS, width, right, posed.test_left) if right else None,
         core=core.size,
         choosing=core.choosing,
         method=core.method,

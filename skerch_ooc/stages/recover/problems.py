@@ -35,6 +35,7 @@ class Posed:
         right: The columns that ``V`` is made of; ``None`` for a Hermitian operator.
         test: The test sketch; ``None`` without one.
         extraction: What the problem's columns are made of, if they are not on disk as such.
+        test_left: The test sketch of the adjoint, likewise.
     """
 
     problem: Problem
@@ -42,6 +43,7 @@ class Posed:
     right: Tiles | None
     test: Tiles | None
     extraction: Extraction | None = None
+    test_left: Tiles | None = None
 
     def solve(self, method: str) -> Core:
         """Recovers an approximation by a method."""
@@ -129,11 +131,14 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
         phi_y=phi_y,
         xi_w=None if phi_y is None else there.cross(xi, left),
         z=z,
+        t_left=there.copy("test-left") if plan.reach("test-left") else None,
+        g_y=here.cross("test-left", "right") if plan.reach("test-left") else None,
         core_size=_integer(settings.core),
         rank=_integer(settings.rank),
     )
     right = None if hermitian else there.reader.roles[left]
-    return Posed(problem, here.reader.roles["right"], right, here.reader.roles.get("test"))
+    test, back = here.reader.roles.get("test"), there.reader.roles.get("test-left")
+    return Posed(problem, here.reader.roles["right"], right, test, test_left=back)
 
 
 def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merged) -> Posed:

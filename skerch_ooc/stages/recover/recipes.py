@@ -207,7 +207,9 @@ def _with_columns(file: SealedFile, columns: Columns) -> RecipeFile:
             *(arrays.pop(f"{name}.{factor}", None) for factor in ("correction", "projection")),
         )
         weights = arrays.pop(f"{name}.weights", None)
-        test = columns.test if name == BASIS_MATRIX or weights is not None else None
+        test = None
+        if name == BASIS_MATRIX or weights is not None:
+            test = columns.test_left if right else columns.test
         matrices[name] = Recipe(
             name, int(rows), vectors, test, weights, columns.family, columns.is_block
         )
@@ -225,6 +227,8 @@ class Columns:
         test: The test sketch with as many rows as the left vectors; ``None`` if there is none.
         family: See :class:`~skerch_ooc.stages.recover.vectors.Recipe`.
         is_block: The same.
+        test_left: The test sketch of the adjoint, with as many rows as the right vectors; ``None``
+            if there is none.
     """
 
     digest: str
@@ -233,6 +237,7 @@ class Columns:
     test: Tiles | None
     family: int = 0
     is_block: bool = False
+    test_left: Tiles | None = None
 
 
 def rounds_for(
@@ -288,11 +293,14 @@ def columns_of_result(run: Run, settings: RecoverySpec, rounds_then: int | None 
         return _columns_of_whole(last)
     readers = Merge(last).readers()
     left = last.basis.matrix if last.basis else readers[RANGE].roles["right"]
-    right = None
+    right = back = None
     if CORANGE in readers:
         right = readers[CORANGE].roles[last.role if last.basis else "left"]
+        back = readers[CORANGE].roles.get("test-left")
     test = Merge(before).readers()[RANGE] if before else readers[RANGE]
-    return Columns(last.sketch.digest, left, right, test.roles.get("test"))
+    return Columns(
+        last.sketch.digest, left, right, test.roles.get("test"), test_left=back,
+    )  # fmt: skip
 
 
 def _columns_of_pairs(last: Round) -> Columns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from skerch_ooc.stages.recover.spread import (
     pieced_of,
     pieces_left,
 )
-from skerch_ooc.stages.recover.vectors import TileFigures, deviation
+from skerch_ooc.stages.recover.vectors import TileFigures, deviation, has_residuals
 from skerch_ooc.store.anew import open_if_there, stated_by
 from skerch_ooc.store.pieces import check_pieces, lost_pieces
 from skerch_ooc.store.result_files import (
@@ -244,7 +244,7 @@ class ResultWriting:
                 return False
             first = writer.publish(
                 {**self._identity, **found.made, **described},
-                _arrays(self._plan, found, figures[0], orthogonality),
+                _arrays(self._plan, found, figures, orthogonality),
                 provenance(threads=self._work.resources.threads),
             )
         if not first:
@@ -302,17 +302,10 @@ def _publish_implicit(
     # The small copy of the sketch has the geometry of the tall one, so figures follow from it.
     problem = found.problem
     assert problem is not None
-    compressed = found.compressed()
-    residual = problem.t - compressed @ found.weights()
-    products = compressed.conj().T @ residual
-    figures = TileFigures(
-        probed=np.zeros((0, 0)),
-        residual=np.sum(np.abs(residual) ** 2, axis=0),
-        test=np.sum(np.abs(problem.t) ** 2, axis=0),
-        test_products=products[:0],
-        residual_products=products if plan.identity.kind == "eigh" else products[:0],
-        metric=np.zeros((0, 0)),
-    )
+    figures = [_compressed_figures(plan, found.compressed(), problem.t, found.weights())]
+    if found.right is not None and problem.t_left is not None:
+        right = found.right.vectors.compressed(problem.w)
+        figures.append(_compressed_figures(plan, right, problem.t_left, found.left_weights()))
     deviation = found.deviation * math.sqrt(len(found.values))
     # The signs are fixed a second time: for complex vectors this moves the last bits of the
     # weights, and files that were written before must stay equal.
@@ -339,16 +332,11 @@ def _publish_implicit(
 
 
 def _arrays(
-    plan: Plan, found: Decomposition, figures: TileFigures, orthogonality: float
+    plan: Plan, found: Decomposition, all_figures: Sequence[TileFigures], orthogonality: float
 ) -> dict[str, Array]:
     """Collects what a result holds besides its vectors."""
-    left_out = found.leave_one_out
-    products = figures.residual_products[:, found.choosing :]
-    of_values = dict(found.pairs)
-    if products.size and not of_values:
-        # As Ahat u = value u, the residual ||A u - value u|| is ||(A - Ahat) u||; its square is the
-        # mean of |u^H (A - Ahat) g|^2 over Gaussian g, A - Ahat being Hermitian.
-        of_values["residuals"] = np.sqrt(np.mean(np.abs(products) ** 2, axis=1))
+    left_out, (figures, *_) = found.leave_one_out, all_figures
+    of_values = dict(found.pairs) or _residuals(found, all_figures)
     return {
         VALUES[plan.identity.kind]: found.values.astype(np.float64),
         **of_values,
@@ -359,3 +347,39 @@ def _arrays(
         "leave_one_out": np.array(math.nan if left_out is None else left_out),
         "tested_cores": found.tested,
     }
+
+
+def _residuals(found: Decomposition, figures: Sequence[TileFigures]) -> dict[str, Array]:
+    """Estimates the residual of each pair from the test sketches.
+
+    As ``Ahat u = value u``, that of an eigenpair, ``||A u - value u||``, is ``||(A - Ahat) u||``;
+    its square is the mean of ``|u^H (A - Ahat) g|^2`` over Gaussian ``g``, ``A - Ahat`` being
+    Hermitian. For singular values this is ``||A^H u - value v||``, and the test sketch of the
+    adjoint tells ``||A v - value u||``. The residual of the eigenpair ``(u, v) / sqrt(2)`` of
+    ``[0 A; A^H 0]``, whose eigenvalues are the singular values, is the root of their mean square.
+    """
+    sides = [each.residual_products for each in figures]
+    # Those that chose the core are among the columns of the first test sketch.
+    sides[0] = sides[0][:, found.choosing :]
+    if not all(products.size for products in sides) or len(sides) < 1 + (found.right is not None):
+        return {}
+    squares = [np.mean(np.abs(products) ** 2, axis=1) for products in sides]
+    residuals = {"residuals": np.sqrt(np.mean(squares, axis=0))}
+    if found.right is not None:
+        residuals["left_residuals"], residuals["right_residuals"] = map(np.sqrt, squares)
+        residuals["left_tests"] = np.array(sides[1].shape[1])
+    return residuals
+
+
+def _compressed_figures(plan: Plan, vectors: Array, test: Array, weights: Array) -> TileFigures:
+    """Forms the figures of vectors from their small copy and that of the test sketch."""
+    residual = test - vectors @ weights
+    products = vectors.conj().T @ residual
+    return TileFigures(
+        probed=np.zeros((0, 0)),
+        residual=np.sum(np.abs(residual) ** 2, axis=0),
+        test=np.sum(np.abs(test) ** 2, axis=0),
+        test_products=products[:0],
+        residual_products=products if has_residuals(plan) else products[:0],
+        metric=np.zeros((0, 0)),
+    )

@@ -157,8 +157,9 @@ class TileFigures:
         residual: Squared norm of each column of the residual of the test sketch, ``(q,)``.
         test: Squared norm of each column of the test sketch, ``(q,)``.
         test_products: ``U^H T``, ``(r, q)``, where it was asked for; else ``(0, q)``.
-        residual_products: ``U^H (T - U diag(values) U^H G)`` of eigenvectors, ``(r, q)``; else
-            ``(0, q)``.
+        residual_products: ``U^H (T - U diag(values) V^H G)`` where they tell how far the values
+            are off: of eigenvectors, and of singular vectors whose both sides have a test sketch,
+            ``(r, q)``; else ``(0, q)``.
         metric: ``U^H [X U]`` of a block, ``X`` being its source, ``(r, c + r)``; else ``(0, 0)``.
     """
 
@@ -195,6 +196,11 @@ class TileFigures:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         # Only blocks have a metric.
         return {name: array for name, array in found.items() if array.size or name != "metric"}
+
+
+def has_residuals(plan: Plan) -> bool:
+    """Whether test sketches tell how far each value is off: of both sides, or of the only one."""
+    return plan.identity.kind == "eigh" or plan.reach("test-left") > 0
 
 
 def layout_of(plan: Plan, name: str, rows: int, rank: int) -> Layout:
@@ -341,7 +347,7 @@ class Making:
             else:
                 missed = np.subtract(t, products[:, PROBES:], out=products[:, PROBES:])
                 figures.residual = np.sum(np.abs(missed) ** 2, axis=0)
-                if self._plan.identity.kind == "eigh":
+                if has_residuals(self._plan):
                     # The residual has taken the place of the approximation: both go into one
                     # product with U^H.
                     probed = products
