@@ -279,8 +279,7 @@ def decompose(
     method: str | None = None, core: int | str = "auto", rank: int | str = "all",
     pairs_tolerance: float | None = None, rounds: int | None = None,
     round_width: int | None = None, start: str | Path | None = None, which: str = "LM",
-    power_iterations: int = 0,
-    vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
+    power_iterations: int = 0, vectors: str = "stored", seed: int = 1, noise: str = "rademacher",
     dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
     left_test_measurements: int | str = "auto", inner_measurements: int | str = "auto",
     block: int | str = "auto", tolerance: float | None = None, memory: int | str | None = None,
@@ -301,15 +300,15 @@ def decompose(
         round_width: Columns of a round.
         start: The run of an earlier, similar operator, whose leading vectors are applied second.
         which: See :class:`RecoverySpec`.
-        power_iterations: Of ``hmt``: 0, 1 or 2.
+        power_iterations: Of ``hmt``.
         vectors: ``"stored"`` or ``"implicit"``.
         seed: Seed of the test matrices.
         noise: Distribution of the test matrices; see :class:`SketchSpec`.
         dtype: Of the products; by default that of ``A``, else float32.
         test_measurements: Columns of the test sketch.
-        left_measurements: See :class:`SketchSpec`.
-        left_test_measurements: See :class:`SketchSpec`.
-        inner_measurements: See :class:`SketchSpec`.
+        left_measurements: See :class:`SketchSpec`, as for the next two.
+        left_test_measurements: Of the adjoint.
+        inner_measurements: Of the inner sketch.
         block: Columns that are applied at once, or ``"auto"``.
         tolerance: Relative error at which measuring may stop.
         memory: Peak resident memory of this process, in bytes or as text.

@@ -22,7 +22,7 @@ from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_m
 from skerch_ooc.pipeline.earlier import Earlier, find_earlier, keep_start, place_of
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, described
-from skerch_ooc.planning.sizes import krylov_of, require_sense, sizes_of, with_dtype
+from skerch_ooc.planning.sizes import Sizes, krylov_of, require_sense, sizes_of, with_dtype
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, DEFAULT_DTYPE, Spec
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
@@ -345,6 +345,22 @@ def _rounds_compared(spec: Spec, plan: Plan) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def _sketch_compared(spec: Spec, plan: Plan, sizes: Sizes) -> list[tuple[str, Any, Any]]:
+    """Lists the keys of the sketch that a spec states, with what the plan has and is wanted."""
+    pairs = []
+    if spec.sketch.left_test_measurements != "auto":
+        back = plan.reach("test-left")
+        pairs.append(("sketch.left_test_measurements", back, sizes.test_left))
+    if spec.tolerance is None and not (
+        plan.parts[0].together and spec.sketch.left_measurements == "auto"
+    ):
+        pairs.append(("sketch.left_measurements", plan.reach("left"), sizes.left))
+    if spec.sketch.block != "auto":
+        block = min(int(spec.sketch.block), plan.amendments[0].blocks["right"].stop)
+        pairs.append(("sketch.block", plan.amendments[0].blocks["right"].width, block))
+    return pairs
+
+
 def _with_width(spec: Spec, plan: Plan) -> Spec:
     """Returns the spec with the plan's width of rounds where it is left out.
 
@@ -402,17 +418,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
         ("sketch.inner_measurements", run.plan.inner, sizes.inner),
         ("recovery", run.plan.recovery, spec.recovery),
     ]
-    pairs += _rounds_compared(spec, run.plan)
-    if spec.sketch.left_test_measurements != "auto":
-        back = run.plan.reach("test-left")
-        pairs.append(("sketch.left_test_measurements", back, sizes.test_left))
-    if spec.tolerance is None and not (
-        run.plan.parts[0].together and spec.sketch.left_measurements == "auto"
-    ):
-        pairs.append(("sketch.left_measurements", run.plan.reach("left"), sizes.left))
-    if spec.sketch.block != "auto":
-        block = min(int(spec.sketch.block), run.plan.amendments[0].blocks["right"].stop)
-        pairs.append(("sketch.block", run.plan.amendments[0].blocks["right"].width, block))
+    pairs += _rounds_compared(spec, run.plan) + _sketch_compared(spec, run.plan, sizes)
     different = [
         f"  {key}: {old!r} in the run, {new!r} now" for key, old, new in pairs if old != new
     ]

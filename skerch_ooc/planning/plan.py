@@ -467,10 +467,12 @@ def require_sound(plan: Plan) -> None:
         _require_joined(plan, role)
         if plan.span(role).stop > reach.get(role, MAX_SIZE):
             raise UsageError(f"{role} has {plan.span(role)} columns, shape {identity.shape}")
-    if plan.reach("test-left") and (
-        identity.kind == "eigh" or "test-left" not in identity.noise or not plan.method.is_one_pass
-    ):
-        raise UsageError("there are test columns of the adjoint, and no use for them")
+    back = plan.reach("test-left")
+    if back and (identity.kind == "eigh" or "test-left" not in identity.noise):
+        raise UsageError(
+            f"kind = {identity.kind!r} with {back} test columns of the adjoint, of which nothing "
+            "is known"
+        )
     if not plan.reach("right"):
         raise UsageError("there are no columns of the right sketch")
     for part in plan.parts:

@@ -187,6 +187,7 @@ COMPLETED_BY_OTHERS = {
         "planning/parts.py: the parts are not numbered in order",
         f"planning/parts.py: {HOLE} is no part",
         "planning/plan.py: kind = 'eigh' with shape",
+        f"planning/plan.py: kind = {HOLE} with {HOLE} test columns",
         "planning/plan.py: there are no columns of the right sketch",
         "planning/plan.py: the test matrices are",
         f"planning/plan.py: {HOLE} has {HOLE} columns, shape",
