@@ -380,7 +380,7 @@ def _fewer(path: Path, assessment: Assessment) -> str | None:
 def _error_rows(assessment: Assessment) -> list[Row]:
     """What the test vectors say of the error."""
     if assessment.error is None:
-        return [("error", "unknown: there are no test vectors")]
+        return [("error", "unknown: there are no test vectors for it")]
     if assessment.relative_error is None:
         return [("error", "the test vectors found nothing but zero")]
     return [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH
-from skerch_ooc.planning.methods import METHODS
+from skerch_ooc.planning.methods import METHODS, WHOLE_METHOD
 from skerch_ooc.planning.plan import Plan, source_of
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.assess import CONFIDENCE, Assessment, count_within, tolerance_factor
@@ -18,6 +18,7 @@ from skerch_ooc.stages.recover.problems import serves
 from skerch_ooc.store.result_files import VALUES, command_of, has_result, result_name, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sketch import known_rounds
 
 _LARGE = 0.1
 _FLAT = 8.0
@@ -210,6 +211,12 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
             "To know them better, a smaller tolerance takes a few rounds more",
             f"{more} --pairs-tolerance {pairs.tolerance / 100:g}",
         )
+    whole = dataclasses.replace(found.settings, method=WHOLE_METHOD, rank="all", which="LM")
+    if not _is_there(found, whole):
+        yield Step(
+            "From the same rounds an approximation of the whole operator, at no product",
+            _recovered(found, whole),
+        )
 
 
 def _improvements(found: Found) -> Iterator[Step]:
@@ -218,6 +225,9 @@ def _improvements(found: Found) -> Iterator[Step]:
         yield from _recoveries(found)
     if found.is_flat and found.plan.method.is_one_pass:
         yield _rounds_instead(found)
+        return
+    if found.plan.krylov is not None:
+        yield from _more_rounds(found)
         return
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
     more = min(2 * has, most)
@@ -238,6 +248,20 @@ def _improvements(found: Found) -> Iterator[Step]:
             f"A new plan, else as this one, with more measurements{sharper} would make it smaller",
             _planned_anew(found, "measurements", more),
         )
+
+
+def _more_rounds(found: Found) -> Iterator[Step]:
+    """Yields what would make the error of the whole smaller where it was made of rounds."""
+    if found.run.cleaned() is not None:
+        return
+    *_, last = known_rounds(found.run)
+    if sum(block.columns for block in last.blocks) >= min(found.plan.identity.shape):
+        return
+    more = " --plan-only" * any(named is None for named in found.factories)
+    yield Step(
+        "Further rounds make it smaller, and go on from those there are",
+        f"skerch-ooc extend {found.directory} --rounds {2 * last.number}{more}",
+    )
 
 
 def _rounds_instead(found: Found) -> Step:
@@ -321,5 +345,7 @@ def _planned_anew(found: Found, key: str, value: int) -> str:
         return f"{_NEW_RUN} --set {key}={value}{again}"
     kind, name = found.plan.identity.kind, key.rpartition(".")[2]
     options = {"measurements": found.plan.reach("right"), name: value}
+    if found.plan.krylov is not None:
+        options = {"round_width": found.plan.later_columns, name: value}
     given = ", ".join(f"{option}={number}" for option, number in options.items())
     return f"ooc.{kind}(A, {given}, run_dir=...){again}"

@@ -31,8 +31,11 @@ from skerch_ooc.base.partition import Range
 _DEPENDENT = 1e-10
 """Eigenvalues of a metric, its columns scaled to norm 1, below this are those of a dependence."""
 
-_NOTHING_LEFT = 1e-14
-"""What a subtraction of squares leaves below this, relative to them, is its rounding."""
+_NOTHING_LEFT = 16 * float(np.finfo(np.float64).eps)
+"""What a subtraction of squares leaves below this, relative to them, is its rounding.
+
+It is the square of the unit roundoff of products in single precision, which are to be seen.
+"""
 
 
 def root_of_metric(metric: Array, epsilon: float) -> Array:
@@ -80,7 +83,7 @@ def _rows_of_root(left: Array, own: slice, squares: Array) -> Array:
     norms = np.sqrt(np.maximum(squares, 0.0))
     scale = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
     values, vectors = eigh(hermitian_part(left[:, own] * scale[:, None] * scale))
-    kept = values > _NOTHING_LEFT * len(values)
+    kept = values > _NOTHING_LEFT
     basis = scale[:, None] * (vectors[:, kept] / np.sqrt(values[kept]))
     rows = basis.conj().T @ left
     rows[:, : own.start] = 0.0

@@ -334,7 +334,7 @@ def _solve_whole(
         itself = np.eye(count, dtype=run.plan.identity.wide_dtype)
         recipe = Recipe(name, rows, Vectors(columns, itself))
         draft = folder / names.DRAFT.name(matrix=name)
-        return form_gram(run, recipe, {**identity, SUMMED_SIDE: side}, draft, work)
+        return form_gram(run, recipe, {**identity, SUMMED_SIDE: side}, draft, work, "sums")
 
     sums = sums_of_whole(last, gram)
     with (

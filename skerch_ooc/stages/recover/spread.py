@@ -210,8 +210,9 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
 
 
 def form_gram(
-    run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, work: Work
-) -> Array:
+    run: Run, recipe: Recipe, identity: Mapping[str, Any], draft: Path, work: Work,
+    stage: str = "orthogonalise",
+) -> Array:  # fmt: skip
     """Forms ``U^H U`` of vectors that are not written, ``(r, r)``, by a stream over their source.
 
     Of a block it forms ``[F U]^H U``, ``(f + r, r)``.
@@ -222,13 +223,13 @@ def form_gram(
         identity: See :func:`skerch_ooc.stages.recover.recipes.recipe_identity`.
         draft: The file that gives other processes the recipe; it is removed at the end.
         work: What runs tasks, and with which resources.
+        stage: The name that progress shows.
 
     Raises:
         IncompleteError: If a file cannot be written, or is gone again.
         CorruptError: If a shard is damaged.
         UsageError: If memory is too little.
     """
-    stage = "orthogonalise"
     if not work.executor.remote or not in_pieces(run.plan, recipe):
         making = Making(run.plan, recipe, work.resources)
         tile_bytes = recipe.tile_bytes(run.plan)
