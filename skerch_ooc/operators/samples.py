@@ -89,6 +89,13 @@ class Samples(ABC):
     def _block(self, columns: Range) -> Array:
         raise NotImplementedError
 
+    def held(self) -> Samples:
+        """The same, read into memory as a whole."""
+        made = np.empty(self.shape, self.dtype)
+        for inside, slab in self.views():
+            made[inside.slice] = slab
+        return ArraySamples(made.__getitem__, self.shape, self.dtype)
+
     @property
     def slab_rows(self) -> int:
         """Rows of a slab: a power of two."""

@@ -58,7 +58,7 @@ class Components:
         noise = max(0.0, total - float(variances.sum())) / rest if rest else 0.0
         # Where samples are all the same, no direction explains anything.
         ratios = variances / total if total > 0 else np.full(number, math.nan)
-        directions = with_signs(found.directions[:number])
+        directions = np.ascontiguousarray(with_signs(found.directions[:number]))
         return cls(
             mean, directions, found.values[:number], variances, ratios, noise, samples
         )  # fmt: skip

@@ -380,6 +380,11 @@ def open_run(directory: str | Path) -> Run:
     try:
         content = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
+        if names.PCA.found_in(directory):
+            raise UsageError(
+                f"{directory} keeps principal components, and is no run directory; write scores "
+                f"with: skerch-ooc scores {quoted(directory)}, or open it with PCA.load"
+            ) from None
         raise UsageError(
             f"{directory} is not a run directory (it has no {PLAN}); "
             f"make it with: skerch-ooc plan SPEC --run {quoted(directory)}"

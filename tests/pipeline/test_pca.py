@@ -119,6 +119,12 @@ class TestSameAsScikitLearn:
         assert made.get_params()["n_components"] == 3
         assert not hasattr(made, "components_")
 
+    def test_clones_share_what_runs_tasks_and_shows_progress(self):
+        estimator = ooc.PCA(3, executor=ooc.Dask(workers=1), progress=ooc.terminal_progress())
+        made = clone(estimator)
+        assert made.executor is estimator.executor
+        assert made.progress is estimator.progress
+
     def test_frames_come_out_where_they_are_wanted(self):
         pandas = pytest.importorskip("pandas")
         frame = pandas.DataFrame(tall(50, 3), columns=["a", "b", "c"])
@@ -271,6 +277,15 @@ class TestExactness:
         assert found.method_ == "gram"
         assert_equal(found, PCA(0.99, svd_solver="full").fit(x), 1e-9)
 
+    def test_a_file_of_few_rows_is_held_where_that_is_little(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(fitting, "MOST_COLUMNS", 50)
+        monkeypatch.setattr(fitting, "_SMALL", 0)
+        x = tall(40, 120)
+        np.save(tmp_path / "a.npy", x)
+        found = ooc.PCA(8).fit(tmp_path / "a.npy")
+        assert found.method_ == "gram"
+        assert_equal(found, PCA(8, svd_solver="full").fit(x), 1e-9)
+
     def test_rounds_that_do_not_suffice_are_told(self):
         with pytest.raises(QualityError, match=r"0 of 1 within .*; give a larger tolerance"):
             ooc.PCA(1, method="krylov", tolerance=1e-13).fit(
@@ -367,6 +382,16 @@ class TestKept:
         again = ooc.PCA.load(tmp_path / "run")
         assert_equal(again, first, 0)
         assert (again.method_, again.n_components) == (method, 3)
+
+    def test_scores_stay_whitened(self, tmp_path):
+        first = ooc.PCA(3, whiten=True, run_dir=tmp_path / "run").fit(tall())
+        again = ooc.PCA.load(tmp_path / "run")
+        np.testing.assert_allclose(again.transform(tall()), first.transform(tall()), 1e-9)
+
+    def test_is_named_where_a_run_is_asked_for(self, tmp_path):
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(tall())
+        with pytest.raises(UsageError, match="skerch-ooc scores "):
+            ooc.open_run(tmp_path / "run")
 
     def test_the_same_array_is_known_again(self, tmp_path):
         first = ooc.PCA(3, run_dir=tmp_path / "run").fit(tall())

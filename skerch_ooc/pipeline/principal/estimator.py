@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,7 +96,8 @@ class PCA(Estimator):  # type: ignore[misc]
             QualityError: If ``krylov`` did not reach the tolerance.
             ValueError: Of scikit-learn, if an array cannot be used.
         """
-        wanted = Wanted(self.n_components, self.method, self.tolerance, _seed(self.random_state))
+        seed = _seed(self.random_state)
+        wanted = Wanted(self.n_components, self.whiten, self.method, self.tolerance, seed)
         work = Work.of(self.executor, self.memory, progress=self.progress)
         data = self._given(X, reset=True)
         directory = None if self.run_dir is None else Path(self.run_dir)
@@ -233,7 +235,9 @@ class PCA(Estimator):  # type: ignore[misc]
                 f"{run_dir} keeps no principal components; call fit with this run_dir first"
             )
         settings = file.identity["settings"]
-        made = cls(settings["n_components"], run_dir=run_dir)
+        made = cls(run_dir=run_dir)
+        made.set_params(**{key: settings[key] for key in settings if key != "seed"})
+        made.random_state = settings.get("seed")
         components = Components.load(file)
         made._take(components, settings["method"])
         made.n_features_in_ = len(components.mean)
@@ -245,6 +249,13 @@ class PCA(Estimator):  # type: ignore[misc]
     def _n_features_out(self) -> int:
         """How many scores a sample has; for scikit-learn."""
         return len(self.components_)
+
+    def __sklearn_clone__(self) -> Any:
+        # An executor has connections, a progress display a stream: clones share them.
+        bare = copy.copy(self)
+        bare.executor = bare.progress = None
+        made = super(PCA, bare).__sklearn_clone__()
+        return made.set_params(executor=self.executor, progress=self.progress)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

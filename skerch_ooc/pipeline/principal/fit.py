@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def fit(
             f"there is n_samples = {shape[0]}, and a variance takes two samples; give more"
         )
     wanted.require_few(shape)
+    if _is_flat(shape) and not data.samples.is_held and _fits(data.samples, work):
+        # Of all pairs of rows products are needed: one reading, instead of many.
+        data = replace(data, samples=data.samples.held())
     method = chosen_method(data.samples, wanted, work)
     if directory is None:
         return Fitted(_found(data, wanted, method, work, None, ""), method)
@@ -154,9 +158,19 @@ def _best_method(samples: Samples, work: Work) -> str:
     is_small = height * width * 8 <= SLAB_BYTES
     if is_small and height * width * min(height, width) <= _SMALL:
         return "qr"
-    exact = width <= MOST_COLUMNS or (height <= MOST_COLUMNS and samples.is_held)
+    exact = width <= MOST_COLUMNS or (_is_flat(samples.shape) and samples.is_held)
     fits = _needed(samples, "gram") <= work.resources.memory
     return "gram" if exact and fits else "krylov"
+
+
+def _is_flat(shape: tuple[int, int]) -> bool:
+    """Whether there are many columns, and so few rows that these are summed by default."""
+    return shape[0] <= MOST_COLUMNS < shape[1]
+
+
+def _fits(samples: Samples, work: Work) -> bool:
+    """Whether the whole matrix fits into a small part of the memory."""
+    return math.prod(samples.shape) * samples.dtype.itemsize <= work.resources.memory // 4
 
 
 def _by_rows(samples: Samples, method: str) -> bool:
@@ -228,6 +242,7 @@ def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]
     asked = wanted.components
     settings: dict[str, Any] = {
         "n_components": asked if asked is None else int(asked) if is_whole(asked) else float(asked),
+        "whiten": bool(wanted.whiten),
         "method": method,
     }
     if method == "krylov":

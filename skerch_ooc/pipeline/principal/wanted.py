@@ -21,12 +21,14 @@ class Wanted:
 
     Attributes:
         components: How many: a number, a share of the variance, or ``None`` for all.
+        whiten: Whether scores are to have the variance 1.
         method: One of :data:`METHODS`.
         tolerance: Of ``krylov``: relative error of the components.
         seed: Of ``krylov``.
     """
 
     components: int | float | None = None
+    whiten: bool = False
     method: str = "auto"
     tolerance: float = 1e-6
     seed: int = 1
