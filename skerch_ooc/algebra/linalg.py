@@ -8,6 +8,7 @@ memory. torch is imported only when one of them is called.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,17 @@ def mirrored(upper: Array) -> Array:
         diagonal = np.diag(np.diagonal(upper)[piece.slice].real)
         matrix[piece.slice, piece.slice] = strict + strict.conj().T + diagonal
         matrix[piece.stop :, piece.slice] = upper[piece.slice, piece.stop :].conj().T
+    return matrix
+
+
+def block_diagonal(blocks: Sequence[Array]) -> Array:
+    """Returns the matrix with these blocks, of any shape, along its diagonal."""
+    height, width = (sum(block.shape[axis] for block in blocks) for axis in (0, 1))
+    matrix = np.zeros((height, width), np.result_type(*blocks))
+    row = column = 0
+    for block in blocks:
+        matrix[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
     return matrix
 
 

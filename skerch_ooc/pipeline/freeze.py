@@ -137,6 +137,9 @@ def planned(
         most=None if spec.tolerance is None else sizes.right,
         parts=parts,
         krylov=krylov_of(spec, shape),
+        keeps_sketches=METHODS[spec.recovery.method].keeps_sketches(
+            spec.kind, spec.recovery.power_iterations, now.test
+        ),
     )
     plan = Plan(identity, (amendment,))
     require_sound(plan)

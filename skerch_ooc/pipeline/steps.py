@@ -146,10 +146,9 @@ def _lost(state: State) -> list[Round]:
     last, run = state.last, state.run
     if run.plan.krylov is None or last.basis is None:
         return []
-    digests = [*last.basis.earlier, str(last.basis.file.identity["sketch"])]
     return [
         round_
-        for round_, digest in zip(state.rounds, digests, strict=False)
+        for round_, digest in zip(state.rounds, last.basis.digests, strict=False)
         for side in round_.sides
         if not is_there(sketch_folder(run, digest) / names.TOTAL_SUMS.name(side=side.name))
     ]

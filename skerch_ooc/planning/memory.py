@@ -227,8 +227,9 @@ class TallSizes:
 def sizes_of_result(plan: Plan) -> list[TallSizes]:
     """Returns the largest sizes of the vectors of the planned result, the left ones first."""
     right, left, rank = plan.space, plan.reach("left"), plan.recovery.rank
-    kept = right if rank == "all" else min(right, int(rank))
     height, width = plan.identity.shape
+    # Sketches of several rounds may have more columns than rows.
+    kept = min(right, height, width) if rank == "all" else min(right, int(rank))
     # The blocks of krylov are near-orthonormal already.
     corrected = plan.krylov is None
     found = [TallSizes(height, right, kept, plan.reach("test"), corrected=corrected)]
@@ -327,8 +328,9 @@ def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
     for role in ROLES:
         yield role, height_of_role(plan, role), plan.reach(role)
     for number in range(2, plan.rounds + 1):
-        (side,) = planned_sides(plan, number)
-        yield f"round{number}", side.rows, plan.later_columns
+        role = f"round{number}"
+        side = next(side for side in planned_sides(plan, number) if role in side.sketches)
+        yield role, side.rows, plan.later_columns
 
 
 def result_bytes(plan: Plan) -> int:

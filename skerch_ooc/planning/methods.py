@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 MOST_POWER_ITERATIONS = 2
 
+FEWEST_CHOOSING = 3
+"""With fewer test columns none of them chooses the size of a core."""
+
 
 def _rounds_of_powers(kind: str, power_iterations: int) -> int:
     """Counts the later rounds of ``hmt``: the last one, and those of the power iterations.
@@ -56,6 +59,16 @@ class Method:
     def fits_left(self) -> bool:
         """Whether it solves equations that more left than right columns overdetermine."""
         return self.left > 1 or any(METHODS[name].fits_left for name in self.compares)
+
+    def keeps_sketches(self, kind: str, power_iterations: int, tests: int) -> bool:
+        """Whether results of new runs are made of the sketches of all rounds.
+
+        The sketches of a Hermitian operator have a core, which test columns have to choose. With
+        ``kind = "svd"`` only further rounds that apply the adjoint add anything.
+        """
+        if self.later_rounds is None:
+            return False
+        return tests >= FEWEST_CHOOSING if kind == "eigh" else power_iterations > 0
 
     def rounds(self, kind: str, power_iterations: int) -> int:
         """Returns the number of rounds of products, which follow one another; 1 if it varies."""

@@ -230,6 +230,8 @@ class Amendment(values.Checked):
         most: Most columns of the right sketch that are measured for the tolerance; else ``None``.
         parts: The parts of the operator, and their scales, in force from here on.
         krylov: Width and number of the rounds of ``krylov``; ``None`` for other methods.
+        keeps_sketches: Whether results of ``hmt`` are made of the sketches of all rounds; if not,
+            of that of the last round.
     """
 
     run_id: str = values.checked(values.text)
@@ -244,6 +246,7 @@ class Amendment(values.Checked):
     most: int | None = values.checked(values.optional(values.integer(1)), None)
     parts: tuple[Part, ...] = (Part(),)
     krylov: Krylov | None = values.checked(values.optional(values.section(Krylov)), None)
+    keeps_sketches: bool = values.checked(values.truth, False)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of the file, with its own SHA-256."""
@@ -261,6 +264,8 @@ class Amendment(values.Checked):
             content |= {"tolerance": self.tolerance, "most": self.most}
         if self.krylov is not None:
             content["rounds"] = self.krylov.as_json()
+        if self.keeps_sketches:
+            content["keeps_sketches"] = True
         return content | {"sha256": digest(content)}
 
     @classmethod
@@ -283,6 +288,7 @@ class Amendment(values.Checked):
                 most=value.get("most"),
                 parts=tuple(Part.from_json(part) for part in value["parts"]),
                 krylov=value.get("rounds"),
+                keeps_sketches=value.get("keeps_sketches", False),
             )
             require_numbered(amendment.parts)
             for role, piece in amendment.blocks.items():
@@ -293,6 +299,8 @@ class Amendment(values.Checked):
             if METHODS[amendment.recovery.method].orthogonal != (amendment.krylov is not None):
                 method = amendment.recovery.method
                 raise UsageError(f"method = {method!r} must not have rounds = {amendment.krylov}")
+            if amendment.keeps_sketches and not METHODS[amendment.recovery.method].later_rounds:
+                raise UsageError(f"method = {amendment.recovery.method!r} must not have rounds")
             return amendment
 
         return _read("an amendment", source, value, read)
@@ -323,7 +331,10 @@ class Plan:
     @property
     def method(self) -> Method:
         """The properties of the recovery method in force."""
-        return METHODS[self.recovery.method]
+        method = METHODS[self.recovery.method]
+        if self.keeps_sketches and self.identity.kind == "eigh":
+            return dataclasses.replace(method, chooses_core=True)
+        return method
 
     @property
     def device(self) -> str:
@@ -353,6 +364,11 @@ class Plan:
         return self.amendments[-1].krylov
 
     @property
+    def keeps_sketches(self) -> bool:
+        """Whether results of ``hmt`` are made of the sketches of all rounds."""
+        return self.amendments[-1].keeps_sketches
+
+    @property
     def later_columns(self) -> int:
         """How many columns a round after the first has, at most."""
         right = self.reach("right")
@@ -368,7 +384,7 @@ class Plan:
     def space(self) -> int:
         """How many columns the vectors of a result are made of, at most, on a side."""
         if self.krylov is None:
-            return self.reach("right")
+            return self.reach("right") * self._kept_sketches
         # In svd each side has the blocks of every other round.
         rounds = self.rounds if self.identity.kind == "eigh" else -(-self.rounds // 2)
         return min(rounds * self.later_columns, min(self.identity.shape))
@@ -382,6 +398,13 @@ class Plan:
         """How many test columns such an approximation has, at most; without rounds ``space``."""
         beside = 0 if self.krylov is None else self.reach("right") - self.later_columns
         return self.space + beside
+
+    @property
+    def _kept_sketches(self) -> int:
+        """How many sketches of ``hmt`` a side of a result is made of."""
+        if not self.keeps_sketches:
+            return 1
+        return self.rounds if self.identity.kind == "eigh" else self.rounds // 2
 
     def span(self, role: str) -> Range:
         """Returns the planned columns of a role of the first round."""

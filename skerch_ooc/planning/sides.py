@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning import krylov
 from skerch_ooc.planning.krylov import BasisBlock
@@ -28,14 +29,15 @@ ADJOINT_ROLES = ("left", "test-left")
 """Roles of the first round that apply the adjoint."""
 
 START = "start"
-"""The side of ``krylov`` whose columns are the first block: noise, drawn and not measured."""
+"""The side whose columns are noise, drawn and not measured: the first block of ``krylov``, or the
+first test matrix of ``hmt``."""
 
 GIVEN = "given"
 """Its further columns, if vectors of an earlier result were given to start with."""
 
 BASIS = "basis"
-"""The test matrix of a later round: an orthonormal basis on disk, not noise. In ``krylov`` the
-number of the round that applies it follows."""
+"""The test matrix of a later round: an orthonormal basis on disk, not noise. Where several stand
+side by side, the number of the round that applies it follows."""
 
 OPEN = "open"
 """The products of an open round of ``krylov``, as test vectors; the number of the round follows."""
@@ -61,6 +63,15 @@ class Side:
     def columns(self) -> int:
         """Columns of ``Z``."""
         return max((place.stop for place in self.sketches.values()), default=0)
+
+    @property
+    def measured(self) -> dict[str, Range]:
+        """The columns of ``Z`` of each role that is measured: neither noise nor a basis."""
+        return {
+            role: place
+            for role, place in self.sketches.items()
+            if self.name != START and not role.startswith(BASIS)
+        }
 
     @property
     def noise_columns(self) -> int:
@@ -100,15 +111,17 @@ def first_round(plan: Plan) -> list[Side]:
     return sides
 
 
-def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
-    """Returns the sides of a later round, whose test matrix is a basis.
+def later_round(plan: Plan, role: str, bases: Mapping[int, int]) -> list[Side]:
+    """Returns the sides of a later round of ``hmt``, whose test matrix is a basis.
 
     Args:
         plan: The plan in force.
-        number: The number of the round, from 2.
         role: The role of the round's sketch.
-        columns: Columns of the basis, and so of the sketch.
+        bases: The columns of each basis up to its own, by the number of the round that applies it.
     """
+    number, columns = max(bases.items())
+    if number == plan.rounds and plan.keeps_sketches:
+        return _last_round(plan, role, bases)
     height, width = plan.identity.shape
     test, right = plan.reach("test"), plan.reach("right")
     if plan.identity.kind == "eigh":
@@ -117,6 +130,31 @@ def later_round(plan: Plan, number: int, role: str, columns: int) -> list[Side]:
     if is_adjoint(plan, number):
         return [side_of(CORANGE, width, {role: columns}, {"right": right, "test": test})]
     return [side_of(RANGE, height, {role: columns, "test": test}, {})]
+
+
+def _last_round(plan: Plan, role: str, bases: Mapping[int, int]) -> list[Side]:
+    """Returns the sides of the last round of ``hmt``, if the sketches of all rounds are kept.
+
+    The product of a basis's transform and the sketch before it is the basis. So in place of each
+    earlier sketch stands the basis that was made of it, as columns and as a test matrix.
+    """
+    height, width = plan.identity.shape
+    test = {"test": plan.reach("test")}
+    columns = {role: bases[max(bases)]}
+    right = {"right": plan.reach("right")}
+    if plan.identity.kind == "eigh":
+        kept = {f"{BASIS}{number}": count for number, count in bases.items()}
+        sides = [side_of(RANGE, height, columns | test | kept, right | kept | test)]
+        # The columns of others are orthogonal and of equal length.
+        drawn = plan.identity.noise["right"] not in WHOLE_COLUMNS
+        return sides + [side_of(START, height, {START: right["right"]}, {})] * drawn
+    # Bases of the range are the test matrices of rounds that apply the adjoint.
+    kept = {f"{BASIS}{number}": count for number, count in bases.items() if number % 2 == 0}
+    made = {f"{BASIS}{number}": count for number, count in bases.items() if number % 2}
+    return [
+        side_of(RANGE, height, test | kept, {}),
+        side_of(CORANGE, width, columns | made, right | test),
+    ]
 
 
 def first_krylov_round(plan: Plan) -> list[Side]:
@@ -171,7 +209,8 @@ def planned_sides(plan: Plan, number: int) -> list[Side]:
         return krylov_round(plan, f"round{number}", blocks)
     if number == 1:
         return first_round(plan)
-    return later_round(plan, number, f"round{number}", plan.reach("right"))
+    bases = dict.fromkeys(range(2, number + 1), plan.reach("right"))
+    return later_round(plan, f"round{number}", bases)
 
 
 def is_adjoint(plan: Plan, number: int) -> bool:

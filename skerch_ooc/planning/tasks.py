@@ -85,6 +85,6 @@ def vector_tasks(plan: Plan) -> int:
 def _most_vectors(plan: Plan) -> int:
     """Returns how many vectors a result or a basis of the run has at most."""
     if plan.krylov is None:
-        return plan.reach("right")
+        return min(plan.space, *plan.identity.shape)
     rank = plan.recovery.rank
     return max(plan.later_columns, rank if isinstance(rank, int) else plan.space)

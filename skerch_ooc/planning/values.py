@@ -96,6 +96,13 @@ def text(key: str, value: Any) -> str:
     return value
 
 
+def truth(key: str, value: Any) -> bool:
+    """Checks a truth value."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{key} = {shown(value)}: must be true or false")
+    return value
+
+
 def factory(key: str, value: Any) -> str | None:
     """Checks the name of a function that makes an operator; ``None`` is allowed."""
     if value is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
 from skerch_ooc.store.shards import Rectangle, by_strip, open_shard
-from skerch_ooc.store.tiles import RowTiles
+from skerch_ooc.store.tiles import RowTiles, Tiles
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,12 @@ class SketchReader(RowTiles):
         rectangles: The shards in the folder that may be used.
         side: The side, which states the roles and the columns of each in ``Z``.
         strips: The planned rectangles of the roles, in the order of the parts.
+        kept: The columns of roles that are not measured: bases on disk.
 
     Attributes:
         side: The side.
         roles: The reader of each role's sketch.
+        kept: The columns of roles that are not measured.
         files: The opened shards that are read from.
 
     Raises:
@@ -240,35 +242,38 @@ class SketchReader(RowTiles):
 
     def __init__(
         self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side,
-        strips: Sequence[Rectangle],
+        strips: Sequence[Rectangle], kept: Mapping[str, Tiles] | None = None,
     ) -> None:  # fmt: skip
-        self.side = side
+        self.side, self.kept = side, kept or {}
         identity = run.plan.identity
         self.layout = Layout(
             side.name, (side.rows, side.columns), identity.dtype, (identity.tile[0], side.columns)
         )
-        self.roles = {
+        measured = {
             role: RoleReader(
                 run, folder, rectangles, [s for s in strips if s.role == role], side.rows
             )
             for role in side.sketches
+            if role not in self.kept
         }
+        self.roles: dict[str, Tiles] = {**measured, **self.kept}
+        self._measured = measured
         self.files: dict[Rectangle, SealedFile] = {}
-        for reader in self.roles.values():
+        for reader in measured.values():
             self.files |= reader.files
 
     def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
         """Returns the columns of ``Z`` and the path of each shard of the first part.
 
         Args:
-            roles: Roles to which ``Z`` is restricted; by default all.
+            roles: Roles to which ``Z`` is restricted; by default all that are measured.
         """
-        kept = [role for role in self.side.sketches if roles is None or role in roles]
+        kept = [role for role in self._measured if roles is None or role in roles]
         start = self.side.sketches[kept[0]].start if kept else 0
         return [
             (part.shifted(self.side.sketches[role].start - start), path)
             for role in kept
-            for part, path in self.roles[role].placed
+            for part, path in self._measured[role].placed
         ]
 
     def read_row(self, row: int, out: Array) -> Array:

@@ -371,7 +371,7 @@ class SealedFile:
 
     def states_just(self, expected: Mapping[str, Any]) -> bool:
         """Whether the identity has exactly the expected entries, besides those about its data."""
-        data = ("bulk", "pieces", "block")
+        data = ("bulk", "pieces", "block", "earlier")
         return {k: value for k, value in self.identity.items() if k not in data} == expected
 
     @property

@@ -26,6 +26,7 @@ from skerch_ooc.planning.krylov import BasisBlock, first_block
 from skerch_ooc.planning.plan import Cut, Plan
 from skerch_ooc.planning.sides import (
     ADJOINT,
+    BASIS,
     RANGE,
     START,
     Side,
@@ -62,6 +63,9 @@ _DIGITS = 16
 
 BLOCK = "block"
 """What the identity of a block of ``krylov`` says of its making."""
+
+EARLIER = "earlier"
+"""What the identity of a block, or of a basis that is used with others, says of earlier rounds."""
 
 _DIGESTS: dict[tuple[str, str], str] = {}
 """Digests of the sketches that this process has opened, by run and by the listing of shards."""
@@ -116,18 +120,23 @@ class Basis:
 
     @property
     def earlier(self) -> list[str]:
-        """The digests of the sketches of all rounds before that which the block was made after.
+        """The digests of the sketches of all rounds before that which it was made after.
 
         Raises:
             CorruptError: If the file does not say.
         """
         try:
-            found = list(self.file.identity[BLOCK]["earlier"])
+            found = list(self.file.identity.get(BLOCK, self.file.identity)[EARLIER])
         except (LookupError, TypeError) as error:
             raise self._no_block() from error
         if not all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in found):
             raise self._no_block()
         return found
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the sketches of all rounds before that which applies it; see `earlier`."""
+        return (*self.earlier, str(self.file.identity["sketch"]))
 
     def _no_block(self) -> CorruptError:
         return CorruptError(f"{self.file.path} does not say what it was made of{self.file.advice}")
@@ -204,14 +213,17 @@ class Round:
 
     @cached_property
     def bases(self) -> dict[int, Basis]:
-        """The bases of ``krylov`` up to this round, by the numbers of the rounds that apply them.
+        """The bases up to this round that are used together, by the rounds that apply them.
 
         Raises:
             CorruptError: If one is damaged.
             IncompleteError: If one is gone.
         """
-        if self.basis is None or self.basis.block is None:
+        if self.basis is None:
             return {}
+        plan = self.run.plan
+        if plan.krylov is None and not plan.keeps_sketches:
+            return {self.number: self.basis}
         found = {}
         for number, earlier in enumerate(self.basis.earlier, 2):
             path = sketch_folder(self.run, earlier) / names.BASIS.name()
@@ -280,7 +292,8 @@ class Round:
             return self._krylov_sides()
         if self.basis is None:
             return first_round(self.run.plan)
-        return later_round(self.run.plan, self.number, self.role, self.basis.columns)
+        bases = {number: basis.columns for number, basis in self.bases.items()}
+        return later_round(self.run.plan, self.role, bases)
 
     def _krylov_sides(self) -> list[Side]:
         if self.basis is None:
@@ -289,8 +302,8 @@ class Round:
 
     @property
     def measured_sides(self) -> list[Side]:
-        """The sides whose sketches are measured, and not drawn."""
-        return [side for side in self.sides if side.name != START]
+        """The sides that have sketches which are measured, and not drawn or made."""
+        return [side for side in self.sides if side.measured]
 
     @property
     def products(self) -> int:
@@ -318,7 +331,7 @@ class Round:
     def merged_strips(self) -> list[Rectangle]:
         """The strips that are merged, with those that a later round takes from the first."""
         plan = self.run.plan
-        merged = {role for side in self.measured_sides for role in side.sketches}
+        merged = {role for side in self.sides for role in side.measured}
         earlier = merged - self.planned.keys()
         return self.strips + [
             strip_of(plan, part, role, plan.span(role), height_of_role(plan, role))
@@ -440,10 +453,15 @@ class Sketch:
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
         rectangles = wait_for_columns(run, strips)
+        bases = {f"{BASIS}{number}": basis for number, basis in round_.bases.items()}
         self.readers = {
-            side.name: SketchReader(run, run.shards, rectangles, side, strips)
-            for side in round_.measured_sides
-        }
+            side.name: SketchReader(
+                run, run.shards, rectangles, side, strips,
+                {role: bases[role].matrix for role in side.sketches.keys() & bases.keys()},
+            )
+            for side in round_.sides
+            if side.name != START
+        }  # fmt: skip
         self._inner: RoleReader | None = None
         files: dict[Rectangle, SealedFile] = {}
         if "inner" in round_.planned:

@@ -11,6 +11,7 @@ from skerch_ooc.planning.sides import (
     BASIS,
     CORANGE,
     RANGE,
+    START,
     first_round,
     height_of_noise,
     height_of_role,
@@ -23,7 +24,9 @@ from skerch_ooc.planning.spec import RecoverySpec
 HEIGHT, WIDTH = 150, 100
 
 
-def plan_of(kind, method="nystrom", power_iterations=0, **columns):
+def plan_of(
+    kind, method="nystrom", power_iterations=0, *, kept=False, noise="rademacher", **columns
+):
     """A plan with so many columns of each role."""
     identity = Identity(
         kind=kind,
@@ -33,12 +36,13 @@ def plan_of(kind, method="nystrom", power_iterations=0, **columns):
         shape=(WIDTH, WIDTH) if kind == "eigh" else (HEIGHT, WIDTH),
         dtype="float32",
         seed=1,
-        noise={},
+        noise={"right": noise},
     )
     first = {"inner": columns["right"]} if kind == "eigh" else {}
     blocks = {role: Cut(first.get(role, 0), stop, 10) for role, stop in columns.items()}
     recovery = RecoverySpec(method=method, power_iterations=power_iterations)
-    return Plan(identity, (Amendment(identity.run_id, 1, blocks, recovery, "cpu", "."),))
+    amendment = Amendment(identity.run_id, 1, blocks, recovery, "cpu", ".", keeps_sketches=kept)
+    return Plan(identity, (amendment,))
 
 
 def described(found):
@@ -112,22 +116,54 @@ class TestLaterRound:
     def test_of_a_hermitian_operator_has_the_basis_among_its_test_matrices(self, number):
         plan = plan_of("eigh", "hmt", 1, right=20, test=12)
         sketches, noise = {"later": 15, "test": 12}, {BASIS: 15, "right": 20, "test": 12}
-        assert described(later_round(plan, number, "later", 15)) == [
+        assert described(later_round(plan, "later", {number: 15})) == [
             (RANGE, WIDTH, sketches, noise)
         ]  # fmt: skip
 
     @pytest.mark.parametrize("number", [2, 4])
     def test_of_even_number_applies_the_adjoint_of_a_general_operator(self, number):
         plan = plan_of("svd", "hmt", 1, right=20, test=12)
-        assert described(later_round(plan, number, "later", 15)) == [
+        assert described(later_round(plan, "later", {number: 15})) == [
             (CORANGE, WIDTH, {"later": 15}, {"right": 20, "test": 12})
         ]
 
     def test_of_odd_number_applies_a_general_operator_itself(self):
         plan = plan_of("svd", "hmt", 1, right=20, test=12)
-        assert described(later_round(plan, 3, "later", 15)) == [
+        assert described(later_round(plan, "later", {3: 15})) == [
             (RANGE, HEIGHT, {"later": 15, "test": 12}, {})
         ]
+
+    def test_before_the_last_is_the_same_where_all_sketches_are_kept(self):
+        plan = plan_of("eigh", "hmt", 2, right=20, test=12, kept=True)
+        sketches, noise = {"later": 15, "test": 12}, {BASIS: 15, "right": 20, "test": 12}
+        assert described(later_round(plan, "later", {2: 18, 3: 15})) == [
+            (RANGE, WIDTH, sketches, noise)
+        ]
+
+    def test_as_the_last_of_a_hermitian_operator_keeps_all_bases_and_the_noise(self):
+        plan = plan_of("eigh", "hmt", 1, right=20, test=12, kept=True)
+        bases = {"basis2": 18, "basis3": 15}
+        sketches, noise = {"later": 15, "test": 12}, {"right": 20, **bases, "test": 12}
+        assert described(later_round(plan, "later", {2: 18, 3: 15})) == [
+            (RANGE, WIDTH, sketches | bases, noise), (START, WIDTH, {START: 20}, {}),
+        ]  # fmt: skip
+
+    def test_as_the_last_takes_orthogonal_noise_for_what_it_is(self):
+        plan = plan_of("eigh", "hmt", right=20, test=12, kept=True, noise="ssrft")
+        assert [side.name for side in later_round(plan, "later", {2: 15})] == [RANGE]
+
+    def test_as_the_last_of_a_general_operator_has_the_bases_of_both_sides(self):
+        plan = plan_of("svd", "hmt", 1, right=20, test=12, kept=True)
+        bases = {2: 18, 3: 17, 4: 15}
+        assert described(later_round(plan, "later", bases)) == [
+            (RANGE, HEIGHT, {"test": 12, "basis2": 18, "basis4": 15}, {}),
+            (CORANGE, WIDTH, {"later": 15, "basis3": 17}, {"right": 20, "test": 12}),
+        ]
+
+    def test_knows_which_columns_are_measured(self):
+        plan = plan_of("eigh", "hmt", right=20, test=12, kept=True)
+        last, start = later_round(plan, "later", {2: 15})
+        assert (list(last.measured), list(start.measured)) == (["later", "test"], [])
 
     @pytest.mark.parametrize(
         ("kind", "number", "adjoint"),

@@ -255,7 +255,9 @@ class TestSaid:
         values = gather(run, "default").values
         assert "what each may be, with 95 % probability" in linear_spectrum(values).html()
 
-    def test_page_counts_values_that_stand_out_of_what_they_may_be_off_by(self, run):
+    def test_page_counts_values_that_stand_out_of_what_they_may_be_off_by(self, tmp_path):
+        run = run_of(decomposed(tmp_path, Diagonal()))
+        ooc.assess(run)
         assert "1 of them stands out of what they may be off by" in parsed(ooc.report(run)).text
 
 

@@ -60,24 +60,25 @@ def _hermitian_pairs(
 ) -> tuple[list[Placed], Array]:
     """Lists the shards of a round of a Hermitian operator, and how far they disagree in pairs."""
     rows, norms = [], []
-    for role, place in side.sketches.items():
+    for role, place in side.measured.items():
         of_basis = round_.basis is not None and role == round_.role
-        noise = side.noise[_test_matrix(round_) if of_basis else role]
+        noise = side.noise[_test_matrix(round_, side) if of_basis else role]
         rows.append(sums.cross[noise.slice][: len(place)])
         norms.append(_basis_norms(len(place)) if of_basis else np.ones(len(place)))
     # A block leaves out what those before it have found, so its products may be small, and rounded
     # as the whole operator's are.
     least = 0.0 if first is None else math.sqrt(float(np.mean(first.column_squares)))
-    square = np.concatenate(rows)
-    applied = Applied(np.concatenate(norms), _column_norms(sums), least)
+    products = _measured_norms(side, sums)
+    square = np.concatenate(rows)[:, : len(products)]
+    applied = Applied(np.concatenate(norms), products, least)
     placed = round_.sketch.readers[side.name].placed_shards()
     difference = relative_difference(square, square, applied, applied)
     return placed, pair_asymmetry(difference, [place for place, _ in placed])
 
 
-def _test_matrix(round_: Round) -> str:
+def _test_matrix(round_: Round, side: Side) -> str:
     """Returns the name of the test matrix of a later round."""
-    return BASIS if round_.run.plan.krylov is None else f"{BASIS}{round_.number}"
+    return BASIS if BASIS in side.noise else f"{BASIS}{round_.number}"
 
 
 def _adjoint_pairs(
@@ -94,18 +95,19 @@ def _adjoint_pairs(
         first, roles = round_, ["right", "test"]
         noise, cross = sides[RANGE].noise, sums[RANGE].cross
         there = np.concatenate([cross[noise[role].slice] for role in side.sketches])
-        norms, products = np.ones(len(there)), _column_norms(sums[RANGE])
+        norms, products = np.ones(len(there)), _measured_norms(sides[RANGE], sums[RANGE])
     else:
         first, roles = Round(round_.run), ["test"]
         there = round_.basis.file.arrays["test_products"]
         norms, products = _basis_norms(len(there)), np.linalg.norm(there, axis=0)
+    own = _measured_norms(side, total)
     back = [total.cross[side.noise[role].slice] for role in roles if role in side.noise]
     if not back:
         return [], np.zeros((0, 0))
     difference = relative_difference(
         there,
-        np.concatenate(back),
-        Applied(norms, _column_norms(total)),
+        np.concatenate(back)[:, : len(own)],
+        Applied(norms, own),
         Applied(np.ones(len(products)), products),
     )
     rows = round_.sketch.readers[CORANGE].placed_shards()
@@ -123,5 +125,6 @@ def _basis_norms(columns: int) -> Array:
     return np.full(columns, 1 / math.sqrt(max(1, columns)))
 
 
-def _column_norms(sums: Sums) -> Array:
-    return np.sqrt(sums.column_squares)
+def _measured_norms(side: Side, sums: Sums) -> Array:
+    """Returns the norms of the columns of ``Z`` that are measured, which stand first."""
+    return np.sqrt(sums.column_squares)[: sum(map(len, side.measured.values()))]

@@ -21,12 +21,14 @@ shard was measured anew nothing stale can be taken for current.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
@@ -76,14 +78,35 @@ class MergedSide:
 
     def copy(self, role: str) -> Array:
         """Returns the columns of the small copy for a role; none if there is no such role."""
-        place = self.side.sketches.get(role, Range(0, 0))
-        return self.root[:, place.slice]
+        return self.root[:, self._place(role).slice]
+
+    def scaled_copies(self, groups: Sequence[Sequence[str]]) -> list[Array]:
+        """Returns small copies of groups of roles, whose columns may be of any length.
+
+        A root of a Gram matrix is as exact as its longest columns allow, so these are made equal.
+        """
+        columns = np.concatenate([np.arange(self.side.columns)[self._place(role).slice]
+                                  for group in groups for role in group])  # fmt: skip
+        root = self.sums.squares[:, columns]
+        if not self.sums.triangular:
+            gram = root[columns]
+            lengths = np.sqrt(np.diagonal(gram).real)
+            lengths = np.where(lengths > 0, lengths, 1.0)
+            root = gram_root(gram / lengths[:, None] / lengths) * lengths
+        widths = [sum(len(self._place(role)) for role in group) for group in groups]
+        return np.split(root, np.cumsum(widths)[:-1], axis=1)
+
+    def _place(self, role: str) -> Range:
+        return self.side.sketches.get(role, Range(0, 0))
+
+    def crosses(self, noises: Sequence[str], roles: Sequence[str]) -> Array:
+        """Returns the adjoint of test matrices side by side times the sketches of roles."""
+        return np.block([[self.cross(noise, role) for role in roles] for noise in noises])
 
     def cross(self, noise: str, role: str) -> Array:
         """Returns the adjoint of a test matrix times the sketch of a role: ``Omega^H Y``."""
         rows = self.side.noise.get(noise, Range(0, 0))
-        columns = self.side.sketches.get(role, Range(0, 0))
-        return self.sums.cross[rows.slice, columns.slice]
+        return self.sums.cross[rows.slice, self._place(role).slice]
 
 
 @dataclass(frozen=True)
@@ -220,8 +243,7 @@ class Merge:
             return None
         first = self.round.at_number(1)
         (side,) = (side for side in first.sides if side.name == RANGE)
-        digest = [*basis.earlier, str(basis.file.identity["sketch"])][0]
-        return read_total(first.run, digest, side)
+        return read_total(first.run, basis.digests[0], side)
 
 
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
@@ -264,7 +286,7 @@ class _SideMerge:
         self.plan = merge.plan
         self._sketch = merge.sketch
         # What is drawn is not measured: it has no shards to be read from, or to be written again.
-        self._rechunk = merge.rechunk and side.name != START
+        self._rechunk = merge.rechunk and bool(side.measured)
         self._round = merge.round
         self._folder = merge.sketch.folder
         self._reader = merge.reader(side)
@@ -439,7 +461,7 @@ class _SideMerge:
     def _row_shards(self, task: Range) -> list[Rectangle]:
         """Returns the shards that hold the rows of a task: one of each role."""
         rows = Range(self._tiles[task.start].start, self._tiles[task.stop - 1].stop)
-        roles = self.side.sketches.items()
+        roles = self.side.measured.items()
         return [Rectangle(role, 0, Range(0, len(columns)), rows) for role, columns in roles]
 
     def _row_writers(
@@ -455,12 +477,15 @@ class _SideMerge:
 
     def best_reader(self) -> SketchReader | StartReader:
         """Returns a reader of the row shards, if all are there; else of the column shards."""
-        rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.sketches]
+        if isinstance(self._reader, StartReader):
+            return self._reader
+        rows = [shard for shard in list_shards(self._folder) if shard.role in self.side.measured]
         wanted = [shard for task in self.tasks for shard in self._row_shards(task)]
         # A merge that was killed may have left some.
         if set(wanted) != set(rows):
             return self._reader
-        return SketchReader(self._round.run, self._folder, rows, self.side, wanted)
+        kept = self._reader.kept
+        return SketchReader(self._round.run, self._folder, rows, self.side, wanted, kept)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
         return _sums_identity(self.plan, self.side, self._sketch.digest, tiles)

@@ -96,12 +96,12 @@ def prepare_noise(sketch: Sketch, side: Side) -> NoiseReader:
     if round_.basis is not None:
         kept[BASIS] = round_.basis.matrix
     for name in side.noise.keys() - kept.keys() - plan.identity.noise.keys():
-        kept[name] = _kept_of_krylov(round_, side.name, name)
+        kept[name] = _kept(round_, side.name, name)
     return NoiseReader(plan, kept)
 
 
-def _kept_of_krylov(round_: Round, side: str, name: str) -> Tiles:
-    """Returns a block of ``krylov``, or the products of an open round, as a test matrix."""
+def _kept(round_: Round, side: str, name: str) -> Tiles:
+    """Returns a basis, or the products of an open round of ``krylov``, as a test matrix."""
     if name.startswith(BASIS):
         return round_.bases[int(name.removeprefix(BASIS))].matrix
     return products_of(round_.at_number(int(name.removeprefix(OPEN))), side)

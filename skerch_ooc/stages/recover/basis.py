@@ -43,7 +43,7 @@ from skerch_ooc.stages.recover.vectors import Recipe, TileFigures, Vectors, devi
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import sealed_writer
-from skerch_ooc.store.sketch import BLOCK, Sketch, basis_identity
+from skerch_ooc.store.sketch import BLOCK, EARLIER, Sketch, basis_identity
 from skerch_ooc.store.tiles import Tiles
 
 
@@ -144,7 +144,10 @@ class BasisWriting:
     @property
     def _made_of(self) -> dict[str, Any]:
         """What the files say the basis was made of, besides the sketch."""
-        return {}
+        if not self._plan.keeps_sketches:
+            return {}
+        before = self._round.basis
+        return {EARLIER: list(before.digests) if before else []}
 
     def write(self, path: Path) -> None:
         """Writes the basis and publishes it."""

@@ -122,9 +122,7 @@ class Search:
     @classmethod
     def of(cls, round_: Round, digest: str) -> Search:
         """Looks at the rounds up to one whose sketch has a digest."""
-        earlier: tuple[str, ...] = ()
-        if round_.basis is not None:
-            earlier = (*round_.basis.earlier, str(round_.basis.file.identity["sketch"]))
+        earlier = round_.basis.digests if round_.basis else ()
         return cls(round_, (*earlier, digest))
 
     @property

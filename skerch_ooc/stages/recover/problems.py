@@ -5,24 +5,34 @@ This module alone says what a method needs of a sketch, and which sketches serve
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import svd
-from skerch_ooc.algebra.methods.metric import Extraction
+from skerch_ooc.algebra.linalg import block_diagonal, svd, triangular_inverse
+from skerch_ooc.algebra.methods.metric import (
+    AppliedColumns,
+    AppliedSides,
+    Extraction,
+    extraction,
+    projection,
+)
 from skerch_ooc.algebra.methods.problem import Core, Problem
 from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.planning.methods import METHODS, names_of
 from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE
+from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, START
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merged
-from skerch_ooc.store.sketch import Basis
-from skerch_ooc.store.tiles import Tiles
+from skerch_ooc.stages.merge.testmatrices import StartReader
+from skerch_ooc.stages.recover.krylov import squares_of
+from skerch_ooc.store.readers import SketchReader
+from skerch_ooc.store.sketch import Basis, Round
+from skerch_ooc.store.tiles import Beside, Tiles
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class Posed:
     """A problem, with the columns on disk that the transforms of its solution apply to.
 
     Attributes:
-        problem: The problem that the method solves.
+        problem: The problem that the method solves; or, with an extraction, the small matrices of
+            the columns on disk, of which the extraction's sketch is made.
         left: The columns that ``U`` is made of.
         right: The columns that ``V`` is made of; ``None`` for a Hermitian operator.
         test: The test sketch; ``None`` without one.
@@ -107,6 +118,8 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
     """
     if before is not None:
         return _after_rounds(plan, settings, merged, before)
+    if merged.sketch.round.basis is not None:
+        return _of_all_rounds(plan, settings, merged)
     # A Hermitian operator's right sketch is its left sketch too, and Psi is Omega.
     hermitian = plan.identity.kind == "eigh"
     here, there = merged.sides[RANGE], merged.sides[RANGE if hermitian else CORANGE]
@@ -188,6 +201,118 @@ def _after_rounds(plan: Plan, settings: RecoverySpec, last: Merged, before: Merg
         **common,
     )
     return Posed(problem, basis.matrix, corange.reader.roles[role], test)
+
+
+def tall_roles(last: Round, side: str) -> list[str]:
+    """Returns what results of ``hmt`` are made of on a side, where all sketches are kept.
+
+    The bases on a side, and behind them the sketch of the last round, if it lies there.
+    """
+    general, corange = last.run.plan.identity.kind == "svd", side == CORANGE
+    if corange and not general:
+        return []
+    # With kind = "svd" the rounds of even numbers apply the adjoint, to bases of the range.
+    bases = [f"{BASIS}{n}" for n in last.bases if not general or n % 2 == corange]
+    return bases if general and not corange else [*bases, last.role]
+
+
+def tall_columns(
+    last: Round, readers: Mapping[str, SketchReader | StartReader]
+) -> tuple[Tiles, Tiles | None, Tiles | None]:
+    """Returns what left and right vectors are made of then, and the test sketch.
+
+    Args:
+        last: The last round.
+        readers: The reader of each of its sides.
+    """
+    found = (
+        [readers[side].roles[role] for role in tall_roles(last, side)] for side in (RANGE, CORANGE)
+    )
+    left, right = (Beside("sketches", parts) if parts else None for parts in found)
+    assert left is not None
+    return left, right, readers[RANGE].roles.get("test")
+
+
+def _of_all_rounds(plan: Plan, settings: RecoverySpec, last: Merged) -> Posed:
+    """Poses the problem of ``hmt`` from the sketches of all its rounds.
+
+    They have the columns ``Q_1, .., Q_q, A Q_q``, as ``A Omega = Q_1 R_1`` and
+    ``A Q_j = Q_j+1 R_j+1``: each basis is known with what made it of the sketch before.
+    """
+    pose_extraction = _nystrom_of_rounds if plan.identity.kind == "eigh" else _projection_of_rounds
+    found = pose_extraction(last, plan.identity.epsilon, _integer(settings.rank))
+    readers = {name: side.reader for name, side in last.sides.items()}
+    return Posed(found.problem, *tall_columns(last.sketch.round, readers), found)
+
+
+def _nystrom_of_rounds(last: Merged, epsilon: float, rank: int | None) -> Extraction:
+    """Poses the Nystrom approximation from the test columns ``Omega, Q_1, .., Q_q``."""
+    round_, side = last.sketch.round, last.sides[RANGE]
+    *bases, sketch = tall_roles(round_, RANGE)
+    cross = side.crosses(["right", *bases], [*bases, sketch])
+    own, first = len(side.side.sketches[sketch]), len(side.side.noise["right"])
+    metric = np.empty((len(cross),) * 2, cross.dtype)
+    metric[:first, :first] = _noise_squares(last, first)
+    metric[:, first:] = cross[:, : cross.shape[1] - own]
+    metric[first:, :first] = metric[:first, first:].conj().T
+    coordinates = _coordinates(round_, list(round_.bases), own)
+    tests = side.crosses(["test"], [*bases, sketch]) @ coordinates
+    columns = AppliedColumns(metric, cross @ coordinates, coordinates, tests)
+    copy, t = side.scaled_copies([[*bases, sketch], ["test"]])
+    return extraction(columns, copy, t, epsilon, rank=rank)
+
+
+def _noise_squares(last: Merged, columns: int) -> Array:
+    """Returns ``Omega^H Omega``, measured unless its columns are orthogonal by construction."""
+    if START in last.sides:
+        return squares_of(last.sides[START].sums)
+    return last.sketch.round.run.plan.identity.shape[1] * np.eye(columns)
+
+
+def _projection_of_rounds(last: Merged, epsilon: float, rank: int | None) -> Extraction:
+    """Poses ``P A`` with the projection ``P`` on the bases of all rounds on the range."""
+    round_, there = last.sketch.round, last.sides[CORANGE]
+    made = tall_roles(round_, CORANGE)
+    y, t = last.sides[RANGE].scaled_copies([tall_roles(round_, RANGE), ["test"]])
+    (w,) = there.scaled_copies([made])
+    own = len(there.side.sketches[made[-1]])
+    products = _coordinates(round_, [n for n in round_.bases if n % 2], own)
+    metric, size = y.conj().T @ y, y.shape[1]
+    sides = AppliedSides(
+        left=np.eye(size, dtype=y.dtype),
+        right=np.zeros((w.shape[1], 0), y.dtype),
+        left_metric=metric,
+        right_metric=metric[:0, :0],
+        adjoint_products=products,
+        products=metric[:, :0],
+        middle=metric[:, :0],
+        tests=there.crosses(["test"], made) @ products,
+        start=there.crosses(["right"], made)[:1] @ products,
+    )
+    return projection(sides, (y, w), t, epsilon, rank=rank)
+
+
+def _coordinates(round_: Round, numbers: Sequence[int], own: int) -> Array:
+    """Returns what bases and a last sketch of ``own`` columns are multiplied with.
+
+    Each basis makes the sketch that it was made of, and the last sketch itself.
+    """
+    factors = [_factor_of(round_.bases[number]) for number in numbers]
+    factors.append(np.eye(own))
+    return block_diagonal(factors)
+
+
+def _factor_of(basis: Basis) -> Array:
+    """Returns ``R`` with ``Y = Q R``, for the basis ``Q = Y transform correction``."""
+    transform = basis.file.arrays["transform"]
+    if len(transform) == transform.shape[1] and not np.tril(transform, -1).any():
+        factor = triangular_inverse(transform)
+    else:
+        # Singular vectors over singular values.
+        factor = (transform / np.sum(np.abs(transform) ** 2, axis=0)).conj().T
+    if "correction" in basis.file.arrays:
+        factor = np.linalg.solve(basis.file.arrays["correction"], factor)
+    return np.asarray(factor)
 
 
 def basis_products(basis: Basis, products: Array) -> Array:

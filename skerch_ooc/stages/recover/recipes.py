@@ -30,7 +30,7 @@ from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.stages.merge.testmatrices import Drawn, products_of
 from skerch_ooc.stages.recover.krylov import has_ended, sources_of
-from skerch_ooc.stages.recover.problems import serves
+from skerch_ooc.stages.recover.problems import serves, tall_columns
 from skerch_ooc.stages.recover.vectors import Recipe, Vectors
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, stated_by
@@ -245,6 +245,8 @@ def rounds_for(
 ) -> tuple[Round, Round | None]:
     """Returns the round whose sketch a method uses, and for ``hmt`` also the round before it.
 
+    Where all sketches are kept, the sums of the last round are of all of them.
+
     Args:
         run: The run.
         settings: The settings of the result.
@@ -270,7 +272,7 @@ def rounds_for(
             f"round {len(rounds) + 1} of {run.plan.rounds} has no basis yet; make it with: "
             f"skerch-ooc merge {quoted(run.directory)}"
         )
-    return last, rounds[-2] if len(rounds) > 1 else None
+    return last, None if run.plan.keeps_sketches or len(rounds) == 1 else rounds[-2]
 
 
 def columns_of_result(run: Run, settings: RecoverySpec, rounds_then: int | None = None) -> Columns:
@@ -291,6 +293,8 @@ def columns_of_result(run: Run, settings: RecoverySpec, rounds_then: int | None 
         return _columns_of_pairs(last)
     if run.plan.takes_whole(settings.method):
         return _columns_of_whole(last)
+    if last.basis and before is None:
+        return Columns(last.sketch.digest, *tall_columns(last, Merge(last).readers()))
     readers = Merge(last).readers()
     left = last.basis.matrix if last.basis else readers[RANGE].roles["right"]
     right = back = None
