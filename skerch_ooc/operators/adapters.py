@@ -51,6 +51,9 @@ class Product:
             # The processor applies it whatever the device is; a misspelt name is still refused.
             _require_device_name(device)
 
+    notes: Mapping[str, Any] = {}
+    """What a fingerprint says of how it was taken."""
+
     together = False
     """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
 
@@ -137,10 +140,20 @@ class Product:
             "are to be measured; restore it, or plan a new run"
         )
 
+    held_bytes = 0
+    """Memory that it comes to hold when it is applied, beside blocks of columns."""
+
+    is_turned = False
+    """Whether rows at hand are columns of it, so that both sides change their roles."""
+
     @property
     def sampled(self) -> Product:
         """What is compared with the fingerprint in place of the operator: here itself."""
         return self
+
+    def sampled_as(self, fingerprint: Mapping[str, Any]) -> Product:  # noqa: ARG002 (see above)
+        """The same, taken as that of a fingerprint was."""
+        return self.sampled
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:  # noqa: ARG002
         """Applies the operator, or its adjoint.

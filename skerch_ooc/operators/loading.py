@@ -75,7 +75,9 @@ def factory_sha256(factory: str, folder: Path) -> str | None:
         ) from error
 
 
-def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> Any:
+def build(
+    factory: str, args: Mapping[str, Any], device: str, folder: Path, memory: int | None = None
+) -> Any:
     """Imports a factory and calls it.
 
     Args:
@@ -84,6 +86,7 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         device: Handed over as ``device`` if the factory has a parameter of that name.
         folder: What a file is relative to; also first on the import path, and handed over as
             ``folder`` if the factory has a parameter of that name.
+        memory: Peak resident memory of the process, in bytes, handed over as ``memory`` likewise.
 
     Returns:
         The operator.
@@ -111,7 +114,9 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
     keywords = dict(args)
     with contextlib.suppress(TypeError, ValueError):
         parameters = inspect.signature(function).parameters
-        given = {"device": device, "folder": str(folder)}
+        given: dict[str, Any] = {"device": device, "folder": str(folder)}
+        if memory is not None:
+            given["memory"] = memory
         keywords = {key: given[key] for key in given if key in parameters} | keywords
     try:
         return function(**keywords)
@@ -129,7 +134,9 @@ def build(factory: str, args: Mapping[str, Any], device: str, folder: Path) -> A
         ) from error
 
 
-def operator_of(spec: OperatorSpec, at_hand: Any, device: str, folder: Path) -> Any:
+def operator_of(
+    spec: OperatorSpec, at_hand: Any, device: str, folder: Path, memory: int | None = None
+) -> Any:
     """The operator that is at hand, or else the one that the factory of a spec makes.
 
     Raises:
@@ -138,7 +145,7 @@ def operator_of(spec: OperatorSpec, at_hand: Any, device: str, folder: Path) -> 
     if at_hand is not None:
         return at_hand
     assert spec.factory is not None
-    return build(spec.factory, spec.args, device, folder)
+    return build(spec.factory, spec.args, device, folder, memory)
 
 
 def _import_file(path: Path) -> ModuleType:

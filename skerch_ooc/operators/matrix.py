@@ -3,14 +3,14 @@
 While a slab is in memory all sketches are taken of it, of both sides: one reading of the matrix
 makes them all. While one is at work the next is read.
 
-Slabs and terms are cut by the shape of the matrix alone, so that sums over them do not depend on
-memory, nor on the parts in which the matrix is measured.
+Slabs and terms are cut by the shape of the matrix alone (of a sparse one by its entries), so that
+sums over them do not depend on memory, nor on the parts in which the matrix is measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +23,17 @@ from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product, applied
-from skerch_ooc.operators.matrix_files import Source, open_source
+from skerch_ooc.operators.matrices.formats import open_source
+from skerch_ooc.operators.matrices.options import Options
+from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
+from skerch_ooc.operators.matrices.preparing import Steps
+from skerch_ooc.operators.matrices.slabs import Moments, Slab
+from skerch_ooc.operators.matrices.sources import MEMORY, Rows, Source, SparseSource, Wanted
+from skerch_ooc.operators.matrices.weights import weights_of
 from skerch_ooc.operators.rows import Backward, Forward, Request
-from skerch_ooc.operators.slab_sketches import (
-    ColumnMeans,
-    ForwardSketch,
-    Slabs,
-    SummedSketch,
-    require_entries,
-    require_finite,
-)
+from skerch_ooc.operators.slab_checks import require_entries, require_finite
+from skerch_ooc.operators.slab_sketches import ColumnMeans, ForwardSketch, Slabs, SummedSketch
+from skerch_ooc.operators.turned import TurnedProduct
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.plan import TILE_ROWS
 from skerch_ooc.planning.spec import DTYPES
@@ -40,11 +41,16 @@ from skerch_ooc.planning.spec import DTYPES
 TERM_BYTES = 1 << 29
 """The rows that are measured together have at least this size, or are all there are."""
 
-COLUMN_MEAN = "column-mean"
 _SAMPLED_ROWS = 64
+_FEW_BLOCKS = 16 * _SAMPLED_ROWS
+"""With fewer blocks that are read as one, rows that are spread over them would read much of all."""
 _BUFFERS = 2
 _WAITING = 0.3
 """Share of its time that a reading must have waited for the next to be begun early."""
+_CANCELLED = 1e-2
+"""Where less is left of a sketch without means, it is made again with means that are known."""
+_SPARSE_ENTRY = 4
+"""Bytes of the column of an entry, besides its value."""
 
 
 class StoredMatrix:
@@ -52,40 +58,101 @@ class StoredMatrix:
 
     Args:
         source: Where the rows come from.
-        subtract: ``"column-mean"`` to subtract from each column its mean, as principal component
-            analysis does.
+        subtract: As in :class:`~skerch_ooc.operators.matrices.options.Options`.
         device: The torch device on which slabs are multiplied.
+        options: What else is made of the entries.
+        weights: What rows and columns are multiplied by at last; ``None`` for nothing.
 
     Attributes:
-        shape: ``(height, width)``.
+        shape: ``(height, width)`` of what is meant.
+        rows_shape: The same of the rows as they lie in the file.
+        is_turned: Whether the columns of these are the rows that are meant.
         dtype: A floating-point dtype that holds what is stored, as a name.
-        known_means: The mean of each column, once it is known.
+        steps: What is made of the rows.
+        known_means: The mean of each column of the file, once it is known.
 
     Raises:
-        OperatorError: If ``subtract`` is something else.
+        OperatorError: If an option is not allowed.
     """
 
-    def __init__(self, source: Source, subtract: str | None = None, device: str = "cpu") -> None:
-        if subtract not in (None, COLUMN_MEAN):
-            raise OperatorError(f'subtract = {subtract!r}: must be "{COLUMN_MEAN}", or left out')
-        self._source, self._subtract, self.device = source, subtract, device
+    def __init__(
+        self, source: Rows, subtract: str | None = None, device: str = "cpu", *,
+        options: Options | None = None, weights: tuple[Array | None, Array | None] = (None, None),
+    ) -> None:  # fmt: skip
+        options = options or Options.of({"subtract": subtract})
+        self._source = source
+        self.device = device
         self.known_means: torch.Tensor | None = None
-        self.shape = source.shape
+        self.is_turned = source.is_transposed != options.transpose
+        self.steps = Steps.of(options, *weights, turned=self.is_turned)
+        self.rows_shape: tuple[int, int] = source.shape
+        self.shape = source.shape[::-1] if self.is_turned else source.shape
         self.dtype = _floating(source.dtype)
-        row = source.shape[1] * np.dtype(self.dtype).itemsize
         # Powers of two, so that terms are whole slabs, and whole tiles of the sketches.
+        row = self._row_bytes
         self.term_rows = TILE_ROWS * _power_of_two(-(-TERM_BYTES // (row * TILE_ROWS)))
         self.terms = -(-source.shape[0] // self.term_rows)
-        self._slab_rows = min(self.term_rows, _power_of_two(max(1, SLAB_BYTES // row), down=True))
+        fitting = _power_of_two(max(1, SLAB_BYTES // row), down=True)
+        self._slab_rows: int = min(self.term_rows, fitting)
+        if isinstance(source, SparseSource):
+            self._slab_rows = _even_slabs(source, self._slab_rows, row)
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of a row, on average."""
+        size = np.dtype(self.dtype).itemsize
+        if isinstance(self._source, SparseSource):
+            stored: int = self._source.entries * (size + _SPARSE_ENTRY)
+            return max(1, stored // int(self._source.shape[0]))
+        return int(self._source.shape[1]) * size
 
     @property
     def slab_bytes(self) -> int:
         """Bytes of a slab."""
-        return min(self._slab_rows, self.shape[0]) * self.shape[1] * np.dtype(self.dtype).itemsize
+        return min(self._slab_rows, self.rows_shape[0]) * self._row_bytes
 
-    def as_product(self, dtype: str, device: str) -> RowsProduct:
-        """What applies the matrix, and sketches it in one reading."""
-        return RowsProduct(self, dtype, device)
+    @property
+    def held_bytes(self) -> int:
+        """Memory that reading and preparing takes beside two slabs, once it is at work."""
+        size, held = np.dtype(self.dtype).itemsize, self._source.held_bytes
+        if isinstance(self._source, SparseSource):
+            # The entries are read, checked, transposed for products of the adjoint.
+            return held + 3 * self.slab_bytes
+        prepared = 0 if self.steps.is_plain else 2
+        decoded = 0 if self._source.decoding is None else 2
+        wide = (prepared + decoded) * self.slab_bytes * 8 // min(size, 8)
+        return held + wide
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences for people about what is read, and how often."""
+        said = list(self._source.remarks)
+        times = 1 + self.steps.need_moments
+        if times > 1:
+            said.append(
+                "the file is read once more than the sketches need it: first for means and "
+                "deviations"
+            )
+        once = self._source.readings(self._slab_rows)
+        if once > 1:
+            said.append(f"each reading takes its bytes {once:.1f} times")
+        if self.is_turned:
+            said.append("its columns are the rows that are meant, so that parts of it are sums")
+        return tuple(said)
+
+    def as_product(self, dtype: str, device: str) -> RowsProduct | TurnedProduct:
+        """What applies the matrix, and sketches it in one reading.
+
+        Raises:
+            OperatorError: If the matrix is complex and the dtype is real.
+        """
+        if np.dtype(dtype).kind != "c" and np.dtype(self.dtype).kind == "c":
+            raise OperatorError(
+                f"{self._source.name} holds complex numbers, and dtype = {dtype!r} would drop "
+                f'their imaginary parts; give dtype = "{self.dtype}", or leave it out'
+            )
+        rows = RowsProduct(self, dtype, device)
+        return TurnedProduct(rows) if self.is_turned else rows
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         """``A X``, ``(h, b)``."""
@@ -95,98 +162,158 @@ class StoredMatrix:
         """``A^H X``, ``(w, b)``."""
         return applied(self, x, adjoint=True)  # type: ignore[no-any-return]
 
-    def read(
-        self, rows: Range, dtype: torch.dtype, shift: torch.Tensor | None = None
-    ) -> Iterator[tuple[Range, torch.Tensor]]:
-        """The slabs of some rows, each read while the one before it is at work.
+    def stored_slabs(self, rows: Range) -> Iterator[tuple[Range, Any]]:
+        """The slabs of some rows as they are stored, each read while that before is at work.
 
         Args:
             rows: Which; from the first row of a term.
-            dtype: Of the slabs.
-            shift: What is subtracted from each row.
 
         Returns:
-            Rows and the entries in them, which are overwritten when the next is asked for.
+            Rows, and what is in them: arrays that are overwritten when the next is asked for, or
+            sparse rows.
         """
-        slabs = cut(rows, self._slab_rows)
-        shift = None if shift is None else shift.to(dtype)
-        buffers = self._buffers
+        slabs, source = cut(rows, self._slab_rows), self._source
 
-        def read(number: int) -> tuple[torch.Tensor, bool]:
+        def read(number: int) -> tuple[Any, bool]:
             begin, working = time.perf_counter(), time.thread_time()
-            out = buffers[number % _BUFFERS][: len(slabs[number])]
-            tensor = self._as_tensor(self._source.read(slabs[number], out), dtype)
+            found: Any
+            if isinstance(source, Source):
+                out = self._buffers[number % _BUFFERS][: len(slabs[number])]
+                found = source.read(slabs[number], out)
+            else:
+                assert isinstance(source, SparseSource)
+                found = source.read(slabs[number])
             wall, working = time.perf_counter() - begin, time.thread_time() - working
-            return tensor, wall - working > _WAITING * wall
+            return found, wall - working > _WAITING * wall
 
         # Reading from the page cache takes a core, which arithmetic needs too. So the next slab is
         # read meanwhile only where the disk is waited for.
         waits = False
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            following: Future[tuple[torch.Tensor, bool]] | None = None
+            following: Future[tuple[Any, bool]] | None = None
             for number, inside in enumerate(slabs):
-                slab, waited = following.result() if following else read(number)
+                found, waited = following.result() if following else read(number)
                 waits |= waited
                 following = None
                 if waits and number + 1 < len(slabs):
                     following = reader.submit(read, number + 1)
-                if shift is not None:
-                    require_entries(inside, slab)
-                    slab -= shift
-                yield inside, slab
+                yield inside, found
 
-    def _as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
+    def read(
+        self, rows: Range, dtype: torch.dtype, shift: torch.Tensor | None = None
+    ) -> Iterator[tuple[Range, torch.Tensor]]:
+        """The slabs of some rows of a dense matrix.
+
+        Args:
+            rows: Which; from the first row of a term.
+            dtype: Of the slabs.
+            shift: What is subtracted from each row, in the precision of the file.
+
+        Returns:
+            Rows and the entries in them, which are overwritten when the next is asked for.
+        """
+        centred = Preparation(self, dtype, shift=shift)
+        for inside, stored in self.stored_slabs(rows):
+            if shift is None:
+                yield inside, self.as_tensor(stored, dtype)
+            else:
+                yield inside, centred.shifted(inside, stored)
+
+    def as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
+        """Stored entries in another dtype, on the device of the slabs."""
         if not stored.dtype.isnative:
             stored = stored.astype(stored.dtype.newbyteorder("="))
-        if stored.dtype.kind in "ub" or str(stored.dtype) == "float128":
+        if stored.dtype.kind in "ub" or str(stored.dtype) in ("float128", "complex256"):
             stored = converted(stored, self.dtype)
         return torch.from_numpy(stored).to(self.device, dtype)
+
+    def meaning(self, row: int, column: int) -> str:
+        """Why an entry counts as missing; empty where it is stored as NaN."""
+        return self._source.meaning(row, column)
 
     @cached_property
     def _buffers(self) -> list[Array]:
         """Where slabs are read to, one after the other: fresh memory is slow memory."""
-        shape = (min(self._slab_rows, self.shape[0]), self.shape[1])
+        shape = (min(self._slab_rows, self.rows_shape[0]), self.rows_shape[1])
         return [empty_aligned(shape, self._source.dtype) for _ in range(_BUFFERS)]
 
     @property
     def is_centred(self) -> bool:
-        """Whether column means are subtracted."""
-        return self._subtract is not None
+        """Whether the means of columns of the file are subtracted."""
+        return self.steps.columns.centre
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Number, mean and spread of the entries of each column of the file; read for it."""
+        return moments_of(self)
 
     def means(self) -> torch.Tensor:
         """The mean of each column, ``(w,)``, in double precision; read for it if not known yet."""
         if self.known_means is None:
-            total = torch.zeros(self.shape[1], dtype=self._wide, device=self.device)
-            for _, slab in self.read(Range(0, self.shape[0]), self._wide):
-                total += slab.sum(dim=0)
-            self.known_means = total / self.shape[0]
+            self.known_means = torch.from_numpy(self.moments.mean).to(self.device, self.wide)
         return self.known_means
 
     def roughly(self) -> torch.Tensor:
-        """The mean of each column over a few rows, ``(w,)``."""
-        rows = self.sample(Range(0, self.shape[0]), self.dtype)
-        return torch.from_numpy(rows).to(self.device, self._wide).mean(dim=0)
+        """The mean of each column over a few rows, ``(w,)``; zeros for a sparse matrix."""
+        if isinstance(self._source, SparseSource):
+            return torch.zeros(self.rows_shape[1], dtype=self.wide, device=self.device)
+        rows = self.sample(Range(0, self.rows_shape[0]), self.dtype)
+        return torch.from_numpy(rows).to(self.device, self.wide).mean(dim=0)
 
     @property
-    def _wide(self) -> torch.dtype:
+    def wide(self) -> torch.dtype:
         """float64, or complex128."""
         return torch.promote_types(getattr(torch, self.dtype), torch.float64)
 
-    def sample(self, rows: Range, dtype: str) -> Array:
-        """A few rows, spread over a range, without means subtracted.
+    def sample(self, rows: Range, dtype: str, *, spread: bool | None = None) -> Any:
+        """A few rows, as they are stored; zeros where entries may be missing.
+
+        Args:
+            rows: The range that they are taken of.
+            dtype: Of what is returned.
+            spread: Whether they are spread over the range; by default where that reads little more
+                than these rows.
 
         Raises:
             OperatorError: If one of them holds NaN or infinity.
         """
-        step = max(1, len(rows) // _SAMPLED_ROWS)
+        if spread is None:
+            spread = self.spreads_sample
+        step = max(1, len(rows) // _SAMPLED_ROWS) if spread else 1
         chosen = range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
-        kind = getattr(torch, dtype)
-        found = []
+        if isinstance(self._source, SparseSource):
+            return self._sparse_sample(chosen, dtype)
+        kind, found = getattr(torch, dtype), []
+        assert isinstance(self._source, Source)
         for row in chosen:
-            entries = self._as_tensor(self._source.read(Range(row, row + 1)), kind)
-            require_entries(Range(row, row + 1), entries)
+            entries = self.as_tensor(self._source.read(Range(row, row + 1)), kind)
+            if self.steps.may_miss:
+                entries[torch.isnan(entries)] = 0
+            if not bool(torch.isfinite(entries).all()):
+                self._refuse_first(rows)
             found.append(entries.cpu())
         return np.asarray(torch.cat(found).numpy())
+
+    def _refuse_first(self, rows: Range) -> None:
+        """Reads on until an entry is not finite, which is refused with all those in its slab."""
+        for inside, stored in self.stored_slabs(rows):
+            slab = self.as_tensor(stored, self.wide)
+            if self.steps.may_miss:
+                slab[torch.isnan(slab)] = 0
+            require_entries(inside, slab, self.meaning)
+
+    def _sparse_sample(self, chosen: range, dtype: str) -> Any:
+        import scipy.sparse
+
+        assert isinstance(self._source, SparseSource)
+        found = [self._source.read(Range(row, row + 1)) for row in chosen]
+        return scipy.sparse.vstack(found, "csr").astype(dtype)
+
+    @property
+    def spreads_sample(self) -> bool:
+        """Whether rows are sampled all over the matrix, and not from its first ones."""
+        together = self._source.rows_together
+        return together == 1 or self.rows_shape[0] >= _FEW_BLOCKS * together
 
 
 class RowsProduct(Slabs, Product):
@@ -208,18 +335,23 @@ class RowsProduct(Slabs, Product):
         self._operator = matrix
         self._chosen = Range(0, matrix.terms) if chosen is None else chosen
         self._rows = self.rows(self._chosen)
-        self.shape = (len(self._rows), matrix.shape[1])
+        self.shape = (len(self._rows), matrix.rows_shape[1])
         self.dtype, self.device = dtype, device
 
     @property
     def terms(self) -> int:
         """How many terms the whole matrix has."""
-        return self._operator.terms
+        return int(self._operator.terms)
 
     @property
     def slab_bytes(self) -> int:
-        """Memory that reading takes."""
+        """Memory that two slabs take."""
         return _BUFFERS * self._operator.slab_bytes
+
+    @property
+    def held_bytes(self) -> int:  # type: ignore[override]
+        """Memory that reading takes beside two slabs."""
+        return self._operator.held_bytes
 
     @property
     def slab_device(self) -> str:
@@ -228,7 +360,7 @@ class RowsProduct(Slabs, Product):
 
     def rows(self, terms: Range) -> Range:
         """See :meth:`skerch_ooc.operators.adapters.Product.rows`."""
-        unit, height = self._operator.term_rows, self._operator.shape[0]
+        unit, height = self._operator.term_rows, self._operator.rows_shape[0]
         return Range(terms.start * unit, min(terms.stop * unit, height))
 
     def part(self, terms: Range) -> RowsProduct:
@@ -242,8 +374,17 @@ class RowsProduct(Slabs, Product):
         Raises:
             OperatorError: If one of them holds NaN or infinity.
         """
-        rows = self._operator.sample(self._rows, self.dtype)
-        return Product(rows, self.dtype, "cpu")
+        return self.sampled_as({})
+
+    def sampled_as(self, fingerprint: Mapping[str, Any]) -> Product:
+        """See :meth:`skerch_ooc.operators.adapters.Product.sampled_as`."""
+        spread = self._operator.spreads_sample
+        if fingerprint:
+            spread = fingerprint.get("rows") != "first"
+        rows = self._operator.sample(self._rows, self.dtype, spread=spread)
+        made = Product(rows, self.dtype, "cpu")
+        made.notes = {} if spread else {"rows": "first"}
+        return made
 
     def __call__(self, columns: Array, *, adjoint: bool = False, wide: bool = False) -> Array:
         """See :class:`Product`: reads the rows once."""
@@ -272,20 +413,16 @@ class RowsProduct(Slabs, Product):
             self, dtype, [r.columns for r in requests if isinstance(r, Forward)]
         )
         sums = [SummedSketch(self, dtype, r) for r in requests if not isinstance(r, Forward)]
-        means = ColumnMeans(self) if self._finds_means else None
-        shift = None
-        if matrix.is_centred:
-            shift = matrix.roughly() if means else matrix.means()
+        prepared = Preparation.of(matrix, dtype, whole=self._is_whole)
+        means = ColumnMeans() if prepared.finds_means else None
 
         def of_term(number: int) -> list[torch.Tensor]:
-            for inside, slab in matrix.read(self.rows(Range(number, number + 1)), dtype, shift):
-                product = forward.take(inside, slab)
-                for one in sums:
-                    total = one.take(inside, slab)
-                    product = total if product is None else product
-                require_finite(inside, slab, product)
+            for inside, stored in matrix.stored_slabs(self.rows(Range(number, number + 1))):
+                slab, of_rows = prepared.of_slab(inside, stored)
                 if means:
-                    means.take(slab)
+                    means.take(slab, prepared.rows_left(inside))
+                slab = prepared.with_rows(slab, of_rows)
+                self._take(inside, slab, forward, sums, of_rows if means else None)
             return [one.total() for one in sums]
 
         def add(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -296,25 +433,48 @@ class RowsProduct(Slabs, Product):
 
         numbers = range(self._chosen.start, self._chosen.stop)
         totals: list[torch.Tensor] = tree_sum(map(of_term, numbers), add)
-        if means and shift is not None:
+        prepared.require_all()
+        if means:
             rest = means.result()
-            forward.subtract(rest)
-            for one, total in zip(sums, totals, strict=True):
-                one.subtract(total, rest)
-            matrix.known_means = shift + rest
+            left = [forward.subtract(rest, prepared.of_all_rows)]
+            left += [one.subtract(total, rest) for one, total in zip(sums, totals, strict=True)]
+            matrix.known_means = prepared.means_with(rest)
+            if min(left) < _CANCELLED and self.dtype in ("float32", "complex64"):
+                # Rows that were looked at first are unlike the others: digits were lost.
+                return self.sketch(requests, wide=wide)
         found = iter(forward.results())
         added = iter(one.result(total, wide=wide) for one, total in zip(sums, totals, strict=True))
         return [next(found if isinstance(request, Forward) else added) for request in requests]
 
+    def _take(
+        self, inside: Range, slab: Slab, forward: ForwardSketch, sums: list[SummedSketch],
+        of_rows: Array | None,
+    ) -> None:  # fmt: skip
+        product = forward.take(inside, slab)
+        for one in sums:
+            total = one.take(inside, slab, of_rows)
+            product = total if product is None else product
+        require_finite(inside, slab, product, self._operator.meaning)
+
     @property
-    def _finds_means(self) -> bool:
-        """Whether the means are found by the reading that makes the sketches.
+    def _is_whole(self) -> bool:
+        """Whether it is all rows of the file, so that their means can be found by the way.
 
         Rows are then centred by the means of a few of them, so that nothing is lost by cancellation
         where means are large, and what is left of the means is taken off the sketches.
         """
-        matrix = self._operator
-        return matrix.is_centred and matrix.known_means is None and self.shape == matrix.shape
+        return bool(self.shape == self._operator.rows_shape)
+
+
+def _even_slabs(source: SparseSource, rows: int, row_bytes: int) -> int:
+    """Rows of a slab of a sparse matrix: fewer where some rows have many more entries."""
+    per_entry = max(1, row_bytes * source.shape[0] // max(1, source.entries))
+    while rows > 1:
+        ends = np.append(source.starts[:-1:rows], source.starts[-1])
+        if int(np.diff(ends).max()) * per_entry <= 2 * SLAB_BYTES:
+            break
+        rows //= 2
+    return rows
 
 
 def _power_of_two(number: int, *, down: bool = False) -> int:
@@ -325,55 +485,57 @@ def _power_of_two(number: int, *, down: bool = False) -> int:
 
 def stored(
     path: str | list[str], dataset: str | None = None, subtract: str | None = None,
-    device: str = "cpu", folder: str = ".",
+    device: str = "cpu", folder: str = ".", memory: int = MEMORY, **options: Any,
 ) -> StoredMatrix:  # fmt: skip
-    """A matrix in HDF5 or ``.npy`` files: the factory ``"stored"``.
+    """A matrix in files: the factory ``"stored"``.
 
     Args:
         path: A file, a folder of files, which are stacked in the order of their names, or a list
             of either, from top to bottom; relative to the spec.
-        dataset: Name of the dataset in HDF5 files; may be left out if each holds just one matrix.
-        subtract: ``"column-mean"`` for principal component analysis.
+        dataset: Name of the dataset, or of the group of a sparse matrix, in HDF5 files; may be left
+            out if each holds just one matrix.
+        subtract: ``"column-mean"`` for principal component analysis, ``"row-mean"`` or ``"both"``.
         device: The torch device on which slabs are multiplied.
         folder: The spec's folder.
+        memory: Peak resident memory of the process, in bytes.
+        options: See :class:`~skerch_ooc.operators.matrices.options.Options`.
 
     Raises:
-        OperatorError: If a file is missing or holds no matrix of numbers.
+        OperatorError: If a file is missing or holds no matrix of numbers, or an option is not
+            allowed.
     """
+    asked = Options.of({"subtract": subtract} | options)
     names = [path] if isinstance(path, str) else path
-    source = open_source([Path(folder, name) for name in names], dataset)
-    return StoredMatrix(source, subtract, device)
+    wanted = Wanted(dataset, asked.rows, asked.missing_codes, memory)
+    source = open_source([Path(folder, name) for name in names], wanted=wanted)
+    _require_row(source, wanted)
+    weights = weights_of(asked, source, Path(folder))
+    thin = isinstance(source, SparseSource)
+    return StoredMatrix(source, device="cpu" if thin else device, options=asked, weights=weights)
 
 
-def sparse(path: str, folder: str = ".") -> Any:
-    """A sparse matrix that SciPy saved as ``.npz``, held in memory: the factory ``"sparse"``.
+def _require_row(source: Rows, wanted: Wanted) -> None:
+    """Refuses rows of which a few do not fit into the memory."""
+    if isinstance(source, Source):
+        row = source.shape[1] * np.dtype(_floating(source.dtype)).itemsize
+        wanted.require_room(4 * row, f"{source.name} has rows of which four")
+
+
+def sparse(
+    path: str | list[str], folder: str = ".", memory: int = MEMORY, **options: Any
+) -> StoredMatrix:
+    """A sparse matrix: the factory ``"sparse"``, another name of ``"stored"``.
 
     Args:
         path: The file, relative to the spec.
         folder: The spec's folder.
+        memory: Peak resident memory of the process, in bytes.
+        options: As of :func:`stored`.
 
     Raises:
-        OperatorError: If SciPy or the file is missing, or holds something else, or NaN.
+        OperatorError: If SciPy or the file is missing, or holds something else.
     """
-    try:
-        import scipy.sparse
-    except ImportError as error:
-        raise OperatorError("sparse matrices need SciPy; install it: pip install scipy") from error
-    file = Path(folder, path)
-    try:
-        matrix = scipy.sparse.load_npz(file).tocsr()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OperatorError(
-            f"cannot open {file} as a sparse .npz file: {error}; write it with "
-            "scipy.sparse.save_npz"
-        ) from error
-    bad = np.flatnonzero(~np.isfinite(matrix.data))
-    if len(bad):
-        row = int(np.searchsorted(matrix.indptr, bad[0], side="right")) - 1
-        raise OperatorError(
-            f"row {row} of {file} holds {matrix.data[bad[0]]}; replace what is not finite in it"
-        )
-    return matrix.astype(_floating(matrix.dtype))
+    return stored(path, folder=folder, memory=memory, **options)
 
 
 def _floating(dtype: np.dtype[Any]) -> str:

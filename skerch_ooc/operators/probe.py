@@ -319,7 +319,7 @@ def fingerprint_of(product: Product, seed: int, y: Array | None = None) -> dict[
     }
     if product.content:
         found["content"] = dict(product.content)
-    return found
+    return found | dict(product.notes)
 
 
 def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> None:

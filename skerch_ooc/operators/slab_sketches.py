@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from skerch_ooc.algebra.noise import Entries
-from skerch_ooc.algebra.sparse import add_transposed_times
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.slabs import Slab, add_adjoint, column_sums, times
 from skerch_ooc.operators.rows import Backward, Inner
 
 _SLABS_ADDED = 4
@@ -62,21 +61,34 @@ class ForwardSketch:
         if columns:
             self._x = product.tensor(np.concatenate(columns, axis=1), dtype)
 
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor | None:
+    def take(self, rows: Range, slab: Slab) -> torch.Tensor | None:
         """Takes a slab; returns what it made of it."""
         if self._x is None:
             return None
-        product = slab @ self._x
+        product = times(slab, self._x)
         for found, y in zip(self._found, self._split(product), strict=True):
             found[rows.shifted(-self._first).slice] = y
         return product
 
-    def subtract(self, means: torch.Tensor) -> None:
-        """Takes a row off all rows of ``A``: its product off all rows of the sketches."""
-        if self._x is not None:
-            product = means @ self._x.to(means.dtype)
-            for found, y in zip(self._found, self._split(product), strict=True):
-                found -= y.astype(found.dtype)
+    def subtract(self, means: torch.Tensor, of_rows: Array | None = None) -> float:
+        """Takes a row off all rows of ``A``: its product off all rows of the sketches.
+
+        Args:
+            means: The row.
+            of_rows: What it is multiplied by in each row.
+
+        Returns:
+            What is left of the norm, at least, as a share.
+        """
+        if self._x is None:
+            return 1.0
+        product, left = means @ self._x.to(means.dtype), 1.0
+        for found, y in zip(self._found, self._split(product), strict=True):
+            row = y.astype(found.dtype)
+            before = float(np.linalg.norm(found))
+            found -= row if of_rows is None else np.outer(of_rows, row).astype(found.dtype)
+            left = min(left, float(np.linalg.norm(found)) / before if before else 1.0)
+        return left
 
     def _split(self, product: torch.Tensor) -> list[Array]:
         """The products with each block of columns."""
@@ -89,27 +101,22 @@ class ForwardSketch:
 
 
 class ColumnMeans:
-    """The mean of each column.
+    """The mean of each column."""
 
-    Args:
-        product: The rows.
-    """
-
-    def __init__(self, product: Slabs) -> None:
-        self._rows = product.shape[0]
+    def __init__(self) -> None:
+        self._rows = 0
         self._sum: torch.Tensor | None = None
 
-    def take(self, slab: torch.Tensor) -> None:
-        """Takes a slab."""
-        wide = torch.promote_types(slab.dtype, torch.float64)
-        # One product, where a sum in double precision would first copy the slab.
-        total = (torch.ones_like(slab[:, 0]) @ slab).to(wide)
+    def take(self, slab: Slab, rows: int) -> None:
+        """Takes a slab, of which so many rows count; the others are zero."""
+        total = column_sums(slab)
+        self._rows += rows
         self._sum = total if self._sum is None else self._sum + total
 
     def result(self) -> torch.Tensor:
         """The means, ``(w,)``, in double precision."""
         assert self._sum is not None
-        return self._sum / self._rows
+        return self._sum / max(1, self._rows)
 
 
 class SummedSketch:
@@ -139,22 +146,33 @@ class SummedSketch:
         self._wide = torch.promote_types(dtype, torch.float64)
         self._ones = torch.zeros(shape[0], dtype=self._wide, device=product.slab_device)
 
-    def take(self, rows: Range, slab: torch.Tensor) -> torch.Tensor:
-        """Takes a slab; returns the sum so far."""
-        right = slab if self._x is None else slab @ self._x
+    def take(self, rows: Range, slab: Slab, of_rows: Array | None = None) -> torch.Tensor:
+        """Takes a slab; returns the sum so far.
+
+        Args:
+            rows: Its rows.
+            slab: The slab.
+            of_rows: What means are multiplied by in each row, when they are taken off.
+        """
+        right = slab if self._x is None else times(slab, self._x)
         vectors = self._vectors(rows)
         if isinstance(vectors, Entries):
-            add_transposed_times(vectors, right, self._few)
-            counts = np.bincount(vectors.columns, vectors.values, len(self._few))
+            weights = vectors.values if of_rows is None else vectors.values * of_rows[vectors.rows]
+            counts = np.bincount(vectors.columns, weights, len(self._few))
+            add_adjoint(self._few, vectors, right)
             self._ones += torch.from_numpy(counts).to(self._ones)
         else:
-            left = self._product.tensor(vectors, self._dtype).mH
-            torch.addmm(self._few, left, right, out=self._few)
-            self._ones += left.sum(dim=1).to(self._ones)
+            left = self._product.tensor(vectors, self._dtype)
+            add_adjoint(self._few, left, right)
+            ones = left.mH.sum(dim=1) if of_rows is None else left.mH @ self._as_row(of_rows)
+            self._ones += ones.to(self._ones)
         self._slabs += 1
         if self._slabs % _SLABS_ADDED == 0:
             self._flush()
         return self._few
+
+    def _as_row(self, of_rows: Array) -> torch.Tensor:
+        return self._product.tensor(of_rows, self._dtype)
 
     def _flush(self) -> None:
         if self._sum is None:
@@ -179,10 +197,16 @@ class SummedSketch:
         """Takes a sum whose numbers are no longer needed, to be used again."""
         self._free.append(total)
 
-    def subtract(self, total: torch.Tensor, means: torch.Tensor) -> None:
-        """Takes a row off all rows of ``A``: ``N^H 1`` times it off the sum over all rows."""
+    def subtract(self, total: torch.Tensor, means: torch.Tensor) -> float:
+        """Takes a row off all rows of ``A``: ``N^H 1`` times it off the sum over all rows.
+
+        Returns:
+            What is left of the norm, as a share.
+        """
         row = means if self._x is None else means @ self._x.to(means.dtype)
+        before = float(torch.linalg.norm(total))
         total -= self._ones[:, None] * row[None, :]
+        return float(torch.linalg.norm(total)) / before if before else 1.0
 
     def result(self, total: torch.Tensor, *, wide: bool) -> Array:
         """The sketch of a sum over all terms."""
@@ -190,39 +214,3 @@ class SummedSketch:
         if self._x is None:
             kept = kept.mH.resolve_conj()
         return np.ascontiguousarray(kept.cpu().numpy())
-
-
-def require_finite(rows: Range, slab: torch.Tensor, product: torch.Tensor | None) -> None:
-    """Refuses products that are not finite, and looks for the reason in the slab.
-
-    Raises:
-        OperatorError: Naming the row, or the overflow.
-    """
-    # A sum is finite only if all summands are, and quickly made.
-    if product is None or bool(torch.isfinite(product.sum())):
-        return
-    require_entries(rows, slab)
-    if bool(torch.isfinite(product).all()):
-        return
-    raise OperatorError(
-        f"products of the rows {rows} are too large for {slab.dtype}; use a wider dtype"
-    )
-
-
-def require_entries(rows: Range, slab: torch.Tensor) -> None:
-    """Refuses NaN and infinity.
-
-    Raises:
-        OperatorError: Naming the row.
-    """
-    if bool(torch.isfinite(slab.sum())):
-        return
-    bad = (~torch.isfinite(slab)).any(dim=1).nonzero()
-    if not len(bad):
-        return
-    row = int(bad[0, 0])
-    column = int((~torch.isfinite(slab[row])).nonzero()[0, 0])
-    raise OperatorError(
-        f"row {rows.start + row} of the matrix holds {slab[row, column].item()} in column "
-        f"{column}; replace what is missing before the matrix is decomposed"
-    )

@@ -115,14 +115,15 @@ def planned(
     parts: tuple[Part, ...] = (Part(),)
     if examined is not None:
         wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
-        least = _parts_that_fit(spec, shape, sizes, resources) if together else 1
+        least = _parts_that_fit(spec, examined.product, sizes, resources) if together else 1
         parts = parts_of(examined, wanted, task_seconds, Part(), left=sizes.left, least=least)
     identity = _identity(spec, shape, sha256, left_noise, tested_back=bool(sizes.test_left))
     now = sizes
     if spec.tolerance is not None:
         now = first_look(spec.recovery.method, spec.kind, sizes)
     if together:
-        widths = _widths_for_rows(spec, shape, now, parts, resources)
+        assert examined is not None
+        widths = _widths_for_rows(spec, examined.product, now, parts, resources)
     else:
         findings = examined.findings if examined else None
         widths = dict.fromkeys(ROLES, choose_block(spec, shape, findings, resources))
@@ -198,6 +199,8 @@ def parts_of(
                 "give a skerch_ooc.Sum or Stack of terms, or leave operator.parts out",
                 wanted,
             )
+    elif product.is_turned:
+        most = 1
     elif product.together:
         # What a part adds to the disk, a left sketch of its own, is little beside what it reads.
         fitting = product.shape[0] // max(1, _ROWS_FOR_LEFT * left)
@@ -272,23 +275,28 @@ def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[S
     return replace(sizes, left=wide), noise
 
 
-def _parts_that_fit(spec: Spec, shape: tuple[int, int], sizes: Sizes, resources: Resources) -> int:
+def _parts_that_fit(spec: Spec, product: Product, sizes: Sizes, resources: Resources) -> int:
     """Returns how many parts of equal height there must be for one to fit with all columns."""
+    shape = product.shape
+    if product.is_turned:
+        # Parts would add up, each as large as the whole.
+        return 1
     fixed, first = (
         rows_bytes(shape, spec.products_dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES)
         for rows in (0, 1)
     )
     row = first - fixed
-    free = resources.memory - resident_memory() - SPARE_BYTES - fixed
+    held = resident_memory() + SPARE_BYTES + product.held_bytes
+    free = resources.memory - held - fixed
     return max(1, math.ceil(shape[0] * row / max(row, free)))
 
 
 def _widths_for_rows(
-    spec: Spec, shape: tuple[int, int], sizes: Sizes, parts: tuple[Part, ...], resources: Resources
+    spec: Spec, product: Product, sizes: Sizes, parts: tuple[Part, ...], resources: Resources
 ) -> dict[str, int]:
     """Chooses the widths of blocks, as wide as memory allows, where a task takes all roles."""
-    counts = sizes.as_dict()
-    baseline = resident_memory() + SPARE_BYTES
+    counts, shape = sizes.as_dict(), product.shape
+    baseline = resident_memory() + SPARE_BYTES + product.held_bytes
     rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)
     adjoint = spec.kind == "svd" and not METHODS[spec.recovery.method].is_one_pass
     number = 1

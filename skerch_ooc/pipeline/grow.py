@@ -205,7 +205,8 @@ def _is_same(run: Run, part: Part, product: Product) -> bool:
         return False
     mine = product if part.terms is None else product.part(part.terms)
     try:
-        check_fingerprint(mine.sampled, run.plan.identity.seed, stored)
+        sampled = mine.sampled_as(stored) if part.together else mine
+        check_fingerprint(sampled, run.plan.identity.seed, stored)
     except DriftError:
         return False
     return True

@@ -124,7 +124,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     _say_threads(work.resources)
     examined = None
     if operator is not None or _needs_operator(spec):
-        spec, product = _product(spec, operator, work.device or spec.operator.device)
+        spec, product = _product(spec, operator, work)
         earlier = find_earlier(spec, product.shape, product.layout)
         most = _most_columns(spec, product)
         examined = freeze.Examined.of(product, spec.seed, spec.kind, work.resources, most)
@@ -136,7 +136,8 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     plan = freeze.planned(spec, shape, sha256, examined, work.resources, run_dir)
     plan = freeze.starting_with(plan, earlier.start if earlier else None)
     findings = examined.findings if examined else None
-    costs = estimate(plan, findings, resident_memory() if examined else None)
+    held = resident_memory() + examined.product.held_bytes if examined else None
+    costs = estimate(plan, findings, held)
     require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
@@ -201,9 +202,10 @@ def _needs_operator(spec: Spec) -> bool:
     return not known or spec.operator.parts != "auto"
 
 
-def _product(spec: Spec, operator: Any, device: str) -> tuple[Spec, Product]:
+def _product(spec: Spec, operator: Any, work: Work) -> tuple[Spec, Product]:
     """Returns the operator of a spec, built if it is not at hand, and the spec with its dtype."""
-    operator = operator_of(spec.operator, operator, device, spec.folder)
+    device = work.device or spec.operator.device
+    operator = operator_of(spec.operator, operator, device, spec.folder, work.resources.memory)
     spec = with_dtype(spec, dtype_of(operator))
     shape = spec.operator.shape or shape_of(operator)
     # Before anything is applied: what makes no sense for this shape takes no product.
@@ -287,7 +289,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
     require_sense(spec)
     _require_operator(spec, operator)
     _say_threads(resources)
-    spec, product = _product(spec, operator, work.device or spec.operator.device)
+    spec, product = _product(spec, operator, work)
     with operator_threads(resources.threads):
         product, findings, _ = probe_at_best_width(
             product,

@@ -25,7 +25,7 @@ from skerch_ooc.cli.main import cli
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import SlurmError
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.matrix_files import open_source
+from skerch_ooc.operators.matrices.formats import open_source
 from skerch_ooc.operators.terms import Stack, Sum
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
@@ -196,6 +196,9 @@ COMPLETED_BY_OTHERS = {
         f"planning/plan.py: {HOLE} goes on with column",
         "planning/plan.py: tolerance and most belong together",
     ],
+    "the table of what files begin with says the way out": [
+        f"operators/matrices/formats.py: cannot open {HOLE} as an HDF5 file: it is {HOLE}"
+    ],
     "it hands on the message of another error, which says it": [
         f"cli/upkeep_verbs.py: {HOLE}",
         f"operators/adapters.py: {HOLE}",
@@ -219,6 +222,7 @@ COMPLETED_BY_OTHERS = {
 OUR_NAMES = {
     "skerch_ooc", "run_dir", "open_run", "requires_grad_", "scipy.sparse.save_npz",
     "power_iterations", "__rmatmul__", "columns_at_once", "weight_of", "rows_at_once", "per_batch",
+    "degrees_north", "empty_columns",
     "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant", "n_components", "n_samples",
     "random_state",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),

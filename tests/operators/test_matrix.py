@@ -15,8 +15,8 @@ from skerch_ooc.base.errors import OperatorError, UsageError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import build, resolved
+from skerch_ooc.operators.matrices.formats import open_source
 from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
-from skerch_ooc.operators.matrix_files import open_source
 from skerch_ooc.results.lowrank import open_result
 
 SHAPE = (700, 40)
@@ -184,7 +184,7 @@ def test_npy_of_objects_is_not_unpickled(tmp_path):
 
 def test_other_centring_is_refused(tmp_path):
     with pytest.raises(OperatorError, match="column-mean"):
-        stored(npy(tmp_path, entries()), subtract="row-mean", folder=str(tmp_path))
+        stored(npy(tmp_path, entries()), subtract="median", folder=str(tmp_path))
 
 
 def test_bits_do_not_depend_on_who_asks_for_how_many_columns(tmp_path):
@@ -211,14 +211,16 @@ class TestSparse:
     def test_missing_entry_is_named_by_its_row(self, tmp_path):
         a = scipy.sparse.csr_array(([1.0, np.nan], ([3, 41], [0, 2])), shape=(60, 30))
         scipy.sparse.save_npz(tmp_path / "a.npz", a)
+        product = Product(sparse("a.npz", folder=str(tmp_path)), "float64", "cpu")
         with pytest.raises(OperatorError, match="row 41"):
-            sparse("a.npz", folder=str(tmp_path))
+            product(np.ones((30, 2)))
 
     @pytest.mark.parametrize("content", [None, b"hello"])
     def test_what_is_no_sparse_matrix_is_refused(self, tmp_path, content):
         if content:
             (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(OperatorError, match=r"as a sparse \.npz file"):
+        said = r"as a sparse \.npz file" if content else r"a\.npz is not there; give"
+        with pytest.raises(OperatorError, match=said):
             sparse("a.npz", folder=str(tmp_path))
 
 

@@ -16,8 +16,8 @@ from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError
 from skerch_ooc.base.noise_kinds import SPARSE
 from skerch_ooc.base.partition import Range
 from skerch_ooc.executors.work import Work
+from skerch_ooc.operators.matrices.npy import NpySource
 from skerch_ooc.operators.matrix import stored
-from skerch_ooc.operators.matrix_files import NpySource
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.planning.spec import Spec

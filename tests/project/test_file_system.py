@@ -60,12 +60,18 @@ ALLOWED = {
     },
     "executors/slurm/scripts.py": {".read_text": "templates that are installed with the package"},
     "operators/loading.py": {".read_bytes": OF_FACTORY},
-    "operators/matrix_files.py": {
+    "operators/matrices/formats.py": {
         ".exists": OF_FACTORY,
         ".is_dir": OF_FACTORY,
         ".iterdir": OF_FACTORY,
         ".open": OF_FACTORY,
-        "h5py.File": OF_FACTORY,
+    },
+    "operators/matrices/hdf5.py": {"h5py.File": OF_FACTORY},
+    "operators/matrices/places.py": {
+        ".open": OF_FACTORY,
+        "os.fstat": OF_FACTORY,
+        "os.pread": OF_FACTORY,
+        "os.preadv": OF_FACTORY,
     },
     "planning/spec.py": {".read_bytes": OF_USER},
 }
@@ -75,7 +81,7 @@ SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
 
 NAMED = {
     "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
-    "operators/matrix_files.py": {".h5"},
+    "operators/matrices/formats.py": {".h5"},
 }
 """Names of files that are none of the store's."""
 

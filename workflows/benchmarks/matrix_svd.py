@@ -99,7 +99,7 @@ def sklearn_svd(source: str, target: str, n_iter: int | str) -> dict[str, Any]:
 def count_reads(spec: str, run_dir: str, options: list[str]) -> dict[str, Any]:
     """Runs ours in this process, and counts the bytes of the matrix that are read."""
     from skerch_ooc.cli.group import cli
-    from skerch_ooc.operators.matrix_files import Hdf5Source
+    from skerch_ooc.operators.matrices.hdf5 import Hdf5Source
 
     read, total = Hdf5Source.read, 0
 

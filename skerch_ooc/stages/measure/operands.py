@@ -36,7 +36,12 @@ class Operands:
         operator: An operator that is at hand; others are built from their factories.
         summand: The number of the summand that ``operator`` is.
         product: The same operator, already adapted and compared with its fingerprint.
+
+    Attributes:
+        memory: Peak resident memory of the process, in bytes, for factories that ask for it.
     """
+
+    memory: int | None = None
 
     def __init__(
         self, run: Run, device: str, threads: int, *, operator: Any = None, summand: int = 0,
@@ -95,7 +100,7 @@ class Operands:
         if self._at_hand is not None and self._at_hand[0] == part.summand:
             operator = self._at_hand[1]
         else:
-            operator = build_for_run(run, self._device, part)
+            operator = build_for_run(run, self._device, part, self.memory)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
             raise OperatorError(
@@ -112,18 +117,21 @@ class Operands:
         """Compares a product with the fingerprint, which the first process publishes."""
         run, seed = self._run, self._run.plan.identity.seed
         stored = run.fingerprint(part.number)
-        count = 0 if product.together else 1
+        count = 0 if part.together else 1
         # Noted first: a product counts even if the process dies of it.
         run.record("receipts", provenance(stage="fingerprint", part=part.number, products=count))
         with operator_threads(self._threads):
-            sampled = product.sampled
+            # An operator whose rows were not at hand when it was planned was compared as a whole.
+            sampled = product.sampled_as(stored or {}) if part.together else product
             if stored is None:
                 run.publish_fingerprint(fingerprint_of(sampled, seed), part.number)
             else:
                 check_fingerprint(sampled, seed, stored)
 
 
-def build_for_run(run: Run, device: str | None = None, part: Part | None = None) -> Any:
+def build_for_run(
+    run: Run, device: str | None = None, part: Part | None = None, memory: int | None = None
+) -> Any:
     """Builds the operator of a planned run, wherever run and factory have been moved to.
 
     The factory's file is looked for where the plan's relative path leads, where it was when the
@@ -133,6 +141,7 @@ def build_for_run(run: Run, device: str | None = None, part: Part | None = None)
         run: The run.
         device: The torch device; the plan's by default.
         part: A part of the summand to build; the first part by default.
+        memory: Peak resident memory of the process, in bytes, for factories that ask for it.
 
     Raises:
         OperatorError: If the operator has no factory, or the factory cannot be found or run.
@@ -143,7 +152,8 @@ def build_for_run(run: Run, device: str | None = None, part: Part | None = None)
             f"the operator of {run.directory} was handed over as a Python object; go on with the "
             "same call in Python, with run_dir at this directory"
         )
-    return build(source.factory, source.args, device or run.plan.device, find_folder(run, source))
+    folder = find_folder(run, source)
+    return build(source.factory, source.args, device or run.plan.device, folder, memory)
 
 
 def find_folder(run: Run, source: OperatorSource) -> Path:
@@ -204,7 +214,10 @@ def operands_of(run: Run, work: Work, operator: Any) -> Operands:
     missing = Round(run).missing_strips()
     lacking = [run.plan.parts[strip.part].summand for strip, ranges in missing.items() if ranges]
     device, summand = work.device or run.plan.device, min(lacking, default=0)
-    return Operands(run, device, work.resources.threads, operator=operator, summand=summand)
+    resources = work.resources
+    found = Operands(run, device, resources.threads, operator=operator, summand=summand)
+    found.memory = resources.memory
+    return found
 
 
 def forget_operator() -> None:

@@ -1,0 +1,129 @@
+"""Formats: which module opens a file, by what its name and its first bytes say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.matrices.sources import Rows, Wanted
+from skerch_ooc.operators.matrices.stacks import stacked
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffixes: What names of such files end in.
+        opener: ``"module:function"`` in this package: opens a path, given what is wanted. The
+            module is imported only for files of this kind.
+        is_folder: Whether it is a folder of files that make up one matrix.
+    """
+
+    suffixes: tuple[str, ...]
+    opener: str
+    is_folder: bool = False
+
+    def open(self, path: Path, wanted: Wanted) -> Rows:
+        """Opens a file.
+
+        Raises:
+            OperatorError: If it is missing, of another kind, or holds no matrix.
+        """
+        module, _, name = self.opener.partition(":")
+        function: Callable[[Path, Wanted], Rows] = getattr(
+            import_module(f"skerch_ooc.operators.matrices.{module}"), name
+        )
+        return function(path, wanted)
+
+
+HDF5 = Format(
+    (".h5", ".hdf5", ".hdf", ".h5ad", ".nc", ".nc4", ".mat", ".loom"), "hdf5_sparse:rows_of"
+)
+
+FORMATS = (
+    Format((".npy",), "npy:NpySource"),
+    Format((".npz",), "npz:open_npz"),
+    Format((".mtx", ".mtx.gz"), "market:open_market"),
+    HDF5,
+)
+"""What can be opened; a file that ends otherwise is tried as HDF5."""
+
+_SIGNATURES = {
+    b"CDF": ("netCDF 3", "convert it: nccopy -k nc4 OLD NEW"),
+    b"MATLAB 5.0": ("MATLAB before 7.3", "write it with save(..., '-v7.3')"),
+    b"PAR1": ("Parquet", "give a table of numbers as .npy or HDF5"),
+    b"\x93NUMPY": (".npy", "let its name end in .npy"),
+    b"PK\x03\x04": ("a zip archive", "let the name of SciPy's sparse matrix end in .npz"),
+    b"\x1f\x8b": ("gzip", "unpack it first: gunzip FILE"),
+}
+"""How files begin that are often given in place of HDF5."""
+
+
+def open_source(
+    paths: Sequence[Path], dataset: str | None = None, wanted: Wanted = Wanted()  # noqa: B008
+) -> Any:  # fmt: skip
+    """Opens what holds the rows of a matrix.
+
+    Args:
+        paths: Files, from top to bottom; a folder stands for its files in the order of their names.
+        dataset: Name of the dataset in HDF5 files.
+        wanted: What else is said of them.
+
+    Raises:
+        OperatorError: If a file is missing, of another kind, or holds no matrix.
+    """
+    wanted = replace(wanted, dataset=dataset or wanted.dataset)
+    files = [file for path in paths for file in _files(path)]
+    if len(files) > 1:
+        # Each file holds some of it; together they may hold no more than one would.
+        wanted = replace(wanted, memory=max(1, wanted.memory // len(files)))
+    return stacked([_open(file, wanted) for file in files], [str(file) for file in files])
+
+
+def format_of(path: Path) -> Format | None:
+    """The format that the end of a name says; ``None`` if it says none."""
+    ends = path.name.lower()
+    return next((one for one in FORMATS if ends.endswith(one.suffixes)), None)
+
+
+def _files(path: Path) -> list[Path]:
+    known = format_of(path)
+    if not path.is_dir() or (known is not None and known.is_folder):
+        return [path]
+    files = sorted(file for file in path.iterdir() if format_of(file) is not None)
+    if not files:
+        ends = sorted(suffix for one in FORMATS for suffix in one.suffixes)
+        raise OperatorError(
+            f"{path} is a folder without matrices: give one with files that end in "
+            f"{', '.join(ends)}"
+        )
+    return files
+
+
+def _open(path: Path, wanted: Wanted) -> Rows:
+    if not path.exists():
+        raise OperatorError(
+            f"{path} is not there; give a path that is absolute, or relative to the spec"
+        )
+    known = format_of(path) or HDF5
+    if known is HDF5:
+        _require_no_other(path)
+    return known.open(path, wanted)
+
+
+def _require_no_other(path: Path) -> None:
+    """Refuses by name what is often given in place of HDF5.
+
+    Raises:
+        OperatorError: With what it is, and the way out.
+    """
+    with path.open("rb") as file:
+        begin = file.read(16)
+    for signature, (what, advice) in _SIGNATURES.items():
+        if begin.startswith(signature):
+            raise OperatorError(f"cannot open {path} as an HDF5 file: it is {what}; {advice}")

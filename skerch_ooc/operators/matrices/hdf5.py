@@ -1,0 +1,280 @@
+"""Datasets of HDF5 files, netCDF4 and MATLAB 7.3 among them, with the chunk cache they need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.partition import Range
+from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.operators.matrices.decoding import Decoding
+from skerch_ooc.operators.matrices.grids import Grid, Slices
+from skerch_ooc.operators.matrices.sources import Source, Wanted, unreadable
+
+_SHARE = 3
+"""Chunks are kept in at most this share of the memory: a third."""
+_SLOTS = 100
+_MATLAB_COMPLEX = ("real", "imag")
+
+
+def open_file(path: Path, **cache: Any) -> h5py.File:
+    """Opens an HDF5 file for reading.
+
+    Raises:
+        OperatorError: If it is none.
+    """
+    try:
+        return h5py.File(path, "r", locking=False, **cache)
+    except OSError as error:
+        raise OperatorError(
+            f"cannot open {path} as an HDF5 file: {error}; give HDF5 or .npy files, or a "
+            "folder of them"
+        ) from error
+
+
+class Hdf5Source(Source):
+    """A dataset of an HDF5 file.
+
+    Args:
+        path: The file.
+        dataset: Name of the dataset; may be left out if the file holds just one matrix.
+        wanted: What else is said of it; in place of ``dataset``.
+
+    Raises:
+        OperatorError: If there is no such file or dataset, or it is no matrix of numbers, or its
+            data lie in other files, which HDF5 reads as zeros if they are gone.
+    """
+
+    def __init__(
+        self, path: Path, dataset: str | None = None, wanted: Wanted = Wanted()  # noqa: B008
+    ) -> None:  # fmt: skip
+        with open_file(path) as file:
+            name = dataset or wanted.dataset or the_matrix(file, path)
+            found = file.get(name)
+            if not isinstance(found, h5py.Dataset):
+                raise OperatorError(
+                    f"{path} has no dataset {name!r}; give one of: {shown_list(_names(file))}"
+                )
+            require_own_data(path, found)
+            require_filters(path, found)
+            self._note(f"{path}: {name}", found, wanted)
+            cache = self._cache(found, wanted)
+        # Only now, as HDF5 keeps the cache of a dataset that is open already.
+        self._file = open_file(path, **cache)
+        self._dataset = self._file[name]
+
+    def _note(self, name: str, found: h5py.Dataset, wanted: Wanted) -> None:
+        """Notes what the dataset is."""
+        if found.shape is None or len(found.shape) < 2:
+            self._describe(name, found.shape, found.dtype)
+        attributes = dict(found.attrs)
+        matlab = "MATLAB_class" in attributes
+        rows: tuple[str | int, ...] = wanted.rows
+        self._grid = Grid.of(name, found.shape, _dimensions(found), rows)
+        # Compounds of this kind are MATLAB's complex numbers.
+        self._parts = found.dtype.names == _MATLAB_COMPLEX
+        dtype = np.result_type(found.dtype["real"], np.complex64) if self._parts else found.dtype
+        netcdf = "_NCProperties" in found.file.attrs or Path(found.file.filename).suffix in _NETCDF
+        decoding = Decoding.of(attributes, dtype, wanted.codes, fills=netcdf)
+        self._describe(name, self._grid.shape, dtype, decoding)
+        said = decoding.remark() if decoding else ""
+        self.remarks = (f"entries are {said}",) if said else ()
+        if matlab and not wanted.rows and len(found.shape) == 2:
+            self.is_transposed = True
+            size = f"{self.shape[1]} x {self.shape[0]}"
+            self.remarks += (f"MATLAB's {size}, whose dimensions the file holds in reverse",)
+
+    def _cache(self, found: h5py.Dataset, wanted: Wanted) -> dict[str, Any]:
+        """The cache that holds the chunks on which a slab of rows ends.
+
+        Else the next slab, which begins on them, would read and decompress them once more.
+        """
+        if not found.chunks:
+            return {}
+        size = found.dtype.itemsize
+        chunk = int(np.prod(found.chunks)) * size
+        wanted.require_room(2 * chunk, f"a chunk of {self.name} of {found.chunks} entries")
+        self.rows_together, entries = self._grid.chunks_across(found.chunks)
+        needed = entries * size
+        self._fits = needed <= wanted.memory // _SHARE
+        self.held_bytes = needed if self._fits else chunk
+        if not self._fits:
+            self.remarks += (
+                f"chunks of {found.chunks} are read several times: one row of them takes "
+                f"{format_bytes(needed)}, more than a third of the memory; with --memory "
+                f"{format_bytes(_SHARE * needed)} each is read once",
+            )
+        # Its hash table has an odd number of slots, well above that of the chunks.
+        slots = _SLOTS * max(1, needed // chunk) + 1
+        return {"rdcc_nbytes": self.held_bytes, "rdcc_nslots": slots, "rdcc_w0": 1.0}
+
+    _fits = True
+
+    def readings(self, slab_rows: int) -> float:
+        """See :class:`Rows`."""
+        if self._fits:
+            return 1.0
+        return max(1.0, self.rows_together / slab_rows)
+
+    def _read_to(self, out: Array, rows: Range) -> None:
+        try:
+            if self._grid.is_plain and not self._parts:
+                self._dataset.read_direct(out, rows.slice)
+            else:
+                self._grid.read(self._get, rows, out)
+        except OSError as error:
+            raise unreadable(self.name, error) from error
+
+    def _get(self, index: Slices) -> Array:
+        found: Array = self._dataset[index]
+        return found["real"] + 1j * found["imag"] if self._parts else found
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""
+        if name == "latitude":
+            return self._latitudes()
+        found = self._file.get(name) or self._dataset.parent.get(name)
+        if not isinstance(found, h5py.Dataset):
+            return None
+        return self._spread(name, np.asarray(found[()], np.float64), _dimensions(found))
+
+    def _latitudes(self) -> Array | None:
+        for beside in (self._dataset.parent, self._file):
+            for name, found in beside.items():
+                if isinstance(found, h5py.Dataset) and _is_latitude(name, found):
+                    place = (name, *_dimensions(found)) if found.ndim == 1 else _dimensions(found)
+                    return self._spread(name, np.asarray(found[()], np.float64), place)
+        return None
+
+    def _spread(self, name: str, values: Array, dims: tuple[str, ...]) -> Array:
+        """Values along some dimensions of the columns, for each column."""
+        columns = [self._grid.sizes[i] for i in self._grid.columns]
+        if values.size == self.shape[1] and values.ndim in (1, len(columns)):
+            return values.ravel()
+        known = {one for one in dims if one}
+        named = [i for i in self._grid.columns if self._grid.names[i] in known]
+        fitting = named or [i for i in self._grid.columns if values.shape == (self._grid.sizes[i],)]
+        if len(fitting) != 1 or values.shape != (self._grid.sizes[fitting[0]],):
+            raise OperatorError(
+                f"{name} has shape {values.shape}, which does not say where it belongs among "
+                f"columns of {tuple(columns)}; give one value for each column"
+            )
+        place = [1] * len(columns)
+        place[self._grid.columns.index(fitting[0])] = len(values)
+        return np.broadcast_to(values.reshape(place), columns).ravel()
+
+
+_NETCDF = {".nc", ".nc4", ".cdf"}
+_LATITUDES = {"lat", "latitude", "nav_lat", "lats"}
+
+
+def _is_latitude(name: str, found: h5py.Dataset) -> bool:
+    told = {_text(found.attrs.get(key)) for key in ("standard_name", "units")}
+    return name.lower() in _LATITUDES or bool(told & {"latitude", "degrees_north"})
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
+    """Names of the dimensions, by the scales that are attached; empty where there are none."""
+    names = [""] * found.ndim
+    with contextlib.suppress(RuntimeError, KeyError, OSError, ValueError):
+        for i, one in enumerate(found.dims):
+            names[i] = one.label or (str(one[0].name).rpartition("/")[2] if len(one) else "")
+    return tuple(names)
+
+
+def require_own_data(path: Path, found: h5py.Dataset) -> None:
+    """Refuses a dataset whose data lie elsewhere.
+
+    Raises:
+        OperatorError: If they do.
+    """
+    if found.is_virtual or found.external:
+        raise OperatorError(
+            f"{path}: the data of {found.name.lstrip('/')!r} lie in other files, and HDF5 reads "
+            "zeros for what it cannot open; give those files themselves, as a folder or a list of "
+            "paths"
+        )
+
+
+def require_filters(path: Path, found: h5py.Dataset) -> None:
+    """Refuses a dataset that was compressed by what is not installed here.
+
+    Raises:
+        OperatorError: Naming the filter.
+    """
+    access = found.id.get_create_plist()
+    for number in range(access.get_nfilters()):
+        code, _, _, name = access.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            with contextlib.suppress(ImportError):
+                # Registers the filters that it brings.
+                import hdf5plugin  # noqa: F401
+        if not h5py.h5z.filter_avail(code):
+            raise OperatorError(
+                f"{path}: {found.name.lstrip('/')} is compressed by filter {code} "
+                f"({_text(name) or 'without a name'}), which is not installed; pip install "
+                "'skerch_ooc[matrices]', which brings hdf5plugin"
+            )
+
+
+def walk(file: h5py.File) -> Iterator[tuple[str, Any]]:
+    """All groups and datasets of a file, by name."""
+    found: list[tuple[str, Any]] = []
+    file.visititems(lambda name, item: found.append((name, item)))
+    return iter(found)
+
+
+def _names(file: h5py.File) -> list[str]:
+    return [name for name, item in walk(file) if isinstance(item, h5py.Dataset)]
+
+
+def is_matrix(item: Any, least: int = 2, most: int = 2) -> bool:
+    """Whether a dataset can be meant: numbers in two dimensions, and no axis of something else."""
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        return False
+    kinds = item.dtype.kind in "biufc" or item.dtype.names == _MATLAB_COMPLEX
+    other = {_text(item.attrs.get(key)) for key in ("CLASS", "MATLAB_class")} & _NO_MATRICES
+    return kinds and least <= item.ndim <= most and not other
+
+
+_NO_MATRICES = {"DIMENSION_SCALE", "char", "cell", "struct", "string", "function_handle"}
+"""What datasets of numbers say that they are."""
+
+
+def the_matrix(file: h5py.File, path: Path, others: tuple[str, ...] = ()) -> str:
+    """The only matrix of a file.
+
+    Args:
+        file: The file.
+        path: Of it.
+        others: Names of sparse matrices in it.
+
+    Raises:
+        OperatorError: If there are several, with their names, or none.
+    """
+    inside = tuple(f"{name}/" for name in others)
+    items = [(name, item) for name, item in walk(file) if not name.startswith(("#", *inside))]
+    found = [name for name, item in items if is_matrix(item)]
+    if not found and not others:
+        # A cube, or else what comes nearest, so that it is said what is wrong with it.
+        found = [name for name, item in items if is_matrix(item, 3, 32)] or [
+            name for name, item in items if isinstance(item, h5py.Dataset) and item.ndim == 2
+        ]
+    found += others
+    if len(found) != 1:
+        raise OperatorError(
+            f"{path} holds {len(found)} matrices ({shown_list(found)}); say which: "
+            "give dataset = NAME in [operator.args]"
+        )
+    return found[0]

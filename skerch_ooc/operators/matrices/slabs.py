@@ -1,0 +1,206 @@
+"""Slabs: rows of a matrix in memory, dense or sparse, and their products with blocks of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from skerch_ooc.algebra.noise import Entries
+from skerch_ooc.algebra.sparse import add_transposed_times
+from skerch_ooc.base.arrays import Array
+
+
+@dataclass
+class SparseSlab:
+    """Sparse rows less matrices of rank one: ``S - sum_i u_i v_i^T``, which is never formed.
+
+    Attributes:
+        rows: ``S``, ``scipy.sparse.csr_array``.
+        thin: The pairs ``(u_i, v_i)``, in double precision.
+    """
+
+    rows: Any
+    thin: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def scale(self, of_rows: Array | None, of_columns: Array | None) -> None:
+        """Multiplies rows and columns by factors."""
+        s = self.rows
+        if of_columns is not None:
+            s.data *= of_columns[s.indices].astype(s.data.dtype)
+        if of_rows is not None:
+            s.data *= np.repeat(of_rows, np.diff(s.indptr)).astype(s.data.dtype)
+        self.thin = [
+            (u if of_rows is None else u * of_rows, v if of_columns is None else v * of_columns)
+            for u, v in self.thin
+        ]
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with ``X``, ``(w, b)``."""
+        dense = x.numpy()
+        product = self.rows @ dense
+        for u, v in self.thin:
+            row = v @ dense.astype(np.result_type(v, dense), copy=False)
+            product -= np.outer(u, row).astype(product.dtype)
+        return torch.from_numpy(np.ascontiguousarray(product))
+
+    def add_adjoint_to(self, out: torch.Tensor, left: Any) -> None:
+        """Adds ``N^H`` times the slab to ``out``, ``(l, w)``, for ``N`` dense or sparse."""
+        if isinstance(left, Entries):
+            import scipy.sparse
+
+            entries = (left.values.astype(self.rows.dtype), (left.rows, left.columns))
+            n = scipy.sparse.coo_array(entries, shape=(self.rows.shape[0], len(out))).tocsr()
+            found = (self.rows.T.tocsr() @ n).toarray()
+        else:
+            n = np.ascontiguousarray(left.numpy())
+            # (S^T conj(N))^T is N^H S.
+            found = self.rows.T @ n.conj()
+        out += torch.from_numpy(np.ascontiguousarray(found)).mT
+        for u, v in self.thin:
+            column = n.conj().T @ u.astype(np.result_type(u, np.float64))
+            out -= torch.from_numpy(np.outer(column, v).astype(found.dtype))
+
+    def column_sums(self) -> torch.Tensor:
+        """The sum of each column, in double precision."""
+        s = self.rows
+        total = _counted(s.indices, s.data, s.shape[1])
+        for u, v in self.thin:
+            total = total - u.sum() * v
+        return torch.from_numpy(total)
+
+
+Slab = torch.Tensor | SparseSlab
+
+
+def times(slab: Slab, x: torch.Tensor) -> torch.Tensor:
+    """The product of a slab with ``X``."""
+    return slab.times(x) if isinstance(slab, SparseSlab) else slab @ x
+
+
+def add_adjoint(out: torch.Tensor, vectors: Any, slab: Slab) -> None:
+    """Adds ``N^H`` times a slab to ``out``, ``(l, w)``.
+
+    Args:
+        out: What is added to.
+        vectors: The rows of ``N`` that go with the slab: a tensor, or :class:`Entries`.
+        slab: The slab.
+    """
+    if isinstance(slab, SparseSlab):
+        slab.add_adjoint_to(out, vectors)
+    elif isinstance(vectors, Entries):
+        add_transposed_times(vectors, slab, out)
+    else:
+        torch.addmm(out, vectors.mH, slab, out=out)
+
+
+def column_sums(slab: Slab) -> torch.Tensor:
+    """The sum of each column of a slab, in double precision."""
+    if isinstance(slab, SparseSlab):
+        return slab.column_sums()
+    wide = torch.promote_types(slab.dtype, torch.float64)
+    # One product, where a sum in double precision would first copy the slab.
+    return (torch.ones_like(slab[:, 0]) @ slab).to(wide)
+
+
+def _counted(indices: Array, values: Array, width: int) -> Array:
+    """Sums of values by their index, in double precision."""
+    if values.dtype.kind != "c":
+        return np.bincount(indices, values.astype(np.float64, copy=False), width)
+    real, imag = (np.bincount(indices, part.astype(np.float64), width)
+                  for part in (values.real, values.imag))  # fmt: skip
+    found: Array = real + 1j * imag
+    return found
+
+
+@dataclass
+class Moments:
+    """Number, mean and spread of the entries of each column, over any rows.
+
+    Attributes:
+        count: Entries that are there, ``(w,)``.
+        mean: Their mean.
+        square: The sum of the squares of their differences from it.
+    """
+
+    count: Array
+    mean: Array
+    square: Array
+
+    @classmethod
+    def of_dense(cls, slab: torch.Tensor, missing: torch.Tensor | None) -> Moments:
+        """Those of a dense slab in double precision, with zeros where entries are missing."""
+        if missing is None:
+            mean = slab.mean(dim=0)
+            square = torch.var(slab, dim=0, correction=0) * len(slab)
+            count = np.full(slab.shape[1], float(len(slab)))
+        else:
+            there = (~missing).to(torch.float64)
+            found = there.sum(dim=0)
+            mean = slab.sum(dim=0) / found.clamp(min=1)
+            square = (((slab - mean) * there).abs() ** 2).sum(dim=0)
+            count = found.cpu().numpy()
+        return cls(count, mean.cpu().numpy(), square.cpu().numpy())
+
+    @classmethod
+    def of_sparse(cls, slab: SparseSlab, nan: Array | None, row_means: Array | None) -> Moments:
+        """Those of a sparse slab without its thin part.
+
+        Args:
+            slab: The slab, with zeros where entries are missing.
+            nan: Which of the stored entries are missing.
+            row_means: What is taken off each row.
+        """
+        s, width = slab.rows, slab.rows.shape[1]
+        count = np.full(width, float(s.shape[0]))
+        if nan is not None:
+            count -= np.bincount(s.indices[nan], minlength=width)
+        total = _counted(s.indices, s.data, width)
+        if row_means is None:
+            mean = total / np.maximum(count, 1)
+            # Around the mean, as the difference of large squares has few digits.
+            away = np.abs(s.data - mean[s.indices]) ** 2
+            if nan is not None:
+                away[nan] = 0
+            stored = np.bincount(s.indices, minlength=width)
+            missing = 0 if nan is None else np.bincount(s.indices[nan], minlength=width)
+            absent = count - stored + missing
+            square = np.bincount(s.indices, away, width) + absent * np.abs(mean) ** 2
+            return cls(count, mean, square)
+        mean = (total - row_means.sum()) / count
+        of_rows = np.repeat(row_means, np.diff(s.indptr))
+        cross = _counted(s.indices, s.data * of_rows.conj(), width)
+        own = np.bincount(s.indices, np.abs(s.data) ** 2, width)
+        square = own - 2 * cross.real + float((np.abs(row_means) ** 2).sum())
+        return cls(count, mean, np.maximum(0.0, square - count * np.abs(mean) ** 2))
+
+    def joined(self, other: Moments) -> Moments:
+        """Those of the rows of both."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        apart = other.mean - self.mean
+        mean = self.mean + apart * share
+        square = self.square + other.square + np.abs(apart) ** 2 * self.count * share
+        return Moments(count, mean, square)
+
+    def deviations(self, rows: int) -> Array:
+        """The standard deviation of each column; 1 where it is constant to rounding.
+
+        Args:
+            rows: How many entries each has, with those that are missing and become the mean.
+        """
+        variance = self.square / rows
+        level = np.finfo(np.float64).eps * np.abs(self.mean)
+        constant = variance <= (10 * level) ** 2
+        return np.where(constant, 1.0, np.sqrt(variance))
+
+
+def total(moments: Sequence[Moments]) -> Moments:
+    """Those of all rows, added in order."""
+    first, *others = moments
+    for other in others:
+        first = first.joined(other)
+    return first
