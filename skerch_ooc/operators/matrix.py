@@ -27,8 +27,8 @@ from skerch_ooc.operators.matrices.formats import open_source
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
 from skerch_ooc.operators.matrices.preparing import Steps
-from skerch_ooc.operators.matrices.slabs import Moments, Slab
-from skerch_ooc.operators.matrices.sources import MEMORY, Rows, Source, SparseSource, Wanted
+from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab
+from skerch_ooc.operators.matrices.sources import MEMORY, Meant, Rows, Source, SparseSource
 from skerch_ooc.operators.matrices.weights import weights_of
 from skerch_ooc.operators.rows import Backward, Forward, Request
 from skerch_ooc.operators.slab_checks import require_entries, require_finite
@@ -64,6 +64,7 @@ class StoredMatrix:
         weights: What rows and columns are multiplied by at last; ``None`` for nothing.
 
     Attributes:
+        name: The file.
         shape: ``(height, width)`` of what is meant.
         rows_shape: The same of the rows as they lie in the file.
         is_turned: Whether the columns of these are the rows that are meant.
@@ -80,7 +81,7 @@ class StoredMatrix:
         options: Options | None = None, weights: tuple[Array | None, Array | None] = (None, None),
     ) -> None:  # fmt: skip
         options = options or Options.of({"subtract": subtract})
-        self._source = source
+        self._source, self.name = source, source.name
         self.device = device
         self.known_means: torch.Tensor | None = None
         self.is_turned = source.is_transposed != options.transpose
@@ -199,25 +200,25 @@ class StoredMatrix:
                     following = reader.submit(read, number + 1)
                 yield inside, found
 
-    def read(
-        self, rows: Range, dtype: torch.dtype, shift: torch.Tensor | None = None
-    ) -> Iterator[tuple[Range, torch.Tensor]]:
-        """The slabs of some rows of a dense matrix.
+    def read(self, rows: Range, dtype: torch.dtype) -> Iterator[tuple[Range, Slab]]:
+        """The slabs of some rows of the file as they are meant, but for means of columns.
 
         Args:
             rows: Which; from the first row of a term.
             dtype: Of the slabs.
-            shift: What is subtracted from each row, in the precision of the file.
 
         Returns:
             Rows and the entries in them, which are overwritten when the next is asked for.
         """
-        centred = Preparation(self, dtype, shift=shift)
+        prepared = Preparation.of(self, dtype, whole=False, centre=False)
         for inside, stored in self.stored_slabs(rows):
-            if shift is None:
-                yield inside, self.as_tensor(stored, dtype)
-            else:
-                yield inside, centred.shifted(inside, stored)
+            slab, of_rows = prepared.of_slab(inside, stored)
+            yield inside, prepared.with_rows(slab, of_rows)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether slabs are sparse."""
+        return isinstance(self._source, SparseSource)
 
     def as_tensor(self, stored: Array, dtype: torch.dtype) -> torch.Tensor:
         """Stored entries in another dtype, on the device of the slabs."""
@@ -243,7 +244,7 @@ class StoredMatrix:
         return self.steps.columns.centre
 
     @cached_property
-    def moments(self) -> Moments:
+    def moments(self) -> ColumnMoments:
         """Number, mean and spread of the entries of each column of the file; read for it."""
         return moments_of(self)
 
@@ -506,7 +507,7 @@ def stored(
     """
     asked = Options.of({"subtract": subtract} | options)
     names = [path] if isinstance(path, str) else path
-    wanted = Wanted(dataset, asked.rows, asked.missing_codes, memory)
+    wanted = Meant(dataset, asked.rows, asked.missing_codes, memory)
     source = open_source([Path(folder, name) for name in names], wanted=wanted)
     _require_row(source, wanted)
     weights = weights_of(asked, source, Path(folder))
@@ -514,7 +515,7 @@ def stored(
     return StoredMatrix(source, device="cpu" if thin else device, options=asked, weights=weights)
 
 
-def _require_row(source: Rows, wanted: Wanted) -> None:
+def _require_row(source: Rows, wanted: Meant) -> None:
     """Refuses rows of which a few do not fit into the memory."""
     if isinstance(source, Source):
         row = source.shape[1] * np.dtype(_floating(source.dtype)).itemsize

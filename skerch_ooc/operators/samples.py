@@ -18,6 +18,7 @@ import torch
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.slabs import SparseSlab
 from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.plan import TILE_ROWS
@@ -176,18 +177,30 @@ class StoredSamples(Samples):
 
     Args:
         matrix: The matrix.
+
+    Raises:
+        OperatorError: If its rows are not those of the file.
     """
 
     is_held = False
 
     def __init__(self, matrix: StoredMatrix) -> None:
+        if matrix.is_turned:
+            raise OperatorError(
+                f"the samples of {matrix.name} are the columns of the file, and are read by rows; "
+                "write it by samples, or decompose it by a spec with transpose = true"
+            )
         self.matrix = matrix
+        self.is_sparse = matrix.is_sparse and not matrix.steps.rows.centre
         self.shape, self.dtype = matrix.shape, _of_scores(np.dtype(matrix.dtype))
 
-    def _slabs(self, rows: Range) -> Iterator[tuple[Range, Array]]:
+    def _slabs(self, rows: Range) -> Iterator[tuple[Range, Any]]:
         # In the type of the file: NaN and infinity are as they are stored.
         for inside, slab in self.matrix.read(rows, torch.float64):
-            yield inside, slab.cpu().numpy()
+            if isinstance(slab, SparseSlab):
+                yield inside, slab.rows if self.is_sparse else slab.dense()
+            else:
+                yield inside, slab.cpu().numpy()
 
 
 class CentredSamples:

@@ -15,7 +15,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.matrices.places import Places
-from skerch_ooc.operators.matrices.sources import Wanted, unreadable
+from skerch_ooc.operators.matrices.sources import Meant, unreadable
 
 try:
     # Several times as fast.
@@ -118,7 +118,7 @@ class Member:
         """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def whole(self, wanted: Wanted) -> Array:
+    def whole(self, wanted: Meant) -> Array:
         """All of it.
 
         Raises:

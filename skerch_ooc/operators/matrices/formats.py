@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.matrices.sources import Rows, Wanted
+from skerch_ooc.operators.matrices.sources import Meant, Rows
 from skerch_ooc.operators.matrices.stacks import stacked
 
 
@@ -28,14 +28,14 @@ class Format:
     opener: str
     is_folder: bool = False
 
-    def open(self, path: Path, wanted: Wanted) -> Rows:
+    def open(self, path: Path, wanted: Meant) -> Rows:
         """Opens a file.
 
         Raises:
             OperatorError: If it is missing, of another kind, or holds no matrix.
         """
         module, _, name = self.opener.partition(":")
-        function: Callable[[Path, Wanted], Rows] = getattr(
+        function: Callable[[Path, Meant], Rows] = getattr(
             import_module(f"skerch_ooc.operators.matrices.{module}"), name
         )
         return function(path, wanted)
@@ -65,7 +65,7 @@ _SIGNATURES = {
 
 
 def open_source(
-    paths: Sequence[Path], dataset: str | None = None, wanted: Wanted = Wanted()  # noqa: B008
+    paths: Sequence[Path], dataset: str | None = None, wanted: Meant = Meant()  # noqa: B008
 ) -> Any:  # fmt: skip
     """Opens what holds the rows of a matrix.
 
@@ -105,7 +105,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _open(path: Path, wanted: Wanted) -> Rows:
+def _open(path: Path, wanted: Meant) -> Rows:
     if not path.exists():
         raise OperatorError(
             f"{path} is not there; give a path that is absolute, or relative to the spec"

@@ -16,7 +16,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices
-from skerch_ooc.operators.matrices.sources import Source, Wanted, unreadable
+from skerch_ooc.operators.matrices.sources import Meant, Source, unreadable
 
 _SHARE = 3
 """Chunks are kept in at most this share of the memory: a third."""
@@ -53,7 +53,7 @@ class Hdf5Source(Source):
     """
 
     def __init__(
-        self, path: Path, dataset: str | None = None, wanted: Wanted = Wanted()  # noqa: B008
+        self, path: Path, dataset: str | None = None, wanted: Meant = Meant()  # noqa: B008
     ) -> None:  # fmt: skip
         with open_file(path) as file:
             name = dataset or wanted.dataset or the_matrix(file, path)
@@ -70,7 +70,7 @@ class Hdf5Source(Source):
         self._file = open_file(path, **cache)
         self._dataset = self._file[name]
 
-    def _note(self, name: str, found: h5py.Dataset, wanted: Wanted) -> None:
+    def _note(self, name: str, found: h5py.Dataset, wanted: Meant) -> None:
         """Notes what the dataset is."""
         if found.shape is None or len(found.shape) < 2:
             self._describe(name, found.shape, found.dtype)
@@ -91,7 +91,7 @@ class Hdf5Source(Source):
             size = f"{self.shape[1]} x {self.shape[0]}"
             self.remarks += (f"MATLAB's {size}, whose dimensions the file holds in reverse",)
 
-    def _cache(self, found: h5py.Dataset, wanted: Wanted) -> dict[str, Any]:
+    def _cache(self, found: h5py.Dataset, wanted: Meant) -> dict[str, Any]:
         """The cache that holds the chunks on which a slab of rows ends.
 
         Else the next slab, which begins on them, would read and decompress them once more.

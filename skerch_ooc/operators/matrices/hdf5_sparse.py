@@ -19,7 +19,7 @@ from skerch_ooc.operators.matrices.hdf5 import (
     walk,
 )
 from skerch_ooc.operators.matrices.npz import import_scipy
-from skerch_ooc.operators.matrices.sources import Rows, SparseSource, Wanted, unreadable
+from skerch_ooc.operators.matrices.sources import Meant, Rows, SparseSource, unreadable
 
 _ENTRIES = ("data", "indices", "indptr")
 _MATLAB = ("data", "ir", "jc")
@@ -37,7 +37,7 @@ class Hdf5SparseSource(SparseSource):
         OperatorError: If it is none, or broken.
     """
 
-    def __init__(self, path: Path, name: str, wanted: Wanted) -> None:
+    def __init__(self, path: Path, name: str, wanted: Meant) -> None:
         with open_file(path) as file:
             group = file[name]
             names = _ENTRIES if "indices" in group else _MATLAB
@@ -56,7 +56,7 @@ class Hdf5SparseSource(SparseSource):
         self._file = open_file(path, rdcc_nbytes=2 * max(chunks, default=1 << 19))
         self._values, self._columns = (self._file[f"{name}/{key}"] for key in names[:2])
 
-    def _note(self, title: str, group: h5py.Group, found: list[Any], wanted: Wanted) -> None:
+    def _note(self, title: str, group: h5py.Group, found: list[Any], wanted: Meant) -> None:
         data, columns, starts = found
         if columns.dtype.kind not in "iu" or data.ndim != 1 or columns.ndim != 1:
             raise OperatorError(
@@ -129,7 +129,7 @@ def _is_annotated(file: h5py.File) -> bool:
     return told == "anndata" or ("X" in file and ("obs" in file or "obsm" in file or "var" in file))
 
 
-def rows_of(path: Path, wanted: Wanted) -> Rows:
+def rows_of(path: Path, wanted: Meant) -> Rows:
     """Opens what is meant in an HDF5 file: a dataset, or a group that is a sparse matrix.
 
     Raises:

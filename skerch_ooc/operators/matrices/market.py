@@ -14,7 +14,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.matrices.npz import HeldSource, import_scipy
-from skerch_ooc.operators.matrices.sources import SparseSource, Wanted, checked_shape
+from skerch_ooc.operators.matrices.sources import Meant, SparseSource, checked_shape
 
 _PIECE = 1 << 22
 _LINE = 1 << 10
@@ -35,7 +35,7 @@ class _Header:
     entries: int
 
 
-def open_market(path: Path, wanted: Wanted) -> SparseSource:
+def open_market(path: Path, wanted: Meant) -> SparseSource:
     """Opens a Matrix Market file.
 
     Raises:

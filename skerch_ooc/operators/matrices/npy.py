@@ -11,7 +11,7 @@ from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.places import Places
-from skerch_ooc.operators.matrices.sources import Source, Wanted, unreadable
+from skerch_ooc.operators.matrices.sources import Meant, Source, unreadable
 
 
 class NpySource(Source):
@@ -21,7 +21,7 @@ class NpySource(Source):
         OperatorError: If the file is not there, or holds no matrix of numbers.
     """
 
-    def __init__(self, path: Path, wanted: Wanted = Wanted()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, path: Path, wanted: Meant = Meant()) -> None:  # noqa: B008 (frozen)
         try:
             self._file = Places(path)
             version = np.lib.format.read_magic(self._file.file)

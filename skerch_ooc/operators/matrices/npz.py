@@ -10,7 +10,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.matrices.archives import Archive
-from skerch_ooc.operators.matrices.sources import SparseSource, Wanted
+from skerch_ooc.operators.matrices.sources import Meant, SparseSource
 
 _WHOLE = ("coo", "bsr", "dia")
 """Formats whose rows are not at hand: they are held in memory, as compressed rows."""
@@ -30,7 +30,7 @@ class NpzSource(SparseSource):
         OperatorError: If it is none, or broken.
     """
 
-    def __init__(self, path: Path, archive: Archive, order: str, wanted: Wanted) -> None:
+    def __init__(self, path: Path, archive: Archive, order: str, wanted: Meant) -> None:
         self._values, self._columns = archive.member("data"), archive.member("indices")
         if self._values.dtype.kind not in "biufc" or self._columns.dtype.kind not in "iu":
             raise archive.refusal(f"it holds {self._values.dtype} at {self._columns.dtype}")
@@ -62,7 +62,7 @@ class HeldSource(SparseSource):
         wanted: What else is said of it.
     """
 
-    def __init__(self, name: str, matrix: Any, wanted: Wanted) -> None:
+    def __init__(self, name: str, matrix: Any, wanted: Meant) -> None:
         self._held = matrix.tocsr()
         counts = (len(self._held.indices), len(self._held.data))
         starts = self._held.indptr
@@ -76,7 +76,7 @@ class HeldSource(SparseSource):
         return self._held.indices[first:last], self._held.data[first:last].copy()
 
 
-def open_npz(path: Path, wanted: Wanted) -> SparseSource:
+def open_npz(path: Path, wanted: Meant) -> SparseSource:
     """Opens what ``scipy.sparse.save_npz`` wrote.
 
     Raises:
@@ -96,7 +96,7 @@ def open_npz(path: Path, wanted: Wanted) -> SparseSource:
     return HeldSource(str(path), _whole(archive, order, wanted), wanted)
 
 
-def _whole(archive: Archive, order: str, wanted: Wanted) -> Any:
+def _whole(archive: Archive, order: str, wanted: Meant) -> Any:
     """The matrix of a format that is read whole."""
     import scipy.sparse as sp
 
@@ -119,7 +119,7 @@ def _whole(archive: Archive, order: str, wanted: Wanted) -> Any:
         raise archive.refusal(error) from error
 
 
-def _sizes(archive: Archive, wanted: Wanted) -> tuple[int, int]:
+def _sizes(archive: Archive, wanted: Meant) -> tuple[int, int]:
     found = archive.member("shape")
     if found.dtype.kind not in "iu" or found.shape != (2,):
         raise archive.refusal(f"its shape is {found.dtype} of {found.shape}")

@@ -21,7 +21,7 @@ from skerch_ooc.operators.matrices.preparing import (
     sparse_row_deviations,
     sparse_row_means,
 )
-from skerch_ooc.operators.matrices.slabs import Moments, Slab, SparseSlab
+from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab, SparseSlab
 from skerch_ooc.operators.slab_checks import require_entries
 
 
@@ -35,7 +35,7 @@ class Matrix(Protocol):
     known_means: torch.Tensor | None
 
     @property
-    def moments(self) -> Moments:
+    def moments(self) -> ColumnMoments:
         """Number, mean and spread of the entries of each column."""
 
     @property
@@ -94,21 +94,25 @@ class Preparation:
         self._rows_read = 0
 
     @classmethod
-    def of(cls, matrix: Matrix, dtype: torch.dtype, *, whole: bool) -> Preparation:
+    def of(
+        cls, matrix: Matrix, dtype: torch.dtype, *, whole: bool, centre: bool = True
+    ) -> Preparation:
         """What a reading for sketches makes of slabs.
 
         Args:
             matrix: The matrix.
             dtype: Of the sketches.
             whole: Whether all rows of the file are read.
+            centre: Whether means of columns are taken off, if that is an option.
         """
         columns = matrix.steps.columns
-        first = matrix.steps.need_moments or ((columns.centre or columns.leave_out) and not whole)
+        centre = centre and columns.centre
+        first = matrix.steps.need_moments or ((centre or columns.leave_out) and not whole)
         if first and columns.leave_out:
             require_all_or_none(matrix.moments, matrix.rows_shape[0], columns.fill)
-        finds = columns.centre and matrix.known_means is None and not first
+        finds = centre and matrix.known_means is None and not first
         shift = None
-        if columns.centre:
+        if centre:
             shift = matrix.roughly() if finds else matrix.means()
         fillings, of_columns = None, columns.weights
         if columns.fill:
@@ -172,13 +176,6 @@ class Preparation:
         return slab.to(self._dtype)
 
     # Dense rows.
-
-    def shifted(self, inside: Range, stored: Array) -> torch.Tensor:
-        """A dense slab less the shift."""
-        slab = self._matrix.as_tensor(stored, self._wider)
-        require_entries(inside, slab, self._matrix.meaning)
-        self._take_shift(slab)
-        return slab.to(self._dtype)
 
     def _take_shift(self, slab: torch.Tensor) -> None:
         if self._shift is not None:
@@ -312,13 +309,13 @@ class Preparation:
             s.data[nan] = sparse_row_means(slab, nan)[rows[nan]]
 
 
-def moments_of(matrix: Matrix) -> Moments:
+def moments_of(matrix: Matrix) -> ColumnMoments:
     """Reads all rows of a file for number, mean and spread of the entries of each column.
 
     Raises:
         OperatorError: If an entry is not finite, and may not be missing.
     """
-    found: Moments | None = None
+    found: ColumnMoments | None = None
     for inside, stored in matrix.stored_slabs(Range(0, matrix.rows_shape[0])):
         one = _dense_moments(matrix, inside, stored)
         found = one if found is None else found.joined(one)
@@ -326,7 +323,7 @@ def moments_of(matrix: Matrix) -> Moments:
     return found
 
 
-def _dense_moments(matrix: Matrix, inside: Range, stored: Any) -> Moments:
+def _dense_moments(matrix: Matrix, inside: Range, stored: Any) -> ColumnMoments:
     steps = matrix.steps
     if not isinstance(stored, np.ndarray):
         return _sparse_moments(matrix, inside, stored)
@@ -343,10 +340,10 @@ def _dense_moments(matrix: Matrix, inside: Range, stored: Any) -> Moments:
     require_entries(inside, slab, matrix.meaning)
     if steps.rows.centre:
         centre_dense_rows(slab, missing)
-    return Moments.of_dense(slab, missing)
+    return ColumnMoments.of_dense(slab, missing)
 
 
-def _sparse_moments(matrix: Matrix, inside: Range, stored: Any) -> Moments:
+def _sparse_moments(matrix: Matrix, inside: Range, stored: Any) -> ColumnMoments:
     steps = matrix.steps
     slab = SparseSlab(stored.astype(str(matrix.wide).removeprefix("torch.")))
     slab.rows.sum_duplicates()
@@ -361,10 +358,10 @@ def _sparse_moments(matrix: Matrix, inside: Range, stored: Any) -> Moments:
             nan = None
     require_entries(inside, slab, matrix.meaning)
     means = sparse_row_means(slab, nan) if steps.rows.centre else None
-    return Moments.of_sparse(slab, nan, means)
+    return ColumnMoments.of_sparse(slab, nan, means)
 
 
-def require_filled(moments: Moments, *, leave_out: bool) -> None:
+def require_filled(moments: ColumnMoments, *, leave_out: bool) -> None:
     """Refuses columns that are missing throughout, where they may not be left out.
 
     Raises:
@@ -375,7 +372,7 @@ def require_filled(moments: Moments, *, leave_out: bool) -> None:
         raise empty([int(one) for one in gone], turned=False)
 
 
-def require_all_or_none(moments: Moments, rows: int, fills: bool) -> None:
+def require_all_or_none(moments: ColumnMoments, rows: int, fills: bool) -> None:
     """Refuses columns that lack some entries only, where only empty ones may be left out.
 
     Raises:

@@ -17,7 +17,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.matrices.options import COLUMN_MEAN, LEAVE_OUT, Options
-from skerch_ooc.operators.matrices.slabs import Moments, SparseSlab
+from skerch_ooc.operators.matrices.slabs import ColumnMoments, SparseSlab
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def centre_dense_rows(slab: torch.Tensor, missing: torch.Tensor | None) -> None:
 def deviations_of_rows(slab: torch.Tensor) -> Array:
     """The standard deviation of each row of a dense slab, in double precision."""
     wide = torch.promote_types(slab.dtype, torch.float64)
-    return Moments.of_dense(slab.to(wide).mT, None).deviations(slab.shape[1])
+    return ColumnMoments.of_dense(slab.to(wide).mT, None).deviations(slab.shape[1])
 
 
 def sparse_row_means(slab: SparseSlab, nan: Array | None) -> Array:
@@ -168,7 +168,7 @@ def sparse_row_deviations(slab: SparseSlab) -> Array:
     """The standard deviation of each row of a sparse slab, its thin part counted."""
     s, width = slab.rows, slab.rows.shape[1]
     if not slab.thin:
-        return Moments.of_sparse(SparseSlab(s.T.tocsr()), None, None).deviations(width)
+        return ColumnMoments.of_sparse(SparseSlab(s.T.tocsr()), None, None).deviations(width)
     mean = np.asarray(s.sum(axis=1)).ravel() / width
     square = np.asarray(abs(s).power(2).sum(axis=1), np.float64).ravel()
     for i, (u, v) in enumerate(slab.thin):
@@ -178,7 +178,7 @@ def sparse_row_deviations(slab: SparseSlab) -> Array:
             times = 1 if other is u and w is v else 2
             square += times * (u * other.conj()).real * np.vdot(w, v).real
     square = np.maximum(0.0, square - width * np.abs(mean) ** 2)
-    return Moments(np.full(s.shape[0], float(width)), mean, square).deviations(width)
+    return ColumnMoments(np.full(s.shape[0], float(width)), mean, square).deviations(width)
 
 
 def _rows_of(s: Any) -> Array:

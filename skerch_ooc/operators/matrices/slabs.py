@@ -64,6 +64,13 @@ class SparseSlab:
             column = n.conj().T @ u.astype(np.result_type(u, np.float64))
             out -= torch.from_numpy(np.outer(column, v).astype(found.dtype))
 
+    def dense(self) -> Array:
+        """All entries."""
+        found: Array = self.rows.toarray()
+        for u, v in self.thin:
+            found -= np.outer(u, v).astype(found.dtype)
+        return found
+
     def column_sums(self) -> torch.Tensor:
         """The sum of each column, in double precision."""
         s = self.rows
@@ -117,7 +124,7 @@ def _counted(indices: Array, values: Array, width: int) -> Array:
 
 
 @dataclass
-class Moments:
+class ColumnMoments:
     """Number, mean and spread of the entries of each column, over any rows.
 
     Attributes:
@@ -131,7 +138,7 @@ class Moments:
     square: Array
 
     @classmethod
-    def of_dense(cls, slab: torch.Tensor, missing: torch.Tensor | None) -> Moments:
+    def of_dense(cls, slab: torch.Tensor, missing: torch.Tensor | None) -> ColumnMoments:
         """Those of a dense slab in double precision, with zeros where entries are missing."""
         if missing is None:
             mean = slab.mean(dim=0)
@@ -146,7 +153,9 @@ class Moments:
         return cls(count, mean.cpu().numpy(), square.cpu().numpy())
 
     @classmethod
-    def of_sparse(cls, slab: SparseSlab, nan: Array | None, row_means: Array | None) -> Moments:
+    def of_sparse(
+        cls, slab: SparseSlab, nan: Array | None, row_means: Array | None
+    ) -> ColumnMoments:
         """Those of a sparse slab without its thin part.
 
         Args:
@@ -177,14 +186,14 @@ class Moments:
         square = own - 2 * cross.real + float((np.abs(row_means) ** 2).sum())
         return cls(count, mean, np.maximum(0.0, square - count * np.abs(mean) ** 2))
 
-    def joined(self, other: Moments) -> Moments:
+    def joined(self, other: ColumnMoments) -> ColumnMoments:
         """Those of the rows of both."""
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         apart = other.mean - self.mean
         mean = self.mean + apart * share
         square = self.square + other.square + np.abs(apart) ** 2 * self.count * share
-        return Moments(count, mean, square)
+        return ColumnMoments(count, mean, square)
 
     def deviations(self, rows: int) -> Array:
         """The standard deviation of each column; 1 where it is constant to rounding.
@@ -198,7 +207,7 @@ class Moments:
         return np.where(constant, 1.0, np.sqrt(variance))
 
 
-def total(moments: Sequence[Moments]) -> Moments:
+def total(moments: Sequence[ColumnMoments]) -> ColumnMoments:
     """Those of all rows, added in order."""
     first, *others = moments
     for other in others:

@@ -19,7 +19,7 @@ MEMORY = 4 << 30
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Meant:
     """What of a file is meant, and how much memory reading it may take.
 
     Attributes:
