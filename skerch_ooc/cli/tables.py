@@ -77,10 +77,13 @@ def _row(start: str, value: str) -> str:
 
 def plan_line(planned: Planned) -> str:
     """The plan in one line."""
-    costs = planned.costs
+    costs = planned.costs.likely or planned.costs
     time = f", about {format_seconds(costs.seconds)}" if costs.seconds is not None else ""
+    about, most = "", ""
+    if planned.costs.likely:
+        about, most = "about ", f" (at most {planned.costs.products})"
     return (
-        f"planned {costs.products} products in {costs.tasks} tasks{time}; "
+        f"planned {about}{costs.products} products{most} in {costs.tasks} tasks{time}; "
         f"{format_bytes(costs.shard_bytes + costs.result_bytes)} on disk"
     )
 
@@ -89,24 +92,38 @@ def plan_table(planned: Planned) -> str:
     """What was planned, what the probe found, and what the run will cost."""
     plan, costs, findings = planned.run.plan, planned.costs, planned.findings
     tolerance, most = plan.amendments[-1].tolerance, plan.amendments[-1].most
-    head = "planned" if planned.fresh else "already planned"
+    head, likely = "planned" if planned.fresh else "already planned", costs.likely or costs
     return _listing(f"{head}: {planned.run.directory} ({plan.run_id[:16]})", [
         ("operator", plan.identity.factory or UNNAMED),
         ("shape", _shape(plan.identity.shape, plan.identity.dtype)),
         *_remarks(planned.remarks),
         ("measurements", measurements_text(plan)),
-        ("products", f"{'at most ' * (plan.krylov is not None)}{costs.products}, in "
-                     f"{costs.tasks} tasks{_in_parts(plan)}"),
-        ("on disk", f"{_on_disk(costs)}, {costs.files} files"),
-        ("memory", _memory(costs)),
+        ("products", f"{_products(plan, costs)}{_in_parts(plan)}"),
+        ("on disk", f"{_on_disk(likely)}, {likely.files} files"),
+        ("memory", _memory(likely)),
+        ("at most", _at_most(costs)),
         ("columns at once", _at_once(plan.parts[0].columns_at_once)),
         ("", _at_once_took(findings.widths) if findings else None),
-        *(_found_by(findings, findings.products, costs) if findings else ()),
+        *(_found_by(findings, findings.products, likely) if findings else ()),
         ("error test", error_test_line(plan)),
         ("tolerance", None if tolerance is None else
          f"{tolerance:.1e}, with at most {most} measurements"),
         ("pairs", _pairs_wanted(plan)),
     ])  # fmt: skip
+
+
+def _products(plan: Plan, costs: Estimate) -> str:
+    """How many products a plan takes, and in how many tasks."""
+    if costs.likely is not None:
+        return f"about {costs.likely.products}, in {costs.likely.tasks} tasks"
+    return f"{'at most ' * (plan.krylov is not None)}{costs.products}, in {costs.tasks} tasks"
+
+
+def _at_most(costs: Estimate) -> str | None:
+    """What a plan takes if all of its rounds are needed."""
+    if costs.likely is None:
+        return None
+    return f"{costs.products} products in {costs.tasks} tasks; {_on_disk(costs)}; {_memory(costs)}"
 
 
 def _pairs_wanted(plan: Plan) -> str | None:
@@ -128,19 +145,20 @@ def probe_table(probed: Probed) -> str:
     """What an operator is like, and what a run would cost."""
     findings, costs = probed.findings, probed.costs
     products = findings.products + sum(timing.columns for timing in probed.timings)
-    probe, *times = _found_by(findings, products, costs)
+    likely, about = costs.likely or costs, "about " if costs.likely else ""
+    probe, *times = _found_by(findings, products, likely)
     listing = _listing(probed.factory or UNNAMED, [
         ("shape", _shape(probed.shape, probed.dtype)),
         *_remarks(probed.remarks),
         probe,
-        ("products", f"{costs.products}, in {costs.tasks} tasks"),
+        ("products", f"{about}{likely.products}, in {likely.tasks} tasks"),
         *times,
-        ("on disk", _on_disk(costs)),
-        ("memory", _memory(costs)),
+        ("on disk", _on_disk(likely)),
+        ("memory", _memory(likely)),
+        ("at most", _at_most(costs)),
         ("columns at once", _at_once(findings.columns_at_once)),
         ("recommended", f"sketch.block = {probed.block}, --workers {costs.useful_workers or 1} at "
-                        f'most, storage = "{format_bytes(1.01 * costs.shard_bytes)}" for as many '
-                        "measurements"),
+                        f"most{_storage(probed)}"),
     ])  # fmt: skip
     return "\n".join(
         [
@@ -149,6 +167,13 @@ def probe_table(probed: Probed) -> str:
             *_timing_lines("columns", probed.timings),
         ]
     )
+
+
+def _storage(probed: Probed) -> str:
+    """What to give instead of the sizes; nothing to methods that choose how much they measure."""
+    if probed.by_rounds:
+        return ""
+    return f', storage = "{format_bytes(1.01 * probed.costs.shard_bytes)}" for as many measurements'
 
 
 def _timing_lines(name: str, timings: Sequence[Timing]) -> list[str]:

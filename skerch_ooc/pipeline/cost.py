@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.probe import Probe
+from skerch_ooc.planning.krylov import likely_rounds
 from skerch_ooc.planning.memory import block_bytes, result_bytes, shard_bytes, stage_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
@@ -41,6 +42,8 @@ class Estimate:
             ``None`` without a probe.
         useful_workers: The number of workers beyond which more do not help; ``None`` without a
             probe.
+        likely: The same of as many rounds of ``krylov`` as most spectra take; ``None`` where these
+            are not fewer than the most, or the number of rounds is given.
     """
 
     products: int
@@ -53,6 +56,7 @@ class Estimate:
     seconds: float | None
     seconds_with: dict[int, float] | None
     useful_workers: int | None
+    likely: Estimate | None = None
 
 
 def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estimate:
@@ -64,6 +68,24 @@ def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estima
         held: Resident memory of a process that has the operator, if that is known.
     """
     baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
+    found, likely = _estimate(plan, probe, baseline), _likely(plan)
+    return found if likely is None else replace(found, likely=_estimate(likely, probe, baseline))
+
+
+def _likely(plan: Plan) -> Plan | None:
+    """Returns the plan with as many rounds as are likely; ``None`` if these are not fewer."""
+    krylov, *before = plan.krylov, *plan.amendments
+    if krylov is None or krylov.tolerance is None:
+        return None
+    rank = plan.recovery.rank
+    rounds = likely_rounds(plan.identity.kind, int(rank), krylov.width)
+    if rounds >= krylov.rounds:
+        return None
+    last = replace(before.pop(), krylov=replace(krylov, rounds=rounds))
+    return Plan(plan.identity, (*before, last))
+
+
+def _estimate(plan: Plan, probe: Probe | None, baseline: int) -> Estimate:
     peaks = stage_bytes(plan)
     if probe:
         widest = max(map(plan.widest, ROLES))
@@ -129,7 +151,9 @@ def require_memory(costs: Estimate, resources: Resources) -> None:
     Raises:
         UsageError: If a stage does not fit; it names the stage.
     """
-    stage, needed = max(costs.peak_bytes.items(), key=lambda item: item[1])
+    # Of rounds that may never come each stage refuses what does not fit.
+    peaks = (costs.likely or costs).peak_bytes
+    stage, needed = max(peaks.items(), key=lambda item: item[1])
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: the stage {stage} needs "

@@ -22,7 +22,13 @@ from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
-from skerch_ooc.planning.sizes import FEWEST_TEST_MEASUREMENTS, Sizes, krylov_of, sizes_of
+from skerch_ooc.planning.sizes import (
+    FEWEST_TEST_MEASUREMENTS,
+    Sizes,
+    krylov_of,
+    sizes_of,
+    with_rank,
+)
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
 from skerch_ooc.store.rundir import Run
 
@@ -108,6 +114,7 @@ def planned(
     Raises:
         UsageError: If sizes do not fit the operator, or not even one column fits into memory.
     """
+    spec = with_rank(spec, shape)
     together = examined is not None and examined.product.together
     sizes, left_noise = sizes_of(spec, shape), spec.sketch.noise
     if together:

@@ -20,9 +20,17 @@ from skerch_ooc.operators.probe import Probe, Timing, timings
 from skerch_ooc.pipeline import freeze
 from skerch_ooc.pipeline.cost import Estimate, choose_block, estimate, require_memory
 from skerch_ooc.pipeline.earlier import Earlier, find_earlier, keep_start, place_of
+from skerch_ooc.planning.krylov import Krylov, most_rounds_of_old
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan, described
-from skerch_ooc.planning.sizes import Sizes, krylov_of, require_sense, sizes_of, with_dtype
+from skerch_ooc.planning.sizes import (
+    Sizes,
+    krylov_of,
+    require_sense,
+    sizes_of,
+    with_dtype,
+    with_rank,
+)
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, DEFAULT_DTYPE, Spec
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
@@ -239,6 +247,7 @@ class Probed:
         costs: The estimate of what a run of the spec would cost.
         block: Columns that a task should apply at once, by time and memory.
         remarks: What the operator says of how it is made.
+        by_rounds: Whether rounds decide how much is measured, and no ``storage``.
     """
 
     factory: str | None
@@ -249,6 +258,7 @@ class Probed:
     costs: Estimate
     block: int
     remarks: tuple[str, ...] = ()
+    by_rounds: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns all figures as JSON values."""
@@ -319,6 +329,7 @@ def probe_operator(spec: Spec, work: Work, *, operator: Any = None) -> Probed:
         if product.together
         else choose_block(free, product.shape, findings, resources),
         remarks=product.remarks,
+        by_rounds=plan.krylov is not None,
     )
 
 
@@ -344,7 +355,14 @@ def _rounds_compared(spec: Spec, plan: Plan) -> list[tuple[str, Any, Any]]:
             (spec.rounds or spec.measurements, "rounds", known.rounds, wanted.rounds),
         )
         if stated is not None
+        if key != "rounds" or spec.rounds or not _is_of_old(spec, known)
     ]
+
+
+def _is_of_old(spec: Spec, known: Krylov) -> bool:
+    """Whether a plan has the most rounds that the measurements of a spec once allowed."""
+    usual = most_rounds_of_old(spec.kind, int(spec.recovery.rank), known.width)
+    return known.rounds == min(usual, (spec.measurements or 0) // known.width)
 
 
 def _sketch_compared(spec: Spec, plan: Plan, sizes: Sizes) -> list[tuple[str, Any, Any]]:
@@ -397,6 +415,7 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
     """
     known, amendments = run.plan.identity, run.plan.amendments
     spec = _with_width(_completed(spec, run.plan), run.plan)
+    spec = with_rank(spec, spec.operator.shape or known.shape)
     sizes = sizes_of(spec, spec.operator.shape or known.shape)
     measured = amendments[-1].most or run.plan.reach("right")
     wanted = freeze.identity_like(spec, known)

@@ -44,10 +44,23 @@ CORANGE = "corange"
 def most_rounds(kind: str, rank: int, width: int) -> int:
     """Returns the most rounds where nobody says another number; a round of ``svd`` is a half step.
 
-    They are enough for spectra that decay slowly: a block of ``b`` columns finds ``r`` pairs of
-    most spectra within some ``3 r / b`` rounds.
+    They are an upper bound, far above what most spectra need, and cost nothing.
     """
-    return (6 + math.ceil(12 * rank / width)) * (1 if kind == "eigh" else 2)
+    return (10 + math.ceil(20 * rank / width)) * _half_steps(kind)
+
+
+def most_rounds_of_old(kind: str, rank: int, width: int) -> int:
+    """Returns what :func:`most_rounds` once was; by half of it test columns are looked at."""
+    return (6 + math.ceil(12 * rank / width)) * _half_steps(kind)
+
+
+def likely_rounds(kind: str, rank: int, width: int) -> int:
+    """Returns how many rounds most spectra take until the pairs are known."""
+    return (6 + math.ceil(3 * rank / width)) * _half_steps(kind)
+
+
+def _half_steps(kind: str) -> int:
+    return 1 if kind == "eigh" else 2
 
 
 @dataclass(frozen=True)

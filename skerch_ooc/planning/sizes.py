@@ -175,10 +175,8 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
                 "give more, or a narrower round"
             )
         rounds = min(rounds, spec.measurements // width)
-    # In svd each side has the blocks of every other round.
-    space = width * (rounds if spec.kind == "eigh" else rounds // 2)
-    most = min(min(shape), space)
-    if rank > most:
+    most = _most_pairs(spec.kind, shape, width, rounds)
+    if rank > most and (spec.recovery.states_rank or not most):
         raise UsageError(
             f"recovery.rank = {rank}: {counted(rounds, 'round')} of {width} columns for an "
             f"operator of {shape[0]} x {shape[1]} give at most {most} pairs; give at most so "
@@ -187,6 +185,22 @@ def krylov_of(spec: Spec, shape: tuple[int, int]) -> Krylov | None:
     exact = spec.rounds is not None and spec.pairs_tolerance is None
     tolerance = None if exact else spec.pairs_tolerance or PAIRS_TOLERANCE
     return Krylov(width, rounds, tolerance, TILE_COLUMNS)
+
+
+def _most_pairs(kind: str, shape: tuple[int, int], width: int, rounds: int) -> int:
+    """Returns how many pairs rounds of an operator have at most."""
+    # In svd each side has the blocks of every other round.
+    return min(min(shape), width * (rounds if kind == "eigh" else rounds // 2))
+
+
+def with_rank(spec: Spec, shape: tuple[int, int]) -> Spec:
+    """Returns the spec with as many pairs as there are, where a default looks for more."""
+    krylov = krylov_of(spec, shape)
+    if krylov is None or spec.recovery.states_rank:
+        return spec
+    most = _most_pairs(spec.kind, shape, krylov.width, krylov.rounds)
+    rank = min(int(spec.recovery.rank), most)
+    return dataclasses.replace(spec, recovery=dataclasses.replace(spec.recovery, rank=rank))
 
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:

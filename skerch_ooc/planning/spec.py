@@ -135,6 +135,8 @@ class RecoverySpec(values.Checked):
     which: str = values.checked(values.one_of(*ORDERS), "LM")
     states_method: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether the method was asked for; where not, that of a planned run is as good."""
+    states_rank: bool = field(default=True, init=False, repr=False, compare=False)
+    """Whether so many pairs were asked for; where not, an operator may have fewer."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings that decide the numbers, as JSON values."""
@@ -151,6 +153,13 @@ def _of_default_method(kind: str, table: Mapping[str, Any]) -> RecoverySpec:
     method = DEFAULTS["svd" if kind == "svd" else "eigh"]
     made: RecoverySpec = values.from_table(RecoverySpec, {"method": method, **table}, "recovery")
     object.__setattr__(made, "states_method", False)
+    return made
+
+
+def _of_default_rank(settings: RecoverySpec) -> RecoverySpec:
+    """Makes settings of ``krylov`` that state no rank; they get the default one."""
+    made = dataclasses.replace(settings, rank=PAIRS)
+    object.__setattr__(made, "states_rank", False)
     return made
 
 
@@ -225,7 +234,7 @@ class Spec(values.Checked):
         super().__post_init__()
         method = METHODS[self.recovery.method]
         if method.orthogonal and self.recovery.rank == "all":
-            object.__setattr__(self, "recovery", dataclasses.replace(self.recovery, rank=PAIRS))
+            object.__setattr__(self, "recovery", _of_default_rank(self.recovery))
         if self.measurements is None and self.storage is None and not method.orthogonal:
             raise UsageError(
                 'the key measurements is missing; give it, or storage = "10 GiB" to have it chosen'

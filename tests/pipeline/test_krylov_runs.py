@@ -29,9 +29,10 @@ from skerch_ooc.base.files import canonical_line
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
+from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.krylov import TILE_COLUMNS
-from skerch_ooc.planning.spec import DTYPES, KINDS
+from skerch_ooc.planning.spec import DTYPES, KINDS, Spec
 from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.stages.recover.krylov import search_of
 from skerch_ooc.store.sealed import Bulk, SealedFile
@@ -499,6 +500,53 @@ class TestDrift:
         with pytest.raises(DriftError, match=r"1 of 9 shards do not fit the others") as caught:
             decompose("eigh", operator, tmp_path / "run", rounds=4, block=2)
         assert "test.p0.c10-12" in str(caught.value)
+
+
+class TestDefaults:
+    """What is looked for, and for how long, where nobody says so."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_look_for_all_pairs_of_a_small_operator(self, tmp_path, kind):
+        a = matrix_of(kind, "float64", n=12)
+        # And once more: the plan states what it looks for.
+        for _ in range(2):
+            result = getattr(ooc, kind)(Operator(a), run_dir=tmp_path / "run", method="krylov")
+            values = triple(result)[1]
+            torch.testing.assert_close(values, exact_values(a, kind), rtol=1e-4, atol=1e-9)
+
+    def test_look_for_as_many_pairs_as_the_rounds_have_columns(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32"))
+        assert len(ooc.eigh(operator, run_dir=tmp_path / "run", rounds=1).eigenvalues) == 16
+
+    def test_refuse_a_rank_that_was_asked_for_and_is_too_large(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float64", n=12))
+        with pytest.raises(UsageError, match=r"^recovery.rank = 20: .* give at most 12 pairs"):
+            ooc.eigh(operator, run_dir=tmp_path / "run", method="krylov", rank=20)
+
+    @pytest.mark.parametrize(("kind", "most"), [("eigh", 35), ("svd", 70)])
+    def test_allow_many_rounds_and_foretell_what_is_likely(self, tmp_path, kind, most):
+        operator = Operator(matrix_of(kind, "float32", n=400))
+        spec = {"kind": kind, "recovery": {"method": "krylov"}}
+        planned = make_plan(Spec.from_table(spec), tmp_path / "run", Work.of(), operator=operator)
+        costs = planned.costs
+        assert planned.run.plan.rounds == most
+        assert costs.products == 16 * most + 30
+        assert costs.likely.products == 10 * 16 * most // 35 + 30
+        for stage, peak in costs.likely.peak_bytes.items():
+            assert peak <= costs.peak_bytes[stage]
+        assert costs.likely.result_bytes < costs.result_bytes
+
+    def test_let_a_plan_of_old_keep_its_rounds(self, tmp_path):
+        operator = Operator(matrix_of("eigh", "float32", n=400))
+        spec = {"measurements": 400, "recovery": {"method": "krylov"}}
+        run = ooc.plan(spec, tmp_path / "run", operator=operator)
+        assert run.plan.rounds == 25
+        (first,) = run.plan.amendments
+        old = dataclasses.replace(first, krylov=dataclasses.replace(first.krylov, rounds=21))
+        (tmp_path / "run/plan.d/0001.json").write_bytes(canonical_line(old.as_json()))
+        assert ooc.plan(spec, tmp_path / "run", operator=operator).plan.rounds == 21
+        with pytest.raises(UsageError, match="rounds: 21 in the run, 20 now"):
+            ooc.plan(spec | {"measurements": 320}, tmp_path / "run", operator=operator)
 
 
 class TestGrowth:

@@ -37,6 +37,8 @@ class Goal:
         which: Which pairs.
         most_rounds: At most so many rounds in all,
         most_products: and so many products.
+        rounds_without_tests: With a tolerance, so many rounds come at most before columns of the
+            test sketch are looked at; by default half of the most.
     """
 
     rank: int
@@ -44,6 +46,7 @@ class Goal:
     which: Which = "LM"
     most_rounds: int | None = None
     most_products: int | None = None
+    rounds_without_tests: int | None = None
 
 
 @dataclass(frozen=True)
@@ -296,14 +299,16 @@ def _last_continued(space: Space) -> NextBlock | None:
 
 
 def _is_overdue(chain: Chain, goal: Goal) -> bool:
-    """Whether half of the rounds passed, to a tolerance, without columns of the test sketch.
+    """Whether so many rounds passed, to a tolerance, without columns of the test sketch.
 
     Where copies are missing, others are in their places, and these may never be known well.
     """
     if goal.tolerance is None or goal.most_rounds is None:
         return False
     tried = any(each.source is not None and each.source.round == 0 for each in chain.blocks)
-    return not tried and 2 * len(chain.rounds) >= goal.most_rounds
+    half = -(-goal.most_rounds // 2)
+    due = half if goal.rounds_without_tests is None else min(half, goal.rounds_without_tests)
+    return not tried and len(chain.rounds) >= due
 
 
 def _onward(space: Space, wanted: Pairs, settled: Array) -> NextBlock | None:

@@ -23,7 +23,14 @@ from skerch_ooc.algebra.krylov.steps import Goal, NextBlock, Standing, decide, r
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, DriftError, IncompleteError, quoted
 from skerch_ooc.base.partition import Range
-from skerch_ooc.planning.krylov import CORANGE, RANGE, BasisBlock, Origin, across
+from skerch_ooc.planning.krylov import (
+    CORANGE,
+    RANGE,
+    BasisBlock,
+    Origin,
+    across,
+    most_rounds_of_old,
+)
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import OPEN, START, test_matrix_of_block
 from skerch_ooc.planning.spec import RecoverySpec
@@ -37,10 +44,16 @@ from skerch_ooc.store.sketch import Round, known_rounds, sketch_folder
 
 def goal_of(plan: Plan, settings: RecoverySpec | None = None) -> Goal:
     """Returns what the rounds of a run look for, or a result of them."""
-    assert plan.krylov is not None
+    krylov = plan.krylov
+    assert krylov is not None
     wanted = settings or plan.recovery
     rank = wanted.rank if isinstance(wanted.rank, int) else plan.space
-    return Goal(rank, plan.krylov.tolerance, wanted.which, plan.krylov.rounds)  # type: ignore[arg-type]
+    due = None
+    if krylov.tile is not None:
+        # Plans that have no tiles of their own go on as they began.
+        due = -(-most_rounds_of_old(plan.identity.kind, rank, krylov.width) // 2)
+    goal = Goal(rank, krylov.tolerance, wanted.which, krylov.rounds)  # type: ignore[arg-type]
+    return dataclasses.replace(goal, rounds_without_tests=due)
 
 
 @dataclass(frozen=True)
