@@ -388,6 +388,7 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("leave-one-out", None if left_out is None else
          f"{left_out:.4e} ({leave_one_out_remark(assessment)})"),
         ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
+        ("method", assessment.method and f"{assessment.method}, taken by auto"),
         ("core", None if assessment.pairs else core_text(assessment, kind)),
         ("products", products_text(assessment)),
         ("result", str(path)),

@@ -283,10 +283,10 @@ def probe_at_best_width(
         OperatorError: As of :func:`skerch_ooc.operators.probe.probe`.
     """
     if product.columns_at_once is None:
-        return product, *probe(product, seed, hermitian=kind == "eigh")
+        return product, *probe(product, seed, kind == "eigh", memory)
     trial = try_widths(product, seed, most=most, memory=memory)
     product = product.narrowed(trial.best.columns)
-    findings, fingerprint = probe(product, seed, hermitian=kind == "eigh")
+    findings, fingerprint = probe(product, seed, kind == "eigh", memory)
     return product, trial.completed(findings), fingerprint
 
 

@@ -26,12 +26,14 @@ from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.errors import DriftError, OperatorError
 from skerch_ooc.base.partition import Range, cut
-from skerch_ooc.base.resources import peak_memory, resident_memory
+from skerch_ooc.base.resources import SPARE_BYTES, peak_memory, resident_memory
 from skerch_ooc.operators.adapters import Product, norm, tolerance
 from skerch_ooc.planning.plan import FUNCTIONALS
 
 log = logging.getLogger("skerch_ooc")
 
+_FEWEST = 2
+"""Least vectors at once: of one alone nobody sees whether a real operator is Hermitian."""
 WIDTH = FUNCTIONALS
 _WIDER = 4
 _FUNCTIONALS = Range(64, 64 + WIDTH)
@@ -104,13 +106,17 @@ class Probe:
         return calls * self.call_seconds + width * self.column_seconds
 
 
-def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str, Any]]:
+def probe(
+    product: Product, seed: int, hermitian: bool, memory: int | None = None
+) -> tuple[Probe, dict[str, Any]]:
     """Examines an operator.
 
     Args:
         product: The operator.
         seed: The run's seed.
         hermitian: Whether ``A = A^H`` is required; else the operator must have an adjoint.
+        memory: Peak resident memory that the process may have, in bytes: where it is little, the
+            operator is applied to fewer vectors at once.
 
     Returns:
         The findings, and the operator's fingerprint.
@@ -119,9 +125,9 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
         OperatorError: If a product is not finite, two equal calls differ, or the operator is not
             Hermitian though it should be, or its adjoint is that of something else.
     """
-    width = min(WIDTH, *product.shape)
+    first, took, peak = timed(product, probe_vectors(product, seed, Range(0, 1)))
+    width = min(WIDTH, _fitting(product, memory, peak), *product.shape)
     x = probe_vectors(product, seed, Range(0, width))
-    first, took, _ = timed(product, x[:, :1])
     left = 1 + width + (0 if hermitian else width)
     if took > _LONG_SECONDS:
         log.info("the operator's first product took %.0f s; it is probed by %d more", took, left)
@@ -160,6 +166,22 @@ def probe(product: Product, seed: int, hermitian: bool) -> tuple[Probe, dict[str
         baseline_bytes=resident_memory(),
     )
     return findings, fingerprint_of(product, seed, first)
+
+
+def _fitting(product: Product, memory: int | None, peak: int) -> int:
+    """Returns how many vectors fit into the memory with their products, at least two.
+
+    Args:
+        product: The operator.
+        memory: Peak resident memory that the process may have; ``None``: whatever it needs.
+        peak: The most that it had when the operator was applied to one vector.
+    """
+    if memory is None:
+        return WIDTH
+    held = resident_memory()
+    # As drawn, as applied, and what becomes of it, on both sides; and what the operator needs.
+    column = 3 * sum(product.shape) * np.dtype(product.dtype).itemsize + max(0, peak - held)
+    return max(_FEWEST, (memory - held - SPARE_BYTES) // column)
 
 
 def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list[Timing]:

@@ -76,6 +76,7 @@ class Assessment:
         pairs: How well the pairs of ``krylov`` are known; ``None`` for other methods.
         left_test_measurements: Test columns of the adjoint that the residuals of singular values
             were estimated from, too; ``None`` if there are none, or none are needed.
+        method: The method that was taken, where ``auto`` compared several; else ``None``.
     """
 
     relative_error: float | None
@@ -92,6 +93,7 @@ class Assessment:
     looks: int = 1
     pairs: KnownPairs | None = None
     left_test_measurements: int | None = None
+    method: str | None = None
 
     def bounds(self, factor: float) -> float:
         """Returns the probability that the true error is at most ``factor`` times the estimate.
@@ -153,6 +155,7 @@ class Assessment:
             "products": self.products,
             **({"looks": self.looks} if self.looks > 1 else {}),
             **({} if self.pairs is None else {"pairs": self.pairs.as_json()}),
+            **({} if self.method is None else {"method": self.method}),
         }
 
 
@@ -231,6 +234,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         leave_one_out = float(file.arrays["leave_one_out"])
         orthogonality = float(file.arrays["orthogonality"])
         core = int(file.identity["core"])
+        method = file.identity.get("method")
         left_tests = file.arrays.get("left_tests")
         pairs = None
         if "bounds" in file.arrays:
@@ -257,6 +261,7 @@ def assess_result(run: Run, path: Path) -> Assessment:
         looks=sum(amendment.tolerance is not None for amendment in run.plan.amendments) or 1,
         pairs=pairs,
         left_test_measurements=None if left_tests is None else int(left_tests),
+        method=None if method is None else str(method),
     )
 
 

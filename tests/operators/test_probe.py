@@ -10,6 +10,7 @@ import torch
 from specs import write_spec
 
 import skerch_ooc as ooc
+from skerch_ooc.base.resources import SPARE_BYTES
 from skerch_ooc.operators import probe
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.pipeline.start import probe_spec
@@ -101,3 +102,36 @@ def test_probe_of_a_slow_operator_says_that_it_takes_long(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="skerch_ooc")
     probe.probe(Product(torch.eye(40), "float32", "cpu"), 1, hermitian=True)
     assert "it is probed by 17 more" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+@pytest.mark.parametrize(("columns", "widest"), [(1, 2), (5, 5), (100, 16)])
+def test_probe_applies_fewer_vectors_at_once_where_memory_is_little(
+    monkeypatch, kind, columns, widest
+):
+    widths, held = [], 10**9
+    monkeypatch.setattr("skerch_ooc.operators.probe.resident_memory", lambda: held)
+    monkeypatch.setattr("skerch_ooc.operators.probe.peak_memory", lambda: held)
+
+    class Counted:
+        shape, dtype = (400, 400), torch.float32
+
+        def __matmul__(self, x):
+            widths.append(x.shape[1])
+            return 2 * x
+
+        adjoint = lambda self: self  # noqa: E731
+
+    # Three times a vector on each side, in single precision.
+    memory = held + SPARE_BYTES + columns * 3 * 800 * 4
+    product = Product(Counted(), "float32", "cpu")
+    _, fingerprint = probe.probe(product, 1, kind == "eigh", memory)
+    assert max(widths) == widest
+    assert fingerprint == probe.probe(product, 1, kind == "eigh")[1]
+
+
+@pytest.mark.parametrize(("method", "said"), [("nystrom", True), ("krylov", False)])
+def test_storage_is_recommended_to_methods_that_take_it(inside, tmp_path, method, said):
+    spec = write_spec(tmp_path, "diagonal", 40, operator={"args": {"n": 300}},
+                      recovery={"method": method})  # fmt: skip
+    assert ("storage = " in inside("probe", spec).stdout) == said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -93,3 +95,20 @@ class TestResult:
         run = ooc.open_run(tmp_path / "run")
         ooc.recover(run, method="auto", name="better")
         assert self.identity(run, "better")["method"] in COMPARED
+
+
+def test_assessment_says_which_method_was_taken(inside, tmp_path):
+    ooc.svd(A, measurements=20, run_dir=tmp_path / "run", dtype="float64")
+    taken = SealedFile(tmp_path / "run/results/default/svd.h5").identity["method"]
+    assert taken in COMPARED
+    assert ooc.assess(tmp_path / "run").method == taken
+    assert json.loads(inside("assess", "run", "--json").stdout)["method"] == taken
+    shown = inside("assess", "run").stdout
+    assert f"method {taken}, taken by auto" in " ".join(shown.split())
+
+
+def test_assessment_of_a_method_that_was_asked_for_says_none(tmp_path):
+    ooc.eigh(A + A.T, measurements=20, run_dir=tmp_path / "run")
+    found = ooc.assess(tmp_path / "run")
+    assert found.method is None
+    assert "method" not in found.as_json()
