@@ -24,12 +24,21 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import eigh, hermitian_part, spectral_norm
 from skerch_ooc.algebra.methods import nystrom
+from skerch_ooc.algebra.methods.choosing import ALGEBRA_FLOOR, noise_floor
 from skerch_ooc.algebra.methods.problem import Core, Problem, Solution
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range
 
 _DEPENDENT = 1e-10
 """Eigenvalues of a metric, its columns scaled to norm 1, below this are those of a dependence."""
+
+_CORE_FLOOR = 0.01
+"""What is noise in the core, as a share of what is noise in the products.
+
+Noise and bases stand side by side in the core, and a random column sees little of each eigenvector:
+its entries are small, and so is their rounding. Eigenvalues ``10^-0.1 i`` in single precision, two
+rounds of 64: error 4.8e-7, and 2.7e-6 with the floor of the products.
+"""
 
 _NOTHING_LEFT = 16 * float(np.finfo(np.float64).eps)
 """What a subtraction of squares leaves below this, relative to them, is its rounding.
@@ -182,6 +191,7 @@ def extraction(
         omega_w=columns.middle[:1] @ root,
         core_size=core_size,
         rank=rank,
+        core_floor=max(_CORE_FLOOR * noise_floor(epsilon), ALGEBRA_FLOOR),
     )
     return Extraction(problem, left, left, (_norms(copy),), spent=columns.spent)
 

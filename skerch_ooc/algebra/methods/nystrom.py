@@ -70,7 +70,8 @@ def choose_size(problem: Problem, cores: HermitianCores | GeneralCores) -> Choic
     """The size that was asked for, or the one with the smallest error."""
     if problem.core_size is not None:
         return Choice(min(problem.core_size, cores.size))
-    sizes = candidates(cores.size, problem.y.shape[1])
+    m = problem.y.shape[1]
+    sizes = sorted({*candidates(cores.size, m), *candidates(cores.surely, m)})
     if not sizes:
         return Choice(0)
     choosing = choosing_columns(problem)
@@ -85,15 +86,19 @@ class HermitianCores:
     Attributes:
         values: Eigenvalues of ``H = Omega^H Y``, in descending magnitude.
         vectors: Their eigenvectors ``E``.
-        size: How many of them are above the noise floor.
-        measured: Compressed copy of ``Y E``, for those.
+        size: How many of them are above the noise floor of the core.
+        surely: How many are above that of the products.
+        measured: Compressed copy of ``Y E``, for the first of these.
     """
 
     def __init__(self, problem: Problem) -> None:
         assert problem.psi_y is not None
         self._problem, self._psi_y = problem, problem.psi_y
         self.values, self.vectors = eigh_by_magnitude(hermitian_part(problem.psi_y))
-        self.size = count_above(np.abs(self.values), floor_of(problem))
+        self.surely = count_above(np.abs(self.values), floor_of(problem))
+        self.size = self.surely
+        if problem.core_floor is not None:
+            self.size = count_above(np.abs(self.values), problem.core_floor)
         self.measured = upper_times(problem.y, self.vectors[:, : self.size])
 
     def approximation(self, size: int) -> tuple[Array, Array, Array]:
@@ -161,6 +166,7 @@ class GeneralCores(SeenBasis):
 
     Attributes:
         measured: Compressed copy of ``Q``.
+        surely: As many as there are.
     """
 
     def __init__(self, problem: Problem, basis: RangeBasis) -> None:
@@ -168,6 +174,7 @@ class GeneralCores(SeenBasis):
         self._problem, self._psi_y = problem, problem.psi_y
         super().__init__(problem.psi_y, basis, floor_of(problem))
         self.measured = self.basis.vectors
+        self.surely = self.size
 
     def approximation(self, size: int) -> tuple[Array, Array, Array]:
         """``left``, ``middle`` and ``right`` of :class:`Core`."""

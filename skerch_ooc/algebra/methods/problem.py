@@ -46,6 +46,8 @@ class Problem:
         second_square: ``||A Q||_F^2`` (``hmt`` of a Hermitian operator only).
         core_size: How many singular values of the core are to be inverted; ``None``: choose.
         rank: How many values and vectors are wanted; ``None``: all.
+        core_floor: Eigenvalues of the core below this, relative to the largest, are noise; ``None``
+            if it is as for the products.
     """
 
     hermitian: bool
@@ -65,6 +67,7 @@ class Problem:
     second_square: float = 0.0
     core_size: int | None = None
     rank: int | None = None
+    core_floor: float | None = None
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,18 @@ class _Rounds:
         ranges = [places[search.numbers[number]] for number in rounds]
         return np.concatenate([np.zeros(0, int), *(np.r_[place] for place in ranges)])
 
+    def measured(self, products: Array, places: Mapping[int, slice]) -> Array:
+        """Returns ``F^H Y`` of a family, with what was measured where it was, as far as it was.
+
+        The rest is what symmetry, or the adjoint's products, say: that is exact only to the
+        rounding of products, and what the family leaves of ``Y`` may be smaller.
+        """
+        found = products.copy()
+        for number, place in places.items():
+            sums = self.space.sums(number)
+            found[: len(sums), place] = sums
+        return found
+
     @cached_property
     def tests(self) -> tuple[Array, Array, Array]:
         """Products of the blocks on the range, and of those beside them, with the test sketch."""
@@ -231,6 +243,7 @@ class _Hermitian(_Rounds):
         space = self.space
         family = space.families["corange"]
         metric, middle, products = self._widened(family.metric, space.middle)
+        products = self.measured(products, family.places)
         tests = self.search.left_tests().conj().T
         width, size = len(metric) - family.size, family.size
         beside = self.beside(RANGE, family.places)
@@ -281,8 +294,9 @@ class _General(_Rounds):
         if not v.measured:
             v = self.search.with_start(v)
         middle = space.middle
-        left = _Held(u, middle, self.beside(RANGE, v.places))
-        right = _Held(v, middle.conj().T, self.beside(CORANGE, u.places))
+        left = _Held(u, self.measured(middle, v.places), self.beside(RANGE, v.places))
+        back = self.measured(middle.conj().T, u.places)
+        right = _Held(v, back, self.beside(CORANGE, u.places))
         *copies, t = left.copies(self.of_products(), self.tests)
         other = _Rounds(self.search, self.corange_sums).of_products()
         # Where the blocks on the range hold all products, those on the corange add nothing.
