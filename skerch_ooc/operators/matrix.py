@@ -119,8 +119,8 @@ class StoredMatrix:
         if isinstance(self._source, SparseSource):
             # The entries are read, checked, transposed for products of the adjoint.
             return held + 3 * self.slab_bytes
-        prepared = 0 if self.steps.is_plain else 2
-        decoded = 0 if self._source.decoding is None else 2
+        prepared = 0 if self.steps.is_plain else 1
+        decoded = 0 if self._source.decoding is None else 1
         wide = (prepared + decoded) * self.slab_bytes * 8 // min(size, 8)
         return held + wide
 
@@ -138,7 +138,7 @@ class StoredMatrix:
         if once > 1:
             said.append(f"each reading takes its bytes {once:.1f} times")
         if self.is_turned:
-            said.append("its columns are the rows that are meant, so that parts of it are sums")
+            said.append("rows are the columns of the file, which is read by its own rows")
         return tuple(said)
 
     def as_product(self, dtype: str, device: str) -> RowsProduct | TurnedProduct:
