@@ -28,6 +28,19 @@ ORTHOGONAL = {"float32": 1e-6, "complex64": 1e-6, "float64": 1e-11, "complex128"
 """Of each vector, as the recovery promises."""
 
 
+INDEX = np.arange(500)
+SIGNS = np.random.default_rng(0).choice([-1.0, 1.0], 500)
+TABLE = {
+    "exp .02": 10.0 ** (-0.02 * INDEX),
+    "exp .1": 10.0 ** (-0.1 * INDEX),
+    "poly 1": 1 / (1.0 + INDEX),
+    "poly 2": (1.0 + INDEX) ** -2,
+    "60 outliers + bulk": np.where(INDEX < 60, 1.0, 0.01),
+    "poly .5": (1.0 + INDEX) ** -0.5,
+}
+"""Eigenvalues of the Hermitian table of ``workflows/benchmarks/accuracy.py``, fewer of them."""
+
+
 def whole(run_dir, **more):
     return ooc.recover(ooc.open_run(run_dir), method="nystrom", name="whole", **more)
 
@@ -67,6 +80,24 @@ class TestError:
         rounding = 20 * float(np.finfo("float32").eps)
         found = relative_error(whole(tmp_path / "run"), a)
         assert found <= max(1.05 * relative_error(one_pass, a), rounding)
+
+    @pytest.mark.parametrize("name", TABLE)
+    def test_is_at_most_that_of_one_pass_for_each_line_of_the_benchmark(self, tmp_path, name):
+        a = torch.from_numpy(np.diag(TABLE[name] * SIGNS).astype("float32"))
+        # A value has at most as many copies in the rounds as these have columns.
+        width, rounds = (40, 3) if "outliers" in name else (16, 7)
+        ooc.eigh(Operator(a), run_dir=tmp_path / "run", rank=8, round_width=width, rounds=rounds)
+        found = whole(tmp_path / "run")
+        made = count_products(ooc.open_run(tmp_path / "run"))["done"] - 30
+        one_pass = ooc.eigh(Operator(a), run_dir=tmp_path / "one", measurements=made)
+        assert relative_error(found, a) <= 1.05 * relative_error(one_pass, a)
+
+    def test_is_small_where_the_rounds_start_with_given_vectors(self, tmp_path):
+        a = matrix_of("eigh", "float32")
+        decompose("eigh", Operator(a), tmp_path / "earlier", rounds=3)
+        decompose("eigh", Operator(a), tmp_path / "run", rounds=5, start=tmp_path / "earlier")
+        found = whole(tmp_path / "run")
+        assert relative_error(found, a) < 1.5 * best_error(a, rank_of(found))
 
     @pytest.mark.sampled(2)
     @pytest.mark.parametrize("dtype", DTYPES)
