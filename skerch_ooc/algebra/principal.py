@@ -23,6 +23,7 @@ from skerch_ooc.base.partition import Range, cut
 RESOLVED = 1e-7
 """Singular values below this share of the first are lost in ``X^T X``: it holds their squares."""
 
+_FAR = 1e3
 _BLOCK = 512
 _SAMPLED = 64
 
@@ -67,7 +68,7 @@ class Moments(ABC):
     @classmethod
     @abstractmethod
     def of_sparse(cls, rows: Any) -> Self:
-        """Takes compressed rows of SciPy."""
+        """Takes compressed rows of SciPy, each of whose entries is stored once."""
 
     @abstractmethod
     def joined(self, other: Self) -> Self:
@@ -109,15 +110,22 @@ class Gram(Moments):
 
     @classmethod
     def of_sparse(cls, rows: Any) -> Self:
-        """Takes sparse rows of SciPy, without centring them.
+        """Takes sparse rows of SciPy; only columns that are full and far from zero are centred.
 
         Of a column with a share ``p`` of entries that are not zero the squared mean is at most
-        ``p`` times the mean square: where few are, subtracting it loses nothing.
+        ``p`` times the mean square: where some are not, subtracting it afterwards loses little.
         """
         rows = rows.astype(np.float64, copy=False)
-        count, mean = rows.shape[0], np.asarray(rows.sum(axis=0)).ravel() / rows.shape[0]
+        count, mean = rows.shape[0], _mean_of_sparse(rows)
         gram = np.asarray((rows.T @ rows).todense())
+        full = np.flatnonzero(are_far(mean, np.diagonal(gram) / count - mean**2))
         _add_outer(gram, mean, -count)
+        if len(full):
+            dense = rows[:, full].toarray()
+            mean[full] = _centre(dense)
+            gram[:, full] = rows.T @ dense
+            gram[full] = gram[:, full].T
+            gram[np.ix_(full, full)] = dense.T @ dense
         return cls(count, mean, gram)
 
     def joined(self, other: Self) -> Self:
@@ -143,12 +151,14 @@ class ColumnSquares(Moments):
 
     @classmethod
     def of_sparse(cls, rows: Any) -> Self:
-        """See :meth:`Gram.of_sparse`."""
+        """See :class:`Moments`."""
         rows = rows.astype(np.float64, copy=False)
-        count = rows.shape[0]
-        mean, squares = (np.asarray(one.sum(axis=0)).ravel() for one in (rows, rows.power(2)))
-        mean /= count
-        return cls(count, mean, np.maximum(squares - count * mean**2, 0.0))
+        count, width = rows.shape
+        mean = _mean_of_sparse(rows)
+        # Around the mean, as the difference of large squares has few digits.
+        apart = np.bincount(rows.indices, (rows.data - mean[rows.indices]) ** 2, width)
+        absent = count - np.bincount(rows.indices, minlength=width)
+        return cls(count, mean, apart + absent * mean**2)
 
     def joined(self, other: Self) -> Self:
         """See :class:`Moments`."""
@@ -196,6 +206,16 @@ def _roughly_centred(rows: Array) -> Array:
     mean = rows[0] + (few - rows[0]).mean(axis=0)
     rows -= mean
     return np.asarray(mean)
+
+
+def are_far(mean: Array, variance: Array) -> Array:
+    """Which columns are so far from zero that centring them at last would lose digits."""
+    return np.asarray(mean**2 > _FAR * variance)
+
+
+def _mean_of_sparse(rows: Any) -> Array:
+    total: Array = np.asarray(rows.sum(axis=0), np.float64).ravel()
+    return np.asarray(total / rows.shape[0])
 
 
 def _add_outer(matrix: Array, row: Array, factor: float) -> None:

@@ -7,17 +7,21 @@ alone, so that sums over them depend on nothing else.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from skerch_ooc.algebra.principal import are_far
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.preparation import Preparation
 from skerch_ooc.operators.matrices.slabs import SparseSlab
 from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.planning.memory import SLAB_BYTES
@@ -36,6 +40,19 @@ DENSE = 1 / 32
 Get = Callable[[slice], Any]
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What was learned of columns when they were prepared, for samples that come later.
+
+    Attributes:
+        fill: What stands where entries are missing, for each column; ``None`` for nothing.
+        factors: What columns are multiplied by; ``None`` for nothing.
+    """
+
+    fill: Array | None = None
+    factors: Array | None = None
+
+
 class Samples(ABC):
     """Rows of a matrix.
 
@@ -50,6 +67,7 @@ class Samples(ABC):
     dtype: np.dtype[Any]
     is_sparse = False
     is_held = True
+    _learned = Learned()
 
     def runs(self) -> list[Range]:
         """The runs of rows that are summed together: each a power of two of rows, but the last."""
@@ -72,9 +90,8 @@ class Samples(ABC):
         """The slabs of some rows."""
 
     def views(self) -> Iterator[tuple[Range, Any]]:
-        """All slabs, in the dtype of the scores, for those who do not overwrite them."""
-        for inside, slab in self._slabs(Range(0, self.shape[0])):
-            yield inside, slab.astype(self.dtype, copy=False)
+        """All slabs, for those who do not overwrite them."""
+        return self._slabs(Range(0, self.shape[0]))
 
     def columns(self) -> Iterator[tuple[Range, Array]]:
         """All rows of some columns after the other; only where all is held.
@@ -90,12 +107,20 @@ class Samples(ABC):
     def _block(self, columns: Range) -> Array:
         raise NotImplementedError
 
+    def learned(self) -> Learned:
+        """What was learned of the columns when they were prepared."""
+        return self._learned
+
+    def filled_by(self, learned: Learned) -> Samples:  # noqa: ARG002 (what is in memory is whole)
+        """The same, filled by what was learned of other samples, and not multiplied yet."""
+        return self
+
     def held(self) -> Samples:
         """The same, read into memory as a whole."""
         made = np.empty(self.shape, self.dtype)
-        for inside, slab in self.views():
-            made[inside.slice] = slab
-        return ArraySamples(made.__getitem__, self.shape, self.dtype)
+        for inside, slab in self.slabs():
+            made[inside.slice] = slab.toarray() if self.is_sparse else slab
+        return ArraySamples(made.__getitem__, self.shape, self.dtype, learned=self.learned())
 
     @property
     def slab_rows(self) -> int:
@@ -120,13 +145,15 @@ class ArraySamples(Samples):
         shape: The whole shape.
         dtype: Of the entries.
         held: Whether all is in memory.
+        learned: What was learned of its columns when they were prepared.
     """
 
     def __init__(
-        self, get: Get, shape: tuple[int, ...], dtype: np.dtype[Any], *, held: bool = True
-    ) -> None:
+        self, get: Get, shape: tuple[int, ...], dtype: np.dtype[Any], *, held: bool = True,
+        learned: Learned | None = None,
+    ) -> None:  # fmt: skip
         self._get, self.shape, self.dtype = get, _checked(shape), _of_scores(dtype)
-        self.is_held = held
+        self.is_held, self._learned = held, learned or Learned()
 
     def _slabs(self, rows: Range) -> Iterator[tuple[Range, Array]]:
         for inside in cut(rows, self.slab_rows):
@@ -135,7 +162,7 @@ class ArraySamples(Samples):
     def views(self) -> Iterator[tuple[Range, Array]]:
         """See :class:`Samples`."""
         for inside in cut(Range(0, self.shape[0]), self.slab_rows):
-            yield inside, np.asarray(self._get(inside.slice), self.dtype)
+            yield inside, np.asarray(self._get(inside.slice), np.float64)
 
     def _block(self, columns: Range) -> Array:
         block = np.empty((self.shape[0], len(columns)))
@@ -153,6 +180,9 @@ class SparseSamples(Samples):
 
     def __init__(self, matrix: Any) -> None:
         self._matrix = matrix.tocsr()
+        if not self._matrix.has_canonical_format:
+            self._matrix = self._matrix.copy()
+            self._matrix.sum_duplicates()
         self.shape, self.dtype = _checked(matrix.shape), _of_scores(matrix.dtype)
         self.is_sparse = matrix.nnz < DENSE * self.shape[0] * self.shape[1]
 
@@ -173,34 +203,69 @@ class SparseSamples(Samples):
 
 
 class StoredSamples(Samples):
-    """Rows of a matrix on disk.
+    """Rows of a matrix on disk, as its options make them, but for means of columns.
 
     Args:
         matrix: The matrix.
+        filled: What was learned of other samples: entries are filled by it, and columns are not
+            multiplied yet. By default both are done by what these samples have themselves.
 
     Raises:
-        OperatorError: If its rows are not those of the file.
+        OperatorError: If its rows are not those of the file, or have weights.
     """
 
     is_held = False
 
-    def __init__(self, matrix: StoredMatrix) -> None:
+    def __init__(self, matrix: StoredMatrix, filled: Learned | None = None) -> None:
         if matrix.is_turned:
             raise OperatorError(
                 f"the samples of {matrix.name} are the columns of the file, and are read by rows; "
                 "write it by samples, or decompose it by a spec with transpose = true"
             )
-        self.matrix = matrix
+        if matrix.steps.rows.weights is not None:
+            raise OperatorError(
+                f"the rows of {matrix.name} have weights (row_weights); principal components are "
+                "taken of samples that are equal: leave them out"
+            )
+        self.matrix, self._filled = matrix, filled
         self.is_sparse = matrix.is_sparse and not matrix.steps.rows.centre
         self.shape, self.dtype = matrix.shape, _of_scores(np.dtype(matrix.dtype))
 
+    def learned(self) -> Learned:
+        """What options have made of the columns."""
+        matrix, columns = self.matrix, self.matrix.steps.columns
+        factors = columns.weights
+        if columns.scale:
+            found = 1 / matrix.moments.deviations(matrix.rows_shape[0])
+            factors = found if factors is None else found * factors
+        return Learned(matrix.moments.mean if columns.fill else None, factors)
+
+    def filled_by(self, learned: Learned) -> Samples:
+        """See :class:`Samples`."""
+        return StoredSamples(self.matrix, learned)
+
     def _slabs(self, rows: Range) -> Iterator[tuple[Range, Any]]:
         # In the type of the file: NaN and infinity are as they are stored.
-        for inside, slab in self.matrix.read(rows, torch.float64):
+        for inside, slab in self._prepared(rows):
             if isinstance(slab, SparseSlab):
                 yield inside, slab.rows if self.is_sparse else slab.dense()
             else:
                 yield inside, slab.cpu().numpy()
+
+    def _prepared(self, rows: Range) -> Iterator[tuple[Range, Any]]:
+        if self._filled is None:
+            yield from self.matrix.read(rows, torch.float64)
+            return
+        matrix = copy.copy(self.matrix)
+        fills = self._filled.fill is not None
+        columns = replace(matrix.steps.columns, fill=fills, scale=False, weights=None)
+        matrix.steps = replace(matrix.steps, columns=columns)
+        prepared = Preparation(matrix, torch.float64, fillings=self._filled.fill)
+        for inside, stored in matrix.stored_slabs(rows):
+            slab, of_rows = prepared.of_slab(inside, stored)
+            yield inside, prepared.with_rows(slab, of_rows)
+        if len(rows) == self.shape[0]:
+            prepared.require_all()
 
 
 class CentredSamples:
@@ -209,37 +274,66 @@ class CentredSamples:
     Args:
         samples: The rows.
         mean: Of each column.
+        variance: The same. Columns far from zero are centred before they are multiplied.
 
     Attributes:
         shape: ``(samples, features)``.
-        dtype: Of the products, as a name.
+        dtype: Of the products, as a name: of double precision, so that large means cost nothing.
     """
 
-    def __init__(self, samples: Samples, mean: Array) -> None:
-        self._samples, self._mean = samples, torch.from_numpy(mean)
-        self.shape, self.dtype = samples.shape, samples.dtype.name
+    dtype = "float64"
+
+    def __init__(self, samples: Samples, mean: Array, variance: Array) -> None:
+        self._samples, self.shape = samples, samples.shape
+        self._far = are_far(mean, variance)
+        if not samples.is_sparse:
+            self._far[:] = self._far.any()
+        self._mean, self._space = mean, np.empty((0, 0))
+        self._left = torch.from_numpy(np.where(self._far, 0.0, mean))
+
+    def _parts(self) -> Iterator[tuple[Range, Any, Any]]:
+        """Slabs: sparse columns near zero as they are; the others, centred if they are far."""
+        for inside, slab in self._samples.views():
+            if isinstance(slab, np.ndarray):
+                yield inside, None, self._centred(slab)
+            elif self._far.any():
+                centred = slab[:, self._far].toarray() - self._mean[self._far]
+                near = slab.copy()
+                near.data[self._far[near.indices]] = 0
+                yield inside, near, torch.from_numpy(centred)
+            else:
+                yield inside, slab, None
+
+    def _centred(self, slab: Array) -> torch.Tensor:
+        """A dense slab, centred if any column is far from zero."""
+        if not self._far.any():
+            # torch warns of what may not be written, though it only reads.
+            return torch.from_numpy(slab if slab.flags.writeable else slab.copy())
+        if len(self._space) < len(slab):
+            self._space = np.empty(slab.shape)
+        return torch.from_numpy(np.subtract(slab, self._mean, out=self._space[: len(slab)]))
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         """``A X``."""
-        made = x.new_empty((self.shape[0], *x.shape[1:]))
-        for inside, slab in self._samples.views():
-            made[inside.slice] = _times(slab, x)
-        return made.sub_((self._mean @ x.double()).to(x))
+        made = x.new_empty((self.shape[0], *x.shape[1:])).copy_(-self._left @ x)
+        for inside, near, centred in self._parts():
+            if near is not None:
+                made[inside.slice] += torch.from_numpy(near @ x.numpy())
+            if centred is not None:
+                made[inside.slice] += centred @ (x if near is None else x[self._far])
+        return made
 
     def rmatmat(self, x: torch.Tensor) -> torch.Tensor:
         """``A^T X``."""
-        made = x.new_zeros((self.shape[1], *x.shape[1:]), dtype=torch.float64)
-        for inside, slab in self._samples.views():
-            made += _times(slab.T, x[inside.slice])
-        made -= self._mean[:, None] * x.sum(dim=0, dtype=torch.float64)
-        return made.to(x)
-
-
-def _times(slab: Any, x: torch.Tensor) -> torch.Tensor:
-    if isinstance(slab, np.ndarray):
-        # torch warns of what may not be written, though it only reads.
-        return torch.from_numpy(slab if slab.flags.writeable else slab.copy()) @ x
-    return torch.from_numpy(slab @ x.numpy())
+        made = -self._left[:, None] * x.sum(dim=0)
+        for inside, near, centred in self._parts():
+            if near is not None:
+                made += torch.from_numpy(near.T @ x[inside.slice].numpy())
+            if near is None:
+                made += centred.mT @ x[inside.slice]
+            elif centred is not None:
+                made[self._far] += centred.mT @ x[inside.slice]
+        return made
 
 
 def samples_of(data: Any) -> Samples:

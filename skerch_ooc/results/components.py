@@ -31,6 +31,8 @@ class Components:
         ratios: Shares of the variance of all features, ``(k,)``.
         noise: Mean variance of the directions that were left out.
         samples: How many there were.
+        fill: What stands where entries are missing, for each feature; ``None`` for nothing.
+        factors: What features are multiplied by before all else; ``None`` for nothing.
     """
 
     mean: Array
@@ -40,6 +42,8 @@ class Components:
     ratios: Array
     noise: float
     samples: int
+    fill: Array | None = None
+    factors: Array | None = None
 
     @classmethod
     def of(cls, found: Spectrum, mean: Array, samples: int, number: int) -> Components:
@@ -67,7 +71,8 @@ class Components:
     def digest(self) -> str:
         """SHA-256 of what scores are made with."""
         found = hashlib.sha256()
-        for part in (self.mean, self.directions, self.variances):
+        parts = (self.mean, self.directions, self.variances, self.fill, self.factors)
+        for part in (one for one in parts if one is not None):
             found.update(np.ascontiguousarray(part, "<f8").data)
         return found.hexdigest()
 
@@ -84,15 +89,26 @@ class Components:
             whiten: Whether each has the variance 1.
         """
         if isinstance(rows, np.ndarray):
-            made = (rows - self.mean) @ self.directions.T
+            made = self._centred(rows) @ self.directions.T
         else:
-            made = rows @ self.directions.T - self.mean @ self.directions.T
+            made = rows @ self._multiplied(self.directions).T - self.mean @ self.directions.T
         return np.asarray(made / self.scale if whiten else made)
 
     def samples_of(self, scores: Array, *, whiten: bool) -> Array:
         """Samples that have some scores, ``(n, d)``."""
         scores = scores * self.scale if whiten else scores
-        return np.asarray(scores @ self.directions + self.mean)
+        made = scores @ self.directions + self.mean
+        if self.factors is None:
+            return np.asarray(made)
+        # What was multiplied by zero cannot be told any more.
+        parts = np.where(self.factors == 0, 0.0, 1.0 / np.where(self.factors == 0, 1, self.factors))
+        return np.asarray(made * parts)
+
+    def _multiplied(self, rows: Array) -> Array:
+        return rows if self.factors is None else np.asarray(rows * self.factors)
+
+    def _centred(self, rows: Array) -> Array:
+        return np.asarray(self._multiplied(rows) - self.mean)
 
     def likelihoods(self, rows: Any) -> Array:
         """Log-likelihood of each sample in the model of Tipping and Bishop (1999), ``(n,)``.
@@ -106,8 +122,7 @@ class Components:
                 f"the likelihood needs a variance of what {kept} components of {width} leave out, "
                 "and it is zero: give a smaller n_components"
             )
-        rows = rows if isinstance(rows, np.ndarray) else rows.toarray()
-        rows = rows - self.mean
+        rows = self._centred(rows if isinstance(rows, np.ndarray) else rows.toarray())
         scores = rows @ self.directions.T
         along = np.maximum(self.variances, self.noise or np.finfo(float).tiny)
         inside = scores**2 / along
@@ -131,12 +146,14 @@ class Components:
             IncompleteError: If it cannot be written.
         """
         make_folder(path.parent)
-        arrays = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        arrays = {name: np.asarray(part) for name, part in parts.items() if part is not None}
         with sealed_writer(path) as writer:
             return writer.publish(identity, arrays, provenance(**more))
 
     @classmethod
     def load(cls, file: SealedFile) -> Components:
         """Takes them from a sealed file."""
-        found: dict[str, Any] = {one.name: file.arrays[one.name] for one in fields(cls)}
+        names = (one.name for one in fields(cls))
+        found: dict[str, Any] = {name: file.arrays[name] for name in names if name in file.arrays}
         return cls(**found | {"noise": float(found["noise"]), "samples": int(found["samples"])})

@@ -11,8 +11,10 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, shown
 from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
+from skerch_ooc.operators.samples import Learned
 from skerch_ooc.pipeline.principal import sklearn_base
 from skerch_ooc.pipeline.principal.fit import fit, pca_path
 from skerch_ooc.pipeline.principal.inputs import GivenSamples, given, is_named
@@ -55,7 +57,7 @@ class PCA(Estimator):  # type: ignore[misc]
         explained_variance_: Along each, ``(k,)``.
         explained_variance_ratio_: Shares of the variance of all features, ``(k,)``.
         singular_values_: Of the centred samples, ``(k,)``.
-        mean_: Of each feature, ``(d,)``.
+        mean_: Of each feature, ``(d,)``; of what options of a file, such as ``scale``, make of it.
         n_components_: How many components were kept.
         n_samples_: How many samples there were.
         n_features_in_: How many features they had.
@@ -116,6 +118,7 @@ class PCA(Estimator):  # type: ignore[misc]
         self.n_components_ = len(found.values)
         self.n_samples_ = found.samples
         self.method_ = method
+        self._learned = Learned(found.fill, found.factors)
 
     @property
     def _kept(self) -> Components:
@@ -124,12 +127,13 @@ class PCA(Estimator):  # type: ignore[misc]
         return Components(
             self.mean_, self.components_, self.singular_values_, self.explained_variance_,
             self.explained_variance_ratio_, self.noise_variance_, self.n_samples_,
+            self._learned.fill, self._learned.factors,
         )  # fmt: skip
 
     def _given(self, X: Any, *, reset: bool) -> GivenSamples:
         """Opens samples, and sets or checks what is known of their features."""
         if is_named(X):
-            data = given(X)
+            data = given(X, Resources.of(self.memory).memory)
             if reset:
                 self.n_features_in_ = data.samples.shape[1]
                 self.__dict__.pop("feature_names_in_", None)
@@ -169,7 +173,7 @@ class PCA(Estimator):  # type: ignore[misc]
             writer_of(path)
             require_free(path)
         data = self._given(X, reset=False)
-        samples = data.samples
+        samples = data.samples.filled_by(self._learned)
         blocks = scores_of(kept, samples, whiten=self.whiten)
         shape = (samples.shape[0], len(kept.values))
         if path is not None:
@@ -207,7 +211,8 @@ class PCA(Estimator):  # type: ignore[misc]
         Raises:
             UsageError: If that is zero, though directions were left out.
         """
-        kept, samples = self._kept, self._given(X, reset=False).samples
+        kept = self._kept
+        samples = self._given(X, reset=False).samples.filled_by(self._learned)
         made = np.empty(samples.shape[0])
         for rows, slab in samples.slabs():
             made[rows.slice] = kept.likelihoods(slab)

@@ -112,7 +112,15 @@ def fit(
 def _found(
     data: GivenSamples, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
 ) -> Components:
-    """Finds components by a method that was chosen."""
+    """Finds components by a method that was chosen, and notes how features are prepared."""
+    found = _components(data, wanted, method, work, directory, known)
+    learned = data.samples.learned()
+    return replace(found, fill=learned.fill, factors=learned.factors)
+
+
+def _components(
+    data: GivenSamples, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
+) -> Components:
     with operator_threads(work.resources.threads):
         if method == "krylov":
             return _by_rounds(data, wanted, work, directory)
@@ -221,10 +229,11 @@ def _by_rounds(
         "recovery": {"method": "krylov", "rank": int(wanted.components or 1)},
     }  # fmt: skip
     if source is not None and source.factory == STORED:
-        args = {**source.args, "subtract": "column-mean"}
+        also = source.args.get("subtract") in ("row-mean", "both")
+        args = {**source.args, "subtract": "both" if also else "column-mean"}
         table["operator"] = {"factory": STORED, "args": args, "device": source.device}
     else:
-        operator = CentredSamples(data.samples, spread.mean)
+        operator = CentredSamples(data.samples, spread.mean, spread.root / spread.count)
     usv = run(
         Spec.from_table(table, Path(source.folder) if source else None), directory, work.executor,
         operator=operator, memory=work.resources.memory, progress=work.progress,

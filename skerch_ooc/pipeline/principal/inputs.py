@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError
-from skerch_ooc.base.files import is_folder
+from skerch_ooc.base.files import is_folder, is_readable
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.samples import Samples, samples_of
 from skerch_ooc.planning.parts import Part
@@ -51,13 +51,16 @@ class Reopened:
             raise UsageError("the key operator.factory is missing: give one that returns samples")
         return cls(operator.factory, dict(operator.args), operator.device, str(folder.resolve()))
 
-    def open(self) -> Samples:
+    def open(self, memory: int | None = None) -> Samples:
         """Opens the samples.
+
+        Args:
+            memory: Peak resident memory of the process, in bytes.
 
         Raises:
             OperatorError: If they cannot be opened, or are something else.
         """
-        made = build(self.factory, self.args, self.device, Path(self.folder))
+        made = build(self.factory, self.args, self.device, Path(self.folder), memory)
         return samples_of(made)
 
     def identity(self) -> dict[str, Any]:
@@ -65,9 +68,13 @@ class Reopened:
 
         A file is known by its name, its size, and when it was changed.
         """
-        paths = self.args.get("path", [])
-        named = [paths] if isinstance(paths, str) else paths
-        found = [Path(self.folder, name) for name in named if isinstance(name, str)]
+        named = [
+            name
+            for key in ("path", "column_weights")
+            for name in _listed(self.args.get(key))
+            if key == "path" or is_readable(Path(self.folder, name))
+        ]
+        found = [Path(self.folder, name) for name in named]
         return {
             "factory": self.factory,
             "sha256": factory_sha256(self.factory, Path(self.folder)),
@@ -81,6 +88,12 @@ class Reopened:
             "factory": self.factory, "args": dict(self.args), "device": self.device,
             "folder": self.folder,
         }  # fmt: skip
+
+
+def _listed(value: Any) -> list[str]:
+    """The names in an argument that is one, or several."""
+    found = value if isinstance(value, (list, tuple)) else [value]
+    return [name for name in found if isinstance(name, str)]
 
 
 def _stated(path: Path) -> list[list[Any]]:
@@ -132,12 +145,13 @@ def is_named(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike, Spec, OperatorSpec, Reopened))
 
 
-def given(data: Any) -> GivenSamples:
+def given(data: Any, memory: int | None = None) -> GivenSamples:
     """Opens samples.
 
     Args:
         data: See :func:`samples_of`; or the path of a file or folder with a matrix, of a spec
             (``.toml``) or of a run directory; or a spec itself.
+        memory: Peak resident memory of the process, in bytes.
 
     Raises:
         OperatorError: If they cannot be opened.
@@ -146,7 +160,7 @@ def given(data: Any) -> GivenSamples:
     if not is_named(data):
         return GivenSamples(samples_of(data))
     source = data if isinstance(data, Reopened) else _source(data)
-    return GivenSamples(source.open(), source)
+    return GivenSamples(source.open(memory), source)
 
 
 def _source(data: Any) -> Reopened:

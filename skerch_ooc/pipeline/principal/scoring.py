@@ -13,7 +13,7 @@ from skerch_ooc.base.errors import DriftError, OperatorError, UsageError, quoted
 from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.operators.samples import Samples
+from skerch_ooc.operators.samples import Learned, Samples
 from skerch_ooc.pipeline.principal.fit import pca_path
 from skerch_ooc.pipeline.principal.inputs import Reopened
 from skerch_ooc.results.components import Components
@@ -129,7 +129,8 @@ def _of_samples(directory: Path, file: SealedFile) -> tuple[Sheet, Blocks]:
             f"the samples of {directory} have changed since they were fitted; restore "
             f"{source['args']} in {source['folder']}, or fit again into another folder"
         )
-    kept, samples = Components.load(file), opened.open()
+    kept = Components.load(file)
+    samples = opened.open().filled_by(Learned(kept.fill, kept.factors))
     shape = (samples.shape[0], len(kept.values))
     sheet = Sheet(shape, samples.dtype, str(file.identity["run"]), kept.digest)
     return sheet, scores_of(kept, samples)
