@@ -395,7 +395,7 @@ class TestExactness:
     def test_rounds_that_do_not_suffice_are_told(self):
         with pytest.raises(QualityError, match=r"0 of 1 within .*; give a larger tolerance"):
             ooc.PCA(1, method="krylov", tolerance=1e-13).fit(
-                np.random.default_rng(0).standard_normal((300, 250))
+                np.random.default_rng(0).standard_normal((180, 170))
             )
 
     @pytest.mark.parametrize("seed", [3, np.random.RandomState(0), np.random.default_rng(0)])

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from skerch_ooc.algebra.principal import RESOLVED, ColumnSquares, Spectrum, of_few_rows
+from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, QualityError, UsageError, counted, shown
 from skerch_ooc.base.files import digest, remove
 from skerch_ooc.base.partition import levels
@@ -24,8 +26,10 @@ from skerch_ooc.base.resources import (
     resident_memory,
 )
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.samples import CentredSamples, Samples
-from skerch_ooc.pipeline.principal.inputs import STORED, GivenSamples
+from skerch_ooc.operators.matrices.options import COLUMN_MEAN
+from skerch_ooc.operators.matrix import StoredMatrix
+from skerch_ooc.operators.samples import CentredSamples, Samples, StoredSamples
+from skerch_ooc.pipeline.principal.inputs import STORED, GivenSamples, Reopened
 from skerch_ooc.pipeline.principal.sums import KINDS, summed
 from skerch_ooc.pipeline.principal.wanted import Wanted, is_whole
 from skerch_ooc.pipeline.run import run
@@ -223,15 +227,20 @@ def _by_rounds(
                     f"{known}; give a larger tolerance, or a run_dir, in which it can go on"
                 ) from error
     spread = summed(data, ColumnSquares, work, None)
-    source, operator = data.source, None
+    source = data.source
+    operator: CentredSamples | StoredMatrix | None = None
     table: dict[str, Any] = {
         "kind": "svd", "seed": wanted.seed, "pairs_tolerance": wanted.tolerance,
         "recovery": {"method": "krylov", "rank": int(wanted.components or 1)},
     }  # fmt: skip
     if source is not None and source.factory == STORED:
         also = source.args.get("subtract") in ("row-mean", "both")
-        args = {**source.args, "subtract": "both" if also else "column-mean"}
-        table["operator"] = {"factory": STORED, "args": args, "device": source.device}
+        source = replace(source, args={**source.args, "subtract": "both" if also else COLUMN_MEAN})
+        table["operator"] = {
+            "factory": STORED, "args": source.args, "device": source.device,
+        }  # fmt: skip
+        if not (also or work.executor.remote):
+            operator = _with_means(source, spread.mean, work)
     else:
         operator = CentredSamples(data.samples, spread.mean, spread.root / spread.count)
     usv = run(
@@ -243,6 +252,19 @@ def _by_rounds(
     squares = float(spread.root.sum())
     found = Spectrum(values, np.ascontiguousarray(directions), squares, len(values))
     return Components.of(found, spread.mean, data.samples.shape[0], len(values))
+
+
+def _with_means(source: Reopened, mean: Array, work: Work) -> StoredMatrix | None:
+    """A matrix on disk whose means are known, so that each round takes off the same ones.
+
+    ``None`` if columns are prepared before: what is known then is not the mean of the file.
+    """
+    samples = source.open(work.resources.memory)
+    assert isinstance(samples, StoredSamples)
+    if not samples.matrix.steps.columns.is_none:
+        return None
+    samples.matrix.known_means = torch.from_numpy(mean).to(samples.matrix.device)
+    return samples.matrix
 
 
 def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]:
