@@ -26,6 +26,7 @@ from skerch_ooc.base.errors import IncompleteError, OperatorError, QualityError,
 from skerch_ooc.operators import samples
 from skerch_ooc.pipeline.principal import fit as fitting
 from skerch_ooc.pipeline.principal import sums
+from skerch_ooc.planning import sizes
 
 DIGITS = load_digits().data
 ARRAYS = (
@@ -392,7 +393,8 @@ class TestExactness:
         assert found.method_ == "gram"
         assert_equal(found, PCA(8, svd_solver="full").fit(x), 1e-9)
 
-    def test_rounds_that_do_not_suffice_are_told(self):
+    def test_rounds_that_do_not_suffice_are_told(self, monkeypatch):
+        monkeypatch.setattr(sizes, "most_rounds", lambda kind, rank, width: 4)
         with pytest.raises(QualityError, match=r"0 of 1 within .*; give a larger tolerance"):
             ooc.PCA(1, method="krylov", tolerance=1e-13).fit(
                 np.random.default_rng(0).standard_normal((180, 170))
