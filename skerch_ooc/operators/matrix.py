@@ -23,7 +23,7 @@ from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product, applied
-from skerch_ooc.operators.matrices.formats import open_source
+from skerch_ooc.operators.matrices.formats import located, open_source
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
 from skerch_ooc.operators.matrices.preparing import Steps
@@ -508,7 +508,7 @@ def stored(
     asked = Options.of({"subtract": subtract} | options)
     names = [path] if isinstance(path, str) else path
     wanted = Meant(dataset, asked.rows, asked.missing_codes, memory)
-    source = open_source([Path(folder, name) for name in names], wanted=wanted)
+    source = open_source([located(folder, name) for name in names], wanted=wanted)
     _require_row(source, wanted)
     weights = weights_of(asked, source, Path(folder))
     thin = isinstance(source, SparseSource)

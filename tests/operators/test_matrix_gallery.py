@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+import zarr
 
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
@@ -106,11 +107,71 @@ def annotated(folder, a):
     return {"path": "a.h5ad"}
 
 
+def in_zarr(version, **options):
+    def write(folder, a):
+        array = {"chunks": (16, 5), "zarr_format": version} | options
+        zarr.create_array(folder / "a.zarr", data=a, **array)
+        return {"path": "a.zarr"}
+
+    return write
+
+
+def zarr_in_zip(folder, a):
+    with zarr.storage.ZipStore(folder / "a.zip", mode="w") as store:
+        zarr.create_array(store, name="group/a", data=a, chunks=(16, 24))
+    return {"path": "a.zip"}
+
+
+def zarr_of_dimensions(folder, a):
+    """Dimensions have names, and rows are the last."""
+    field = np.moveaxis(a.reshape(len(a), 4, 6), 0, -1)
+    group = zarr.create_group(folder / "a.zarr")
+    names = ("lat", "lon", "time")
+    group.create_array("t", data=field, chunks=(3, 2, 7), dimension_names=names)
+    return {"path": "a.zarr", "rows": ["time"]}
+
+
+def annotated_in_zarr(folder, a):
+    group = zarr.create_group(folder / "a.zarr", attributes={"encoding-type": "anndata"})
+    group.create_array("X", data=a, chunks=(16, 5))
+    group.create_array("obsm/X_pca", data=np.zeros((len(a), 3)))
+    return {"path": "a.zarr"}
+
+
+def folder_of_zarr(folder, a):
+    (folder / "rows").mkdir()
+    for number, part in enumerate(np.split(a, [20, 21, 60])):
+        zarr.create_array(folder / f"rows/{number}.zarr", data=part)
+    return {"path": "rows"}
+
+
 def folder_of_files(folder, a):
     (folder / "rows").mkdir()
     for number, part in enumerate(np.split(a, [20, 21, 60])):
         np.save(folder / f"rows/{number}.npy", part)
     return {"path": "rows"}
+
+
+def write_sparse_zarr(group, matrix, encoding):
+    group.attrs.update({"encoding-type": encoding, "shape": list(matrix.shape)})
+    for name in ("data", "indices", "indptr"):
+        group.create_array(name, data=getattr(matrix, name), chunks=(50,))
+
+
+def annotated_csr_in_zarr(folder, a):
+    group = zarr.create_group(folder / "a.zarr", zarr_format=2)
+    group.attrs["encoding-type"] = "anndata"
+    write_sparse_zarr(group.create_group("X"), scipy.sparse.csr_array(a), "csr_matrix")
+    group.create_array("obsm/X_pca", data=np.zeros((len(a), 3)))
+    return {"path": "a.zarr"}
+
+
+def annotated_csc_layer_in_zarr(folder, a):
+    group = zarr.create_group(folder / "a.zarr")
+    group.create_array("X", data=np.zeros((HEIGHT, WIDTH)))
+    layer = group.create_group("layers/counts")
+    write_sparse_zarr(layer, scipy.sparse.csc_array(a), "csc_matrix")
+    return {"path": "a.zarr", "dataset": "layers/counts"}
 
 
 def write_sparse(group, matrix, encoding):
@@ -188,11 +249,22 @@ DENSE = {
     "netCDF": netcdf,
     "MATLAB": matlab,
     "AnnData": annotated,
+    "Zarr": in_zarr(3),
+    "Zarr in columns": in_zarr(3, chunks=(HEIGHT, 1)),
+    "Zarr in shards": in_zarr(3, shards=(32, 10)),
+    "Zarr 2": in_zarr(2),
+    "Zarr 2 by columns": in_zarr(2, order="F"),
+    "Zarr in a zip file": zarr_in_zip,
+    "Zarr of dimensions": zarr_of_dimensions,
+    "AnnData in Zarr": annotated_in_zarr,
     "folder": folder_of_files,
+    "folder of Zarr": folder_of_zarr,
 }
 SPARSE = {
     "AnnData, CSR": annotated_csr,
     "AnnData, a layer in CSC": annotated_csc_layer,
+    "AnnData in Zarr, CSR": annotated_csr_in_zarr,
+    "AnnData in Zarr, a layer in CSC": annotated_csc_layer_in_zarr,
     "10x": ten_x,
     "MATLAB, sparse": matlab_sparse,
     "npz, CSR": saved_by_scipy("csr"),

@@ -11,6 +11,7 @@ from typing import Any
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.matrices.sources import Meant, Rows
 from skerch_ooc.operators.matrices.stacks import stacked
+from skerch_ooc.operators.matrices.zarr_store import is_zarr
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Format:
     opener: str
     is_folder: bool = False
 
-    def open(self, path: Path, wanted: Meant) -> Rows:
-        """Opens a file.
+    def open(self, path: Path | str, wanted: Meant) -> Rows:
+        """Opens a file; as text, a URL.
 
         Raises:
             OperatorError: If it is missing, of another kind, or holds no matrix.
         """
         module, _, name = self.opener.partition(":")
-        function: Callable[[Path, Meant], Rows] = getattr(
+        function: Callable[[Path | str, Meant], Rows] = getattr(
             import_module(f"skerch_ooc.operators.matrices.{module}"), name
         )
         return function(path, wanted)
@@ -45,7 +46,11 @@ HDF5 = Format(
     (".h5", ".hdf5", ".hdf", ".h5ad", ".nc", ".nc4", ".mat", ".loom"), "hdf5_sparse:rows_of"
 )
 
+ZARR = Format((".zarr", ".zarr.zip"), "zarr_arrays:open_zarr", is_folder=True)
+"""Also any folder that says by what it holds that it is Zarr, other zip files, and any URL."""
+
 FORMATS = (
+    ZARR,
     Format((".npy",), "npy:NpySource"),
     Format((".npz",), "npz:open_npz"),
     Format((".mtx", ".mtx.gz"), "market:open_market"),
@@ -65,12 +70,13 @@ _SIGNATURES = {
 
 
 def open_source(
-    paths: Sequence[Path], dataset: str | None = None, wanted: Meant = Meant()  # noqa: B008
+    paths: Sequence[Path | str], dataset: str | None = None, wanted: Meant = Meant()  # noqa: B008
 ) -> Any:  # fmt: skip
     """Opens what holds the rows of a matrix.
 
     Args:
-        paths: Files, from top to bottom; a folder stands for its files in the order of their names.
+        paths: Files, from top to bottom; a folder stands for its files in the order of their names,
+            and text for a URL.
         dataset: Name of the dataset in HDF5 files.
         wanted: What else is said of them.
 
@@ -85,15 +91,22 @@ def open_source(
     return stacked([_open(file, wanted) for file in files], [str(file) for file in files])
 
 
-def format_of(path: Path) -> Format | None:
-    """The format that the end of a name says; ``None`` if it says none."""
+def located(folder: str | Path, name: str) -> Path | str:
+    """What a name in a spec stands for: a path relative to a folder, or a URL as it is."""
+    return name if "://" in name else Path(folder, name)
+
+
+def format_of(path: Path | str) -> Format | None:
+    """The format that the end of a name says, or a folder; ``None`` if they say none."""
+    if isinstance(path, str) or (path.is_dir() and is_zarr(path)):
+        return ZARR
     ends = path.name.lower()
     return next((one for one in FORMATS if ends.endswith(one.suffixes)), None)
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path | str) -> Sequence[Path | str]:
     known = format_of(path)
-    if not path.is_dir() or (known is not None and known.is_folder):
+    if isinstance(path, str) or not path.is_dir() or (known is not None and known.is_folder):
         return [path]
     files = sorted(file for file in path.iterdir() if format_of(file) is not None)
     if not files:
@@ -105,12 +118,14 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _open(path: Path, wanted: Meant) -> Rows:
+def _open(path: Path | str, wanted: Meant) -> Rows:
+    if isinstance(path, str):
+        return ZARR.open(path, wanted)
     if not path.exists():
         raise OperatorError(
             f"{path} is not there; give a path that is absolute, or relative to the spec"
         )
-    known = format_of(path) or HDF5
+    known = format_of(path) or (ZARR if path.name.lower().endswith(".zip") else HDF5)
     if known is HDF5:
         _require_no_other(path)
     return known.open(path, wanted)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown_list
@@ -99,25 +101,99 @@ class Grid:
     ) -> None:  # fmt: skip
         first, *others = free
         inner = math.prod(self.sizes[i] for i in others)
-        if not others:
-            index = [slice(None)] * len(self.sizes)
-            for axis, place in fixed.items():
-                index[axis] = slice(place, place + 1)
-            index[first] = rows.slice
-            found = get(tuple(index))
-            out[:] = found.transpose(*self.rows, *self.columns).reshape(out.shape)
-            return
-        for place in range(rows.start // inner, -(-rows.stop // inner)):
-            inside = Range(place * inner, (place + 1) * inner).common(rows)
+        place = rows.start
+        while place < rows.stop:
+            # All whole places at once, as a chunk may hold several of them.
+            here, last = place // inner, rows.stop // inner
+            whole = place % inner == 0 and last > here
+            stop = (last if whole else here + 1) * inner
+            inside = Range(place, min(stop, rows.stop))
             part = out[inside.shifted(-rows.start).slice]
-            which = inside.shifted(-place * inner)
-            self._read(get, which, part, fixed | {first: place}, tuple(others))
+            if whole:
+                self._rectangle(get, part, fixed, (first, slice(here, last)))
+            else:
+                which = inside.shifted(-here * inner)
+                self._read(get, which, part, fixed | {first: here}, tuple(others))
+            place = inside.stop
+
+    def _rectangle(
+        self, get: Callable[[Slices], Array], out: Array, fixed: dict[int, int],
+        places: tuple[int, slice],
+    ) -> None:  # fmt: skip
+        index = [slice(None)] * len(self.sizes)
+        for axis, place in fixed.items():
+            index[axis] = slice(place, place + 1)
+        index[places[0]] = places[1]
+        found = get(tuple(index))
+        out[:] = found.transpose(*self.rows, *self.columns).reshape(out.shape)
 
     def chunks_across(self, chunks: Sequence[int]) -> tuple[int, int]:
-        """How many rows a chunk spans, and how many entries all chunks have that hold one row."""
-        first = self.rows[0] if len(self.rows) == 1 else self.rows[-1]
-        entries = 1
-        for i, (size, chunk) in enumerate(zip(self.sizes, chunks, strict=True)):
-            is_row = i in self.rows
-            entries *= chunk if is_row else -(-size // chunk) * chunk
-        return min(chunks[first], self.sizes[first]), entries
+        """How many rows chunks are read together for, and the entries of these chunks.
+
+        Of dimensions that are rows those count that change faster than one which chunks divide: a
+        chunk that holds two of its places holds rows that lie as far apart.
+        """
+        together = 1
+        for i in reversed(self.rows):
+            size, inner = self.sizes[i], math.prod(self.sizes[j] for j in self._faster(i))
+            if chunks[i] > 1:
+                together = min(chunks[i], size) * inner
+        entries = self.shape[1]
+        for i in self.columns:
+            entries = entries // self.sizes[i] * (-(-self.sizes[i] // chunks[i]) * chunks[i])
+        return together, together * entries
+
+    def _faster(self, dimension: int) -> tuple[int, ...]:
+        """The dimensions of rows that change faster."""
+        return self.rows[self.rows.index(dimension) + 1 :]
+
+    def band(self, row: int, together: int) -> Range:
+        """The rows that are read together with one, where so many are at most."""
+        period = 1
+        for i in reversed(self.rows):
+            period *= self.sizes[i]
+            if period >= together:
+                break
+        start = row // period * period
+        first = start + (row - start) // together * together
+        return Range(first, min(first + together, start + period))
+
+    def spread(self, name: str, values: Array, dimensions: Sequence[str]) -> Array:
+        """Values along some dimensions of the columns, for each column.
+
+        Args:
+            name: Of the values, for messages.
+            values: They themselves.
+            dimensions: What is known of the names of their dimensions.
+
+        Raises:
+            OperatorError: If they do not say where they belong.
+        """
+        columns = [self.sizes[i] for i in self.columns]
+        if values.size == self.shape[1] and values.ndim in (1, len(columns)):
+            return values.ravel()
+        known = {one for one in dimensions if one}
+        named = [i for i in self.columns if self.names[i] in known]
+        fitting = named or [i for i in self.columns if values.shape == (self.sizes[i],)]
+        if len(fitting) != 1 or values.shape != (self.sizes[fitting[0]],):
+            raise OperatorError(
+                f"{name} has shape {values.shape}, which does not say where it belongs among "
+                f"columns of {tuple(columns)}; give one value for each column"
+            )
+        place = [1] * len(columns)
+        place[self.columns.index(fitting[0])] = len(values)
+        return np.broadcast_to(values.reshape(place), columns).ravel()
+
+
+def is_latitude(name: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether a dataset is one of latitudes, by its name or its attributes."""
+    told = {text_of(attributes.get(key)) for key in ("standard_name", "units")}
+    return name.lower() in _LATITUDES or bool(told & {"latitude", "degrees_north"})
+
+
+_LATITUDES = {"lat", "latitude", "nav_lat", "lats"}
+
+
+def text_of(value: Any) -> str:
+    """An attribute as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

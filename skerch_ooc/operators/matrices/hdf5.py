@@ -15,7 +15,7 @@ from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
-from skerch_ooc.operators.matrices.grids import Grid, Slices
+from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude, text_of
 from skerch_ooc.operators.matrices.sources import Meant, Source, unreadable
 
 _SHARE = 3
@@ -143,45 +143,18 @@ class Hdf5Source(Source):
         found = self._file.get(name) or self._dataset.parent.get(name)
         if not isinstance(found, h5py.Dataset):
             return None
-        return self._spread(name, np.asarray(found[()], np.float64), _dimensions(found))
+        return self._grid.spread(name, np.asarray(found[()], np.float64), _dimensions(found))
 
     def _latitudes(self) -> Array | None:
         for beside in (self._dataset.parent, self._file):
             for name, found in beside.items():
-                if isinstance(found, h5py.Dataset) and _is_latitude(name, found):
+                if isinstance(found, h5py.Dataset) and is_latitude(name, found.attrs):
                     place = (name, *_dimensions(found)) if found.ndim == 1 else _dimensions(found)
-                    return self._spread(name, np.asarray(found[()], np.float64), place)
+                    return self._grid.spread(name, np.asarray(found[()], np.float64), place)
         return None
-
-    def _spread(self, name: str, values: Array, dims: tuple[str, ...]) -> Array:
-        """Values along some dimensions of the columns, for each column."""
-        columns = [self._grid.sizes[i] for i in self._grid.columns]
-        if values.size == self.shape[1] and values.ndim in (1, len(columns)):
-            return values.ravel()
-        known = {one for one in dims if one}
-        named = [i for i in self._grid.columns if self._grid.names[i] in known]
-        fitting = named or [i for i in self._grid.columns if values.shape == (self._grid.sizes[i],)]
-        if len(fitting) != 1 or values.shape != (self._grid.sizes[fitting[0]],):
-            raise OperatorError(
-                f"{name} has shape {values.shape}, which does not say where it belongs among "
-                f"columns of {tuple(columns)}; give one value for each column"
-            )
-        place = [1] * len(columns)
-        place[self._grid.columns.index(fitting[0])] = len(values)
-        return np.broadcast_to(values.reshape(place), columns).ravel()
 
 
 _NETCDF = {".nc", ".nc4", ".cdf"}
-_LATITUDES = {"lat", "latitude", "nav_lat", "lats"}
-
-
-def _is_latitude(name: str, found: h5py.Dataset) -> bool:
-    told = {_text(found.attrs.get(key)) for key in ("standard_name", "units")}
-    return name.lower() in _LATITUDES or bool(told & {"latitude", "degrees_north"})
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
@@ -223,7 +196,7 @@ def require_filters(path: Path, found: h5py.Dataset) -> None:
         if not h5py.h5z.filter_avail(code):
             raise OperatorError(
                 f"{path}: {found.name.lstrip('/')} is compressed by filter {code} "
-                f"({_text(name) or 'without a name'}), which is not installed; pip install "
+                f"({text_of(name) or 'without a name'}), which is not installed; pip install "
                 "'skerch_ooc[matrices]', which brings hdf5plugin"
             )
 
@@ -244,7 +217,7 @@ def is_matrix(item: Any, least: int = 2, most: int = 2) -> bool:
     if not isinstance(item, h5py.Dataset) or item.shape is None:
         return False
     kinds = item.dtype.kind in "biufc" or item.dtype.names == _MATLAB_COMPLEX
-    other = {_text(item.attrs.get(key)) for key in ("CLASS", "MATLAB_class")} & _NO_MATRICES
+    other = {text_of(item.attrs.get(key)) for key in ("CLASS", "MATLAB_class")} & _NO_MATRICES
     return kinds and least <= item.ndim <= most and not other
 
 

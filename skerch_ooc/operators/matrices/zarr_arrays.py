@@ -1,0 +1,230 @@
+"""Matrices in Zarr: arrays of any number of dimensions, and AnnData's sparse matrices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.errors import OperatorError, counted, shown_list
+from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.matrices.bands import Bands
+from skerch_ooc.operators.matrices.decoding import Decoding
+from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude
+from skerch_ooc.operators.matrices.hdf5_sparse import shape_and_order
+from skerch_ooc.operators.matrices.npz import import_scipy
+from skerch_ooc.operators.matrices.sources import Meant, Rows, Source, SparseSource, unreadable
+from skerch_ooc.operators.matrices.zarr_store import (
+    attributes_of,
+    dimensions_of,
+    first_line,
+    is_array,
+    names_of,
+    node_of,
+    open_node,
+    walk,
+)
+
+_FLIGHT = 10
+"""Chunks that the library reads at once."""
+_COUNTED = 100_000
+"""Chunks of more are not counted."""
+_ENTRIES = ("data", "indices", "indptr")
+
+
+class ZarrSource(Source):
+    """An array of Zarr.
+
+    Args:
+        name: For messages.
+        array: The array.
+        wanted: What else is said of it.
+        beside: The group that it is in, where coordinates are looked for.
+
+    Raises:
+        OperatorError: If it is no matrix of numbers.
+    """
+
+    def __init__(self, name: str, array: Any, wanted: Meant, beside: Any = None) -> None:
+        self._array, self._beside = array, beside
+        shape, dtype = tuple(array.shape), np.dtype(array.dtype).newbyteorder("=")
+        if len(shape) < 2:
+            self._describe(name, shape, dtype)
+        self._grid = Grid.of(name, shape, dimensions_of(array), wanted.rows)
+        decoding = None
+        if dtype.kind in "biufc":
+            decoding = Decoding.of(attributes_of(array), dtype, wanted.codes)
+        self._describe(name, self._grid.shape, dtype, decoding)
+        self._bands = Bands(name, self._grid, array.chunks, dtype, wanted)
+        self.rows_together = self._bands.rows_together
+        flying = min(_FLIGHT, _chunks(array)) * 2 * math.prod(array.chunks) * dtype.itemsize
+        self.held_bytes = self._bands.held_bytes + flying
+        said = decoding.remark() if decoding else ""
+        self.remarks = (f"entries are {said}",) if said else ()
+        self.remarks += self._bands.remarks
+
+    def readings(self, slab_rows: int) -> float:
+        """See :class:`Rows`."""
+        return self._bands.readings(slab_rows)
+
+    def _read_to(self, out: Array, rows: Range) -> None:
+        self._bands.read(lambda index: _get(self._array, index, self.name), rows, out)
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""
+        if self._beside is None:
+            return None
+        for key, node in walk(self._beside):
+            fits = is_latitude(key, node.attrs) if name == "latitude" else key == name
+            if fits and is_array(node) and np.dtype(node.dtype).kind in "iuf":
+                values = np.asarray(_get(node, (slice(None),) * node.ndim, key), np.float64)
+                own = dimensions_of(node) if any(dimensions_of(node)) else (key,)
+                return self._grid.spread(key, values, own)
+        return None
+
+
+class ZarrSparseSource(SparseSource):
+    """A group that holds a sparse matrix, by its rows or columns.
+
+    Args:
+        name: For messages.
+        group: The group.
+        wanted: What else is said of it.
+
+    Raises:
+        OperatorError: If it is none, or broken.
+    """
+
+    def __init__(self, name: str, group: Any, wanted: Meant) -> None:
+        values, columns, starts = (group[key] for key in _ENTRIES)
+        flat = all(one.ndim == 1 for one in (values, columns, starts))
+        if not flat or np.dtype(columns.dtype).kind not in "iu":
+            raise OperatorError(
+                f"{name} is broken: its indices are {columns.dtype} of shape {columns.shape}; "
+                "write it again"
+            )
+        begins = np.dtype(starts.dtype).itemsize * starts.shape[0]
+        wanted.require_room(3 * begins, f"where the rows of {name} begin")
+        shape, by_columns = shape_and_order(name, group)
+        told = shape[::-1] if by_columns else shape
+        counts = (columns.shape[0], values.shape[0])
+        found = _get(starts, (slice(None),), name)
+        self._describe(name, told, found, counts, np.dtype(values.dtype), wanted.codes)
+        self.is_transposed = by_columns
+        self._values, self._columns = (_Entries(name, one, wanted) for one in (values, columns))
+        self.held_bytes = self.starts.nbytes
+        self.held_bytes += self._values.bands.held_bytes + self._columns.bands.held_bytes
+
+    def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
+        columns = self._columns.read(first, last)
+        kept = np.int32 if columns.dtype.itemsize < 4 or columns.dtype == np.int32 else np.int64
+        return columns.astype(kept, copy=False), self._values.read(first, last)
+
+
+class _Entries:
+    """An array of one dimension, of which each chunk is read once."""
+
+    def __init__(self, name: str, array: Any, wanted: Meant) -> None:
+        self._name, self._array = name, array
+        self._dtype = np.dtype(array.dtype).newbyteorder("=")
+        grid = Grid((array.shape[0],), ("",), (0,))
+        self.bands = Bands(name, grid, array.chunks, self._dtype, wanted)
+
+    def read(self, first: int, last: int) -> Array:
+        """The entries ``first <= i < last``."""
+        out = np.empty((last - first, 1), self._dtype)
+        self.bands.read(lambda index: _get(self._array, index, self._name), Range(first, last), out)
+        return out[:, 0]
+
+
+def _get(array: Any, index: Slices, name: str) -> Array:
+    try:
+        return np.asarray(array[index])
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Whatever stores and codecs raise of bytes that are not what they should be.
+        raise unreadable(name, ValueError(first_line(error))) from error
+
+
+def _chunks(array: Any) -> int:
+    pairs = zip(array.shape, array.chunks, strict=True)
+    return math.prod(-(-size // chunk) for size, chunk in pairs)
+
+
+def open_zarr(path: Path | str, wanted: Meant) -> Rows:
+    """Opens what is meant in Zarr: an array, or a group that is a sparse matrix.
+
+    Args:
+        path: A folder or a zip file; as text, a URL.
+        wanted: What of it is meant.
+
+    Raises:
+        OperatorError: If it is not said, and there are several, or if there is none of that name.
+    """
+    root = open_node(path, wanted)
+    if is_array(root):
+        return _with_absent(ZarrSource(str(path), root, wanted), root, path)
+    name = wanted.dataset or _the_matrix(root, path)
+    node = node_of(root, name)
+    title = f"{path}: {name}"
+    if node is not None and _is_sparse(node):
+        import_scipy()
+        return ZarrSparseSource(title, node, wanted)
+    if node is None or not is_array(node):
+        raise OperatorError(f"{path} has no array {name!r}; give one of: {names_of(root)}")
+    folder = name.rpartition("/")[0]
+    beside = node_of(root, folder) if folder else root
+    return _with_absent(ZarrSource(title, node, wanted, beside), node, path)
+
+
+def _with_absent(source: ZarrSource, array: Any, path: Path | str) -> ZarrSource:
+    """Says how many chunks are not there, which is how chunks of fill values are stored."""
+    chunks = _chunks(array)
+    if isinstance(path, str) or chunks > _COUNTED:
+        return source
+    there = int(array.nchunks_initialized)
+    if there < chunks:
+        source.remarks += (
+            f"{counted(chunks - there, 'chunk')} of {chunks} are not there, and are read as the "
+            f"fill value {array.fill_value}",
+        )
+    return source
+
+
+def _is_sparse(node: Any) -> bool:
+    return not is_array(node) and all(key in node for key in _ENTRIES)
+
+
+def _is_matrix(node: Any, least: int = 2, most: int = 2) -> bool:
+    if not is_array(node) or not least <= node.ndim <= most:
+        return False
+    return np.dtype(node.dtype).kind in "biufc"
+
+
+def _the_matrix(root: Any, path: Path | str) -> str:
+    """The only matrix of a group.
+
+    Raises:
+        OperatorError: If there are several, with their names, or none.
+    """
+    nodes = dict(walk(root))
+    annotated = root.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= nodes.keys()
+    if annotated and "X" in nodes:
+        return "X"
+    sparse = [name for name, node in nodes.items() if _is_sparse(node)]
+    inside = tuple(f"{name}/" for name in sparse)
+    found = [name for name, node in nodes.items()
+             if _is_matrix(node) and not name.startswith(inside or ("/",))]  # fmt: skip
+    if not found and not sparse:
+        found = [name for name, node in nodes.items() if _is_matrix(node, 3, 32)]
+    found += sparse
+    if len(found) != 1:
+        raise OperatorError(
+            f"{path} holds {len(found)} matrices ({shown_list(found)}); say which: "
+            "give dataset = NAME in [operator.args]"
+        )
+    return found[0]
