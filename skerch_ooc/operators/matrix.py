@@ -137,6 +137,8 @@ class StoredMatrix:
         once = self._source.readings(self._slab_rows)
         if once > 1:
             said.append(f"each reading takes its bytes {once:.1f} times")
+        if times == 1 and self.is_centred and self.terms > 1:
+            said.append("in several parts each process reads the file once more, for means")
         if self.is_turned:
             said.append("rows are the columns of the file, which is read by its own rows")
         return tuple(said)

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
+from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.planning.krylov import likely_rounds
-from skerch_ooc.planning.memory import block_bytes, result_bytes, shard_bytes, stage_bytes
+from skerch_ooc.planning.memory import (
+    block_bytes,
+    measure_bytes,
+    result_bytes,
+    shard_bytes,
+    stage_bytes,
+)
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
@@ -59,17 +66,22 @@ class Estimate:
     likely: Estimate | None = None
 
 
-def estimate(plan: Plan, probe: Probe | None, held: int | None = None) -> Estimate:
+def estimate(
+    plan: Plan, probe: Probe | None, held: int | None = None, product: Product | None = None
+) -> Estimate:
     """Predicts what a plan will cost.
 
     Args:
         plan: The plan.
         probe: What the probe of its operator found, if there was one.
         held: Resident memory of a process that has the operator, if that is known.
+        product: The operator, if it is loaded: what it comes to hold when it is applied counts.
     """
     baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
-    found, likely = _estimate(plan, probe, baseline), _likely(plan)
-    return found if likely is None else replace(found, likely=_estimate(likely, probe, baseline))
+    found, likely = _estimate(plan, probe, baseline, product), _likely(plan)
+    if likely is None:
+        return found
+    return replace(found, likely=_estimate(likely, probe, baseline, product))
 
 
 def _likely(plan: Plan) -> Plan | None:
@@ -85,8 +97,10 @@ def _likely(plan: Plan) -> Plan | None:
     return Plan(plan.identity, (*before, last))
 
 
-def _estimate(plan: Plan, probe: Probe | None, baseline: int) -> Estimate:
+def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product | None) -> Estimate:
     peaks = stage_bytes(plan)
+    if product is not None:
+        peaks["measure"] = measure_bytes(plan, turned=product.is_turned) + product.held_bytes
     if probe:
         widest = max(map(plan.widest, ROLES))
         # What an operator needs for each column of a block, or for the few that it applies at once.

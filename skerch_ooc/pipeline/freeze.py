@@ -312,7 +312,9 @@ def _widths_for_rows(
         if isinstance(spec.sketch.block, int):
             return dict.fromkeys(widths, spec.sketch.block)
         held = {role: widths[role] if count else 0 for role, count in counts.items()}
-        needed = baseline + most_rows_bytes(shape, spec.products_dtype, rows, held, adjoint=adjoint)
+        needed = baseline + most_rows_bytes(
+            shape, spec.products_dtype, rows, held, adjoint=adjoint, turned=product.is_turned
+        )
         if needed <= resources.memory:
             return widths
         if number >= max(counts.values()):

@@ -144,8 +144,8 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     plan = freeze.planned(spec, shape, sha256, examined, work.resources, run_dir)
     plan = freeze.starting_with(plan, earlier.start if earlier else None)
     findings = examined.findings if examined else None
-    held = resident_memory() + examined.product.held_bytes if examined else None
-    costs = estimate(plan, findings, held)
+    held = resident_memory() if examined else None
+    costs = estimate(plan, findings, held, examined.product if examined else None)
     require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:

@@ -101,8 +101,9 @@ def block_bytes(shape: tuple[int, int], dtype: str) -> int:
 
 
 def rows_bytes(
-    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int
-) -> int:
+    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int,
+    *, turned: bool = False,
+) -> int:  # fmt: skip
     """Returns the bytes of a task that measures all roles together, slab by slab of a matrix.
 
     Args:
@@ -111,11 +112,14 @@ def rows_bytes(
         rows: How many rows the part has.
         columns: How many columns the block of each role has.
         slab_bytes: Memory that reading takes.
+        turned: Whether rows are those of the transpose, so that both sides change their roles.
     """
     itemsize = np.dtype(dtype).itemsize
     wide = np.result_type(dtype, np.float64).itemsize
     left = sum(columns.get(role, 0) for role in ADJOINT_ROLES)
     forward = sum(columns.values()) - left
+    if turned:
+        shape, rows, left, forward = shape[::-1], shape[1], forward, left
     # The vectors, as they are drawn and as they are applied; the products, those of the previous
     # task, which are still being written, and those of a slab; sums over slabs and over terms.
     needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
@@ -125,8 +129,9 @@ def rows_bytes(
 
 
 def most_rows_bytes(
-    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], *, adjoint: bool
-) -> int:
+    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int],
+    *, adjoint: bool, turned: bool = False,
+) -> int:  # fmt: skip
     """Returns the most that :func:`rows_bytes` is in any round.
 
     Args:
@@ -135,25 +140,32 @@ def most_rows_bytes(
         rows: How many rows the part has.
         columns: How many columns the widest block of each role of the first round has.
         adjoint: Whether a later round applies the adjoint to a basis.
+        turned: As of :func:`rows_bytes`.
     """
     rounds = [columns, {"left": columns["right"]}] if adjoint else [columns]
     # Two slabs: the next one may be read while one is multiplied.
-    return max(rows_bytes(shape, dtype, rows, each, 2 * SLAB_BYTES) for each in rounds)
+    slabs = 2 * SLAB_BYTES
+    return max(rows_bytes(shape, dtype, rows, each, slabs, turned=turned) for each in rounds)
 
 
-def measure_bytes(plan: Plan) -> int:
-    """Returns the memory that measuring takes at most, besides the operator's own."""
-    return max(_part_bytes(plan, part) for part in plan.parts)
+def measure_bytes(plan: Plan, *, turned: bool = False) -> int:
+    """Returns the memory that measuring takes at most, besides the operator's own.
+
+    Args:
+        plan: The plan.
+        turned: As of :func:`rows_bytes`.
+    """
+    return max(_part_bytes(plan, part, turned) for part in plan.parts)
 
 
-def _part_bytes(plan: Plan, part: Part) -> int:
+def _part_bytes(plan: Plan, part: Part, turned: bool) -> int:
     shape, dtype = plan.identity.shape, plan.identity.dtype
     widths = {role: plan.widest(role) for role in ROLES}
     if not part.together:
         return max(widths.values()) * block_bytes(shape, dtype)
     rows = len(rows_of_part(plan, part, "right", shape[0]))
     adjoint = any(is_adjoint(plan, number) for number in range(2, plan.rounds + 1))
-    return most_rows_bytes(shape, dtype, rows, widths, adjoint=adjoint)
+    return most_rows_bytes(shape, dtype, rows, widths, adjoint=adjoint, turned=turned)
 
 
 # Merging.

@@ -814,3 +814,37 @@ def test_empty_column_is_not_filled(tmp_path, options):
     matrix = opened(tmp_path, npy(tmp_path, a), options | {"missing": "column-mean"})
     with pytest.raises(OperatorError, match=r'in column 3 .* give empty_columns = "leave-out"'):
         product_of(matrix, "float64", "cpu")(np.eye(WIDTH))
+
+
+@pytest.mark.parametrize("options", [{}, {"subtract": "column-mean"}], ids=["as it is", "centred"])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("chunks", [(8192, 1), (1024, 32), (8192, 7), (3, 256)])
+def test_each_chunk_is_read_once(tmp_path, monkeypatch, chunks, compression, options):
+    """Counted where bytes come from: the 16 MiB are more than HDF5 keeps by itself."""
+    monkeypatch.setattr("skerch_ooc.operators.matrix.SLAB_BYTES", 1 << 18)
+    a = np.random.default_rng(0).integers(0, 50, (16384, 256)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("m", data=a, chunks=chunks, compression=compression)
+    matrix = stored("a.h5", folder=str(tmp_path), **options)
+    product, x = product_of(matrix, "float32", "cpu"), np.ones((256, 2), np.float32)
+    before = bytes_read()
+    product(x)
+    # Small chunks lie on pages of the file that hold others, too.
+    assert bytes_read() - before < 1.25 * (tmp_path / "a.h5").stat().st_size
+
+
+def test_chunks_that_do_not_fit_are_read_as_often_as_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("skerch_ooc.operators.matrix.SLAB_BYTES", 1 << 20)
+    a = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("m", data=a, chunks=(4096, 64), compression="gzip")
+    matrix = stored("a.h5", folder=str(tmp_path), memory=24 << 20)
+    assert "each reading takes its bytes 16.0 times" in matrix.remarks
+    assert any("with --memory" in remark for remark in matrix.remarks)
+    assert matrix.held_bytes < 8 << 20
+
+
+def bytes_read():
+    """Bytes that this process has read so far, from whatever."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -23,6 +25,11 @@ from skerch_ooc.operators.matrices.preparing import (
 )
 from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab, SparseSlab
 from skerch_ooc.operators.slab_checks import require_entries
+
+log = logging.getLogger("skerch_ooc")
+
+_SAY_SECONDS = 30.0
+"""How often it is said how far a reading for means has come."""
 
 
 class Matrix(Protocol):
@@ -316,9 +323,13 @@ def moments_of(matrix: Matrix) -> ColumnMoments:
         OperatorError: If an entry is not finite, and may not be missing.
     """
     found: ColumnMoments | None = None
-    for inside, stored in matrix.stored_slabs(Range(0, matrix.rows_shape[0])):
+    height, said = matrix.rows_shape[0], time.monotonic()
+    for inside, stored in matrix.stored_slabs(Range(0, height)):
         one = _dense_moments(matrix, inside, stored)
         found = one if found is None else found.joined(one)
+        if time.monotonic() > said + _SAY_SECONDS:
+            said = time.monotonic()
+            log.info("means and deviations: %d of %d rows are read", inside.stop, height)
     assert found is not None
     return found
 

@@ -301,5 +301,7 @@ def _task_bytes(round_: Round, blocks: Blocks, product: Product) -> int:
     for role, start, stop in blocks:
         columns["left" if is_adjoint_role(round_, role) else role] += stop - start
     slabs = getattr(product, "slab_bytes", 0)
-    needed = rows_bytes(identity.shape, identity.dtype, product.shape[0], columns, slabs)
+    needed = rows_bytes(
+        identity.shape, identity.dtype, product.shape[0], columns, slabs, turned=product.is_turned
+    )
     return needed + product.held_bytes
