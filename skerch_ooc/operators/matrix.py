@@ -23,6 +23,7 @@ from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product, applied
+from skerch_ooc.operators.matrices.differences import DifferenceSource
 from skerch_ooc.operators.matrices.formats import located, open_source
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
@@ -501,20 +502,30 @@ def stored(
         device: The torch device on which slabs are multiplied.
         folder: The spec's folder.
         memory: Peak resident memory of the process, in bytes.
-        options: See :class:`~skerch_ooc.operators.matrices.options.Options`.
+        options: See :class:`~skerch_ooc.operators.matrices.options.Options`; also ``minus``, named
+            like ``path``: what is subtracted from the matrix, the dataset of the same name.
 
     Raises:
         OperatorError: If a file is missing or holds no matrix of numbers, or an option is not
             allowed.
     """
+    minus = options.pop("minus", None)
     asked = Options.of({"subtract": subtract} | options)
-    names = [path] if isinstance(path, str) else path
     wanted = Meant(dataset, asked.rows, asked.missing_codes, memory)
-    source = open_source([located(folder, name) for name in names], wanted=wanted)
+    source: Rows = _opened(path, folder, wanted)
+    if minus is not None:
+        source = DifferenceSource(source, _opened(minus, folder, wanted))
     _require_row(source, wanted)
     weights = weights_of(asked, source, Path(folder))
     thin = isinstance(source, SparseSource)
     return StoredMatrix(source, device="cpu" if thin else device, options=asked, weights=weights)
+
+
+def _opened(path: str | list[str], folder: str, wanted: Meant) -> Rows:
+    """What gives the rows of the files of a path, or of several."""
+    names = [path] if isinstance(path, str) else path
+    found: Rows = open_source([located(folder, name) for name in names], wanted=wanted)
+    return found
 
 
 def _require_row(source: Rows, wanted: Meant) -> None:

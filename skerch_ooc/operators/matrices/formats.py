@@ -49,11 +49,16 @@ HDF5 = Format(
 ZARR = Format((".zarr", ".zarr.zip"), "zarr_arrays:open_zarr", is_folder=True)
 """Also any folder that says by what it holds that it is Zarr, other zip files, and any URL."""
 
+CHECKPOINT = Format((".safetensors.index.json",), "safetensors_files:open_index")
+"""A folder in which there is one index is what that says."""
+
 FORMATS = (
     ZARR,
     Format((".npy",), "npy:NpySource"),
     Format((".npz",), "npz:open_npz"),
     Format((".mtx", ".mtx.gz"), "market:open_market"),
+    Format((".safetensors",), "safetensors_files:SafetensorsSource"),
+    CHECKPOINT,
     HDF5,
 )
 """What can be opened; a file that ends otherwise is tried as HDF5."""
@@ -109,6 +114,9 @@ def _files(path: Path | str) -> Sequence[Path | str]:
     if isinstance(path, str) or not path.is_dir() or (known is not None and known.is_folder):
         return [path]
     files = sorted(file for file in path.iterdir() if format_of(file) is not None)
+    indices = [file for file in files if format_of(file) is CHECKPOINT]
+    if len(indices) == 1:
+        return indices
     if not files:
         ends = sorted(suffix for one in FORMATS for suffix in one.suffixes)
         raise OperatorError(

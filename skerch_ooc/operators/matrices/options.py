@@ -62,7 +62,7 @@ class Options:
         for key in given:
             if key not in known:
                 raise OperatorError(
-                    f"the option {key!r} is unknown; give some of: path, dataset, "
+                    f"the option {key!r} is unknown; give some of: path, dataset, minus, "
                     f"{shown_list(known)}"
                 )
         values = dict(given)

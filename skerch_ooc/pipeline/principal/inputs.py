@@ -168,6 +168,8 @@ def _source(data: Any) -> Reopened:
         return Reopened.of(data, Path.cwd())
     if isinstance(data, Spec):
         return Reopened.of(data.operator, data.folder)
+    if isinstance(data, str) and "://" in data:
+        return Reopened.of(OperatorSpec(factory=STORED, args={"path": data}), Path.cwd())
     path = Path(data)
     if path.suffix == ".toml":
         return _source(Spec.from_toml(path))
