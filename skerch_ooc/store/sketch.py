@@ -116,7 +116,7 @@ class Basis:
         try:
             return BasisBlock.from_json(self.file.identity[BLOCK], self.columns)
         except (LookupError, TypeError, ValueError) as error:
-            raise self._no_block() from error
+            raise self.unexplained() from error
 
     @property
     def earlier(self) -> list[str]:
@@ -128,9 +128,9 @@ class Basis:
         try:
             found = list(self.file.identity.get(BLOCK, self.file.identity)[EARLIER])
         except (LookupError, TypeError) as error:
-            raise self._no_block() from error
+            raise self.unexplained() from error
         if not all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in found):
-            raise self._no_block()
+            raise self.unexplained()
         return found
 
     @property
@@ -138,7 +138,8 @@ class Basis:
         """The digests of the sketches of all rounds before that which applies it; see `earlier`."""
         return (*self.earlier, str(self.file.identity["sketch"]))
 
-    def _no_block(self) -> CorruptError:
+    def unexplained(self) -> CorruptError:
+        """Returns the error of a file that does not say what the basis was made of."""
         return CorruptError(f"{self.file.path} does not say what it was made of{self.file.advice}")
 
     @cached_property
@@ -224,6 +225,8 @@ class Round:
         plan = self.run.plan
         if plan.krylov is None and not plan.keeps_sketches:
             return {self.number: self.basis}
+        if len(self.basis.earlier) != self.number - 2:
+            raise self.basis.unexplained()
         found = {}
         for number, earlier in enumerate(self.basis.earlier, 2):
             path = sketch_folder(self.run, earlier) / names.BASIS.name()

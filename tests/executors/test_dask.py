@@ -19,6 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_workers")
 WIDE = {
     "eigh": {},
     "hmt": {"kind": "svd", "recovery": {"method": "hmt"}},
+    "eigh hmt, power 1": {"recovery": {"method": "hmt", "power_iterations": 1}},
+    "svd hmt, power 1": {"kind": "svd", "recovery": {"method": "hmt", "power_iterations": 1}},
     "svd in double precision": {
         "kind": "svd", "dtype": "float64", "recovery": {"method": "singlepass"},
     },

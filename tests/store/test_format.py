@@ -21,11 +21,11 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.store.shards import Rectangle
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-EIGH, SVD, ROUNDS, INNER, HMT, ITERATED = (
+EIGH, SVD, ROUNDS, INNER, HMT, ITERATED, KEPT, KEPT_SVD = (
     GOLDEN / name
     for name in (
         "run_v1", "run_v1_svd", "run_v1_rounds", "run_v1_inner", "run_v1_hmt",
-        "run_v1_hmt_iterated",
+        "run_v1_hmt_iterated", "run_v1_hmt_kept", "run_v1_hmt_kept_svd",
     )
 )  # fmt: skip
 RUN_IDS = {
@@ -35,6 +35,8 @@ RUN_IDS = {
     INNER: "91566820290b13393ed1535af0423be2f6544523c9ed9c5c33c27fe06667e9a0",
     HMT: "f417944ee5345b713688daac729c786485e5e783296cf48a87b3243cd13a7528",
     ITERATED: "f417944ee5345b713688daac729c786485e5e783296cf48a87b3243cd13a7528",
+    KEPT: "f417944ee5345b713688daac729c786485e5e783296cf48a87b3243cd13a7528",
+    KEPT_SVD: "1c835f9bf16119bf526dfe483467f61057e73338d4100a123e20445851d449f8",
 }
 RUNS = list(RUN_IDS)
 FILES = sorted(path.relative_to(GOLDEN) for path in GOLDEN.glob("**/*.h5"))
@@ -93,13 +95,19 @@ def make_golden() -> None:
             method="oversampled", dtype="complex64", test_measurements=4, block=6,
         )  # fmt: skip
         ooc.assess(ooc.open_run(INNER))
-    for run, iterations in ((HMT, 0), (ITERATED, 1)):
-        if not run.exists():
-            ooc.eigh(
-                hermitian_matrix(48), measurements=8, run_dir=run, method="hmt",
-                power_iterations=iterations, test_measurements=6, block=5,
-            )  # fmt: skip
-            ooc.assess(ooc.open_run(run))
+    # HMT, ITERATED and ROUNDS were made when results were of the last sketch alone.
+    if not KEPT.exists():
+        ooc.eigh(
+            hermitian_matrix(48), measurements=8, run_dir=KEPT, method="hmt", power_iterations=1,
+            test_measurements=6, block=5,
+        )  # fmt: skip
+        ooc.assess(ooc.open_run(KEPT))
+    if not KEPT_SVD.exists():
+        ooc.svd(
+            general_matrix("complex128"), measurements=6, run_dir=KEPT_SVD, method="hmt",
+            power_iterations=1, test_measurements=4, block=5, vectors="implicit",
+        )  # fmt: skip
+        ooc.assess(ooc.open_run(KEPT_SVD))
     for run in RUNS:
         shutil.rmtree(run / "logs", ignore_errors=True)
 
@@ -151,8 +159,8 @@ def test_golden_file_reads_as_the_documentation_says(name):
 
 TYPES = {
     "right": "shard", "test": "shard", "left": "shard", "inner": "shard", "round": "shard",
-    "total": "sums", "corange": "sums", "noise": "noise", "basis": "basis", "eigh": "eigh",
-    "svd": "svd",
+    "total": "sums", "corange": "sums", "start": "sums", "noise": "noise", "basis": "basis",
+    "eigh": "eigh", "svd": "svd",
 }  # fmt: skip
 
 
@@ -206,7 +214,9 @@ def test_hash_of_each_sketch_is_as_documented(run):
     first = {"right", "test", "left", "inner"}
     later = roles_of(run) - first
     # Rounds of even number apply the adjoint of a general operator, and have no test sketch then.
+    # With all sketches the last one has, too.
     tested = "13" if documented(run)[0]["kind"] == "svd" else "123"
+    tested += "4" if keeps_sketches(run) else ""
     roles = [first, *({role} | ({"test"} if role[5] in tested else set()) for role in later)]
     expected = {
         hashlib.sha256(
@@ -236,6 +246,16 @@ def basis_of(role, run=ROUNDS):
     raise AssertionError(role)
 
 
+def keeps_sketches(run):
+    return json.loads((run / "plan.d/0001.json").read_bytes()).get("keeps_sketches", False)
+
+
+def kept_basis(run, number):
+    """The basis that a round applies."""
+    (role,) = [role for role in roles_of(run) if role.startswith(f"round{number}-")]
+    return basis_of(role, run)
+
+
 SUMS = [name for name in FILES if name.name.endswith("total.h5")]
 
 
@@ -249,14 +269,26 @@ def sums_and_sketches(name):
     run = GOLDEN / name.parts[0]
     plan, _ = documented(run)
     identity, arrays = read_documented(GOLDEN / name)
-    z = np.concatenate([sketch_of(run, role) for role, _ in placed(identity["columns"])], axis=1)
-    corange = name.name.startswith("corange.")
-    assert identity.get("side", "range") == ("corange" if corange else "range")
+    side = name.name.removesuffix("total.h5").rstrip(".") or "range"
+    assert identity.get("side", "range") == side
     height, width = plan["operator"]["shape"]
-    rows = Range(0, width if corange else height)
+    rows = Range(0, width if side == "corange" else height)
+
+    def columns_of(role, columns):
+        if role.startswith("basis"):
+            return kept_basis(run, int(role[5:]))
+        if role == "start":
+            args = plan["noise"]["right"], plan["seed"], "right", rows, Range(0, columns[1])
+            return draw(*args, plan["operator"]["dtype"])
+        return sketch_of(run, role)
+
+    z = np.concatenate([columns_of(*item) for item in placed(identity["columns"])], axis=1)
     matrices = [np.zeros((len(rows), 0))]
     for key, (start, stop) in placed(identity.get("noise", identity["columns"])):
         assert start == sum(matrix.shape[1] for matrix in matrices)
+        if key.startswith("basis") and key != "basis":
+            matrices.append(kept_basis(run, int(key[5:])))
+            continue
         if key == "basis":
             (role,) = identity["columns"].keys() - {"test"}
             matrices.append(basis_of(role, run))
@@ -345,8 +377,12 @@ def documented_decomposition(run):
     if identity["settings"].get("vectors") != "implicit":
         return arrays["U"], arrays["S"], arrays["V"]
     (last,) = [role for role in roles_of(run) if role.startswith("round4-")]
-    vectors = []
-    for side, x in (("left", basis_of(last)), ("right", sketch_of(run, last))):
+    vectors, columns = [], {"left": [basis_of(last, run)], "right": [sketch_of(run, last)]}
+    if keeps_sketches(run):
+        columns["left"].insert(0, kept_basis(run, 2))
+        columns["right"].insert(0, kept_basis(run, 3))
+    for side, parts in columns.items():
+        x = np.concatenate(parts, axis=1)
         made = x @ arrays[f"{side}_transform"]
         correction = arrays.get(f"{side}_correction", np.eye(made.shape[1]))
         vectors.append((made @ correction).astype(identity["dtype"], casting="unsafe"))
@@ -358,14 +394,14 @@ def documented_decomposition(run):
 def test_golden_decomposition_is_that_of_the_matrix(run):
     dtype = documented(run)[0]["operator"]["dtype"]
     height = documented(run)[0]["operator"]["shape"][0]
-    matrix = general_matrix(dtype) if run in (SVD, ROUNDS) else hermitian_matrix(height)
+    matrix = general_matrix(dtype) if run in (SVD, ROUNDS, KEPT_SVD) else hermitian_matrix(height)
     u, values, v = documented_decomposition(run)
     error = (u * values) @ v.conj().T - matrix
     assert np.linalg.norm(error) < 2e-2 * np.linalg.norm(matrix)
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real:numpy.exceptions.ComplexWarning")
-@pytest.mark.parametrize("run", [SVD, ROUNDS], ids=lambda path: path.name)
+@pytest.mark.parametrize("run", [SVD, ROUNDS, KEPT_SVD], ids=lambda path: path.name)
 @pytest.mark.parametrize("which", ["U", "V"])
 def test_vectors_read_as_the_documentation_says(run, which):
     stored = getattr(ooc.recover(ooc.open_run(run)), which)[:].numpy()
@@ -431,6 +467,9 @@ AMENDMENT_KEYS = {
         (SVD, 2, AMENDMENT_KEYS | {"tolerance", "most"}),
         (ROUNDS, 1, AMENDMENT_KEYS),
         (INNER, 1, AMENDMENT_KEYS),
+        (HMT, 1, AMENDMENT_KEYS),
+        (KEPT, 1, AMENDMENT_KEYS | {"keeps_sketches"}),
+        (KEPT_SVD, 1, AMENDMENT_KEYS | {"keeps_sketches"}),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
