@@ -90,7 +90,7 @@ def _opened(path: Path) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise OperatorError(
-            "safetensors needs the library of that name; pip install 'skerch_ooc[matrices]'"
+            f"{path} needs the library safetensors; pip install 'skerch_ooc[matrices]'"
         ) from error
     try:
         file = safe_open(path, framework="pt")
