@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +22,10 @@ from skerch_ooc.algebra.principal import are_far
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.preparation import Preparation
 from skerch_ooc.operators.matrices.slabs import SparseSlab
+from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.plan import TILE_ROWS
@@ -211,17 +214,12 @@ class StoredSamples(Samples):
             multiplied yet. By default both are done by what these samples have themselves.
 
     Raises:
-        OperatorError: If its rows are not those of the file, or have weights.
+        OperatorError: If its rows have weights.
     """
 
     is_held = False
 
     def __init__(self, matrix: StoredMatrix, filled: Learned | None = None) -> None:
-        if matrix.is_turned:
-            raise OperatorError(
-                f"the samples of {matrix.name} are the columns of the file, and are read by rows; "
-                "write it by samples, or decompose it by a spec with transpose = true"
-            )
         if matrix.steps.rows.weights is not None:
             raise OperatorError(
                 f"the rows of {matrix.name} have weights (row_weights); principal components are "
@@ -336,13 +334,14 @@ class CentredSamples:
         return made
 
 
-def samples_of(data: Any) -> Samples:
+def samples_of(data: Any, memory: int = MEMORY) -> Samples:
     """Adapts what holds samples in its rows.
 
     Args:
         data: A numpy array, a frame of pandas or polars, a torch tensor, a SciPy sparse matrix or
             array, a matrix on disk, or what has a shape and gives rows when it is sliced, such as a
             dataset of h5py.
+        memory: Peak resident memory of the process, in bytes.
 
     Raises:
         OperatorError: If it is something else, or holds no real numbers.
@@ -350,7 +349,7 @@ def samples_of(data: Any) -> Samples:
     if isinstance(data, Samples):
         return data
     if isinstance(data, StoredMatrix):
-        return StoredSamples(data)
+        return _turned(data, memory) if data.is_turned else StoredSamples(data)
     for adapt in (_of_sparse, _of_tensor, _of_frame, _of_array):
         found = adapt(data)
         if found is not None:
@@ -359,6 +358,35 @@ def samples_of(data: Any) -> Samples:
         f"cannot take samples of {type(data).__name__}: give an array, a frame, a tensor, a sparse "
         "matrix, the path of a file, or a spec"
     )
+
+
+def _turned(matrix: StoredMatrix, memory: int) -> Samples:
+    """Samples that are the columns of a file: read into memory, as all rows hold a part of each.
+
+    Raises:
+        OperatorError: If they do not fit into a small part of the memory, or are prepared.
+    """
+    steps = matrix.steps
+    if not (steps.rows.is_none and steps.columns.is_none) or steps.columns.centre:
+        raise OperatorError(
+            f"the samples of {matrix.name} are the columns of the file, which are taken as they "
+            "are: leave out what is to be made of them, or write the file by samples"
+        )
+    needed = 8 * math.prod(matrix.shape)
+    if needed > memory // 4:
+        raise OperatorError(
+            f"the samples of {matrix.name} are the columns of the file, and are held in memory: "
+            f"they take {format_bytes(needed)}, more than a quarter of {format_bytes(memory)}; "
+            "write the file by samples, or decompose it by a spec with transpose = true"
+        )
+    plain = copy.copy(matrix)
+    # Means of features, here those of rows, are taken off by the components.
+    plain.steps = replace(steps, rows=replace(steps.rows, centre=False))
+    made = np.empty(matrix.shape, _of_scores(np.dtype(matrix.dtype)))
+    for inside, slab in plain.read(Range(0, matrix.rows_shape[0]), torch.float64):
+        dense = slab.dense() if isinstance(slab, SparseSlab) else slab.cpu().numpy()
+        made[:, inside.slice] = dense.T
+    return ArraySamples(made.__getitem__, matrix.shape, made.dtype)
 
 
 def _of_sparse(data: Any) -> Samples | None:

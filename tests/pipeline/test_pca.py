@@ -307,6 +307,25 @@ class TestOptionsOfFiles:
         with pytest.raises(OperatorError, match="leave them out"):
             self.fit(tmp_path, tall(), row_weights=str(tmp_path / "w.npy"))
 
+    @pytest.mark.parametrize("method", ["gram", "krylov"])
+    @pytest.mark.parametrize("subtract", [None, "column-mean"])
+    def test_samples_that_are_columns(self, tmp_path, method, subtract):
+        options = {} if subtract is None else {"subtract": subtract}
+        found = self.fit(tmp_path, tall().T, method, transpose=True, **options)
+        expected = PCA(4, svd_solver="full").fit(tall())
+        assert_equal(found, expected, 1e-7)
+        np.testing.assert_allclose(found.transform(tall()), expected.transform(tall()), atol=1e-6)
+
+    def test_samples_that_are_columns_are_not_held_where_that_is_much(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.zeros((4000, 4000)))
+        args = {"path": str(tmp_path / "a.npy"), "transpose": True}
+        with pytest.raises(OperatorError, match="write the file by samples"):
+            ooc.PCA(2, memory="400 MiB").fit(ooc.OperatorSpec(factory="stored", args=args))
+
+    def test_samples_that_are_columns_are_not_prepared(self, tmp_path):
+        with pytest.raises(OperatorError, match="leave out what is to be made of them"):
+            self.fit(tmp_path, tall().T, transpose=True, scale="column-std")
+
     @pytest.mark.parametrize("method", ["gram", "qr", "krylov"])
     def test_sparse_files(self, tmp_path, method):
         x = scipy.sparse.random(900, 60, density=0.02, random_state=0, format="csr")

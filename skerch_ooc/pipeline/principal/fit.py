@@ -260,8 +260,7 @@ def _with_means(source: Reopened, mean: Array, work: Work) -> StoredMatrix | Non
     ``None`` if columns are prepared before: what is known then is not the mean of the file.
     """
     samples = source.open(work.resources.memory)
-    assert isinstance(samples, StoredSamples)
-    if not samples.matrix.steps.columns.is_none:
+    if not isinstance(samples, StoredSamples) or not samples.matrix.steps.columns.is_none:
         return None
     samples.matrix.known_means = torch.from_numpy(mean).to(samples.matrix.device)
     return samples.matrix

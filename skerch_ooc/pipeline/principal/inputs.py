@@ -13,6 +13,7 @@ from typing import Any
 from skerch_ooc.base.errors import OperatorError, UsageError
 from skerch_ooc.base.files import is_folder, is_readable
 from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.samples import Samples, samples_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
@@ -61,7 +62,7 @@ class Reopened:
             OperatorError: If they cannot be opened, or are something else.
         """
         made = build(self.factory, self.args, self.device, Path(self.folder), memory)
-        return samples_of(made)
+        return samples_of(made, memory or MEMORY)
 
     def identity(self) -> dict[str, Any]:
         """Says what the samples are: the factory, and the files that its arguments name.
