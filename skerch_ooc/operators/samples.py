@@ -396,6 +396,11 @@ def _of_sparse(data: Any) -> Samples | None:
 def _of_tensor(data: Any) -> Samples | None:
     if not isinstance(data, torch.Tensor):
         return None
+    if data.layout != torch.strided:
+        raise OperatorError(
+            f"cannot take samples of a tensor with layout {data.layout}; give a dense one, or a "
+            "sparse matrix of SciPy"
+        )
     kind = torch.empty(0, dtype=data.dtype).to("cpu")
     wide = torch.float32 if data.dtype in (torch.bfloat16, torch.float16) else data.dtype
     detached = data.detach()
@@ -423,6 +428,19 @@ def _of_frame(data: Any) -> Samples | None:
             ) from error
 
     return ArraySamples(get, tuple(data.shape), dtype)
+
+
+def require_unmasked(data: Any) -> None:
+    """Refuses arrays of numpy with masked entries: what lies below a mask is no number.
+
+    Raises:
+        OperatorError: With how many there are.
+    """
+    masked = int(np.ma.getmaskarray(data).sum()) if np.ma.isMaskedArray(data) else 0
+    if masked:
+        raise OperatorError(
+            f"{masked} entries of the array are masked; replace them before they are used"
+        )
 
 
 def _of_array(data: Any) -> Samples | None:

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 
+import dask.array
 import h5py
 import numpy as np
 import pytest
@@ -174,6 +175,21 @@ class TestWhatIsFitted:
             "dataset": lambda: h5py.File("a.h5")["x"],
         }.get(name, lambda: tmp_path / name)()
         assert_equal(ooc.PCA(4).fit(made), expected)
+
+    def test_arrays_of_dask(self, x, expected):
+        array = dask.array.from_array(x, chunks=(300, 40))
+        found = ooc.PCA(4).fit(array)
+        assert_equal(found, expected)
+        np.testing.assert_allclose(found.transform(array), expected.transform(x), atol=1e-9)
+
+    @pytest.mark.parametrize("library", ["zarr", "xarray"])
+    def test_arrays_of_other_libraries(self, tmp_path, x, expected, library):
+        made = pytest.importorskip(library)
+        if library == "zarr":
+            array = made.create_array(tmp_path / "a.zarr", data=x, chunks=(300, 40))
+        else:
+            array = made.DataArray(x, dims=("time", "place"))
+        assert_equal(ooc.PCA(4).fit(array), expected)
 
     @pytest.mark.parametrize("density", [0.01, 0.5])
     @pytest.mark.parametrize("method", ["gram", "qr", "krylov"])
@@ -591,10 +607,21 @@ class TestRefused:
         with pytest.raises(OperatorError, match="too large for double precision"):
             ooc.PCA(3).fit(tall() * 1e200)
 
+    def test_masked_entries(self):
+        x = np.ma.MaskedArray(tall(), tall() > 3)
+        with pytest.raises(OperatorError, match="entries of the array are masked"):
+            ooc.PCA(3).fit(x)
+
     @pytest.mark.parametrize(
         "data",
-        [torch.zeros(3, 4, dtype=torch.complex64), torch.zeros(3), torch.zeros(1, 4), object],
-        ids=["complex", "one dimension", "one sample", "no matrix"],
+        [
+            torch.zeros(3, 4, dtype=torch.complex64),
+            torch.zeros(3),
+            torch.zeros(1, 4),
+            torch.eye(4).to_sparse(),
+            object,
+        ],
+        ids=["complex", "one dimension", "one sample", "sparse tensor", "no matrix"],
     )
     def test_objects_that_hold_no_samples(self, data):
         with pytest.raises((OperatorError, ValueError)):

@@ -14,7 +14,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.samples import Learned
+from skerch_ooc.operators.samples import Learned, require_unmasked
 from skerch_ooc.pipeline.principal import sklearn_base
 from skerch_ooc.pipeline.principal.fit import fit, pca_path
 from skerch_ooc.pipeline.principal.inputs import GivenSamples, given, is_named
@@ -140,6 +140,7 @@ class PCA(Estimator):  # type: ignore[misc]
             else:
                 sklearn_base.require_width(self, data.samples.shape[1])
             return data
+        require_unmasked(X)
         if _is_plain(X):
             return given(
                 validate_data(
