@@ -554,6 +554,21 @@ class TestKept:
         with pytest.raises(UsageError, match="keeps other components"):
             ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
 
+    @pytest.mark.parametrize("change", ["content", "name"])
+    def test_folder_that_changed_is_not_taken_for_the_same(self, tmp_path, change):
+        folder = tmp_path / "rows"
+        folder.mkdir()
+        for number in range(2):
+            np.save(folder / f"{number}.npy", tall(200))
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(folder)
+        ooc.PCA(3, run_dir=tmp_path / "run").fit(folder)
+        if change == "name":
+            (folder / "0.npy").rename(folder / "2.npy")
+        else:
+            np.save(folder / "1.npy", tall(200, seed=1))
+        with pytest.raises(UsageError, match="keeps other components"):
+            ooc.PCA(3, run_dir=tmp_path / "run").fit(folder)
+
     def test_names_of_features_are_kept(self, tmp_path):
         pandas = pytest.importorskip("pandas")
         frame = pandas.DataFrame(tall(50, 2), columns=["a", "b"])

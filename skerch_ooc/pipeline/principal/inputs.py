@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError
-from skerch_ooc.base.files import is_folder, is_readable
+from skerch_ooc.base.files import digest, is_folder, is_readable
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.samples import Samples, samples_of
@@ -69,18 +69,15 @@ class Reopened:
 
         A file is known by its name, its size, and when it was changed.
         """
-        named = [
-            name
-            for key in ("path", "column_weights")
-            for name in _listed(self.args.get(key))
-            if key == "path" or is_readable(Path(self.folder, name))
-        ]
-        found = [Path(self.folder, name) for name in named]
+        folder = Path(self.folder)
+        named = [name for key in ("path", "minus") for name in _listed(self.args.get(key))]
+        weights = _listed(self.args.get("column_weights"))
+        named += [name for name in weights if is_readable(folder / name)]
         return {
             "factory": self.factory,
             "sha256": factory_sha256(self.factory, Path(self.folder)),
             "args": dict(self.args),
-            "files": [stated for path in found for stated in _stated(path)],
+            "files": [_stated(folder, name) for name in named],
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -97,22 +94,27 @@ def _listed(value: Any) -> list[str]:
     return [name for name in found if isinstance(name, str)]
 
 
-def _stated(path: Path) -> list[list[Any]]:
-    """The name, the size and the time of change of a file, or of all files in a folder."""
-    files = [path]
-    if is_folder(path):
-        files = sorted(Path(top, name) for top, _, names in os.walk(path) for name in names)
-    found = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise OperatorError(
-                f"cannot read {file}: {error.strerror}; give a path that is absolute, or relative "
-                "to the spec"
-            ) from error
-        found.append([file.name, status.st_size, status.st_mtime_ns])
-    return found
+def _stated(folder: Path, name: str) -> list[Any]:
+    """The name, the size and the time of change of a file; a digest of those in a folder."""
+    if "://" in name:
+        return [name]
+    path = folder / name
+    if not is_folder(path):
+        return [path.name, *_size_and_time(path)]
+    inside = sorted(Path(top, one) for top, _, names in os.walk(path) for one in names)
+    found = [[str(one.relative_to(path)), *_size_and_time(one)] for one in inside]
+    return [path.name, len(found), digest(found)]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read {file}: {error.strerror}; give a path that is absolute, or relative to "
+            "the spec"
+        ) from error
+    return status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ def _source(data: Any) -> Reopened:
         return Reopened.of(data.operator, data.folder)
     if isinstance(data, str) and "://" in data:
         return Reopened.of(OperatorSpec(factory=STORED, args={"path": data}), Path.cwd())
+    if "://" in str(data):
+        return Reopened.of(OperatorSpec(factory=STORED, args={"path": str(data)}), Path.cwd())
     path = Path(data)
     if path.suffix == ".toml":
         return _source(Spec.from_toml(path))
