@@ -148,6 +148,7 @@ def planned(
         keeps_sketches=METHODS[spec.recovery.method].keeps_sketches(
             spec.kind, spec.recovery.power_iterations, now.test
         ),
+        either_cut=spec.kind == "svd" and METHODS[spec.recovery.method].nests,
     )
     plan = Plan(identity, (amendment,))
     require_sound(plan)

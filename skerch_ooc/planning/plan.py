@@ -232,6 +232,8 @@ class Amendment(values.Checked):
         krylov: Width and number of the rounds of ``krylov``; ``None`` for other methods.
         keeps_sketches: Whether results of ``hmt`` are made of the sketches of all rounds; if not,
             of that of the last round.
+        either_cut: Whether ``nystrom`` of ``svd`` may cut the core as well as the range, where test
+            columns tell which is better. In plans of old it cuts the range.
     """
 
     run_id: str = values.checked(values.text)
@@ -247,6 +249,7 @@ class Amendment(values.Checked):
     parts: tuple[Part, ...] = (Part(),)
     krylov: Krylov | None = values.checked(values.optional(values.section(Krylov)), None)
     keeps_sketches: bool = values.checked(values.truth, False)
+    either_cut: bool = values.checked(values.truth, False)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of the file, with its own SHA-256."""
@@ -266,6 +269,8 @@ class Amendment(values.Checked):
             content["rounds"] = self.krylov.as_json()
         if self.keeps_sketches:
             content["keeps_sketches"] = True
+        if self.either_cut:
+            content["either_cut"] = True
         return content | {"sha256": digest(content)}
 
     @classmethod
@@ -289,6 +294,7 @@ class Amendment(values.Checked):
                 parts=tuple(Part.from_json(part) for part in value["parts"]),
                 krylov=value.get("rounds"),
                 keeps_sketches=value.get("keeps_sketches", False),
+                either_cut=value.get("either_cut", False),
             )
             require_numbered(amendment.parts)
             for role, piece in amendment.blocks.items():
@@ -362,6 +368,11 @@ class Plan:
     def krylov(self) -> Krylov | None:
         """Width and number of the rounds of ``krylov``; ``None`` for other methods."""
         return self.amendments[-1].krylov
+
+    @property
+    def either_cut(self) -> bool:
+        """See :class:`Amendment`."""
+        return self.amendments[-1].either_cut
 
     @property
     def keeps_sketches(self) -> bool:

@@ -13,7 +13,7 @@ from sketches import case
 from threadpoolctl import threadpool_limits
 
 from skerch_ooc.algebra.linalg import hermitian_part
-from skerch_ooc.algebra.methods.nystrom import HermitianCores
+from skerch_ooc.algebra.methods.nystrom import CutCores, HermitianCores
 from skerch_ooc.planning.spec import DTYPES
 
 M = 60
@@ -113,3 +113,72 @@ class TestLeaveOneOut:
         found = sketched("poly 1", "float32")
         expected = np.linalg.norm(found.y) / math.sqrt(M)
         assert self.estimate(found, 0) == pytest.approx(expected)
+
+
+class TestCutCore:
+    """Of a general operator the core may be cut instead of the range."""
+
+    @staticmethod
+    def of(spectrum="exp .02", dtype="complex128", left=30, q=12):
+        return case("nystrom", "svd", spectrum, dtype, 20, left=left, q=q)
+
+    @pytest.mark.covered(2)
+    @all_dtypes
+    @spectra
+    @pytest.mark.parametrize("left", [20, 30])
+    @pytest.mark.parametrize("size", [1, 7, 20])
+    def test_is_inverted_in_its_leading_singular_values(self, spectrum, dtype, left, size):
+        problem = self.of(spectrum, dtype, left).problem
+        u, s, vh = np.linalg.svd(problem.psi_y, full_matrices=False)
+        expected = (vh[:size].conj().T / s[:size]) @ u[:, :size].conj().T
+        one, two, three = CutCores(problem).approximation(size)
+        np.testing.assert_allclose(one @ two @ three.conj().T, expected, rtol=1e-8, atol=1e-12)
+
+    @pytest.mark.covered(2)
+    @all_dtypes
+    @spectra
+    def test_has_the_error_that_its_approximation_has_on_held_out_columns(self, spectrum, dtype):
+        problem = self.of(spectrum, dtype).problem
+        cores, sizes = CutCores(problem), [3, 8, 15]
+        for size, error in zip(sizes, cores.errors(sizes, 4), strict=True):
+            one, two, three = cores.approximation(size)
+            product = problem.y @ one @ two @ three.conj().T @ problem.g_w[:4].conj().T
+            expected = np.linalg.norm(problem.t[:, :4] - product) / 2
+            assert error == pytest.approx(expected, rel=1e-9)
+
+    @pytest.mark.covered(2)
+    @all_dtypes
+    @spectra
+    @pytest.mark.parametrize("size", [1, 7, 19, 20])
+    def test_has_the_leave_one_out_error_of_its_recomputation(self, spectrum, dtype, size):
+        problem = self.of(spectrum, dtype).problem
+        u, s, vh = np.linalg.svd(problem.psi_y, full_matrices=False)
+        core = (u[:, :size] * s[:size]) @ vh[:size]
+        norms = []
+        for column in range(20):
+            rest = np.delete(np.arange(20), column)
+            x = np.linalg.lstsq(core[:, rest], problem.psi_y[:, column], rcond=1e-13)[0]
+            norms.append(np.linalg.norm(problem.y[:, column] - problem.y[:, rest] @ x))
+        (found,) = CutCores(problem).leave_one_out([size])
+        expected = math.sqrt(np.mean(np.square(norms)))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.covered(2)
+    @all_dtypes
+    @spectra
+    def test_is_taken_where_it_is_better_on_held_out_columns(self, spectrum, dtype):
+        found = self.of(spectrum, dtype)
+        plain, either = found.solve(), found.solve(either_cut=True)
+
+        def least(core):
+            return min(error for _, error in core.tested)
+
+        cut = min(CutCores(found.problem).errors(range(1, 21), either.choosing))
+        assert least(either) <= least(plain)
+        assert min(cut, least(plain)) <= least(either) <= 1.2 * min(cut, least(plain))
+
+    @pytest.mark.parametrize("more", [{"core_size": 7}, {}], ids=["size given", "no tests"])
+    def test_is_not_tried_where_nothing_is_chosen(self, more):
+        found = self.of(q=12 if more else 0)
+        plain, either = found.solve(**more), found.solve(either_cut=True, **more)
+        np.testing.assert_array_equal(plain.left, either.left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import h5py
@@ -11,7 +12,14 @@ from factories import dense
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.methods.auto import COMPARED
+from skerch_ooc.algebra.methods.decompose import decompose
+from skerch_ooc.algebra.methods.registry import SOLVERS
+from skerch_ooc.base.files import canonical_line
+from skerch_ooc.executors.work import Work
+from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.recover.problems import pose
 from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sketch import Round
 
 A = dense(60, dtype="float64")
 
@@ -112,3 +120,22 @@ def test_assessment_of_a_method_that_was_asked_for_says_none(tmp_path):
     found = ooc.assess(tmp_path / "run")
     assert found.method is None
     assert "method" not in found.as_json()
+
+
+@pytest.mark.parametrize("method", ["nystrom", "auto"])
+def test_a_plan_of_old_cuts_the_range_alone(tmp_path, method):
+    first = ooc.plan(spec(method=method), tmp_path / "new", operator=A)
+    old = ooc.plan(spec(method=method), tmp_path / "old", operator=A)
+    (amendment,) = old.plan.amendments
+    assert first.plan.either_cut
+    stated = dataclasses.replace(amendment, either_cut=False)
+    assert "either_cut" not in stated.as_json()
+    (tmp_path / "old/plan.d/0001.json").write_bytes(canonical_line(stated.as_json()))
+    ooc.svd(A, measurements=20, method=method, run_dir=tmp_path / "old")
+    run = ooc.open_run(tmp_path / "old")
+    merged = Merge(Round(run)).run(Work.of())
+    problem = pose(run.plan, run.plan.recovery, merged, None).problem
+    assert not problem.either_cut
+    values = decompose(problem, SOLVERS[method](problem)).values
+    result = ooc.recover(run)
+    np.testing.assert_allclose(result.S, values, rtol=1e-10)

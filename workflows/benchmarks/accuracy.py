@@ -247,7 +247,7 @@ def general_errors(matrix: Matrix, budget: int, seed: int) -> Errors:
     y, w = sketcher.products(omega), sketcher.products(psi)
     g = sketcher.draw("test", TESTS)
     core = psi.conj().T @ y
-    problem = problem_of(sketcher, y, w, g, psi_y=core, omega_w=omega.conj().T @ w)
+    problem = problem_of(sketcher, y, w, g, psi_y=core, omega_w=omega.conj().T @ w, either_cut=True)
     errors["nystrom"] = excess_of("nystrom", problem, matrix, y, w, rank)
     if peer is not None:
         u, values, vh = peer.nystrom(*_tensors(y, w.conj().T, omega))
@@ -263,7 +263,7 @@ def one_pass_errors(matrix: Matrix, dtype: str, seed: int) -> Errors:
     g = sketcher.draw("test", TESTS)
     y, w = sketcher.products(omega), sketcher.products(psi)
     core = psi.conj().T @ y
-    problem = problem_of(sketcher, y, w, g, psi_y=core, omega_w=omega.conj().T @ w)
+    problem = problem_of(sketcher, y, w, g, psi_y=core, omega_w=omega.conj().T @ w, either_cut=True)
     errors = {}
     for name in ("nystrom", "singlepass", "auto"):
         solution = decompose(problem, SOLVERS[name](problem))

@@ -147,6 +147,11 @@ class Choice:
     tested: tuple[tuple[int, float], ...] = ()
     choosing: int = 0
 
+    @property
+    def error(self) -> float:
+        """The least error that was found."""
+        return min((error for _, error in self.tested), default=math.inf)
+
 
 class HeldOut:
     """Test columns in an orthonormal basis ``Q``, to be compared with ``Q x`` for many ``x``."""

@@ -6,7 +6,8 @@ approximation for symmetric indefinite matrices", arXiv 2212.01127, section 3).
 
 *General*: ``A ~ Y (Psi^H Y)^+ W^H`` with ``W = A^H Psi`` (Nakatsukasa 2020, "Fast and stable
 randomized low-rank matrix approximation", arXiv 2009.11392), with ``Y`` cut to its ``c`` leading
-left singular vectors ``Q_c``: ``A ~ Q_c (Psi^H Q_c)^+ W^H``.
+left singular vectors ``Q_c``: ``A ~ Q_c (Psi^H Q_c)^+ W^H``; or with the core cut to its ``c``
+leading singular values: ``A ~ Y [Psi^H Y]_c^+ W^H``, whichever is better on held-out columns.
 
 Inverting all of the core amplifies its smallest singular values, which carry more noise than
 signal; how many to keep depends on the spectrum of ``A``. We depart from the papers in choosing
@@ -20,7 +21,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skerch_ooc.algebra.linalg import count_above, eigh_by_magnitude, hermitian_part, upper_times
+from skerch_ooc.algebra.linalg import (
+    count_above,
+    eigh_by_magnitude,
+    hermitian_part,
+    svd,
+    upper_times,
+)
 from skerch_ooc.algebra.methods.choosing import (
     Choice,
     HeldOut,
@@ -47,12 +54,17 @@ def solve(problem: Problem) -> Core:
     Returns:
         The approximation; empty if the operator vanishes on the sketch.
     """
-    cores: HermitianCores | GeneralCores
+    cores: HermitianCores | GeneralCores | CutCores
     if problem.hermitian:
         cores = HermitianCores(problem)
     else:
         cores = GeneralCores(problem, range_basis(problem.y, floor_of(problem)))
     choice = choose_size(problem, cores)
+    if problem.either_cut and problem.core_size is None and choice.choosing:
+        others = CutCores(problem)
+        other = others.refined(choose_size(problem, others))
+        if other.error < choice.error:
+            cores, choice = others, other
     left, middle, right = cores.approximation(choice.size)
     return Core(
         left=left,
@@ -66,7 +78,7 @@ def solve(problem: Problem) -> Core:
     )
 
 
-def choose_size(problem: Problem, cores: HermitianCores | GeneralCores) -> Choice:
+def choose_size(problem: Problem, cores: HermitianCores | GeneralCores | CutCores) -> Choice:
     """The size that was asked for, or the one with the smallest error."""
     if problem.core_size is not None:
         return Choice(min(problem.core_size, cores.size))
@@ -229,3 +241,74 @@ class GeneralCores(SeenBasis):
         residual = beta * coordinates
         residual[:c] += step * k_b - beta * a
         return root_mean(np.sum(np.abs(residual) ** 2, axis=0))
+
+
+class CutCores:
+    """The cores ``[Psi^H Y]_c``, ``c`` leading singular values each, and what tells their errors.
+
+    Attributes:
+        values: Singular values of ``Psi^H Y``, ``U diag(values) V^H``, above the noise floor.
+        left: ``U``.
+        right: ``V``.
+        size: How many there are.
+        measured: Compressed copy of ``Y V``.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        assert problem.psi_y is not None
+        self._problem = problem
+        u, values, vh = svd(problem.psi_y)
+        self.size = count_above(values, floor_of(problem))
+        self.values, self.left = values[: self.size], u[:, : self.size]
+        self.right = vh[: self.size].conj().T
+        self.measured = upper_times(problem.y, self.right)
+
+    def approximation(self, size: int) -> tuple[Array, Array, Array]:
+        """``left``, ``middle`` and ``right`` of :class:`Core`."""
+        middle = np.diag((1.0 / self.values[:size]).astype(self.right.dtype))
+        return self.right[:, :size], middle, self.left[:, :size]
+
+    def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
+        """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
+        weights = self.left.conj().T @ self._problem.g_w[:choosing].conj().T
+        residual = self._problem.t[:, :choosing].astype(self.measured.dtype)
+        errors, before = [], 0
+        for c in sizes:
+            new = slice(before, c)
+            residual = residual - self.measured[:, new] @ (weights[new] / self.values[new, None])
+            errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
+            before = c
+        return errors
+
+    def refined(self, choice: Choice) -> Choice:
+        """Tries all sizes between those that were tried beside the best: each costs little."""
+        sizes = [size for size, _ in choice.tested]
+        if not sizes:
+            return choice
+        place = sizes.index(choice.size)
+        first, last = sizes[max(0, place - 1)], sizes[min(len(sizes) - 1, place + 1)]
+        between = list(range(first, last + 1))
+        errors = self.errors(between, choice.choosing)
+        tested = dict(choice.tested) | dict(zip(between, errors, strict=True))
+        best = min(tested, key=lambda size: tested[size])
+        return Choice(best, tuple(sorted(tested.items())), choice.choosing)
+
+    def leave_one_out(self, sizes: Sequence[int]) -> list[float]:
+        """Estimates ``||A - Ahat_c||_F`` for each size: each column of ``Y`` in turn is the test.
+
+        Without column ``i`` the core is cut to what ``[Psi^H Y]_c`` is on the other columns. With
+        ``b = V^H e_i`` the residual of ``y_i`` is then ``(y_i - Y V b) / (1 - |b|^2)``, and as
+        nothing is cut ``Y K^-1 e_i / (K^-1)_ii`` with ``K = V diag(values^2) V^H``.
+        """
+        return [self._left_out(c) for c in sizes]
+
+    def _left_out(self, size: int) -> float:
+        basis = self.right[:, :size]
+        outside = 1.0 - np.sum(np.abs(basis) ** 2, axis=1)
+        cut = outside > _NOTHING_CUT
+        residual = self._problem.y - self.measured[:, :size] @ basis.conj().T
+        inverse = self.values[:size, None] ** -2.0 * basis.conj().T
+        scale = np.where(cut, 1.0, np.sum(basis.T * inverse, axis=0).real)
+        whole = self.measured[:, :size] @ (inverse / scale)
+        columns = np.where(cut, residual / np.where(cut, outside, 1.0), whole)
+        return float(np.linalg.norm(columns)) / math.sqrt(columns.shape[1])

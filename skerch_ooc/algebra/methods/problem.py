@@ -48,6 +48,8 @@ class Problem:
         rank: How many values and vectors are wanted; ``None``: all.
         core_floor: Eigenvalues of the core below this, relative to the largest, are noise; ``None``
             if it is as for the products.
+        either_cut: Whether ``nystrom`` of a general operator cuts the range or the core, whichever
+            is better on the columns that choose; else it cuts the range.
     """
 
     hermitian: bool
@@ -68,6 +70,7 @@ class Problem:
     core_size: int | None = None
     rank: int | None = None
     core_floor: float | None = None
+    either_cut: bool = False
 
 
 @dataclass(frozen=True)

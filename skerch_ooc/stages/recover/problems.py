@@ -148,6 +148,7 @@ def pose(plan: Plan, settings: RecoverySpec, merged: Merged, before: Merged | No
         g_y=here.cross("test-left", "right") if plan.reach("test-left") else None,
         core_size=_integer(settings.core),
         rank=_integer(settings.rank),
+        either_cut=plan.either_cut,
     )
     right = None if hermitian else there.reader.roles[left]
     test, back = here.reader.roles.get("test"), there.reader.roles.get("test-left")
