@@ -251,6 +251,7 @@ class CutCores:
         left: ``U``.
         right: ``V``.
         size: How many there are.
+        surely: The same.
         measured: Compressed copy of ``Y V``.
     """
 
@@ -258,7 +259,7 @@ class CutCores:
         assert problem.psi_y is not None
         self._problem = problem
         u, values, vh = svd(problem.psi_y)
-        self.size = count_above(values, floor_of(problem))
+        self.size = self.surely = count_above(values, floor_of(problem))
         self.values, self.left = values[: self.size], u[:, : self.size]
         self.right = vh[: self.size].conj().T
         self.measured = upper_times(problem.y, self.right)
