@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from skerch_ooc.algebra.principal import are_far
-from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import format_bytes
@@ -159,8 +159,8 @@ class ArraySamples(Samples):
         self.is_held, self._learned = held, learned or Learned()
 
     def _slabs(self, rows: Range) -> Iterator[tuple[Range, Array]]:
-        for inside in cut(rows, self.slab_rows):
-            yield inside, np.array(self._get(inside.slice), np.float64)
+        pieces = cut(rows, self.slab_rows)
+        yield from _widened((inside, np.asarray(self._get(inside.slice))) for inside in pieces)
 
     def views(self) -> Iterator[tuple[Range, Array]]:
         """See :class:`Samples`."""
@@ -244,13 +244,21 @@ class StoredSamples(Samples):
 
     def _slabs(self, rows: Range) -> Iterator[tuple[Range, Any]]:
         # In the type of the file: NaN and infinity are as they are stored.
-        for inside, slab in self._prepared(rows):
-            if isinstance(slab, SparseSlab):
-                yield inside, slab.rows if self.is_sparse else slab.dense()
-            else:
-                yield inside, slab.cpu().numpy()
+        if self.is_sparse:
+            for inside, slab in self._prepared(rows):
+                yield inside, slab.rows
+            return
+        yield from _widened(
+            (inside, slab.dense() if isinstance(slab, SparseSlab) else slab.cpu().numpy())
+            for inside, slab in self._prepared(rows)
+        )
 
     def _prepared(self, rows: Range) -> Iterator[tuple[Range, Any]]:
+        steps = self.matrix.steps
+        if self._filled is None and not self.is_sparse and steps.is_plain:
+            # As they are stored: to be widened into memory that is used again.
+            yield from self.matrix.read(rows, getattr(torch, self.matrix.dtype))
+            return
         if self._filled is None:
             yield from self.matrix.read(rows, torch.float64)
             return
@@ -332,6 +340,16 @@ class CentredSamples:
             elif centred is not None:
                 made[self._far] += centred.mT @ x[inside.slice]
         return made
+
+
+def _widened(slabs: Iterator[tuple[Range, Array]]) -> Iterator[tuple[Range, Array]]:
+    """Slabs in double precision, each in the place of the one before: fresh memory is slow."""
+    space = np.empty((0, 0))
+    for inside, slab in slabs:
+        if len(space) < len(slab):
+            space = empty_aligned(slab.shape, np.float64)
+        np.copyto(space[: len(slab)], slab)
+        yield inside, space[: len(slab)]
 
 
 def samples_of(data: Any, memory: int = MEMORY) -> Samples:

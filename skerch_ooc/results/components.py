@@ -85,7 +85,7 @@ class Components:
         """Scores of samples, ``(n, k)``.
 
         Args:
-            rows: Dense, in double precision, or sparse.
+            rows: Dense, in double precision, which are overwritten; or sparse.
             whiten: Whether each has the variance 1.
         """
         if isinstance(rows, np.ndarray):
@@ -108,10 +108,17 @@ class Components:
         return rows if self.factors is None else np.asarray(rows * self.factors)
 
     def _centred(self, rows: Array) -> Array:
-        return np.asarray(self._multiplied(rows) - self.mean)
+        """Rows as they were fitted, in their own place."""
+        if self.factors is not None:
+            rows *= self.factors
+        rows -= self.mean
+        return rows
 
     def likelihoods(self, rows: Any) -> Array:
         """Log-likelihood of each sample in the model of Tipping and Bishop (1999), ``(n,)``.
+
+        Args:
+            rows: As for :meth:`scores`.
 
         Raises:
             UsageError: If samples lie in fewer dimensions than they have features.
@@ -122,7 +129,8 @@ class Components:
                 f"the likelihood needs a variance of what {kept} components of {width} leave out, "
                 "and it is zero: give a smaller n_components"
             )
-        rows = self._centred(rows if isinstance(rows, np.ndarray) else rows.toarray())
+        dense = rows if isinstance(rows, np.ndarray) else rows.toarray().astype(np.float64)
+        rows = self._centred(dense)
         scores = rows @ self.directions.T
         along = np.maximum(self.variances, self.noise or np.finfo(float).tiny)
         inside = scores**2 / along

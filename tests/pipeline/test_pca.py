@@ -214,6 +214,15 @@ class TestWhatIsFitted:
         expected.mean_[3:5] += 2.0**20 - 1
         assert_equal(found, expected, 1e-9 if method == "gram" else 1e-5)
 
+    def test_sparse_whole_numbers(self):
+        x = scipy.sparse.random(500, 60, density=0.02, random_state=0, format="csr")
+        x.data = np.arange(1, 1 + x.nnz) % 7
+        found, expected = ooc.PCA(3).fit(x), PCA(3, svd_solver="full").fit(x.toarray())
+        assert_equal(found, expected)
+        np.testing.assert_allclose(
+            found.score_samples(x), expected.score_samples(x.toarray()), rtol=1e-8
+        )
+
     def test_entries_of_sparse_matrices_that_are_stored_twice_are_added(self):
         rng = np.random.default_rng(0)
         rows, columns = rng.integers(0, 300, 900), rng.integers(0, 40, 900)
