@@ -263,9 +263,11 @@ def sizes_of_basis(plan: Plan, number: int) -> TallSizes:
 
 
 def solve_bytes(plan: Plan) -> int:
-    """Returns the memory of the small problems: 12 matrices ``(m, m)``, LAPACK's workspace too."""
+    """Returns the memory of the small problems: matrices ``(m, m)``, LAPACK's workspace too."""
     m, left = plan.space, max(plan.reach("left"), plan.inner)
-    return 12 * m * max(m, left) * plan.identity.wide_dtype.itemsize
+    # Test vectors of several rounds have a metric, too.
+    matrices = 13 if plan.keeps_sketches else 12
+    return matrices * m * max(m, left) * plan.identity.wide_dtype.itemsize
 
 
 def whole_bytes(plan: Plan) -> int:

@@ -224,15 +224,15 @@ def _require_noise_of(dtype: str, noise: str) -> None:
 
 
 def require_inverted_core(settings: RecoverySpec) -> None:
-    """Refuses a given core size for a method that inverts no core.
+    """Refuses a given core size for a method that takes none.
 
     Raises:
         UsageError: If there is one; names the key.
     """
     if settings.core != "auto" and not METHODS[settings.method].inverts_core:
         raise UsageError(
-            f'recovery.core = {settings.core}: method = "{settings.method}" inverts no core; to '
-            "cut its result, use rank"
+            f'recovery.core = {settings.core}: method = "{settings.method}" takes no size of a '
+            "core; to cut its result, use rank"
         )
 
 

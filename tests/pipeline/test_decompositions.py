@@ -296,7 +296,7 @@ def test_core_is_as_large_as_was_asked_for(kind, method):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_core_of_a_method_without_one_is_refused(tmp_path, kind):
-    with pytest.raises(ooc.UsageError, match="inverts no core"):
+    with pytest.raises(ooc.UsageError, match="takes no size of a core"):
         getattr(ooc, kind)(make(), measurements=20, run_dir=tmp_path / "run", method="hmt", core=10)
 
 

@@ -64,7 +64,7 @@ SENSELESS = {
     ),
     "a core of hmt": (
         {"recovery__method": "hmt", "recovery__core": 5},
-        'recovery.core = 5: method = "hmt" inverts no core; to cut its result, use rank',
+        'recovery.core = 5: method = "hmt" takes no size of a core; to cut its result, use rank',
     ),
     "a left sketch of a Hermitian operator": (
         {"sketch__left_measurements": 30},
