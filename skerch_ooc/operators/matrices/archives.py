@@ -141,7 +141,10 @@ class Member:
             while self._place < start and self.is_stream:
                 self._take(min(_PIECE, start - self._place))
             self._place = start
-            out.view(np.uint8)[:] = np.frombuffer(self._take(out.nbytes), np.uint8)
+            if self.is_stream:
+                out.view(np.uint8)[:] = np.frombuffer(self._take(out.nbytes), np.uint8)
+            else:
+                self._fill(out)
         except (zlib.error, OSError, EOFError, ValueError) as error:
             raise unreadable(self.name, error) from error
         return out
@@ -152,6 +155,14 @@ class Member:
         self._end = self._source + self._info.compress_size
         self._place, self._rest = 0, b""
         self._inflate: Any = inflating.decompressobj(-15)
+
+    def _fill(self, out: Array) -> None:
+        """Fills an array with the next bytes of a member that is not compressed."""
+        begin = self._source + self._place
+        if begin + out.nbytes > self._end:
+            raise EOFError("it ends too early")
+        self._file.fill(out, begin)
+        self._place += out.nbytes
 
     def _take(self, count: int, *, short: bool = False) -> bytes | bytearray:
         """The next bytes of the member; fewer only if that is allowed and it ends."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ import torch
 from skerch_ooc.algebra.noise import Entries
 from skerch_ooc.algebra.sparse import add_transposed_times
 from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.resources import limit_torch_of_thread
+
+_COLUMNS_ADDED = 256
+"""Columns of a sparse test matrix whose products are added at once."""
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -41,7 +49,8 @@ class SparseSlab:
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """The product with ``X``, ``(w, b)``."""
         dense = x.numpy()
-        product = self.rows @ dense
+        product = np.concatenate(_at_once(lambda rows: _some_rows(self.rows, rows) @ dense,
+                                          _pieces(self.rows.shape[0])))  # fmt: skip
         for u, v in self.thin:
             row = v @ dense.astype(np.result_type(v, dense), copy=False)
             product -= np.outer(u, row).astype(product.dtype)
@@ -52,17 +61,30 @@ class SparseSlab:
         if isinstance(left, Entries):
             import scipy.sparse
 
-            entries = (left.values.astype(self.rows.dtype), (left.rows, left.columns))
-            n = scipy.sparse.coo_array(entries, shape=(self.rows.shape[0], len(out))).tocsr()
-            found = (self.rows.T.tocsr() @ n).toarray()
+            # N^T by its rows, which are real.
+            entries = (left.values.astype(self.rows.dtype), (left.columns, left.rows))
+            shape = (len(out), self.rows.shape[0])
+            adjoint = scipy.sparse.coo_array(entries, shape=shape).tocsr()
+
+            # A few columns of N at a time: what is added stays small, and in the cache.
+            def add(some: Range) -> None:
+                product = _some_rows(adjoint, some) @ self.rows
+                out[some.slice] += torch.from_numpy(product.toarray())
+
+            _at_once(add, cut(Range(0, len(out)), _COLUMNS_ADDED))
         else:
-            n = np.ascontiguousarray(left.numpy())
+            n = left.numpy()
+            adjoint = n.conj().T
+
             # (S^T conj(N))^T is N^H S.
-            found = self.rows.T @ n.conj()
-        out += torch.from_numpy(np.ascontiguousarray(found)).mT
+            def add(some: Range) -> None:
+                product = self.rows.T @ np.ascontiguousarray(n[:, some.slice]).conj()
+                out[some.slice] += torch.from_numpy(product).mT
+
+            _at_once(add, _pieces(len(out)))
         for u, v in self.thin:
-            column = n.conj().T @ u.astype(np.result_type(u, np.float64))
-            out -= torch.from_numpy(np.outer(column, v).astype(found.dtype))
+            column = adjoint @ u.astype(np.result_type(u, np.float64))
+            out -= torch.from_numpy(np.outer(column, v)).to(out.dtype)
 
     def dense(self) -> Array:
         """All entries."""
@@ -78,6 +100,35 @@ class SparseSlab:
         for u, v in self.thin:
             total = total - u.sum() * v
         return torch.from_numpy(total)
+
+
+def _pieces(count: int) -> list[Range]:
+    """Rows, or columns, in as many pieces as there are threads."""
+    return cut(Range(0, count), -(-count // torch.get_num_threads()))
+
+
+def _at_once(function: Callable[[Range], Made], pieces: Sequence[Range]) -> list[Made]:
+    """Calls a function for each piece, in the threads that torch would compute with.
+
+    SciPy's sparse products take one thread each, and let others run meanwhile.
+    """
+    threads = min(torch.get_num_threads(), len(pieces))
+    if threads < 2:
+        return [function(piece) for piece in pieces]
+    with ThreadPoolExecutor(threads, initializer=limit_torch_of_thread) as pool:
+        return list(pool.map(function, pieces))
+
+
+def _some_rows(matrix: Any, rows: Range) -> Any:
+    """Some rows of compressed rows, without a copy of their entries."""
+    import scipy.sparse
+
+    starts = matrix.indptr[rows.start : rows.stop + 1]
+    inside = slice(int(starts[0]), int(starts[-1]))
+    made = scipy.sparse.csr_array((len(rows), matrix.shape[1]), dtype=matrix.dtype)
+    made.data, made.indices = matrix.data[inside], matrix.indices[inside]
+    made.indptr = starts - starts[0]
+    return made
 
 
 Slab = torch.Tensor | SparseSlab

@@ -159,6 +159,9 @@ class SparseSource(Rows):
             )
         if self.decoding is not None:
             entries = self.decoding.decode(entries, np.empty(entries.shape, self.dtype))
+        if max(len(columns), self.shape[1]) <= np.iinfo(np.int32).max:
+            # Half the bytes for products to read.
+            columns = columns.astype(np.int32, copy=False)
         starts = (self.starts[rows.start : rows.stop + 1] - first).astype(columns.dtype)
         shape = (len(rows), self.shape[1])
         made = scipy.sparse.csr_array(shape, dtype=entries.dtype)
