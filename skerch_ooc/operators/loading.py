@@ -16,6 +16,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError, shown_list
 from skerch_ooc.operators.adapters import require_device
+from skerch_ooc.operators.objects import adapted
 from skerch_ooc.planning.spec import OperatorSpec
 
 ENTRY_POINTS = "skerch_ooc.operators"
@@ -140,12 +141,12 @@ def operator_of(
     """The operator that is at hand, or else the one that the factory of a spec makes.
 
     Raises:
-        OperatorError: See :func:`build`.
+        OperatorError: See :func:`build`, and :func:`~skerch_ooc.operators.objects.adapted`.
     """
     if at_hand is not None:
-        return at_hand
+        return adapted(at_hand, memory)
     assert spec.factory is not None
-    return build(spec.factory, spec.args, device, folder, memory)
+    return adapted(build(spec.factory, spec.args, device, folder, memory), memory)
 
 
 def _import_file(path: Path) -> ModuleType:

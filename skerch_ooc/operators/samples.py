@@ -27,6 +27,7 @@ from skerch_ooc.operators.matrices.preparation import Preparation
 from skerch_ooc.operators.matrices.slabs import SparseSlab
 from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.matrix import StoredMatrix
+from skerch_ooc.operators.objects import adapted, is_lazy
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.plan import TILE_ROWS
 
@@ -366,6 +367,7 @@ def samples_of(data: Any, memory: int = MEMORY) -> Samples:
     """
     if isinstance(data, Samples):
         return data
+    data = adapted(data, memory) if is_lazy(data) else data
     if isinstance(data, StoredMatrix):
         return _turned(data, memory) if data.is_turned else StoredSamples(data)
     for adapt in (_of_sparse, _of_tensor, _of_frame, _of_array):

@@ -14,6 +14,7 @@ from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256
+from skerch_ooc.operators.objects import adapted
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
@@ -101,6 +102,7 @@ class Operands:
             operator = self._at_hand[1]
         else:
             operator = build_for_run(run, self._device, part, self.memory)
+        operator = adapted(operator, self.memory)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
             raise OperatorError(
