@@ -13,7 +13,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, quoted
-from skerch_ooc.base.files import cannot_write, is_taken, private_name
+from skerch_ooc.base.files import cannot_write, is_taken, make_folder, private_name
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.store import names
@@ -76,8 +76,8 @@ def write_scores(path: Path, sheet: Sheet, blocks: Blocks) -> Path:
     """
     writer = writer_of(path)
     require_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        make_folder(path.parent)
         writer(path, sheet, blocks)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -509,6 +509,15 @@ class TestReading:
         ]
         assert_equal(made[1], made[0], 0)
 
+    def test_dask_does_rounds(self, tmp_path, quick_workers):
+        np.save(tmp_path / "a.npy", tall())
+        estimator = ooc.PCA(
+            2, method="krylov", tolerance=1e-9, run_dir=tmp_path / "run",
+            executor=ooc.Dask(workers=1),
+        )  # fmt: skip
+        found = estimator.fit(tmp_path / "a.npy")
+        assert_equal(found, PCA(2, svd_solver="full").fit(tall()), 1e-7)
+
     def test_memory_stays_below_what_is_allowed(self, tmp_path):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             made = file.create_dataset("x", (40_000, 1000), "f8")
@@ -630,6 +639,13 @@ class TestRefused:
     def test_squares_beyond_double_precision(self):
         with pytest.raises(OperatorError, match="too large for double precision"):
             ooc.PCA(3).fit(tall() * 1e200)
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_workers_that_would_have_nothing_to_read_or_to_write_to(self, tmp_path, named):
+        np.save(tmp_path / "a.npy", tall())
+        estimator = ooc.PCA(3, executor=ooc.Dask(workers=1))
+        with pytest.raises(UsageError, match="run_dir is missing" if named else "no executor"):
+            estimator.fit(tmp_path / "a.npy" if named else tall())
 
     def test_masked_entries(self):
         x = np.ma.MaskedArray(tall(), tall() > 3)

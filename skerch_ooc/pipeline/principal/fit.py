@@ -93,6 +93,8 @@ def fit(
             f"there is n_samples = {shape[0]}, and a variance takes two samples; give more"
         )
     wanted.require_few(shape)
+    if work.executor.remote:
+        _require_shared(data, directory)
     if _is_flat(shape) and not data.samples.is_held and _fits(data.samples, work):
         # Of all pairs of rows products are needed: one reading, instead of many.
         data = replace(data, samples=data.samples.held())
@@ -111,6 +113,23 @@ def fit(
     for path in names.MOMENTS.found_in(directory):
         remove(path)
     return Fitted(found, method)
+
+
+def _require_shared(data: GivenSamples, directory: Path | None) -> None:
+    """Refuses what workers cannot take part in.
+
+    Raises:
+        UsageError: If samples are in the memory of this process, or nothing is kept.
+    """
+    if data.source is None:
+        raise UsageError(
+            f"{data.samples.shape[0]} samples are in memory, where workers cannot read them; give "
+            "the path of a file that they see, or no executor"
+        )
+    if directory is None:
+        raise UsageError(
+            "run_dir is missing, in which workers leave their sums; give a folder that they see"
+        )
 
 
 def _found(
@@ -259,7 +278,7 @@ def _with_means(source: Reopened, mean: Array, work: Work) -> StoredMatrix | Non
 
     ``None`` if columns are prepared before: what is known then is not the mean of the file.
     """
-    samples = source.open(work.resources.memory)
+    samples = source.samples(work.resources.memory)
     if not isinstance(samples, StoredSamples) or not samples.matrix.steps.columns.is_none:
         return None
     samples.matrix.known_means = torch.from_numpy(mean).to(samples.matrix.device)

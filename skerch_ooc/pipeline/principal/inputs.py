@@ -52,7 +52,7 @@ class Reopened:
             raise UsageError("the key operator.factory is missing: give one that returns samples")
         return cls(operator.factory, dict(operator.args), operator.device, str(folder.resolve()))
 
-    def open(self, memory: int | None = None) -> Samples:
+    def samples(self, memory: int | None = None) -> Samples:
         """Opens the samples.
 
         Args:
@@ -163,7 +163,7 @@ def given(data: Any, memory: int | None = None) -> GivenSamples:
     if not is_named(data):
         return GivenSamples(samples_of(data))
     source = data if isinstance(data, Reopened) else _source(data)
-    return GivenSamples(source.open(memory), source)
+    return GivenSamples(source.samples(memory), source)
 
 
 def _source(data: Any) -> Reopened:
@@ -193,4 +193,4 @@ def _source(data: Any) -> Reopened:
 @lru_cache(maxsize=1)
 def opened_here(factory: str, args: str, device: str, folder: str) -> Samples:
     """The samples of this process, opened once; ``args`` are spelt as JSON."""
-    return Reopened(factory, json.loads(args), device, folder).open()
+    return Reopened(factory, json.loads(args), device, folder).samples()

@@ -10,7 +10,7 @@ import numpy as np
 from skerch_ooc.algebra.principal import with_signs
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import DriftError, OperatorError, UsageError, quoted
-from skerch_ooc.base.files import digest
+from skerch_ooc.base.files import digest, is_there
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.operators.samples import Learned, Samples
@@ -83,7 +83,7 @@ def write_scores_of(
 
 def is_centred(directory: Path) -> bool:
     """Whether scores of a directory are of centred samples, as those of components are."""
-    if pca_path(directory).exists() or not is_planned(directory):
+    if is_there(pca_path(directory)) or not is_planned(directory):
         return True
     return open_run(directory).plan.identity.args.get("subtract") in ("column-mean", "both")
 
@@ -130,7 +130,7 @@ def _of_samples(directory: Path, file: SealedFile) -> tuple[Sheet, Blocks]:
             f"{source['args']} in {source['folder']}, or fit again into another folder"
         )
     kept = Components.load(file)
-    samples = opened.open().filled_by(Learned(kept.fill, kept.factors))
+    samples = opened.samples().filled_by(Learned(kept.fill, kept.factors))
     shape = (samples.shape[0], len(kept.values))
     sheet = Sheet(shape, samples.dtype, str(file.identity["run"]), kept.digest)
     return sheet, scores_of(kept, samples)
