@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 
 import h5py
@@ -762,6 +763,22 @@ REFUSED = {
     "several scales": (write_attribute(scale_factor=[1.0, 2.0]), "must be one number"),
     "a scale that is NaN": (write_attribute(scale_factor=np.nan), "must be one number"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", ["npz, CSR", "npz, CSC", "npz, DIA", "npy", "Matrix Market"])
+def test_altered_file_is_read_or_refused(tmp_path, kind, seed):
+    arguments = (DENSE | SPARSE)[kind](tmp_path, entries(sparse=kind != "npy"))
+    path = tmp_path / arguments["path"]
+    content = bytearray(path.read_bytes())
+    generator = np.random.default_rng(seed)
+    for place in generator.integers(min(len(content), 3000), size=3):
+        content[place] = generator.integers(256)
+    path.write_bytes(content)
+    with contextlib.suppress(OperatorError):
+        # Sizes may have been altered, too.
+        matrix = stored(folder=str(tmp_path), memory=1 << 28, **arguments)
+        product_of(matrix, "complex128", "cpu")(np.ones((matrix.shape[1], 1), "complex128"))
 
 
 @pytest.mark.parametrize("what", REFUSED)

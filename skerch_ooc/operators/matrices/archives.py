@@ -15,7 +15,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.operators.matrices.places import Places
-from skerch_ooc.operators.matrices.sources import Meant, unreadable
+from skerch_ooc.operators.matrices.sources import BROKEN, Meant, unreadable
 
 try:
     # Several times as fast.
@@ -23,6 +23,7 @@ try:
 except ImportError:
     import zlib as inflating  # type: ignore[no-redef]
 
+_FAULTS: tuple[type[Exception], ...] = (zlib.error, getattr(inflating, "error", zlib.error))
 _PIECE = 1 << 20
 _HEADER = 1 << 16
 _LOCAL = struct.Struct("<26xHH")
@@ -46,7 +47,7 @@ class Archive:
             self._file = Places(path)
             with zipfile.ZipFile(self._file.file) as archive:
                 self._members = {one.filename: one for one in archive.infolist()}
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        except (*BROKEN, NotImplementedError) as error:
             raise self.refusal(error) from error
 
     def refusal(self, error: Any) -> OperatorError:
@@ -72,7 +73,7 @@ class Archive:
             raise self.refusal(f"it has no {name!r}")
         try:
             return Member(f"{self._path}: {name}", self._file, info)
-        except (ValueError, OSError, zlib.error, EOFError) as error:
+        except BROKEN as error:
             raise self.refusal(error) from error
 
 
@@ -145,7 +146,7 @@ class Member:
                 out.view(np.uint8)[:] = np.frombuffer(self._take(out.nbytes), np.uint8)
             else:
                 self._fill(out)
-        except (zlib.error, OSError, EOFError, ValueError) as error:
+        except BROKEN as error:
             raise unreadable(self.name, error) from error
         return out
 
@@ -154,6 +155,7 @@ class Member:
         self._source = self._info.header_offset + _LOCAL.size + sum(local)
         self._end = self._source + self._info.compress_size
         self._place, self._rest = 0, b""
+        self._summed, self._sum = 0, 0
         self._inflate: Any = inflating.decompressobj(-15)
 
     def _fill(self, out: Array) -> None:
@@ -162,14 +164,14 @@ class Member:
         if begin + out.nbytes > self._end:
             raise EOFError("it ends too early")
         self._file.fill(out, begin)
-        self._place += out.nbytes
+        self._add(out.view(np.uint8))
 
     def _take(self, count: int, *, short: bool = False) -> bytes | bytearray:
         """The next bytes of the member; fewer only if that is allowed and it ends."""
         if not self.is_stream:
             begin = self._source + self._place
             found = self._file.read(begin, min(count, max(0, self._end - begin)))
-            self._place += len(found)
+            self._add(found)
             if len(found) < count and not short:
                 raise EOFError("it ends too early")
             return found
@@ -179,12 +181,27 @@ class Member:
                 size = min(_PIECE, self._end - self._source)
                 self._rest = self._file.read(self._source, size)
                 self._source += len(self._rest)
-            piece = self._inflate.decompress(self._rest, count - len(taken))
+            try:
+                piece = self._inflate.decompress(self._rest, count - len(taken))
+            except _FAULTS as error:
+                raise ValueError(f"it cannot be decompressed: {error}") from error
             taken += piece
-            self._rest = self._inflate.unconsumed_tail
-            if not piece and not self._rest and (self._source >= self._end or self._inflate.eof):
+            left = self._inflate.unconsumed_tail
+            # Broken streams may neither end nor go on.
+            stuck = not piece and len(left) == len(self._rest)
+            self._rest = left
+            if self._inflate.eof or stuck:
                 break
-        self._place += len(taken)
+        self._add(taken)
         if len(taken) < count and not short:
             raise EOFError("it ends too early")
         return taken
+
+    def _add(self, taken: bytes | bytearray | Array) -> None:
+        """Counts bytes, and compares the checksum of all of them, if they came in order."""
+        if self._summed == self._place:
+            self._sum = inflating.crc32(taken, self._sum)
+            self._summed += len(taken)
+        self._place += len(taken)
+        if self._summed == self._info.file_size == self._place and self._sum != self._info.CRC:
+            raise ValueError("its checksum is not that of its bytes")

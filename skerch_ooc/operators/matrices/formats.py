@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import OperatorError
-from skerch_ooc.operators.matrices.sources import Meant, Rows
+from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Rows
 from skerch_ooc.operators.matrices.stacks import stacked
 from skerch_ooc.operators.matrices.zarr_store import is_zarr
 
@@ -39,7 +39,13 @@ class Format:
         function: Callable[[Path | str, Meant], Rows] = getattr(
             import_module(f"skerch_ooc.operators.matrices.{module}"), name
         )
-        return function(path, wanted)
+        try:
+            return function(path, wanted)
+        except BROKEN as error:
+            # Libraries raise many things of files that are altered.
+            raise OperatorError(
+                f"cannot open {path}: {error or type(error).__name__}; copy or write the file again"
+            ) from error
 
 
 HDF5 = Format(

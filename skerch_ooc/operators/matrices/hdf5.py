@@ -16,7 +16,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude, text_of
-from skerch_ooc.operators.matrices.sources import Meant, Source, unreadable
+from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Source, unreadable
 
 _SHARE = 3
 """Chunks are kept in at most this share of the memory: a third."""
@@ -129,7 +129,7 @@ class Hdf5Source(Source):
                 self._dataset.read_direct(out, rows.slice)
             else:
                 self._grid.read(self._get, rows, out)
-        except OSError as error:
+        except BROKEN as error:
             raise unreadable(self.name, error) from error
 
     def _get(self, index: Slices) -> Array:

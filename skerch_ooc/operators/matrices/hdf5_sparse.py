@@ -19,7 +19,7 @@ from skerch_ooc.operators.matrices.hdf5 import (
     walk,
 )
 from skerch_ooc.operators.matrices.npz import import_scipy
-from skerch_ooc.operators.matrices.sources import Meant, Rows, SparseSource, unreadable
+from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Rows, SparseSource, unreadable
 
 _ENTRIES = ("data", "indices", "indptr")
 _MATLAB = ("data", "ir", "jc")
@@ -80,7 +80,7 @@ class Hdf5SparseSource(SparseSource):
     def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
         try:
             columns, values = self._columns[first:last], self._values[first:last]
-        except OSError as error:
+        except BROKEN as error:
             raise unreadable(self.name, error) from error
         return columns.astype(_index_dtype(columns.dtype), copy=False), values
 

@@ -11,7 +11,7 @@ from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.places import Places
-from skerch_ooc.operators.matrices.sources import Meant, Source, unreadable
+from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Source, unreadable
 
 
 class NpySource(Source):
@@ -29,7 +29,7 @@ class NpySource(Source):
             if version != (1, 0):
                 reader = np.lib.format.read_array_header_2_0
             shape, self._by_columns, dtype = reader(self._file.file)
-        except (OSError, ValueError) as error:
+        except BROKEN as error:
             raise OperatorError(
                 f"cannot open {path} as a .npy file: {error}; write it with numpy.save"
             ) from error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +17,12 @@ from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
+
+BROKEN = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, EOFError, AttributeError,
+    SyntaxError,    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What libraries raise of files that are altered."""
 
 MEMORY = 4 << 30
 """Bytes that a source may hold where nobody says how many."""
