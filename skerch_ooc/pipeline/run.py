@@ -212,7 +212,8 @@ def eigh(A: Any, *, run_dir: str | Path, measurements: int | None = None, **opti
     The same call on the same directory goes on where an earlier one was interrupted.
 
     Args:
-        A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not.
+        A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not; or an array, a frame, a
+            dataset, as for :func:`svd`.
         run_dir: The run directory.
         measurements: Columns of the right sketch, at most ``n``; with ``pairs_tolerance`` or
             ``rounds`` it may be left out.
@@ -239,7 +240,8 @@ def svd(A: Any, *, run_dir: str | Path, measurements: int | None = None, **optio
 
     Args:
         A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
-            ``X @ A``; or with ``matvec`` and ``rmatvec``.
+            ``X @ A``; or with ``matvec`` and ``rmatvec``; or an array, a frame, a dataset: see
+            :mod:`skerch_ooc.operators.objects`.
         run_dir: The run directory.
         measurements: Columns of the right sketch, at most ``min(h, w)``; with ``pairs_tolerance``
             or ``rounds`` it may be left out.
