@@ -722,7 +722,40 @@ def write_attribute(**attributes):
     return lambda folder: packed(folder, entries("int16"), **attributes)
 
 
+def broken_group(change):
+    """An .h5ad whose sparse group is changed."""
+
+    def write(folder):
+        arguments = annotated_csr(folder, entries(sparse=True))
+        with h5py.File(folder / "a.h5ad", "r+") as file:
+            change(file["X"])
+        return arguments
+
+    return write
+
+
+def far_index(group):
+    group["indices"][7] = 10**6
+
+
+def other_shape(group):
+    group.attrs["shape"] = (HEIGHT + 1, WIDTH)
+
+
+def no_shape(group):
+    del group.attrs["shape"]
+
+
+def linked(group):
+    del group["data"]
+    group.create_dataset("data", (9,), "f8", external=[("gone.bin", 0, 72)])
+
+
 REFUSED = {
+    "an index in a group": (broken_group(far_index), "column 1000000"),
+    "another shape of a group": (broken_group(other_shape), "each of 76 rows"),
+    "no shape of a group": (broken_group(no_shape), "has shape None"),
+    "values of a group elsewhere": (broken_group(linked), "lie in other files"),
     "an index beyond the columns": (broken(set_entry("indices", 5, 10**6)), "column 1000000"),
     "a negative index": (broken(set_entry("indices", 5, -1)), "column -1"),
     "starts that go back": (broken(set_entry("indptr", 5, 10**6)), "do not lie one behind"),

@@ -203,6 +203,29 @@ class TestSparseNoise:
         assert set(np.abs(drawn[drawn != 0])) == {unit**0.5}
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_transposed_matrix_is_that_of_its_file_in_however_many_parts(tmp_path, kind, parts):
+    a = entries(mean=2.0)
+    a = a * (np.random.default_rng(1).random(a.shape) < 0.3) if kind == "sparse" else a
+    path = tmp_path / ("a.npz" if kind == "sparse" else "a.npy")
+    if kind == "sparse":
+        scipy.sparse.save_npz(path, scipy.sparse.csr_array(a))
+    else:
+        np.save(path, a)
+    matrix = stored(str(path), transpose=True, subtract="row-mean")
+    run, usv, assessment = decomposed(
+        matrix, tmp_path / "run", parts=parts, recovery={"method": "hmt"}, measurements=30
+    )
+    assert len(run.plan.parts) == parts
+    wide = torch.from_numpy(a).double().mT
+    wide -= wide.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        usv.S[:8].double(), torch.linalg.svdvals(wide)[:8], rtol=1e-5, atol=0
+    )
+    assert assessment.relative_error < 1e-4
+
+
 class TestCentring:
     """Principal components, from one reading."""
 
@@ -327,7 +350,7 @@ class TestUpdate:
         after = {path.name: path.stat().st_mtime_ns for path in run.shards.iterdir()}
         assert before.items() <= after.items()
         assert ooc.recover(run) is not None
-        assert run.plan.products == 2 * (16 + 160 + 30)
+        assert run.plan.products == 2 * (16 + 160 + 30 + 10)
 
     def test_columns_can_be_added_afterwards(self, tmp_path):
         base, more = entries("float64"), entries("float64", seed=6)
