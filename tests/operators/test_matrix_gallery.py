@@ -554,6 +554,23 @@ class TestConventions:
             cosines = np.sqrt(np.abs(np.cos(np.deg2rad(latitudes))))
             require_meant(matrix, (a.reshape(HEIGHT, 4, 6) * cosines[:, None]).reshape(HEIGHT, -1))
 
+    def test_bounds_of_axes_are_not_what_is_meant(self, tmp_path):
+        a = entries()
+        with h5py.File(tmp_path / "a.nc", "w") as file:
+            file["time"] = np.arange(float(HEIGHT))
+            file["time"].attrs["bounds"] = "time_bnds"
+            file["time_bnds"] = np.zeros((HEIGHT, 2))
+            file["lat"], file["lon"] = np.zeros((4, 6)), np.ones((4, 6))
+            file["z"] = a.reshape(HEIGHT, 4, 6)
+            file["z"].attrs["coordinates"] = "lat lon"
+        require_meant(stored("a.nc", folder=str(tmp_path), rows=[0]), a)
+
+    def test_cube_beside_a_matrix_is_not_passed_over(self, tmp_path):
+        with h5py.File(tmp_path / "a.nc", "w") as file:
+            file["map"], file["z"] = np.zeros((4, 6)), np.zeros((5, 4, 6))
+        with pytest.raises(OperatorError, match=r"holds 2 matrices \(map, z\)"):
+            stored("a.nc", folder=str(tmp_path))
+
     @pytest.mark.parametrize("rows", [["a", "b"], ["b", "a"], ["c"], [1], ["c", 0]])
     def test_any_dimensions_can_be_rows(self, tmp_path, rows):
         cube = np.random.default_rng(0).standard_normal((5, 30, 12))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ class Hdf5Source(Source):
         # Compounds of this kind are MATLAB's complex numbers.
         self._parts = found.dtype.names == _MATLAB_COMPLEX
         dtype = np.result_type(found.dtype["real"], np.complex64) if self._parts else found.dtype
-        netcdf = "_NCProperties" in found.file.attrs or Path(found.file.filename).suffix in _NETCDF
-        decoding = Decoding.of(attributes, dtype, wanted.codes, fills=netcdf)
+        decoding = Decoding.of(attributes, dtype, wanted.codes, fills=_is_netcdf(found.file))
         self._describe(name, self._grid.shape, dtype, decoding)
         said = decoding.remark() if decoding else ""
         self.remarks = (f"entries are {said}",) if said else ()
@@ -155,6 +154,9 @@ class Hdf5Source(Source):
 
 
 _NETCDF = {".nc", ".nc4", ".cdf"}
+_BESIDE = ("bounds", "climatology", "coordinates", "cell_measures", "grid_mapping")
+"""Attributes that name what belongs to the axes of a dataset."""
+_MOST_DIMENSIONS = 32
 
 
 def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
@@ -225,6 +227,20 @@ _NO_MATRICES = {"DIMENSION_SCALE", "char", "cell", "struct", "string", "function
 """What datasets of numbers say that they are."""
 
 
+def _is_netcdf(file: h5py.File) -> bool:
+    suffix = Path(str(file.filename)).suffix.lower()
+    return "_NCProperties" in file.attrs or suffix in _NETCDF
+
+
+def _of_axes(items: Sequence[tuple[str, Any]]) -> set[str]:
+    """Names of the datasets that say where others lie: bounds of cells, coordinates, areas."""
+    words: set[str] = set()
+    for _, item in items:
+        for key in _BESIDE:
+            words |= set(text_of(item.attrs.get(key, "")).split())
+    return {name for name, _ in items if name.rpartition("/")[2] in words}
+
+
 def the_matrix(file: h5py.File, path: Path, others: tuple[str, ...] = ()) -> str:
     """The only matrix of a file.
 
@@ -238,10 +254,14 @@ def the_matrix(file: h5py.File, path: Path, others: tuple[str, ...] = ()) -> str
     """
     inside = tuple(f"{name}/" for name in others)
     items = [(name, item) for name, item in walk(file) if not name.startswith(("#", *inside))]
-    found = [name for name, item in items if is_matrix(item)]
+    # Of netCDF cubes are meant as well as matrices, and not what belongs to their axes.
+    netcdf = _is_netcdf(file)
+    beside = _of_axes(items) if netcdf else set()
+    most = _MOST_DIMENSIONS if netcdf else 2
+    found = [name for name, item in items if is_matrix(item, 2, most) and name not in beside]
     if not found and not others:
         # A cube, or else what comes nearest, so that it is said what is wrong with it.
-        found = [name for name, item in items if is_matrix(item, 3, 32)] or [
+        found = [name for name, item in items if is_matrix(item, 3, _MOST_DIMENSIONS)] or [
             name for name, item in items if isinstance(item, h5py.Dataset) and item.ndim == 2
         ]
     found += others
