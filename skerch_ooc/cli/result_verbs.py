@@ -9,7 +9,7 @@ import click
 
 from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.group import json_of, show, show_result, verb
-from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, RESULT, THREADS
+from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, PATH, RESULT, THREADS
 
 
 @verb("assess runs/hessian --max-relative-error 0.01", DIR, RESULT, MAX_ERROR, JSON)
@@ -61,7 +61,7 @@ def density(directory: Path, low: float | None, high: float | None, as_json: boo
 
 @verb("report runs/hessian --output hessian.html", DIR, RESULT)
 @click.option(
-    "--output", metavar="FILE", type=click.Path(path_type=Path),
+    "--output", metavar="FILE", type=PATH,
     help="Write the page alone there; default: to the result.",
 )  # fmt: skip
 def report(directory: Path, name: str, output: Path | None) -> None:
@@ -80,7 +80,7 @@ def report(directory: Path, name: str, output: Path | None) -> None:
 
 @verb("scores runs/pca --out scores.parquet", DIR, RESULT)
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path),
+    "--out", metavar="FILE", type=PATH,
     help="A new .h5, .zarr or .parquet; default: beside the result.",
 )  # fmt: skip
 def scores(directory: Path, name: str, out: Path | None) -> None:
