@@ -30,7 +30,7 @@ MODULES = {"fcntl", "glob", "os", "shutil", "tempfile"}
 
 NO_FILES = {
     "os._exit", "os.cpu_count", "os.environ.get", "os.environ.setdefault", "os.getpid", "os.getuid",
-    "os.path.relpath", "os.sched_getaffinity", "os.sysconf", "shutil.which",
+    "os.fspath", "os.path.relpath", "os.sched_getaffinity", "os.sysconf", "shutil.which",
 }  # fmt: skip
 """Functions of these modules that deal with processes and machines, or with paths alone."""
 
@@ -73,6 +73,12 @@ ALLOWED = {
         "os.pread": OF_FACTORY,
         "os.preadv": OF_FACTORY,
     },
+    "operators/matrices/safetensors_files.py": {".read_text": OF_FACTORY, ".stat": OF_FACTORY},
+    "operators/matrices/zarr_store.py": {
+        ".is_dir": OF_FACTORY,
+        ".is_file": OF_FACTORY,
+        ".open": OF_FACTORY,
+    },
     "pipeline/principal/fit.py": {
         "tempfile.TemporaryDirectory": "rounds of a fit of which nothing is kept",
     },
@@ -87,7 +93,9 @@ SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
 NAMED = {
     "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
     "results/scores.py": {".h5"},
-    "operators/matrices/formats.py": {".h5"},
+    "operators/matrices/formats.py": {".h5", ".safetensors.index.json"},
+    "operators/matrices/safetensors_files.py": {".safetensors.index.json"},
+    "operators/matrices/zarr_store.py": {"zarr.json"},
 }
 """Names of files that are none of the store's."""
 
