@@ -53,6 +53,8 @@ def adapted(operator: Any, memory: int | None = None) -> Any:
     if hasattr(operator, "as_product"):
         return operator
     library = library_of(operator)
+    if library == "anndata" and not hasattr(operator, "obs"):
+        raise _refusal(operator, 'give X.to_memory(), or the file, by factory = "stored"')
     if library in _WAYS_OUT:
         raise _refusal(operator, f"give {_WAYS_OUT[library]}")
     if library in _DATASETS:

@@ -269,6 +269,12 @@ def test_object_of_another_library_is_refused_with_the_way_out():
         adapted(made())
 
 
+def test_sparse_matrix_in_a_file_of_anndata_is_refused_with_the_way_out():
+    made = type("CSRDataset", (), {"__module__": "anndata.abc", "shape": (3, 2)})
+    with pytest.raises(OperatorError, match=r"give X.to_memory\(\)"):
+        adapted(made())
+
+
 def test_operator_of_its_own_is_left_alone():
     made = type("Mine", (), {"shape": (3, 2)})()
     assert adapted(made) is made

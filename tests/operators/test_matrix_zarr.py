@@ -106,7 +106,9 @@ class Counted:
 
 
 @pytest.mark.parametrize("chunks", [(16, 5), (HEIGHT, 1), (7, WIDTH), (1, 24), (50, 24)])
-def test_each_chunk_is_read_once(tmp_path, chunks):
+@pytest.mark.parametrize("piece", [1, 1 << 10, 1 << 25])
+def test_each_chunk_is_read_once(tmp_path, monkeypatch, chunks, piece):
+    monkeypatch.setattr("skerch_ooc.operators.matrices.bands.PIECE", piece)
     a = entries()
     array = Counted(zarr.create_array(tmp_path / "a.zarr", data=a, chunks=chunks))
     source = ZarrSource("a", array, Meant())

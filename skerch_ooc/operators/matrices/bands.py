@@ -15,8 +15,8 @@ from skerch_ooc.operators.matrices.sources import Meant
 
 _SHARE = 3
 """A band is kept in at most this share of the memory: a third."""
-_PIECE = 1 << 23
-"""Whole bands are read in pieces of some size, as what reads them makes a copy."""
+PIECE = 1 << 25
+"""Bands are read in pieces of about this size, as what reads them makes a copy."""
 
 Get = Callable[[Slices], Array]
 
@@ -33,7 +33,6 @@ class Bands:
 
     Attributes:
         rows_together: The rows of a band.
-        held_bytes: Memory that is held.
         remarks: Sentences for people.
 
     Raises:
@@ -43,14 +42,16 @@ class Bands:
     def __init__(
         self, name: str, grid: Grid, chunks: Sequence[int], dtype: np.dtype[Any], wanted: Meant
     ) -> None:
-        self._grid, self._dtype = grid, dtype
+        self._grid, self._dtype, self._chunks = grid, dtype, tuple(chunks)
         size = dtype.itemsize
         chunk = int(np.prod(chunks)) * size
         wanted.require_room(2 * chunk, f"a chunk of {name} of {tuple(chunks)} entries")
         self.rows_together, entries = grid.chunks_across(chunks)
         needed = entries * size
         self._fits = needed <= wanted.memory // _SHARE
-        self.held_bytes = max(_PIECE, needed) + needed if self._fits else 2 * chunk
+        # A matrix is read in pieces of columns too; what has more dimensions, band by band.
+        copied = chunk if grid.is_plain else needed
+        self._most = max(PIECE, copied) + needed if self._fits else 2 * chunk
         self.remarks: tuple[str, ...] = ()
         if not self._fits:
             self.remarks = (
@@ -59,6 +60,11 @@ class Bands:
                 f"{format_bytes(_SHARE * needed)} each is read once",
             )
         self._kept, self._entries = Range(0, 0), np.empty((0, grid.shape[1]), dtype)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that it comes to hold, beside what it holds already."""
+        return self._most - self._entries.nbytes
 
     def readings(self, slab_rows: int) -> float:
         """How often each byte is read, if rows are read slab by slab."""
@@ -81,7 +87,7 @@ class Bands:
             inside = band.common(rows)
             if inside == band and band != self._kept:
                 inside = self._whole(band, rows)
-                self._grid.read(get, inside, out[inside.shifted(-rows.start).slice])
+                self._fill(get, inside, out[inside.shifted(-rows.start).slice])
             else:
                 self._keep(get, band)
                 kept = self._entries[inside.shifted(-band.start).slice]
@@ -93,7 +99,7 @@ class Bands:
 
     def _whole(self, band: Range, rows: Range) -> Range:
         """A band, and those behind it that are wanted, as far as they make a piece."""
-        most = max(1, _PIECE // (self._dtype.itemsize * self._grid.shape[1]))
+        most = max(1, PIECE // (self._dtype.itemsize * self._grid.shape[1]))
         stop = band.stop
         while stop < rows.stop:
             after = self._band(stop)
@@ -109,5 +115,17 @@ class Bands:
         self._kept = Range(0, 0)
         if len(self._entries) < len(band):
             self._entries = np.empty((len(band), self._grid.shape[1]), self._dtype)
-        self._grid.read(get, band, self._entries[: len(band)])
+        self._fill(get, band, self._entries[: len(band)])
         self._kept = band
+
+    def _fill(self, get: Get, rows: Range, out: Array) -> None:
+        """Fills an array with rows, in pieces of whole chunks of columns."""
+        if not self._grid.is_plain:
+            self._grid.read(get, rows, out)
+            return
+        wide, width = self._chunks[1], self._grid.shape[1]
+        fitting = PIECE // (len(rows) * self._dtype.itemsize)
+        step = max(1, fitting // wide) * wide
+        for first in range(0, width, step):
+            columns = slice(first, min(first + step, width))
+            out[:, columns] = get((rows.slice, columns))

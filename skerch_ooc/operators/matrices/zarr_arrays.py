@@ -11,7 +11,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, counted, shown_list
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.matrices.bands import Bands
+from skerch_ooc.operators.matrices.bands import PIECE, Bands
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude
 from skerch_ooc.operators.matrices.hdf5_sparse import shape_and_order
@@ -60,11 +60,16 @@ class ZarrSource(Source):
         self._describe(name, self._grid.shape, dtype, decoding)
         self._bands = Bands(name, self._grid, array.chunks, dtype, wanted)
         self.rows_together = self._bands.rows_together
-        flying = min(_FLIGHT, _chunks(array)) * 2 * math.prod(array.chunks) * dtype.itemsize
-        self.held_bytes = self._bands.held_bytes + flying
+        chunk = math.prod(array.chunks) * dtype.itemsize
+        self._flying: int = 2 * chunk * min(_FLIGHT, _chunks(array), max(1, PIECE // chunk))
         said = decoding.remark() if decoding else ""
         self.remarks = (f"entries are {said}",) if said else ()
         self.remarks += self._bands.remarks
+
+    @property
+    def held_bytes(self) -> int:  # type: ignore[override]
+        """Memory that it comes to hold beside the rows that are asked for."""
+        return self._bands.held_bytes + self._flying
 
     def readings(self, slab_rows: int) -> float:
         """See :class:`Rows`."""
