@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+
+from skerch_ooc.operators.matrix import stored
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "workflows" / "benchmarks"
 
@@ -244,3 +247,51 @@ def test_leading_pairs_are_compared_with_everybody(tmp_path):
         assert len(known) == 5
         assert all(cells[name][0]["error"] < 1e-4 for name in known)
     assert text.count("| krylov, rounds of 8, 1 worker |") == 1
+
+
+@pytest.mark.soak
+def test_matrices_in_files_are_compared_with_what_people_use(tmp_path):
+    text, figures = run(
+        tmp_path, "matrices.py", "--rows", "6000", "--columns", "300", "--sparse-rows", "3000",
+        "--sparse-columns", "1000", "--entries", "60", "--svd-rows", "6000", "--svd-columns", "300",
+        "--chunk-rows", "3000", "--threads", "1", "--markdown",
+    )  # fmt: skip
+    problems = figures["problems"]
+    assert list(problems) == ["sparse", "gzip", "svd", "zarr"]
+    for found in problems.values():
+        assert all(0 < run["error"] < 1 for runs in found["runs"].values() for run in runs)
+        read = [goal for name, goal in found["goals"].items() if name.startswith("readings")]
+        # Once, or as often as was said, and a few rows that are looked at: here they are many.
+        assert read
+        assert all(goal["value"] < 1.1 * goal["limit"] for goal in read)
+    assert text.count("| --- | ---:") == 4
+
+
+@pytest.fixture(scope="module")
+def matrices() -> dict:
+    return runpy.run_path(str(BENCHMARKS / "matrices.py"))
+
+
+def test_share_that_is_missed_of_a_centred_matrix_is_that_of_numpy(tmp_path, matrices):
+    source = str(tmp_path / "matrix.h5")
+    matrices["make_gzip"](source, 700, 90)
+    with h5py.File(source, "r") as file:
+        a = file["matrix"][:].astype("float64")
+    a -= a.mean(axis=0)
+    _, s, vh = np.linalg.svd(a, full_matrices=False)
+    np.save(tmp_path / "V.npy", vh[:30].T)
+    (judged,) = matrices["judge"](source, [str(tmp_path)], centred=True).values()
+    assert judged["error"] == pytest.approx((s[30:] @ s[30:] / (s @ s)) ** 0.5, rel=1e-4)
+
+
+def test_sparse_counts_have_about_as_many_entries_as_asked_for(tmp_path, matrices):
+    made = matrices["make_sparse"](str(tmp_path / "counts.npz"), 300, 500, 60)
+    assert made["entries"] == pytest.approx(300 * 60, rel=0.15)
+
+
+def test_bytes_are_counted_where_rows_are_read(tmp_path, matrices):
+    source = tmp_path / "matrix.npy"
+    np.save(source, np.ones((5000, 200)))
+    with matrices["counted_reads"]() as read:
+        stored(str(source)) @ torch.ones(200, 1, dtype=torch.float64)
+    assert sum(read) / (8 * 5000 * 200) == pytest.approx(1, abs=0.01)

@@ -98,7 +98,7 @@ def sklearn_svd(source: str, target: str, n_iter: int | str) -> dict[str, Any]:
 
 def count_reads(spec: str, run_dir: str, options: list[str]) -> dict[str, Any]:
     """Runs ours in this process, and counts the bytes of the matrix that are read."""
-    from skerch_ooc.cli.group import cli
+    from skerch_ooc.cli.main import run_command_line
     from skerch_ooc.operators.matrices.hdf5 import Hdf5Source
 
     read, total = Hdf5Source.read, 0
@@ -110,7 +110,8 @@ def count_reads(spec: str, run_dir: str, options: list[str]) -> dict[str, Any]:
         return rows
 
     setattr(Hdf5Source, "read", counted)  # noqa: B010 (type checkers know no patches)
-    cli(["run", spec, "--run", run_dir, *options], standalone_mode=False)
+    if run_command_line(["run", spec, "--run", run_dir, *options]):
+        raise RuntimeError("our run failed")
     return {"read": total}
 
 
