@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import h5py
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.loading import build, resolved
 from skerch_ooc.operators.matrices.formats import open_source
+from skerch_ooc.operators.matrices.hdf5 import Hdf5Source
 from skerch_ooc.operators.matrix import StoredMatrix, sparse, stored
 from skerch_ooc.results.lowrank import open_result
 
@@ -271,3 +274,69 @@ def test_principal_components_of_the_digits_are_those_of_scikit_learn(tmp_path, 
     np.testing.assert_allclose(usv.S[:10].numpy(), pca.singular_values_, rtol=1e-5)
     overlap = np.abs(np.sum(usv.V[:, :10].numpy() * pca.components_.T, axis=0))
     np.testing.assert_allclose(overlap, 1, rtol=1e-5)
+
+
+class TestCompressedChunks:
+    """Chunks that are decompressed here, in threads, and not by HDF5."""
+
+    @staticmethod
+    def file(folder, a, **filters):
+        with h5py.File(folder / "a.h5", "w") as file:
+            file.create_dataset("a", data=a, chunks=(64, 16), **filters)
+        return Hdf5Source(folder / "a.h5")
+
+    @pytest.mark.parametrize("dtype", ["float32", ">f8", "float16", "int16", "uint64"])
+    @pytest.mark.parametrize("shuffle", [False, True])
+    def test_rows_that_begin_anywhere_are_those_that_were_written(self, tmp_path, dtype, shuffle):
+        a = np.random.default_rng(1).integers(0, 1000, (300, 50)).astype(dtype)
+        source = self.file(tmp_path, a, compression="gzip", shuffle=shuffle)
+        assert source._inflated is not None
+        for start, stop in ((0, 100), (100, 101), (101, 300), (20, 30), (64, 192)):
+            assert np.array_equal(source.read(Range(start, stop)), a[start:stop])
+
+    @pytest.mark.parametrize("filters", [{}, {"compression": "lzf"}, {"fletcher32": True}])
+    def test_other_filters_are_left_to_hdf5(self, tmp_path, filters):
+        assert self.file(tmp_path, np.ones((300, 50)), **filters)._inflated is None
+
+    def test_chunk_that_was_stored_without_its_filters_is_read(self, tmp_path):
+        a = np.arange(64 * 16.0).reshape(64, 16)
+        self.file(tmp_path, np.zeros_like(a), compression="gzip", shuffle=True)
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            file["a"].id.write_direct_chunk((0, 0), a.tobytes(), filter_mask=3)
+        assert np.array_equal(Hdf5Source(tmp_path / "a.h5").read(Range(0, 64)), a)
+
+    def test_chunk_that_nobody_wrote_is_left_to_hdf5(self, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            data = file.create_dataset(
+                "a", (128, 16), "f8", chunks=(64, 16), compression="gzip", fillvalue=7.0
+            )
+            data[:64] = 1
+        rows = Hdf5Source(tmp_path / "a.h5").read(Range(0, 128))
+        assert (rows[:64] == 1).all()
+        assert (rows[64:] == 7).all()
+
+    @pytest.mark.parametrize(
+        "stored",
+        [
+            pytest.param(b"no stream", id="damaged"),
+            pytest.param(zlib.compress(b"few"), id="short"),
+            pytest.param(zlib.compress(bytes(1 << 24)), id="bomb"),
+        ],
+    )
+    def test_chunk_that_is_broken_is_refused_with_the_file(self, tmp_path, stored):
+        self.file(tmp_path, np.zeros((64, 16)), compression="gzip")
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            file["a"].id.write_direct_chunk((0, 0), stored)
+        with pytest.raises(OperatorError, match=r"a\.h5: a cannot be read"):
+            Hdf5Source(tmp_path / "a.h5").read(Range(0, 64))
+
+
+def test_compressed_entries_that_are_damaged_are_refused_with_the_file(tmp_path):
+    path = tmp_path / "a.npz"
+    matrix = scipy.sparse.random_array((400, 300), density=0.5, rng=1, format="csr")
+    scipy.sparse.save_npz(path, matrix)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 8 * 3 : len(raw) // 8 * 3 + 4000] = bytes(4000)
+    path.write_bytes(raw)
+    with pytest.raises(OperatorError, match=r"a\.npz.*(cannot be read|cannot open|is broken)"):
+        stored(str(path)) @ torch.ones(300, 1, dtype=torch.float64)

@@ -16,6 +16,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude, text_of
+from skerch_ooc.operators.matrices.inflating import InflatedBands, inflates
 from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Source, unreadable
 
 _SHARE = 3
@@ -69,6 +70,8 @@ class Hdf5Source(Source):
         # Only now, as HDF5 keeps the cache of a dataset that is open already.
         self._file = open_file(path, **cache)
         self._dataset = self._file[name]
+        if self._fits and self._grid.is_plain and inflates(self._dataset):
+            self._inflated = InflatedBands(self._dataset)
 
     def _note(self, name: str, found: h5py.Dataset, wanted: Meant) -> None:
         """Notes what the dataset is."""
@@ -115,6 +118,7 @@ class Hdf5Source(Source):
         return {"rdcc_nbytes": self.held_bytes, "rdcc_nslots": slots, "rdcc_w0": 1.0}
 
     _fits = True
+    _inflated: InflatedBands | None = None
 
     def readings(self, slab_rows: int) -> float:
         """See :class:`Rows`."""
@@ -124,7 +128,9 @@ class Hdf5Source(Source):
 
     def _read_to(self, out: Array, rows: Range) -> None:
         try:
-            if self._grid.is_plain and not self._parts:
+            if self._inflated is not None:
+                self._inflated.read(out, rows)
+            elif self._grid.is_plain and not self._parts:
                 self._dataset.read_direct(out, rows.slice)
             else:
                 self._grid.read(self._get, rows, out)
