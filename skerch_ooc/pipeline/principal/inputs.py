@@ -171,8 +171,6 @@ def _source(data: Any) -> Reopened:
         return Reopened.of(data, Path.cwd())
     if isinstance(data, Spec):
         return Reopened.of(data.operator, data.folder)
-    if isinstance(data, str) and "://" in data:
-        return Reopened.of(OperatorSpec(factory=STORED, args={"path": data}), Path.cwd())
     if "://" in str(data):
         return Reopened.of(OperatorSpec(factory=STORED, args={"path": str(data)}), Path.cwd())
     path = Path(data)
