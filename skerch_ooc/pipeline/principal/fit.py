@@ -31,9 +31,10 @@ from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.operators.samples import CentredSamples, Samples, StoredSamples
 from skerch_ooc.pipeline.principal.inputs import STORED, GivenSamples, Reopened
 from skerch_ooc.pipeline.principal.sums import KINDS, summed
-from skerch_ooc.pipeline.principal.wanted import Wanted, is_whole
+from skerch_ooc.pipeline.principal.wanted import AUTO, Wanted, is_whole
 from skerch_ooc.pipeline.run import run
 from skerch_ooc.planning.memory import SLAB_BYTES
+from skerch_ooc.planning.methods import PAIRS_METHOD
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.components import Components
 from skerch_ooc.results.lowrank import Svd
@@ -106,7 +107,7 @@ def fit(
     if kept is not None:
         return Fitted(kept, method)
     found = _found(data, wanted, method, work, directory, stated["data"]["digest"])
-    if method == "krylov":
+    if method == PAIRS_METHOD:
         stated["run"] = rundir.open_run(directory).plan.run_id
     source = {} if data.source is None else {"source": data.source.as_json()}
     found.save(pca_path(directory), stated, **source, **note)
@@ -145,7 +146,7 @@ def _components(
     data: GivenSamples, wanted: Wanted, method: str, work: Work, directory: Path | None, known: str
 ) -> Components:
     with operator_threads(work.resources.threads):
-        if method == "krylov":
+        if method == PAIRS_METHOD:
             return _by_rounds(data, wanted, work, directory)
         if _by_rows(data.samples, method):
             mean, found = of_few_rows(data.samples.columns, data.samples.shape, wanted.number)
@@ -172,13 +173,14 @@ def chosen_method(samples: Samples, wanted: Wanted, work: Work) -> str:
     Raises:
         UsageError: If it takes more memory than there may be, or cannot find what is wanted.
     """
-    method = wanted.method if wanted.method != "auto" else _best_method(samples, work)
-    if method != "krylov":
+    method = wanted.method if wanted.method != AUTO else _best_method(samples, work)
+    if method != PAIRS_METHOD:
         _require_memory(samples, method, work)
     elif not is_whole(wanted.components):
         raise UsageError(
             f"n_components = {shown(wanted.components)}: of {samples.shape[0]} samples with "
-            f'{samples.shape[1]} features components are found one by one (method = "krylov"); '
+            f"{samples.shape[1]} features components are found one by one (method = "
+            f'"{PAIRS_METHOD}"); '
             "give how many"
         )
     return method
@@ -191,7 +193,7 @@ def _best_method(samples: Samples, work: Work) -> str:
         return "qr"
     exact = width <= MOST_COLUMNS or (_is_flat(samples.shape) and samples.is_held)
     fits = _needed(samples, "gram") <= work.resources.memory
-    return "gram" if exact and fits else "krylov"
+    return "gram" if exact and fits else PAIRS_METHOD
 
 
 def _is_flat(shape: tuple[int, int]) -> bool:
@@ -227,7 +229,7 @@ def _require_memory(samples: Samples, method: str, work: Work) -> None:
         raise UsageError(
             f"the sums over {samples.shape[1]} columns take {format_bytes(needed)}, with memory = "
             f'{format_bytes(work.resources.memory)}; give memory = "{ask_for(needed)}", or method '
-            '= "krylov"'
+            f'= "{PAIRS_METHOD}"'
         )
 
 
@@ -250,7 +252,7 @@ def _by_rounds(
     operator: CentredSamples | StoredMatrix | None = None
     table: dict[str, Any] = {
         "kind": "svd", "seed": wanted.seed, "pairs_tolerance": wanted.tolerance,
-        "recovery": {"method": "krylov", "rank": int(wanted.components or 1)},
+        "recovery": {"method": PAIRS_METHOD, "rank": int(wanted.components or 1)},
     }  # fmt: skip
     if source is not None and source.factory == STORED:
         also = source.args.get("subtract") in ("row-mean", "both")
@@ -294,7 +296,7 @@ def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]
         "whiten": bool(wanted.whiten),
         "method": method,
     }
-    if method == "krylov":
+    if method == PAIRS_METHOD:
         settings |= {"tolerance": wanted.tolerance, "seed": wanted.seed}
     known = digest(stated)
     return names.PCA.identity(known, data=stated | {"digest": known}, settings=settings)

@@ -12,7 +12,8 @@ from skerch_ooc.algebra.principal import components_for
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, shown
 
-METHODS = ("auto", "gram", "qr", "krylov")
+AUTO = "auto"
+METHODS = (AUTO, "gram", "qr", "krylov")
 
 
 @dataclass(frozen=True)
