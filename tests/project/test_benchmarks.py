@@ -261,9 +261,9 @@ def test_matrices_in_files_are_compared_with_what_people_use(tmp_path):
     for found in problems.values():
         assert all(0 < run["error"] < 1 for runs in found["runs"].values() for run in runs)
         read = [goal for name, goal in found["goals"].items() if name.startswith("readings")]
-        # Once, or as often as was said, and a few rows that are looked at: here they are many.
+        # Of so small files, the few rows that are looked at are half.
         assert read
-        assert all(goal["value"] < 1.1 * goal["limit"] for goal in read)
+        assert all(0.9 < goal["value"] / goal["limit"] < 1.6 for goal in read)
     assert text.count("| --- | ---:") == 4
 
 
