@@ -125,8 +125,9 @@ def probe(
         OperatorError: If a product is not finite, two equal calls differ, or the operator is not
             Hermitian though it should be, or its adjoint is that of something else.
     """
+    before = peak_memory()
     first, took, peak = timed(product, probe_vectors(product, seed, Range(0, 1)))
-    width = min(WIDTH, _fitting(product, memory, peak), *product.shape)
+    width = min(WIDTH, _fitting(product, memory, peak - before), *product.shape)
     x = probe_vectors(product, seed, Range(0, width))
     left = 1 + width + (0 if hermitian else width)
     if took > _LONG_SECONDS:
@@ -168,19 +169,19 @@ def probe(
     return findings, fingerprint_of(product, seed, first)
 
 
-def _fitting(product: Product, memory: int | None, peak: int) -> int:
+def _fitting(product: Product, memory: int | None, grown: int) -> int:
     """Returns how many vectors fit into the memory with their products, at least two.
 
     Args:
         product: The operator.
         memory: Peak resident memory that the process may have; ``None``: whatever it needs.
-        peak: The most that it had when the operator was applied to one vector.
+        grown: By how much its peak grew as the operator was applied to one vector.
     """
     if memory is None:
         return WIDTH
     held = resident_memory()
     # As drawn, as applied, and what becomes of it, on both sides; and what the operator needs.
-    column = 3 * sum(product.shape) * np.dtype(product.dtype).itemsize + max(0, peak - held)
+    column = 3 * sum(product.shape) * np.dtype(product.dtype).itemsize + max(0, grown)
     return max(_FEWEST, (memory - held - SPARE_BYTES) // column)
 
 
