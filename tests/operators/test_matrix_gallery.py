@@ -375,7 +375,7 @@ def require_meant(matrix, expected, dtype=None):
     assert_same(adjoint, expected.conj().T, dtype)
 
 
-@pytest.mark.covered(2)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("option", ALL_OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", DENSE)
@@ -385,7 +385,7 @@ def test_dense_matrix_is_what_is_meant(tmp_path, kind, dtype, option):
     require_meant(opened(tmp_path, arguments, ALL_OPTIONS[option]), meant(a, ALL_OPTIONS[option]))
 
 
-@pytest.mark.covered(2)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("option", ALL_OPTIONS)
 @pytest.mark.parametrize("dtype", OF_SCIPY)
 @pytest.mark.parametrize("kind", SPARSE)

@@ -49,7 +49,7 @@ def decompose(kind, a, run_dir, **more):
 
 
 class TestPairs:
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("n", [30, N])
@@ -90,6 +90,7 @@ class TestPairs:
         exact = exact_values(a, "eigh")[:RANK]
         torch.testing.assert_close(result.eigenvalues, exact, rtol=1e-4, atol=0)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("which", ["LA", "SA"])
     def test_of_another_end_start_with_the_vectors_of_that_end(self, tmp_path, which):
         a = matrix_of()
@@ -281,6 +282,7 @@ class TestBits:
         ]  # fmt: skip
         assert answer(runs[0]) == answer(runs[1])
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_are_those_of_shares_of_tasks(self, tmp_path, earlier, kind):
         spec = spec_of(tmp_path, kind, "float64", start=str(earlier(kind, "float64")))

@@ -50,7 +50,7 @@ def rank_of(result):
 
 
 class TestError:
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("rounds", [2, 3, 7])
@@ -128,7 +128,7 @@ class TestError:
 
 
 class TestFigures:
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("vectors", ["stored", "implicit"])

@@ -187,6 +187,7 @@ def test_status_is_timed_beside_a_listing(tmp_path):
     assert "goal <= 1" in text
 
 
+@pytest.mark.thorough
 def test_products_are_timed_beside_the_references(tmp_path):
     file = tmp_path / "figures.json"
     command = [sys.executable, BENCHMARKS / "products.py", "--networks", "mlp", "--columns", "2",
