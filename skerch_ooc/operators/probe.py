@@ -115,8 +115,7 @@ def probe(
         product: The operator.
         seed: The run's seed.
         hermitian: Whether ``A = A^H`` is required; else the operator must have an adjoint.
-        memory: Peak resident memory that the process may have, in bytes: where it is little, the
-            operator is applied to fewer vectors at once.
+        memory: Peak resident memory, in bytes; where it is little, fewer vectors are applied.
 
     Returns:
         The findings, and the operator's fingerprint.
