@@ -241,7 +241,7 @@ def svd(A: Any, *, run_dir: str | Path, measurements: int | None = None, **optio
     Args:
         A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
             ``X @ A``; or with ``matvec`` and ``rmatvec``; or an array, a frame, a dataset: see
-            :mod:`skerch_ooc.operators.objects`.
+            the page "Matrices" of the documentation.
         run_dir: The run directory.
         measurements: Columns of the right sketch, at most ``min(h, w)``; with ``pairs_tolerance``
             or ``rounds`` it may be left out.
