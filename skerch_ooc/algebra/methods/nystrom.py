@@ -125,16 +125,7 @@ class HermitianCores:
             sizes: Ascending sizes ``c`` of the core.
             choosing: How many columns are used.
         """
-        weights = self.vectors.conj().T @ self._problem.g_w[:choosing].conj().T
-        residual = self._problem.t[:, :choosing].astype(self.measured.dtype)
-        errors, before = [], 0
-        for c in sizes:
-            # Ahat_c G = sum over j < c of (Y e_j) (e_j^H Y^H G) / lambda_j.
-            new = slice(before, c)
-            residual = residual - self.measured[:, new] @ (weights[new] / self.values[new, None])
-            errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
-            before = c
-        return errors
+        return _errors_of_cut(self, self.vectors, self._problem, sizes, choosing)
 
     def leave_one_out(self, sizes: Sequence[int]) -> list[float]:
         """Estimates ``||A - Ahat_c||_F`` for each size: each column of ``Y`` in turn is the test.
@@ -271,15 +262,7 @@ class CutCores:
 
     def errors(self, sizes: Sequence[int], choosing: int) -> list[float]:
         """``||(A - Ahat_c) G||_F / sqrt(q)`` on the first ``choosing`` test columns."""
-        weights = self.left.conj().T @ self._problem.g_w[:choosing].conj().T
-        residual = self._problem.t[:, :choosing].astype(self.measured.dtype)
-        errors, before = [], 0
-        for c in sizes:
-            new = slice(before, c)
-            residual = residual - self.measured[:, new] @ (weights[new] / self.values[new, None])
-            errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
-            before = c
-        return errors
+        return _errors_of_cut(self, self.left, self._problem, sizes, choosing)
 
     def refined(self, choice: Choice) -> Choice:
         """Tries all sizes between those that were tried beside the best: each costs little."""
@@ -313,3 +296,23 @@ class CutCores:
         whole = self.measured[:, :size] @ (inverse / scale)
         columns = np.where(cut, residual / np.where(cut, outside, 1.0), whole)
         return float(np.linalg.norm(columns)) / math.sqrt(columns.shape[1])
+
+
+def _errors_of_cut(
+    cores: HermitianCores | CutCores, left: Array, problem: Problem, sizes: Sequence[int],
+    choosing: int,
+) -> list[float]:  # fmt: skip
+    """Returns the errors of the cores cut to some sizes, on the first test columns.
+
+    ``Ahat_c G`` is the sum over ``j < c`` of ``(Y v_j) (u_j^H Psi^H A G) / sigma_j``, with ``u_j``
+    the columns of ``left``; of a Hermitian core these are its eigenvectors, as are the ``v_j``.
+    """
+    weights = left.conj().T @ problem.g_w[:choosing].conj().T
+    residual = problem.t[:, :choosing].astype(cores.measured.dtype)
+    errors, before = [], 0
+    for c in sizes:
+        new = slice(before, c)
+        residual = residual - cores.measured[:, new] @ (weights[new] / cores.values[new, None])
+        errors.append(float(np.linalg.norm(residual)) / math.sqrt(choosing))
+        before = c
+    return errors
