@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError
+
+log = logging.getLogger("skerch_ooc")
 
 PRIVATE_PREFIX = ".tmp-"
 PRIVATE_NAME = re.compile(
@@ -32,10 +35,22 @@ LATE_FILES_SECONDS = (0.2, 1.0)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Error numbers for which the disk is to blame (full, over quota, failing), not the request."""
 
+_noted: set[str] = set()
+
 _LONGEST_LINE = 1024**2
 """Most bytes of a line of a log; this package writes no longer ones."""
 
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_NO_HARD_LINKS = {
+    errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK,
+    errno.EXDEV, errno.EINVAL,
+}  # fmt: skip
+"""What file systems without hard links answer, be they of FUSE, SMB, 9p or in layers."""
+
+_NO_SYNC_OF_FOLDERS = {
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES,
+}  # fmt: skip
+"""What file systems answer that keep entries of folders by other means, or not at all; and what is
+answered for a folder that may be used, but not read."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -95,11 +110,47 @@ def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
 
 def sync_file(path: Path) -> None:
     """Waits until the bytes of a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the entries of a folder are on the disk.
+
+    Where the file system refuses that for folders, it is noted once and the work goes on: all that
+    it takes away is what is promised for a power failure.
+    """
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
+        _note_unsynced(error.strerror or str(error), folder)
+
+
+def _note_unsynced(reason: str, folder: Path) -> None:
+    if reason in _noted:
+        return
+    _noted.add(reason)
+    log.warning(
+        "the system does not sync folders such as %s (%s): after a power failure the last files "
+        "may be missing; the same command then makes them again",
+        folder.absolute(),
+        reason,
+    )
+
+
+def sync_tree(path: Path) -> None:
+    """Waits until a folder is on the disk with all that it holds; or a file, if it is one."""
+    for folder, _, inner in os.walk(path, topdown=False):
+        for name in inner:
+            sync_file(Path(folder, name))
+        sync_folder(Path(folder))
+    if path.is_file():
+        sync_file(path)
 
 
 def publish(private: Path, final: Path) -> bool:
@@ -130,7 +181,7 @@ def publish(private: Path, final: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(private)
     # The file itself was synced before; its new name is on the disk only once the folder is synced.
-    sync_file(final.parent)
+    sync_folder(final.parent)
     return first
 
 
@@ -199,8 +250,13 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and the folders above it, unless it is there."""
+    """Makes a folder, and the folders above it, unless it is there; their entries are synced."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    # Files would be lost in a power failure together with a folder above them. The entry of one
+    # that is there already is synced too: who made it may have been killed before.
+    for made in missing or [path]:
+        sync_folder(made.parent)
 
 
 def remove(path: Path) -> None:
@@ -290,7 +346,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
             file.write(content)
         sync_file(private)
         os.replace(private, path)
-    sync_file(path.parent)
+    sync_folder(path.parent)
 
 
 def read_json(path: Path, spelling: Callable[[Any], bytes] | None = None) -> Any:

@@ -24,7 +24,13 @@ from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import Cleaned
-from skerch_ooc.store.inventory import Entry, Inventory, remove_entries, take_inventory
+from skerch_ooc.store.inventory import (
+    Entry,
+    Inventory,
+    make_durable,
+    remove_entries,
+    take_inventory,
+)
 from skerch_ooc.store.leftovers import DAY, Owner, may_be_at_work, seconds_of
 from skerch_ooc.store.rundir import Run
 
@@ -156,6 +162,8 @@ def clean(
     steps += ([SKETCH] if sketch or shards else []) + ([SHARDS] if shards else [])
     entries = [(kind, entry) for kind in steps for entry in going.of(kind)]
     if not dry_run:
+        if any(kind != LEFTOVERS for kind, _ in entries):
+            make_durable(run.directory, inventory, _staying(inventory, going, steps))
         gone = {e.path for e in remove_entries(run.directory, [entry for _, entry in entries])}
         entries = [(kind, entry) for kind, entry in entries if entry.path in gone]
     return Cleaning(
@@ -200,6 +208,18 @@ def _verified_mark(run: Run, inventory: Inventory, progress: Progress) -> Cleane
     mark = run.cleaned() or mark_of(run, len(shown), sum(shown))
     verify_kept(run, mark, progress)
     return mark
+
+
+def _staying(inventory: Inventory, going: _Going, steps: Sequence[str]) -> list[Entry]:
+    """Lists the published files that the removal of others rests on: all that stay, but logs."""
+    return [
+        entry
+        for entry in inventory.entries
+        if entry.kind is not None
+        and entry.folder[:1] != (names.LOGS,)
+        and going.kinds.get(entry) not in steps
+        and not entry.is_private
+    ]
 
 
 def _private(inventory: Inventory) -> list[Entry]:

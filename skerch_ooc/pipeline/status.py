@@ -144,7 +144,8 @@ def status(run: Run) -> Status:
     each of them.
 
     Raises:
-        IncompleteError: If the folder of the shards is gone.
+        IncompleteError: If the folder of the shards is gone, or a result for which the shards were
+            removed.
         CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
     require_folder(run)
@@ -221,6 +222,8 @@ def _pairs_so_far(state: State) -> PairsSoFar | None:
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:
     """Makes the status of a run whose shards were removed, or are being removed."""
+    if run.lost_results(mark):
+        run.require_shards()
     shards = list_shards(run.shards)
     again = f"skerch-ooc clean {quoted(run.directory)} --shards"
     return Status(

@@ -13,7 +13,14 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, quoted
-from skerch_ooc.base.files import cannot_write, is_taken, make_folder, private_name
+from skerch_ooc.base.files import (
+    cannot_write,
+    is_taken,
+    make_folder,
+    private_name,
+    sync_folder,
+    sync_tree,
+)
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.store import names
@@ -152,7 +159,7 @@ def _zarr(path: Path, sheet: Sheet, blocks: Blocks) -> None:
     )  # fmt: skip
     for number, tile in in_tiles(blocks, sheet.shape[0]):
         array[number * _TILE_ROWS : number * _TILE_ROWS + len(tile)] = tile
-    os.rename(private, path)
+    _publish(private, path)
 
 
 def _parquet(path: Path, sheet: Sheet, blocks: Blocks) -> None:
@@ -168,7 +175,14 @@ def _parquet(path: Path, sheet: Sheet, blocks: Blocks) -> None:
         for _, tile in in_tiles(blocks, sheet.shape[0], 16 * _TILE_ROWS):
             columns = [np.ascontiguousarray(column) for column in tile.T]
             writer.write_table(pyarrow.table(columns, schema=schema))
+    _publish(private, path)
+
+
+def _publish(private: Path, path: Path) -> None:
+    """Gives complete scores their name, once all of them are on the disk."""
+    sync_tree(private)
     os.rename(private, path)
+    sync_folder(path.parent)
 
 
 _WRITERS: dict[str, tuple[str | None, Callable[[Path, Sheet, Blocks], None]]] = {

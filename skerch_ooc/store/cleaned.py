@@ -66,6 +66,7 @@ def remove_mark(directory: Path) -> None:
         OSError: If it cannot be removed, or there is none.
     """
     mark_path(directory).unlink()
+    files.sync_folder(directory)
 
 
 def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:

@@ -10,14 +10,14 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.files import is_private
+from skerch_ooc.base.files import cannot_write, is_private, sync_file, sync_folder
 from skerch_ooc.store.names import FOLDERS, LOGS, RESULTS, SKETCH, FileKind, Folder, kind_of
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -148,6 +148,33 @@ def _entry(folder: Folder, name: str, status: os.stat_result) -> Entry:
 
 def _mark(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def make_durable(directory: Path, inventory: Inventory, entries: Iterable[Entry]) -> None:
+    """Waits until published files are on the disk, before others are removed on their account.
+
+    Whoever published them has done so, unless it was killed in between: then they are there, and
+    would be gone after a power failure.
+
+    Args:
+        directory: The run directory.
+        inventory: The files of the run, and its folders, which are synced too.
+        entries: The files.
+
+    Raises:
+        IncompleteError: If the system cannot write them.
+    """
+    try:
+        for entry in entries:
+            # One that was replaced or removed meanwhile is the affair of whoever did that.
+            with contextlib.suppress(FileNotFoundError):
+                sync_file(directory / entry.path)
+        for folder in inventory.folders:
+            with contextlib.suppress(*_NO_FOLDER):
+                sync_folder(directory.joinpath(*folder))
+        sync_folder(directory.absolute().parent)
+    except OSError as error:
+        raise cannot_write(error.filename or directory, error) from error
 
 
 def remove_entries(directory: Path, entries: Sequence[Entry]) -> list[Entry]:

@@ -132,7 +132,7 @@ def write_figures(path: Path, figures: Mapping[str, bytes]) -> None:
     """
     for figure in names.FIGURES:
         file = _figure_path(path, figure)
-        file.parent.mkdir(exist_ok=True)
+        files.make_folder(file.parent)
         if figure in figures:
             files.replace_bytes(file, figures[figure])
         else:
@@ -161,6 +161,8 @@ def keep_default_result(run: Run, settings: RecoverySpec) -> None:
             f"and there is such a result; remove one of them first: rm -r {quoted(kept)}"
         )
     folder.rename(kept)
+    # The plan that gives the default other settings must not be on the disk before.
+    files.sync_folder(run.results)
 
 
 def remove_result(path: Path) -> None:

@@ -131,13 +131,22 @@ class Run:
         """
         mark = self.cleaned()
         if mark is not None:
+            lost = self.lost_results(mark)
+            there = ", ".join(sorted(set(mark.results).difference(lost)))
+            said = f"its results are there: {there}" if there else "none of its results is there"
+            if lost:
+                said += f"; restore from a copy what is gone: {', '.join(lost)}"
             raise IncompleteError(
                 f"the column shards of {self.directory} were removed by clean --shards on "
-                f"{mark.when}, so that nothing can be measured, merged or recovered any more; its "
-                f"results are there: {', '.join(sorted(mark.results))}. For others plan a new run. "
-                "If there is a copy of the shards: put all of them back, then "
-                f"rm {quoted(mark_path(self.directory))}"
+                f"{mark.when}, so that nothing can be measured, merged or recovered any more; "
+                f"{said}. For others plan a new run. If there is a copy of the shards: put all of "
+                f"them back, then rm {quoted(mark_path(self.directory))}"
             )
+
+    def lost_results(self, mark: Cleaned) -> list[str]:
+        """Lists the results that were there when the shards were removed, and are gone now."""
+        file = names.RESULT[self.plan.identity.kind].name()
+        return sorted(name for name in mark.results if not (self.results / name / file).exists())
 
     def how_to_measure(self, part: int | None = None) -> str:
         """Says how missing columns are measured, for messages.
@@ -257,7 +266,7 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
         CorruptError: If it holds a damaged run.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_folder(directory)
         _require_no_strangers(directory)
         for name in names.FOLDERS:
             (directory / name).mkdir(exist_ok=True)

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, UsageError
-from skerch_ooc.base.files import append_line, read_json, read_json_lines, write_json
+from skerch_ooc.base.files import (
+    append_line,
+    make_folder,
+    read_json,
+    read_json_lines,
+    sync_folder,
+    write_json,
+)
 from skerch_ooc.executors.slurm.options import JobOptions
 
 FOLDER = "slurm"
@@ -140,12 +147,13 @@ def begin(submission: Submission) -> Submission:
         UsageError: If nothing can be written there.
     """
     with writing(submission.folder):
-        submission.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(submission.folder.parent)
         try:
             submission.folder.mkdir()
         except FileExistsError:
             following = submission.folder.with_name(_name_of(int(submission.number) + 1))
             return begin(replace(submission, folder=following))
+        sync_folder(submission.folder.parent)
         submission.publish()
     return submission
 
