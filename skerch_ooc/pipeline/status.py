@@ -222,7 +222,7 @@ def _pairs_so_far(state: State) -> PairsSoFar | None:
 
 def _cleaned(run: Run, mark: Cleaned) -> Status:
     """Makes the status of a run whose shards were removed, or are being removed."""
-    if run.lost_results(mark):
+    if mark.lost_results(run.directory, run.plan.identity.kind):
         run.require_shards()
     shards = list_shards(run.shards)
     again = f"skerch-ooc clean {quoted(run.directory)} --shards"

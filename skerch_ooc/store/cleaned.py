@@ -48,6 +48,11 @@ class Cleaned:
         value = {"format": _FORMAT, "type": names.CLEANED.type, "run": run_id} | asdict(self)
         return files.publish_bytes(files.signed_line(value), mark_path(directory))
 
+    def lost_results(self, directory: Path, kind: str) -> list[str]:
+        """Lists the results that were there when the shards were removed, and are gone now."""
+        there = {path.parent.name for path in names.RESULT[kind].found_in(directory)}
+        return sorted(set(self.results) - there)
+
 
 def mark_path(directory: Path) -> Path:
     """Returns the path of the mark of a run."""

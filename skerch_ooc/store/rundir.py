@@ -131,7 +131,7 @@ class Run:
         """
         mark = self.cleaned()
         if mark is not None:
-            lost = self.lost_results(mark)
+            lost = mark.lost_results(self.directory, self.plan.identity.kind)
             there = ", ".join(sorted(set(mark.results).difference(lost)))
             said = f"its results are there: {there}" if there else "none of its results is there"
             if lost:
@@ -142,11 +142,6 @@ class Run:
                 f"{said}. For others plan a new run. If there is a copy of the shards: put all of "
                 f"them back, then rm {quoted(mark_path(self.directory))}"
             )
-
-    def lost_results(self, mark: Cleaned) -> list[str]:
-        """Lists the results that were there when the shards were removed, and are gone now."""
-        file = names.RESULT[self.plan.identity.kind].name()
-        return sorted(name for name in mark.results if not (self.results / name / file).exists())
 
     def how_to_measure(self, part: int | None = None) -> str:
         """Says how missing columns are measured, for messages.

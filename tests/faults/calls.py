@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 _NUMBERS = {
     "x86_64": {
         "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "flock": 73, "fsync": 74,
-        "fdatasync": 75, "truncate": 76, "ftruncate": 77, "rename": 82, "mkdir": 83, "link": 86,
-        "unlink": 87, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264,
+        "fdatasync": 75, "truncate": 76, "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84,
+        "link": 86, "unlink": 87, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264,
         "linkat": 265, "pwritev": 296, "renameat2": 316, "pwritev2": 328,
     },
     "aarch64": {
@@ -36,6 +36,9 @@ WRITING = (
     "unlinkat", "open", "openat",
 )  # fmt: skip
 """Calls that change files or make sure of them; opening counts where it may make a file."""
+
+RECORDED = (*WRITING, "rmdir")
+"""Calls that matter to what a power failure may leave."""
 
 _O_CREAT = 0o100
 _FLAGS_ARGUMENT = {"open": 1, "openat": 2}
@@ -71,9 +74,9 @@ def _install(actions: Mapping[int, int]) -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
-def stop_at_writing() -> None:
-    """Has the tracer of this process stop it at each call of :data:`WRITING`."""
-    _install({NUMBERS[name]: _TRACE for name in WRITING if name in NUMBERS})
+def stop_at(names: Iterable[str] = WRITING) -> None:
+    """Has the tracer of this process stop it at each of these calls."""
+    _install({NUMBERS[name]: _TRACE for name in names if name in NUMBERS})
 
 
 def deny(names: Iterable[str], error: int = errno.EPERM) -> None:

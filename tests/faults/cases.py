@@ -133,6 +133,8 @@ def products_missing(directory: Path) -> int | None:
     if not is_planned(directory):
         return None
     run = open_run(directory)
+    if run.cleaned() is not None:
+        return 0
     if run.plan.rounds > 1 or run.plan.amendments[-1].tolerance is not None:
         return None
     *_, last = known_rounds(run)
@@ -147,7 +149,7 @@ def published_products(directory: Path) -> set[int]:
     if not is_planned(directory):
         return set()
     run = open_run(directory)
-    if len(run.plan.parts) > 1:
+    if len(run.plan.parts) > 1 or run.cleaned() is not None:
         return set()
     shards = list_shards(run.shards)
     return {

@@ -173,7 +173,7 @@ def test_no_lock_is_needed(zygote, tally, tmp_path, quiet, name, said):
         attempt.ended("same")
 
 
-@pytest.mark.parametrize("error", ["EPERM", "ENOTSUP", "EMLINK"])
+@pytest.mark.parametrize("error", ["EPERM", "ENOTSUP", "EMLINK", "EXDEV"])
 def test_no_hard_link_is_needed(zygote, tally, folder, expected, error):
     denied = dict.fromkeys(("link", "linkat"), getattr(errno, error))
     with tally.fault(ENVIRONMENT, "no hard links") as attempt:

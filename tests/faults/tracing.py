@@ -87,13 +87,20 @@ def let_be_traced() -> None:
 
 def trace(pid: int, fault: Fault) -> Traced:
     """Follows a child that called :func:`let_be_traced` until it and all it started have ended."""
+    return follow_from(Tracer(pid, fault), pid)
+
+
+def follow_from(tracer: Tracer, pid: int) -> Traced:
+    """Has a tracer follow a child that waits, from the start to the end."""
     os.waitpid(pid, _WAIT_ALL)
     _ptrace(_SETOPTIONS, pid, 0, _OPTIONS)
     _resume(_CONT, pid)
-    return _Tracer(pid, fault).follow()
+    return tracer.follow()
 
 
-class _Tracer:
+class Tracer:
+    """Follows a process and all that it starts; brings about the fault, and counts the calls."""
+
     def __init__(self, pid: int, fault: Fault) -> None:
         self._pid, self._fault = pid, fault
         self._calls: list[str] = []
@@ -127,19 +134,24 @@ class _Tracer:
     def _go_on(self, who: int, status: int) -> None:
         number, event = os.WSTOPSIG(status), status >> 16
         if event == _EVENT_SECCOMP:
-            self._at_call(who)
+            self.at_call(who)
         elif event or (number == signal.SIGSTOP and who not in self._known):
             self._known.add(who)
             _resume(_CONT, who)
         elif number == signal.SIGTRAP | 0x80:
-            if who in self._leaving:
-                self._kill(who)
+            self.at_return(who)
             _resume(_CONT, who)
         else:
             _resume(_CONT, who, number)
 
-    def _at_call(self, who: int) -> None:
-        name, arguments = _call_of(who)
+    def at_return(self, who: int) -> None:
+        """What is done when a call ends of which that was asked for."""
+        if who in self._leaving:
+            self._kill(who)
+
+    def at_call(self, who: int) -> None:
+        """What is done at a call that the filter stops at."""
+        name, arguments = call_of(who)
         if not touches_files(name, arguments):
             _resume(_CONT, who)
             return
@@ -156,7 +168,7 @@ class _Tracer:
         elif fault.after:
             # The stop at the end of the call.
             self._leaving.add(who)
-            _resume(_SYSCALL, who)
+            resume_to_return(who)
         else:
             self._kill(who)
 
@@ -172,7 +184,19 @@ def _resume(how: int, who: int, number: int = 0) -> None:
         _ptrace(how, who, 0, number)
 
 
-def _call_of(who: int) -> tuple[str, tuple[int, ...]]:
+def resume_to_return(who: int) -> None:
+    """Lets a stopped thread make its call, and stops it again at the end of it."""
+    _resume(_SYSCALL, who)
+
+
+def returned(who: int) -> int:
+    """The result of the call at whose end a thread is stopped; negative if it failed."""
+    buffer = ctypes.create_string_buffer(128)
+    _ptrace(_GET_SYSCALL_INFO, who, len(buffer), ctypes.cast(buffer, ctypes.c_void_p))
+    return int(struct.unpack_from("<q", buffer.raw, 24)[0])
+
+
+def call_of(who: int) -> tuple[str, tuple[int, ...]]:
     """The name and the arguments of the call at which a thread was stopped by its filter."""
     buffer = ctypes.create_string_buffer(128)
     _ptrace(_GET_SYSCALL_INFO, who, len(buffer), ctypes.cast(buffer, ctypes.c_void_p))

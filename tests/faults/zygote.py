@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from faults import calls, tracing
+from faults import calls, recording, tracing
 from faults.tracing import Fault
 
 PATIENCE = 240
@@ -78,7 +78,7 @@ class Zygote:
         limits: Mapping[str, int] | None = None, denied: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None, user: int | None = None,
         kill_after: float | None = None, clock_step: float = 0.0, start_after: float = 0.0,
-        patience: int = PATIENCE,
+        patience: int = PATIENCE, record: Path | None = None,
     ) -> None:  # fmt: skip
         """Starts a command; :meth:`wait` tells how it ended.
 
@@ -94,13 +94,14 @@ class Zygote:
             start_after: Seconds after which it starts.
             clock_step: Seconds by which the clock jumps each time that it is looked at.
             patience: Seconds that it may take.
+            record: A file for the steps that it takes with the files in its folder.
         """
         request = {
             "folder": str(folder), "arguments": [str(argument) for argument in arguments],
             "fault": asdict(fault) if fault else None, "limits": dict(limits or {}),
             "denied": dict(denied or {}), "environment": dict(environment or {}), "user": user,
             "kill_after": kill_after, "clock_step": clock_step, "start_after": start_after,
-            "patience": patience,
+            "patience": patience, "record": str(record) if record else None,
         }  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -161,7 +162,10 @@ def _run(request: Mapping[str, Any]) -> Ended:
     if pid == 0:
         _be_command(request, memories)
     struck, seen = False, []
-    if request["fault"]:
+    if request["record"]:
+        file = Path(request["record"])
+        status = recording.record(pid, Path(request["folder"]), file).status
+    elif request["fault"]:
         traced = tracing.trace(pid, Fault(**request["fault"]))
         status, seen, struck = traced.status, traced.calls, traced.struck
     else:
@@ -203,9 +207,9 @@ def _be_command(request: Mapping[str, Any], memories: Sequence[int]) -> None:
         time.sleep(request["start_after"])
         if request["clock_step"]:
             _let_clock_jump(request["clock_step"])
-        if request["fault"]:
+        if request["fault"] or request["record"]:
             tracing.let_be_traced()
-            calls.stop_at_writing()
+            calls.stop_at(calls.RECORDED if request["record"] else calls.WRITING)
         from skerch_ooc.cli.main import run_command_line
 
         code = run_command_line(request["arguments"])

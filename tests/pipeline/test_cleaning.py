@@ -671,8 +671,18 @@ def test_result_that_is_lost_after_cleaning_is_named(copied):
     (run.results / "default/eigh.h5").unlink()
     (wrong,) = verify_run(run, Progress())
     assert "restore it from a copy" in wrong
-    with pytest.raises(IncompleteError, match="removed by clean"):
+    with pytest.raises(IncompleteError, match=r"removed by clean.* what is gone: default"):
         ooc.recover(run)
+
+
+@pytest.mark.parametrize("command", [("status", "run"), ("run", "--run", "run")])
+def test_mark_is_not_believed_once_the_result_is_gone(copied, inside, command, call_log):
+    run = copied()
+    ooc.clean(run, shards=True)
+    (run.results / "default/eigh.h5").unlink()
+    done = inside(*command)
+    assert (done.returncode, call_log()) == (4, [])
+    assert "none of its results is there; restore from a copy what is gone: default" in done.stderr
 
 
 # Strangers
