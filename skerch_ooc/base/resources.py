@@ -12,12 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Self
 
 import psutil
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from skerch_ooc.base.errors import UsageError
 
@@ -240,10 +240,17 @@ class PeakWatch:
             self.peak = peak
 
 
+@lru_cache(maxsize=1)
+def _linear_algebra(_modules: int) -> ThreadpoolController:
+    """Finds the linear algebra libraries of this process; ``_modules`` is how many are loaded."""
+    # Looking through all that is mapped takes some milliseconds. A library comes with a module.
+    return ThreadpoolController()
+
+
 @contextlib.contextmanager
 def blas_threads(threads: int) -> Iterator[None]:
     """Limits the threads of this process's linear algebra libraries within the context."""
-    with threadpool_limits(limits=threads):
+    with _linear_algebra(len(sys.modules)).limit(limits=threads):
         yield
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 from specs import write_spec
+from threadpoolctl import ThreadpoolController, threadpool_info
 
+from skerch_ooc.base import resources
 from skerch_ooc.base.resources import Resources
 
 CORES = 8
@@ -63,3 +68,21 @@ class TestSaid:
 
     def test_not_where_they_are_given(self, inside, tmp_path, verb):
         assert not self.said(inside, tmp_path, verb, "--threads", "2")
+
+
+def test_linear_algebra_is_looked_for_again_once_modules_were_loaded(monkeypatch):
+    looked = []
+
+    class Counted(ThreadpoolController):
+        def __init__(self):
+            looked.append(len(sys.modules))
+            super().__init__()
+
+    monkeypatch.setattr(resources, "ThreadpoolController", Counted)
+    resources._linear_algebra.cache_clear()
+    for name in ("", "", "loaded_since", ""):
+        if name:
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        with resources.blas_threads(1):
+            assert {library["num_threads"] for library in threadpool_info()} <= {1}
+    assert looked == [len(sys.modules) - 1, len(sys.modules)]
