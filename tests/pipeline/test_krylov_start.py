@@ -48,11 +48,38 @@ def decompose(kind, a, run_dir, **more):
     return getattr(ooc, kind)(Operator(a), run_dir=run_dir, **OPTIONS | more)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folders with a finished run ``earlier`` and, if wanted, one ``run`` that started with it."""
+
+    @cache
+    def made(kind, started):
+        folder = tmp_path_factory.mktemp("finished")
+        if started:
+            shutil.copytree(made(kind, False), folder, dirs_exist_ok=True)
+            decompose(kind, matrix_of(kind), folder / "run", start=folder / "earlier")
+        else:
+            decompose(kind, matrix_of(kind), folder / "earlier")
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def begin(finished, tmp_path):
+    """Copies such runs, which are the same in many tests, into the test's own folder."""
+
+    def copied(kind="eigh", *, started=False):
+        shutil.copytree(finished(kind, started), tmp_path, dirs_exist_ok=True)
+
+    return copied
+
+
 class TestPairs:
     @pytest.mark.covered(1)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("n", [30, N])
+    @pytest.mark.parametrize("n", [30, pytest.param(N, marks=pytest.mark.thorough)])
     def test_are_within_their_bounds(self, tmp_path, kind, dtype, n):
         a = matrix_of(kind, dtype, n=n)
         decompose(kind, a, tmp_path / "earlier")
@@ -74,8 +101,8 @@ class TestPairs:
         assert warm.pairs.rounds < cold.pairs.rounds
         assert warm.products["done"] < cold.products["done"]
 
-    def test_that_have_nothing_to_do_with_the_start_are_found_too(self, tmp_path):
-        decompose("eigh", matrix_of(), tmp_path / "earlier")
+    def test_that_have_nothing_to_do_with_the_start_are_found_too(self, tmp_path, begin):
+        begin()
         other = matrix_of(spectrum="rank 30")
         result = decompose("eigh", other, tmp_path / "run", start=tmp_path / "earlier")
         exact = exact_values(other, "eigh")[:RANK]
@@ -101,9 +128,9 @@ class TestPairs:
         torch.testing.assert_close(result.eigenvalues, exact, rtol=1e-4, atol=0)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_leave_the_error_figure_of_the_whole_true(self, tmp_path, kind):
+    def test_leave_the_error_figure_of_the_whole_true(self, tmp_path, begin, kind):
         a = matrix_of(kind)
-        decompose(kind, a, tmp_path / "earlier")
+        begin(kind)
         decompose(kind, moved(a, kind), tmp_path / "run", start=tmp_path / "earlier")
         exact = exact_values(moved(a, kind), kind)
         left_out = torch.linalg.norm(exact[RANK:]) / torch.linalg.norm(exact)
@@ -132,9 +159,9 @@ class TestPlan:
             plan = ooc.plan(spec, tmp_path / f"run{rank}", operator=operator).plan
             assert (plan.krylov.width, plan.start_columns) == (width, min(24, width))
 
-    def test_of_another_start_is_another_run(self, tmp_path):
+    def test_of_another_start_is_another_run(self, tmp_path, begin):
         operator = Operator(matrix_of())
-        decompose("eigh", matrix_of(), tmp_path / "earlier")
+        begin()
         starts = {"none": None, "all": "earlier", "few": "earlier/results/few"}
         ooc.recover(ooc.open_run(tmp_path / "earlier"), rank=3, name="few")
         ids = {
@@ -156,8 +183,8 @@ class TestPlan:
         ],
         ids=["dtype", "kind", "method", "no run"],
     )
-    def test_is_refused_where_the_start_does_not_fit(self, tmp_path, change, message):
-        decompose("eigh", matrix_of(), tmp_path / "earlier")
+    def test_is_refused_where_the_start_does_not_fit(self, tmp_path, begin, change, message):
+        begin()
         operator = Operator(matrix_of())
         asked = {"start": "earlier"} | change
         with pytest.raises(UsageError, match=message):
@@ -189,9 +216,8 @@ class TestPlan:
 
 class TestAgain:
     @pytest.fixture
-    def done(self, tmp_path):
-        decompose("eigh", matrix_of(), tmp_path / "earlier")
-        decompose("eigh", matrix_of(), tmp_path / "run", start=tmp_path / "earlier")
+    def done(self, tmp_path, begin):
+        begin(started=True)
         return tmp_path / "run"
 
     def test_goes_on_where_the_earlier_run_is_gone(self, tmp_path, done):
@@ -217,9 +243,9 @@ class TestAgain:
         assert run_contents(done) == before
 
     @pytest.fixture
-    def begun(self, tmp_path):
+    def begun(self, tmp_path, begin):
         """A run whose first round is measured and not merged."""
-        decompose("eigh", matrix_of(), tmp_path / "earlier")
+        begin()
         spec = ooc.Spec(start="earlier", recovery={"rank": RANK}, folder=tmp_path)
         run = ooc.plan(spec, tmp_path / "run", operator=Operator(matrix_of()))
         ooc.measure(run, operator=Operator(matrix_of()))
