@@ -50,10 +50,14 @@ def _is_drawn() -> Callable[[pytest.Item], bool]:
 
 
 def _cases_of_tests(items: list[pytest.Item], mark: str) -> Iterator[tuple[list[pytest.Item], int]]:
-    """The cases of each test that is marked so, and the number that the mark has."""
+    """The cases of each test that is marked so, and the number that the mark has.
+
+    Without those that are left out by a mark of their own: others are chosen in their place.
+    """
     tests: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker(mark) and not item.get_closest_marker("soak"):
+        left_out = any(item.get_closest_marker(name) for name in ("soak", "thorough"))
+        if item.get_closest_marker(mark) and not left_out:
             tests.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
     for cases in tests.values():
         (number,) = cases[0].get_closest_marker(mark).args

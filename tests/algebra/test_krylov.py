@@ -91,6 +91,7 @@ def worst(standing, true, rank):
 
 
 class TestPairs:
+    @pytest.mark.covered(1)
     @all_dtypes
     @widths
     def test_of_a_hermitian_operator_are_within_their_bounds(self, dtype, width):
@@ -100,6 +101,7 @@ class TestPairs:
         assert standing.ending == "met"
         assert np.all(np.abs(pairs.values - true[:10]) <= pairs.bounds + ROUNDING)
 
+    @pytest.mark.covered(1)
     @all_dtypes
     @pytest.mark.parametrize("shape", [(120, 200), (200, 120)])
     @pytest.mark.parametrize("width", [1, 8])
@@ -195,7 +197,7 @@ def bounded(spectrum, width, seeds):
 
 
 class TestBounds:
-    @pytest.mark.sampled(6)
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("seeds", SEEDS, ids=str)
     @pytest.mark.parametrize("width", [8, 16])
     @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -204,7 +206,7 @@ class TestBounds:
         assert [pair for pair in under_way if pair[0] > pair[1]] == []
         assert [pair for pair in ends if pair[0] > pair[1]] == []
 
-    @pytest.mark.sampled(3)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("seeds", SEEDS, ids=str)
     @pytest.mark.parametrize("spectrum", SPECTRA)
     def test_hold_at_the_end_from_single_vectors(self, spectrum, seeds):
@@ -457,6 +459,7 @@ class TestDigits:
 
 
 class TestBasis:
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("hermitian", [True, False])
     @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-6), ("float64", 1e-12)])
     def test_is_orthogonal_after_thirty_rounds(self, dtype, most, hermitian):
@@ -529,7 +532,7 @@ class TestDrift:
         assert found.stands_out
         assert found.between == 0
 
-    @pytest.mark.sampled(8)
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("spectrum", SPECTRA)
     @pytest.mark.parametrize("hermitian", [True, False])

@@ -61,7 +61,7 @@ def deviation(vectors):
 class TestLowRank:
     """An operator of lower rank than there are measurements is recovered exactly."""
 
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @methods
     @dtypes
     @shapes_of_kinds
@@ -130,7 +130,7 @@ class TestLowRank:
 
 
 class TestVectors:
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @methods
     @dtypes
     @kinds
@@ -142,7 +142,7 @@ class TestVectors:
         worst = max(map(deviation, found.vectors(solution)))
         assert worst <= 1e-14 * max(10.0, condition)
 
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @methods
     @kinds
     @pytest.mark.parametrize("spectrum", FULL_RANK)

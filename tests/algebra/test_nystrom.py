@@ -93,7 +93,7 @@ class TestLeaveOneOut:
             squares.append(np.linalg.norm(found.y[:, column] - predicted) ** 2)
         return math.sqrt(np.mean(squares))
 
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @all_dtypes
     @spectra
     @pytest.mark.parametrize("size", [10, 45, M])

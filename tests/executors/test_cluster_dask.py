@@ -364,6 +364,7 @@ def test_each_gpu_has_a_worker_of_its_own(scripts, tmp_path):
     assert not scripts.survivors()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("named", "gpus"),
     [({}, ["GPU-dddd", "MIG-bbbb", "MIG-cccc"]), ({"CUDA_VISIBLE_DEVICES": "3,5"}, ["3", "5"])],

@@ -97,6 +97,7 @@ main()
         measured(cluster, run)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
 def test_who_does_not_have_the_package_is_told_of_it(tmp_path, cluster, who):
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)

@@ -429,6 +429,7 @@ def test_altered_assessment(place, templates, tally, examples):
     search(check, st.tuples(changes, st.sampled_from(READING)), examples)
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("value", JUNK, ids=lambda value: repr(value)[:20])
 def test_status_shows_whatever_error_an_assessment_states(place, tally, value):
     run = place.fresh("finished")
@@ -449,6 +450,7 @@ LOGS = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", LOGS)
 @efforts(20, 800)
 def test_altered_log_is_no_reason_to_stop(place, templates, tally, name, examples):
@@ -479,6 +481,7 @@ def test_log_does_not_decide_how_status_ends(place, tally, name, verb):
     assert _attack(place, tally, "bad input", f"logs/{name}", verb).code == 0
 
 
+@pytest.mark.covered(1)
 @each_verb
 @pytest.mark.parametrize("name", LOGS)
 def test_log_that_is_a_pipe_is_never_opened(place, tally, name, verb):
@@ -490,6 +493,7 @@ def test_log_that_is_a_pipe_is_never_opened(place, tally, name, verb):
     _attack(place, tally, "special file", f"logs/{name}", verb)
 
 
+@pytest.mark.covered(1)
 @each_verb
 @pytest.mark.parametrize("name", [*LOGS, "slurm/lock", "slurm/0001/measure.17_0.log"])
 def test_log_that_is_a_link_is_never_followed(place, tally, name, verb):
@@ -572,6 +576,7 @@ PLANS = {
 }
 
 
+@pytest.mark.covered(1)
 @each_verb
 @pytest.mark.parametrize("plan", PLANS)
 def test_plan_that_is_spelt_well_and_makes_no_sense(place, templates, zygote, tally, plan, verb):
@@ -745,6 +750,7 @@ def test_status_shows_names_of_any_bytes(place, tally, verb):
     assert "\x1b" not in done.out
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("name", ["shards", "sketch", "results", "logs", "plan.d", "plan.json"])
 @pytest.mark.parametrize("kind", ["nothing", "file", "pipe", "loop"])
 @each_verb

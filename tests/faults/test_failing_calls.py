@@ -27,7 +27,7 @@ SAMPLED = ("svd oversampled", "eigh hmt", "eigh updated", "svd by stages, row sh
 """Cases that are tried by default."""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("error", ["disk full", "input/output error"])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_failing_call_is_said_and_the_same_command_goes_on(

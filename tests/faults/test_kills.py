@@ -24,7 +24,7 @@ EXHAUSTED = ("eigh nystrom", "svd hmt")
 """Cases of one command that is killed at every call."""
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_commands_end_with_the_contents_of_an_undisturbed_run(
     zygote, tally, quiet, tmp_path, name

@@ -66,6 +66,7 @@ def test_files_that_may_not_grow_are_said_and_without_the_limit_the_command_goes
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @as_root
 @pytest.mark.parametrize("kilobytes", [24, 60, 120])
 def test_full_disk_is_said_and_with_more_room_the_command_goes_on(
@@ -160,7 +161,7 @@ def test_what_may_not_be_read_is_named(zygote, tally, finished, open_folder, nam
         attempt.ended("named")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["eigh nystrom", "svd hmt", "eigh by stages, row shards"])
 @pytest.mark.parametrize("said", [{}, {"HDF5_USE_FILE_LOCKING": "TRUE"}], ids=["", "asked for"])
 def test_no_lock_is_needed(zygote, tally, tmp_path, quiet, name, said):
@@ -173,6 +174,7 @@ def test_no_lock_is_needed(zygote, tally, tmp_path, quiet, name, said):
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("error", ["EPERM", "ENOTSUP", "EMLINK", "EXDEV"])
 def test_no_hard_link_is_needed(zygote, tally, folder, expected, error):
     denied = dict.fromkeys(("link", "linkat"), getattr(errno, error))
@@ -206,6 +208,7 @@ def test_file_that_is_seen_late_is_waited_for(zygote, tally, finished, folder, e
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("step", [-3600.0, -86400.0 * 400, 86400.0 * 400])
 def test_clock_that_jumps_changes_nothing(zygote, tally, folder, expected, step):
     with tally.fault(ENVIRONMENT, "a clock that jumps") as attempt:
@@ -216,6 +219,7 @@ def test_clock_that_jumps_changes_nothing(zygote, tally, folder, expected, step)
         attempt.ended("same")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("when", [0, 1, 2**33])
 def test_files_with_other_times_are_the_same_files(zygote, tally, finished, folder, expected, when):
     shutil.copytree(finished, folder / "run")

@@ -99,7 +99,7 @@ def test_million_tasks_are_planned_looked_at_and_begun_in_little_memory(million,
         attempt.ended("same")
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "command",
     [

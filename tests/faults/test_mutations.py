@@ -126,7 +126,7 @@ def try_damage(zygote, tally, finished, folder, name, kind, chance) -> None:
         attempt.ended("named" if named or again.code else "harmless")
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", MUTATIONS)
 @pytest.mark.parametrize("name", RUNS[:2])
 def test_damage_is_named_or_harmless(zygote, tally, finished, tmp_path, name, kind):

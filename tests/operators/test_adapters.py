@@ -94,6 +94,7 @@ def matrix(height, width, dtype):
     return a
 
 
+@pytest.mark.covered(2)
 @pytest.mark.parametrize("adjoint", [False, True], ids=["A X", "A^H X"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("shape", [(9, 9), (30, 7), (7, 30)], ids=str)

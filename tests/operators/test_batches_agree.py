@@ -162,7 +162,7 @@ def cut(inputs, targets, ends):
     return [(inputs[a:b], targets[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
-@pytest.mark.covered(2)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weight_of"])
 @pytest.mark.parametrize("way", WAYS)
@@ -188,6 +188,7 @@ def test_batches_make_up_the_whole_or_are_refused(kind, reduction, way, weighted
     torch.testing.assert_close(many @ columns, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("options", [{}, {"per_batch": True}, {"rows_at_once": 2}], ids=str)
 @pytest.mark.parametrize("size", [4, 400])
 @pytest.mark.parametrize("other", range(5))

@@ -395,6 +395,7 @@ class TestReverse:
         operator = hessian(model, Sum(), [(torch.ones(4, 3), torch.ones(4, 2))], reverse=True)
         assert int((operator @ torch.eye(8)).count_nonzero()) == 0
 
+    @pytest.mark.thorough
     @pytest.mark.usefixtures("one_thread")
     def test_a_transformer_is_decomposed(self, tmp_path):
         torch.manual_seed(0)

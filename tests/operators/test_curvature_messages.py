@@ -308,6 +308,7 @@ class TestFunctionOfUsersInSinglePrecision:
         operator = of_scaled(matrix, 1.0, width, scale)
         assert any("agrees with a difference of gradients" in one for one in operator.remarks)
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("scale", [0.1, 1.0])
     @pytest.mark.parametrize("factor", [0.95, 1.05])
     def test_backward_that_is_off_by_a_twentieth_is_refused(self, matrix, width, scale, factor):

@@ -213,6 +213,7 @@ def test_derivatives_are_those_of_finite_differences(case):
         assert gradgradcheck(ours(function), inputs, fast_mode=True)
 
 
+@pytest.mark.sampled(20)
 def test_third_derivatives_are_those_of_finite_differences(case):
     """Of losses that contain derivatives. (Torch's own are wrong for layer_norm.)"""
     function, inputs = case

@@ -332,6 +332,7 @@ MATRICES: dict[str, tuple[Any, Callable[..., torch.Tensor]]] = {
 }
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize(("name", "line"), list(lines()), ids=[name for name, _ in lines()])
 def test_line_is_true(name, line, matrix):

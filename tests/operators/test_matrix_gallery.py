@@ -414,6 +414,7 @@ MISSING = {
 }  # fmt: skip
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("option", MISSING)
 @pytest.mark.parametrize("kind", ["npy", "HDF5 in chunks", "netCDF", "folder"])
 def test_missing_entries_become_the_mean_of_their_column(tmp_path, kind, option):
@@ -618,6 +619,7 @@ class TestPrecision:
 class TestParts:
     """Rows that are measured in several parts."""
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("option", ["all", "all, transposed", "columns centred and weighted"])
     @pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "sparse"])
     def test_parts_make_up_the_whole(self, tmp_path, monkeypatch, is_sparse, option):
@@ -815,6 +817,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("kind", ["npz, CSR", "npz, CSC", "npz, DIA", "npy", "Matrix Market"])
 def test_altered_file_is_read_or_refused(tmp_path, kind, seed):
@@ -883,6 +886,7 @@ def test_empty_column_is_not_filled(tmp_path, options):
         product_of(matrix, "float64", "cpu")(np.eye(WIDTH))
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("options", [{}, {"subtract": "column-mean"}], ids=["as it is", "centred"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("chunks", [(8192, 1), (1024, 32), (8192, 7), (3, 256)])

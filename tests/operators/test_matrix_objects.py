@@ -111,6 +111,7 @@ def require_same(operator, expected):
 CASES = [(kind, dtype) for kind in OBJECTS for dtype in DTYPES if (kind, dtype) not in UNKNOWN]
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
 def test_object_is_what_it_holds(tmp_path, kind, dtype):
     a = entries(dtype)
@@ -365,6 +366,7 @@ def test_chunks_are_worked_on_by_the_workers_that_have_them(tmp_path):
     np.testing.assert_allclose(found.S[:4], np.linalg.svd(LOW)[1][:4], rtol=1e-9)
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("noise", ["sparse-sign", "phase", "ssrft"])
 @pytest.mark.parametrize("method", ["nystrom", "hmt", "oversampled"])
 def test_dask_array_is_decomposed_by_all_methods(tmp_path, noise, method):

@@ -124,7 +124,7 @@ def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
     assert assessment.relative_error == pytest.approx(error, rel=0.5)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("parts", "dtype"), [(2, "float32"), (4, "complex128")])
 @pytest.mark.parametrize("method", METHODS)
 def test_answer_is_the_same_bit_for_bit_in_however_many_parts(tmp_path, method, parts, dtype):
@@ -203,6 +203,7 @@ class TestSparseNoise:
         assert set(np.abs(drawn[drawn != 0])) == {unit**0.5}
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_transposed_matrix_is_that_of_its_file_in_however_many_parts(tmp_path, kind, parts):

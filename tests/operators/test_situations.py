@@ -1223,9 +1223,35 @@ def ggn_with_decay_that_the_loss_holds(to):
     return Meant(partial(ggn, model, OfModel(model), cut(x, y, at=5)), matrix, model)
 
 
+OF_THE_TABLE = {
+    *(f"layer: {name}" for name in (
+        "LSTM", "GRU", "checkpointing", "transformer in evaluation", "dropout in evaluation",
+        "BatchNorm in evaluation", "InstanceNorm", "GroupNorm", "convolution", "LayerNorm",
+        "RMSNorm", "ReLU", "PReLU", "Softplus", "GELU", "spectral norm in evaluation",
+    )),
+    *(f"ggn: {name}" for name in (
+        "attention", "a transformer", "LSTM", "GRU", "checkpointing", "BatchNorm in evaluation",
+        "spectral norm", "RMSNorm",
+    )),
+    "weight norm", "in training: a transformer without dropout", "in training: BatchNorm",
+    "refused: a spectral norm in training", "refused: dropout",
+    "refused: dropout of a recurrent layer", "refused: dropout of attention",
+    "refused: checkpointing that is reentrant",
+    "compiled model", "ggn of a compiled model",
+}  # fmt: skip
+"""Situations of a layer alone."""
+
+
 # Making a compiled model imports what torch itself warns of.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # By default tests/operators/test_layers_table.py has products with the same layers.
+        pytest.param(name, marks=[pytest.mark.thorough] * (name in OF_THE_TABLE))
+        for name in SITUATIONS
+    ],
+)
 def test_operator_is_the_matrix_that_is_meant_or_is_refused(name, tmp_path):
     one = SITUATIONS[name](partial(of.cast, dtype=torch.float32))
     if isinstance(one, Refused):
@@ -1256,3 +1282,7 @@ def test_products_are_the_same_in_inference_mode():
     with torch.inference_mode():
         found = operator @ torch.eye(operator.shape[0])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_the_table_has_too_is_a_situation():
+    assert set(SITUATIONS) >= OF_THE_TABLE

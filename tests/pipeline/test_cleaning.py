@@ -443,6 +443,7 @@ def test_only_results_stay_and_everything_that_needs_no_more_works(copied, case,
     assert call_log() == []
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     "command",
     [

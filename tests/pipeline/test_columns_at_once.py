@@ -223,6 +223,7 @@ class TestShown:
         assert receipt["products"] == 18 + 32
 
 
+@pytest.mark.thorough
 def test_foretold_memory_is_kept_and_not_far_above(tmp_path):
     column = 8 << 20
     spec = write_spec(

@@ -134,6 +134,7 @@ every_method = once(("kind", "method"), KINDS, METHODS)
 every_dtype = once(("kind", "method", "dtype"), KINDS, METHODS, DTYPES)
 
 
+@pytest.mark.covered(1)
 @combinations
 def test_operator_of_low_rank_is_recovered_to_the_precision_of_its_products(
     kind, method, dtype, noise
@@ -218,6 +219,7 @@ def test_operators_that_are_not_square_are_decomposed(shape, method, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(1)
 @once(("kind", "powers"), KINDS, [1, 2])
 def test_power_iterations_sharpen_the_range(kind, powers):
     found = outcome(kind, "hmt", spectrum="slow", measurements=40, power_iterations=powers)

@@ -30,6 +30,7 @@ def decaying():
     return (-1.0) ** torch.arange(N) / (1 + torch.arange(N, dtype=torch.float64))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_error_of_an_operator_near_a_multiple_of_the_identity_is_about_the_true_one(tmp_path, kind):
     a = with_values(decaying()) + 100 * torch.eye(N, dtype=torch.float64)
@@ -40,6 +41,7 @@ def test_error_of_an_operator_near_a_multiple_of_the_identity_is_about_the_true_
     assert ooc.assess(tmp_path / "run").relative_error == pytest.approx((197 / 200) ** 0.5, rel=0.1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("outlier", [3e3, 1e4, 1e5])
 def test_bulk_far_below_an_outlier_is_no_drift(tmp_path, outlier):
     values = decaying()
@@ -52,6 +54,7 @@ def test_bulk_far_below_an_outlier_is_no_drift(tmp_path, outlier):
     assert (off <= torch.as_tensor(eig.bounds)).all()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pairs_need_no_test_columns(tmp_path, kind):
     values = decaying()

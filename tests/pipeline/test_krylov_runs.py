@@ -52,7 +52,7 @@ def ordered(values, which):
 
 
 class TestPairs:
-    @pytest.mark.covered(2)
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("width", [4, 16])
@@ -70,7 +70,7 @@ class TestPairs:
         assert torch.all(errors <= TOLERANCE[dtype] * exact[:4].abs())
         assert max(orthogonality(u), orthogonality(v)) <= 100 * EPSILON[dtype]
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", ["float32", "complex128"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_have_the_residuals_that_are_stated(self, tmp_path, kind, dtype):
@@ -89,7 +89,7 @@ class TestPairs:
             atol=20 * EPSILON[dtype],
         )
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", ["float32", "complex128"])
     @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
     def test_come_from_the_end_that_is_asked_for(self, tmp_path, which, dtype):
@@ -227,7 +227,7 @@ class TestEnds:
                            rounds=3)  # fmt: skip
         assert (len(result.eigenvalues), ooc.assess(tmp_path / "run").pairs.rounds) == (4, 3)
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", ["float32", "complex128"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_operator_of_low_rank_is_exhausted(self, tmp_path, kind, dtype):
@@ -356,6 +356,7 @@ class TestAgain:
         assert assessment["products"]["planned"] == run.plan.products > taken
         assert assessment["pairs"]["rounds"] == len(rounds)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize(
         "options", [[], ["--sketch"], ["--shards"]], ids=lambda words: " ".join(words) or "plain"
     )
@@ -472,7 +473,7 @@ def calls(tmp_path_factory):
 
 
 class TestDrift:
-    @pytest.mark.sampled(3)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(("number", "from_end"), [(2, 9), (2, 8), (3, 6), (4, 3), (4, 1)])
     def test_between_rounds_and_within_them_is_seen_by_the_round(
         self, tmp_path, calls, number, from_end
@@ -505,6 +506,7 @@ class TestDrift:
 class TestDefaults:
     """What is looked for, and for how long, where nobody says so."""
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_look_for_all_pairs_of_a_small_operator(self, tmp_path, kind):
         a = matrix_of(kind, "float64", n=12)

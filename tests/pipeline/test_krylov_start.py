@@ -127,6 +127,7 @@ class TestPairs:
         exact = exact[(exact if which == "SA" else -exact).argsort()][:RANK]
         torch.testing.assert_close(result.eigenvalues, exact, rtol=1e-4, atol=0)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_leave_the_error_figure_of_the_whole_true(self, tmp_path, begin, kind):
         a = matrix_of(kind)
@@ -292,7 +293,7 @@ def earlier(tmp_path_factory):
 
 
 class TestBits:
-    @pytest.mark.sampled(1)
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("block", [1, 4])
     def test_do_not_depend_on_the_width_of_blocks(self, tmp_path, earlier, kind, block):
@@ -318,6 +319,7 @@ class TestBits:
                 perform_share(run, left[0].stage, Work.of(Share(index, 2), threads=1))
         assert run_contents(tmp_path / "shares") == run_contents(whole_run(spec, tmp_path / "run"))
 
+    @pytest.mark.thorough
     def test_are_those_of_workers_of_dask(self, tmp_path, earlier, quick_workers):
         spec = spec_of(tmp_path, start=str(earlier()))
         spread = whole_run(spec, tmp_path / "dask", ooc.Dask(workers=2))

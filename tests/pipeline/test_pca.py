@@ -191,6 +191,7 @@ class TestWhatIsFitted:
             array = made.DataArray(x, dims=("time", "place"))
         assert_equal(ooc.PCA(4).fit(array), expected)
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("density", [0.01, 0.5])
     @pytest.mark.parametrize("method", ["gram", "qr", "krylov"])
     @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix])
@@ -203,6 +204,7 @@ class TestWhatIsFitted:
             found.transform(kind(x)), expected.transform(x.toarray()), atol=1e-6
         )
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("method", ["gram", "krylov"])
     def test_sparse_matrices_with_full_columns_of_large_means(self, method):
         x = scipy.sparse.random(800, 100, density=0.01, random_state=0).tolil()
@@ -279,6 +281,7 @@ class TestOptionsOfFiles:
         given = ooc.OperatorSpec(factory="stored", args=args)
         return ooc.PCA(4, method=method, tolerance=1e-9, run_dir=folder / method).fit(given)
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("method", ["gram", "krylov"])
     @pytest.mark.parametrize("subtract", [None, "column-mean"])
     def test_scaled(self, tmp_path, method, subtract):
@@ -332,6 +335,7 @@ class TestOptionsOfFiles:
         with pytest.raises(OperatorError, match="leave them out"):
             self.fit(tmp_path, tall(), row_weights=str(tmp_path / "w.npy"))
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("method", ["gram", "krylov"])
     @pytest.mark.parametrize("subtract", [None, "column-mean"])
     def test_samples_that_are_columns(self, tmp_path, method, subtract):
@@ -444,6 +448,7 @@ class TestExactness:
                 np.random.default_rng(0).standard_normal((180, 170))
             )
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("seed", [3, np.random.RandomState(0), np.random.default_rng(0)])
     def test_random_state_is_the_seed_of_rounds(self, seed):
         found = ooc.PCA(2, method="krylov", tolerance=1e-9, random_state=seed).fit(tall(300, 20))
@@ -499,6 +504,7 @@ class TestReading:
         assert_equal(estimator, PCA(3, svd_solver="full").fit(x))
         assert list((tmp_path / "run/sketch").iterdir()) == []
 
+    @pytest.mark.thorough
     def test_dask_makes_the_same_bits(self, tmp_path, quick_workers):
         np.save(tmp_path / "a.npy", tall())
         made = [

@@ -65,7 +65,7 @@ class TestError:
         u, _, v = triple(found)
         assert max(orthogonality(u), orthogonality(v)) < ORTHOGONAL[dtype] * rank_of(found) ** 0.5
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("spectrum", ["slow", "decay", "rank 30", "clustered"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_at_most_that_of_one_pass_with_as_many_products(self, tmp_path, kind, spectrum):
@@ -83,6 +83,7 @@ class TestError:
         found = relative_error(whole(tmp_path / "run"), a)
         assert found <= max(1.05 * relative_error(one_pass, a), rounding)
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("name", TABLE)
     def test_is_at_most_that_of_one_pass_for_each_line_of_the_benchmark(self, tmp_path, name):
         a = torch.from_numpy(np.diag(TABLE[name] * SIGNS).astype("float32"))
@@ -101,7 +102,7 @@ class TestError:
         found = whole(tmp_path / "run")
         assert relative_error(found, a) < 1.5 * best_error(a, rank_of(found))
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("kind", KINDS)
     def test_vanishes_where_the_rounds_exhaust_the_operator(self, tmp_path, kind, dtype):
@@ -144,6 +145,7 @@ class TestFigures:
         assert error.leave_one_out is None
         assert error.pairs is None
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_use_no_test_column_that_a_block_was_made_of(self, tmp_path, kind):
         a = matrix_of(kind, "float32")
@@ -163,6 +165,7 @@ class TestFigures:
         assert ooc.assess(tmp_path / "run", "whole").relative_error is None
         assert relative_error(found, a) < 1.5 * best_error(a, rank_of(found))
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("kind", KINDS)
     def test_need_no_test_columns(self, tmp_path, kind):
         a = matrix_of(kind, "float32")
@@ -188,7 +191,7 @@ class TestGrown:
             ooc.measure(run, operator=operator)
         return run
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
     def test_use_all_columns_of_their_sketch(self, tmp_path, dtype, noise):
@@ -244,7 +247,7 @@ def finished(tmp_path_factory):
 
 
 class TestWhateverTheCut:
-    @pytest.mark.sampled(1)
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", KINDS)
     def test_workers_of_dask_make_the_files_of_one_process(
         self, tmp_path, finished, kind, quick_workers

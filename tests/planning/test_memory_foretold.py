@@ -112,6 +112,7 @@ def uncorrected(plan):
     }
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize(
     ("kind", "method", "dtype", "size", "vectors", "rank", "terms", "correcting"),
     [CASES[number] for number in cover(CASES)],
@@ -144,6 +145,7 @@ def test_stages_ask_for_what_was_foretold(
     assert all(foretold[stage] >= needed for stage, needed in asked.most.items())
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_on_disk_need_what_was_foretold_but_for_smaller_slabs(

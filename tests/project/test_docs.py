@@ -69,7 +69,7 @@ def is_run(block: Block) -> bool:
     )
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "path", [marked(path) for path in PAGES if any(map(is_run, blocks_in(path)))]
 )

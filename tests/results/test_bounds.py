@@ -54,6 +54,7 @@ def most(probability):
     return SEEDS * probability + 3 * math.sqrt(SEEDS * probability * (1 - probability)) + 1
 
 
+@pytest.mark.covered(1)
 @spectra
 @fields
 @columns

@@ -64,6 +64,7 @@ class TestNodes:
         assert found.weights.sum() == pytest.approx(1)
         assert (found.weights >= 0).all()
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("name", ["mixed", "two ends", "positive", "with outliers"])
     def test_are_nearer_to_the_spectrum_than_as_many_separate_lanczos_runs(self, tmp_path, name):
         values = values_of(name)

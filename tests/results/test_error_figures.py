@@ -123,6 +123,7 @@ class TestResidualsOfSingularValues:
         ratio = (torch.from_numpy(found._file.arrays[f"{side}_residuals"]) / true) ** 2
         assert float(ratio.mean()) == pytest.approx(1, abs=0.2)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128])
     def test_of_other_dtypes_too(self, triplets, dtype):
         found = triplets(dtype=dtype)

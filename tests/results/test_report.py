@@ -89,7 +89,7 @@ def measured(run_dir: Path) -> dict:
 
 
 class TestPage:
-    @pytest.mark.sampled(8)
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_well_formed(self, made, kind):
         assert parsed(made(kind)).wrong == []
@@ -583,6 +583,7 @@ class TestDrawing:
         figure = density_of_the_whole(Density(n, quadrature, quadrature)).file()
         assert (b"nan" in figure, b"inf" in figure, len(figure) < 40_000) == (False, False, True)
 
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("error", [None, 0.0, 1e-300, 0.5, 1e300])
     @pytest.mark.parametrize("values", SPECTRA)
     @pytest.mark.parametrize("kind", ["eigh", "svd", "eigh with bounds"])

@@ -262,6 +262,7 @@ def test_altered_tile_is_found_when_it_is_read(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 class TestProducts:
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("columns", [(), (3,), (0,)], ids=["vector", "matrix", "no columns"])
     def test_from_the_left_are_those_of_the_approximation(
         self, results, kind, dtype, vectors, columns
@@ -426,6 +427,7 @@ def test_singular_vectors_in_memory_are_a_named_tuple_like_torchs(results, dtype
     assert torch.equal(vh, usv.V[:].mH)
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scipy_takes_the_result_as_an_operator(results, kind, dtype):
@@ -470,7 +472,7 @@ MADE = [
 ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("method", "dtype"), MADE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_implicit_vectors_are_the_stored_ones(results, kind, dtype, method):

@@ -405,6 +405,7 @@ class TestSignsTimesSinglePrecision:
         one, other = (self.cross(z, monkeypatch, units, noise) for units in (True, False))
         assert one.tobytes() == other.tobytes()
 
+    @pytest.mark.covered(1)
     @single_dtypes
     @all_contents
     def test_errors_stay_below_the_bound_in_each_column(self, dtype, content, monkeypatch):

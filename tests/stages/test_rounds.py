@@ -338,6 +338,7 @@ def test_memory_does_not_change_a_bit(inside, tmp_path, undisturbed, kind):
     assert run_contents(tmp_path / "run") == run_contents(undisturbed(kind, 0))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", range(1, 5))
 def test_too_little_memory_is_refused_at_each_step_and_nothing_is_lost(
     inside, tmp_path, undisturbed, steps

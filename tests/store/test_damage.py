@@ -131,7 +131,7 @@ def test_deleted_shard_is_measured_again_and_nothing_else(
     assert with_provenance[4096:12000] == before[4096:12000]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("verb", ["merge", "verify"])
 @of_both_sides
 def test_advice_for_a_corrupt_shard_mends_it(forked_command, finished, kind, role, verb):

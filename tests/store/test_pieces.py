@@ -80,13 +80,14 @@ def inodes(folder, pattern):
     return {path.name: path.stat().st_ino for path in folder.glob(pattern)}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CASES)
 def test_vectors_of_many_tiles_lie_in_pieces(finished, case):
     run_dir, _ = finished(case)
     assert sorted(path.name for path in run_dir.glob("results/default/*.t*.h5")) == PIECES[case]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_are_orthonormal_as_a_whole(finished, case):
     for vectors in vectors_of(ooc.recover(ooc.open_run(finished(case)[0]))):
@@ -94,6 +95,7 @@ def test_pieces_are_orthonormal_as_a_whole(finished, case):
         assert (u.mH @ u - torch.eye(u.shape[1])).abs().max() < 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_are_the_vectors_that_are_made_when_they_are_read(copied, case):
     run = ooc.open_run(copied(case)[0])
@@ -114,6 +116,7 @@ def test_product_goes_through_all_pieces(finished):
     assert torch.allclose(eig @ x, (v * eig.eigenvalues.double()) @ (v.T @ x), atol=1e-9)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_piece_that_was_deleted_is_made_again_and_no_other(copied, case):
     run_dir, contents = copied(case)
