@@ -94,6 +94,7 @@ class StoredMatrix:
         row = self._row_bytes
         self.term_rows = TILE_ROWS * _power_of_two(-(-TERM_BYTES // (row * TILE_ROWS)))
         self.terms = -(-source.shape[0] // self.term_rows)
+        self._buffers: dict[int, Array] = {}
         fitting = _power_of_two(max(1, SLAB_BYTES // row), down=True)
         self._slab_rows: int = min(self.term_rows, fitting)
         if isinstance(source, SparseSource):
@@ -178,11 +179,11 @@ class StoredMatrix:
         """
         slabs, source = cut(rows, self._slab_rows), self._source
 
-        def read(number: int) -> tuple[Any, bool]:
+        def read(number: int, place: int) -> tuple[Any, bool]:
             begin, working = time.perf_counter(), time.thread_time()
             found: Any
             if isinstance(source, Source):
-                out = self._buffers[number % _BUFFERS][: len(slabs[number])]
+                out = self._buffer(place)[: len(slabs[number])]
                 found = source.read(slabs[number], out)
             else:
                 assert isinstance(source, SparseSource)
@@ -192,15 +193,16 @@ class StoredMatrix:
 
         # Reading from the page cache takes a core, which arithmetic needs too. So the next slab is
         # read meanwhile only where the disk is waited for.
-        waits = False
+        waits, place = False, 0
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             following: Future[tuple[Any, bool]] | None = None
             for number, inside in enumerate(slabs):
-                found, waited = following.result() if following else read(number)
+                found, waited = following.result() if following else read(number, place)
                 waits |= waited
                 following = None
                 if waits and number + 1 < len(slabs):
-                    following = reader.submit(read, number + 1)
+                    place = 1 - place
+                    following = reader.submit(read, number + 1, place)
                 yield inside, found
 
     def read(self, rows: Range, dtype: torch.dtype) -> Iterator[tuple[Range, Slab]]:
@@ -235,11 +237,12 @@ class StoredMatrix:
         """Why an entry counts as missing; empty where it is stored as NaN."""
         return self._source.meaning(row, column)
 
-    @cached_property
-    def _buffers(self) -> list[Array]:
+    def _buffer(self, place: int) -> Array:
         """Where slabs are read to, one after the other: fresh memory is slow memory."""
-        shape = (min(self._slab_rows, self.rows_shape[0]), self.rows_shape[1])
-        return [empty_aligned(shape, self._source.dtype) for _ in range(_BUFFERS)]
+        if place not in self._buffers:
+            shape = (min(self._slab_rows, self.rows_shape[0]), self.rows_shape[1])
+            self._buffers[place] = empty_aligned(shape, self._source.dtype)
+        return self._buffers[place]
 
     @property
     def is_centred(self) -> bool:

@@ -11,6 +11,7 @@ from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.planning.krylov import likely_rounds
 from skerch_ooc.planning.memory import (
+    Reading,
     block_bytes,
     measure_bytes,
     result_bytes,
@@ -100,7 +101,8 @@ def _likely(plan: Plan) -> Plan | None:
 def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product | None) -> Estimate:
     peaks = stage_bytes(plan)
     if product is not None:
-        peaks["measure"] = measure_bytes(plan, turned=product.is_turned) + product.held_bytes
+        reading = Reading(turned=product.is_turned, terms=product.terms)
+        peaks["measure"] = measure_bytes(plan, reading) + product.held_bytes
     if probe:
         widest = max(map(plan.widest, ROLES))
         # What an operator needs for each column of a block, or for the few that it applies at once.

@@ -11,37 +11,25 @@ from typing import Any
 
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
+from skerch_ooc.base.resources import Resources, operator_threads
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.examine import examine
 from skerch_ooc.operators.probe import Probe
-from skerch_ooc.pipeline.cost import choose_block, require_fitting
+from skerch_ooc.pipeline import readings
+from skerch_ooc.pipeline.cost import choose_block
 from skerch_ooc.planning.growth import cuts, first_look
 from skerch_ooc.planning.krylov import Start
-from skerch_ooc.planning.memory import SLAB_BYTES, most_rows_bytes, rows_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part, runs_of
 from skerch_ooc.planning.plan import Amendment, Identity, Plan, require_sound
-from skerch_ooc.planning.sizes import (
-    FEWEST_TEST_MEASUREMENTS,
-    Sizes,
-    krylov_of,
-    sizes_of,
-    with_rank,
-)
+from skerch_ooc.planning.sizes import krylov_of, sizes_of, with_rank
 from skerch_ooc.planning.spec import ROLES, TEST_MATRICES, Spec
 from skerch_ooc.store.rundir import Run
 
 TEST_NOISE = "gaussian"
 """The error bounds hold for Gaussian test vectors, whatever the noise of the sketch."""
 
-LEFT_FACTOR = 10
-"""Left columns for each right one, where a sparse test matrix makes them cheap."""
-
 log = logging.getLogger("skerch_ooc")
-
-_ROWS_FOR_SPARSE = 4
-"""A matrix must have so many times more rows than left columns for these to be sparse."""
 
 _MOST_PARTS_OF_ROWS = 64
 _ROWS_FOR_LEFT = 128
@@ -118,11 +106,11 @@ def planned(
     together = examined is not None and examined.product.together
     sizes, left_noise = sizes_of(spec, shape), spec.sketch.noise
     if together:
-        sizes, left_noise = _sizes_for_rows(spec, shape, sizes)
+        sizes, left_noise = readings.sizes_for_rows(spec, shape, sizes)
     parts: tuple[Part, ...] = (Part(),)
     if examined is not None:
         wanted, task_seconds = spec.operator.parts, spec.sketch.task_seconds
-        least = _parts_that_fit(spec, examined.product, sizes, resources) if together else 1
+        least = readings.parts_that_fit(spec, examined.product, sizes, resources) if together else 1
         parts = parts_of(examined, wanted, task_seconds, Part(), left=sizes.left, least=least)
     identity = _identity(spec, shape, sha256, left_noise, tested_back=bool(sizes.test_left))
     now = sizes
@@ -130,7 +118,8 @@ def planned(
         now = first_look(spec.recovery.method, spec.kind, sizes)
     if together:
         assert examined is not None
-        widths = _widths_for_rows(spec, examined.product, now, parts, resources)
+        runs = [part.terms for part in parts]
+        widths = readings.widths_that_fit(spec, examined.product, now, runs, resources)
     else:
         findings = examined.findings if examined else None
         widths = dict.fromkeys(ROLES, choose_block(spec, shape, findings, resources))
@@ -256,68 +245,3 @@ def identity_like(spec: Spec, known: Identity) -> Identity:
     left = known.noise.get("left", spec.sketch.noise)
     back = "test-left" in known.noise
     return _identity(spec, shape, known.factory_sha256, left, tested_back=back)
-
-
-def _sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[Sizes, str]:
-    """Chooses sizes, and the noise of the left sketch, for an operator whose rows are at hand.
-
-    There a sparse test matrix makes many left columns cheap, which all but removes their part of
-    the error: ``sqrt(1 + m / (l - m - 1))`` (Nakatsukasa 2020, arXiv 2009.11392, section 2).
-    """
-    method = METHODS[spec.recovery.method]
-    if (
-        spec.sketch.left_test_measurements == "auto"
-        and spec.kind == "svd"
-        and method.is_one_pass
-        and sizes.test >= FEWEST_TEST_MEASUREMENTS
-    ):
-        sizes = replace(sizes, test_left=FEWEST_TEST_MEASUREMENTS)
-    wide = LEFT_FACTOR * sizes.right
-    asked = spec.sketch.left_measurements != "auto" or spec.storage is not None
-    if not method.fits_left or spec.kind != "svd" or asked:
-        return sizes, spec.sketch.noise
-    if shape[0] < _ROWS_FOR_SPARSE * wide:
-        return sizes, spec.sketch.noise
-    # At least four entries in each row, however few columns there are.
-    noise = next((f"sparse-sign-{unit}" for unit in (256, 64) if wide >= 4 * unit), "sparse-sign")
-    return replace(sizes, left=wide), noise
-
-
-def _parts_that_fit(spec: Spec, product: Product, sizes: Sizes, resources: Resources) -> int:
-    """Returns how many parts of equal height there must be for one to fit with all columns."""
-    shape = product.shape
-    if product.is_turned:
-        # Parts would add up, each as large as the whole.
-        return 1
-    fixed, first = (
-        rows_bytes(shape, spec.products_dtype, rows, sizes.as_dict(), 2 * SLAB_BYTES)
-        for rows in (0, 1)
-    )
-    row = first - fixed
-    held = resident_memory() + SPARE_BYTES + product.held_bytes
-    free = resources.memory - held - fixed
-    return max(1, math.ceil(shape[0] * row / max(row, free)))
-
-
-def _widths_for_rows(
-    spec: Spec, product: Product, sizes: Sizes, parts: tuple[Part, ...], resources: Resources
-) -> dict[str, int]:
-    """Chooses the widths of blocks, as wide as memory allows, where a task takes all roles."""
-    counts, shape = sizes.as_dict(), product.shape
-    baseline = resident_memory() + SPARE_BYTES + product.held_bytes
-    rows = max(shape[0] if part.rows is None else len(part.rows) for part in parts)
-    adjoint = spec.kind == "svd" and not METHODS[spec.recovery.method].is_one_pass
-    number = 1
-    while True:
-        widths = {role: max(1, -(-count // number)) for role, count in counts.items()}
-        if isinstance(spec.sketch.block, int):
-            return dict.fromkeys(widths, spec.sketch.block)
-        held = {role: widths[role] if count else 0 for role, count in counts.items()}
-        needed = baseline + most_rows_bytes(
-            shape, spec.products_dtype, rows, held, adjoint=adjoint, turned=product.is_turned
-        )
-        if needed <= resources.memory:
-            return widths
-        if number >= max(counts.values()):
-            require_fitting(shape, needed, resources)
-        number *= 2

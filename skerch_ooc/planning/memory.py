@@ -26,7 +26,7 @@ from skerch_ooc.planning.sides import (
     sums_bytes,
 )
 from skerch_ooc.planning.spec import ROLES
-from skerch_ooc.planning.tasks import measure_tasks, run_exponent
+from skerch_ooc.planning.tasks import measure_tasks, measures_alone, run_exponent
 
 RECHUNK_ABOVE = 128
 """With more column shards than this, the merge also writes row shards, which recovery then reads.
@@ -100,72 +100,90 @@ def block_bytes(shape: tuple[int, int], dtype: str) -> int:
     return np.dtype(dtype).itemsize * max(width + 3 * height, height + 3 * width)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How tasks that take all roles together read the rows of a matrix.
+
+    Attributes:
+        slab_bytes: Memory that two slabs take: the next one may be read while one is multiplied.
+        turned: Whether rows are those of the transpose, so that both sides change their roles.
+        alone: Whether a round has one such task, so that no other is still being written.
+        terms: How many terms a task adds up.
+    """
+
+    slab_bytes: int = 2 * SLAB_BYTES
+    turned: bool = False
+    alone: bool = False
+    terms: int = 1
+
+
 def rows_bytes(
-    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int], slab_bytes: int,
-    *, turned: bool = False,
-) -> int:  # fmt: skip
+    size: tuple[int, int], dtype: str, columns: Mapping[str, int], reading: Reading
+) -> int:
     """Returns the bytes of a task that measures all roles together, slab by slab of a matrix.
 
     Args:
-        shape: Height and width of the operator.
+        size: How many rows the part has, and the width of the operator.
         dtype: The dtype of its products.
-        rows: How many rows the part has.
         columns: How many columns the block of each role has.
-        slab_bytes: Memory that reading takes.
-        turned: Whether rows are those of the transpose, so that both sides change their roles.
+        reading: How rows are read.
     """
     itemsize = np.dtype(dtype).itemsize
     wide = np.result_type(dtype, np.float64).itemsize
     left = sum(columns.get(role, 0) for role in ADJOINT_ROLES)
     forward = sum(columns.values()) - left
-    if turned:
-        shape, rows, left, forward = shape[::-1], shape[1], forward, left
-    # The vectors, as they are drawn and as they are applied; the products, those of the previous
-    # task, which are still being written, and those of a slab; sums over slabs and over terms.
-    needed = 2 * shape[1] * forward * itemsize + 2 * rows * forward * itemsize
-    needed += (3 * wide + itemsize) * shape[1] * left
+    rows, width = size
+    if reading.turned:
+        rows, width, left, forward = width, rows, forward, left
+    # The vectors, as they are drawn and as they are applied; the products, and those of the task
+    # before, which are still being written. Those of the transpose are made from others.
+    kept = 1 if reading.alone and not reading.turned else 2
+    needed = (2 * width + kept * rows) * forward * itemsize
+    # Sums over slabs, over a few of them and over terms; and what is made of them.
+    sums = max(2, levels(reading.terms)) + (0 if reading.alone else 1)
+    needed += (sums * wide + itemsize) * width * left
     # Half as much again, as entries of another dtype are converted slab by slab.
-    return needed + 3 * slab_bytes // 2
+    return needed + 3 * reading.slab_bytes // 2
 
 
 def most_rows_bytes(
-    shape: tuple[int, int], dtype: str, rows: int, columns: Mapping[str, int],
-    *, adjoint: bool, turned: bool = False,
+    size: tuple[int, int], dtype: str, columns: Mapping[str, int], reading: Reading,
+    *, adjoint: bool,
 ) -> int:  # fmt: skip
     """Returns the most that :func:`rows_bytes` is in any round.
 
     Args:
-        shape: Height and width of the operator.
+        size: How many rows the part has, and the width of the operator.
         dtype: The dtype of its products.
-        rows: How many rows the part has.
         columns: How many columns the widest block of each role of the first round has.
+        reading: How rows are read.
         adjoint: Whether a later round applies the adjoint to a basis.
-        turned: As of :func:`rows_bytes`.
     """
     rounds = [columns, {"left": columns["right"]}] if adjoint else [columns]
-    # Two slabs: the next one may be read while one is multiplied.
-    slabs = 2 * SLAB_BYTES
-    return max(rows_bytes(shape, dtype, rows, each, slabs, turned=turned) for each in rounds)
+    return max(rows_bytes(size, dtype, each, reading) for each in rounds)
 
 
-def measure_bytes(plan: Plan, *, turned: bool = False) -> int:
+def measure_bytes(plan: Plan, reading: Reading = Reading()) -> int:
     """Returns the memory that measuring takes at most, besides the operator's own.
 
     Args:
         plan: The plan.
-        turned: As of :func:`rows_bytes`.
+        reading: How the rows of an operator are read whose tasks take all roles together, with the
+            terms of all of it.
     """
-    return max(_part_bytes(plan, part, turned) for part in plan.parts)
+    return max(_part_bytes(plan, part, reading) for part in plan.parts)
 
 
-def _part_bytes(plan: Plan, part: Part, turned: bool) -> int:
+def _part_bytes(plan: Plan, part: Part, reading: Reading) -> int:
     shape, dtype = plan.identity.shape, plan.identity.dtype
     widths = {role: plan.widest(role) for role in ROLES}
     if not part.together:
         return max(widths.values()) * block_bytes(shape, dtype)
-    rows = len(rows_of_part(plan, part, "right", shape[0]))
+    size = (len(rows_of_part(plan, part, "right", shape[0])), shape[1])
     adjoint = any(is_adjoint(plan, number) for number in range(2, plan.rounds + 1))
-    return most_rows_bytes(shape, dtype, rows, widths, adjoint=adjoint, turned=turned)
+    terms = reading.terms if part.terms is None else len(part.terms)
+    reading = dataclasses.replace(reading, alone=measures_alone(plan), terms=terms)
+    return most_rows_bytes(size, dtype, widths, reading, adjoint=adjoint)
 
 
 # Merging.

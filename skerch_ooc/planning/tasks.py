@@ -20,6 +20,13 @@ def measure_tasks(plan: Plan) -> int:
     return first + (plan.rounds - 1) * later_measure_tasks(plan)
 
 
+def measures_alone(plan: Plan) -> bool:
+    """Whether one task at a time measures: the columns that an amendment adds, or a round."""
+    cuts = (cut for amendment in plan.amendments for cut in amendment.blocks.values())
+    first = len(plan.parts) == 1 and all(len(cut.blocks) <= 1 for cut in cuts)
+    return first and (plan.rounds == 1 or later_measure_tasks(plan) == 1)
+
+
 def later_measure_tasks(plan: Plan) -> int:
     """Counts the tasks that measure a later round, at most."""
     blocks = plan.block_count("right")

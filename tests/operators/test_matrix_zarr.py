@@ -7,7 +7,10 @@ import http.server
 import sys
 import threading
 import zipfile
+from collections import Counter
+from pathlib import Path
 
+import numcodecs
 import numpy as np
 import pytest
 import xarray
@@ -107,14 +110,70 @@ class Counted:
 
 @pytest.mark.parametrize("chunks", [(16, 5), (HEIGHT, 1), (7, WIDTH), (1, 24), (50, 24)])
 @pytest.mark.parametrize("piece", [1, 1 << 10, 1 << 25])
-def test_each_chunk_is_read_once(tmp_path, monkeypatch, chunks, piece):
+def test_library_is_asked_for_each_chunk_once(monkeypatch, chunks, piece):
     monkeypatch.setattr("skerch_ooc.operators.matrices.bands.PIECE", piece)
     a = entries()
-    array = Counted(zarr.create_array(tmp_path / "a.zarr", data=a, chunks=chunks))
+    # Of folders on this machine chunks are read without the library.
+    array = Counted(zarr.create_array(zarr.storage.MemoryStore(), data=a, chunks=chunks))
     source = ZarrSource("a", array, Meant())
     found = [source.read(Range(i, min(i + 16, HEIGHT))) for i in range(0, HEIGHT, 16)]
     np.testing.assert_array_equal(np.concatenate(found), a)
     assert (array.counts == 1).all()
+
+
+CODECS = [
+    (3, None), (3, zarr.codecs.ZstdCodec()), (3, zarr.codecs.GzipCodec()),
+    (3, zarr.codecs.BloscCodec(cname="lz4")), (2, None), (2, numcodecs.Zlib()),
+    (2, numcodecs.GZip()), (2, numcodecs.Zstd()), (2, numcodecs.Blosc()),
+]  # fmt: skip
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(("version", "codec"), CODECS, ids=str)
+def test_file_of_each_chunk_is_read_once(tmp_path, monkeypatch, version, codec):
+    a = entries().astype("float32")
+    zarr.create_array(
+        tmp_path / "a.zarr", data=a, chunks=(20, 5), compressors=codec, zarr_format=version
+    )
+    read = Counter()
+    plain = Path.read_bytes
+
+    def counted(path):
+        read[path] += 1
+        return plain(path)
+
+    source = open_zarr(tmp_path / "a.zarr", Meant())
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    found = [source.read(Range(i, min(i + 16, HEIGHT))) for i in range(0, HEIGHT, 16)]
+    np.testing.assert_array_equal(np.concatenate(found), a)
+    assert len(read) == 20
+    assert set(read.values()) == {1}
+
+
+OTHER_ARRAYS = {
+    "shards": {"shards": (40, 10)},
+    "big-endian": {"serializer": zarr.codecs.BytesCodec(endian="big")},
+    "checksums": {"compressors": [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]},
+    "Fortran order": {"order": "F", "zarr_format": 2},
+    "filters": {"filters": [numcodecs.Delta("<i4")], "zarr_format": 2},
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("options", OTHER_ARRAYS.values(), ids=OTHER_ARRAYS)
+def test_arrays_that_only_the_library_decodes_are_read(tmp_path, options):
+    a = np.arange(HEIGHT * WIDTH, dtype="int32").reshape(HEIGHT, WIDTH)
+    zarr.create_array(tmp_path / "a.zarr", data=a, chunks=(20, 5), **options)
+    np.testing.assert_array_equal(applied(stored("a.zarr", folder=str(tmp_path))), a)
+
+
+def test_chunks_that_are_not_there_are_read_as_the_fill_value(tmp_path):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(30, 9), chunks=(8, 4), dtype="float64", fill_value=2.5
+    )
+    array[8:16] = 1
+    expected = np.where((np.arange(30) // 8 == 1)[:, None], 1.0, 2.5) * np.ones(9)
+    np.testing.assert_array_equal(applied(stored("a.zarr", folder=str(tmp_path))), expected)
 
 
 def test_each_chunk_of_a_grid_is_read_once(tmp_path):
@@ -179,6 +238,12 @@ def test_chunk_that_is_broken_is_refused(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=entries(), chunks=(16, 5))
     (tmp_path / "a.zarr/c/1/2").write_bytes(b"nonsense")
     assert "cannot be read" in refusal(tmp_path)
+
+
+def test_chunk_of_too_few_bytes_is_refused(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", data=entries(), chunks=(16, 5), compressors=None)
+    (tmp_path / "a.zarr/c/1/2").write_bytes(bytes(8))
+    assert "the chunk at 16, 10 does not have 640 bytes" in refusal(tmp_path)
 
 
 def test_chunk_that_is_larger_than_memory_is_refused_before_it_is_made(tmp_path):

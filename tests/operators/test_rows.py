@@ -284,10 +284,10 @@ class TestFaults:
             ooc.measure(run, operator=on_disk(tmp_path, entries(seed=6)))
 
     def test_memory_that_holds_not_all_rows_of_a_part_makes_more_parts(self, tmp_path, monkeypatch):
-        from skerch_ooc.pipeline import freeze
+        from skerch_ooc.pipeline import readings
 
         matrix = on_disk(tmp_path, entries())
-        monkeypatch.setattr(freeze, "_parts_that_fit", lambda *_: 3)
+        monkeypatch.setattr(readings, "parts_that_fit", lambda *_: 3)
         run = ooc.plan(spec(), tmp_path / "run", operator=matrix)
         assert len(run.plan.parts) == 2
 

@@ -33,6 +33,8 @@ class Bands:
 
     Attributes:
         rows_together: The rows of a band.
+        band_bytes: The bytes of its chunks.
+        fits: Whether a band is kept, so that no chunk is read twice.
         remarks: Sentences for people.
 
     Raises:
@@ -48,12 +50,13 @@ class Bands:
         wanted.require_room(2 * chunk, f"a chunk of {name} of {tuple(chunks)} entries")
         self.rows_together, entries = grid.chunks_across(chunks)
         needed = entries * size
-        self._fits = needed <= wanted.memory // _SHARE
+        self.band_bytes = needed
+        self.fits = needed <= wanted.memory // _SHARE
         # A matrix is read in pieces of columns too; what has more dimensions, band by band.
         copied = chunk if grid.is_plain else needed
-        self._most = max(PIECE, copied) + needed if self._fits else 2 * chunk
+        self._most = max(PIECE, copied) + needed if self.fits else 2 * chunk
         self.remarks: tuple[str, ...] = ()
-        if not self._fits:
+        if not self.fits:
             self.remarks = (
                 f"chunks of {tuple(chunks)} are read several times: one row of them takes "
                 f"{format_bytes(needed)}, more than a third of the memory; with --memory "
@@ -68,7 +71,7 @@ class Bands:
 
     def readings(self, slab_rows: int) -> float:
         """How often each byte is read, if rows are read slab by slab."""
-        return 1.0 if self._fits else max(1.0, self.rows_together / slab_rows)
+        return 1.0 if self.fits else max(1.0, self.rows_together / slab_rows)
 
     def read(self, get: Get, rows: Range, out: Array) -> None:
         """Fills an array with rows.
@@ -78,7 +81,7 @@ class Bands:
             rows: Which rows.
             out: Where to.
         """
-        if not self._fits:
+        if not self.fits:
             self._grid.read(get, rows, out)
             return
         place = rows.start

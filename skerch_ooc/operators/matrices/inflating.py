@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
-import torch
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.chunks import ChunkBands
 
 try:
     # Several times as fast.
@@ -29,78 +27,48 @@ _KNOWN = (
 _LARGEST = 1 << 20
 """Bytes of a chunk: each thread holds it compressed, inflated, and in order."""
 
+_AT_ONCE = 64
+"""Chunks of at most that size that are in memory at once."""
 
-class InflatedBands:
-    """Rows of a matrix of compressed chunks. A band is one row of chunks.
 
-    The last band is kept, as the next rows begin on it.
+class InflatedBands(ChunkBands):
+    """Rows of a matrix of compressed chunks.
 
     Args:
         dataset: The matrix; one that :func:`inflates` accepts.
     """
 
     def __init__(self, dataset: h5py.Dataset) -> None:
+        super().__init__(dataset.shape, dataset.chunks, dataset.dtype, _AT_ONCE)
         self._dataset, self._filters = dataset, _filters(dataset)
-        self._chunks, self._dtype = dataset.chunks, dataset.dtype
-        self._kept: tuple[Range, Array] | None = None
-
-    def read(self, out: Array, rows: Range) -> None:
-        """Fills an array with some rows.
-
-        Raises:
-            OSError: If they cannot be read.
-        """
-        height, unit = self._dataset.shape[0], self._chunks[0]
-        first, last = rows.start // unit, -(-rows.stop // unit)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for band in cut(Range(first * unit, min(last * unit, height)), unit):
-                inside = band.common(rows)
-                place = out[inside.shifted(-rows.start).slice]
-                if inside == band:
-                    self._inflate(place, band, pool)
-                else:
-                    place[...] = self._band(band, pool)[inside.shifted(-band.start).slice]
-
-    def _band(self, band: Range, pool: ThreadPoolExecutor) -> Array:
-        if self._kept is None or self._kept[0] != band:
-            found = np.empty((len(band), self._dataset.shape[1]), self._dtype)
-            self._kept = None
-            self._inflate(found, band, pool)
-            self._kept = band, found
-        return self._kept[1]
-
-    def _inflate(self, out: Array, band: Range, pool: ThreadPoolExecutor) -> None:
-        columns = cut(Range(0, out.shape[1]), self._chunks[1])
-
-        def fill(inside: Range) -> None:
-            chunk = self._chunk(band.start, inside.start)
-            out[:, inside.slice] = chunk[: len(band), : len(inside)]
-
-        for _ in pool.map(fill, columns):
-            pass
 
     def _chunk(self, row: int, column: int) -> Array:
-        """The chunk that begins at a place."""
         mask, found = self._dataset.id.read_direct_chunk((row, column))
-        size = math.prod(self._chunks) * self._dtype.itemsize
         for number, one in reversed(list(enumerate(self._filters))):
             # A filter may have been left out for a chunk that it did not make smaller.
             if mask >> number & 1:
                 continue
             if one == h5py.h5z.FILTER_DEFLATE:
-                found = _inflated(found, size)
+                found = inflated(found, self.chunk_bytes)
             else:
                 planes = np.frombuffer(found, np.uint8).reshape(self._dtype.itemsize, -1)
                 found = np.ascontiguousarray(planes.T)
-        if memoryview(found).nbytes != size:
-            raise OSError(f"the chunk at {row}, {column} does not have {size} bytes")
-        return np.frombuffer(found, self._dtype).reshape(self._chunks)
+        return self._as_chunk(found, row, column)
 
 
-def _inflated(found: bytes, size: int) -> bytes:
-    """What was compressed; not more than it may be, whatever the file says."""
+def inflated(found: bytes, size: int, kind: int = zlib.MAX_WBITS) -> bytes:
+    """What was compressed; not more than it may be, whatever the file says.
+
+    Args:
+        found: The compressed bytes.
+        size: How many bytes they stand for.
+        kind: Of zlib's streams, as ``wbits`` says it.
+
+    Raises:
+        OSError: If they are broken.
+    """
     try:
-        made: bytes = inflating.decompressobj().decompress(found, size + 1)
+        made: bytes = inflating.decompressobj(kind).decompress(found, size + 1)
     except _FAULTS as error:
         raise OSError(str(error)) from error
     return made

@@ -17,6 +17,7 @@ from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude
 from skerch_ooc.operators.matrices.hdf5_sparse import shape_and_order
 from skerch_ooc.operators.matrices.npz import import_scipy
 from skerch_ooc.operators.matrices.sources import Meant, Rows, Source, SparseSource, unreadable
+from skerch_ooc.operators.matrices.zarr_chunks import ZarrBands, decoder_of
 from skerch_ooc.operators.matrices.zarr_store import (
     attributes_of,
     dimensions_of,
@@ -61,7 +62,11 @@ class ZarrSource(Source):
         self._bands = Bands(name, self._grid, array.chunks, dtype, wanted)
         self.rows_together = self._bands.rows_together
         chunk = math.prod(array.chunks) * dtype.itemsize
-        self._flying: int = 2 * chunk * min(_FLIGHT, _chunks(array), max(1, PIECE // chunk))
+        most = min(_FLIGHT, _chunks(array), max(1, PIECE // chunk))
+        self._flying: int = 2 * chunk * most
+        decode = decoder_of(array) if self._bands.fits and self._grid.is_plain else None
+        if decode is not None:
+            self._decoded = ZarrBands(array, decode, self._library_chunk, most)
         said = decoding.remark() if decoding else ""
         self.remarks = (f"entries are {said}",) if said else ()
         self.remarks += self._bands.remarks
@@ -69,14 +74,33 @@ class ZarrSource(Source):
     @property
     def held_bytes(self) -> int:  # type: ignore[override]
         """Memory that it comes to hold beside the rows that are asked for."""
+        if self._decoded is not None:
+            return self._bands.band_bytes + self._flying - self._decoded.kept_bytes
         return self._bands.held_bytes + self._flying
 
     def readings(self, slab_rows: int) -> float:
         """See :class:`Rows`."""
         return self._bands.readings(slab_rows)
 
+    _decoded: ZarrBands | None = None
+
     def _read_to(self, out: Array, rows: Range) -> None:
-        self._bands.read(lambda index: _get(self._array, index, self.name), rows, out)
+        if self._decoded is None:
+            self._bands.read(lambda index: _get(self._array, index, self.name), rows, out)
+            return
+        try:
+            self._decoded.read(out, rows)
+        except (MemoryError, OperatorError):
+            raise
+        except Exception as error:
+            # Whatever codecs raise of bytes that are not what they should be.
+            raise unreadable(self.name, ValueError(first_line(error))) from error
+
+    def _library_chunk(self, row: int, column: int) -> Array:
+        height, width = self._array.chunks
+        return _get(
+            self._array, (slice(row, row + height), slice(column, column + width)), self.name
+        )
 
     def coordinates(self, name: str) -> Array | None:
         """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""

@@ -25,7 +25,7 @@ from skerch_ooc.base.resources import (
 )
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.planning.memory import block_bytes, rows_bytes
+from skerch_ooc.planning.memory import Reading, block_bytes, rows_bytes
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.stages.measure.missing import (
@@ -282,7 +282,12 @@ def _require_memory(
     round_: Round, tasks: MissingTasks, product: Product, resources: Resources
 ) -> None:
     widest = tasks.widest
-    needed = _task_bytes(round_, widest, product) + resident_memory() + SPARE_BYTES
+    held = resident_memory() + SPARE_BYTES
+    terms = round_.run.plan.parts[tasks.stretches[0].part].terms
+    slabs = getattr(product, "slab_bytes", 0)
+    count = product.terms if terms is None else len(terms)
+    reading = Reading(slabs, product.is_turned, len(tasks) == 1, count)
+    needed = held + _task_bytes(round_, widest, product, reading)
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: a block of "
@@ -292,7 +297,7 @@ def _require_memory(
         )
 
 
-def _task_bytes(round_: Round, blocks: Blocks, product: Product) -> int:
+def _task_bytes(round_: Round, blocks: Blocks, product: Product, reading: Reading) -> int:
     """Returns the bytes of a task of some blocks, without what the operator needs for itself."""
     identity = round_.run.plan.identity
     if not product.together:
@@ -300,8 +305,5 @@ def _task_bytes(round_: Round, blocks: Blocks, product: Product) -> int:
     columns: Counter[str] = Counter()
     for role, start, stop in blocks:
         columns["left" if is_adjoint_role(round_, role) else role] += stop - start
-    slabs = getattr(product, "slab_bytes", 0)
-    needed = rows_bytes(
-        identity.shape, identity.dtype, product.shape[0], columns, slabs, turned=product.is_turned
-    )
-    return needed + product.held_bytes
+    size = (product.shape[0], identity.shape[1])
+    return rows_bytes(size, identity.dtype, columns, reading) + product.held_bytes
