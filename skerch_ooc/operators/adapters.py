@@ -58,6 +58,11 @@ class Product:
     """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
 
     @property
+    def slab_bytes(self) -> int:
+        """Memory that two slabs of rows take, where it reads its rows."""
+        return 0
+
+    @property
     def content(self) -> Mapping[str, str]:
         """Hashes of what the operator is made of, by their names, if it says so."""
         found: Mapping[str, str] = getattr(self._operator, "content", None) or {}

@@ -101,7 +101,7 @@ def _likely(plan: Plan) -> Plan | None:
 def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product | None) -> Estimate:
     peaks = stage_bytes(plan)
     if product is not None:
-        reading = Reading(turned=product.is_turned, terms=product.terms)
+        reading = Reading(product.slab_bytes, product.is_turned, terms=product.terms)
         peaks["measure"] = measure_bytes(plan, reading) + product.held_bytes
     if probe:
         widest = max(map(plan.widest, ROLES))

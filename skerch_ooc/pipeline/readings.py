@@ -15,8 +15,11 @@ from skerch_ooc.planning.parts import runs_of
 from skerch_ooc.planning.sizes import FEWEST_TEST_MEASUREMENTS, Sizes
 from skerch_ooc.planning.spec import Spec
 
-LEFT_FACTOR = 10
+MOST_LEFT, LEAST_LEFT = 8, 4
 """Left columns for each right one, where a sparse test matrix makes them cheap."""
+
+_WIDE = 10_000
+"""Of wider matrices the left sketch has fewer columns, so that memory holds it in one reading."""
 
 _ROWS_FOR_SPARSE = 4
 """A matrix must have so many times more rows than left columns for these to be sparse."""
@@ -36,7 +39,7 @@ def sizes_for_rows(spec: Spec, shape: tuple[int, int], sizes: Sizes) -> tuple[Si
         and sizes.test >= FEWEST_TEST_MEASUREMENTS
     ):
         sizes = replace(sizes, test_left=FEWEST_TEST_MEASUREMENTS)
-    wide = LEFT_FACTOR * sizes.right
+    wide = max(LEAST_LEFT, min(MOST_LEFT, MOST_LEFT * _WIDE // shape[1])) * sizes.right
     asked = spec.sketch.left_measurements != "auto" or spec.storage is not None
     if not method.fits_left or spec.kind != "svd" or asked:
         return sizes, spec.sketch.noise
@@ -128,6 +131,7 @@ class _Tasks:
         product, counts, widths = self.product, self.sizes.as_dict(), self.widths(number)
         blocks = max(-(-count // widths[role]) for role, count in counts.items())
         reading = Reading(
+            slab_bytes=product.slab_bytes,
             turned=product.is_turned,
             alone=len(self.runs) == blocks == 1,
             terms=max(product.terms if run is None else len(run) for run in self.runs),

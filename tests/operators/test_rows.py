@@ -18,8 +18,10 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.matrices.npy import NpySource
 from skerch_ooc.operators.matrix import stored
+from skerch_ooc.pipeline.readings import sizes_for_rows
 from skerch_ooc.pipeline.run import run_all
 from skerch_ooc.pipeline.start import make_plan
+from skerch_ooc.planning.sizes import sizes_of
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.lowrank import open_result
 
@@ -150,9 +152,15 @@ def test_blocks_that_fit_into_memory_are_measured_together_and_others_in_turn(
 class TestLeftSketch:
     def test_is_wide_and_sparse_where_the_matrix_is_tall(self, tmp_path):
         run = ooc.plan(spec(), tmp_path / "run", operator=on_disk(tmp_path, entries()))
-        assert run.plan.reach("left") == 160
+        assert run.plan.reach("left") == 8 * run.plan.reach("right")
         assert run.plan.identity.noise["left"] in SPARSE
         assert run.plan.identity.noise["right"] == "rademacher"
+
+    @pytest.mark.parametrize(("width", "factor"), [(10_000, 8), (15_000, 5), (80_000, 4)])
+    def test_has_fewer_columns_where_the_matrix_is_wide(self, width, factor):
+        asked = Spec.from_table(spec())
+        sizes, _ = sizes_for_rows(asked, (100_000, width), sizes_of(asked, (100_000, width)))
+        assert sizes.left == factor * sizes.right
 
     @pytest.mark.parametrize(
         "more",
@@ -177,7 +185,7 @@ class TestLeftSketch:
     def test_grows_in_proportion(self, tmp_path, copied):
         matrix = on_disk(tmp_path, entries())
         run = ooc.extend(copied, 20)
-        assert run.plan.reach("left") == 200
+        assert run.plan.reach("left") == 160
         ooc.measure(run, operator=matrix)
         grown = ooc.recover(run)
         _, at_once, _ = decomposed(matrix, tmp_path / "at once", measurements=20)
@@ -351,7 +359,7 @@ class TestUpdate:
         after = {path.name: path.stat().st_mtime_ns for path in run.shards.iterdir()}
         assert before.items() <= after.items()
         assert ooc.recover(run) is not None
-        assert run.plan.products == 2 * (16 + 160 + 30 + 10)
+        assert run.plan.products == 2 * (16 + 128 + 30 + 10)
 
     def test_columns_can_be_added_afterwards(self, tmp_path):
         base, more = entries("float64"), entries("float64", seed=6)

@@ -6,7 +6,10 @@ import json
 import sys
 from functools import cache
 
+import h5py
+import numpy as np
 import pytest
+import scipy.sparse
 from peaks import run_with_peak
 from specs import write_spec
 
@@ -83,6 +86,63 @@ def test_measuring_stays_within_its_memory(tmp_path, kind, rows, memory):
     spec = write_spec(tmp_path, "synthetic", 128, kind=kind, operator={"args": {"n": rows}})
     limit = parse_bytes(memory)
     assert peak_of(tmp_path, "run", spec, "--run", "run", "--memory", memory) <= limit
+
+
+HEIGHT, WIDTH, SPARSE_WIDTH, ENTRIES = 120_000, 1200, 20_000, 400
+
+
+def small_numbers(height, width):
+    """Slabs of a matrix of small whole numbers, quickly made and compressed."""
+    slab = np.random.default_rng(1).integers(0, 4, (4000, width)).astype("float32")
+    for start in range(0, height, len(slab)):
+        yield slice(start, start + len(slab)), slab
+
+
+def write_sparse(folder):
+    rows, columns = np.arange(HEIGHT)[:, None] % 50, np.arange(ENTRIES) * 50
+    starts = np.arange(HEIGHT + 1) * ENTRIES
+    values = np.concatenate([slab for _, slab in small_numbers(HEIGHT, ENTRIES)])
+    entries = (values.ravel(), (columns + rows).astype("int32").ravel(), starts)
+    matrix = scipy.sparse.csr_array(entries, (HEIGHT, SPARSE_WIDTH))
+    scipy.sparse.save_npz(folder / "a.npz", matrix, compressed=False)
+    return "a.npz"
+
+
+def write_fortran(folder):
+    shape = (HEIGHT, WIDTH)
+    out = np.lib.format.open_memmap(folder / "a.npy", "w+", "float32", shape, fortran_order=True)
+    for rows, slab in small_numbers(*shape):
+        out[rows] = slab
+    return "a.npy"
+
+
+def write_hdf5(folder, **how):
+    with h5py.File(folder / "a.h5", "w", rdcc_nbytes=1 << 28) as file:
+        data = file.create_dataset("a", (HEIGHT, WIDTH), "float32", **how)
+        for rows, slab in small_numbers(HEIGHT, WIDTH):
+            data[rows] = slab
+    return "a.h5"
+
+
+MATRICES = [
+    ("sparse", write_sparse, "800MiB", {}),
+    ("Fortran order", write_fortran, "800MiB", {}),
+    ("gzip", write_hdf5, "800MiB", {"chunks": (1000, 50), "compression": 1, "shuffle": True}),
+    ("chunks of columns", write_hdf5, "800MiB", {"chunks": (20_000, 1)}),
+]
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    ("write", "memory", "how"), [case[1:] for case in MATRICES], ids=[case[0] for case in MATRICES]
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_matrix_on_disk_is_decomposed_within_memory(tmp_path, write, memory, how):
+    path = write(tmp_path, **how)
+    spec = write_spec(
+        tmp_path, "", 60, kind="svd", operator={"factory": "stored", "args": {"path": path}}
+    )
+    assert peak_of(tmp_path, "run", spec, "--run", "run", "--memory", memory) <= parse_bytes(memory)
 
 
 def test_less_memory_than_the_plan_asked_for_is_refused_before_measuring(forked_command):

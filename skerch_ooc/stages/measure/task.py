@@ -284,9 +284,8 @@ def _require_memory(
     widest = tasks.widest
     held = resident_memory() + SPARE_BYTES
     terms = round_.run.plan.parts[tasks.stretches[0].part].terms
-    slabs = getattr(product, "slab_bytes", 0)
     count = product.terms if terms is None else len(terms)
-    reading = Reading(slabs, product.is_turned, len(tasks) == 1, count)
+    reading = Reading(product.slab_bytes, product.is_turned, len(tasks) == 1, count)
     needed = held + _task_bytes(round_, widest, product, reading)
     if needed > resources.memory:
         raise UsageError(
