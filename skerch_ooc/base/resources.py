@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import math
 import os
 import re
 import sys
@@ -13,13 +14,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Self
 
 import psutil
 from threadpoolctl import ThreadpoolController
 
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, shown
 
 MIB = 1024**2
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -101,14 +103,28 @@ class Resources:
             if told and (told < threads or workers <= 1) and told != threads:
                 threads, threads_by = told, "OMP_NUM_THREADS"
         for name, value in (("memory", memory), ("threads", threads), ("workers", workers)):
-            if value < 1:
-                raise UsageError(f"{name} = {value}: must be at least 1")
+            _require_count(name, value)
+        memory = int(memory)
         if max(threads, workers) > _MOST_THREADS:
             raise UsageError(
                 f"threads = {threads}, workers = {workers}: must be at most {_MOST_THREADS}"
             )
         device = device or "cpu"
         return cls(memory, threads, workers, device, threads_by=threads_by)
+
+
+def _require_count(name: str, value: object) -> None:
+    """Refuses what is no number of at least 1, or no whole number; bytes may be a float.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    finite = isinstance(value, Real) and not isinstance(value, Integral) and math.isfinite(value)
+    if not whole and not (finite and name == "memory"):
+        raise UsageError(f"{name} = {shown(value)}: must be a whole number of at least 1")
+    if value < 1:  # type: ignore[operator]
+        raise UsageError(f"{name} = {value}: must be at least 1")
 
 
 _LARGE = 100 * 2**30

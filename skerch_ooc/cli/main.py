@@ -7,11 +7,12 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
-from skerch_ooc.base.errors import IncompleteError, OocError
+from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
 from skerch_ooc.base.files import NO_ROOM, cannot_write
 from skerch_ooc.cli import cluster_verbs, result_verbs, run_verbs, upkeep_verbs  # noqa: F401
 from skerch_ooc.cli.group import cli
@@ -100,6 +101,10 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except OocError as error:
         click.echo(f"skerch-ooc: {error}", err=True)
         return error.exit_code
+    except SystemExit as error:
+        # Whatever its code is: the work that was asked for is not done.
+        click.echo(f"skerch-ooc: {_who_left(error)}", err=True)
+        return UsageError.exit_code
     except (OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno in _NO_WRITING:
             click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
@@ -107,3 +112,11 @@ def _exit_code(arguments: Sequence[str]) -> int:
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0
+
+
+def _who_left(error: SystemExit) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{frame.name} ({frame.filename}:{frame.lineno}) ended the process: {error!r}; let it "
+        "raise another exception instead"
+    )

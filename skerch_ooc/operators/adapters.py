@@ -16,6 +16,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.reuse import Reuse, is_shared
 from skerch_ooc.planning.spec import DEFAULT_DTYPE, DTYPES
 
 
@@ -44,6 +45,7 @@ class Product:
         self.shape = shape_of(operator)
         self.dtype = dtype
         self._numpy = _wants_numpy(operator)
+        self._reuse = Reuse()
         self.device = device
         if not self._numpy:
             require_device(device)
@@ -170,25 +172,37 @@ class Product:
 
         Returns:
             The products, ``(h, b)`` or ``(w, b)``, C-contiguous, of the plan's dtype, in main
-            memory.
+            memory that the operator does not write to again.
 
         Raises:
             OperatorError: If the operator fails, has no adjoint, or returns another shape or dtype.
         """
+        made = [self._applied(columns, adjoint)]
+        call = "the adjoint's product with X" if adjoint else "operator @ X"
+        self._require_sound(made[0], call, columns.shape, adjoint)
+        # Asked before anything else refers to it.
+        shared = is_shared(made)
+        array = np.ascontiguousarray(made[0] if self._numpy else _entries(made[0], call))
+        if not _is_in_place_of(array, made.pop()):
+            return array
+        return self._reuse.owned(array, shared, (adjoint, array.shape, self.columns_at_once))
+
+    def _applied(self, columns: Array, adjoint: bool) -> Any:
         x = columns if self._numpy else _tensor(columns, self.device)
         try:
             with self._warnings():
-                y = adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
+                return (
+                    adjoint_product(self._operator, x) if adjoint else _product(self._operator, x)
+                )
         except (MemoryError, OperatorError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if "KeyboardInterrupt" in str(error):
                 # Code that torch has compiled makes an error of its own of Ctrl-C.
                 raise KeyboardInterrupt from error
             # Whatever a user's own code raises is theirs: told in their words, with its line.
             advice = getattr(self._operator, "advice", None)
             raise OperatorError(_describe(error, columns, adjoint, advice)) from error
-        return self._checked(y, columns.shape, adjoint)
 
     def _warnings(self) -> contextlib.AbstractContextManager[Any]:
         """Silences numpy's warnings of overflow: what is not finite is refused anyway."""
@@ -196,8 +210,12 @@ class Product:
             return np.errstate(over="ignore", invalid="ignore")
         return contextlib.nullcontext()
 
-    def _checked(self, y: Any, given: tuple[int, ...], adjoint: bool) -> Array:
-        call = "the adjoint's product with X" if adjoint else "operator @ X"
+    def _require_sound(self, y: Any, call: str, given: tuple[int, ...], adjoint: bool) -> None:
+        """Refuses what is no product of the right kind, shape and dtype.
+
+        Raises:
+            OperatorError: If it is none.
+        """
         if not (isinstance(y, np.ndarray) if self._numpy else _is_tensor(y)):
             raise OperatorError(
                 f"{call} returned {type(y).__module__}.{type(y).__qualname__}; it must return a "
@@ -215,8 +233,30 @@ class Product:
                 f"{call} returned {found}, the plan says dtype = {self.dtype}; "
                 f'set dtype = "{found}" in the spec, or let the operator return {self.dtype}'
             )
-        array = y if self._numpy else y.detach().resolve_conj().resolve_neg().cpu().numpy()
-        return np.ascontiguousarray(array)
+
+
+def _entries(y: Any, call: str) -> Array:
+    """Returns the entries of a tensor, in main memory.
+
+    Raises:
+        OperatorError: If it has none of its own, as sparse and meta tensors.
+    """
+    try:
+        array: Array = y.detach().resolve_conj().resolve_neg().cpu().numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        kind = "meta" if y.device.type == "meta" else str(y.layout).removeprefix("torch.")
+        raise OperatorError(
+            f"{call} returned a {kind} tensor, whose entries cannot be read: "
+            f"{str(error).splitlines()[0]} Let it return a dense tensor"
+        ) from error
+    return array
+
+
+def _is_in_place_of(array: Array, y: Any) -> bool:
+    """Whether an array is in the memory of what an operator returned."""
+    if isinstance(y, np.ndarray):
+        return np.may_share_memory(array, y)
+    return bool(y.device.type == "cpu" and y.data_ptr() == array.ctypes.data)
 
 
 def product_of(operator: Any, dtype: str, device: str) -> Product:
@@ -264,13 +304,20 @@ def _product(operator: Any, x: Any) -> Any:
 
 
 def _columnwise(function: Callable[[Any], Any], x: Any) -> Any:
-    """Applies a function of vectors to one column after the other."""
-    columns = [function(x[:, i]) for i in range(x.shape[1])]
+    """Applies a function of vectors to one column after the other.
+
+    Each is copied before the next is asked for, which may be returned in the same memory.
+    """
+    columns = [_copied(function(x[:, i])) for i in range(x.shape[1])]
     if isinstance(x, np.ndarray):
-        return np.stack([np.ravel(column) for column in columns], axis=1)
+        return np.stack(columns, axis=1)
     import torch
 
-    return torch.stack([column.reshape(-1) for column in columns], dim=1)
+    return torch.stack(columns, dim=1)
+
+
+def _copied(column: Any) -> Any:
+    return column.reshape(-1).clone() if _is_tensor(column) else np.array(column).reshape(-1)
 
 
 def adjoint_product(operator: Any, x: Any) -> Any:
@@ -391,9 +438,14 @@ def _wants_numpy(operator: Any) -> bool:
     return isinstance(operator, kinds) or _is_sparse(operator)
 
 
-def _describe(error: Exception, columns: Array, adjoint: bool, advice: Any) -> str:
+def _describe(error: BaseException, columns: Array, adjoint: bool, advice: Any) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     whose = "the adjoint of the operator" if adjoint else "the operator"
+    if isinstance(error, SystemExit):
+        return (
+            f"{whose} ended its process: {error!r} (in {frame.name}, {frame.filename}:"
+            f"{frame.lineno}); let it raise another exception instead"
+        )
     more = f"; {advice}" if isinstance(advice, str) else ""
     return (
         f"{whose} failed on X of shape {columns.shape} and dtype {columns.dtype} (the dtype of the "

@@ -101,7 +101,7 @@ def build(
     path = factory_file(factory, folder)
     try:
         module = _import_file(path) if path else importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Importing runs the user's code, which may raise anything.
         raise OperatorError(
             f"operator.factory = {factory!r} does not import; mend it: {_describe(error)}"
@@ -124,7 +124,7 @@ def build(
     except OperatorError:
         # It says itself what is wrong.
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # And so does calling it.
         if keywords.get("device") == device != "cpu":
             # The device itself may be the reason, which then is said in better words.
@@ -168,6 +168,8 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, SystemExit):
+        return f"{error!r} ends the process ({frame.filename}:{frame.lineno})"
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

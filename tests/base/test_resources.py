@@ -1,7 +1,8 @@
-"""Resources: how many threads a process has where nobody said."""
+"""Resources: how many threads a process has where nobody said, and what is no amount of memory."""
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from specs import write_spec
 from threadpoolctl import ThreadpoolController, threadpool_info
 
 from skerch_ooc.base import resources
+from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.resources import Resources
 
 CORES = 8
@@ -45,6 +47,22 @@ class TestThreads:
     def test_are_the_cores_where_the_environment_is_silent(self, monkeypatch):
         monkeypatch.delenv("OMP_NUM_THREADS")
         assert Resources.of(workers=2).threads == CORES // 2
+
+
+@pytest.mark.parametrize("memory", [math.nan, math.inf, -1.0, 0, True, [2**30]])
+def test_memory_that_is_none_is_refused(memory):
+    with pytest.raises(UsageError, match=r"memory = .*: must be"):
+        Resources.of(memory)
+
+
+@pytest.mark.parametrize("memory", [2**30, 1e9, 10**400])
+def test_memory_may_be_any_number_of_bytes(memory):
+    assert Resources.of(memory).memory == int(memory)
+
+
+def test_threads_are_a_whole_number():
+    with pytest.raises(UsageError, match=r"threads = 1\.5: must be a whole number"):
+        Resources.of(threads=1.5)
 
 
 @pytest.mark.parametrize("verb", [("plan", "--run", "run"), ("probe",), ("run", "--run", "run")])

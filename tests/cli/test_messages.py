@@ -352,6 +352,16 @@ def test_every_message_that_is_completed_by_others_is_there_and_needs_it():
     assert wrong == []
 
 
+LEAVING = {
+    "leaves_early.py": "sys.exit(0)\n",
+    "leaves.py": "def make():\n    sys.exit(0)\n",
+    "leaves_late.py": "class make:\n    shape = (60, 60)\n\n"
+    "    def __matmul__(self, x):\n        sys.exit(0)\n",
+    "leaves_shape.py": "class make:\n    shape = property(lambda self: sys.exit(0))\n",
+}
+"""Files of operators that end their process."""
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a finished run ``r``, a planned run ``p`` and their spec; to be copied."""
@@ -359,6 +369,8 @@ def made(tmp_path_factory):
     (folder / "mine.py").write_text(
         "import torch\n\ndef make():\n    return torch.diag(0.9 ** torch.arange(60.))\n"
     )
+    for name, text in LEAVING.items():
+        (folder / name).write_text(f"import sys\n\n{text}")
     write_spec(folder, "", 20, operator={"factory": "mine.py:make"})
     spec, work = Spec.from_toml(folder / "spec.toml"), Work.of(threads=1)
     run_all(make_plan(spec, folder / "r", work), work)
@@ -580,6 +592,14 @@ PROVOKED = {
         "measurements = 61: the operator is 60 x 60, so that at most 60 make sense"),
     "fewer measurements": (nothing, ["extend", "r", "--measurements", "9"], 2,
         "measurements = 9: the run has 20 already"),
+    "factory that leaves": (nothing, [*NEW, "--set", "operator.factory=leaves.py:make"], 2,
+        "failed with arguments {}; mend it, or them: SystemExit(0) ends the process ("),
+    "file that leaves": (nothing, [*NEW, "--set", "operator.factory=leaves_early.py:make"], 2,
+        "does not import; mend it: SystemExit(0) ends the process ("),
+    "product that leaves": (nothing, [*NEW, "--set", "operator.factory=leaves_late.py:make"], 2,
+        "the operator ended its process: SystemExit(0) (in __matmul__, "),
+    "shape that leaves": (nothing, [*NEW, "--set", "operator.factory=leaves_shape.py:make"], 2,
+        "ended the process: SystemExit(0); let it raise another exception instead"),
     "memory for nothing": (nothing, [*NEW, "--memory", "1KiB"], 2,
         "memory = 1.0 KiB is too little: "),
     "operator of another size": (nothing, [*NEW, "--set", "operator.shape=[61, 61]"], 2,
