@@ -118,6 +118,10 @@ _WHERE = (
     click.option(
         "--tries", type=int, metavar="N", help="How often Dask tries a task that fails; default 1."
     ),
+    click.option(
+        "--patience", type=float, metavar="S", callback=positive,
+        help="Seconds to wait for Dask workers; default 120.",
+    ),
 )  # fmt: skip
 MAX_SECONDS = click.option(
     "--max-seconds", type=float, metavar="S", callback=positive,
@@ -143,6 +147,7 @@ class WorkOptions:
         workers: Worker processes to start.
         scheduler: Of workers that are running.
         tries: How often a task that fails is tried.
+        patience: Seconds that a scheduler may be without workers.
         memory: Peak resident memory of each process.
         threads: Threads of each process.
         device: Torch device of the operator and of the tiles.
@@ -153,6 +158,7 @@ class WorkOptions:
     workers: int | None = None
     scheduler: str | None = None
     tries: int | None = None
+    patience: float | None = None
     memory: str | None = None
     threads: int | None = None
     device: str | None = None
@@ -188,18 +194,21 @@ class WorkOptions:
 
     def _executor(self, device: str | None) -> Executor:
         from skerch_ooc.base.resources import available_cores
-        from skerch_ooc.executors.dask import Dask, visible_gpus
+        from skerch_ooc.executors.dask import Dask
+        from skerch_ooc.executors.dask_local import visible_gpus
         from skerch_ooc.executors.serial import Serial
 
         if self.executor == "dask":
             _quiet_distributed()
             tries, workers = 1 if self.tries is None else self.tries, self.workers
             if self.scheduler is not None:
-                return Dask(self.scheduler, workers=workers, tries=tries)
+                return Dask(self.scheduler, workers=workers, tries=tries, patience=self.patience)
             gpus = len(visible_gpus()) if (device or "").startswith("cuda") else 0
             return Dask(workers=(gpus or available_cores()) if workers is None else workers,
-                        tries=tries)  # fmt: skip
-        for option, value in (("--scheduler", self.scheduler), ("--tries", self.tries)):
+                        tries=tries, patience=self.patience)  # fmt: skip
+        options = {"--scheduler": self.scheduler, "--tries": self.tries,
+                   "--patience": self.patience}  # fmt: skip
+        for option, value in options.items():
             if value is not None:
                 raise UsageError(f"{option} {value} needs --executor dask")
         if self.workers not in (None, 1):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import json
 import logging
-import multiprocessing
+import math
 import os
 import queue
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.executors.dask_workers import Flight, LostError, Watch, count_workers, explain
+from skerch_ooc.executors.dask_inside import out_of_the_pool
+from skerch_ooc.executors.dask_local import Ends, forget_lost_clients, local_client
+from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
+from skerch_ooc.executors.dask_workers import Flight, explain
 from skerch_ooc.executors.executor import Function, Task
 
 log = logging.getLogger(__name__)
@@ -28,21 +29,8 @@ PATIENCE = 120.0
 """Seconds that a running scheduler may be without workers."""
 
 _CONNECT_SECONDS = 15.0
-_NO_HISTORY = {
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.log-length": 1000,
-    "distributed.admin.low-level-log-length": 100,
-    "distributed.admin.system-monitor.log-length": 600,
-    "distributed.diagnostics.computations.max-history": 0,
-}
-"""Settings that switch off the history that Dask keeps: nobody looks at it, and some of it grows
-without bounds. Profiles alone, two for each second, take 100 MB of a worker's memory in a quarter
-of an hour; a computation, which lasts as long as the work, records each group of tasks."""
-
 _WAIT_SECONDS = 0.1
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}")
-_MAIN_GUARD = 'inside `if __name__ == "__main__":`'
 
 
 def _address_in(path: Path) -> str:
@@ -76,7 +64,7 @@ def _new_client(arguments: dict[str, Any]) -> Any:
         except Exception as error:  # noqa: BLE001 (raised again by who waits)
             made.put(error)
 
-    _forget_lost_clients()
+    forget_lost_clients()
     threading.Thread(target=make, daemon=True).start()
     try:
         client = made.get(timeout=2 * _CONNECT_SECONDS)
@@ -85,15 +73,6 @@ def _new_client(arguments: dict[str, Any]) -> Any:
     if isinstance(client, Exception):
         raise client
     return client
-
-
-def _forget_lost_clients() -> None:
-    """Collects clients that nothing refers to any more, before a new one is made.
-
-    Their finalizers take a lock that a new client holds while it starts. If the garbage collector
-    ran just then, in the same thread, that thread would wait for itself for ever.
-    """
-    gc.collect()
 
 
 def _threads_of_worker(dask_worker: Any) -> int:
@@ -106,15 +85,6 @@ def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> list
     """Calls a function on each worker; lists what it returns or raises, an error if one dies."""
     answers = client.run(function, *arguments, on_error="return")
     return list(answers.values())
-
-
-def visible_gpus() -> list[str]:
-    """Lists the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
-    # Counted by device files, as this process need not load torch for anything else.
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 class Dask:
@@ -134,20 +104,24 @@ class Dask:
             ``dask_kubernetes``). By default worker processes are started on this machine.
         workers: The number of worker processes to start here; by default one.
         tries: How often to try a task that fails.
+        patience: Seconds that the cluster may be without workers; by default 120, and any time for
+            a client or a cluster object, which may have asked for some in a queue. A cluster
+            object that adapts to the work need not have any.
 
     Attributes:
         workers: The number of processes that share this machine.
 
     Raises:
-        UsageError: If both are given, or ``workers`` or ``tries`` is not positive.
+        UsageError: If both are given, or ``workers``, ``tries`` or ``patience`` is not positive.
     """
 
     remote = True
     share = (0, 1)
 
     def __init__(
-        self, scheduler: Any = None, *, workers: int | None = None, tries: int = 1
-    ) -> None:
+        self, scheduler: Any = None, *, workers: int | None = None, tries: int = 1,
+        patience: float | None = None,
+    ) -> None:  # fmt: skip
         if scheduler is not None and workers is not None:
             raise UsageError(
                 f"workers = {workers}: those of a scheduler that runs were started with it; give "
@@ -157,9 +131,12 @@ class Dask:
             known = value is None and name == "workers"
             if not known and not (isinstance(value, int) and value >= 1):
                 raise UsageError(f"{name} = {value!r}: must be an integer of at least 1")
+        if patience is not None and not (isinstance(patience, (int, float)) and patience > 0):
+            raise UsageError(f"patience = {patience!r}: must be a positive number of seconds")
         if getattr(scheduler, "asynchronous", False):
             raise UsageError(f"{scheduler!r} is asynchronous; give one that is not")
-        self._tries = tries
+        self._tries, self._given_patience = tries, patience
+        self._ends = Ends()
         self.workers = 1 if workers is None else workers
         self._scheduler = scheduler
         self._session: contextlib.ExitStack | None = None
@@ -218,28 +195,43 @@ class Dask:
         yield from self._flown(self._client, function, tasks)
 
     def _flown(self, client: Any, function: Function[Task], tasks: Iterable[Task]) -> Iterator[Any]:
-        return Flight(client, function, iter(tasks), self._tries, self._patience).receipts()
+        return Flight(client, function, iter(tasks), self._tries, self._watch(client)).receipts()
+
+    def _watch(self, client: Any) -> Watch:
+        return Watch(client, self._patience, self._ends.require_none_given_up)
 
     @property
     def _patience(self) -> float | None:
         """The seconds to wait for workers; ``None`` for any time."""
+        if self._given_patience is not None:
+            return self._given_patience if math.isfinite(self._given_patience) else None
         # A cluster object may still start some: from a queue that can take days.
         given = self._scheduler is None or isinstance(self._scheduler, (str, os.PathLike))
         return PATIENCE if given else None
 
     @contextlib.contextmanager
     def _connected(self, threads: int) -> Iterator[Any]:
-        with self._local(threads) if self._scheduler is None else self._reached() as client:
+        if self._scheduler is None:
+            with local_client(self.workers, threads) as (client, self._ends):
+                _announce(client)
+                yield client
+            return
+        with self._reached() as client:
             _announce(client)
             yield client
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[Any]:
         """Yields a client of a scheduler that is running, and has a worker."""
+        with out_of_the_pool(), self._client_of_scheduler() as client:
+            self._wait_for_worker(client)
+            yield client
+
+    @contextlib.contextmanager
+    def _client_of_scheduler(self) -> Iterator[Any]:
         from distributed import Client
 
         if isinstance(self._scheduler, Client):
-            self._wait_for_worker(self._scheduler)
             yield self._scheduler
             return
         place = self._scheduler
@@ -263,15 +255,18 @@ class Dask:
                 "in Dask's own configuration"
             ) from error
         with client:
-            self._wait_for_worker(client)
             yield client
 
     def _wait_for_worker(self, client: Any) -> None:
-        watch = Watch(client, self._patience)
+        watch = self._watch(client)
         try:
-            while not count_workers(client):
-                watch.look()
-                time.sleep(_WAIT_SECONDS)
+            if not count_workers(client):
+                # A cluster that adapts to its work asks for workers only if there is some.
+                greeting = client.submit(int, pure=False)
+                while not count_workers(client):
+                    watch.look()
+                    time.sleep(_WAIT_SECONDS)
+                greeting.release()
             # A worker that cannot read a task closes, and says so only in its own log.
             answers = _answers(client, exec, "import skerch_ooc")
         except (LostError, OSError, RuntimeError, AttributeError) as error:
@@ -282,79 +277,6 @@ class Dask:
         for answer in answers:
             if isinstance(answer, Exception):
                 explain(answer)
-
-    @contextlib.contextmanager
-    def _local(self, threads: int) -> Iterator[Any]:
-        """Yields a client of worker processes that are spawned on this machine."""
-        import dask
-        from distributed import Client, SpecCluster
-
-        _require_main_guard()
-        # Linear algebra libraries read these as they are loaded: so before the worker is spawned.
-        environment = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-        settings = {
-            "distributed.worker.daemon": False,
-            "distributed.nanny.pre-spawn-environ": environment,
-        } | _NO_HISTORY
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(dask.config.set(settings))
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="skerch-ooc-"))
-            scheduler, workers = _specifications(self.workers, scratch)
-            _forget_lost_clients()
-            try:
-                cluster = stack.enter_context(
-                    SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
-                )
-                client = stack.enter_context(Client(cluster, set_as_default=False))
-            except RuntimeError as error:
-                raise UsageError(
-                    f"worker processes could not be started: {error} A script that uses ooc.Dask "
-                    f"must do so {_MAIN_GUARD}, as they import it"
-                ) from error
-            yield client
-
-
-def _require_main_guard() -> None:
-    """Ends a worker process that is about to start workers itself, by an unguarded script."""
-    # A spawned process imports the script that started it.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(f"skerch_ooc: ooc.Dask must be used {_MAIN_GUARD}")
-
-
-def _specifications(count: int, scratch: str) -> tuple[dict[str, Any], dict[int, Any]]:
-    """Describes the scheduler and the workers of this machine, as Dask wants it.
-
-    They talk over the loopback only, on any free ports.
-    """
-    from distributed import Nanny, Scheduler
-    from distributed.scheduler import DEFAULT_EXTENSIONS
-    from distributed.security import Security
-
-    common = {"host": "127.0.0.1", "protocol": "tcp://", "security": Security()}
-    # The extension "spans" keeps a record of each message with tasks as long as there are tasks.
-    extensions = {name: made for name, made in DEFAULT_EXTENSIONS.items() if name != "spans"}
-    scheduler = {
-        "cls": Scheduler,
-        "options": common | {
-            "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0",
-            "extensions": extensions,
-        },
-    }  # fmt: skip
-    # No limit that Dask enforces: it would kill workers, and each keeps its own promise of memory.
-    options = common | {
-        "extensions": {},
-        "nthreads": 1,
-        "memory_limit": 0,
-        "dashboard": False,
-        "local_directory": scratch,
-        "silence_logs": logging.CRITICAL,
-    }
-    gpus = visible_gpus()
-    workers = {}
-    for number in range(count):
-        one = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-        workers[number] = {"cls": Nanny, "options": options | {"env": one}}
-    return scheduler, workers
 
 
 def _announce(client: Any) -> None:

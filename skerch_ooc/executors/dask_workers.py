@@ -18,6 +18,8 @@ from typing import Any, Generic
 
 from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
 from skerch_ooc.base.version import __version__
+from skerch_ooc.executors.dask_inside import performing
+from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
 from skerch_ooc.executors.executor import Function, Task
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ _WORD_SECONDS = 1e-3
 _MOST_KEYS = 1000
 _MOST_DEATHS = 3
 _ASK_SECONDS = 2.0
-_QUIET_SECONDS = 5.0
 _one_at_a_time = threading.Lock()
 
 
@@ -40,7 +41,7 @@ def _perform(function: Function[Task], tasks: list[Task]) -> tuple[list[Any], fl
     """Does tasks on a worker; returns their receipts, and the seconds that they took."""
     _forget_keys()
     # Workers that others started may have several threads; a task of ours uses them all by itself.
-    with _one_at_a_time:
+    with _one_at_a_time, performing():
         start = time.perf_counter()
         receipts = [_perform_one(function, task) for task in tasks]
         return receipts, time.perf_counter() - start
@@ -119,58 +120,6 @@ class _Pace:
         return int(min(_LARGEST_GROUP, max(1.0, worth / max(mean, 1e-9))))
 
 
-class LostError(Exception):
-    """The scheduler does not answer."""
-
-
-def count_workers(client: Any) -> int:
-    """Counts the workers that a cluster has now.
-
-    Raises:
-        LostError: If the scheduler does not answer.
-    """
-    try:
-        return int(client.scheduler_info(0)["n_workers"])
-    except (OSError, KeyError) as error:
-        raise LostError(str(error)) from error
-
-
-class Watch:
-    """Notices when a cluster has been without workers for too long.
-
-    Args:
-        client: A client of the cluster.
-        patience: Seconds that a cluster may be without workers; ``None`` for any time.
-    """
-
-    def __init__(self, client: Any, patience: float | None) -> None:
-        self._client, self._patience = client, patience
-        self._since: float | None = None
-        self._warned = False
-
-    def look(self) -> None:
-        """Looks whether there are workers.
-
-        Raises:
-            IncompleteError: If there have been none for too long.
-            LostError: If the scheduler does not answer.
-        """
-        if count_workers(self._client):
-            self._since = None
-            return
-        now = time.monotonic()
-        if self._since is None:
-            self._since, self._warned = now, False
-        if not self._warned and now > self._since + _QUIET_SECONDS:
-            self._warned = True
-            log.warning("the cluster has no workers now; waiting for some")
-        if self._patience is not None and now > self._since + self._patience:
-            raise IncompleteError(
-                f"the cluster has had no workers for {self._patience:.0f} s; start some with `dask "
-                "worker`, then run the same command again. What was published is untouched"
-            )
-
-
 @dataclass(frozen=True)
 class _Group(Generic[Task]):
     """Tasks that travel together, and what happened to them.
@@ -194,15 +143,15 @@ class Flight(Generic[Task]):
         function: See :meth:`.Executor.run`.
         tasks: The tasks, taken one by one when there is room for another.
         tries: How often to try a task that fails.
-        patience: Seconds that the cluster may be without workers; ``None`` for any time.
+        watch: Looks whether there are workers.
     """
 
     def __init__(
         self, client: Any, function: Function[Task], tasks: Iterator[Task], tries: int,
-        patience: float | None,
+        watch: Watch,
     ) -> None:  # fmt: skip
         self._client, self._function, self._tasks, self._tries = client, function, tasks, tries
-        self._pace, self._watch = _Pace(client), Watch(client, patience)
+        self._pace, self._watch = _Pace(client), watch
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._groups: dict[Any, _Group[Task]] = {}
         self._failure: BaseException | None = None

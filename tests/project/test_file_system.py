@@ -45,9 +45,11 @@ ALLOWED = {
     "cli/cluster_verbs.py": {".read_text": OF_USER},
     "executors/dask.py": {
         ".exists": OF_USER,
-        ".glob": OF_SYSTEM,
         ".is_file": OF_USER,
         ".read_bytes": OF_USER,
+    },
+    "executors/dask_local.py": {
+        ".glob": OF_SYSTEM,
         "tempfile.TemporaryDirectory": "scratch of a local cluster, away from the run",
     },
     "executors/slurm/logs.py": {"open": OF_SLURM},
