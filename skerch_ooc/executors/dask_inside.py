@@ -32,20 +32,20 @@ def out_of_the_pool() -> Iterator[None]:
     from distributed import get_worker, rejoin, secede
     from distributed.threadpoolexecutor import thread_state
 
-    if getattr(_performing, "now", False):
-        raise UsageError(
-            "a task of skerch_ooc cannot wait for others on the same workers; in an operator use "
-            "ooc.Serial()"
-        )
     try:
-        get_worker()
+        worker = get_worker()
     except ValueError:
         yield
         return
+    if getattr(_performing, "now", False):
+        raise UsageError(
+            f"a task of skerch_ooc (on {worker.address}) cannot wait for others on the same "
+            "workers; in an operator use ooc.Serial()"
+        )
     if _has_running_loop():
         raise UsageError(
-            "a coroutine of a Dask worker cannot wait for tasks, as the worker waits for it; make "
-            "the task a plain function"
+            f"a coroutine of a Dask worker ({worker.address}) cannot wait for tasks, as the worker "
+            "waits for it; make the task a plain function"
         )
     # The task may have left by itself.
     leaves = getattr(thread_state, "proceed", False)

@@ -141,14 +141,15 @@ def _require_may_start() -> None:
     Raises:
         UsageError: If it is a daemonic one.
     """
+    process = multiprocessing.current_process()
     # A spawned process imports the script that started it.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if getattr(process, "_inheriting", False):
         log.warning("ooc.Dask must be used %s", _MAIN_GUARD)
         raise SystemExit(_UNGUARDED)
-    if multiprocessing.current_process().daemon:
+    if process.daemon:
         raise UsageError(
-            "this process is daemonic, as workers of Dask are, and may not start processes; inside "
-            "a task use ooc.Dask(distributed.get_client()), or ooc.Serial()"
+            f"this process ({process.name}) is daemonic, as workers of Dask are, and may not start "
+            "processes; inside a task use ooc.Dask(distributed.get_client()), or ooc.Serial()"
         )
 
 

@@ -381,3 +381,16 @@ def narrowable_sum(n: int = 200, terms: int = 3):
     made.columns_at_once, made.remarks = 3, REMARKS
     made.layout = narrowable(n).layout
     return made
+
+
+def uses_cluster(address: str, spec: str, n: int = 200):
+    """A matrix that, once planned, starts a run of its own on the cluster that applies it."""
+    import skerch_ooc as ooc
+
+    class Nested(Matrix):
+        def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+            if multiprocessing.parent_process() is not None:
+                ooc.run(spec, f"{spec}.nested", executor=ooc.Dask(address))
+            return super().__matmul__(x)
+
+    return Nested(dense(n, "decay", "float32"))
