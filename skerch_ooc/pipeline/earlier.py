@@ -6,6 +6,7 @@ outside of it: the earlier run may be moved, grow, or be removed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Earlier:
     @property
     def start(self) -> Start:
         """What the plan of a run says that starts with them."""
-        content = {"result": self.file.identity, "columns": list(self.columns)}
+        content = {"result": json.loads(self.file.stated), "columns": list(self.columns)}
         return Start(len(self.columns), digest(content))
 
     @property

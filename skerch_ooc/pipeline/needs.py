@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
-from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import gaps
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.pipeline.state import State
@@ -249,7 +248,7 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
         sketch=sketch,
         products=state.products,
         columns={role: count["planned"] for role, count in state.columns.items()},
-        results={path.parent.name: digest(SealedFile(path).identity) for path in results_of(run)},
+        results={path.parent.name: SealedFile(path).digest for path in results_of(run)},
         shards=shards,
         shard_bytes=shard_bytes,
     )
@@ -330,7 +329,7 @@ def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
                 raise IncompleteError(f"{path} is gone{advice}") from error
             except CorruptError as error:
                 raise CorruptError(f"{error}{advice}") from error
-            if digest(file.identity) != mark.results[name]:
+            if file.digest != mark.results[name]:
                 raise CorruptError(f"{path} is not the result that was there before{advice}")
             advance(1)
 

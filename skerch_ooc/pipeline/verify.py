@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from skerch_ooc.base.errors import CorruptError, OocError
-from skerch_ooc.base.files import digest, folders_in, is_taken
+from skerch_ooc.base.files import folders_in, is_taken
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.store import names
@@ -61,7 +61,7 @@ def _lost_results(run: Run) -> list[str]:
     for name, identity in mark.results.items():
         path = result_path(run, name)
         try:
-            if digest(SealedFile(path).identity) != identity:
+            if SealedFile(path).digest != identity:
                 wrong.append(f"{path} is not the result that was there when shards were removed")
         except FileNotFoundError:
             wrong.append(f"{path} is gone, and so are its shards: restore it from a copy")

@@ -276,7 +276,7 @@ def write_assessment(path: Path, assessment: Assessment) -> None:
         CorruptError: If something other than a plain file stands in their place.
     """
     written = assessment_path(path)
-    stated = assessment.as_json() | {"result": digest(SealedFile(path).identity)}
+    stated = assessment.as_json() | {"result": SealedFile(path).digest}
     content = stated | {"sha256": digest(stated)}
     # A finished run may lie where nobody can write.
     if not holds(written, readable_json(content)):
@@ -301,7 +301,7 @@ def read_assessment(path: Path) -> dict[str, Any]:
     sealed = stated is not None and stated == digest_of_any(content)
     if not sealed or not holds(written, readable_json(content | {"sha256": stated})):
         raise CorruptError(f"{written} was altered; write it anew with: {again}")
-    if content.pop("result", None) != digest(SealedFile(path).identity):
+    if content.pop("result", None) != SealedFile(path).digest:
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")
     return dict(content)
 

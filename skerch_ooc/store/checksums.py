@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import require_regular
 from skerch_ooc.base.partition import Range, cut
@@ -26,6 +29,9 @@ LIBVER = ("v110", "v110")
 In the default, older format a flipped bit of metadata could be read as wrong data; in this one
 libhdf5 checks metadata too.
 """
+
+Checksums = npt.NDArray[np.uint32]
+"""The CRC-32 of each tile of a bulk."""
 
 _MAGIC = "skerch_ooc seal 1"
 _READ_BYTES = 1 << 22
@@ -133,13 +139,77 @@ def _parse_seal(head: bytes) -> Seal | None:
     return seal if magic == _MAGIC and seal.as_bytes() == head and inside else None
 
 
-def tile_checksum(data: memoryview) -> str:
-    """Returns the CRC-32 of a tile, as the identity of its file states it."""
-    return f"{crc32(data):08x}"
+def tile_checksum(data: memoryview) -> int:
+    """Returns the CRC-32 of a tile."""
+    return int(crc32(data))
+
+
+class Crc32Texts:
+    """The checksums of tiles in an identity, which spells each by eight hexadecimal digits.
+
+    There may be a quarter of a million in each of a thousand files: they are held as numbers of 4
+    bytes, and neither read nor spelt one by one.
+    """
+
+    _KEY, _NONE = b'"crc32":[', b'"crc32":[]'
+    _DIGITS = 8
+    _STRIDE = _DIGITS + 3
+    """Bytes of a checksum in JSON: its digits, two quotes and a comma."""
+
+    @classmethod
+    def cut_out(cls, text: bytes) -> tuple[bytes, list[Checksums]]:
+        """Takes the checksums of all bulks out of an identity.
+
+        Args:
+            text: The identity, in JSON.
+
+        Returns:
+            The identity with empty lists in their place, and the checksums of each list; the text
+            as it is, and none, if they are not spelt as this class spells them.
+        """
+        first, *others = text.split(cls._KEY)
+        found, kept = [], [first]
+        for other in others:
+            numbers = cls._read(other[: max(other.find(b"]"), 0)])
+            if numbers is None:
+                return text, []
+            found.append(numbers)
+            kept.append(other[other.index(b"]") :])
+        return cls._KEY.join(kept), found
+
+    @classmethod
+    def _read(cls, text: bytes) -> Checksums | None:
+        if not text or (len(text) + 1) % cls._STRIDE:
+            return None
+        table = np.frombuffer(text + b",", np.uint8).reshape(-1, cls._STRIDE)
+        digits = table[:, 1:-2]
+        frame = (table[:, [0, -2, -1]] == np.frombuffer(b'"",', np.uint8)).all()
+        lower = ((digits >= ord("0")) & (digits <= ord("9"))) | (
+            (digits >= ord("a")) & (digits <= ord("f"))
+        )
+        if not frame or not lower.all():
+            return None
+        content = bytes.fromhex(digits.tobytes().decode("ascii"))
+        return np.frombuffer(content, ">u4").astype(np.uint32)
+
+    @classmethod
+    def put_back(cls, text: bytes, checksums: Sequence[Checksums]) -> bytes:
+        """Undoes :meth:`cut_out`."""
+        first, *others = text.split(cls._NONE)
+        spelt = (cls._KEY + cls._spelt(numbers) + b"]" for numbers in checksums)
+        return first + b"".join(part for pair in zip(spelt, others, strict=True) for part in pair)
+
+    @classmethod
+    def _spelt(cls, numbers: Checksums) -> bytes:
+        table = np.empty((len(numbers), cls._STRIDE), np.uint8)
+        digits = numbers.astype(">u4").tobytes().hex().encode("ascii")
+        table[:, 1:-2] = np.frombuffer(digits, np.uint8).reshape(-1, cls._DIGITS)
+        table[:, [0, -2, -1]] = np.frombuffer(b'"",', np.uint8)
+        return table.tobytes()[:-1]
 
 
 def require_tile(
-    data: memoryview, length: int, stated: str, path: Path, where: str, advice: str
+    data: memoryview, length: int, stated: int, path: Path, where: str, advice: str
 ) -> None:
     """Refuses a tile whose bytes are not those that were written.
 

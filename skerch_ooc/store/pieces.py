@@ -15,7 +15,6 @@ from typing import Any
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
@@ -39,7 +38,7 @@ def describe_pieces(layout: Layout, pieces: Sequence[tuple[Range, SealedFile]]) 
     return {
         **layout.sizes(),
         "tiles": [[tiles.start, tiles.stop] for tiles, _ in pieces],
-        "identities": [digest(file.identity) for _, file in pieces],
+        "identities": [file.digest for _, file in pieces],
     }
 
 
@@ -124,7 +123,7 @@ class PiecedMatrix(Tiles):
             raise IncompleteError(
                 f"{path} is gone, a piece of {self._file.path}; recover, or merge, again makes it"
             ) from error
-        if digest(file.identity) != self._described.identities[number]:
+        if file.digest != self._described.identities[number]:
             raise CorruptError(
                 f"{path} is not the piece that {self._file.path} was published with{file.advice}"
             )

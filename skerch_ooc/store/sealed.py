@@ -12,10 +12,11 @@ vectors has two.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from skerch_ooc.base.files import cannot_write, canonical_json, private_file, pu
 from skerch_ooc.store.checksums import (
     LIBVER,
     SEAL_BYTES,
+    Checksums,
+    Crc32Texts,
     Extent,
     Seal,
     checked_seal,
@@ -52,7 +55,8 @@ class BulkWriter:
         self.layout = layout
         self._descriptor = descriptor
         self._offset = offset
-        self._crc32 = [""] * layout.tiles
+        self._crc32 = np.zeros(layout.tiles, np.uint32)
+        self._written = np.zeros(layout.tiles, np.bool_)
 
     def write_rows(self, row: int, array: Array) -> None:
         """Writes one row tile of all columns.
@@ -85,16 +89,18 @@ class BulkWriter:
         write_at(self._descriptor, data, offset)
         start_syncing(self._descriptor, offset, len(data))
         self._crc32[number] = tile_checksum(data)
+        self._written[number] = True
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns the description of the bulk for the identity, once all tiles are written.
+    @property
+    def crc32(self) -> Checksums:
+        """The checksums of its tiles, once all are written.
 
         Raises:
             ValueError: If a tile was never written.
         """
-        if "" in self._crc32:
-            raise ValueError(f"tile {self._crc32.index('')} was never written")
-        return self.layout.as_json(self._crc32)
+        if not self._written.all():
+            raise ValueError(f"tile {int(self._written.argmin())} was never written")
+        return self._crc32
 
 
 def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
@@ -228,13 +234,15 @@ class SealedWriter:
             OSError: If it cannot be written; :func:`sealed_writer` makes an IncompleteError of it.
         """
         identity = dict(identity)
-        described = [bulk.as_json() for bulk in self.bulks]
+        described = [bulk.layout.as_json() for bulk in self.bulks]
         if described:
             identity["bulk"] = described[0] if len(described) == 1 else described
+        checksums = [bulk.crc32 for bulk in self.bulks]
+        stated = Crc32Texts.put_back(canonical_json(identity), checksums)
         with _writable(self.private, new=not self.bulks) as file:
             for name, array in (arrays or {}).items():
                 file.create_dataset(name, data=np.asarray(array))
-            file.create_dataset("identity", data=np.bytes_(canonical_json(identity)))
+            file.create_dataset("identity", data=np.bytes_(stated))
             file.create_dataset("provenance", data=np.bytes_(canonical_json(provenance or {})))
             found = [_extent(file[bulk.layout.name]) or Extent(0, 0) for bulk in self.bulks]
         extents = sorted(found, key=lambda extent: extent.offset)
@@ -256,11 +264,14 @@ class Bulk(Tiles):
         layout: How the bulk lies in it.
         crc32: The checksums of its tiles.
         offset: The offset of its first byte in the file.
+
+    Attributes:
+        crc32: The checksums of its tiles.
     """
 
-    def __init__(self, file: SealedFile, layout: Layout, crc32: list[str], offset: int) -> None:
-        self.layout = layout
-        self._file, self._crc32, self._offset = file, crc32, offset
+    def __init__(self, file: SealedFile, layout: Layout, crc32: Checksums, offset: int) -> None:
+        self.layout, self.crc32 = layout, crc32
+        self._file, self._offset = file, offset
 
     def read_tile(self, row: int, column: int = 0, out: Array | None = None) -> Array:
         """Reads one tile and verifies its checksum.
@@ -289,7 +300,7 @@ class Bulk(Tiles):
             count = read_at(descriptor, data, self._offset + number * layout.tile_bytes)
         finally:
             os.close(descriptor)
-        where, stated = f"rows {rows}, columns {columns}", self._crc32[number]
+        where, stated = f"rows {rows}, columns {columns}", int(self.crc32[number])
         require_tile(data[:count], len(data), stated, path, where, self._file.advice)
         return stored[: len(rows), : len(columns)]
 
@@ -311,7 +322,7 @@ class SealedFile:
 
     Attributes:
         path: The path of the file.
-        identity: The entries in which the file states what it is.
+        identity: The entries in which the file states what it is, without checksums of tiles.
         arrays: Its small datasets.
         layout: The layout of its bulk, or of the first one; ``None`` if it has none.
         advice: How the file is made anew.
@@ -343,14 +354,17 @@ class SealedFile:
     def _read(self, file: h5py.File, seal: Seal) -> None:
         # Each dataset is opened once: with thousands of files, opening is what takes the time.
         datasets = _plain_datasets(file, self.path)
-        self.identity = _json(datasets, "identity", self.path)
+        self.identity, checksums = _identity(datasets, self.path)
         _json(datasets, "provenance", self.path)
         # Kept as text, a fifth of the memory of a dict: of thousands of files few are asked for it.
         self._provenance = bytes(datasets["provenance"][()])
         described = self.identity.get("bulk", [])
         extents = []
-        for value in described if isinstance(described, list) else [described]:
-            layout, crc32 = Layout.from_json(value, self.path)
+        bulks = described if isinstance(described, list) else [described]
+        for value, crc32 in zip(bulks, _of_each(checksums, bulks, self.path), strict=True):
+            layout = Layout.from_json(value, self.path)
+            if len(crc32) != layout.tiles:
+                raise CorruptError(f"{self.path}: its identity does not describe its data")
             extents.append(_checked_extent(datasets, layout, self.path))
             self._bulks[layout.name] = Bulk(self, layout, crc32, extents[-1].offset)
         if tuple(sorted(extents, key=lambda extent: extent.offset)) != seal.bulks:
@@ -364,6 +378,17 @@ class SealedFile:
         """When, where and with which versions it was made."""
         found: dict[str, Any] = json.loads(self._provenance)
         return found
+
+    @property
+    def stated(self) -> bytes:
+        """The identity in its canonical spelling, with the checksums of all tiles."""
+        checksums = [bulk.crc32 for bulk in self._bulks.values()]
+        return Crc32Texts.put_back(canonical_json(self.identity), checksums)
+
+    @property
+    def digest(self) -> str:
+        """The hash of the identity, and so of all that the file holds but small arrays."""
+        return hashlib.sha256(self.stated).hexdigest()
 
     def states(self, expected: Mapping[str, Any]) -> bool:
         """Whether the identity has the expected entries; it may have more."""
@@ -443,9 +468,33 @@ def _checked_extent(datasets: Mapping[str, h5py.Dataset], layout: Layout, path: 
     return extent
 
 
-def _json(datasets: Mapping[str, h5py.Dataset], name: str, path: Path) -> dict[str, Any]:
+def _identity(
+    datasets: Mapping[str, h5py.Dataset], path: Path
+) -> tuple[dict[str, Any], list[Checksums]]:
+    """Reads the identity of a file; returns the checksums of its tiles apart from it."""
+    checksums: list[Checksums] = []
+
+    def without(text: Any) -> bytes:
+        kept, found = Crc32Texts.cut_out(bytes(text))
+        checksums.extend(found)
+        return kept
+
+    return _json(datasets, "identity", path, without), checksums
+
+
+def _of_each(checksums: list[Checksums], bulks: Sequence[Any], path: Path) -> list[Checksums]:
+    """Returns the checksums of each bulk that an identity describes."""
+    if len(checksums) != len(bulks):
+        raise CorruptError(f"{path}: its identity does not describe its data")
+    return checksums
+
+
+def _json(
+    datasets: Mapping[str, h5py.Dataset], name: str, path: Path,
+    prepared: Callable[[Any], Any] = lambda text: text,
+) -> dict[str, Any]:  # fmt: skip
     try:
-        value = json.loads(datasets[name][()])
+        value = json.loads(prepared(datasets[name][()]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{path} has no readable {name}: {error}") from error
     if not isinstance(value, dict):

@@ -8,6 +8,7 @@ shards of the old one are not taken for shards of the new one.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import digest
+from skerch_ooc.base.files import canonical_json, digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.krylov import BasisBlock, first_block
 from skerch_ooc.planning.plan import Cut, Plan
@@ -145,7 +146,7 @@ class Basis:
     @cached_property
     def digest(self) -> str:
         """Hash of its content, by its identity, which has the checksums of all tiles."""
-        return digest(self.file.identity)
+        return self.file.digest
 
 
 def start_identity(plan: Plan) -> dict[str, Any]:
@@ -474,11 +475,7 @@ class Sketch:
         for reader in self.readers.values():
             files |= reader.files
         self.shard_files = [files[rectangle] for rectangle in sorted(files)]
-        stated: list[Any] = [file.identity for file in self.shard_files]
-        # Shards do not state the scale of their summand, which an update may change.
-        if run.plan.summands > 1:
-            stated.append([part.scale for part in run.plan.parts])
-        self.digest = digest(stated)
+        self.digest = _digest_of(self.shard_files, run.plan)
         self.folder = sketch_folder(run, self.digest)
         _DIGESTS[run.plan.run_id, self._listing] = self.digest
 
@@ -505,6 +502,18 @@ class Sketch:
         :func:`noted_digest` finds it there.
         """
         self.round.run.record(_LISTINGS, {"listing": self._listing, "digest": self.digest})
+
+
+def _digest_of(files: Sequence[SealedFile], plan: Plan) -> str:
+    """Hashes the JSON list of what shards state, one by one: together they may be gigabytes."""
+    found = hashlib.sha256(b"[")
+    for number, file in enumerate(files):
+        found.update(b"," * (number > 0) + file.stated)
+    # Shards do not state the scale of their summand, which an update may change.
+    if plan.summands > 1:
+        found.update(b"," + canonical_json([part.scale for part in plan.parts]))
+    found.update(b"]")
+    return found.hexdigest()
 
 
 def sketch_folder(run: Run, sketch_digest: str) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import time
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import sealed
-from skerch_ooc.store.checksums import Seal, checked_seal, opened
+from skerch_ooc.store.checksums import Crc32Texts, Seal, checked_seal, opened
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
 
@@ -399,3 +402,41 @@ def test_what_is_read_is_the_file_that_was_verified(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sealed, "checked_seal", exchanged)
     assert (SealedFile(tmp_path / "a.h5").arrays["more"] == 0).all()
+
+
+def test_checksums_of_an_opened_file_take_four_bytes_each(tmp_path):
+    rows = 20_000
+    form = Layout("right", (rows, 1), "float32", (1, 1))
+    write(tmp_path / "a.h5", form, numbers((rows, 1)))
+    SealedFile(tmp_path / "a.h5")
+    tracemalloc.start()
+    try:
+        opened_files = [SealedFile(tmp_path / "a.h5") for _ in range(4)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / len(opened_files) < 4 * rows + 20_000
+
+
+@pytest.mark.parametrize("numbers", [[0], [1, 2**32 - 1], list(range(300))], ids=len)
+def test_checksums_are_spelt_as_json_spells_their_digits(numbers):
+    spelt = Crc32Texts.put_back(b'{"crc32":[]}', [np.array(numbers, np.uint32)])
+    assert json.loads(spelt) == {"crc32": [f"{number:08x}" for number in numbers]}
+    kept, (read,) = Crc32Texts.cut_out(spelt)
+    assert kept == b'{"crc32":[]}'
+    assert read.tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"crc32":["0000000g"]}', b'{"crc32":["0000000A"]}', b'{"crc32":[12345678901]}',
+             b'{"crc32":["00000001" ]}', b'{"crc32":["00000001"', b'{"crc32":[]}'],
+)  # fmt: skip
+def test_checksums_in_another_spelling_are_left_where_they_are(text):
+    assert Crc32Texts.cut_out(text) == (text, [])
+
+
+def test_digest_is_that_of_the_identity_in_the_file(tmp_path):
+    write(tmp_path / "a.h5", layout(tile=(16, 3)), numbers())
+    with h5py.File(tmp_path / "a.h5") as file:
+        stated = file["identity"][()]
+    assert SealedFile(tmp_path / "a.h5").digest == hashlib.sha256(stated).hexdigest()

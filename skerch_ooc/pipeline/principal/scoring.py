@@ -10,7 +10,7 @@ import numpy as np
 from skerch_ooc.algebra.principal import with_signs
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import DriftError, OperatorError, UsageError, quoted
-from skerch_ooc.base.files import digest, is_there
+from skerch_ooc.base.files import is_there
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.operators.samples import Learned, Samples
@@ -97,7 +97,7 @@ def _of_vectors(directory: Path, name: str) -> tuple[Sheet, Blocks]:
             "a run of that"
         )
     path = result_files.result_path(run, name)
-    known = digest(result_files.opened_result(path).identity)
+    known = result_files.opened_result(path).digest
     if run.plan.identity.dtype.startswith("complex"):
         raise UsageError(f"{path} is complex; scores are of real numbers: use a real matrix")
     usv = Svd(path)
