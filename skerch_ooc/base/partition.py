@@ -165,10 +165,29 @@ def tree_sum(values: Iterable[Value], add: Callable[[Value, Value], Value]) -> V
     Raises:
         ValueError: If there is no value.
     """
+    return tree_sum_of_runs(((1, value) for value in values), add)
+
+
+def tree_sum_of_runs(
+    runs: Iterable[tuple[int, Value]], add: Callable[[Value, Value], Value]
+) -> Value:
+    """Sums the sums of aligned runs of different lengths, as :func:`tree_sum` sums single values.
+
+    Args:
+        runs: The length and the sum of each run, in order: all but the last are as long as a power
+            of two, and begin at a multiple of it.
+        add: As of :func:`tree_sum`.
+
+    Returns:
+        The sum, with the bits that the single values would give.
+
+    Raises:
+        ValueError: If there is no run.
+    """
     # Partial sums with their levels in the tree; levels fall from bottom to top of the stack.
     pending: list[tuple[int, Value]] = []
-    for value in values:
-        level = 0
+    for length, value in runs:
+        level = (length - 1).bit_length()
         while pending and pending[-1][0] == level:
             value = add(pending.pop()[1], value)
             level += 1

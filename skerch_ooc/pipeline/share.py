@@ -18,7 +18,7 @@ from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
 from skerch_ooc.stages.recover.krylov import is_last
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import Round
+from skerch_ooc.store.sketch import Round, sketches_held
 
 
 def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
@@ -39,6 +39,11 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         OperatorError: If the operator is unusable.
         UsageError: If memory is too little.
     """
+    with sketches_held():
+        return _perform(run, stage, work)
+
+
+def _perform(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
     first = work.executor.share[0] == 0
     if stage.name == "assess":
         return finish(run, work.here) if first else None
@@ -63,7 +68,7 @@ def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         Merge(round_).spread(work)
     elif not is_last(merged := Merge(round_).run(work.here)):
         spread_basis(merged, work, pieces=pieces)
-        left = basis_left(merged.sketch)
+        left = basis_left(round_, merged.sketch.digest)
         # The process that makes the last piece puts them together; without pieces there is nothing
         # to share.
         if left == [] or (left is None and not pieces):

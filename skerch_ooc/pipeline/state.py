@@ -16,7 +16,7 @@ from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.stage_names import Left, RoundStage
 from skerch_ooc.planning.tasks import later_measure_tasks, merge_tasks, vector_tasks
 from skerch_ooc.stages.measure.missing import missing_numbers
-from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.merge.task import merge_left
 from skerch_ooc.stages.recover.basis import basis_left
 from skerch_ooc.stages.recover.krylov import has_ended
 from skerch_ooc.stages.recover.task import vectors_left
@@ -199,14 +199,18 @@ class State:
             yield RoundStage("measure", last.number), missing_numbers(last)
             yield from _after_measuring(run.plan, last.number, ends=self.is_last_round)
             return
-        yield RoundStage("merge", last.number), Merge(last).left()
+        following = list(_after_measuring(run.plan, last.number, ends=self.is_last_round))
+        if self.digest is None:
+            # Nothing was made of the sketch yet.
+            yield from following
+            return
+        yield RoundStage("merge", last.number), merge_left(last, self.digest)
         if not self.is_last_round:
-            pieces = basis_left(last.sketch)
+            pieces = basis_left(last, self.digest)
         else:
-            pieces = vectors_left(run, last.sketch.digest, run.plan.recovery, "default")
+            pieces = vectors_left(run, self.digest, run.plan.recovery, "default")
         if pieces is None:
-            _, *rest = _after_measuring(run.plan, last.number, ends=self.is_last_round)
-            yield from rest
+            yield from following[1:]
         else:
             # The process that needs the pieces puts them together once all are there.
             yield RoundStage("vectors", last.number), pieces

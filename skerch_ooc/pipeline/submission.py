@@ -92,7 +92,7 @@ def submit(
         UsageError: If an earlier submission is not over, or Slurm refuses.
         CorruptError: If a shard or another file of the run is damaged.
     """
-    left = State(run).left
+    left = _left_of(run)
     if not left:
         return None
     before = submissions(run.logs)[-1:] if options == JobOptions() else []
@@ -106,6 +106,11 @@ def submit(
             _require_over(run)
         done = _submit(run, options, left, unchanged=0)
     return replace(done, options_of=before[0].number if before else None)
+
+
+def _left_of(run: Run) -> list[Left]:
+    """Lists what is left by names alone: there may be thousands of shards, and as many askers."""
+    return State(run, by_notes=True).left
 
 
 def _submit(
@@ -227,7 +232,7 @@ def require_earlier_stages(run: Run, stage: RoundStage) -> None:
     for last in looks_for_late_files():
         # The stage before may have ended on other hosts a moment ago.
         look_again(run)
-        first, *_ = State(run).left or [Left(stage, ())]
+        first, *_ = _left_of(run) or [Left(stage, ())]
         if _order(first.stage) >= _order(stage):
             return
         if last:
@@ -264,7 +269,7 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     known = submissions(run.logs)
     if not known or own is None or budget.asked:
         return False
-    last, left = known[-1], State(run).left
+    last, left = known[-1], _left_of(run)
     if last.number != number:
         say(f"submission {last.number} has taken over")
         return True

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from skerch_ooc.base.partition import Range, aligned_runs
+from skerch_ooc.base.partition import Range, aligned_runs, cut
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import Side, sums_bytes
 from skerch_ooc.planning.spec import ROLES
 
 SMALLEST_RUN = 5
 """The ``j`` of the smallest tasks of the merge and of the vectors, which have ``2**j`` tiles."""
+
+ADDED_AT_ONCE = 16
+"""So many partial sums one task adds: a power of two, as they are added in the fixed tree."""
 
 
 def measure_tasks(plan: Plan) -> int:
@@ -53,6 +56,19 @@ def run_exponent(plan: Plan, side: Side) -> int:
 def merge_runs(plan: Plan, side: Side) -> list[Range]:
     """Returns the aligned runs of tiles that are the merge tasks of a side."""
     return list(aligned_runs(len(plan.tiles(side.rows)), run_exponent(plan, side)))
+
+
+def sums_groups(plan: Plan, side: Side) -> list[list[Range]]:
+    """Returns the runs of tiles whose partial sums tasks add, level by level.
+
+    A run of a level is that of 16 runs of the level below it; those of the lowest are of 16 merge
+    tasks each. So none adds more than 16, the process that adds the last ones neither.
+    """
+    runs, found = merge_runs(plan, side), []
+    while len(runs) > ADDED_AT_ONCE:
+        runs = cut(Range(0, runs[-1].stop), len(runs[0]) * ADDED_AT_ONCE)
+        found.append(runs)
+    return found
 
 
 def merge_tasks(plan: Plan, sides: Iterable[Side]) -> list[int]:

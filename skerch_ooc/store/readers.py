@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from skerch_ooc.planning.sides import Side
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sealed import SealedFile
+from skerch_ooc.store.sealed import Bulk, SealedFile
 from skerch_ooc.store.shards import Rectangle, by_strip, open_shard
 from skerch_ooc.store.tiles import RowTiles, Tiles
 
@@ -29,17 +30,24 @@ class _Piece:
     Attributes:
         place: These columns as columns of the sketch.
         inside: These columns as columns of the shard.
-        file: The shard.
+        rectangle: The shard.
+        opened: Returns the opened shard.
     """
 
     place: Range
     inside: Range
-    file: SealedFile
+    rectangle: Rectangle
+    opened: Callable[[Rectangle], SealedFile]
 
     @property
     def is_whole(self) -> bool:
         """Whether all columns of the shard are used."""
-        return len(self.inside) == self.file.bulk().shape[1]
+        return self.inside == Range(0, len(self.rectangle.columns))
+
+    @property
+    def bulk(self) -> Bulk:
+        """The content of the shard."""
+        return self.opened(self.rectangle).bulk()
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class RoleReader(RowTiles):
         height: Rows of the sketch.
 
     Attributes:
-        files: The opened shards that are read from.
+        files: The opened shards that are read from. Row shards are opened when they are first read:
+            a task reads the rows of few of them.
 
     Raises:
         CorruptError: If a shard is damaged, foreign or swapped.
@@ -105,10 +114,13 @@ class RoleReader(RowTiles):
         # take quadratic time.
         members = by_strip(strips, rectangles)
 
+        self._run, self._folder, self._lock = run, folder, threading.Lock()
+
         def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
-            file = self.files[rectangle] = open_shard(run, folder, rectangle)
-            place = columns.shifted(-strip.columns.start)
-            return _Piece(place, columns.shifted(-rectangle.columns.start), file)
+            if not merged:
+                self._opened(rectangle)
+            place, inside = (columns.shifted(-whole.columns.start) for whole in (strip, rectangle))
+            return _Piece(place, inside, rectangle, self._opened)
 
         def band(strip: Rectangle) -> _Band:
             found = members[strip]
@@ -125,10 +137,17 @@ class RoleReader(RowTiles):
         first = self._layers[0]
         self._plain = len(self._layers) == 1 and first.scale == 1 and not first.added
 
+    def _opened(self, rectangle: Rectangle) -> SealedFile:
+        with self._lock:
+            if rectangle not in self.files:
+                self.files[rectangle] = open_shard(self._run, self._folder, rectangle)
+            return self.files[rectangle]
+
     @property
     def placed(self) -> list[tuple[Range, Path]]:
         """The columns and the path of each shard of the first part."""
-        return [(piece.place, piece.file.path) for piece in self._layers[0].bands[0].pieces]
+        pieces = self._layers[0].bands[0].pieces
+        return [(piece.place, self._folder / piece.rectangle.name) for piece in pieces]
 
     def read_row(self, row: int, out: Array) -> Array:
         """See :class:`~skerch_ooc.store.tiles.Tiles`.
@@ -181,7 +200,7 @@ class RoleReader(RowTiles):
             # A part that does not begin at a row tile of the sketch has tiles of its own, counted
             # from its first row: these rows are read through the ones that they touch.
             for piece in band.pieces:
-                out[:, piece.place.slice] = piece.file.bulk().read(
+                out[:, piece.place.slice] = piece.bulk.read(
                     rows.shifted(-band.rows.start), piece.inside
                 )
             return out
@@ -191,7 +210,7 @@ class RoleReader(RowTiles):
             if len(together) > 1:
                 _read_batch(together, tile, out[:, place.slice])
             else:
-                data = together[0].file.bulk().read_tile(tile)
+                data = together[0].bulk.read_tile(tile)
                 out[:, place.slice] = data[:, together[0].inside.slice]
         return out
 
@@ -200,7 +219,7 @@ def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[Sequence[_Piece]]:
     """Groups shards that are read together: narrow ones of equal width; each other one alone."""
 
     def most(piece: _Piece) -> tuple[int, int]:
-        layout = piece.file.bulk().layout
+        layout = piece.bulk.layout
         whole = piece.is_whole and not layout.chunked
         return len(piece.place), batch_size(rows, layout.shape[1], layout.dtype) if whole else 1
 
@@ -211,10 +230,10 @@ def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[Sequence[_Piece]]:
 
 
 def _read_batch(pieces: Sequence[_Piece], tile: int, out: Array) -> None:
-    layout = pieces[0].file.bulk().layout
+    layout = pieces[0].bulk.layout
     batch = Batch(len(pieces), len(out), layout.shape[1], layout.stored_dtype)
     for number, piece in enumerate(pieces):
-        piece.file.bulk().read_tile(tile, out=batch[number])
+        piece.bulk.read_tile(tile, out=batch[number])
     batch.turn_into(out)
 
 

@@ -61,8 +61,8 @@ def has_sums(run: Run) -> bool:
 
 
 def has_derived(run: Run) -> bool:
-    """Whether a run has sums, a basis or a result, each of which states its sketch."""
-    return has_sums(run) or bool(names.BASIS.found_in(run.directory) or results_of(run))
+    """Whether a run has something that was made of a sketch, and states which."""
+    return bool(files.folders_in(run.sketch) or results_of(run))
 
 
 def results_of(run: Run) -> list[Path]:

@@ -41,8 +41,9 @@ from skerch_ooc.store.checksums import (
     require_tile,
     tile_checksum,
 )
+from skerch_ooc.store.descriptors import Source
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.rawfile import RawFile, read_at, start_syncing, write_at
+from skerch_ooc.store.rawfile import RawFile, start_syncing, write_at
 from skerch_ooc.store.tiles import Tiles
 
 _VERIFYING_THREADS = 2
@@ -260,18 +261,21 @@ class Bulk(Tiles):
     """The reader of a bulk: a tall matrix in a sealed file.
 
     Args:
-        file: The file.
+        source: The bytes of the file.
         layout: How the bulk lies in it.
         crc32: The checksums of its tiles.
         offset: The offset of its first byte in the file.
+        advice: How the file is made anew, for messages.
 
     Attributes:
         crc32: The checksums of its tiles.
     """
 
-    def __init__(self, file: SealedFile, layout: Layout, crc32: Checksums, offset: int) -> None:
+    def __init__(
+        self, source: Source, layout: Layout, crc32: Checksums, offset: int, advice: str
+    ) -> None:
         self.layout, self.crc32 = layout, crc32
-        self._file, self._offset = file, offset
+        self._source, self._offset, self._advice = source, offset, advice
 
     def read_tile(self, row: int, column: int = 0, out: Array | None = None) -> Array:
         """Reads one tile and verifies its checksum.
@@ -288,20 +292,16 @@ class Bulk(Tiles):
         Raises:
             CorruptError: If it was altered, or the file cannot be opened any more.
         """
-        layout, path = self.layout, self._file.path
+        layout = self.layout
         rows, columns = layout.rows(row), layout.columns(column)
         stored = out
         if stored is None:
             stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
         data = stored.data.cast("B")
         number = layout.number(row, column)
-        descriptor = _open(path)
-        try:
-            count = read_at(descriptor, data, self._offset + number * layout.tile_bytes)
-        finally:
-            os.close(descriptor)
+        count = self._source.read(data, self._offset + number * layout.tile_bytes)
         where, stated = f"rows {rows}, columns {columns}", int(self.crc32[number])
-        require_tile(data[:count], len(data), stated, path, where, self._file.advice)
+        require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
         return stored[: len(rows), : len(columns)]
 
 
@@ -311,6 +311,8 @@ class SealedFile:
     Args:
         path: The path of the file.
         advice: How the file is made anew; ends all messages that it is damaged.
+        keep: Whether tiles are read through the descriptor by which the seal was verified, if the
+            process may keep one more.
 
     Raises:
         CorruptError: If the file is a link, torn, altered, or no sealed file at all.
@@ -318,7 +320,7 @@ class SealedFile:
         OSError: If it cannot be read.
 
     The HDF5 file itself is closed again at once: small arrays are read in, and tiles are read
-    without libhdf5. So a process may hold thousands of sealed files without a file descriptor.
+    without libhdf5. So a process may hold more sealed files than it may have file descriptors.
 
     Attributes:
         path: The path of the file.
@@ -328,16 +330,17 @@ class SealedFile:
         advice: How the file is made anew.
     """
 
-    def __init__(self, path: Path, advice: str = "") -> None:
+    def __init__(self, path: Path, advice: str = "", *, keep: bool = False) -> None:
         self.path, self.advice = path, advice
+        self._source = Source(path)
         self._bulks: dict[str, Bulk] = {}
         self.arrays: dict[str, Array] = {}
         try:
-            self._open(path)
+            self._open(path, keep=keep)
         except CorruptError as error:
             raise CorruptError(f"{error}{advice}") from error
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, *, keep: bool) -> None:
         with opened(path) as descriptor:
             # libhdf5 gets the descriptor of the file that was verified, not its name, under which
             # another file may lie by now.
@@ -350,6 +353,8 @@ class SealedFile:
                 raw.check()
                 raise CorruptError(f"{path} cannot be read as HDF5: {error}") from error
             raw.check()
+            if keep:
+                self._source.keep(descriptor)
 
     def _read(self, file: h5py.File, seal: Seal) -> None:
         # Each dataset is opened once: with thousands of files, opening is what takes the time.
@@ -366,7 +371,8 @@ class SealedFile:
             if len(crc32) != layout.tiles:
                 raise CorruptError(f"{self.path}: its identity does not describe its data")
             extents.append(_checked_extent(datasets, layout, self.path))
-            self._bulks[layout.name] = Bulk(self, layout, crc32, extents[-1].offset)
+            offset = extents[-1].offset
+            self._bulks[layout.name] = Bulk(self._source, layout, crc32, offset, self.advice)
         if tuple(sorted(extents, key=lambda extent: extent.offset)) != seal.bulks:
             raise CorruptError(f"{self.path}: its data do not lie where the seal says")
         for name, dataset in datasets.items():
@@ -521,10 +527,3 @@ def _plain_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
             raise CorruptError(f"{path}: {name} is filtered; sealed files are not")
         found[name] = dataset
     return found
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise CorruptError(f"{path} cannot be opened any more: {error.strerror}") from error

@@ -279,7 +279,8 @@ def open_shard(run: Run, folder: Path, rectangle: Rectangle) -> SealedFile:
     """
     path, merged = folder / rectangle.name, folder != run.shards
     try:
-        file = SealedFile(path, merged_anew(path) if merged else measured_anew(run, path))
+        advice = merged_anew(path) if merged else measured_anew(run, path)
+        file = SealedFile(path, advice, keep=True)
         check_identity(file, rectangle, run.plan, merged=merged)
     except FileNotFoundError:
         again = merge_command(run.directory) if merged else run.how_to_measure(rectangle.part)

@@ -8,6 +8,7 @@ shards of the old one are not taken for shards of the new one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -70,6 +72,12 @@ EARLIER = "earlier"
 
 _DIGESTS: dict[tuple[str, str], str] = {}
 """Digests of the sketches that this process has opened, by run and by the listing of shards."""
+
+_OPENED: WeakValueDictionary[tuple[str, str, str | None, str], Sketch] = WeakValueDictionary()
+"""The sketches that this process has opened and still uses, by run, basis and listing of shards."""
+
+_HELD: list[list[Sketch]] = []
+"""Where :func:`sketches_held` holds them."""
 
 _LISTINGS = "listings"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -384,7 +392,15 @@ class Round:
             IncompleteError: If measurements are missing, or were removed.
             CorruptError: If a shard is damaged, foreign, swapped or a link.
         """
-        return Sketch(self)
+        # Another round object of this process may have opened the very same shards.
+        listing = self.listing(list_shards(self.run.shards))
+        key = (str(self.run.directory.absolute()), self.run.plan.run_id, self.basis_path, listing)
+        found = _OPENED.get(key)
+        if found is None:
+            found = _OPENED[key] = Sketch(self)
+        for held in _HELD:
+            held.append(found)
+        return found
 
     def digest(self, listed: Iterable[Rectangle]) -> str:
         """Returns the digest of its sketch; opens the shards unless this process has done so.
@@ -497,11 +513,25 @@ class Sketch:
         return basis_of(self.round, self.digest)
 
     def note(self) -> None:
-        """Notes the digest of this sketch in a log, with the listing of its shards.
+        """Notes the digest of this sketch in a log, with the listing of its shards, unless it is.
 
-        :func:`noted_digest` finds it there.
+        :func:`noted_digest` finds it there. It is noted before anything is derived from the sketch:
+        who asks what is left of that then need not open the shards.
         """
-        self.round.run.record(_LISTINGS, {"listing": self._listing, "digest": self.digest})
+        run, noted = self.round.run, {"listing": self._listing, "digest": self.digest}
+        if noted not in list(run.log(_LISTINGS)):
+            run.record(_LISTINGS, noted)
+
+
+@contextlib.contextmanager
+def sketches_held() -> Iterator[None]:
+    """Holds the sketches that are opened within the context, so that none is opened twice."""
+    held: list[Sketch] = []
+    _HELD.append(held)
+    try:
+        yield
+    finally:
+        _HELD[:] = [each for each in _HELD if each is not held]
 
 
 def _digest_of(files: Sequence[SealedFile], plan: Plan) -> str:

@@ -21,10 +21,12 @@ shard was measured anew nothing stale can be taken for current.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,9 @@ import numpy as np
 
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import is_there, make_folder, wait_for_files
-from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
@@ -43,11 +45,11 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import RANGE, START, Side
-from skerch_ooc.planning.tasks import merge_runs
+from skerch_ooc.planning.tasks import merge_runs, sums_groups
 from skerch_ooc.stages.merge.accumulate import Accumulator, Sums, Workspace, load_integer_units
 from skerch_ooc.stages.merge.agreement import require_no_drift
 from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
-from skerch_ooc.stages.merge.testmatrices import StartReader, prepare_noise
+from skerch_ooc.stages.merge.testmatrices import NoiseReader, StartReader, prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_kept
 from skerch_ooc.store.readers import SketchReader
@@ -135,6 +137,7 @@ class MergeTask:
         rechunk: Whether row shards are written.
         resources: What the process may use.
         number: The number of the task among all of the round.
+        sketch: The digest of the sketch.
     """
 
     run: str
@@ -145,6 +148,7 @@ class MergeTask:
     rechunk: bool
     resources: Resources
     number: int
+    sketch: str
 
     def __str__(self) -> str:
         return f"row tiles {self.tiles} of the sums, {self.side} side"
@@ -187,10 +191,6 @@ class Merge:
         """Returns the merge of one side."""
         return self._sides[name]
 
-    def left(self) -> list[int]:
-        """Lists the numbers of the tasks that can be spread and are not done."""
-        return [number for merge in self._sides.values() for number in merge.left()]
-
     def spread(self, work: Work) -> None:
         """Lets an executor form and publish the sums of runs of tiles, where there are several.
 
@@ -229,7 +229,6 @@ class Merge:
             require_no_drift(self.round, sums, self._first_sums())
             for name in fresh:
                 self._sides[name].publish(sums[name])
-            self.sketch.note()
         sides = {
             name: MergedSide(merge.side, sums[name], merge.best_reader())
             for name, merge in self._sides.items()
@@ -256,25 +255,39 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
         CorruptError: If a shard is damaged.
         UsageError: If the memory is too little.
     """
-    merge = Merge(Round.at(open_run(task.run), task.round, task.basis), task.rechunk)
-    side = merge.side(task.side)
-    publish = _nothing if side.has_formed(task.tiles) else side.form(task.tiles, task.resources)
+    merge = _merge_of_process(task.run, task.round, task.basis, task.rechunk, task.sketch)
+    return merge.side(task.side).perform(task)
 
-    def finish() -> dict[str, Any]:
-        publish()
-        return {"tiles": len(task.tiles)}
 
-    return finish
+@lru_cache(maxsize=1)
+def _merge_of_process(
+    directory: str, number: int, basis: str | None, rechunk: bool, digest: str
+) -> Merge:
+    """Opens the shards that tasks read; once in each process."""
+    merge = Merge(Round.at(open_run(directory), number, basis), rechunk)
+    if merge.sketch.digest != digest:
+        raise CorruptError(
+            f"{merge.sketch.round.run.shards} holds other shards here than where the merge was "
+            "begun: either they were measured anew meanwhile, then run the same command again; or "
+            "this is another run directory"
+        )
+    return merge
 
 
 def _nothing() -> None:
     """Publishes nothing."""
 
 
-def _when_published(sums: Sums, published: Future[None]) -> Sums:
+def _when_published(tiles: int, sums: Sums, published: Future[None]) -> tuple[int, Sums]:
     # The tree adds to sums in place: none may change while it is being written.
     published.result()
-    return sums
+    return tiles, sums
+
+
+def _inside(group: Range, runs: Sequence[Range]) -> Sequence[Range]:
+    """Returns the runs in a group, all of which but the last are equally long."""
+    size = len(runs[0])
+    return runs[group.start // size : -(-group.stop // size)]
 
 
 class _SideMerge:
@@ -292,6 +305,7 @@ class _SideMerge:
         self._reader = merge.reader(side)
         self._tiles = merge.plan.tiles(side.rows)
         self.tasks = merge_runs(merge.plan, side)
+        self._groups = sums_groups(merge.plan, side)
 
     @property
     def _tile_bytes(self) -> int:
@@ -310,15 +324,9 @@ class _SideMerge:
         """Publishes the sums over all tiles."""
         self._publish_sums(self._total, Range(0, len(self._tiles)), sums)
 
-    def left(self) -> list[int]:
-        """Lists the numbers of the tasks that are not done; none if there is nothing to spread."""
-        if len(self.tasks) == 1 or is_there(self._total):
-            return []
-        return [number for number, _ in self._missing()]
-
     def accumulate(self, work: Work) -> Sums:
         """Forms the sums over all tiles; reads partial sums that are published."""
-        make_folder(self._folder)
+        self._prepare_folder()
         if work.executor.remote:
             self.spread(work)
         total = sum(len(task) for _, task in self._missing())
@@ -327,7 +335,7 @@ class _SideMerge:
             progress.stage(self._stage, total, "tiles", self._tile_bytes) as advance,
             self._adding(),
         ):
-            sums = tree_sum(self._form_partial_sums(work.resources, advance), Sums.add)
+            sums = tree_sum_of_runs(self._form_partial_sums(work.resources, advance), Sums.add)
         if not sums.triangular:
             sums.squares = mirrored(sums.squares)
         return sums
@@ -338,6 +346,10 @@ class _SideMerge:
         The bits of a QR depend on the number of threads; those of a plain sum do not.
         """
         return operator_threads(1) if self.plan.identity.is_double else contextlib.nullcontext()
+
+    def _prepare_folder(self) -> None:
+        self._sketch.note()
+        make_folder(self._folder)
 
     @property
     def _stage(self) -> str:
@@ -352,34 +364,92 @@ class _SideMerge:
         """Lets an executor form and publish the partial sums that are missing, if there are any."""
         if len(self.tasks) == 1:
             return
-        make_folder(self._folder)
-        run, number = self._round.run.directory.resolve(), self._round.number
-        wanted = (
-            MergeTask(
-                str(run), number, self._round.basis_path, self.side.name, tiles, self._rechunk,
-                work.resources.of_task, place,
-            )
-            for place, tiles in self._missing()
-        )  # fmt: skip
-        tasks = work.executor.chosen(wanted)
-        work.run_tiles(perform_merge, tasks, self._stage, self._tile_bytes)
+        self._prepare_folder()
+        own = work.executor.chosen(self._numbered(enumerate(self.tasks, self._before), work))
+        tasks = [task for task in own if not self.has_formed(task.tiles)]
+        perform = perform_merge if work.executor.remote else self.perform
+        work.run_tiles(perform, tasks, self._stage, self._tile_bytes)
         wait_for_files(self._partial(task.tiles) for task in tasks)
+        self._add_up(own, work)
+
+    def _numbered(self, runs: Iterable[tuple[int, Range]], work: Work) -> Iterator[MergeTask]:
+        run, number = self._round.run.directory.resolve(), self._round.number
+        for place, tiles in runs:
+            yield MergeTask(
+                str(run), number, self._round.basis_path, self.side.name, tiles, self._rechunk,
+                work.resources.of_task, place, self._sketch.digest,
+            )  # fmt: skip
+
+    def _add_up(self, own: Sequence[MergeTask], work: Work) -> None:
+        """Has the partial sums added that are complete, and that tasks of this share are among.
+
+        Processes that know nothing of each other share a level: the one that is done last finds
+        all there. If none does, for it was killed, the process that needs the total adds them.
+        """
+        own_tiles, below = [task.tiles for task in own], self.tasks
+        work = work if work.executor.remote else work.here
+        for groups in self._groups:
+            there = set(os.listdir(self._folder))
+            complete = [
+                group
+                for group in groups
+                if self._partial(group).name not in there
+                if any(len(group.common(tiles)) for tiles in own_tiles)
+                if all(self._partial(run).name in there for run in _inside(group, below))
+            ]
+            tasks = list(self._numbered(enumerate(complete), work))
+            perform = perform_merge if work.executor.remote else self.perform
+            work.run_tiles(perform, tasks, f"{self._stage} sums", self._tile_bytes)
+            below = groups
+
+    def perform(self, task: MergeTask) -> Callable[[], dict[str, Any]]:
+        """Does a task, unless its sums are published; see :func:`perform_merge`."""
+        publish = _nothing
+        if not self.has_formed(task.tiles):
+            publish = self.form(task.tiles, task.resources)
+
+        def finish() -> dict[str, Any]:
+            publish()
+            return {"tiles": len(task.tiles)}
+
+        return finish
 
     def has_formed(self, task: Range) -> bool:
         """Whether the sums of a task are published."""
         return is_there(self._partial(task))
 
     def form(self, task: Range, resources: Resources) -> Callable[[], None]:
-        """Forms the sums of one task.
+        """Forms the sums of a run of tiles, or adds those of the runs in it.
 
         Returns:
             A function that publishes them.
+
+        Raises:
+            IncompleteError: If sums to be added are gone.
         """
+        levels = [self.tasks, *self._groups]
+        for below, groups in itertools.pairwise(levels):
+            if task in groups and task not in below:
+                sums = self._added(_inside(task, below))
+                return partial(self._publish_sums, self._partial(task), task, sums)
         with self._adding():
             sums, publish_rows = self._sum_run(
                 task, self._in_flight(resources), ignore_progress, arithmetic_on(resources.device)
             )
         return partial(self._publish_run, publish_rows, task, sums)
+
+    def _added(self, runs: Sequence[Range]) -> Sums:
+        """Adds published sums, which are read one after the other, in the tree."""
+
+        def read(tiles: Range) -> Sums:
+            path = self._partial(tiles)
+            found = self._read_sums(path, tiles)
+            if found is None:
+                raise IncompleteError(f"{path} is gone again; run the same command again")
+            return found
+
+        with self._adding():
+            return tree_sum_of_runs(((len(run), read(run)) for run in runs), Sums.add)
 
     def _in_flight(self, resources: Resources) -> int:
         needed = merge_bytes(self.plan, self.side)
@@ -389,12 +459,27 @@ class _SideMerge:
             load_integer_units(self.plan, self.side, in_flight, resources.memory - held)
         return in_flight
 
-    def _form_partial_sums(self, resources: Resources, advance: Advance) -> Iterator[Sums]:
+    def _longest_published(self) -> Iterator[Range]:
+        """Yields the longest runs whose sums are published, and tasks where there are none."""
+        there, levels = set(os.listdir(self._folder)), [self.tasks, *self._groups]
+        position = 0
+        while position < len(self._tiles):
+            starting = [
+                runs[position // len(runs[0])] for runs in levels if position % len(runs[0]) == 0
+            ]
+            published = [run for run in starting if self._partial(run).name in there]
+            run = published[-1] if published else starting[0]
+            yield run
+            position = run.stop
+
+    def _form_partial_sums(
+        self, resources: Resources, advance: Advance
+    ) -> Iterator[tuple[int, Sums]]:
         in_flight, arithmetic = self._in_flight(resources), arithmetic_on(resources.device)
         # While the sums of a task go to the disk, those of the next are formed.
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as publisher:
-            before: tuple[Sums, Future[None]] | None = None
-            for task in self.tasks:
+            before: tuple[int, Sums, Future[None]] | None = None
+            for task in self._longest_published():
                 sums = self._read_sums(self._partial(task), task)
                 if sums is None:
                     sums, publish = self._sum_run(task, in_flight, advance, arithmetic)
@@ -404,7 +489,7 @@ class _SideMerge:
                     yield _when_published(*before)
                 if len(self.tasks) > 1 and publish is not _nothing:
                     publish = partial(self._publish_run, publish, task, sums)
-                before = sums, publisher.submit(publish)
+                before = len(task), sums, publisher.submit(publish)
             if before:
                 yield _when_published(*before)
 
@@ -426,8 +511,7 @@ class _SideMerge:
         """
         sums = Pool(lambda: Sums.zeros(self.plan, self.side))
         spaces = Pool(lambda: Workspace.of(self.plan, self.side))
-        noise = prepare_noise(self._sketch, self.side)
-        accumulator = Accumulator(self.plan, self.side, noise, arithmetic)
+        accumulator = Accumulator(self.plan, self.side, self._noise, arithmetic)
 
         with contextlib.ExitStack() as stack:
             writers = self._row_writers(stack, task) if self._rechunk else {}
@@ -457,6 +541,10 @@ class _SideMerge:
                     writer.publish(shard.identity(self.plan.run_id), provenance=provenance())
 
         return total, publish_rows
+
+    @cached_property
+    def _noise(self) -> NoiseReader:
+        return prepare_noise(self._sketch, self.side)
 
     def _row_shards(self, task: Range) -> list[Rectangle]:
         """Returns the shards that hold the rows of a task: one of each role."""
@@ -499,6 +587,24 @@ class _SideMerge:
 
     def _read_sums(self, path: Path, tiles: Range) -> Sums | None:
         return _read_sums(path, self.plan, self._identity(tiles))
+
+
+def merge_left(round_: Round, digest: str) -> list[int]:
+    """Lists the numbers of the tasks that can be spread and are not done; opens no file.
+
+    Args:
+        round_: The round that is merged.
+        digest: The digest of its sketch.
+    """
+    left: list[int] = []
+    before, folder = 0, sketch_folder(round_.run, digest)
+    for side in round_.sides:
+        runs = merge_runs(round_.run.plan, side)
+        if len(runs) > 1 and not is_there(folder / names.TOTAL_SUMS.name(side=side.name)):
+            paths = (folder / names.PARTIAL_SUMS.name(side=side.name, tiles=run) for run in runs)
+            left += [number for number, path in enumerate(paths, before) if not is_there(path)]
+        before += len(runs)
+    return left
 
 
 def _sums_identity(plan: Plan, side: Side, digest: str, tiles: Range) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from skerch_ooc.stages.recover.vectors import Recipe, TileFigures, Vectors, devi
 from skerch_ooc.store import names
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import sealed_writer
-from skerch_ooc.store.sketch import BLOCK, EARLIER, Sketch, basis_identity
+from skerch_ooc.store.sketch import BLOCK, EARLIER, Round, basis_identity, sketch_folder
 from skerch_ooc.store.tiles import Tiles
 
 
@@ -109,11 +109,12 @@ def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
         writing.spread(pieces=pieces)
 
 
-def basis_left(sketch: Sketch) -> list[int] | None:
-    """Lists the numbers of the tasks of a basis in pieces that are not done.
+def basis_left(round_: Round, digest: str) -> list[int] | None:
+    """Lists the numbers of the tasks of a basis in pieces that are not done; opens no shard.
 
     Args:
-        sketch: The sketch that the basis is made of.
+        round_: The round that the basis is made of.
+        digest: The digest of its sketch.
 
     Returns:
         The numbers; ``None`` before its recipe is published, or if it is not in pieces.
@@ -121,9 +122,9 @@ def basis_left(sketch: Sketch) -> list[int] | None:
     Raises:
         CorruptError: If the recipe is damaged.
     """
-    round_ = sketch.round
-    expected = recipe_identity(round_.run, sketch.digest, {"round": round_.number})
-    return pieces_left(round_.run.plan, sketch.folder / names.BASIS_RECIPE.name(), expected)
+    expected = recipe_identity(round_.run, digest, {"round": round_.number})
+    path = sketch_folder(round_.run, digest) / names.BASIS_RECIPE.name()
+    return pieces_left(round_.run.plan, path, expected)
 
 
 class BasisWriting:
