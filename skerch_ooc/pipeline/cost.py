@@ -9,12 +9,12 @@ from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
+from skerch_ooc.planning.disk import file_count, opened_bytes, partial_sums_bytes, result_bytes
 from skerch_ooc.planning.krylov import likely_rounds
 from skerch_ooc.planning.memory import (
     Reading,
     block_bytes,
     measure_bytes,
-    result_bytes,
     shard_bytes,
     stage_bytes,
 )
@@ -42,8 +42,9 @@ class Estimate:
         probe_products: Products that the probe took.
         tasks: Measurement tasks, which is also the number of column shards.
         shard_bytes: Bytes of all column shards.
-        result_bytes: Bytes of sums and results, at most.
-        files: Files of the run, roughly.
+        result_bytes: Bytes of all other files, at most: sums, bases, results, and what files say
+            of themselves.
+        files: Files of the run, before any are removed; of ``krylov`` roughly.
         peak_bytes: Largest memory that each stage needs at least.
         seconds: Seconds of all products in one process; ``None`` without a probe.
         seconds_with: Seconds of measuring with 1, 4, 16, ... workers, as far as they are useful;
@@ -52,6 +53,7 @@ class Estimate:
             probe.
         likely: The same of as many rounds of ``krylov`` as most spectra take; ``None`` where these
             are not fewer than the most, or the number of rounds is given.
+        partial_sums_bytes: Bytes of the partial sums among those of results.
     """
 
     products: int
@@ -65,6 +67,7 @@ class Estimate:
     seconds_with: dict[int, float] | None
     useful_workers: int | None
     likely: Estimate | None = None
+    partial_sums_bytes: int = 0
 
 
 def estimate(
@@ -107,6 +110,9 @@ def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product |
         widest = max(map(plan.widest, ROLES))
         # What an operator needs for each column of a block, or for the few that it applies at once.
         peaks["measure"] = max(peaks["measure"], widest * probe.column_bytes) + probe.inner_bytes
+    # Both read the column shards, or hold their checksums.
+    for stage in ("merge", "recover"):
+        peaks[stage] += opened_bytes(plan)
     tasks = measure_tasks(plan)
     seconds_with = _seconds_with(plan, probe) if probe else None
     return Estimate(
@@ -115,7 +121,8 @@ def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product |
         tasks=tasks,
         shard_bytes=shard_bytes(plan),
         result_bytes=result_bytes(plan),
-        files=tasks + 8,
+        files=file_count(plan),
+        partial_sums_bytes=partial_sums_bytes(plan),
         peak_bytes={stage: baseline + needed for stage, needed in peaks.items()},
         seconds=seconds_with[1] if seconds_with else None,
         seconds_with=seconds_with,

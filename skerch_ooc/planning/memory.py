@@ -26,7 +26,7 @@ from skerch_ooc.planning.sides import (
     sums_bytes,
 )
 from skerch_ooc.planning.spec import ROLES
-from skerch_ooc.planning.tasks import measure_tasks, measures_alone, run_exponent
+from skerch_ooc.planning.tasks import measures_alone, run_exponent
 
 RECHUNK_ABOVE = 128
 """With more column shards than this, the merge also writes row shards, which recovery then reads.
@@ -363,16 +363,3 @@ def _planned_roles(plan: Plan) -> Iterator[tuple[str, int, int]]:
         role = f"round{number}"
         side = next(side for side in planned_sides(plan, number) if role in side.sketches)
         yield role, side.rows, plan.later_columns
-
-
-def result_bytes(plan: Plan) -> int:
-    """Returns the bytes of row shards, sums, bases and vectors, at most."""
-    rounds = range(1, plan.rounds + 1)
-    sums = sum(sums_bytes(plan, side) for number in rounds for side in planned_sides(plan, number))
-    tall = [sizes_of_basis(plan, number) for number in rounds[1:]]
-    if plan.recovery.vectors == "stored":
-        tall += sizes_of_result(plan)
-    rechunked = shard_bytes(plan) if measure_tasks(plan) > RECHUNK_ABOVE else 0
-    start = stored_bytes(plan, plan.identity.shape[1], plan.start_columns)
-    tall_bytes = sum(stored_bytes(plan, sizes.rows, sizes.rank) for sizes in tall)
-    return rechunked + sums + start + tall_bytes

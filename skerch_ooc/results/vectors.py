@@ -27,12 +27,13 @@ from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.base.partition import Range, cut, tile
 from skerch_ooc.base.resources import available_cores
 from skerch_ooc.base.streams import ordered_map
+from skerch_ooc.planning.disk import VECTOR_TILE_COLUMNS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results.indexing import Places, Selection, crossed
 from skerch_ooc.stages.merge.arithmetic import Host
 from skerch_ooc.stages.recover.recipes import columns_of_result
-from skerch_ooc.stages.recover.vectors import VECTOR_TILE_COLUMNS, VectorMaker, Vectors
+from skerch_ooc.stages.recover.vectors import VectorMaker, Vectors
 from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.pieces import open_matrix

@@ -12,7 +12,7 @@ from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.store.rawfile import read_at
 
 _SHARE = 2
-"""The share of the descriptors that a process may have which is left to all else."""
+"""One of so many descriptors that a process may have is kept for a shard at most."""
 
 _LOCK = threading.Lock()
 _KEPT: set[int] = set()
@@ -50,7 +50,8 @@ class Source:
         Raises:
             CorruptError: If the file cannot be opened any more.
         """
-        if self._kept is not None:
+        # A file that was removed is missed, as if it were not kept.
+        if self._kept is not None and os.fstat(self._kept).st_nlink:
             return read_at(self._kept, data, offset)
         descriptor = _open(self.path)
         try:

@@ -11,10 +11,10 @@ from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range
+from skerch_ooc.planning.disk import NOISE_TILE_COLUMNS
 from skerch_ooc.planning.sides import BASIS, CORANGE, RANGE, height_of_noise
 from skerch_ooc.planning.spec import DTYPES, NOISES
 from skerch_ooc.stages.merge.testmatrices import (
-    COLUMNS_AT_ONCE,
     NoiseReader,
     gaussian_probes,
     prepare_noise,
@@ -119,7 +119,7 @@ class TestKept:
         round_ = measured(tmp_path)
         prepare_noise(round_.sketch, side_of(round_, CORANGE))
         (path,) = kept(round_)
-        assert SealedFile(path).layout.tile == (100, COLUMNS_AT_ONCE)
+        assert SealedFile(path).layout.tile == (100, NOISE_TILE_COLUMNS)
 
     def test_are_not_drawn_again(self, tmp_path, monkeypatch):
         round_ = measured(tmp_path)

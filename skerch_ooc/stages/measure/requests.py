@@ -12,10 +12,10 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.noise_kinds import SPARSE, WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
+from skerch_ooc.planning.disk import NOISE_TILE_COLUMNS
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import ADJOINT_ROLES, height_of_noise, test_matrix_of
-from skerch_ooc.stages.merge.testmatrices import COLUMNS_AT_ONCE
 from skerch_ooc.store.shards import Rectangle
 from skerch_ooc.store.sketch import Round
 
@@ -91,7 +91,7 @@ def inner_product(plan: Plan, rows: Range, measured: Array) -> Array:
     wide = plan.identity.wide_dtype
     total = np.zeros((len(count), measured.shape[1]), wide)
     if plan.identity.noise["inner-left"] in WHOLE_COLUMNS:
-        for piece in cut(count, COLUMNS_AT_ONCE):
+        for piece in cut(count, NOISE_TILE_COLUMNS):
             phi = _drawn(plan, "inner-left", rows, piece, wide)
             total[piece.slice] = phi.conj().T @ measured.astype(wide)
     else:

@@ -15,6 +15,7 @@ from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.noise_kinds import WHOLE_COLUMNS
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.provenance import provenance
+from skerch_ooc.planning.disk import NOISE_TILE_COLUMNS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import BASIS, GIVEN, OPEN, START, Side, height_of_noise
 from skerch_ooc.store import names
@@ -24,9 +25,6 @@ from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
 from skerch_ooc.store.sketch import Round, Sketch, given_vectors
 from skerch_ooc.store.tiles import Beside, RowTiles, SomeColumns, Tiles
-
-COLUMNS_AT_ONCE = 8
-"""Whole columns that are drawn at once; also the width of the tiles that keep them."""
 
 
 class NoiseReader:
@@ -169,12 +167,12 @@ def _write_noise(sketch: Sketch, plan: Plan, name: str, columns: int) -> SealedF
         name="noise",
         shape=(len(rows), columns),
         dtype=plan.identity.dtype,
-        tile=(min(plan.identity.tile[0], len(rows)), min(COLUMNS_AT_ONCE, columns)),
+        tile=(min(plan.identity.tile[0], len(rows)), min(NOISE_TILE_COLUMNS, columns)),
     )
     make_folder(path.parent)
     with sealed_writer(path, layout) as writer:
         (bulk,) = writer.bulks
-        for number, piece in enumerate(cut(Range(0, columns), COLUMNS_AT_ONCE)):
+        for number, piece in enumerate(cut(Range(0, columns), NOISE_TILE_COLUMNS)):
             drawn = draw(
                 plan.identity.noise[name], plan.identity.seed, name, rows, piece, layout.dtype
             )

@@ -21,6 +21,7 @@ from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Advance
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
+from skerch_ooc.planning.disk import VECTOR_TILE_COLUMNS
 from skerch_ooc.planning.memory import (
     PROBES,
     TallSizes,
@@ -36,9 +37,6 @@ from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.sealed import BulkWriter
 from skerch_ooc.store.tiles import Tiles
-
-VECTOR_TILE_COLUMNS = 64
-"""Tiles of the vectors are narrow, so that a few leading vectors are read without the rest."""
 
 
 @dataclass(frozen=True)
