@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import counted, quoted
-from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.base.resources import available_cores, format_bytes
 from skerch_ooc.planning.parts import UNNAMED
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Found, Step, advise
@@ -157,7 +157,7 @@ def probe_table(probed: Probed) -> str:
         ("memory", _memory(likely)),
         ("at most", _at_most(costs)),
         ("columns at once", _at_once(findings.columns_at_once)),
-        ("recommended", f"sketch.block = {probed.block}, --workers {costs.useful_workers or 1} at "
+        ("recommended", f"sketch.block = {probed.block}, --workers {_local_workers(costs)} at "
                         f"most{_storage(probed)}"),
     ])  # fmt: skip
     return "\n".join(
@@ -167,6 +167,11 @@ def probe_table(probed: Probed) -> str:
             *_timing_lines("columns", probed.timings),
         ]
     )
+
+
+def _local_workers(costs: Estimate) -> int:
+    """How many workers ``--workers`` should start here: none without a core of its own."""
+    return min(costs.useful_workers or 1, available_cores())
 
 
 def _storage(probed: Probed) -> str:

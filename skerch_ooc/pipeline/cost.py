@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.partition import Range, TileRanges
-from skerch_ooc.base.resources import SPARE_BYTES, Resources, ask_for, format_bytes
+from skerch_ooc.base.resources import (
+    SPARE_BYTES,
+    Resources,
+    ask_for,
+    format_bytes,
+)
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.planning.disk import file_count, opened_bytes, partial_sums_bytes, result_bytes
@@ -17,10 +22,20 @@ from skerch_ooc.planning.memory import (
     measure_bytes,
     shard_bytes,
     stage_bytes,
+    stored_bytes,
 )
 from skerch_ooc.planning.methods import METHODS
-from skerch_ooc.planning.plan import Plan
-from skerch_ooc.planning.scaling import WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.planning.parts import Part
+from skerch_ooc.planning.plan import Cut, Plan
+from skerch_ooc.planning.scaling import (
+    FILE_SECONDS,
+    WORKER_START,
+    WRITE_RATE,
+    Alike,
+    useful_workers_of,
+    wall_seconds,
+)
+from skerch_ooc.planning.sides import rows_of_part
 from skerch_ooc.planning.sizes import sizes_of
 from skerch_ooc.planning.spec import DEFAULT_BLOCK, ROLES, Spec
 from skerch_ooc.planning.tasks import measure_tasks
@@ -28,6 +43,8 @@ from skerch_ooc.planning.tasks import measure_tasks
 ASSUMED_BASELINE = 512 * 1024**2
 """The resident memory of a process with its libraries, if no probe has measured it."""
 
+LEAST_BASELINE = 64 * 1024**2
+"""The resident memory of a process that has loaded neither torch nor an operator, at least."""
 
 WORTH_A_TASK = 0.2
 """Seconds of products beside which the start of a task, and its file, are little."""
@@ -46,7 +63,8 @@ class Estimate:
             of themselves.
         files: Files of the run, before any are removed; of ``krylov`` roughly.
         peak_bytes: Largest memory that each stage needs at least.
-        seconds: Seconds of all products in one process; ``None`` without a probe.
+        seconds: Seconds of all products in one process, or of writing them where that takes
+            longer; ``None`` without a probe.
         seconds_with: Seconds of measuring with 1, 4, 16, ... workers, as far as they are useful;
             ``None`` without a probe.
         useful_workers: The number of workers beyond which more do not help; ``None`` without a
@@ -130,33 +148,48 @@ def _estimate(plan: Plan, probe: Probe | None, baseline: int, product: Product |
     )
 
 
-def _rounds(plan: Plan, probe: Probe) -> list[list[float]]:
-    """Lists the seconds of the tasks of each round, which begins when the one before is done."""
+def _rounds(plan: Plan, probe: Probe) -> list[list[Alike]]:
+    """Lists the tasks of each round, which begins when the one before is done."""
 
-    def tasks(*roles: str) -> list[float]:
-        blocks = [block for role in roles for block in plan.blocks(role)]
-        return [part.weight * probe.seconds(len(block)) for part in plan.parts for block in blocks]
+    def tasks(*cuts: Cut) -> list[Alike]:
+        return [alike for part in plan.parts for cut in cuts for alike in _alike(part, cut)]
 
-    later = tasks("right")
+    def _alike(part: Part, cut: Cut) -> Iterator[Alike]:
+        # All blocks are equally wide but the last.
+        whole, rest = divmod(len(cut.columns), cut.width)
+        for columns, count in ((cut.width, whole), (rest, int(rest > 0))):
+            products = part.weight * probe.seconds(columns) if count else 0.0
+            # While a task applies the operator, a thread writes the products of the one before.
+            yield Alike(max(products, _writing_seconds(plan, part, columns)), count)
+
+    later = plan.cuts("right")
     if plan.krylov is not None:
         # As if all columns of the later rounds were those of one round.
-        blocks = TileRanges(Range(0, plan.later_columns), plan.block_width)
-        later = [part.weight * probe.seconds(len(b)) for part in plan.parts for b in blocks]
-    return [tasks(*ROLES)] + (plan.rounds - 1) * [later]
+        later = [Cut(0, plan.later_columns, plan.block_width)]
+    first = [cut for role in ROLES for cut in plan.cuts(role)]
+    return [tasks(*first)] + (plan.rounds - 1) * [tasks(*later)]
+
+
+def _writing_seconds(plan: Plan, part: Part, columns: int) -> float:
+    """Returns the seconds that writing a block takes, by a process that has the disk for itself."""
+    rows = len(rows_of_part(plan, part, "right", plan.identity.shape[0]))
+    return FILE_SECONDS + stored_bytes(plan, rows, columns) / WRITE_RATE
 
 
 def _seconds(plan: Plan, probe: Probe, workers: int) -> float:
     """Returns the seconds of measuring; one worker is this process, which has started already."""
     rounds = _rounds(plan, probe)
     if workers == 1:
-        return sum(map(sum, rounds))
+        return sum(alike.seconds * alike.count for tasks in rounds for alike in tasks)
     # Each worker compares its operator with the fingerprint, by one product.
     start = WORKER_START + probe.seconds(1)
-    return start + sum(measure_seconds(tasks, workers) for tasks in rounds)
+    applying = sum(wall_seconds(tasks, workers) for tasks in rounds)
+    # However many workers there are, they write to one disk.
+    return start + max(applying, shard_bytes(plan) / WRITE_RATE)
 
 
 def _useful_workers(plan: Plan, probe: Probe) -> int:
-    useful = max(map(useful_workers, _rounds(plan, probe)))
+    useful = max(map(useful_workers_of, _rounds(plan, probe)))
     # Where all is done before other workers have started, none of them helps.
     return useful if _seconds(plan, probe, useful) < _seconds(plan, probe, 1) else 1
 
@@ -183,6 +216,18 @@ def require_memory(costs: Estimate, resources: Resources) -> None:
             f"about {format_bytes(needed)}; give --memory {ask_for(needed)}, or fewer "
             "measurements" + (", or a smaller block" if stage == "measure" else "")
         )
+
+
+def least_memory(plan: Plan) -> dict[str, int]:
+    """Returns the memory of a process below which each stage is sure to refuse its work.
+
+    That of the operator, and of torch where a stage loads it, comes on top.
+    """
+    held = LEAST_BASELINE + SPARE_BYTES
+    found = {stage: held + needed for stage, needed in stage_bytes(plan).items()}
+    opened = opened_bytes(plan)
+    of_stages = {"measure": found["measure"], "merge": found["merge"] + opened}
+    return of_stages | dict.fromkeys(("solve", "vectors", "assess"), found["recover"] + opened)
 
 
 def choose_block(

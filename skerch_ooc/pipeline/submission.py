@@ -21,6 +21,7 @@ from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.files import digest, locked, looks_for_late_files
+from skerch_ooc.base.resources import MIB, ask_for, format_bytes
 from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.chain import array_jobs, dask_jobs, task_seconds_of
@@ -38,6 +39,7 @@ from skerch_ooc.executors.slurm.records import (
 )
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.send import send
+from skerch_ooc.pipeline.cost import least_memory
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
 from skerch_ooc.store.rundir import Run, look_again, open_run
@@ -98,6 +100,7 @@ def submit(
     before = submissions(run.logs)[-1:] if options == JobOptions() else []
     options = before[0].options if before else options
     _require_shell(options.setup)
+    _require_memory(run, options, left)
     if dry_run:
         submission = draft(run.logs, options, _digest(run, left), unchanged=0)
         return Submitted(submission, _jobs(run, submission, left, dry_run=True), [])
@@ -173,6 +176,25 @@ def _require_shell(setup: str) -> None:
     if done.returncode:
         raise UsageError(
             f"--setup: bash cannot read these lines: {done.stderr.decode(errors='replace').strip()}"
+        )
+
+
+def _require_memory(run: Run, options: JobOptions, left: Sequence[Left]) -> None:
+    """Refuses memory with which the processes of a stage would refuse their work."""
+    least = least_memory(run.plan)
+    for name in {each.stage.name: None for each in left}:
+        given = options.memory_of(name)
+        if given is None or given >= least[name]:
+            continue
+        needed = f"the stage {name} needs about {format_bytes(least[name])}"
+        if options.memory is not None:
+            raise UsageError(
+                f"--memory {options.memory}: {needed}; give --memory {ask_for(least[name])}"
+            )
+        mem = (least[name] + least[name] // 5) // MIB + 8
+        raise UsageError(
+            f"{needed}, and its processes take {format_bytes(given)}, nine tenths of their --mem; "
+            f"give --mem {mem}M, or --for {name}=--mem={mem}M"
         )
 
 

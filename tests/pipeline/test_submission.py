@@ -26,6 +26,7 @@ from skerch_ooc.executors.slurm.logs import BEGINNING, ending, read_log
 from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, walltime_seconds
 from skerch_ooc.executors.slurm.records import submissions
 from skerch_ooc.pipeline.state import State
+from skerch_ooc.pipeline.submission import submit
 
 pytestmark = pytest.mark.usefixtures("no_late_files")
 
@@ -134,6 +135,17 @@ class TestOptions:
         )
         assert options.sbatch("merge") == ["--mem=2G", "--qos=a", "--mem=9G", "-N", "1"]
         assert options.sbatch("solve") == ["--mem=2G", "--qos=a"]
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [({"mem": "10G"}, 9 << 30), ({"mem": "1000"}, 900 << 20), ({"memory": "2 GiB"}, 2 << 30),
+         ({"mem": "0"}, None), ({}, None), ({"mem": "10G", "executor": "dask"}, None),
+         ({"mem": "10G", "further": ("--mem-per-cpu=1G",)}, None),
+         ({"mem": "1G", "of_stage": {"merge": ("--mem=20G",)}}, 18 << 30)],
+        ids=str,
+    )  # fmt: skip
+    def test_memory_of_a_process_is_what_slurm_will_give_it(self, values, expected):
+        assert JobOptions(**values).memory_of("merge") == expected
 
     @pytest.mark.parametrize(
         ("values", "text"),
@@ -674,6 +686,33 @@ class TestWorkload:
         names = ["measure", "merge", "solve", "vectors"]
         later = [f"{name}.{number}" for number in (2, 3) for name in names]
         assert list(self.stages(run)) == [*names, *later, "assess"]
+
+
+class TestMemory:
+    @pytest.fixture
+    def run(self, tmp_path):
+        table = {
+            "kind": "eigh", "measurements": 2000,
+            "operator": {"factory": "none:none", "shape": [100_000, 100_000]},
+            "sketch": {"block": 16},
+        }  # fmt: skip
+        return ooc.plan(table, tmp_path / "run", memory="40GiB")
+
+    @pytest.mark.parametrize(
+        ("values", "text"),
+        [({"mem": "500M"}, r"stage assess needs about .* MiB.* --for assess=--mem=\d+M"),
+         ({"memory": "500MiB"}, "--memory 500MiB: the stage assess needs about")],
+    )  # fmt: skip
+    def test_too_little_for_a_stage_is_refused_with_what_it_needs(self, run, values, text):
+        options = JobOptions(max_array_size=1001, **values)
+        with pytest.raises(UsageError, match=text):
+            submit(run, options, dry_run=True)
+
+    def test_enough_for_each_stage_is_taken(self, run):
+        stages = ["measure", "merge", "solve", "vectors", "assess"]
+        of_stage = options_of_stages([f"{stage}=--mem=20G" for stage in stages])
+        options = JobOptions(max_array_size=1001, mem="1M", of_stage=of_stage)
+        assert submit(run, options, dry_run=True) is not None
 
 
 class TestLimits:

@@ -15,7 +15,17 @@ from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import estimate
 from skerch_ooc.pipeline.start import Planned
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
-from skerch_ooc.planning.scaling import TASK_OVERHEAD, WORKER_START, measure_seconds, useful_workers
+from skerch_ooc.planning.scaling import (
+    FILE_SECONDS,
+    TASK_OVERHEAD,
+    WORKER_START,
+    WRITE_RATE,
+    Alike,
+    measure_seconds,
+    useful_workers,
+    useful_workers_of,
+    wall_seconds,
+)
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.store.rundir import create_run
 
@@ -100,6 +110,46 @@ class TestSecondsOfMeasuring:
     def test_workers_without_a_task_change_nothing(self, tasks, workers, overhead):
         enough = measure_seconds(tasks, len(tasks), overhead=overhead)
         assert measure_seconds(tasks, len(tasks) + workers, overhead=overhead) == enough
+
+
+def one_by_one(tasks, workers, overhead):
+    """The same schedule, each task by itself."""
+    ends = [0.0] * workers
+    for number, seconds in enumerate(tasks, 1):
+        ends.sort()
+        ends[0] = max(ends[0], number * overhead) + seconds
+    return max(ends)
+
+
+class TestTasksThatAreAlike:
+    @relaxed
+    @given(
+        st.lists(st.tuples(st.sampled_from([0.0, 0.1, 1.0, 7.5]), st.integers(1, 90)), min_size=1,
+                 max_size=5),
+        st.integers(1, 12),
+        st.sampled_from([0.0, 0.01, 0.125, 1.0, 3.0]),
+    )  # fmt: skip
+    def test_take_as_long_as_each_by_itself(self, alike, workers, overhead):
+        tasks = [seconds for seconds, count in alike for _ in range(count)]
+        found = wall_seconds([Alike(*each) for each in alike], workers, overhead=overhead)
+        assert found == pytest.approx(one_by_one(tasks, workers, overhead))
+
+    def test_as_many_as_columns_of_a_large_run_are_counted_not_listed(self):
+        tasks = [Alike(600.0, 10**15), Alike(300.0)]
+        assert wall_seconds(tasks, 1000) == pytest.approx(6e14)
+        assert useful_workers_of(tasks) == 1_200_000
+
+
+class TestWriting:
+    def test_products_that_take_no_time_take_as_long_as_writing_them(self):
+        plan, probe = a_plan(), a_probe(0.0)
+        files = sum(plan.block_count(role) for role in ("right", "test"))
+        assert estimate(plan, probe).seconds > files * FILE_SECONDS
+
+    def test_workers_without_number_write_to_one_disk(self):
+        plan = a_plan(columns=4_000_000, block=1000)
+        found = estimate(plan, a_probe(1e-9))
+        assert min(found.seconds_with.values()) > found.shard_bytes / WRITE_RATE
 
 
 class TestUsefulWorkers:

@@ -27,6 +27,7 @@ _DEFAULT_TRIES = 3
 _OWN = ("array", "clusters", "comment", "dependency", "error", "open-mode", "output", "parsable",
         "test-only", "wait", "wrap")  # fmt: skip
 _OWN_LETTERS = "adeoMW"
+_MEM = re.compile(r"--mem=(?P<count>\d{1,9})(?P<unit>[KMGT]?)B?")
 _TIME = re.compile(r"(?:(?P<days>\d{1,5})-)?(?P<clock>\d{1,7}(?::\d{1,2}){0,2})")
 
 
@@ -110,6 +111,21 @@ class JobOptions:
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in named.items() if value is not None]
         return [*words, *self.further, *self.of_stage.get(stage, ())]
+
+    def memory_of(self, stage: str) -> int | None:
+        """Memory of each process of a stage of job arrays, in bytes; ``None`` if it is not known.
+
+        Without ``--memory`` a process takes nine tenths of what Slurm gives it.
+        """
+        if self.memory is not None:
+            return parse_bytes(self.memory)
+        given = [word for word in self.sbatch(stage) if word.startswith("--mem")]
+        found = _MEM.fullmatch(given[-1]) if given else None
+        if found is None or self.executor == DASK:
+            return None
+        unit = 1024 ** "KMGT".index(found["unit"] or "M")
+        # Zero stands for all memory of a node.
+        return int(found["count"]) * unit * 1024 * 9 // 10 or None
 
     def device_of(self, stage: str) -> str | None:
         """``--device`` of the processes of a stage.
