@@ -19,7 +19,7 @@ _KEPT: set[int] = set()
 """The descriptors that are kept."""
 
 
-class Source:
+class FileBytes:
     """The bytes of a file: read through a kept descriptor, or by opening the file each time.
 
     A merge reads each of a thousand shards once for each tile. Opened every time, they would be

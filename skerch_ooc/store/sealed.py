@@ -41,7 +41,7 @@ from skerch_ooc.store.checksums import (
     require_tile,
     tile_checksum,
 )
-from skerch_ooc.store.descriptors import Source
+from skerch_ooc.store.descriptors import FileBytes
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rawfile import RawFile, start_syncing, write_at
 from skerch_ooc.store.tiles import Tiles
@@ -272,7 +272,7 @@ class Bulk(Tiles):
     """
 
     def __init__(
-        self, source: Source, layout: Layout, crc32: Checksums, offset: int, advice: str
+        self, source: FileBytes, layout: Layout, crc32: Checksums, offset: int, advice: str
     ) -> None:
         self.layout, self.crc32 = layout, crc32
         self._source, self._offset, self._advice = source, offset, advice
@@ -332,7 +332,7 @@ class SealedFile:
 
     def __init__(self, path: Path, advice: str = "", *, keep: bool = False) -> None:
         self.path, self.advice = path, advice
-        self._source = Source(path)
+        self._source = FileBytes(path)
         self._bulks: dict[str, Bulk] = {}
         self.arrays: dict[str, Array] = {}
         try:
