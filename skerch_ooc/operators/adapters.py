@@ -59,10 +59,8 @@ class Product:
     together = False
     """Whether it has ``sketch``, which takes sketches of both sides in one reading of its rows."""
 
-    @property
-    def slab_bytes(self) -> int:
-        """Memory that two slabs of rows take, where it reads its rows."""
-        return 0
+    slab_bytes: int = 0
+    """Memory that two slabs of rows take, where it reads its rows."""
 
     @property
     def content(self) -> Mapping[str, str]:

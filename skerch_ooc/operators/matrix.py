@@ -351,7 +351,7 @@ class RowsProduct(Slabs, Product):
         return int(self._operator.terms)
 
     @property
-    def slab_bytes(self) -> int:
+    def slab_bytes(self) -> int:  # type: ignore[override]
         """Memory that two slabs take."""
         return _BUFFERS * self._operator.slab_bytes
 

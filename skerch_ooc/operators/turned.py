@@ -39,7 +39,7 @@ class TurnedProduct(Product):
         return int(self._file.terms)
 
     @property
-    def slab_bytes(self) -> int:
+    def slab_bytes(self) -> int:  # type: ignore[override]
         """Memory that two slabs take."""
         return int(self._file.slab_bytes)
 

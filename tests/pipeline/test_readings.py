@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
+from skerch_ooc.base.resources import SPARE_BYTES, Resources
 from skerch_ooc.operators.matrix import stored
+from skerch_ooc.pipeline import readings
 from skerch_ooc.pipeline.readings import parts_that_fit, widths_that_fit
 from skerch_ooc.planning.memory import Reading, rows_bytes
 from skerch_ooc.planning.parts import runs_of
@@ -15,29 +16,31 @@ from skerch_ooc.planning.spec import Spec
 
 ROWS, COLUMNS = 300_000, 2000
 TERM = 131_072
+HELD = 1 << 28
+SLABS = 2 * 8192 * COLUMNS * 4
 SIZES = Sizes(150, 1200, 0, 30, 10)
 SPEC = Spec.from_table({"kind": "svd", "measurements": SIZES.right})
 
 
 @pytest.fixture
-def product(tmp_path):
+def product(tmp_path, monkeypatch):
     """A matrix of three terms, of which nothing but the header is on disk."""
+    # What this process takes changes with the tests before.
+    monkeypatch.setattr(readings, "resident_memory", lambda: HELD)
     np.lib.format.open_memmap(tmp_path / "a.npy", "w+", "float32", (ROWS, COLUMNS))
     return stored("a.npy", folder=str(tmp_path)).as_product("float32", "cpu")
 
 
 def cut(product, needed):
     """How many parts and blocks of columns there are with so much memory for a task."""
-    # What the process itself takes may grow a little meanwhile.
-    held = resident_memory() + SPARE_BYTES + product.held_bytes + (1 << 22)
-    resources = Resources(held + needed, 1)
+    resources = Resources(HELD + SPARE_BYTES + product.held_bytes + needed, 1)
     runs = runs_of(product.terms, parts_that_fit(SPEC, product, SIZES, resources))
     widths = widths_that_fit(SPEC, product, SIZES, runs, resources)
     return len(runs), -(-SIZES.right // widths["right"])
 
 
 def task_bytes(rows, **reading):
-    return rows_bytes((rows, COLUMNS), "float32", SIZES.as_dict(), Reading(**reading))
+    return rows_bytes((rows, COLUMNS), "float32", SIZES.as_dict(), Reading(SLABS, **reading))
 
 
 def test_one_task_needs_no_room_for_products_of_another(product):
