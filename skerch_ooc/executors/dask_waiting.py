@@ -100,7 +100,7 @@ class Watch:
         Raises:
             IncompleteError: If it was refused several times.
         """
-        said = _start_refused(self._client.cluster)
+        said = _start_refused(self._client.cluster, is_last=self._refused + 1 >= _MOST_REFUSALS)
         if said is None:
             return
         self._refused += 1
@@ -112,27 +112,39 @@ class Watch:
             )
 
 
-def _start_refused(cluster: Any) -> str | None:
+def _start_refused(cluster: Any, *, is_last: bool) -> str | None:
     """Starts the workers of a cluster object whose start has failed; returns what is said again.
 
     Dask notes of such failures no more than that the worker is not running, and starts no other.
+
+    Args:
+        cluster: The cluster object, if there is one.
+        is_last: Whether those that fail again are given up.
     """
     from distributed import SpecCluster
     from distributed.core import Status
 
-    if not isinstance(cluster, SpecCluster):
+    if not isinstance(cluster, SpecCluster) or cluster.asynchronous:
         return None
 
     async def start() -> str | None:
+        said = None
         for worker in list(cluster.workers.values()):
-            if worker.status in (Status.created, Status.failed):
-                try:
-                    await worker
-                except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
-                    return first_cause(error)
-        return None
+            if worker.status not in (Status.created, Status.failed):
+                continue
+            try:
+                await worker
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
+                said = first_cause(error)
+                if is_last and worker.status == Status.created:
+                    # Else Dask cannot close the cluster: it knows no worker that never started.
+                    worker.status = Status.failed
+        return said
 
-    said: str | None = cluster.sync(start, callback_timeout=_START_SECONDS)
+    try:
+        said: str | None = cluster.sync(start, callback_timeout=_START_SECONDS)
+    except TimeoutError:
+        return None
     return said
 
 
