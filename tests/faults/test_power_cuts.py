@@ -34,7 +34,6 @@ CLEANING: tuple[Command, ...] = tuple(
 KRYLOV = Case(
     measurements=48,
     spec={
-        "operator": {"args": {"kind": "exp"}},
         "recovery": {"method": "krylov", "rank": 6},
         "round_width": 8,
         "pairs_tolerance": 1e-3,
