@@ -19,6 +19,7 @@ from skerch_ooc.algebra.noise import Entries
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.operators.matrices.slabs import add_adjoint
+from skerch_ooc.operators.matrices.sliced import numbers_of
 from skerch_ooc.operators.matrices.sources import Source
 from skerch_ooc.operators.matrix import RowsProduct, StoredMatrix
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
@@ -191,14 +192,6 @@ def _sent(value: Any) -> Any:
     if not callable(getattr(client, "scatter", None)):
         return value
     return client.scatter([value], hash=False)[0]  # type: ignore[union-attr]
-
-
-def numbers_of(chunk: Any) -> Array:
-    """A chunk as an array; NaN where it is masked."""
-    if isinstance(chunk, np.ma.MaskedArray) and np.ma.getmaskarray(chunk).any():
-        wide = np.result_type(chunk.dtype, np.float32)
-        return np.asarray(np.ma.filled(chunk.astype(wide), np.nan))
-    return np.asarray(chunk)
 
 
 def _sketched(

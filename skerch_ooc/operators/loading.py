@@ -144,7 +144,8 @@ def operator_of(
         OperatorError: See :func:`build`, and :func:`~skerch_ooc.operators.objects.adapted`.
     """
     if at_hand is not None:
-        return adapted(at_hand, memory)
+        # Arguments without a factory are options of the object.
+        return adapted(at_hand, memory, spec.args if spec.factory is None else None)
     assert spec.factory is not None
     return adapted(build(spec.factory, spec.args, device, folder, memory), memory)
 

@@ -77,6 +77,9 @@ class StoredMatrix:
         OperatorError: If an option is not allowed.
     """
 
+    stated: Mapping[str, Any] | None = None
+    """Options of an object, as a plan says them; ``None`` for files, whose factory has them."""
+
     def __init__(
         self, source: Rows, subtract: str | None = None, device: str = "cpu", *,
         options: Options | None = None, weights: tuple[Array | None, Array | None] = (None, None),

@@ -1,13 +1,14 @@
 """Objects of other libraries as operators: arrays, frames, tensors, datasets.
 
 What can be applied as it is stays as it is: arrays of numpy, tensors of torch and sparse matrices
-of SciPy in the dtypes of runs, and whatever has ``.shape`` and ``@`` of its own. No library is
-imported to look at an object: who has one has imported it.
+of SciPy in the dtypes of runs, and whatever has ``.shape`` and ``@`` of its own; unless options say
+that something is to be made of the entries first. No library is imported to look at an object: who
+has one has imported it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.planning.spec import DTYPES
 
 if TYPE_CHECKING:
-    from skerch_ooc.operators.matrices.sources import Meant, Source
+    from skerch_ooc.operators.matrices.sources import Meant, Rows
 
 _WAYS_OUT = {
     "jax": "numpy.asarray(X)", "jaxlib": "numpy.asarray(X)", "tensorflow": "X.numpy()",
@@ -40,31 +41,85 @@ def library_of(data: Any) -> str:
     return type(data).__module__.partition(".")[0]
 
 
-def adapted(operator: Any, memory: int | None = None) -> Any:
+def adapted(
+    operator: Any, memory: int | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
     """What is applied in place of an object: itself where it can be.
 
     Args:
         operator: Anything.
         memory: Peak resident memory of the process, in bytes, if it is known.
+        options: What is made of its entries: see :mod:`skerch_ooc.operators.prepared`.
 
     Raises:
         OperatorError: If it cannot be used, with the way out.
     """
+    if options:
+        from skerch_ooc.operators.prepared import prepared
+
+        return prepared(operator, options, memory)
     if hasattr(operator, "as_product"):
         return operator
+    found = looked_into(operator, _meant(memory))
+    if hasattr(found, "rows_together"):
+        return _stored(found)
+    if library_of(found) == "dask":
+        from skerch_ooc.operators.dask_arrays import DaskMatrix
+
+        return DaskMatrix(found)
+    return found
+
+
+def rows_of(operator: Any, wanted: Meant) -> Any:
+    """What gives the rows of an object, also where that could be applied as it is.
+
+    Args:
+        operator: An array, a frame, a tensor, a sparse matrix, a dataset.
+        wanted: How much memory there is, and which stored values stand for missing entries.
+
+    Returns:
+        The rows; an array of Dask as it is.
+
+    Raises:
+        OperatorError: If it is something else, or cannot be used, with the way out.
+    """
+    if isinstance(operator, np.ma.MaskedArray) and operator.dtype.kind in "biufc":
+        return _of_masked(operator, wanted)
+    found = looked_into(operator, wanted)
+    if hasattr(found, "rows_together") or library_of(found) == "dask":
+        return found
+    if callable(getattr(found, "tocsr", None)):
+        return _held(found, wanted)
+    if isinstance(found, np.ndarray):
+        _require_matrix(found, "give X.reshape(...)")
+        return _sliced(found, found.dtype, found.__getitem__, codes=wanted.codes)
+    if library_of(found) == "torch" and str(found.layout) == "torch.strided":
+        _require_matrix(found, "give X.reshape(...)")
+        return _of_rows(found.detach(), wanted)
+    raise _refusal(
+        operator,
+        "options are for the entries of arrays, frames, tensors, sparse matrices and datasets; let "
+        "what makes the operator do that, or leave them out",
+    )
+
+
+def looked_into(operator: Any, wanted: Meant) -> Any:
+    """What an object is: rows that are read, an array of Dask, or what is applied as it is.
+
+    Raises:
+        OperatorError: If it cannot be used, with the way out.
+    """
     library = library_of(operator)
     if library == "anndata" and not hasattr(operator, "obs"):
         raise _refusal(operator, 'give X.to_memory(), or the file, by factory = "stored"')
     if library in _WAYS_OUT:
         raise _refusal(operator, f"give {_WAYS_OUT[library]}")
-    if library in _DATASETS:
-        return _DATASETS[library](operator, memory)
-    adapt = _IN_MEMORY.get(library)
+    adapt = _BY_LIBRARY.get(library)
     if isinstance(operator, np.ndarray):
         adapt = _of_numpy
     elif callable(getattr(operator, "tocsr", None)):
         adapt = _of_sparse
-    return operator if adapt is None else adapt(operator)
+    return operator if adapt is None else adapt(operator, wanted)
 
 
 def _refusal(operator: Any, advice: str) -> OperatorError:
@@ -78,18 +133,34 @@ def _meant(memory: int | None) -> Meant:
     return Meant() if memory is None else Meant(memory=memory)
 
 
-def _stored(source: Source) -> Any:
+def _stored(source: Rows) -> Any:
     """The operator that reads a source slab by slab."""
     from skerch_ooc.operators.matrix import StoredMatrix
 
     return StoredMatrix(source)
 
 
-def _sliced(operator: Any, dtype: Any, get: Callable[[slice], Array], **options: Any) -> Any:
+def _sliced(
+    operator: Any, dtype: Any, get: Callable[[slice], Array], *, codes: tuple[float, ...] = (),
+    **options: Any,
+) -> Any:  # fmt: skip
+    from skerch_ooc.operators.matrices.decoding import Decoding
     from skerch_ooc.operators.matrices.sliced import SlicedSource
 
-    name = f"the {type(operator).__name__}"
-    return SlicedSource(name, tuple(operator.shape), np.dtype(dtype), get, **options)
+    name, dtype = f"the {type(operator).__name__}", np.dtype(dtype).newbyteorder("=")
+    if codes:
+        options["decoding"] = Decoding.of({}, dtype, codes)
+    return SlicedSource(name, tuple(operator.shape), dtype, get, **options)
+
+
+def _held(operator: Any, wanted: Meant) -> Any:
+    """The rows of a sparse matrix in memory; of one by columns without a copy."""
+    from skerch_ooc.operators.matrices.npz import HeldSource
+
+    turned = operator.format == "csc"
+    made = HeldSource(f"the {type(operator).__name__}", operator.T if turned else operator, wanted)
+    made.is_transposed, made.remarks = turned, ()
+    return made
 
 
 def _require_matrix(operator: Any, advice: str) -> None:
@@ -98,7 +169,7 @@ def _require_matrix(operator: Any, advice: str) -> None:
         raise _refusal(operator, f"it has shape {shape}, and a matrix has two sizes; {advice}")
 
 
-def _of_numpy(operator: Any) -> Any:
+def _of_numpy(operator: Any, wanted: Meant) -> Any:
     if operator.dtype.kind not in "biufc":
         raise _refusal(
             operator, f"it is of dtype {operator.dtype}; give numbers, such as X.astype(float)"
@@ -107,7 +178,20 @@ def _of_numpy(operator: Any) -> Any:
         operator = _unmasked(operator)
     if operator.ndim != 2 or operator.dtype.newbyteorder("=").name in DTYPES:
         return operator
-    return _stored(_sliced(operator, operator.dtype, operator.__getitem__))
+    return _sliced(operator, operator.dtype, operator.__getitem__, codes=wanted.codes)
+
+
+def _of_masked(operator: Any, wanted: Meant) -> Any:
+    """The rows of a masked array, with NaN where it is masked."""
+    from skerch_ooc.operators.matrices.sliced import numbers_of
+
+    _require_matrix(operator, "give X.reshape(...)")
+    dtype = np.result_type(operator.dtype, _floating(operator.dtype))
+
+    def get(rows: slice) -> Array:
+        return numbers_of(operator[rows]).astype(dtype)
+
+    return _sliced(operator, dtype, get, codes=wanted.codes)
 
 
 def _unmasked(operator: Any) -> Array:
@@ -133,7 +217,7 @@ def _floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
 
 
-def _of_sparse(operator: Any) -> Any:
+def _of_sparse(operator: Any, wanted: Meant) -> Any:  # noqa: ARG001 (as the others)
     found = operator if library_of(operator) == "scipy" else operator.tocsr()
     if found.dtype.kind not in "biufc":
         raise _refusal(operator, f"it is of dtype {found.dtype}; give X.astype(float)")
@@ -142,7 +226,7 @@ def _of_sparse(operator: Any) -> Any:
     return found.tocsr().astype(_floating(found.dtype))
 
 
-def _of_torch(operator: Any) -> Any:
+def _of_torch(operator: Any, wanted: Meant) -> Any:
     import torch
 
     if not isinstance(operator, torch.Tensor) or operator.ndim != 2:
@@ -154,16 +238,22 @@ def _of_torch(operator: Any) -> Any:
     name = str(operator.dtype).removeprefix("torch.")
     if name in DTYPES:
         return operator
-    kind = _torch_kind(operator.dtype)
     if operator.layout != torch.strided:
-        return operator.detach().to(kind)
-    detached = operator.detach()
-    dtype = np.dtype(str(kind).removeprefix("torch."))
+        return operator.detach().to(_torch_kind(operator.dtype))
+    return _of_rows(operator.detach(), wanted)
+
+
+def _of_rows(tensor: Any, wanted: Meant) -> Any:
+    """The rows of a tensor of torch, converted as they are asked for."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    kind = tensor.dtype if name in DTYPES else _torch_kind(tensor.dtype)
 
     def get(rows: slice) -> Array:
-        return np.asarray(detached[rows].to("cpu").to(kind).numpy())
+        found = tensor[rows].to("cpu").to(kind).resolve_conj().resolve_neg()
+        return np.asarray(found.numpy())
 
-    return _stored(_sliced(operator, dtype, get))
+    dtype = np.dtype(str(kind).removeprefix("torch."))
+    return _sliced(tensor, dtype, get, codes=wanted.codes)
 
 
 def _torch_kind(dtype: Any) -> Any:
@@ -177,7 +267,7 @@ def _torch_kind(dtype: Any) -> Any:
     return torch.float64
 
 
-def _of_pandas(operator: Any) -> Any:
+def _of_pandas(operator: Any, wanted: Meant) -> Any:
     if not hasattr(operator, "columns"):
         raise _refusal(operator, "give a frame of numbers, or X.to_numpy() of two dimensions")
     dtypes = [getattr(one, "numpy_dtype", one) for one in operator.dtypes]
@@ -187,7 +277,7 @@ def _of_pandas(operator: Any) -> Any:
     def get(rows: slice) -> Array:
         return np.asarray(operator.iloc[rows].to_numpy(dtype=dtype, na_value=np.nan))
 
-    return _stored(_sliced(operator, dtype, get, columns=list(operator.columns)))
+    return _sliced(operator, dtype, get, codes=wanted.codes, columns=list(operator.columns))
 
 
 def _of_columns(operator: Any, names: list[Any], dtypes: list[Any]) -> np.dtype[Any]:
@@ -211,7 +301,7 @@ _POLARS_WIDE = ("Int32", "Int64", "Int128", "UInt32", "UInt64", "UInt128", "Floa
 _POLARS = ("Boolean", "Int8", "Int16", "UInt8", "UInt16", "Float16", "Float32")
 
 
-def _of_polars(operator: Any) -> Any:
+def _of_polars(operator: Any, wanted: Meant) -> Any:
     if not hasattr(operator, "to_numpy"):
         raise _refusal(operator, "give X.collect()")
     if not hasattr(operator, "columns"):
@@ -224,30 +314,30 @@ def _of_polars(operator: Any) -> Any:
     def get(rows: slice) -> Array:
         return np.asarray(operator[rows].to_numpy()).astype(dtype)
 
-    return _stored(_sliced(operator, dtype, get, columns=operator.columns))
+    return _sliced(operator, dtype, get, codes=wanted.codes, columns=operator.columns)
 
 
-def _of_h5py(operator: Any, memory: int | None) -> Any:
+def _of_h5py(operator: Any, wanted: Meant) -> Any:
     from skerch_ooc.operators.matrices.sliced import OpenHdf5Source
 
     if not hasattr(operator, "dtype"):
         raise _refusal(operator, "give a dataset of it, X[name]")
     if operator.shape is not None:
         _require_matrix(operator, 'give the file, by factory = "stored" with path and rows')
-    return _stored(OpenHdf5Source(operator, _meant(memory)))
+    return OpenHdf5Source(operator, wanted)
 
 
-def _of_zarr(operator: Any, memory: int | None) -> Any:
+def _of_zarr(operator: Any, wanted: Meant) -> Any:
     from skerch_ooc.operators.matrices.zarr_arrays import ZarrSource
 
     if not hasattr(operator, "dtype"):
         raise _refusal(operator, "give an array of it, X[name]")
     _require_matrix(operator, 'give the path, by factory = "stored" with path and rows')
     name = str(getattr(operator, "store_path", "the array"))
-    return _stored(ZarrSource(name, operator, _meant(memory)))
+    return ZarrSource(name, operator, wanted)
 
 
-def _of_xarray(operator: Any, memory: int | None) -> Any:
+def _of_xarray(operator: Any, wanted: Meant) -> Any:
     from skerch_ooc.operators.matrices.decoding import Decoding
 
     if not hasattr(operator, "dims") or not hasattr(operator, "dtype"):
@@ -255,27 +345,26 @@ def _of_xarray(operator: Any, memory: int | None) -> Any:
     _require_matrix(
         operator, 'stack the others, as by X.stack(place=("lat", "lon")), or give the file'
     )
-    decoding = Decoding.of(operator.attrs, operator.dtype, ())
+    decoding = Decoding.of(operator.attrs, operator.dtype, wanted.codes)
     if operator.chunks is not None:
-        if decoding is not None:
+        if Decoding.of(operator.attrs, operator.dtype) is not None:
             raise _refusal(
                 operator,
                 "its numbers are scaled, or stand for missing ones, as its attributes say; open "
                 "it with mask_and_scale=True, or give xarray.decode_cf(...)",
             )
-        return adapted(operator.data, memory)
+        return looked_into(operator.data, wanted)
     found = _sliced(
         operator, operator.dtype, lambda rows: np.asarray(operator[rows].values), decoding=decoding
     )
+    found.beside = operator.coords
     sizes = operator.encoding.get("preferred_chunks") or {}
     chunks = [min(size, sizes.get(dim, size))
               for dim, size in zip(operator.dims, operator.shape, strict=True)]  # fmt: skip
-    return _stored(found.in_chunks(chunks, _meant(memory)) if sizes else found)
+    return found.in_chunks(chunks, wanted) if sizes else found
 
 
-def _of_dask(operator: Any) -> Any:
-    from skerch_ooc.operators.dask_arrays import DaskMatrix
-
+def _of_dask(operator: Any, wanted: Meant) -> Any:  # noqa: ARG001 (as the others)
     if not hasattr(operator, "to_delayed") or not hasattr(operator, "chunks"):
         raise _refusal(
             operator, "give an array whose sizes are known, as X.to_dask_array(lengths=True)"
@@ -291,20 +380,15 @@ def _of_dask(operator: Any) -> Any:
             f"its chunks are of {type(operator._meta).__name__}; give chunks of numpy, as by "
             "X.map_blocks(lambda chunk: chunk.toarray())",
         )
-    return DaskMatrix(operator)
+    return operator
 
 
-_IN_MEMORY: dict[str, Callable[[Any], Any]] = {
+_BY_LIBRARY: dict[str, Callable[[Any, Meant], Any]] = {
     "torch": _of_torch,
     "pandas": _of_pandas,
     "polars": _of_polars,
     "dask": _of_dask,
-}
-"""By library."""
-
-_DATASETS: dict[str, Callable[[Any, int | None], Any]] = {
     "h5py": _of_h5py,
     "zarr": _of_zarr,
     "xarray": _of_xarray,
 }
-"""By library; reading them takes memory."""

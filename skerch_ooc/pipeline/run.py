@@ -15,8 +15,10 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
+from skerch_ooc.operators.matrices.options import OPTIONS_OF_OBJECTS
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.steps import assess, merge_stage
@@ -173,7 +175,8 @@ def run(
         spec: What is wanted: a :class:`Spec`, nested tables, or the path of a TOML file.
         run_dir: The run directory; a new one, or one of the same plan.
         executor: :class:`Serial` (the default) or :class:`Dask`.
-        operator: The operator, if the spec names no factory.
+        operator: The operator, if the spec names no factory; ``[operator.args]`` then are options
+            of its entries, if it is an array, a frame or a dataset.
         memory: Peak resident memory of each process, in bytes or as text such as ``"2 GiB"``.
         threads: Threads of each process.
         device: Torch device of the operator, instead of the spec's, and of the arithmetic on tiles.
@@ -269,6 +272,7 @@ def _require_known(options: Mapping[str, Any]) -> None:
     """
     known = [name for name, parameter in inspect.signature(decompose).parameters.items()
              if parameter.kind is parameter.KEYWORD_ONLY]  # fmt: skip
+    known += OPTIONS_OF_OBJECTS
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -285,7 +289,7 @@ def decompose(
     dtype: str | None = None, test_measurements: int = 30, left_measurements: int | str = "auto",
     left_test_measurements: int | str = "auto", inner_measurements: int | str = "auto",
     block: int | str = "auto", tolerance: float | None = None, memory: int | str | None = None,
-    device: str = "cpu", progress: Progress | None = None,
+    device: str = "cpu", progress: Progress | None = None, **entries: Any,
 ) -> Eigh | Svd:  # fmt: skip
     """Decomposes an operator for :func:`eigh` and :func:`svd`; its options are keys of a spec.
 
@@ -316,26 +320,43 @@ def decompose(
         memory: Peak resident memory of this process, in bytes or as text.
         device: Torch device on which ``A`` is applied.
         progress: Shows how far it is.
+        **entries: Options of an array's entries, as of a file's: see the page "Matrices".
 
     Returns:
         The decomposition; raises as :func:`eigh`.
     """
+    A, said = _with_options(A, entries, memory)
     table = {
         "kind": kind, "measurements": measurements, "seed": seed, "dtype": dtype,
         "tolerance": tolerance, "pairs_tolerance": pairs_tolerance, "rounds": rounds,
         "round_width": round_width, "start": None if start is None else os.fspath(start),
-        "operator": {"device": device},
+        "operator": {"device": device, "args": said},
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,
             "left_measurements": left_measurements, "inner_measurements": inner_measurements,
             "left_test_measurements": left_test_measurements,
         },
-        "recovery": {
-            "core": core, "rank": rank, "vectors": vectors, "which": which,
-            "power_iterations": power_iterations,
-        } | ({} if method is None else {"method": method}),
+        "recovery": _stating(method, core=core, rank=rank, vectors=vectors, which=which,
+                             power_iterations=power_iterations),
     }  # fmt: skip
     return run(table, run_dir, operator=A, memory=memory, device=device, progress=progress)
+
+
+def _stating(method: str | None, **settings: Any) -> dict[str, Any]:
+    """The table of recovery, which states a method only if one was asked for."""
+    return settings if method is None else settings | {"method": method}
+
+
+def _with_options(
+    operator: Any, entries: Mapping[str, Any], memory: int | str | None
+) -> tuple[Any, dict[str, Any]]:
+    """An operator of which options have made another, and these as a plan says them."""
+    given = {key: value for key, value in entries.items() if value is not None}
+    if not given:
+        return operator, {}
+    from skerch_ooc.operators.prepared import prepared, stated
+
+    return prepared(operator, given, Resources.of(memory).memory), stated(given)
 
 
 def reached(run: Run, work: Work) -> bool:

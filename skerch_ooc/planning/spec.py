@@ -47,7 +47,8 @@ class OperatorSpec(values.Checked):
             ``skerch_ooc.operators``, such as ``"stored"`` or ``"sparse"``. Left out only where the
             operator is handed over as a Python object.
         args: Keyword arguments of the factory. They are stored in the plan, so they must be JSON
-            values: text, finite numbers, booleans, lists, tables.
+            values: text, finite numbers, booleans, lists, tables. Without a factory they are
+            options of the array, frame or dataset that is handed over: see the page "Matrices".
         device: The torch device on which the operator runs, such as ``"cuda"``.
         shape: ``[height, width]``. Needed only to plan without loading the operator, which also
             takes a ``sketch.block`` that is no ``"auto"``; else it must be that of the operator.

@@ -89,6 +89,11 @@ class Options:
         return found
 
 
+OPTIONS_OF_OBJECTS = tuple(one.name for one in fields(Options) if one.name != "rows")
+"""Those of arrays, frames and datasets: one that has more than two dimensions is made a matrix by
+its own library."""
+
+
 def _spelt(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f'"{value}"'
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.matrices.bands import Bands
 from skerch_ooc.operators.matrices.decoding import Decoding
-from skerch_ooc.operators.matrices.grids import Grid
+from skerch_ooc.operators.matrices.grids import Grid, is_latitude
 from skerch_ooc.operators.matrices.hdf5 import Hdf5Source, require_filters, require_own_data
 from skerch_ooc.operators.matrices.sources import Meant, Source
 
@@ -30,9 +30,14 @@ class SlicedSource(Source):
         columns: Names of the columns, for messages; may be left empty.
         decoding: What stored numbers mean.
 
+    Attributes:
+        beside: Coordinates of the object, by name.
+
     Raises:
         OperatorError: If it is no matrix of numbers.
     """
+
+    beside: Mapping[str, Any] = {}
 
     def __init__(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any],
@@ -67,6 +72,14 @@ class SlicedSource(Source):
         if not len(self._columns):
             return found
         return f"{found or 'what is missing or infinite'} (of {str(self._columns[column])!r})"
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""
+        for key, one in self.beside.items():
+            fits = is_latitude(str(key), one.attrs) if name == "latitude" else key == name
+            if fits and one.dtype.kind in "iuf":
+                return np.asarray(one.values, np.float64).ravel()
+        return None
 
 
 class OpenHdf5Source(Hdf5Source):
@@ -104,3 +117,11 @@ class OpenHdf5Source(Hdf5Source):
             super()._read_to(out, rows)
         else:
             self._bands.read(self._get, rows, out)
+
+
+def numbers_of(entries: Any) -> Array:
+    """Entries as an array; NaN where they are masked."""
+    if isinstance(entries, np.ma.MaskedArray) and np.ma.getmaskarray(entries).any():
+        wide = np.result_type(entries.dtype, np.float32)
+        return np.asarray(np.ma.filled(entries.astype(wide), np.nan))
+    return np.asarray(entries)

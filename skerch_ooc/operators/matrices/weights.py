@@ -53,9 +53,23 @@ def _roots(key: str, name: str, size: int, source: Rows, folder: Path) -> Array:
                 "one, or a .npy file"
             )
         weights = beside
+    return require_weights(f"{key} = {name!r}", weights, size)
+
+
+def require_weights(said: str, weights: Array, size: int) -> Array:
+    """The square roots of weights.
+
+    Args:
+        said: How they were given.
+        weights: They themselves.
+        size: How many there must be.
+
+    Raises:
+        OperatorError: If there are others, or they are no weights.
+    """
     if weights.shape != (size,) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise OperatorError(
-            f"{key} = {name!r} has shape {weights.shape}, from {weights.min(initial=0):g} to "
+            f"{said} has shape {weights.shape}, from {weights.min(initial=0):g} to "
             f"{weights.max(initial=0):g}; give {size} weights, finite and not negative"
         )
     return np.sqrt(weights)

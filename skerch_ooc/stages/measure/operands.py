@@ -97,12 +97,13 @@ class Operands:
         return self._opened[1]
 
     def _open(self, part: Part) -> Product:
-        run = self._run
+        run, options = self._run, None
         if self._at_hand is not None and self._at_hand[0] == part.summand:
-            operator = self._at_hand[1]
+            operator, source = self._at_hand[1], source_of(run.plan, part)
+            options = source.args if source.factory is None else None
         else:
             operator = build_for_run(run, self._device, part, self.memory)
-        operator = adapted(operator, self.memory)
+        operator = adapted(operator, self.memory, options)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
             raise OperatorError(
