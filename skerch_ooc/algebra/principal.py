@@ -50,24 +50,33 @@ class Moments(ABC):
     """What is kept of some rows.
 
     Attributes:
-        count: How many rows.
-        mean: Of each column, ``(d,)``.
+        count: How many rows, or the sum of their weights.
+        mean: Of each column, ``(d,)``; weighted, if rows are.
         root: ``X^T X`` of the centred rows, or their triangular factor, or the squared norms of
-            their columns.
+            their columns; each row is multiplied by the square root of its weight.
     """
 
-    count: int
+    count: float
     mean: Array
     root: Array
 
     @classmethod
-    @abstractmethod
-    def of(cls, rows: Array) -> Self:
+    def of(cls, rows: Array, weights: Array | None = None) -> Self:
         """Takes dense rows in double precision, which are overwritten."""
+        if weights is None:
+            count, mean = len(rows), _centre(rows)
+            return cls(count, mean, cls._root_of(rows))
+        total, mean = _centre_weighted(rows, weights)
+        return cls(total, mean, cls._root_of(rows))
+
+    @staticmethod
+    @abstractmethod
+    def _root_of(rows: Array) -> Array:
+        """What is kept of centred rows."""
 
     @classmethod
     @abstractmethod
-    def of_sparse(cls, rows: Any) -> Self:
+    def of_sparse(cls, rows: Any, weights: Array | None = None) -> Self:
         """Takes compressed rows of SciPy, each of whose entries is stored once."""
 
     @abstractmethod
@@ -79,24 +88,27 @@ class Moments(ABC):
         """Whether no square has become too large."""
         return bool(np.isfinite(self.root).all())
 
-    def spectrum(self) -> Spectrum:
-        """Returns all ``min(count, d)`` singular values of the centred rows."""
+    def spectrum(self, rows: int) -> Spectrum:
+        """Returns all ``min(rows, d)`` singular values of so many centred rows."""
         raise NotImplementedError
 
-    def _between(self, other: Moments) -> tuple[int, Array, Array]:
+    def _between(self, other: Moments) -> tuple[float, Array, Array]:
         """Returns the count and mean of both, and the row that their means add to the factor."""
         count = self.count + other.count
         apart = other.mean - self.mean
-        mean = self.mean + apart * (other.count / count)
-        return count, mean, apart * math.sqrt(self.count * other.count / count)
+        # Rows of weight zero have no mean that counts.
+        mean = self.mean + apart * (other.count / (count or 1))
+        return count, mean, apart * math.sqrt(self.count * other.count / (count or 1))
 
 
 class Gram(Moments):
     """Rows as ``X^T X``."""
 
     @classmethod
-    def of(cls, rows: Array) -> Self:
+    def of(cls, rows: Array, weights: Array | None = None) -> Self:
         """See :class:`Moments`."""
+        if weights is not None:
+            return super().of(rows, weights)
         count, mean = len(rows), _roughly_centred(rows)
         rest = rows.mean(axis=0)
         gram = rows.T @ rows
@@ -108,22 +120,30 @@ class Gram(Moments):
             _add_outer(gram, rest, -count)
         return cls(count, mean + rest, gram)
 
+    @staticmethod
+    def _root_of(rows: Array) -> Array:
+        return np.asarray(rows.T @ rows)
+
     @classmethod
-    def of_sparse(cls, rows: Any) -> Self:
+    def of_sparse(cls, rows: Any, weights: Array | None = None) -> Self:
         """Takes sparse rows of SciPy; only columns that are full and far from zero are centred.
 
         Of a column with a share ``p`` of entries that are not zero the squared mean is at most
         ``p`` times the mean square: where some are not, subtracting it afterwards loses little.
         """
         rows = rows.astype(np.float64, copy=False)
-        count, mean = rows.shape[0], _mean_of_sparse(rows)
-        gram = np.asarray((rows.T @ rows).todense())
-        full = np.flatnonzero(are_far(mean, np.diagonal(gram) / count - mean**2))
+        count, mean = _mean_of_sparse(rows, weights)
+        scaled = rows if weights is None else rows.multiply(np.sqrt(weights)[:, None]).tocsr()
+        gram = np.asarray((scaled.T @ scaled).todense())
+        full = np.flatnonzero(are_far(mean, np.diagonal(gram) / (count or 1) - mean**2))
         _add_outer(gram, mean, -count)
         if len(full):
             dense = rows[:, full].toarray()
-            mean[full] = _centre(dense)
-            gram[:, full] = rows.T @ dense
+            if weights is None:
+                mean[full] = _centre(dense)
+            else:
+                mean[full] = _centre_weighted(dense, weights)[1]
+            gram[:, full] = scaled.T @ dense
             gram[full] = gram[:, full].T
             gram[np.ix_(full, full)] = dense.T @ dense
         return cls(count, mean, gram)
@@ -135,30 +155,30 @@ class Gram(Moments):
         _add_outer(root, between, 1)
         return type(self)(count, mean, root)
 
-    def spectrum(self) -> Spectrum:
+    def spectrum(self, rows: int) -> Spectrum:
         """See :class:`Moments`."""
-        return _of_squares(self.root, min(self.count, len(self.mean)))
+        return _of_squares(self.root, min(rows, len(self.mean)))
 
 
 class ColumnSquares(Moments):
     """Of rows only the squared norm of each column, centred: what the variance is made of."""
 
-    @classmethod
-    def of(cls, rows: Array) -> Self:
-        """See :class:`Moments`."""
-        mean = _centre(rows)
-        return cls(len(rows), mean, np.einsum("ij,ij->j", rows, rows))
+    @staticmethod
+    def _root_of(rows: Array) -> Array:
+        return np.asarray(np.einsum("ij,ij->j", rows, rows))
 
     @classmethod
-    def of_sparse(cls, rows: Any) -> Self:
+    def of_sparse(cls, rows: Any, weights: Array | None = None) -> Self:
         """See :class:`Moments`."""
-        rows = rows.astype(np.float64, copy=False)
-        count, width = rows.shape
-        mean = _mean_of_sparse(rows)
+        rows, width = rows.astype(np.float64, copy=False), rows.shape[1]
+        count, mean = _mean_of_sparse(rows, weights)
         # Around the mean, as the difference of large squares has few digits.
-        apart = np.bincount(rows.indices, (rows.data - mean[rows.indices]) ** 2, width)
-        absent = count - np.bincount(rows.indices, minlength=width)
-        return cls(count, mean, apart + absent * mean**2)
+        apart, of_entries = (rows.data - mean[rows.indices]) ** 2, None
+        if weights is not None:
+            of_entries = np.repeat(weights, np.diff(rows.indptr))
+            apart *= of_entries
+        absent = count - np.bincount(rows.indices, of_entries, width)
+        return cls(count, mean, np.bincount(rows.indices, apart, width) + absent * mean**2)
 
     def joined(self, other: Self) -> Self:
         """See :class:`Moments`."""
@@ -169,16 +189,14 @@ class ColumnSquares(Moments):
 class Factor(Moments):
     """Rows as the triangular factor ``R`` of ``X = Q R``."""
 
-    @classmethod
-    def of(cls, rows: Array) -> Self:
-        """See :class:`Moments`."""
-        mean = _centre(rows)
-        return cls(len(rows), mean, triangular_factor(rows))
+    @staticmethod
+    def _root_of(rows: Array) -> Array:
+        return triangular_factor(rows)
 
     @classmethod
-    def of_sparse(cls, rows: Any) -> Self:
+    def of_sparse(cls, rows: Any, weights: Array | None = None) -> Self:
         """See :class:`Moments`: they are made dense."""
-        return cls.of(rows.toarray().astype(np.float64))
+        return cls.of(rows.toarray().astype(np.float64), weights)
 
     @property
     def is_finite(self) -> bool:
@@ -191,9 +209,9 @@ class Factor(Moments):
         stacked = np.concatenate([self.root, other.root, between[None]])
         return type(self)(count, mean, triangular_factor(stacked))
 
-    def spectrum(self) -> Spectrum:
+    def spectrum(self, rows: int) -> Spectrum:
         """See :class:`Moments`."""
-        most = min(self.count, len(self.mean))
+        most = min(rows, len(self.mean))
         _, values, directions = svd(self.root)
         found = min(most, len(values))
         return Spectrum(values[:found], directions[:found], float((values**2).sum()), found)
@@ -213,9 +231,13 @@ def are_far(mean: Array, variance: Array) -> Array:
     return np.asarray(mean**2 > _FAR * variance)
 
 
-def _mean_of_sparse(rows: Any) -> Array:
-    total: Array = np.asarray(rows.sum(axis=0), np.float64).ravel()
-    return np.asarray(total / rows.shape[0])
+def _mean_of_sparse(rows: Any, weights: Array | None) -> tuple[float, Array]:
+    """How many rows there are, or their weight, and the mean of each column."""
+    if weights is None:
+        total: Array = np.asarray(rows.sum(axis=0), np.float64).ravel()
+        return rows.shape[0], np.asarray(total / rows.shape[0])
+    count = float(weights.sum())
+    return count, np.asarray(rows.T @ weights) / (count or 1)
 
 
 def _add_outer(matrix: Array, row: Array, factor: float) -> None:
@@ -238,8 +260,9 @@ Columns = Callable[[], Iterator[tuple[Range, Array]]]
 
 
 def of_few_rows(
-    columns: Columns, shape: tuple[int, int], number: Callable[[Array], int]
-) -> tuple[Array, Spectrum]:
+    columns: Columns, shape: tuple[int, int], number: Callable[[Array], int],
+    weights: Array | None = None,
+) -> tuple[Array, Spectrum]:  # fmt: skip
     """Returns the mean and the spectrum of a matrix of few rows and many columns.
 
     It is found by ``X X^T`` of the centred rows, the smaller one.
@@ -248,20 +271,25 @@ def of_few_rows(
         columns: Gives the columns; asked twice.
         shape: Rows and columns.
         number: How many directions are wanted, given the squares of all values.
+        weights: Of the rows.
     """
     gram, mean = np.zeros((shape[0], shape[0])), np.empty(shape[1])
+    roots = None if weights is None else np.sqrt(weights)[:, None]
     for inside, block in columns():
-        mean[inside.slice] = _centre(block)
+        if weights is None:
+            mean[inside.slice] = _centre(block)
+        else:
+            mean[inside.slice] = _centre_weighted(block, weights)[1]
         gram += block @ block.T
     found = _of_squares(gram, min(shape))
     wanted = number(found.values**2)
     # Rounding is divided by small values, too: the directions are made orthogonal, in their order.
     floor = RESOLVED * found.values[0] or 1.0
-    weights = found.directions[:wanted] / np.maximum(found.values[:wanted], floor)[:, None]
+    back = found.directions[:wanted] / np.maximum(found.values[:wanted], floor)[:, None]
     across = np.empty((wanted, shape[1]))
     for inside, block in columns():
         block -= mean[inside.slice]
-        across[:, inside.slice] = weights @ block
+        across[:, inside.slice] = back @ (block if roots is None else block * roots)
     basis, factor = np.linalg.qr(across.T)
     directions = (basis * np.where(np.diagonal(factor) < 0, -1.0, 1.0)).T
     return mean, Spectrum(found.values, directions, found.squares, found.lost)
@@ -273,6 +301,19 @@ def _centre(block: Array) -> Array:
     rest = block.mean(axis=0)
     block -= rest
     return np.asarray(mean + rest)
+
+
+def _centre_weighted(block: Array, weights: Array) -> tuple[float, Array]:
+    """Takes off all rows their weighted mean, and multiplies them by the roots of their weights.
+
+    Returns:
+        The sum of the weights, and the mean.
+    """
+    total, mean = float(weights.sum()), _roughly_centred(block)
+    rest = weights @ block / (total or 1)
+    block -= rest
+    block *= np.sqrt(weights)[:, None]
+    return total, np.asarray(mean + rest)
 
 
 def with_signs(directions: Array) -> Array:

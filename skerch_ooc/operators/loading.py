@@ -145,9 +145,23 @@ def operator_of(
     """
     if at_hand is not None:
         # Arguments without a factory are options of the object.
-        return adapted(at_hand, memory, spec.args if spec.factory is None else None)
+        return with_options(at_hand, spec.args if spec.factory is None else {}, memory)
     assert spec.factory is not None
     return adapted(build(spec.factory, spec.args, device, folder, memory), memory)
+
+
+def with_options(operator: Any, options: Mapping[str, Any], memory: int | None) -> Any:
+    """What is applied in place of an object that is at hand, after what options make of it.
+
+    Raises:
+        OperatorError: See :func:`~skerch_ooc.operators.objects.adapted`, and
+            :func:`~skerch_ooc.operators.prepared.prepared`.
+    """
+    if not options:
+        return adapted(operator, memory)
+    from skerch_ooc.operators.prepared import prepared
+
+    return prepared(operator, options, memory)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -8,7 +8,7 @@ has one has imported it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,23 +41,16 @@ def library_of(data: Any) -> str:
     return type(data).__module__.partition(".")[0]
 
 
-def adapted(
-    operator: Any, memory: int | None = None, options: Mapping[str, Any] | None = None
-) -> Any:
+def adapted(operator: Any, memory: int | None = None) -> Any:
     """What is applied in place of an object: itself where it can be.
 
     Args:
         operator: Anything.
         memory: Peak resident memory of the process, in bytes, if it is known.
-        options: What is made of its entries: see :mod:`skerch_ooc.operators.prepared`.
 
     Raises:
         OperatorError: If it cannot be used, with the way out.
     """
-    if options:
-        from skerch_ooc.operators.prepared import prepared
-
-        return prepared(operator, options, memory)
     if hasattr(operator, "as_product"):
         return operator
     found = looked_into(operator, _meant(memory))

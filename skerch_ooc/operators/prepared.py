@@ -41,7 +41,9 @@ def stated(options: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def prepared(operator: Any, options: Mapping[str, Any], memory: int | None) -> StoredMatrix:
+def prepared(
+    operator: Any, options: Mapping[str, Any], memory: int | None, *, here: bool = False
+) -> StoredMatrix:
     """The matrix that is made of an object.
 
     Args:
@@ -50,6 +52,7 @@ def prepared(operator: Any, options: Mapping[str, Any], memory: int | None) -> S
         options: See :class:`~skerch_ooc.operators.matrices.options.Options`; weights may be
             numbers. Paths are relative to the current folder.
         memory: Peak resident memory of the process, in bytes, if it is known.
+        here: Whether chunks of Dask are prepared in this process, which then knows how.
 
     Raises:
         OperatorError: If an option is not allowed, or the object takes none, with the way out.
@@ -66,6 +69,8 @@ def prepared(operator: Any, options: Mapping[str, Any], memory: int | None) -> S
     asked = Options.of({key: options[key] for key in options if key not in numbers})
     wanted = Meant(codes=asked.missing_codes, memory=memory or MEMORY)
     source = rows_of(operator, wanted)
+    if here and library_of(source) == "dask":
+        source = DaskSource(source)
     if library_of(source) == "dask":
         weights = _weights(asked, numbers, DaskSource(source))
         made: StoredMatrix = prepared_dask(source, asked, weights)

@@ -22,10 +22,10 @@ from skerch_ooc.algebra.principal import are_far
 from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.partition import Range, cut
-from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.preparation import Preparation
 from skerch_ooc.operators.matrices.slabs import SparseSlab
 from skerch_ooc.operators.matrices.sources import MEMORY
+from skerch_ooc.operators.matrices.weights import require_weights
 from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.operators.objects import adapted, is_lazy
 from skerch_ooc.planning.memory import SLAB_BYTES
@@ -37,6 +37,9 @@ RUN_BYTES = 1 << 29
 MOST_RUNS = 16
 _TOGETHER = 8
 """They are also so many times as many as there are columns, so that sums are the smaller part."""
+
+_SHARE = 4
+"""The share of the memory, as a divisor, that samples may take that are held."""
 
 DENSE = 1 / 32
 """Sparse matrices with at least this share of entries are summed as dense ones."""
@@ -57,6 +60,10 @@ class Learned:
     factors: Array | None = None
 
 
+class WeightsError(OperatorError, ValueError):
+    """Weights of samples cannot be used; of the type that scikit-learn raises then, too."""
+
+
 class Samples(ABC):
     """Rows of a matrix.
 
@@ -65,13 +72,43 @@ class Samples(ABC):
         dtype: Of the scores, float32 or float64.
         is_sparse: Whether slabs are SciPy's compressed rows.
         is_held: Whether the whole matrix is in memory.
+        is_turned: Whether samples are the columns of a file, so that some features after the other
+            are at hand.
+        weights: Of the samples; ``None`` where all count the same.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     is_sparse = False
     is_held = True
+    is_turned = False
+    held_bytes = 0
+    """Memory that slabs of them take beside themselves."""
+    weights: Array | None = None
     _learned = Learned()
+
+    def weighted(self, weights: Any) -> Samples:
+        """The same with weights.
+
+        Raises:
+            WeightsError: If they are not one number for each sample, or not positive, or there
+                are others.
+        """
+        numbers = np.asarray(weights, np.float64)
+        if self.weights is not None:
+            raise WeightsError(
+                "the samples have weights already, by the option row_weights; leave out these, or "
+                "those"
+            )
+        try:
+            require_weights("sample_weight", numbers, self.shape[0])
+        except OperatorError as error:
+            raise WeightsError(str(error)) from error
+        if not numbers.any():
+            raise WeightsError("sample_weight is zero throughout; give some that are not")
+        made = copy.copy(self)
+        made.weights = numbers
+        return made
 
     def runs(self) -> list[Range]:
         """The runs of rows that are summed together: each a power of two of rows, but the last."""
@@ -98,7 +135,7 @@ class Samples(ABC):
         return self._slabs(Range(0, self.shape[0]))
 
     def columns(self) -> Iterator[tuple[Range, Array]]:
-        """All rows of some columns after the other; only where all is held.
+        """All rows of some columns after the other; only where all is held, or turned.
 
         Raises:
             OperatorError: If an entry is NaN or infinite.
@@ -124,7 +161,9 @@ class Samples(ABC):
         made = np.empty(self.shape, self.dtype)
         for inside, slab in self.slabs():
             made[inside.slice] = slab.toarray() if self.is_sparse else slab
-        return ArraySamples(made.__getitem__, self.shape, self.dtype, learned=self.learned())
+        held = ArraySamples(made.__getitem__, self.shape, self.dtype, learned=self.learned())
+        held.weights = self.weights
+        return held
 
     @property
     def slab_rows(self) -> int:
@@ -213,19 +252,16 @@ class StoredSamples(Samples):
         matrix: The matrix.
         filled: What was learned of other samples: entries are filled by it, and columns are not
             multiplied yet. By default both are done by what these samples have themselves.
-
-    Raises:
-        OperatorError: If its rows have weights.
     """
 
     is_held = False
 
     def __init__(self, matrix: StoredMatrix, filled: Learned | None = None) -> None:
         if matrix.steps.rows.weights is not None:
-            raise OperatorError(
-                f"the rows of {matrix.name} have weights (row_weights); principal components are "
-                "taken of samples that are equal: leave them out"
-            )
+            # They count where sums are made, and are no part of the samples.
+            self.weights = matrix.steps.rows.weights**2
+            matrix = copy.copy(matrix)
+            matrix.steps = replace(matrix.steps, rows=replace(matrix.steps.rows, weights=None))
         self.matrix, self._filled = matrix, filled
         self.is_sparse = matrix.is_sparse and not matrix.steps.rows.centre
         self.shape, self.dtype = matrix.shape, _of_scores(np.dtype(matrix.dtype))
@@ -275,11 +311,57 @@ class StoredSamples(Samples):
             prepared.require_all()
 
 
+class TurnedSamples(Samples):
+    """Samples that are the columns of a file: each reading gives some features after the other.
+
+    Slabs of samples are taken from as many readings as fit into a quarter of the memory each.
+
+    Args:
+        matrix: The matrix, of which nothing is made.
+        memory: Peak resident memory of the process, in bytes.
+    """
+
+    is_held, is_turned = False, True
+
+    def __init__(self, matrix: StoredMatrix, memory: int) -> None:
+        self.matrix, self._memory = matrix, memory
+        self.shape, self.dtype = matrix.shape, _of_scores(np.dtype(matrix.dtype))
+
+    @property
+    def held_bytes(self) -> int:  # type: ignore[override]
+        """See :class:`Samples`."""
+        return min(8 * math.prod(self.shape), self._memory // _SHARE)
+
+    def columns(self) -> Iterator[tuple[Range, Array]]:
+        """See :class:`Samples`: in one reading."""
+        for inside, slab in self.matrix.read(Range(0, self.shape[1]), torch.float64):
+            block = slab.dense() if isinstance(slab, SparseSlab) else slab.cpu().numpy()
+            require_finite(block)
+            yield inside, block.T
+
+    def _slabs(self, rows: Range) -> Iterator[tuple[Range, Array]]:
+        # However many are read at once, slabs are the same, and so are sums over them.
+        slab = min(self.slab_rows, len(rows))
+        fitting = self._memory // _SHARE // (8 * self.shape[1])
+        for many in cut(rows, slab * max(1, fitting // slab)):
+            made = np.empty((len(many), self.shape[1]))
+            for inside, block in self.columns():
+                made[:, inside.slice] = block[many.slice]
+            for few in cut(many, slab):
+                yield few, made[few.shifted(-many.start).slice]
+
+    def centred(self) -> StoredMatrix:
+        """The matrix less the mean of each feature, which each row of the file tells by itself."""
+        made = copy.copy(self.matrix)
+        made.steps = replace(made.steps, rows=replace(made.steps.rows, centre=True))
+        return made
+
+
 class CentredSamples:
     """Samples as an operator whose columns have the mean zero, for those who apply it.
 
     Args:
-        samples: The rows.
+        samples: The rows; where they have weights each is multiplied by the root of its own.
         mean: Of each column.
         variance: The same. Columns far from zero are centred before they are multiplied.
 
@@ -297,6 +379,9 @@ class CentredSamples:
             self._far[:] = self._far.any()
         self._mean, self._space = mean, np.empty((0, 0))
         self._left = torch.from_numpy(np.where(self._far, 0.0, mean))
+        self._roots: torch.Tensor | None = None
+        if samples.weights is not None:
+            self._roots = torch.from_numpy(np.sqrt(samples.weights))
 
     def _parts(self) -> Iterator[tuple[Range, Any, Any]]:
         """Slabs: sparse columns near zero as they are; the others, centred if they are far."""
@@ -328,10 +413,16 @@ class CentredSamples:
                 made[inside.slice] += torch.from_numpy(near @ x.numpy())
             if centred is not None:
                 made[inside.slice] += centred @ (x if near is None else x[self._far])
-        return made
+        return self._weighted(made)
+
+    def _weighted(self, x: torch.Tensor) -> torch.Tensor:
+        if self._roots is None:
+            return x
+        return x * (self._roots if x.ndim == 1 else self._roots[:, None])
 
     def rmatmat(self, x: torch.Tensor) -> torch.Tensor:
         """``A^T X``."""
+        x = self._weighted(x)
         made = -self._left[:, None] * x.sum(dim=0)
         for inside, near, centred in self._parts():
             if near is not None:
@@ -381,32 +472,29 @@ def samples_of(data: Any, memory: int = MEMORY) -> Samples:
 
 
 def _turned(matrix: StoredMatrix, memory: int) -> Samples:
-    """Samples that are the columns of a file: read into memory, as all rows hold a part of each.
+    """Samples that are the columns of a file: held where that takes a small part of the memory.
 
     Raises:
-        OperatorError: If they do not fit into a small part of the memory, or are prepared.
+        OperatorError: If they are prepared.
     """
-    steps = matrix.steps
+    steps, weights = matrix.steps, matrix.steps.columns.weights
+    steps = replace(steps, columns=replace(steps.columns, weights=None))
     if not (steps.rows.is_none and steps.columns.is_none) or steps.columns.centre:
         raise OperatorError(
             f"the samples of {matrix.name} are the columns of the file, which are taken as they "
             "are: leave out what is to be made of them, or write the file by samples"
         )
-    needed = 8 * math.prod(matrix.shape)
-    if needed > memory // 4:
-        raise OperatorError(
-            f"the samples of {matrix.name} are the columns of the file, and are held in memory: "
-            f"they take {format_bytes(needed)}, more than a quarter of {format_bytes(memory)}; "
-            "write the file by samples, or decompose it by a spec with transpose = true"
-        )
     plain = copy.copy(matrix)
     # Means of features, here those of rows, are taken off by the components.
     plain.steps = replace(steps, rows=replace(steps.rows, centre=False))
-    made = np.empty(matrix.shape, _of_scores(np.dtype(matrix.dtype)))
-    for inside, slab in plain.read(Range(0, matrix.rows_shape[0]), torch.float64):
-        dense = slab.dense() if isinstance(slab, SparseSlab) else slab.cpu().numpy()
-        made[:, inside.slice] = dense.T
-    return ArraySamples(made.__getitem__, matrix.shape, made.dtype)
+    found: Samples = TurnedSamples(plain, memory)
+    if 8 * math.prod(matrix.shape) <= memory // _SHARE:
+        made = np.empty(matrix.shape, found.dtype)
+        for inside, block in found.columns():
+            made[:, inside.slice] = block
+        found = ArraySamples(made.__getitem__, matrix.shape, made.dtype)
+    found.weights = None if weights is None else weights**2
+    return found
 
 
 def _of_sparse(data: Any) -> Samples | None:

@@ -36,7 +36,7 @@ from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import Operands
 from skerch_ooc.store import rundir
-from skerch_ooc.store.result_files import keep_default_result
+from skerch_ooc.store.result_files import keep_default_result, remove_result, result_path
 from skerch_ooc.store.rundir import Run
 
 
@@ -361,6 +361,33 @@ def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run
         replace(
             last, number=last.number + 1, blocks={}, recovery=recovery, krylov=wanted,
             tolerance=None, most=None,
+        ),
+    )  # fmt: skip
+
+
+def look_for_more(run: Run, rank: int) -> Run:
+    """Plans rounds of ``krylov`` that look for more pairs than before, to the same tolerance.
+
+    The default result, whose pairs are the first of those, is removed.
+
+    Returns:
+        The run with the plan now in force.
+
+    Raises:
+        IncompleteError: If the shards of the run were removed by :func:`clean`.
+    """
+    plan, last = run.plan, run.plan.amendments[-1]
+    known = plan.krylov
+    assert known is not None
+    rounds = max(known.rounds, most_rounds(plan.identity.kind, rank, known.width))
+    run.require_shards()
+    # First: what is left of it when this is interrupted is made anew of the shards.
+    remove_result(result_path(run, "default"))
+    return rundir.amend_run(
+        run,
+        replace(
+            last, number=last.number + 1, blocks={}, recovery=replace(plan.recovery, rank=rank),
+            krylov=replace(known, rounds=rounds),
         ),
     )  # fmt: skip
 

@@ -46,7 +46,10 @@ class Components:
     factors: Array | None = None
 
     @classmethod
-    def of(cls, found: Spectrum, mean: Array, samples: int, number: int) -> Components:
+    def of(
+        cls, found: Spectrum, mean: Array, samples: int, number: int,
+        weights: Array | None = None,
+    ) -> Components:  # fmt: skip
         """Takes the first directions of a spectrum.
 
         Args:
@@ -54,8 +57,11 @@ class Components:
             mean: Of each feature.
             samples: How many there were.
             number: How many directions to keep.
+            weights: Of the samples; variances are then those of ``numpy.cov(..., aweights=...)``.
         """
-        freedom = max(1, samples - 1)
+        freedom: float = max(1, samples - 1)
+        if weights is not None:
+            freedom = float(weights.sum() - (weights**2).sum() / weights.sum()) or 1.0
         total = found.squares / freedom
         variances = found.values[:number] ** 2 / freedom
         rest = min(samples, len(mean)) - number

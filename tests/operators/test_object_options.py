@@ -14,7 +14,7 @@ from test_matrix_objects import HEIGHT, OBJECTS, WIDTH, entries, small_slabs
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import OperatorError, UsageError
 from skerch_ooc.operators.adapters import product_of
-from skerch_ooc.operators.objects import adapted
+from skerch_ooc.operators.prepared import prepared as made_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 __all__ = ["small_slabs"]
@@ -26,7 +26,7 @@ CODE, GONE = -99, 7
 
 def dense(operator, options, dtype="float64"):
     """The matrix that is applied, by its products with the columns of the identity."""
-    made = adapted(operator, None, options)
+    made = made_of(operator, options, None)
     return product_of(made, dtype, "cpu")(np.eye(made.shape[1], dtype=dtype))
 
 
@@ -239,7 +239,7 @@ def test_matrix_that_is_made_already_takes_no_options(tmp_path):
     np.save(tmp_path / "a.npy", entries())
     made = ooc.operators.matrix.stored(str(tmp_path / "a.npy"))
     with pytest.raises(OperatorError, match="to what makes it"):
-        adapted(made, None, {"subtract": "both"})
+        made_of(made, {"subtract": "both"}, None)
 
 
 def test_option_that_is_misspelt_names_one_like_it(tmp_path):

@@ -51,6 +51,9 @@ class PCA(Estimator):  # type: ignore[misc]
         random_state: Seed of ``krylov``, or what one is drawn from; by default always the same.
         executor: :class:`Serial` (the default) or :class:`Dask`, for samples in files.
         progress: Shows how far it is.
+        missing: ``"column-mean"`` to put the mean of the others of the feature where an entry is
+            NaN, masked, or missing as a file says; also in samples that come later, by the same
+            means. By default such entries are refused.
 
     Attributes:
         components_: Directions of unit length, one a row, ``(k, d)``.
@@ -71,6 +74,7 @@ class PCA(Estimator):  # type: ignore[misc]
         method: str = "auto", tolerance: float = 1e-6, memory: int | str | None = None,
         run_dir: str | Path | None = None, random_state: Any = None,
         executor: Executor | None = None, progress: Progress | None = None,
+        missing: str | None = None,
     ) -> None:  # fmt: skip
         self.n_components = n_components
         self.whiten = whiten
@@ -81,13 +85,17 @@ class PCA(Estimator):  # type: ignore[misc]
         self.random_state = random_state
         self.executor = executor
         self.progress = progress
+        self.missing = missing
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 (scikit-learn's signature)
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:  # noqa: ARG002 (scikit-learn's signature)
         """Finds the components of samples.
 
         Args:
             X: The samples; see the class.
             y: Ignored.
+            sample_weight: Of each sample, so that the mean is weighted, and variances are those of
+                ``numpy.cov(..., aweights=sample_weight)``. Files may have the option
+                ``row_weights`` instead.
 
         Returns:
             Itself.
@@ -99,9 +107,11 @@ class PCA(Estimator):  # type: ignore[misc]
             ValueError: Of scikit-learn, if an array cannot be used.
         """
         seed = _seed(self.random_state)
-        wanted = Wanted(self.n_components, self.whiten, self.method, self.tolerance, seed)
+        wanted = Wanted(
+            self.n_components, self.whiten, self.method, self.tolerance, seed, self.missing
+        )
         work = Work.of(self.executor, self.memory, progress=self.progress)
-        data = self._given(X, reset=True)
+        data = self._given(X, reset=True).with_weights(sample_weight)
         directory = None if self.run_dir is None else Path(self.run_dir)
         note = {"features": list(map(str, getattr(self, "feature_names_in_", ())))}
         found = fit(data, wanted, work, directory, note)
@@ -132,24 +142,27 @@ class PCA(Estimator):  # type: ignore[misc]
 
     def _given(self, X: Any, *, reset: bool) -> GivenSamples:
         """Opens samples, and sets or checks what is known of their features."""
+        memory = Resources.of(self.memory).memory
+        options = None if self.missing is None else {"missing": self.missing}
         if is_named(X):
-            data = given(X, Resources.of(self.memory).memory)
+            data = given(X, memory, options)
             if reset:
                 self.n_features_in_ = data.samples.shape[1]
                 self.__dict__.pop("feature_names_in_", None)
             else:
                 sklearn_base.require_width(self, data.samples.shape[1])
             return data
-        require_unmasked(X)
+        if options is None:
+            require_unmasked(X)
         if _is_plain(X):
-            return given(
-                validate_data(
-                    self, X, reset=reset, accept_sparse=("csr", "csc"), dtype="numeric",
-                    ensure_min_samples=2 if reset else 1,
-                )
+            X = validate_data(
+                self, X, reset=reset, accept_sparse=("csr", "csc"), dtype="numeric",
+                ensure_min_samples=2 if reset else 1,
+                ensure_all_finite=True if options is None else "allow-nan",
             )  # fmt: skip
+            return given(X, memory, options)
         # No copy of what may be large: entries are converted and checked slab by slab.
-        data = given(X)
+        data = given(X, memory, options)
         validate_data(self, X, reset=reset, skip_check_array=True)
         return data
 
@@ -267,13 +280,15 @@ class PCA(Estimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing is not None
         return tags
 
 
 def _is_plain(X: Any) -> bool:
     """Whether samples are in memory, in what scikit-learn checks without a copy."""
     if isinstance(X, np.ndarray):
-        return not isinstance(X, np.memmap)
+        # Masks are lost where an array is checked.
+        return not isinstance(X, (np.memmap, np.ma.MaskedArray))
     return hasattr(X, "tocsr") or not hasattr(X, "shape")
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from skerch_ooc.algebra.principal import RESOLVED, ColumnSquares, Spectrum, of_few_rows
-from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError, QualityError, UsageError, counted, shown
+from skerch_ooc.algebra.principal import RESOLVED, Spectrum, of_few_rows
+from skerch_ooc.base.errors import OperatorError, UsageError, counted, shown
 from skerch_ooc.base.files import digest, remove
 from skerch_ooc.base.partition import levels
 from skerch_ooc.base.resources import (
@@ -26,18 +24,14 @@ from skerch_ooc.base.resources import (
     resident_memory,
 )
 from skerch_ooc.executors.work import Work
-from skerch_ooc.operators.matrices.options import COLUMN_MEAN
-from skerch_ooc.operators.matrix import StoredMatrix
-from skerch_ooc.operators.samples import CentredSamples, Samples, StoredSamples
-from skerch_ooc.pipeline.principal.inputs import STORED, GivenSamples, Reopened
+from skerch_ooc.operators.samples import Samples
+from skerch_ooc.pipeline.principal.inputs import GivenSamples
+from skerch_ooc.pipeline.principal.rounds import by_rounds
 from skerch_ooc.pipeline.principal.sums import KINDS, summed
 from skerch_ooc.pipeline.principal.wanted import AUTO, Wanted, is_whole
-from skerch_ooc.pipeline.run import run
 from skerch_ooc.planning.memory import SLAB_BYTES
 from skerch_ooc.planning.methods import PAIRS_METHOD
-from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.components import Components
-from skerch_ooc.results.lowrank import Svd
 from skerch_ooc.store import names, rundir
 from skerch_ooc.store.anew import open_if_there
 
@@ -120,8 +114,13 @@ def _require_shared(data: GivenSamples, directory: Path | None) -> None:
     """Refuses what workers cannot take part in.
 
     Raises:
-        UsageError: If samples are in the memory of this process, or nothing is kept.
+        UsageError: If samples or weights are in the memory of this process, or nothing is kept.
     """
+    if data.weighted:
+        raise UsageError(
+            "sample_weight is in the memory of this process, where workers cannot read it; give "
+            "the option row_weights of a file, or no executor"
+        )
     if data.source is None:
         raise UsageError(
             f"{data.samples.shape[0]} samples are in memory, where workers cannot read them; give "
@@ -147,16 +146,19 @@ def _components(
 ) -> Components:
     with operator_threads(work.resources.threads):
         if method == PAIRS_METHOD:
-            return _by_rounds(data, wanted, work, directory)
-        if _by_rows(data.samples, method):
-            mean, found = of_few_rows(data.samples.columns, data.samples.shape, wanted.number)
+            return by_rounds(data, wanted, work, directory)
+        samples = data.samples
+        if _by_rows(samples, method):
+            mean, found = of_few_rows(
+                samples.columns, samples.shape, wanted.number, samples.weights
+            )
         else:
             moments = summed(data, KINDS[method], work, directory, known)
-            mean, found = moments.mean, moments.spectrum()
+            mean, found = moments.mean, moments.spectrum(samples.shape[0])
     number = wanted.number(found.values**2)
     if found.lost < number and found.lost < len(found.values):
         _say_lost(found, number)
-    return Components.of(found, mean, data.samples.shape[0], number)
+    return Components.of(found, mean, samples.shape[0], number, samples.weights)
 
 
 def _say_lost(found: Spectrum, number: int) -> None:
@@ -176,12 +178,11 @@ def chosen_method(samples: Samples, wanted: Wanted, work: Work) -> str:
     method = wanted.method if wanted.method != AUTO else _best_method(samples, work)
     if method != PAIRS_METHOD:
         _require_memory(samples, method, work)
-    elif not is_whole(wanted.components):
+    elif wanted.components is None:
         raise UsageError(
-            f"n_components = {shown(wanted.components)}: of {samples.shape[0]} samples with "
-            f"{samples.shape[1]} features components are found one by one (method = "
-            f'"{PAIRS_METHOD}"); '
-            "give how many"
+            f"n_components = None: of {samples.shape[0]} samples with {samples.shape[1]} features "
+            f'components are found one by one (method = "{PAIRS_METHOD}"); give how many, or a '
+            "share of the variance"
         )
     return method
 
@@ -191,7 +192,8 @@ def _best_method(samples: Samples, work: Work) -> str:
     is_small = height * width * 8 <= SLAB_BYTES
     if is_small and height * width * min(height, width) <= _SMALL:
         return "qr"
-    exact = width <= MOST_COLUMNS or (_is_flat(samples.shape) and samples.is_held)
+    at_hand = samples.is_held or samples.is_turned
+    exact = width <= MOST_COLUMNS or (_is_flat(samples.shape) and at_hand)
     fits = _needed(samples, "gram") <= work.resources.memory
     return "gram" if exact and fits else PAIRS_METHOD
 
@@ -209,7 +211,8 @@ def _fits(samples: Samples, work: Work) -> bool:
 def _by_rows(samples: Samples, method: str) -> bool:
     """Whether the rows are multiplied with each other, and not the columns."""
     height, width = samples.shape
-    return method == "gram" and height < width and samples.is_held
+    few = height < width or (samples.is_turned and height <= MOST_COLUMNS)
+    return method == "gram" and few and (samples.is_held or samples.is_turned)
 
 
 def _needed(samples: Samples, method: str) -> int:
@@ -220,7 +223,7 @@ def _needed(samples: Samples, method: str) -> int:
     root = 8 * width * (width if method == "gram" else min(width, height))
     # While runs are joined; then while the spectrum is found.
     held = max(levels(len(samples.runs())) + 2, 5)
-    return root * held + _SLABS * min(SLAB_BYTES, 8 * height * width)
+    return root * held + _SLABS * min(SLAB_BYTES, 8 * height * width) + samples.held_bytes
 
 
 def _require_memory(samples: Samples, method: str, work: Work) -> None:
@@ -233,63 +236,12 @@ def _require_memory(samples: Samples, method: str, work: Work) -> None:
         )
 
 
-def _by_rounds(
-    data: GivenSamples, wanted: Wanted, work: Work, directory: Path | None
-) -> Components:
-    """Finds components by rounds of ``krylov``, in a run directory."""
-    if directory is None:
-        with tempfile.TemporaryDirectory(prefix="skerch-ooc-") as made:
-            try:
-                return _by_rounds(data, wanted, work, Path(made))
-            except QualityError as error:
-                # Its advice is to go on with the run, which is gone.
-                known = str(error).partition(". ")[0]
-                raise QualityError(
-                    f"{known}; give a larger tolerance, or a run_dir, in which it can go on"
-                ) from error
-    spread = summed(data, ColumnSquares, work, None)
-    source = data.source
-    operator: CentredSamples | StoredMatrix | None = None
-    table: dict[str, Any] = {
-        "kind": "svd", "seed": wanted.seed, "pairs_tolerance": wanted.tolerance,
-        "recovery": {"method": PAIRS_METHOD, "rank": int(wanted.components or 1)},
-    }  # fmt: skip
-    if source is not None and source.factory == STORED:
-        also = source.args.get("subtract") in ("row-mean", "both")
-        source = replace(source, args={**source.args, "subtract": "both" if also else COLUMN_MEAN})
-        table["operator"] = {
-            "factory": STORED, "args": source.args, "device": source.device,
-        }  # fmt: skip
-        if not (also or work.executor.remote):
-            operator = _with_means(source, spread.mean, work)
-    else:
-        operator = CentredSamples(data.samples, spread.mean, spread.root / spread.count)
-    usv = run(
-        Spec.from_table(table, Path(source.folder) if source else None), directory, work.executor,
-        operator=operator, memory=work.resources.memory, progress=work.progress,
-    )  # fmt: skip
-    assert isinstance(usv, Svd)
-    values, directions = usv.S.double().numpy(), usv.V[:].double().numpy().T
-    squares = float(spread.root.sum())
-    found = Spectrum(values, np.ascontiguousarray(directions), squares, len(values))
-    return Components.of(found, spread.mean, data.samples.shape[0], len(values))
-
-
-def _with_means(source: Reopened, mean: Array, work: Work) -> StoredMatrix | None:
-    """A matrix on disk whose means are known, so that each round takes off the same ones.
-
-    ``None`` if columns are prepared before: what is known then is not the mean of the file.
-    """
-    samples = source.samples(work.resources.memory)
-    if not isinstance(samples, StoredSamples) or not samples.matrix.steps.columns.is_none:
-        return None
-    samples.matrix.known_means = torch.from_numpy(mean).to(samples.matrix.device)
-    return samples.matrix
-
-
 def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]:
     """What the file of components states."""
     stated = data.identity()
+    if data.weighted:
+        weights = np.ascontiguousarray(data.samples.weights, "<f8")
+        stated["weights"] = hashlib.sha256(weights.tobytes()).hexdigest()
     asked = wanted.components
     settings: dict[str, Any] = {
         "n_components": asked if asked is None else int(asked) if is_whole(asked) else float(asked),
@@ -298,6 +250,8 @@ def _identity(data: GivenSamples, wanted: Wanted, method: str) -> dict[str, Any]
     }
     if method == PAIRS_METHOD:
         settings |= {"tolerance": wanted.tolerance, "seed": wanted.seed}
+    if wanted.missing is not None:
+        settings["missing"] = wanted.missing
     known = digest(stated)
     return names.PCA.identity(known, data=stated | {"digest": known}, settings=settings)
 

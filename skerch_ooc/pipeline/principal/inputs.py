@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import OperatorError, UsageError
+from skerch_ooc.base.errors import OperatorError, UsageError, shown
 from skerch_ooc.base.files import digest, is_folder, is_readable
 from skerch_ooc.operators.loading import build, factory_sha256
 from skerch_ooc.operators.matrices.sources import MEMORY
+from skerch_ooc.operators.prepared import prepared
 from skerch_ooc.operators.samples import Samples, samples_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
@@ -71,8 +72,8 @@ class Reopened:
         """
         folder = Path(self.folder)
         named = [name for key in ("path", "minus") for name in _listed(self.args.get(key))]
-        weights = _listed(self.args.get("column_weights"))
-        named += [name for name in weights if is_readable(folder / name)]
+        for key in ("column_weights", "row_weights"):
+            named += [name for name in _listed(self.args.get(key)) if is_readable(folder / name)]
         return {
             "factory": self.factory,
             "sha256": factory_sha256(self.factory, Path(self.folder)),
@@ -124,10 +125,22 @@ class GivenSamples:
     Attributes:
         samples: They themselves.
         source: How another process opens them; ``None`` for objects in memory.
+        weighted: Whether they were given weights by hand, which no other process sees.
     """
 
     samples: Samples
     source: Reopened | None = None
+    weighted: bool = False
+
+    def with_weights(self, weights: Any) -> GivenSamples:
+        """The same with weights; ``None`` leaves them as they are.
+
+        Raises:
+            OperatorError: If they are no weights of these samples.
+        """
+        if weights is None:
+            return self
+        return GivenSamples(self.samples.weighted(weights), self.source, weighted=True)
 
     def identity(self) -> dict[str, Any]:
         """Says what the samples are; objects in memory are read for it."""
@@ -148,21 +161,32 @@ def is_named(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike, Spec, OperatorSpec, Reopened))
 
 
-def given(data: Any, memory: int | None = None) -> GivenSamples:
+def given(
+    data: Any, memory: int | None = None, options: Mapping[str, Any] | None = None
+) -> GivenSamples:
     """Opens samples.
 
     Args:
         data: See :func:`samples_of`; or the path of a file or folder with a matrix, of a spec
             (``.toml``) or of a run directory; or a spec itself.
         memory: Peak resident memory of the process, in bytes.
+        options: What is made of the entries; those that a spec has itself come first.
 
     Raises:
         OperatorError: If they cannot be opened.
-        UsageError: If a spec is not allowed.
+        UsageError: If a spec is not allowed, or takes no options.
     """
     if not is_named(data):
-        return GivenSamples(samples_of(data))
+        made = prepared(data, options, memory, here=True) if options else data
+        return GivenSamples(samples_of(made))
     source = data if isinstance(data, Reopened) else _source(data)
+    if options:
+        if source.factory != STORED:
+            raise UsageError(
+                f"{shown(dict(options))} are options of arrays and of matrices in files; let "
+                f"{source.factory} do that"
+            )
+        source = replace(source, args={**options, **source.args})
     return GivenSamples(source.samples(memory), source)
 
 

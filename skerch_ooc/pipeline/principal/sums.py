@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skerch_ooc.algebra.principal import Factor, Gram, Moments
+from skerch_ooc.algebra.principal import ColumnSquares, Factor, Gram, Moments
 from skerch_ooc.base.errors import OperatorError, UsageError, quoted
 from skerch_ooc.base.files import make_folder
 from skerch_ooc.base.partition import Range, tree_sum
@@ -85,14 +85,23 @@ def moments_of(samples: Samples, rows: Range, kind: type[Moments]) -> Moments:
     for inside, slab in samples.slabs(rows):
         # What overflows is refused by name: numpy's warnings would only come on top.
         with np.errstate(over="ignore", invalid="ignore"):
-            made = kind.of_sparse(slab) if samples.is_sparse else kind.of(slab)
-            if not made.is_finite:
-                raise OperatorError(
-                    f"squares of the rows {inside} are too large for double precision; scale them"
-                )
+            weights = None if samples.weights is None else samples.weights[inside.slice]
+            of = kind.of_sparse if samples.is_sparse else kind.of
+            made = _finite(of(slab, weights), f"rows {inside}")
         total = made if total is None else total.joined(made)
     assert total is not None
     return total
+
+
+def _finite(made: Moments, what: str) -> Moments:
+    """Moments, unless a square has become too large.
+
+    Raises:
+        OperatorError: If one has.
+    """
+    if not made.is_finite:
+        raise OperatorError(f"squares of the {what} are too large for double precision; scale them")
+    return made
 
 
 def summed(
@@ -100,6 +109,8 @@ def summed(
 ) -> Moments:
     """Sums all rows in the fixed tree over runs of them."""
     samples, runs = data.samples, data.samples.runs()
+    if samples.is_turned and kind is ColumnSquares:
+        return _squares_of(samples, work)
     if directory is None or data.source is None or kind not in KINDS.values():
         with work.progress.stage("sum", samples.shape[0], "rows") as advance:
 
@@ -137,7 +148,20 @@ def _sums_in(
             # Another process has just finished the same fit, and removed the sums.
             yield moments_of(samples, samples.runs()[task.number], kind)
         else:
-            yield kind(int(file.arrays["count"]), file.arrays["mean"], file.arrays["root"])
+            yield kind(file.arrays["count"].item(), file.arrays["mean"], file.arrays["root"])
+
+
+def _squares_of(samples: Samples, work: Work) -> Moments:
+    """Squares of features that come one after the other, each with all samples."""
+    found = []
+    with work.progress.stage("sum", samples.shape[1], "columns") as advance:
+        for inside, block in samples.columns():
+            with np.errstate(over="ignore", invalid="ignore"):
+                made = ColumnSquares.of(block, samples.weights)
+                found.append(_finite(made, f"features {inside}"))
+            advance(len(inside))
+    mean, root = (np.concatenate([getattr(one, key) for one in found]) for key in ("mean", "root"))
+    return ColumnSquares(found[0].count, mean, root)
 
 
 def _opened_sum(task: SumTask) -> SealedFile | None:

@@ -11,6 +11,7 @@ import numpy as np
 from skerch_ooc.algebra.principal import components_for
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, shown
+from skerch_ooc.operators.matrices.options import COLUMN_MEAN
 
 AUTO = "auto"
 METHODS = (AUTO, "gram", "qr", "krylov")
@@ -26,6 +27,7 @@ class Wanted:
         method: One of :data:`METHODS`.
         tolerance: Of ``krylov``: relative error of the components.
         seed: Of ``krylov``.
+        missing: What is put where entries are missing; ``None`` to refuse them.
     """
 
     components: int | float | None = None
@@ -33,10 +35,16 @@ class Wanted:
     method: str = "auto"
     tolerance: float = 1e-6
     seed: int = 1
+    missing: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"method = {shown(self.method)}: must be one of {', '.join(METHODS)}")
+        if self.missing not in (None, COLUMN_MEAN):
+            raise UsageError(
+                f'missing = {shown(self.missing)}: must be "{COLUMN_MEAN}", or None to refuse what '
+                "is missing"
+            )
         asked = self.components
         if not (asked is None or is_whole(asked) or _is_share(asked)):
             raise UsageError(

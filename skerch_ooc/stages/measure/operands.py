@@ -13,8 +13,7 @@ from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
-from skerch_ooc.operators.loading import build, factory_file, factory_sha256
-from skerch_ooc.operators.objects import adapted
+from skerch_ooc.operators.loading import build, factory_file, factory_sha256, with_options
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
@@ -97,13 +96,13 @@ class Operands:
         return self._opened[1]
 
     def _open(self, part: Part) -> Product:
-        run, options = self._run, None
+        run, options = self._run, dict[str, Any]()
         if self._at_hand is not None and self._at_hand[0] == part.summand:
             operator, source = self._at_hand[1], source_of(run.plan, part)
-            options = source.args if source.factory is None else None
+            options = dict(source.args) if source.factory is None else {}
         else:
             operator = build_for_run(run, self._device, part, self.memory)
-        operator = adapted(operator, self.memory, options)
+        operator = with_options(operator, options, self.memory)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
             raise OperatorError(
