@@ -118,8 +118,8 @@ def _require_shared(data: GivenSamples, directory: Path | None) -> None:
     """
     if data.weighted:
         raise UsageError(
-            "sample_weight is in the memory of this process, where workers cannot read it; give "
-            "the option row_weights of a file, or no executor"
+            f"{data.samples.shape[0]} numbers of sample_weight are in the memory of this process, "
+            "where workers cannot read them; give the option row_weights of a file, or no executor"
         )
     if data.source is None:
         raise UsageError(
