@@ -180,7 +180,8 @@ def chosen_method(samples: Samples, wanted: Wanted, work: Work) -> str:
         _require_memory(samples, method, work)
     elif wanted.components is None:
         raise UsageError(
-            f"n_components = None: of {samples.shape[0]} samples with {samples.shape[1]} features "
+            f"n_components = {shown(wanted.components)}: of {samples.shape[0]} samples with "
+            f"{samples.shape[1]} features "
             f'components are found one by one (method = "{PAIRS_METHOD}"); give how many, or a '
             "share of the variance"
         )

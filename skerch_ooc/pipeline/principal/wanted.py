@@ -42,8 +42,8 @@ class Wanted:
             raise UsageError(f"method = {shown(self.method)}: must be one of {', '.join(METHODS)}")
         if self.missing not in (None, COLUMN_MEAN):
             raise UsageError(
-                f'missing = {shown(self.missing)}: must be "{COLUMN_MEAN}", or None to refuse what '
-                "is missing"
+                f'missing = {shown(self.missing)}: must be "{COLUMN_MEAN}", or left out to refuse '
+                "what is missing"
             )
         asked = self.components
         if not (asked is None or is_whole(asked) or _is_share(asked)):
