@@ -1,5 +1,8 @@
 """Arrays of Dask as operators: each chunk of rows is sketched where it is, in one computation.
 
+Terms are aligned runs of chunks, so that a part of a plan is made of whole ones: an interrupted run
+computes those again that were under way, and no others. Sums are added in the tree over chunks.
+
 The graph goes where Dask's own scheduler takes it, from this process, so that nothing of it is kept
 in a run: to go on in another process, the same call must be made with the same array, or a factory
 must make it.
@@ -17,11 +20,11 @@ import torch
 
 from skerch_ooc.algebra.noise import Entries
 from skerch_ooc.base.arrays import Array, converted
-from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.matrices.slabs import add_adjoint
 from skerch_ooc.operators.matrices.sliced import numbers_of
 from skerch_ooc.operators.matrices.sources import Source
-from skerch_ooc.operators.matrix import RowsProduct, StoredMatrix
+from skerch_ooc.operators.matrix import TERM_BYTES, RowsProduct, StoredMatrix
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
 from skerch_ooc.operators.slab_checks import require_entries, require_finite
 
@@ -65,13 +68,31 @@ class DaskMatrix(StoredMatrix):
     Args:
         array: The array, in chunks of numpy whose sizes are known.
 
+    Attributes:
+        array: The same, in chunks of whole rows.
+        starts: Where each chunk begins, and behind the last where that ends.
+        term_chunks: How many chunks a term has, but for the last.
+
     Raises:
         OperatorError: If it holds no numbers.
     """
 
     def __init__(self, array: Any) -> None:
-        self.array = array.rechunk({1: -1}) if len(array.chunks[1]) > 1 else array
-        super().__init__(DaskSource(self.array))
+        array = array.rechunk({1: -1}) if len(array.chunks[1]) > 1 else array
+        if 0 in array.chunks[0] and array.shape[0]:
+            array = array.rechunk({0: tuple(size for size in array.chunks[0] if size)})
+        self.array = array
+        super().__init__(DaskSource(array))
+        self.starts = [0, *accumulate(array.chunks[0])]
+        chunks = len(array.chunks[0])
+        size = array.shape[0] * self._row_bytes
+        self.term_chunks = 1 << max(0, -(-TERM_BYTES * chunks // size) - 1).bit_length()
+        self.terms = -(-chunks // self.term_chunks)
+
+    def chunks_of(self, terms: Range) -> Range:
+        """The chunks that some terms are made of."""
+        last = min(terms.stop * self.term_chunks, len(self.starts) - 1)
+        return Range(terms.start * self.term_chunks, last)
 
     def as_product(self, dtype: str, device: str) -> RowsProduct:
         """What applies the array, and sketches it in one computation."""
@@ -124,6 +145,11 @@ class DaskProduct(RowsProduct):
 
     _operator: DaskMatrix
 
+    def rows(self, terms: Range) -> Range:
+        """See :meth:`skerch_ooc.operators.adapters.Product.rows`."""
+        chunks, starts = self._operator.chunks_of(terms), self._operator.starts
+        return Range(starts[chunks.start], starts[chunks.stop])
+
     def part(self, terms: Range) -> DaskProduct:
         """See :meth:`skerch_ooc.operators.adapters.Product.part`."""
         return DaskProduct(self._operator, self.dtype, self.device, terms)
@@ -166,22 +192,29 @@ class DaskProduct(RowsProduct):
         return [np.ascontiguousarray(one) for one in made]
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[Any, int, Any]]]:
-        """The chunks of the rows with what stands on their left, a few at a time."""
-        array = self._operator.array[self._rows.slice]
-        starts = [self._rows.start + one for one in (0, *accumulate(array.chunks[0]))]
-        group, size = [], 0
-        for number, chunk in enumerate(array.to_delayed()[:, 0]):
-            rows = Range(starts[number], starts[number + 1])
-            if not len(rows):
-                continue
-            lefts = [_Left.of(one, rows) for one in requests]
-            group.append((chunk, rows.start, _sent(lefts)))
-            size += sum(one.nbytes for one in lefts)
-            if size >= _SENT or len(group) == _TOGETHER:
-                yield group
-                group, size = [], 0
-        if group:
+        """The chunks of the rows with what stands on their left, a few at a time.
+
+        They are aligned runs of as many as a power of two, whose sums are nodes of the tree.
+        """
+        starts, chunks = self._operator.starts, self._operator.chunks_of(self._chosen)
+        delayed = self._operator.array.to_delayed()[:, 0]
+        for run in cut(chunks, self._together(requests)):
+            group = []
+            for number in range(run.start, run.stop):
+                rows = Range(starts[number], starts[number + 1])
+                lefts = [_Left.of(one, rows) for one in requests]
+                group.append((delayed[number], rows.start, _sent(lefts)))
             yield group
+
+    def _together(self, requests: Sequence[Request]) -> int:
+        """How many chunks are worked on in one computation, by the bytes that go to them."""
+        row = Range(self._rows.start, self._rows.start + 1)
+        rows = self._operator.rows_shape[0] // (len(self._operator.starts) - 1)
+        size = rows * sum(_Left.of(one, row).nbytes for one in requests)
+        together = _TOGETHER
+        while together > 1 and together * size > _SENT:
+            together //= 2
+        return together
 
 
 def _sent(value: Any) -> Any:

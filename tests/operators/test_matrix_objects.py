@@ -366,6 +366,81 @@ def test_chunks_are_worked_on_by_the_workers_that_have_them(tmp_path):
     np.testing.assert_allclose(found.S[:4], np.linalg.svd(LOW)[1][:4], rtol=1e-9)
 
 
+CUTS = {"of equal chunks": 10, "of chunks of all sizes": (7, 1, 20, 2, 0, 17, 13)}
+
+
+class TestPartsOfChunks:
+    """A part is made of whole chunks, which are worked on again only if they were under way."""
+
+    @pytest.fixture(autouse=True)
+    def terms_of_one_chunk(self, monkeypatch):
+        monkeypatch.setattr("skerch_ooc.operators.dask_arrays.TERM_BYTES", 1)
+
+    def run(self, array, folder, method="nystrom", parts=3, kind="svd"):
+        spec = {
+            "kind": kind, "measurements": 12, "operator": {"parts": parts},
+            "recovery": {"method": method}, "sketch": {"noise": "rademacher"},
+        }  # fmt: skip
+        return ooc.run(spec, folder, operator=array)
+
+    @pytest.mark.parametrize("cuts", CUTS)
+    @pytest.mark.parametrize(
+        "method", ["nystrom", *(pytest.param(one, marks=pytest.mark.thorough)
+                                for one in ("oversampled", "hmt"))]
+    )  # fmt: skip
+    def test_parts_give_the_same_numbers_as_one(self, tmp_path, cuts, method):
+        array = dask.array.from_array(LOW, chunks=(CUTS[cuts], 5))
+        found = self.run(array, tmp_path / "run", method)
+        one = self.run(array, tmp_path / "one", method, parts=1)
+        parts = ooc.open_run(tmp_path / "run").plan.parts
+        starts = [0, *np.cumsum([size for size in array.chunks[0] if size])]
+        assert len(parts) > 1
+        assert {part.rows.start for part in parts} <= set(starts)
+        np.testing.assert_allclose(found.S[:4], np.linalg.svd(LOW)[1][:4], rtol=1e-9)
+        if method != "oversampled":
+            np.testing.assert_array_equal(found.S, one.S)
+
+    @pytest.mark.thorough
+    def test_eigenpairs_of_parts(self, tmp_path):
+        gram = LOW.T @ LOW
+        array = dask.array.from_array(gram, chunks=(5, 24))
+        found = self.run(array, tmp_path / "run", kind="eigh")
+        expected = np.linalg.eigvalsh(gram)[::-1][:4]
+        np.testing.assert_allclose(found.eigenvalues[:4], expected, rtol=1e-8)
+
+    @pytest.mark.parametrize("together", [2, pytest.param(1, marks=pytest.mark.thorough)])
+    def test_bits_do_not_depend_on_how_many_go_together(self, tmp_path, monkeypatch, together):
+        array = dask.array.from_array(LOW, chunks=(5, 24))
+        one = self.run(array, tmp_path / "one")
+        monkeypatch.setattr("skerch_ooc.operators.dask_arrays._TOGETHER", together)
+        np.testing.assert_array_equal(self.run(array, tmp_path / "run").S, one.S)
+
+    def test_parts_that_were_measured_are_not_computed_again(self, tmp_path):
+        computed, broken = [], [True]
+
+        def noted(chunk, block_info=None):
+            if block_info:
+                start = block_info[0]["array-location"][0][0]
+                if start == 50 and broken and len(computed) > 8:
+                    raise KeyboardInterrupt
+                computed.append(start)
+            return chunk
+
+        array = dask.array.from_array(LOW, chunks=(10, 24)).map_blocks(noted, meta=LOW)
+        with dask.config.set(scheduler="synchronous"):
+            with pytest.raises(KeyboardInterrupt):
+                self.run(array, tmp_path / "run", parts=6)
+            broken.clear()
+            before = ooc.open_run(tmp_path / "run")
+            done = len(list(before.shards.glob("*.h5")))
+            computed.clear()
+            self.run(array, tmp_path / "run", parts=6)
+        assert done > 1
+        # Those of the part that was under way, and one of each part for its fingerprint.
+        assert len(computed) < 2 * 6
+        assert computed.count(50) >= 1
+
+
 @pytest.mark.covered(1)
 @pytest.mark.parametrize("noise", ["sparse-sign", "phase", "ssrft"])
 @pytest.mark.parametrize("method", ["nystrom", "hmt", "oversampled"])

@@ -362,7 +362,10 @@ class TestOptionsOfFiles:
         assert_equal(found, expected, 1e-7)
         np.testing.assert_allclose(found.transform(tall()), expected.transform(tall()), atol=1e-6)
 
-    @pytest.mark.parametrize("method", ["gram", "qr", "krylov", "auto"])
+    @pytest.mark.parametrize(
+        "method", ["auto", *(pytest.param(one, marks=pytest.mark.thorough)
+                             for one in ("gram", "qr", "krylov"))]
+    )  # fmt: skip
     def test_samples_that_are_columns_and_too_many_to_be_held(self, tmp_path, monkeypatch, method):
         monkeypatch.setattr(samples, "_SHARE", 10**6)
         monkeypatch.setattr(fitting, "_SMALL", 0)
@@ -509,7 +512,7 @@ class TestMissing:
         return x
 
     @pytest.mark.parametrize("kind", GIVEN)
-    @pytest.mark.parametrize("method", ["gram", "krylov"])
+    @pytest.mark.parametrize("method", ["gram", pytest.param("krylov", marks=pytest.mark.thorough)])
     def test_are_filled(self, tmp_path, holed, kind, method):
         given = GIVEN[kind](tmp_path, holed)
         found = ooc.PCA(
@@ -538,12 +541,13 @@ class TestMissing:
 class TestShareByRounds:
     """A share of the variance where components are found one by one."""
 
-    @pytest.mark.parametrize("share", [0.9, 0.9999])
+    @pytest.mark.parametrize("share", [0.9, pytest.param(0.9999, marks=pytest.mark.thorough)])
     def test_is_what_all_values_say(self, tmp_path, share):
         x = tall(300, 120)
         found = ooc.PCA(share, method="krylov", tolerance=1e-9, run_dir=tmp_path / "run").fit(x)
         assert_equal(found, PCA(share, svd_solver="full").fit(x), 1e-7)
 
+    @pytest.mark.thorough
     def test_goes_on_where_it_was_interrupted(self, tmp_path, monkeypatch):
         x = tall(300, 120)
 
@@ -557,6 +561,7 @@ class TestShareByRounds:
         found = ooc.PCA(0.9999, method="krylov", run_dir=tmp_path / "run").fit(x)
         assert found.n_components_ == PCA(0.9999, svd_solver="full").fit(x).n_components_
 
+    @pytest.mark.thorough
     def test_of_a_flat_spectrum_takes_nearly_all(self):
         x = np.random.default_rng(0).standard_normal((50, 40))
         found = ooc.PCA(0.97, method="krylov").fit(x)
