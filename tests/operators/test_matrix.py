@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import OperatorError, UsageError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.adapters import Product
+from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, resolved
 from skerch_ooc.operators.matrices.formats import open_source
 from skerch_ooc.operators.matrices.hdf5 import Hdf5Source
@@ -107,6 +107,60 @@ def test_rows_of_a_stack_are_those_of_its_files(tmp_path, rows):
     a = entries()
     source = open_source([tmp_path / several(tmp_path, a)])
     np.testing.assert_array_equal(source.read(rows), a[rows.slice])
+
+
+def by_columns(folder, a, kind):
+    """Files whose columns are the rows that are meant, cut at rows 100 and 350 of all."""
+    (folder / "parts").mkdir()
+    for number, rows in enumerate(np.split(a, [100, 350])):
+        if kind == "sparse":
+            thin = scipy.sparse.csc_array(np.where(np.abs(rows) > 1, rows, 0))
+            scipy.sparse.save_npz(folder / f"parts/{number}.npz", thin)
+        else:
+            with h5py.File(folder / f"parts/{number}.mat", "w") as file:
+                file["M"] = rows.T
+                file["M"].attrs["MATLAB_class"] = np.bytes_("double")
+    return np.where(np.abs(a) > 1, a, 0) if kind == "sparse" else a
+
+
+@pytest.mark.parametrize("kind", ["sparse", "MATLAB"])
+@pytest.mark.parametrize("adjoint", [False, True], ids=["A X", "A^H X"])
+@pytest.mark.parametrize("subtract", [None, "column-mean"])
+def test_files_by_columns_are_stacked_by_their_rows(tmp_path, kind, adjoint, subtract):
+    a = by_columns(tmp_path, entries("float64"), kind)
+    matrix = stored("parts", subtract=subtract, folder=str(tmp_path))
+    assert matrix.shape == a.shape
+    a = a - a.mean(axis=0) if subtract else a
+    x = entries("float64", (SHAPE[0 if adjoint else 1], 3))
+    found = product_of(matrix, "float64", "cpu")(x, adjoint=adjoint)
+    np.testing.assert_allclose(found, (a.T if adjoint else a) @ x, atol=1e-9)
+
+
+def test_missing_entry_of_files_by_columns_is_named(tmp_path):
+    a = entries("float64")
+    a[123, 7] = np.nan
+    by_columns(tmp_path, a, "MATLAB")
+    matrix = stored("parts", folder=str(tmp_path))
+    with pytest.raises(OperatorError, match=r"row 7 .* column 123"):
+        product_of(matrix, "float64", "cpu")(np.ones((SHAPE[1], 2)))
+
+
+@pytest.mark.parametrize("other", ["npz", "mat"])
+def test_files_by_columns_are_not_stacked_with_others(tmp_path, other):
+    by_columns(tmp_path, entries("float64"), "sparse" if other == "npz" else "MATLAB")
+    if other == "npz":
+        scipy.sparse.save_npz(tmp_path / "parts/9.npz", scipy.sparse.csr_array(np.eye(40)))
+    else:
+        np.save(tmp_path / "parts/9.npy", np.eye(40))
+    with pytest.raises(OperatorError, match=r"by columns and .*9\.np. by rows"):
+        stored("parts", folder=str(tmp_path))
+
+
+def test_files_by_columns_of_other_widths_are_not_stacked(tmp_path):
+    by_columns(tmp_path, entries("float64"), "sparse")
+    scipy.sparse.save_npz(tmp_path / "parts/9.npz", scipy.sparse.csc_array(np.eye(41)))
+    with pytest.raises(OperatorError, match="must be equally wide"):
+        stored("parts", folder=str(tmp_path))
 
 
 @pytest.mark.parametrize("where", [(0, 0), (123, 7), (699, 39)])

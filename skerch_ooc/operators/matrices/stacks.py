@@ -79,6 +79,98 @@ class StackedSparseRows(SparseSource):
         raise NotImplementedError
 
 
+class SideBySide(Source):
+    """Several dense sources by columns: what lies below each other is side by side in them.
+
+    Args:
+        sources: From top to bottom.
+        names: What each is called.
+
+    Raises:
+        OperatorError: If they are not equally wide.
+    """
+
+    is_transposed = True
+
+    def __init__(self, sources: Sequence[Source], names: Sequence[str]) -> None:
+        self._sources = sources
+        self._starts = _describe_side_by_side(self, sources, names)
+        self.dtype = self.stored_dtype = np.result_type(*(source.dtype for source in sources))
+
+    def _read_to(self, out: Array, rows: Range) -> None:
+        for source, start, stop in zip(self._sources, self._starts, self._starts[1:], strict=False):
+            out[:, start:stop] = source.read(rows)
+
+    def readings(self, slab_rows: int) -> float:
+        """See :class:`Rows`: the most of any file."""
+        return max(source.readings(slab_rows) for source in self._sources)
+
+    def meaning(self, row: int, column: int) -> str:
+        """See :class:`Rows`."""
+        number = bisect.bisect_right(self._starts, column) - 1
+        return self._sources[number].meaning(row, column - self._starts[number])
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`: those of the first file."""
+        return self._sources[0].coordinates(name)
+
+
+class SparseSideBySide(SparseSource):
+    """Several sparse sources by columns: what lies below each other is side by side in them.
+
+    Args:
+        sources: From top to bottom.
+        names: What each is called.
+
+    Raises:
+        OperatorError: If they are not equally wide.
+    """
+
+    is_transposed = True
+
+    def __init__(self, sources: Sequence[SparseSource], names: Sequence[str]) -> None:
+        self._sources = sources
+        _describe_side_by_side(self, sources, names)
+        self.dtype = np.result_type(*(source.dtype for source in sources))
+        self.starts = np.sum([source.starts for source in sources], axis=0)
+
+    def read(self, rows: Range) -> Any:
+        """See :class:`SparseSource`."""
+        import scipy.sparse
+
+        found = [source.read(rows) for source in self._sources]
+        return scipy.sparse.hstack(found, "csr", self.dtype)
+
+    def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
+        raise NotImplementedError
+
+
+def _require_equally_wide(widths: Sequence[int], names: Sequence[str]) -> None:
+    for name, width in zip(names, widths, strict=True):
+        if width != widths[0]:
+            raise OperatorError(
+                f"{names[0]} has {widths[0]} columns, {name} has {width}; files that are "
+                "stacked must be equally wide"
+            )
+
+
+def _describe_side_by_side(stack: Rows, sources: Sequence[Rows], names: Sequence[str]) -> list[int]:
+    """Notes what the stack is; returns where each source begins in its rows."""
+    # Their rows are the columns that are meant.
+    _require_equally_wide([source.shape[0] for source in sources], names)
+    starts = [0, *itertools.accumulate(source.shape[1] for source in sources)]
+    stack.shape = (sources[0].shape[0], starts[-1])
+    _note(stack, sources, names)
+    return starts
+
+
+def _note(stack: Rows, sources: Sequence[Rows], names: Sequence[str]) -> None:
+    stack.name = f"{names[0]} and {len(names) - 1} more files"
+    stack.held_bytes = sum(source.held_bytes for source in sources)
+    stack.rows_together = max(source.rows_together for source in sources)
+    stack.remarks = tuple(dict.fromkeys(one for source in sources for one in source.remarks))
+
+
 class _Places:
     """Where the rows of each source lie in the stack, which is described by it.
 
@@ -89,19 +181,10 @@ class _Places:
     """
 
     def __init__(self, stack: Rows, sources: Sequence[Rows], names: Sequence[str]) -> None:
-        widths = [source.shape[1] for source in sources]
-        for name, width in zip(names, widths, strict=True):
-            if width != widths[0]:
-                raise OperatorError(
-                    f"{names[0]} has {widths[0]} columns, {name} has {width}; files that are "
-                    "stacked must be equally wide"
-                )
+        _require_equally_wide([source.shape[1] for source in sources], names)
         self._starts = [0, *itertools.accumulate(source.shape[0] for source in sources)]
-        stack.name = f"{names[0]} and {len(names) - 1} more files"
-        stack.shape = (self._starts[-1], widths[0])
-        stack.held_bytes = sum(source.held_bytes for source in sources)
-        stack.rows_together = max(source.rows_together for source in sources)
-        stack.remarks = tuple(dict.fromkeys(one for source in sources for one in source.remarks))
+        stack.shape = (self._starts[-1], sources[0].shape[1])
+        _note(stack, sources, names)
 
     def of(self, rows: Range) -> Iterator[tuple[int, Range, Range]]:
         """For each source: its number, which of its rows, and their place among those wanted."""
@@ -123,10 +206,11 @@ def stacked(sources: Sequence[Rows], names: Sequence[str]) -> Rows:
     if len(sources) == 1:
         return sources[0]
     turned = [name for name, one in zip(names, sources, strict=True) if one.is_transposed]
-    if turned:
+    if turned and len(turned) < len(sources):
+        others = [name for name in names if name not in turned]
         raise OperatorError(
-            f"{turned[0]} is stored by columns, which cannot be stacked with other files; write it "
-            "by rows (as CSR, or as another array)"
+            f"{turned[0]} is stored by columns and {others[0]} by rows; write one of them as the "
+            "other is (as CSR, or as another array)"
         )
     dense = [one for one in sources if isinstance(one, Source)]
     thin = [one for one in sources if isinstance(one, SparseSource)]
@@ -135,4 +219,6 @@ def stacked(sources: Sequence[Rows], names: Sequence[str]) -> Rows:
             f"{dense[0].name} is dense and {thin[0].name} sparse; give files of one kind, as a "
             "list of paths"
         )
+    if turned:
+        return SideBySide(dense, names) if dense else SparseSideBySide(thin, names)
     return StackedRows(dense, names) if dense else StackedSparseRows(thin, names)
