@@ -109,6 +109,18 @@ def test_rows_of_a_stack_are_those_of_its_files(tmp_path, rows):
     np.testing.assert_array_equal(source.read(rows), a[rows.slice])
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_weights_of_rows_are_found_beside_the_matrix(tmp_path, transpose):
+    a, weights = entries("float64"), np.linspace(0, 2, SHAPE[0])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"], file["weights"] = a, weights
+    side = "column_weights" if transpose else "row_weights"
+    matrix = stored("a.h5", "a", folder=str(tmp_path), transpose=transpose, **{side: "weights"})
+    expected = np.sqrt(weights)[:, None] * a
+    found = product_of(matrix, "float64", "cpu")(np.eye(matrix.shape[1]))
+    np.testing.assert_allclose(found, expected.T if transpose else expected, atol=1e-12)
+
+
 def by_columns(folder, a, kind):
     """Files whose columns are the rows that are meant, cut at rows 100 and 350 of all."""
     (folder / "parts").mkdir()

@@ -159,7 +159,7 @@ class Grid:
         return Range(first, min(first + together, start + period))
 
     def spread(self, name: str, values: Array, dimensions: Sequence[str]) -> Array:
-        """Values along some dimensions of the columns, for each column.
+        """Values along some dimensions of the columns, or else of the rows, for each of these.
 
         Args:
             name: Of the values, for messages.
@@ -169,20 +169,32 @@ class Grid:
         Raises:
             OperatorError: If they do not say where they belong.
         """
-        columns = [self.sizes[i] for i in self.columns]
-        if values.size == self.shape[1] and values.ndim in (1, len(columns)):
-            return values.ravel()
         known = {one for one in dimensions if one}
-        named = [i for i in self.columns if self.names[i] in known]
-        fitting = named or [i for i in self.columns if values.shape == (self.sizes[i],)]
+        named = [known & {self.names[i] for i in axes} for axes in (self.columns, self.rows)]
+        sides = (
+            (self.rows, self.columns) if named[1] and not named[0] else (self.columns, self.rows)
+        )
+        for axes in sides:
+            found = self._along(axes, values, known)
+            if found is not None:
+                return found
+        raise OperatorError(
+            f"{name} has shape {values.shape}, which does not say where it belongs among columns "
+            f"of {tuple(self.sizes[i] for i in self.columns)}; give one value for each column"
+        )
+
+    def _along(self, axes: tuple[int, ...], values: Array, known: set[str]) -> Array | None:
+        """Values for each row, or column; ``None`` if they do not belong there."""
+        sizes = [self.sizes[i] for i in axes]
+        if values.size == math.prod(sizes) and values.ndim in (1, len(sizes)):
+            return values.ravel()
+        named = [i for i in axes if self.names[i] in known]
+        fitting = named or [i for i in axes if values.shape == (self.sizes[i],)]
         if len(fitting) != 1 or values.shape != (self.sizes[fitting[0]],):
-            raise OperatorError(
-                f"{name} has shape {values.shape}, which does not say where it belongs among "
-                f"columns of {tuple(columns)}; give one value for each column"
-            )
-        place = [1] * len(columns)
-        place[self.columns.index(fitting[0])] = len(values)
-        return np.broadcast_to(values.reshape(place), columns).ravel()
+            return None
+        place = [1] * len(sizes)
+        place[axes.index(fitting[0])] = len(values)
+        return np.broadcast_to(values.reshape(place), sizes).ravel()
 
 
 def is_latitude(name: str, attributes: Mapping[str, Any]) -> bool:
