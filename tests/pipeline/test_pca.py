@@ -927,6 +927,6 @@ def test_scikit_learn_is_not_needed():
     assert finished.stdout.splitlines() == [
         "this PCA is not fitted yet; call fit first",
         "no parameter components; give one of: n_components, whiten, method, tolerance, memory, "
-        "run_dir, random_state, executor, progress",
+        "run_dir, random_state, executor, progress, missing",
         "the samples have 3 features, and PCA was fitted with 5; give those",
     ]
