@@ -25,6 +25,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import canonical_json, digest
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.resources import release_memory
 from skerch_ooc.planning.krylov import BasisBlock, first_block
 from skerch_ooc.planning.plan import Cut, Plan
 from skerch_ooc.planning.sides import (
@@ -75,6 +76,9 @@ _DIGESTS: dict[tuple[str, str], str] = {}
 
 _OPENED: WeakValueDictionary[tuple[str, str, str | None, str], Sketch] = WeakValueDictionary()
 """The sketches that this process has opened and still uses, by run, basis and listing of shards."""
+
+_MANY = 100
+"""So many files, of a hundred million rows each, leave some megabytes of holes in the memory."""
 
 _HELD: list[list[Sketch]] = []
 """Where :func:`sketches_held` holds them."""
@@ -493,6 +497,9 @@ class Sketch:
         self.shard_files = [files[rectangle] for rectangle in sorted(files)]
         self.digest = _digest_of(self.shard_files, run.plan)
         self.folder = sketch_folder(run, self.digest)
+        if len(self.shard_files) > _MANY:
+            # The texts of a thousand identities leave holes as large as all checksums.
+            release_memory()
         _DIGESTS[run.plan.run_id, self._listing] = self.digest
 
     def inner(self) -> Array:
