@@ -28,7 +28,7 @@ from skerch_ooc.operators.matrices.formats import located, open_source
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
 from skerch_ooc.operators.matrices.preparing import Steps
-from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab
+from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab, adding_bytes
 from skerch_ooc.operators.matrices.sources import MEMORY, Meant, Rows, Source, SparseSource
 from skerch_ooc.operators.matrices.weights import weights_of
 from skerch_ooc.operators.rows import Backward, Forward, Request
@@ -123,7 +123,7 @@ class StoredMatrix:
         size, held = np.dtype(self.dtype).itemsize, self._source.held_bytes
         if isinstance(self._source, SparseSource):
             # The entries are read, checked, transposed for products of the adjoint.
-            return held + 3 * self.slab_bytes
+            return held + 3 * self.slab_bytes + adding_bytes(self.rows_shape[1], size)
         prepared = 0 if self.steps.is_plain else 1
         decoded = 0 if self._source.decoding is None else 1
         wide = (prepared + decoded) * self.slab_bytes * 8 // min(size, 8)

@@ -16,8 +16,11 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import limit_torch_of_thread
 
-_COLUMNS_ADDED = 256
+_COLUMNS_ADDED = 64
 """Columns of a sparse test matrix whose products are added at once."""
+
+_MOST_AT_ONCE = 16
+"""Threads that multiply sparse rows."""
 
 Made = TypeVar("Made")
 
@@ -112,11 +115,23 @@ def _at_once(function: Callable[[Range], Made], pieces: Sequence[Range]) -> list
 
     SciPy's sparse products take one thread each, and let others run meanwhile.
     """
-    threads = min(torch.get_num_threads(), len(pieces))
+    threads = min(torch.get_num_threads(), len(pieces), _MOST_AT_ONCE)
     if threads < 2:
         return [function(piece) for piece in pieces]
     with ThreadPoolExecutor(threads, initializer=limit_torch_of_thread) as pool:
         return list(pool.map(function, pieces))
+
+
+def adding_bytes(width: int, itemsize: int) -> int:
+    """The memory that products of sparse rows with a sparse test matrix take until they are added.
+
+    Args:
+        width: Of the rows.
+        itemsize: Bytes of an entry.
+    """
+    threads = min(torch.get_num_threads(), _MOST_AT_ONCE)
+    # Entries and their columns, hardly any of which is left out; and the same, dense.
+    return threads * _COLUMNS_ADDED * width * (2 * itemsize + 4)
 
 
 def _some_rows(matrix: Any, rows: Range) -> Any:
