@@ -35,6 +35,9 @@ LATE_FILES_SECONDS = (0.2, 1.0)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Error numbers for which the disk is to blame (full, over quota, failing), not the request."""
 
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EIO}
+"""Error numbers of reading as well as of writing."""
+
 _noted: set[str] = set()
 
 _LONGEST_LINE = 1024**2
@@ -106,6 +109,53 @@ def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
         f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
         "untouched: make room or give permission, then run the same command again"
     )
+
+
+class ReadError(OSError):
+    """A file that is there could not be read."""
+
+
+def read_error(path: Path, error: OSError) -> OSError:
+    """Makes the error for a file that could not be read, which names it; none that is not there."""
+    if isinstance(error, (FileNotFoundError, ReadError)):
+        return error
+    return ReadError(error.errno, error.strerror, str(path))
+
+
+def explained(error: OSError) -> IncompleteError | None:
+    """Makes the error that says what could not be read or written, where the disk is to blame.
+
+    Returns:
+        The error; ``None`` if it is something else that failed.
+    """
+    if isinstance(error, ReadError) or (error.errno in _NO_ACCESS and _is_unreadable(error)):
+        return IncompleteError(
+            f"cannot read {error.filename}: {error.strerror or error}; give permission or look at "
+            "the disk, then run the same command again"
+        )
+    if error.errno in _NO_ACCESS | NO_ROOM | {errno.EROFS}:
+        return cannot_write(error.filename, error)
+    return None
+
+
+def _is_unreadable(error: OSError) -> bool:
+    """Whether the file that an error names is there, and cannot be read."""
+    if not isinstance(error.filename, (str, bytes)):
+        return False
+    try:
+        descriptor = os.open(error.filename, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.pread(descriptor, 1, 0)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sync_file(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import logging
 import os
 import sys
@@ -12,8 +11,8 @@ from collections.abc import Sequence
 
 import click
 
-from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
-from skerch_ooc.base.files import NO_ROOM, cannot_write
+from skerch_ooc.base.errors import OocError, UsageError
+from skerch_ooc.base.files import explained
 from skerch_ooc.cli import cluster_verbs, result_verbs, run_verbs, upkeep_verbs  # noqa: F401
 from skerch_ooc.cli.group import cli
 from skerch_ooc.cli.signals import Terminated
@@ -23,8 +22,6 @@ INTERRUPTED = 130
 OTHER_FAILURE = 1
 
 _ANY_NAME = "skerch_ooc-any-name"
-
-_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM} | NO_ROOM
 
 
 class _Messages(logging.Handler):
@@ -106,9 +103,9 @@ def _exit_code(arguments: Sequence[str]) -> int:
         click.echo(f"skerch-ooc: {_who_left(error)}", err=True)
         return UsageError.exit_code
     except (OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_WRITING:
-            click.echo(f"skerch-ooc: {cannot_write(error.filename, error)}", err=True)
-            return IncompleteError.exit_code
+        if isinstance(error, OSError) and (told := explained(error)) is not None:
+            click.echo(f"skerch-ooc: {told}", err=True)
+            return told.exit_code
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0

@@ -198,7 +198,9 @@ class Dask:
         return Flight(client, function, iter(tasks), self._tries, self._watch(client)).receipts()
 
     def _watch(self, client: Any) -> Watch:
-        return Watch(client, self._patience, self._ends.require_none_given_up)
+        return Watch(
+            client, self._patience, self._ends.require_none_given_up, self._ends.last_death
+        )
 
     @property
     def _patience(self) -> float | None:
@@ -249,10 +251,11 @@ class Dask:
             client = _new_client(arguments)
         except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
             # Missing certificates end in a TypeError, a closed cluster in a RuntimeError.
+            by_tls = re.search(r"\btls\b|ssl", f"{place} {error}", re.IGNORECASE)
             raise UsageError(
                 f"no scheduler answers at {place} ({error}); start one with `dask scheduler`, or "
-                "leave the scheduler out to use this machine. One with TLS needs the certificates "
-                "in Dask's own configuration"
+                "leave the scheduler out to use this machine"
+                + ("; TLS needs the certificates in Dask's own configuration" if by_tls else "")
             ) from error
         with client:
             yield client

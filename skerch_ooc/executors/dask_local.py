@@ -56,23 +56,24 @@ class Ends:
         codes: Their exit codes, those of signals below 0.
         words: What one of them said of its failure, if it said anything.
         given_up: How many of the workers are not started again.
+        deaths: Exit codes of processes that were at work.
     """
 
     codes: list[int] = field(default_factory=list)
     words: str = ""
     given_up: int = 0
+    deaths: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         if self.words or not self.codes:
             return self.words
         last, times = self.codes[-1], counted(self.codes.count(self.codes[-1]), "time")
-        if last < 0:
-            by = signal.strsignal(-last) or "an unknown one"
-            return f"a worker process was killed by signal {-last} ({by}) as it started, {times}"
-        return (
-            f"a worker process ended with exit code {last} as it started; what it wrote stands "
-            "above"
-        )
+        how = f"a worker process {_how_ended(last)} as it started"
+        return f"{how}, {times}" if last < 0 else f"{how}; what it wrote stands above"
+
+    def last_death(self) -> str:
+        """Says how the last process ended that was at work; nothing if none did."""
+        return f"; the last of them {_how_ended(self.deaths[-1])}" if self.deaths else ""
 
     def require_none_given_up(self) -> None:
         """Raises an error if workers were given up.
@@ -81,7 +82,14 @@ class Ends:
             IncompleteError: With what happened to them.
         """
         if self.given_up:
-            raise IncompleteError(_not_started(str(self)))
+            raise _not_started(str(self))
+
+
+def _how_ended(code: int) -> str:
+    if code < 0:
+        name = signal.strsignal(-code) or "an unknown one"
+        return f"was killed by signal {-code} ({name})"
+    return f"ended with exit code {code}"
 
 
 @contextlib.contextmanager
@@ -160,11 +168,11 @@ def _why_not_started(error: Exception, ends: Ends) -> OocError:
             "worker processes import the script that starts them, and this one would start others "
             f"then: use ooc.Dask {_MAIN_GUARD}"
         )
-    return IncompleteError(_not_started(str(ends) or first_cause(error)))
+    return _not_started(str(ends) or first_cause(error))
 
 
-def _not_started(cause: str) -> str:
-    return (
+def _not_started(cause: str) -> IncompleteError:
+    return IncompleteError(
         f"workers could not be started on this machine: {cause}. Mend that, then run the same "
         "command again; what was published is untouched"
     )
@@ -256,6 +264,7 @@ def _nanny_class() -> type[Any]:
                 self._code = exitcode
                 self._ends.codes.append(exitcode)
             else:
+                self._ends.deaths.append(exitcode)
                 super()._on_worker_exit_sync(exitcode)
 
     return Again

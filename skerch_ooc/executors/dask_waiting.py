@@ -40,12 +40,15 @@ class Watch:
         client: A client of the cluster.
         patience: Seconds that a cluster may be without workers; ``None`` for any time.
         look_closer: Is called when there are no workers; raises an error if it knows why.
+        last_death: Says how the last worker ended that was at work, as far as that was seen.
     """
 
     def __init__(
-        self, client: Any, patience: float | None, look_closer: Callable[[], None] = lambda: None
-    ) -> None:
+        self, client: Any, patience: float | None, look_closer: Callable[[], None] = lambda: None,
+        last_death: Callable[[], str] = lambda: "",
+    ) -> None:  # fmt: skip
         self._client, self._patience, self._look_closer = client, patience, look_closer
+        self.last_death = last_death
         self._since: float | None = None
         self._say_at = 0.0
         self._refused = 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
+from skerch_ooc.base.files import explained
 from skerch_ooc.base.version import __version__
 from skerch_ooc.executors.dask_inside import performing
 from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
@@ -66,6 +67,11 @@ def _perform_one(function: Function[Task], task: Task) -> Any:
     except OocError as error:
         # Of the same type, as the type decides the exit code.
         raise type(error)(f"{error} ({task}; {_this_worker()})") from error
+    except OSError as error:
+        # It is said here whether reading or writing failed: elsewhere the disk may be sound.
+        if (told := explained(error)) is not None:
+            raise type(told)(f"{told} ({task}; {_this_worker()})") from error
+        raise
     except (SystemExit, KeyboardInterrupt) as error:
         # These would end the worker, and the next one, and so on.
         raise UsageError(
@@ -150,11 +156,20 @@ class Flight(Generic[Task]):
         self, client: Any, function: Function[Task], tasks: Iterator[Task], tries: int,
         watch: Watch,
     ) -> None:  # fmt: skip
-        self._client, self._function, self._tasks, self._tries = client, function, tasks, tries
+        self._client, self._function, self._tries = client, function, tries
+        self._tasks = self._noting_failure(tasks)
         self._pace, self._watch = _Pace(client), watch
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._groups: dict[Any, _Group[Task]] = {}
         self._failure: BaseException | None = None
+
+    def _noting_failure(self, tasks: Iterator[Task]) -> Iterator[Task]:
+        """Hands tasks on; if finding them fails, it is not the scheduler that was lost."""
+        try:
+            yield from tasks
+        except OSError as error:
+            self._failure = error
+            raise
 
     def receipts(self) -> Iterator[Any]:
         """Yields the receipts of all tasks, as they come.
@@ -236,8 +251,9 @@ class Flight(Generic[Task]):
         if isinstance(error, KilledWorker):
             if group.deaths == _MOST_DEATHS:
                 raise IncompleteError(
-                    f"{group.tasks[0]} keeps killing its workers ({error}); give them more "
-                    "memory, or plan smaller blocks. What was published is untouched"
+                    f"{group.tasks[0]} keeps killing its workers ({error}"
+                    f"{self._watch.last_death()}); see their logs. If it was for want of memory, "
+                    "give them more, or plan smaller blocks. What was published is untouched"
                 ) from error
             log.warning("%s has lost its worker several times; trying it again", group.tasks[0])
             self._submit(replace(group, deaths=group.deaths + 1))

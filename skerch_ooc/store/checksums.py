@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import require_regular
+from skerch_ooc.base.files import read_error, require_regular
 from skerch_ooc.base.partition import Range, cut
 
 try:
@@ -87,14 +87,15 @@ def opened(path: Path) -> Iterator[int]:
         OSError: If it is not there, or cannot be read.
     """
     require_regular(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    descriptor = -1
     try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         yield descriptor
     except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        raise read_error(path, error) from error
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def checked_seal(descriptor: int, path: Path) -> Seal:

@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.files import read_error
 from skerch_ooc.store.rawfile import read_at
 
 _SHARE = 2
@@ -49,7 +50,14 @@ class FileBytes:
 
         Raises:
             CorruptError: If the file cannot be opened any more.
+            ReadError: If it cannot be read.
         """
+        try:
+            return self._read(data, offset)
+        except OSError as error:
+            raise read_error(self.path, error) from error
+
+    def _read(self, data: memoryview, offset: int) -> int:
         # A file that was removed is missed, as if it were not kept.
         if self._kept is not None and os.fstat(self._kept).st_nlink:
             return read_at(self._kept, data, offset)

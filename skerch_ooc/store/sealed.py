@@ -27,7 +27,14 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import cannot_write, canonical_json, private_file, publish, sync_file
+from skerch_ooc.base.files import (
+    ReadError,
+    cannot_write,
+    canonical_json,
+    private_file,
+    publish,
+    sync_file,
+)
 from skerch_ooc.store.checksums import (
     LIBVER,
     SEAL_BYTES,
@@ -190,6 +197,9 @@ def sealed_writer(final: Path, *layouts: Layout) -> Iterator[SealedWriter]:
             finally:
                 if layouts:
                     os.close(descriptor)
+    except ReadError:
+        # Of what it is made of.
+        raise
     except OSError as error:
         raise cannot_write(final, error) from error
 

@@ -227,6 +227,7 @@ OUR_NAMES = {
     "degrees_north", "empty_columns",
     "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant", "n_components", "n_samples",
     "random_state", "row_weights", "sample_weight",
+    "distributed.get_client",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),

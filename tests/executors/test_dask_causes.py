@@ -180,6 +180,11 @@ def test_end_of_a_worker_is_told_as_it_was_observed(ends, text):
     assert text in str(ends)
 
 
+def test_death_of_a_worker_at_work_is_told_as_it_was_observed():
+    assert Ends().last_death() == ""
+    assert Ends(deaths=[1, -9]).last_death() == "; the last of them was killed by signal 9 (Killed)"
+
+
 def test_workers_that_were_given_up_are_not_waited_for():
     Ends([-9]).require_none_given_up()
     with pytest.raises(ooc.IncompleteError, match="killed by signal 9"):

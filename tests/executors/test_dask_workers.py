@@ -289,7 +289,10 @@ def test_operator_that_leaves_python_is_named(tmp_path):
 @pytest.mark.soak
 def test_operator_that_ends_its_process_is_named_in_the_end(tmp_path, caplog):
     spec = spec_of(tmp_path, "leaves", at_once=True)
-    with pytest.raises(ooc.IncompleteError, match=r"columns \d.* keeps killing its workers"):
+    with pytest.raises(
+        ooc.IncompleteError,
+        match=r"columns \d.* keeps killing its workers .*; the last of them ended with exit code 7",
+    ):
         whole_run(spec, tmp_path / "run", ooc.Dask(workers=1))
     assert "has lost its worker several times" in caplog.text
 
