@@ -212,6 +212,7 @@ class TestBounds:
     def test_hold_at_the_end_from_single_vectors(self, spectrum, seeds):
         assert [pair for pair in bounded(spectrum, 1, seeds)[1] if pair[0] > pair[1]] == []
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         "seeds", [range(2), pytest.param(range(20), marks=pytest.mark.thorough)], ids=str
     )
@@ -257,7 +258,7 @@ class TestCopies:
         assert (standing.ending, standing.confirmed) == ("met", True)
         np.testing.assert_allclose(standing.pairs.values[:20], 1, atol=2e-6)
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("bulk", [0.06, 0.2])
     @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
     def test_do_not_hide_behind_a_bulk_that_is_large_in_sum(self, which, bulk):

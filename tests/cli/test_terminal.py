@@ -418,6 +418,7 @@ def interrupted(tmp_path):
     return text, code
 
 
+@pytest.mark.thorough
 def test_interrupted_run_says_that_nothing_is_lost_below_its_bar(interrupted):
     text, code = interrupted
     assert code == 130

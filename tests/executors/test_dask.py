@@ -83,7 +83,7 @@ def test_worker_with_many_threads_builds_the_operator_once(tmp_path, cluster):
     assert [call["width"] for call in calls].count(1) == 1
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", WIDE)
 def test_merge_on_workers_makes_the_same_files(tmp_path, case):
     more = WIDE[case]

@@ -182,6 +182,7 @@ def test_failing_task_ends_the_run_with_its_message(tmp_path):
         whole_run(spec, tmp_path / "run", ooc.Dask(workers=1))
 
 
+@pytest.mark.thorough
 def test_one_command_measures_on_two_workers(ooc_command):
     """And starts its workers as it does for everybody; those of other tests are forked."""
     spec = write_spec(ooc_command.cwd, "matrix", 40, sketch={"block": 8})

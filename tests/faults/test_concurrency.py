@@ -46,7 +46,7 @@ def attempts(count, soaked):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", attempts(1, 12))
-@pytest.mark.parametrize("name", ["eigh nystrom", "svd hmt", "eigh in pieces"])
+@pytest.mark.parametrize("name", ["svd hmt", "eigh nystrom", "eigh in pieces"])
 def test_two_runs_of_one_directory_leave_the_contents_of_one(
     zygotes, tally, quiet, tmp_path, name, number
 ):

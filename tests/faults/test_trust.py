@@ -180,6 +180,7 @@ def test_looking_at_a_run_executes_nothing_of_it(stranger, tally, factory):
     assert wrong == {}
 
 
+@pytest.mark.thorough
 def test_looking_at_an_untouched_run_executes_nothing_of_it(tmp_path, finished, tally):
     wrong = {}
     homes = [tmp_path / " ".join(verb) for verb in LOOKING]

@@ -96,7 +96,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("way", ["hessian", "ggn"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_products_are_computed_where_the_parameters_are(name, way):
@@ -107,6 +107,7 @@ def test_products_are_computed_where_the_parameters_are(name, way):
     assert (found.device.type, found.shape[1]) == ("meta", 3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["hessian", "ggn"])
 def test_products_come_back_to_where_the_columns_are(way):
     with without_entries():

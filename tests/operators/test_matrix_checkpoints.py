@@ -162,6 +162,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.thorough
 def test_file_is_not_held_in_memory_by_reading_it(tmp_path):
     save_file({"w": torch.ones(1 << 14, 1 << 11)}, tmp_path / "a.safetensors")
     done = subprocess.run(

@@ -619,7 +619,7 @@ class TestPrecision:
 class TestParts:
     """Rows that are measured in several parts."""
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("option", ["all", "all, transposed", "columns centred and weighted"])
     @pytest.mark.parametrize("is_sparse", [False, True], ids=["dense", "sparse"])
     def test_parts_make_up_the_whole(self, tmp_path, monkeypatch, is_sparse, option):
@@ -886,7 +886,7 @@ def test_empty_column_is_not_filled(tmp_path, options):
         product_of(matrix, "float64", "cpu")(np.eye(WIDTH))
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", [{}, {"subtract": "column-mean"}], ids=["as it is", "centred"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("chunks", [(8192, 1), (1024, 32), (8192, 7), (3, 256)])

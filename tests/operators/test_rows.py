@@ -113,7 +113,7 @@ def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
     assert set(rows_read.values()) == {METHODS[method]}
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
@@ -238,7 +238,7 @@ def test_transposed_matrix_is_that_of_its_file_in_however_many_parts(tmp_path, k
 class TestCentring:
     """Principal components, from one reading."""
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("mean", [0.0, 1e3])
     @pytest.mark.parametrize("method", METHODS)
     def test_components_are_those_of_the_centred_matrix(self, tmp_path, rows_read, method, mean):

@@ -233,7 +233,7 @@ def test_while_a_process_is_at_work_only_leftovers_go(copied):
 # Without options
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", ["eigh", "svd", "hmt", "hmt svd"])
 def test_finished_run_has_nothing_to_be_removed(copied, case):
     assert freed(ooc.clean(copied(case))) == []
@@ -244,7 +244,7 @@ def test_sums_of_earlier_looks_at_the_error_go(copied):
     assert all(path.startswith("sketch/") for path in freed(done))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", ALL)
 def test_after_cleaning_results_are_the_same_and_nothing_is_left_to_do(
     copied, case, call_log, inside
@@ -263,6 +263,7 @@ def test_after_cleaning_results_are_the_same_and_nothing_is_left_to_do(
     assert shards - set(run_contents(run.shards)) <= unused
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", GROWN)
 def test_sketches_that_the_run_has_outgrown_go(copied, case):
     run = copied(case)
@@ -363,7 +364,7 @@ def test_duplicate_stays_while_the_shard_that_is_read_is_damaged(duplicated):
 # --sketch
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", OFTEN)
 def test_what_merge_made_goes_and_is_made_again_with_the_same_bits(copied, case, call_log, inside):
     run = copied(case)
@@ -428,7 +429,7 @@ def test_sketch_stays_while_there_is_no_result(copied):
 # --shards
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", ALL)
 def test_only_results_stay_and_everything_that_needs_no_more_works(copied, case, inside, call_log):
     run = copied(case)
@@ -523,6 +524,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("dry_run", [True, False])
 @pytest.mark.parametrize("case", REFUSALS)
 def test_shards_stay_while_anything_needs_them(copied, case, dry_run):
@@ -749,7 +751,7 @@ def test_nothing_that_the_run_names_is_imported(copied, inside, tmp_path):
 # What is shown
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [[], ["--sketch"], ["--shards"]], ids=" ".join)
 @pytest.mark.parametrize("case", OFTEN)
 def test_dry_run_lists_what_is_then_removed(copied, inside, case, options):

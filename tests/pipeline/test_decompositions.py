@@ -134,7 +134,6 @@ every_method = once(("kind", "method"), KINDS, METHODS)
 every_dtype = once(("kind", "method", "dtype"), KINDS, METHODS, DTYPES)
 
 
-@pytest.mark.covered(1)
 @combinations
 def test_operator_of_low_rank_is_recovered_to_the_precision_of_its_products(
     kind, method, dtype, noise
@@ -191,6 +190,7 @@ def test_first_test_vector_is_at_an_acute_angle_to_each_vector(kind, method, dty
         assert angles.imag.abs().max() < 100 * orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(2)
 @once(("kind", "dtype", "method"), KINDS, DTYPES, METHODS[1:])
 def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     found, other = outcome(kind, "nystrom", dtype), outcome(kind, method, dtype)
@@ -211,6 +211,7 @@ def test_estimated_error_is_near_the_true_one_whatever_the_noise(kind, method, n
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
+@pytest.mark.sampled(2)
 @once(("shape", "method", "dtype"), ["tall", "wide"], METHODS, ["float32", "complex128"])
 def test_operators_that_are_not_square_are_decomposed(shape, method, dtype):
     found = outcome("svd", method, dtype, shape=shape)
@@ -274,6 +275,7 @@ def test_eigenvalues_have_their_signs(method, definite):
     assert torch.equal(found.values[:30].sign(), exact.sign())
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
     whole, cut = outcome(kind, method), outcome(kind, method, rank=7)
@@ -309,6 +311,7 @@ def test_as_many_measurements_as_columns_recover_everything(kind, method, dtype)
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(3)
 @once(("shape", "method"), [(1, 1), (1, 90), (90, 1), (2, 90), (90, 2)], METHODS)
 def test_operators_of_one_or_two_rows_or_columns_are_decomposed(method, shape):
     found = outcome("svd", method, noise="gaussian", measurements=min(shape), shape=shape,

@@ -103,7 +103,7 @@ def copied(ran, tmp_path):
 # Extending
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_only_new_columns_are_measured(inside, tmp_path, call_log, kind, method):
     growing_spec(tmp_path, kind=kind, method=method)
@@ -116,7 +116,7 @@ def test_only_new_columns_are_measured(inside, tmp_path, call_log, kind, method)
     assert width(call_log()[calls:]) == new + 1
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("before", "spectrum"),
     [(24, "integers"), (21, "integers"), (21, "slow")],
@@ -134,7 +134,7 @@ def test_extended_run_equals_one_that_was_planned_so_from_the_start(
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("dtype", "noise"),
     [
@@ -163,6 +163,7 @@ def test_left_sketch_of_another_width_grows_in_proportion(tmp_path):
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_run_can_be_extended_twice(tmp_path, call_log):
     run = whole_run(growing_spec(tmp_path, 16), tmp_path / "grown")
     run = finished(ooc.extend(run, 24))
@@ -357,7 +358,7 @@ def test_columns_grow_by_half_until_all_are_measured():
     assert looks(10000)[0] == 625
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_measuring_stops_early_where_the_spectrum_is_steep(
@@ -534,7 +535,7 @@ def stored_bytes(run: ooc.Run) -> int:
     return entries * np.dtype(run.plan.identity.dtype).itemsize
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)

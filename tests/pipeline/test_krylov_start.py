@@ -120,7 +120,7 @@ class TestPairs:
     @pytest.mark.sampled(1)
     @pytest.mark.parametrize("which", ["LA", "SA"])
     def test_of_another_end_start_with_the_vectors_of_that_end(self, tmp_path, which):
-        a = matrix_of()
+        a = matrix_of(n=100)
         decompose("eigh", a, tmp_path / "earlier", rank=20)
         result = decompose("eigh", a, tmp_path / "run", which=which, start=tmp_path / "earlier")
         exact = exact_values(a, "eigh")
@@ -309,7 +309,7 @@ class TestBits:
         ]  # fmt: skip
         assert answer(runs[0]) == answer(runs[1])
 
-    @pytest.mark.sampled(1)
+    @pytest.mark.thorough
     @pytest.mark.parametrize("kind", KINDS)
     def test_are_those_of_shares_of_tasks(self, tmp_path, earlier, kind):
         spec = spec_of(tmp_path, kind, "float64", start=str(earlier(kind, "float64")))
@@ -325,6 +325,7 @@ class TestBits:
         spread = whole_run(spec, tmp_path / "dask", ooc.Dask(workers=2))
         assert run_contents(spread) == run_contents(whole_run(spec, tmp_path / "run"))
 
+    @pytest.mark.thorough
     def test_are_those_of_a_run_that_was_never_killed(self, tmp_path, earlier, forked_command):
         shutil.copytree(earlier(), tmp_path / "earlier")
         spec, folder = spec_of(tmp_path, start="earlier"), forked_command.cwd

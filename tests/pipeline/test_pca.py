@@ -211,7 +211,7 @@ class TestWhatIsFitted:
             found.transform(kind(x)), expected.transform(x.toarray()), atol=1e-6
         )
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("method", ["gram", "krylov"])
     def test_sparse_matrices_with_full_columns_of_large_means(self, method):
         x = scipy.sparse.random(800, 100, density=0.01, random_state=0).tolil()
@@ -730,6 +730,7 @@ class TestReading:
         found = estimator.fit(tmp_path / "a.npy")
         assert_equal(found, PCA(2, svd_solver="full").fit(tall()), 1e-7)
 
+    @pytest.mark.thorough
     def test_memory_stays_below_what_is_allowed(self, tmp_path):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             made = file.create_dataset("x", (40_000, 1000), "f8")
@@ -920,6 +921,7 @@ assert "sklearn.base" not in sys.modules
 """
 
 
+@pytest.mark.thorough
 def test_scikit_learn_is_not_needed():
     finished = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True

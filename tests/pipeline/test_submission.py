@@ -356,6 +356,7 @@ class TestSubmit:
         inside("submit", "run")
         assert (tmp_path / "bin/cancelled").read_text() == "cancel --quiet 77\n"
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_signal_during_sbatch_leaves_nothing_in_the_queue(
         self, inside, fake, run, tmp_path, number

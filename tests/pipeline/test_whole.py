@@ -50,7 +50,7 @@ def rank_of(result):
 
 
 class TestError:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("rounds", [2, 3, 7])
@@ -131,7 +131,7 @@ class TestError:
 
 
 class TestFigures:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("vectors", ["stored", "implicit"])
@@ -220,6 +220,7 @@ class TestGrown:
 
 
 class TestRefused:
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("method", ["singlepass", "oversampled", "hmt"])
     def test_other_methods(self, tmp_path, method):
         decompose("eigh", Operator(matrix_of("eigh", "float32")), tmp_path / "run", rounds=3)
@@ -256,6 +257,7 @@ class TestWhateverTheCut:
         whole(run, executor=ooc.Dask(workers=2))
         assert run_contents(run) == run_contents(finished(kind))
 
+    @pytest.mark.thorough
     def test_large_results_are_in_pieces(self, finished):
         files = {path.name for path in (finished("eigh") / "results/whole").iterdir()}
         assert {"eigenvectors.t0-32.h5", "eigenvectors.t32-35.h5"} <= files

@@ -180,6 +180,7 @@ def test_too_little_room_is_said_before_anything_is_done(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_status_is_timed_beside_a_listing(tmp_path):
     text, figures = run(tmp_path, "status.py", "--shards", "60")
     assert figures["medians"].keys() == {"complete", "one missing", "a listing"}

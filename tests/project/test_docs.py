@@ -69,7 +69,7 @@ def is_run(block: Block) -> bool:
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "path", [marked(path) for path in PAGES if any(map(is_run, blocks_in(path)))]
 )
@@ -81,6 +81,7 @@ def test_code_of_a_page_runs(tmp_path, monkeypatch, served_commands, path):
         page.run(block)
 
 
+@pytest.mark.thorough
 def test_commands_of_the_readme_run(tmp_path, monkeypatch, served_commands):
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
     page = Page(README, tmp_path, environment_of(served_commands))

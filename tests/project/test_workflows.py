@@ -83,6 +83,7 @@ def test_script_without_its_arguments_says_how_it_is_used(shell, name):
     assert (done.returncode, "usage: bash" in done.stderr) == (2, True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "network",
     [
@@ -292,6 +293,7 @@ def test_benchmark_prints_ratios(tmp_path):
     assert figures["ratios"].keys() == {"wall", "peak", "products", "relative_error"}
 
 
+@pytest.mark.thorough
 def test_noise_benchmark_prints_a_ratio():
     done = subprocess.run(
         [sys.executable, WORKFLOWS / "benchmarks/noise.py", "--rows", "1000", "--columns", "64"],

@@ -106,7 +106,7 @@ class TestFile:
             ooc.plan({"measurements": 20}, tmp_path / "run", operator=wrong)
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.sampled(3)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize(
         ("change", "message"),
         [

@@ -575,6 +575,7 @@ NODES = {
 
 
 class TestDrawing:
+    @pytest.mark.covered(1)
     @pytest.mark.parametrize("n", [1, 11_689_512])
     @pytest.mark.parametrize("nodes", NODES)
     def test_any_density_can_be_drawn(self, nodes, n):

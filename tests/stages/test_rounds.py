@@ -330,6 +330,7 @@ def test_local_workers_measure_the_same_bits(inside, tmp_path, undisturbed, call
     assert width(call_log()) >= rounds_of(kind, powers) * COLUMNS + TESTS
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_change_a_bit(inside, tmp_path, undisturbed, kind):
     hmt_spec(tmp_path, kind)

@@ -198,7 +198,7 @@ def test_piece_of_a_basis_that_was_deleted_is_made_again(copied):
     assert run_contents(run_dir) == contents
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("matrix", "kept"), [("U", []), ("V", PIECES["svd"][:2])])
 def test_recovery_that_was_killed_goes_on_with_its_pieces(forked_command, copied, matrix, kept):
     run_dir, contents = copied("svd")

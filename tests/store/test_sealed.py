@@ -106,7 +106,7 @@ def test_every_single_altered_byte_is_noticed(tmp_path, tile):
     assert unnoticed_alterations(path) == []
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @layouts
 def test_altered_bytes_all_over_a_file_are_noticed(tmp_path, tile):
     """As above, of every 13th: in the seal, in what HDF5 writes, and in each tile."""
