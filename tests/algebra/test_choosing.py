@@ -35,7 +35,7 @@ def regret(method, kind, spectrum, dtype, seed, q, left=None):
 
 
 class TestRegret:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(3)
     @choosers
     @kinds
     @spectra
@@ -43,7 +43,7 @@ class TestRegret:
     def test_is_small_with_a_test_sketch(self, method, kind, spectrum, dtype):
         assert np.median([regret(method, kind, spectrum, dtype, s, 30) for s in range(3)]) < 0.12
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(3)
     @choosers
     @kinds
     @spectra
@@ -51,7 +51,7 @@ class TestRegret:
         found = [regret(method, kind, spectrum, "float32", seed, 0) for seed in range(3)]
         assert np.median(found) < (0.15 if method == "nystrom" else 0.4)
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(3)
     @spectra
     @pytest.mark.parametrize("q", [0, 30])
     def test_is_small_with_a_square_core(self, spectrum, q):

@@ -243,7 +243,7 @@ class TestDistribution:
         scaled = getattr(drawn, part).ravel() * math.sqrt(2)
         assert scipy.stats.kstest(scaled, scipy.stats.norm.cdf).pvalue > 0.001
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @all_doubles
     @pytest.mark.parametrize("height", [1, 2, 5, 6])
     def test_over_seeds_no_two_entries_are_correlated_and_means_are_zero(self, height, dtype):

@@ -475,7 +475,7 @@ def test_run_over_tls_makes_the_same_files(tmp_path, certificates, encrypted, se
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("scheme", ["tls", "tcp"])
 def test_client_without_certificates_is_refused(tmp_path, monkeypatch, encrypted, scheme):
-    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 0.3)
     spec = write_spec(tmp_path, "matrix", 40, **SMALL)
     address = encrypted.replace("tls", scheme)
     with pytest.raises(ooc.UsageError, match=re.escape(address)):

@@ -145,7 +145,7 @@ def test_death_of_a_worker_is_not_blamed_on_its_task(tmp_path):
     [("tcp://127.0.0.1:9", "no scheduler answers"), ("nowhere.json", "no scheduler file")],
 )
 def test_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch, scheduler, text):
-    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 0.3)
     spec = write_spec(tmp_path, "matrix", 40)
     with pytest.raises(ooc.UsageError, match=text):
         whole_run(spec, tmp_path / "run", ooc.Dask(scheduler))

@@ -247,7 +247,7 @@ def test_workers_stay_from_stage_to_stage_of_a_session(tmp_path):
 
 
 def test_another_service_at_the_port_is_told_from_a_scheduler(tmp_path, monkeypatch):
-    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 0.3)
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -84,7 +84,7 @@ def test_tiles_in_flight_do_not_change_a_bit_of_the_sums(tmp_path, reference, ca
     assert answer(run_dir) == expected
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("block", [1, 7, 100])
 @pytest.mark.parametrize("kind", ["eigh", "svd"])
 @pytest.mark.parametrize(

@@ -519,7 +519,7 @@ class TestUpdates:
             assert trace.value == pytest.approx(np.trace(total), abs=floor * norm_of(total))
             attempt.ended("same")
 
-    @pytest.mark.sampled(6)
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize(
         "factor",

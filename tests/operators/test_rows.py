@@ -113,7 +113,7 @@ def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
     assert set(rows_read.values()) == {METHODS[method]}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 def test_decomposition_is_that_of_the_matrix(tmp_path, method, dtype):
@@ -211,7 +211,7 @@ class TestSparseNoise:
         assert set(np.abs(drawn[drawn != 0])) == {unit**0.5}
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_transposed_matrix_is_that_of_its_file_in_however_many_parts(tmp_path, kind, parts):
@@ -340,6 +340,7 @@ class TestUpdate:
         error = float(torch.linalg.norm(torch.from_numpy(a) - dense(usv)) / np.linalg.norm(a))
         assert assessment.relative_error == pytest.approx(error, rel=0.6)
 
+    @pytest.mark.thorough
     def test_several_updates_add_up(self, tmp_path):
         first, second, third = (entries("float64", seed=seed) for seed in (5, 6, 7))
         run, *_ = decomposed(

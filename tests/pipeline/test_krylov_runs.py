@@ -191,6 +191,7 @@ class TestWhateverTheCut:
         files = {path.name for path in serial("eigh").glob("sketch/*/*.h5")}
         assert {"basis.t0-32.h5", "basis.t32-35.h5"} <= files
 
+    @pytest.mark.thorough
     def test_share_that_is_done_again_applies_nothing(self, tmp_path, call_log):
         run = ooc.plan(spec_of(tmp_path, n=9000), tmp_path / "run", threads=1)
         in_shares(run, 2, again=True)
@@ -582,6 +583,7 @@ class TestGrowth:
         assert operator.products - before == 3 * 6 + 3
         assert answer(tmp_path / "grown") == answer(tmp_path / "whole")
 
+    @pytest.mark.thorough
     def test_to_more_exact_pairs_goes_on_with_the_rounds_there_are(
         self, inside, tmp_path, call_log
     ):

@@ -128,7 +128,7 @@ class TestPairs:
         torch.testing.assert_close(result.eigenvalues, exact, rtol=1e-4, atol=0)
 
     @pytest.mark.sampled(1)
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", KINDS[::-1])
     def test_leave_the_error_figure_of_the_whole_true(self, tmp_path, begin, kind):
         a = matrix_of(kind)
         begin(kind)
@@ -139,6 +139,7 @@ class TestPairs:
             float(left_out), rel=0.3
         )
 
+    @pytest.mark.thorough
     def test_leave_traces_to_the_random_columns(self, tmp_path):
         a = matrix_of()
         decompose("eigh", a, tmp_path / "earlier", round_width=16)

@@ -151,6 +151,7 @@ class TestPage:
             "spectrum", "spectrum-log", "density", "scree", "error", "vectors", "timeline",
         )]  # fmt: skip
 
+    @pytest.mark.thorough
     def test_holds_the_density_of_the_whole_after_rounds(self, made):
         shown = [node.attributes["id"] for node in parsed(made("pairs")).all("figure")]
         assert shown == [f"figure-{name}" for name in (

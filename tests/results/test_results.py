@@ -123,6 +123,7 @@ INDICES = {
 }
 
 
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("vectors", ["stored", "implicit"])
 def test_vectors_are_indexed_as_tensors_are(results, vectors, index):
@@ -262,7 +263,7 @@ def test_altered_tile_is_found_when_it_is_read(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 class TestProducts:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("columns", [(), (3,), (0,)], ids=["vector", "matrix", "no columns"])
     def test_from_the_left_are_those_of_the_approximation(
         self, results, kind, dtype, vectors, columns

@@ -56,6 +56,7 @@ def place_of(kind):
     return tuple(inside.get(one, one) for one in kind.folder)
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.template)
 @given(data=st.data())
 def test_names_lead_back_to_their_kind_and_values(kind, data):

@@ -213,6 +213,7 @@ def test_recovery_that_was_killed_goes_on_with_its_pieces(forked_command, copied
     assert before.items() <= inodes(folder, "*.h5").items()
 
 
+@pytest.mark.thorough
 def test_pieces_of_a_sketch_that_has_grown_are_made_anew(copied, tmp_path):
     run_dir, before = copied("eigh")
     run = ooc.extend(ooc.open_run(run_dir), 16)
