@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -66,7 +66,8 @@ def ordered_map(
     depend on how many tiles are in flight. (torch only if it is loaded before.)
     """
     with operator_threads(1):
-        if in_flight == 1:
+        # Nor is a thread started for what is alone: it takes longer than a small tile.
+        if in_flight == 1 or (isinstance(items, Sized) and len(items) == 1):
             yield from map(function, items)
             return
         pending: deque[Future[Value]] = deque()

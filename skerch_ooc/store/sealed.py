@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -447,6 +448,10 @@ class SealedFile:
             for bulk in self._bulks.values()
             for row, column in itertools.product(*map(range, bulk.layout.grid))
         )
+        if sum(math.prod(bulk.layout.grid) for bulk in self._bulks.values()) == 1:
+            # To start threads takes longer than to read what is small.
+            Bulk.read_tile(*next(places))
+            return
         with ThreadPoolExecutor(_VERIFYING_THREADS) as pool:
             # The results are dropped, so that tiles do not pile up; errors are raised here.
             for _ in pool.map(lambda place: Bulk.read_tile(*place) is None, places):
