@@ -142,7 +142,7 @@ class Samples(ABC):
         """
         for inside in cut(Range(0, self.shape[1]), max(1, SLAB_BYTES // (8 * self.shape[0]))):
             block = self._block(inside)
-            require_finite(block)
+            require_finite(block, Range(0, self.shape[0]), inside.start)
             yield inside, block
 
     def _block(self, columns: Range) -> Array:
@@ -336,19 +336,25 @@ class TurnedSamples(Samples):
         """See :class:`Samples`: in one reading."""
         for inside, slab in self.matrix.read(Range(0, self.shape[1]), torch.float64):
             block = slab.dense() if isinstance(slab, SparseSlab) else slab.cpu().numpy()
-            require_finite(block)
+            require_finite(block.T, Range(0, self.shape[0]), inside.start)
             yield inside, block.T
 
     def _slabs(self, rows: Range) -> Iterator[tuple[Range, Array]]:
         # However many are read at once, slabs are the same, and so are sums over them.
         slab = min(self.slab_rows, len(rows))
         fitting = self._memory // _SHARE // (8 * self.shape[1])
-        for many in cut(rows, slab * max(1, fitting // slab)):
-            made = np.empty((len(many), self.shape[1]))
-            for inside, block in self.columns():
-                made[:, inside.slice] = block[many.slice]
+        pieces = cut(rows, slab * max(1, fitting // slab))
+        # One space for all: who has had the slabs of the last still holds on to it.
+        space = np.empty((len(pieces[0]), self.shape[1]))
+        for many in pieces:
+            self._fill(space, many)
             for few in cut(many, slab):
-                yield few, made[few.shifted(-many.start).slice]
+                yield few, space[few.shifted(-many.start).slice]
+
+    def _fill(self, space: Array, rows: Range) -> None:
+        """Takes some samples from a reading of all."""
+        for inside, block in self.columns():
+            space[: len(rows), inside.slice] = block[rows.slice]
 
     def centred(self) -> StoredMatrix:
         """The matrix less the mean of each feature, which each row of the file tells by itself."""
@@ -575,7 +581,7 @@ def _of_scores(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)
 
 
-def require_finite(entries: Array, rows: Range | None = None) -> None:
+def require_finite(entries: Array, rows: Range | None = None, first: int = 0) -> None:
     """Refuses NaN and infinity.
 
     Raises:
@@ -586,7 +592,7 @@ def require_finite(entries: Array, rows: Range | None = None) -> None:
     where = ""
     if rows is not None and entries.ndim == 2:
         row, column = np.argwhere(~np.isfinite(entries))[0]
-        where = f" in row {rows.start + row}, column {column}"
+        where = f" in row {rows.start + row}, column {first + column}"
     raise OperatorError(
         f"the samples hold NaN or infinity{where}; replace what is missing before they are used"
     )

@@ -377,6 +377,16 @@ class TestOptionsOfFiles:
         given = ooc.OperatorSpec(factory="stored", args=args)
         np.testing.assert_allclose(found.transform(given), expected.transform(tall()), atol=1e-6)
 
+    @pytest.mark.parametrize("method", ["gram", "krylov"])
+    def test_missing_entry_of_samples_that_are_columns_is_named(
+        self, tmp_path, monkeypatch, method
+    ):
+        monkeypatch.setattr(samples, "_SHARE", 10**6)
+        x = tall()
+        x[123, 7] = np.nan
+        with pytest.raises(OperatorError, match="row 123, column 7"):
+            self.fit(tmp_path, x.T, method, transpose=True)
+
     @pytest.mark.parametrize("share", [1, 10**6])
     def test_samples_that_are_columns_with_weights(self, tmp_path, monkeypatch, share):
         monkeypatch.setattr(samples, "_SHARE", share)
