@@ -156,7 +156,7 @@ def extend(
 @verb("update runs/hessian --factory my.py:make --arg batch=8", DIR, PLACE, MAX_SECONDS, SHOWN)
 @click.option(
     "--factory", required=True, metavar="NAME",
-    help="What makes B; see above.",
+    help="What makes B; a file is relative to here.",
 )  # fmt: skip
 @click.option(
     "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="A keyword argument of it."
@@ -180,8 +180,7 @@ def update(
 ) -> None:
     """Add a summand to a finished run, A <- b A + a B; measures only B.
 
-    NAME is file.py:function, relative to this folder, package.module:function, or a name that a
-    package has registered.
+    NAME is file.py:function, package.module:function, or a registered name.
     """
     from skerch_ooc.pipeline import grow, steps
 
