@@ -37,7 +37,7 @@ class _Verbs(click.Group):
 _SECTIONS = {
     "Start": ("probe", "plan", "run"),
     "Stages, one by one": ("measure", "merge", "recover", "assess"),
-    "Look": ("status", "estimates", "density", "report", "scores", "verify"),
+    "Look": ("status", "estimates", "density", "report", "scores", "loadings", "export", "verify"),
     "Grow": ("extend", "update"),
     "On a cluster": ("submit", "task"),
     "Tidy": ("clean",),

@@ -1,4 +1,4 @@
-"""Verbs that say what came out, and how good it is: assess, estimates, density, report, scores."""
+"""Verbs that say what came out, and how good it is, and those that write it for other programs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def report(directory: Path, name: str, output: Path | None) -> None:
 @verb("scores runs/pca --out scores.parquet", DIR, RESULT)
 @click.option(
     "--out", metavar="FILE", type=PATH,
-    help="A new .h5, .zarr or .parquet; default: beside the result.",
+    help="A new .h5, .zarr, .parquet or .csv; default: beside the result.",
 )  # fmt: skip
 def scores(directory: Path, name: str, out: Path | None) -> None:
     """Write the scores of all samples: rows times components.
@@ -96,3 +96,31 @@ def scores(directory: Path, name: str, out: Path | None) -> None:
         progress.say('columns are not centred; subtract = "column-mean" makes components of them')
     path, sheet = scoring.write_scores_of(directory, name, out, progress)
     click.echo(f"{path}: {sheet.shape[0]} x {sheet.shape[1]}, {sheet.dtype}")
+
+
+@verb("loadings runs/pca --out loadings.csv", DIR, RESULT)
+@click.option("--out", metavar="FILE", type=PATH, required=True, help="A new .csv or .parquet.")
+def loadings(directory: Path, name: str, out: Path) -> None:
+    """Write the components as a table, by the names of the columns.
+
+    They are the right vectors V, a line for each column of the matrix, with the signs of scores.
+    """
+    from skerch_ooc.pipeline.principal import exporting
+
+    sheet = exporting.write_loadings(directory, name, out)
+    click.echo(f"{out}: {sheet.shape[0]} x {sheet.shape[1]}, {sheet.dtype}")
+
+
+@verb("export runs/pca --out modes.nc", DIR, RESULT)
+@click.option("--out", metavar="FILE", type=PATH, required=True, help="A new .nc or .h5ad.")
+def export(directory: Path, name: str, out: Path) -> None:
+    """Write values and vectors, with all names, as netCDF or .h5ad.
+
+    As netCDF the vectors lie on the grid that the matrix was; as .h5ad they are what scanpy calls
+    X_pca and PCs. Names are read from the files of the matrix.
+    """
+    from skerch_ooc.pipeline.principal import exporting
+
+    modes = exporting.export(directory, name, out, terminal_progress())
+    sides = [", ".join(one.names) for one in (modes.labels.rows, modes.labels.columns)]
+    click.echo(f"{out}: {modes.rank} modes of {sides[0]} x {sides[1]}")

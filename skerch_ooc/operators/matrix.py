@@ -25,6 +25,7 @@ from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.adapters import Product, applied
 from skerch_ooc.operators.matrices.differences import DifferenceSource
 from skerch_ooc.operators.matrices.formats import located, open_source
+from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
 from skerch_ooc.operators.matrices.preparing import Steps
@@ -147,6 +148,29 @@ class StoredMatrix:
         if self.is_turned:
             said.append("rows are the columns of the file, which is read by its own rows")
         return tuple(said)
+
+    def labels(self) -> Labels:
+        """What the rows and columns that are meant are called."""
+        found = self._source.labels()
+        return found.turned if self.is_turned != self._source.is_transposed else found
+
+    @property
+    def roots(self) -> tuple[Array | None, Array | None]:
+        """What the rows and the columns that are meant are multiplied by: roots of weights."""
+        rows, columns = self.steps.rows.weights, self.steps.columns.weights
+        return (columns, rows) if self.is_turned else (rows, columns)
+
+    def may_be_left_out(self) -> Array | None:
+        """The columns that are meant of which the first entry is missing; ``None`` for any.
+
+        Only these can be missing throughout. Of the transpose all rows would have to be read.
+        """
+        along = self.steps.rows if self.is_turned else self.steps.columns
+        if not along.leave_out:
+            return np.zeros(self.shape[1], bool)
+        if self.is_turned or not isinstance(self._source, Source):
+            return None
+        return np.asarray(np.isnan(self._source.read(Range(0, 1))[0]))
 
     def as_product(self, dtype: str, device: str) -> RowsProduct | TurnedProduct:
         """What applies the matrix, and sketches it in one reading.

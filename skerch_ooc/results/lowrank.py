@@ -24,7 +24,7 @@ from skerch_ooc.results.indexing import Selection, select, selections
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
-from skerch_ooc.store.rundir import layout_path, read_layout
+from skerch_ooc.store.rundir import layout_path, open_run, read_layout
 
 TorchDtype = torch.dtype
 
@@ -243,6 +243,11 @@ class LowRank:
     def left_vectors(self) -> Tall:
         """What reads the left vectors, or the eigenvectors, tile by tile."""
         return self._left
+
+    @property
+    def right_vectors(self) -> Tall:
+        """What reads the right vectors, tile by tile."""
+        return self._right
 
     def _rounded_values(self) -> Tensor:
         return self._rounded(self._values)
@@ -489,6 +494,29 @@ class Svd(LowRank):
             IncompleteError: If vectors are to be computed from shards that are gone.
         """
         return SvdTensors(self.U[:], self.S, self.Vh[:])
+
+    def to_xarray(self, like: Any = None) -> Any:
+        """Reads all into an ``xarray.Dataset``, with the names and coordinates of the matrix.
+
+        These are read from the matrix's files. Variables are ``U``, ``S``, ``V``, ``pattern`` (``V
+        S`` with weights divided out) and ``variance_share``, over the dimensions of the file and
+        ``mode``; signs are those of principal components.
+
+        Args:
+            like: The ``xarray.DataArray`` that was decomposed, if the matrix is in no file.
+
+        Raises:
+            UsageError: If xarray is not installed, or vectors are complex.
+            OperatorError: If the files cannot be read.
+            DriftError: If they have changed since the run was planned.
+        """
+        from skerch_ooc.results.modes import Prepared, modes_of, prepared_in
+        from skerch_ooc.results.xarrays import dataset_of
+
+        run = open_run(self.path.absolute().parent.parent.parent)
+        prepared = prepared_in(run) if like is None else Prepared.of_shape(self.shape)
+        vectors = (self._left, self._right)
+        return dataset_of(modes_of(run, self.path, self._values, vectors, prepared), like)
 
 
 def open_result(path: Path) -> Eigh | Svd:

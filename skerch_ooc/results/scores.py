@@ -1,8 +1,10 @@
-"""Scores of samples, written to a file slab by slab: HDF5, Zarr or Parquet."""
+"""Scores of samples, written to a file slab by slab: HDF5, Zarr, Parquet or CSV."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +25,17 @@ from skerch_ooc.base.files import (
 )
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.provenance import provenance
+from skerch_ooc.operators.matrices.dates import dates_of
+from skerch_ooc.operators.matrices.labels import Axes, Labels
 from skerch_ooc.store import names
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import sealed_writer
 
 Blocks = Iterable[tuple[Range, Array]]
 """Some rows after the other, and their scores."""
+
+Names = Callable[[Range], Mapping[str, Array]]
+"""Columns of a table that say what some rows are called: texts, dates or numbers."""
 
 _TILE_ROWS = 4096
 
@@ -44,6 +51,7 @@ class Sheet:
         components: The digest of the components.
         source: What the samples are; ``None`` if those that the components are of.
         whiten: Whether each has the variance 1.
+        names: Gives what some rows are called, by the name of a column; for tables.
     """
 
     shape: tuple[int, int]
@@ -52,6 +60,7 @@ class Sheet:
     components: str
     source: Mapping[str, Any] | None = None
     whiten: bool = False
+    names: Names | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -69,7 +78,7 @@ def write_scores(path: Path, sheet: Sheet, blocks: Blocks) -> Path:
     """Writes scores to a new file, which is there only once it is complete.
 
     Args:
-        path: The file; its suffix says which format: ``.h5``, ``.zarr`` or ``.parquet``.
+        path: The file; its suffix says which format: ``.h5``, ``.zarr``, ``.parquet`` or ``.csv``.
         sheet: What it holds.
         blocks: The scores.
 
@@ -166,15 +175,17 @@ def _parquet(path: Path, sheet: Sheet, blocks: Blocks) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    def table(rows: Range, tile: Array) -> Any:
+        columns = {} if sheet.names is None else _shown(sheet.names(rows))
+        columns |= dict(zip(sheet.columns, map(np.ascontiguousarray, tile.T), strict=True))
+        return pyarrow.table(columns)
+
     private = private_name(path.parent)
-    schema = pyarrow.schema(
-        [(name, pyarrow.from_numpy_dtype(sheet.dtype)) for name in sheet.columns],
-        metadata={"identity": json.dumps(sheet.identity())},
-    )
+    schema = table(Range(0, 1), np.zeros((1, sheet.shape[1]), sheet.dtype)).schema
+    schema = schema.with_metadata({"identity": json.dumps(sheet.identity())})
     with pyarrow.parquet.ParquetWriter(private, schema) as writer:
-        for _, tile in in_tiles(blocks, sheet.shape[0], 16 * _TILE_ROWS):
-            columns = [np.ascontiguousarray(column) for column in tile.T]
-            writer.write_table(pyarrow.table(columns, schema=schema))
+        for rows, tile in _placed(blocks, sheet, 16 * _TILE_ROWS):
+            writer.write_table(table(rows, tile).cast(schema))
     _publish(private, path)
 
 
@@ -185,8 +196,70 @@ def _publish(private: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def _csv(path: Path, sheet: Sheet, blocks: Blocks) -> None:
+    names: Names = sheet.names or (lambda _: {})
+    private = private_name(path.parent)
+    with open(private, "x", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*names(Range(0, 1)), *sheet.columns])
+        for rows, tile in _placed(blocks, sheet, _TILE_ROWS):
+            known = [column.tolist() if isinstance(column, np.ndarray) else column
+                     for column in _shown(names(rows)).values()]  # fmt: skip
+            # What is missing is empty, as other programs have it; floats are spelt to be read back.
+            numbers = [["" if math.isnan(one) else str(one) for one in row] for row in tile]
+            writer.writerows([*said, *row] for *said, row in zip(*known, numbers, strict=True))
+    _publish(private, path)
+
+
+def _placed(blocks: Blocks, sheet: Sheet, rows: int) -> Iterator[tuple[Range, Array]]:
+    """Tiles of so many rows, with the rows that they are."""
+    for number, tile in in_tiles(blocks, sheet.shape[0], rows):
+        yield Range(number * rows, number * rows + len(tile)), tile
+
+
+def _shown(columns: Mapping[str, Array]) -> dict[str, Any]:
+    """Columns as tables have them: texts and dates as text."""
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        if values.dtype.kind == "S":
+            found[name] = [one.decode(errors="replace") for one in values]
+        else:
+            found[name] = values.astype(str).tolist() if values.dtype.kind == "M" else values
+    return found
+
+
+def names_along(labels: Labels, axes: Axes) -> Names:
+    """Columns of a table with the names of rows, or of columns, of a matrix.
+
+    Args:
+        labels: Of the matrix.
+        axes: Its rows or its columns.
+    """
+    known = []
+    for one in sorted(labels.along(axes), key=lambda one: one.name not in axes.names):
+        values, unit = dates_of(one.values, one.attributes), None
+        if values is None:
+            values, unit = one.values, one.attributes.get("units")
+        elif (values == values.astype("datetime64[D]")).all():
+            values = values.astype("datetime64[D]")
+        name = f"{one.name} ({unit})" if unit and unit != "1" else one.name
+        known.append((name, [axes.names.index(dim) for dim in one.dims], values))
+
+    def of(rows: Range) -> Mapping[str, Array]:
+        places = np.unravel_index(np.arange(rows.start, rows.stop), axes.sizes)
+        return {name: values[tuple(places[dim] for dim in dims)] for name, dims, values in known}
+
+    return of
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table, which names its rows."""
+    return path.suffix.lower() in (".parquet", ".csv")
+
+
 _WRITERS: dict[str, tuple[str | None, Callable[[Path, Sheet, Blocks], None]]] = {
     ".h5": (None, _hdf5),
     ".zarr": ("zarr", _zarr),
     ".parquet": ("pyarrow", _parquet),
+    ".csv": (None, _csv),
 }

@@ -15,7 +15,7 @@ VERBS = sorted(cli.commands)
 SCREEN = 24
 """Lines of the usual terminal."""
 
-LONGER = {"": 40, "submit": 32, "update": 28, "extend": 26}
+LONGER = {"": 42, "submit": 32, "update": 28, "extend": 26}
 """What lists all verbs, hands on the options of another program, and has the most of its own."""
 
 

@@ -139,6 +139,7 @@ NAMES_NO_VALUE = {
         "the model calls torch.utils.checkpoint in its reentrant way",
         "sparse matrices need SciPy",
         "scipy() needs SciPy",
+        "to_xarray() needs xarray",
     ],
     "the value is zero, NaN or infinity, and the message says so": [
         "there is nothing to decompose: the operator's products with random vectors",
@@ -226,8 +227,7 @@ OUR_NAMES = {
     "power_iterations", "__rmatmul__", "columns_at_once", "weight_of", "rows_at_once", "per_batch",
     "degrees_north", "empty_columns",
     "hessian_of", "ggn_of", "torch.view_as_real", "use_reentrant", "n_components", "n_samples",
-    "random_state", "row_weights", "sample_weight",
-    "distributed.get_client",
+    "random_state", "row_weights", "sample_weight", "distributed.get_client", "to_xarray",
     *(f"sketch.{key}" for key in SketchSpec.__dataclass_fields__),
     *(f"recovery.{key}" for key in RecoverySpec.__dataclass_fields__),
     *(f"operator.{key}" for key in OperatorSpec.__dataclass_fields__),
@@ -237,7 +237,7 @@ OUR_NAMES = {
 
 THEIR_NAMES = {
     "CrossEntropyLoss", "BCEWithLogitsLoss", "MSELoss", "LayerNorm", "SciPy", "NaN",
-    "MaxArraySize", "GiB", "OperatorSpec",
+    "MaxArraySize", "GiB", "OperatorSpec", "AnnData", "DataArray",
 }  # fmt: skip
 """Names with capitals inside that users know."""
 

@@ -102,10 +102,10 @@ class TestFormats:
         assert json.loads(table.schema.metadata[b"identity"])["type"] == "scores"
 
     def test_another_suffix_is_refused_before_work(self, x, tmp_path):
-        with pytest.raises(UsageError, match=r"ends in \.h5, \.zarr, \.parquet"):
-            ooc.PCA(3).fit(x).transform("nothing.npy", out=tmp_path / "s.csv")
+        with pytest.raises(UsageError, match=r"ends in \.h5, \.zarr, \.parquet, \.csv"):
+            ooc.PCA(3).fit(x).transform("nothing.npy", out=tmp_path / "s.txt")
 
-    @pytest.mark.parametrize("suffix", [".h5", ".zarr", ".parquet"])
+    @pytest.mark.parametrize("suffix", [".h5", ".zarr", ".parquet", ".csv"])
     def test_what_is_there_is_kept(self, x, tmp_path, suffix):
         path = tmp_path / f"s{suffix}"
         path.write_text("precious")

@@ -121,7 +121,8 @@ class Decoding:
         if self.scale != 1.0 or self.offset != 0.0:
             parts.append(f"scaled by {self.scale:g}, {self.offset:g} added")
         if self.codes:
-            parts.append(f"missing: {', '.join(str(code) for code, _ in self.codes)}")
+            known = dict.fromkeys(str(code) for code, _ in self.codes)
+            parts.append(f"missing: {', '.join(known)}")
         if self.lowest is not None or self.highest is not None:
             parts.append(f"valid from {self.lowest} to {self.highest}")
         return "as the file says: " + "; ".join(parts) if parts else ""

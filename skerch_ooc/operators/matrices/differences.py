@@ -9,6 +9,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.sources import Rows, Source
 
 _PIECE = 1 << 23
@@ -68,6 +69,10 @@ class DifferenceSource(Source):
     def coordinates(self, name: str) -> Array | None:
         """See :class:`Rows`: those of the first."""
         return self._first.coordinates(name)
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`: those of the first."""
+        return self._first.labels()
 
 
 def _floating(dtype: np.dtype[Any]) -> np.dtype[Any]:

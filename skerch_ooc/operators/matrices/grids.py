@@ -203,9 +203,18 @@ def is_latitude(name: str, attributes: Mapping[str, Any]) -> bool:
     return name.lower() in _LATITUDES or bool(told & {"latitude", "degrees_north"})
 
 
+def is_longitude(name: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether a dataset is one of longitudes, by its name or its attributes."""
+    told = {text_of(attributes.get(key)) for key in ("standard_name", "units")}
+    return name.lower() in _LONGITUDES or bool(told & {"longitude", "degrees_east"})
+
+
 _LATITUDES = {"lat", "latitude", "nav_lat", "lats"}
+_LONGITUDES = {"lon", "longitude", "nav_lon", "lons"}
 
 
 def text_of(value: Any) -> str:
-    """An attribute as text."""
+    """An attribute as text; libraries write it in several ways."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.ravel()[0]
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.operators.matrices.annotations import annotated
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude, text_of
 from skerch_ooc.operators.matrices.inflating import InflatedBands, inflates
+from skerch_ooc.operators.matrices.labels import (
+    Labels,
+    Neighbour,
+    decoded,
+    latitudes_of,
+    of_grid,
+)
 from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Source, unreadable
 
 _SHARE = 3
@@ -148,15 +157,41 @@ class Hdf5Source(Source):
         found = self._file.get(name) or self._dataset.parent.get(name)
         if not isinstance(found, h5py.Dataset):
             return None
-        return self._grid.spread(name, np.asarray(found[()], np.float64), _dimensions(found))
+        values = decoded(
+            Neighbour(name, (), dict(found.attrs), found.dtype, partial(_whole, found))
+        )
+        if values is None or values.dtype.kind == "S":
+            return None
+        return self._grid.spread(name, values.astype(np.float64), _dimensions(found))
 
     def _latitudes(self) -> Array | None:
-        for beside in (self._dataset.parent, self._file):
-            for name, found in beside.items():
-                if isinstance(found, h5py.Dataset) and is_latitude(name, found.attrs):
-                    place = (name, *_dimensions(found)) if found.ndim == 1 else _dimensions(found)
-                    return self._grid.spread(name, np.asarray(found[()], np.float64), place)
+        for one in self._beside():
+            if is_latitude(one.name, one.attributes) and one.dtype.kind in "iuf":
+                return self._grid.spread(one.name, latitudes_of(one), one.dims)
         return None
+
+    def _beside(self) -> Iterator[Neighbour]:
+        """The datasets beside this one, and at the root of the file."""
+        own = self._dataset.parent
+        for group in (own,) if own == self._file["/"] else (own, self._file):
+            for name, found in group.items():
+                if not isinstance(found, h5py.Dataset) or found.shape is None:
+                    continue
+                attributes = dict(found.attrs)
+                if not text_of(attributes.get("NAME", "")).startswith(_NO_VARIABLE):
+                    dims = _dimensions(found)
+                    dims = (name,) if found.ndim == 1 and not dims[0] else dims
+                    yield Neighbour(name, dims, attributes, found.dtype, partial(_whole, found))
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`."""
+        name = self._dataset.name.lstrip("/")
+        found = annotated(self._file, name, self.meant_shape) if self._grid.is_plain else None
+        if found is not None:
+            return found
+        listed = text_of(self._file.attrs.get("coordinates", ""))
+        made = of_grid(self._grid, self._beside(), dict(self._dataset.attrs), listed)
+        return made.turned if self.is_transposed else made
 
 
 _NETCDF = {".nc", ".nc4", ".cdf"}
@@ -172,6 +207,13 @@ def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
         for i, one in enumerate(found.dims):
             names[i] = one.label or (str(one[0].name).rpartition("/")[2] if len(one) else "")
     return tuple(names)
+
+
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
+
+
+def _whole(dataset: h5py.Dataset) -> Array:
+    return np.asarray(dataset[()])
 
 
 def require_own_data(path: Path, found: h5py.Dataset) -> None:

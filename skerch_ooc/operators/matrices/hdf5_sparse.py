@@ -10,6 +10,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.matrices.annotations import annotated, ten_x
 from skerch_ooc.operators.matrices.hdf5 import (
     Hdf5Source,
     open_file,
@@ -18,6 +19,7 @@ from skerch_ooc.operators.matrices.hdf5 import (
     the_matrix,
     walk,
 )
+from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.npz import import_scipy
 from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Rows, SparseSource, unreadable
 
@@ -76,6 +78,14 @@ class Hdf5SparseSource(SparseSource):
                 f"10x holds genes x cells: rows are the {self.shape[0]} cells, columns the "
                 f"{self.shape[1]} genes",
             )
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`."""
+        group = self._values.parent
+        if is_ten_x(group):
+            return ten_x(group, self.shape)
+        found = annotated(self._file, group.name.lstrip("/"), self.meant_shape)
+        return found or super().labels()
 
     def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
         try:

@@ -17,6 +17,7 @@ from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.decoding import Decoding
+from skerch_ooc.operators.matrices.labels import Labels
 
 BROKEN = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, EOFError, AttributeError,
@@ -91,6 +92,16 @@ class Rows(ABC):
     def coordinates(self, name: str) -> Array | None:  # noqa: ARG002 (few files have any)
         """A dataset beside the matrix; ``None`` if there is none of that name."""
         return None
+
+    def labels(self) -> Labels:
+        """What the rows and columns that are meant are called."""
+        height, width = self.meant_shape
+        return Labels.of([("", height)], [("", width)])
+
+    @property
+    def meant_shape(self) -> tuple[int, int]:
+        """``(height, width)`` of the matrix that the file means."""
+        return self.shape[::-1] if self.is_transposed else self.shape
 
 
 class Source(Rows):

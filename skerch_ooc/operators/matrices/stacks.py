@@ -12,6 +12,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.sources import Rows, Source, SparseSource
 
 
@@ -48,6 +49,10 @@ class StackedRows(Source):
         """See :class:`Rows`: those of the first file."""
         return self._sources[0].coordinates(name)
 
+    def labels(self) -> Labels:
+        """See :class:`Rows`: along rows those of all files."""
+        return _stacked_labels(self._sources)
+
 
 class StackedSparseRows(SparseSource):
     """Several sparse sources on top of each other.
@@ -77,6 +82,10 @@ class StackedSparseRows(SparseSource):
 
     def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
         raise NotImplementedError
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`: along rows those of all files."""
+        return _stacked_labels(self._sources)
 
 
 class SideBySide(Source):
@@ -114,6 +123,10 @@ class SideBySide(Source):
         """See :class:`Rows`: those of the first file."""
         return self._sources[0].coordinates(name)
 
+    def labels(self) -> Labels:
+        """See :class:`Rows`: along rows those of all files."""
+        return _stacked_labels(self._sources)
+
 
 class SparseSideBySide(SparseSource):
     """Several sparse sources by columns: what lies below each other is side by side in them.
@@ -143,6 +156,15 @@ class SparseSideBySide(SparseSource):
 
     def _read_entries(self, first: int, last: int) -> tuple[Array, Array]:
         raise NotImplementedError
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`: along rows those of all files."""
+        return _stacked_labels(self._sources)
+
+
+def _stacked_labels(sources: Sequence[Rows]) -> Labels:
+    first, *others = (source.labels() for source in sources)
+    return first.stacked_on(others)
 
 
 def _require_equally_wide(widths: Sequence[int], names: Sequence[str]) -> None:

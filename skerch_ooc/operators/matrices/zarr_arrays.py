@@ -11,10 +11,18 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, counted, shown_list
 from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.matrices.annotations import annotated
 from skerch_ooc.operators.matrices.bands import PIECE, Bands
 from skerch_ooc.operators.matrices.decoding import Decoding
 from skerch_ooc.operators.matrices.grids import Grid, Slices, is_latitude
 from skerch_ooc.operators.matrices.hdf5_sparse import shape_and_order
+from skerch_ooc.operators.matrices.labels import (
+    Labels,
+    Neighbour,
+    decoded,
+    latitudes_of,
+    of_grid,
+)
 from skerch_ooc.operators.matrices.npz import import_scipy
 from skerch_ooc.operators.matrices.sources import Meant, Rows, Source, SparseSource, unreadable
 from skerch_ooc.operators.matrices.zarr_chunks import ZarrBands, decoder_of
@@ -45,9 +53,14 @@ class ZarrSource(Source):
         wanted: What else is said of it.
         beside: The group that it is in, where coordinates are looked for.
 
+    Attributes:
+        place: The root of the hierarchy, and the name of the array in it; ``None`` if not known.
+
     Raises:
         OperatorError: If it is no matrix of numbers.
     """
+
+    place: tuple[Any, str] | None = None
 
     def __init__(self, name: str, array: Any, wanted: Meant, beside: Any = None) -> None:
         self._array, self._beside = array, beside
@@ -109,10 +122,34 @@ class ZarrSource(Source):
         for key, node in walk(self._beside):
             fits = is_latitude(key, node.attrs) if name == "latitude" else key == name
             if fits and is_array(node) and np.dtype(node.dtype).kind in "iuf":
-                values = np.asarray(_get(node, (slice(None),) * node.ndim, key), np.float64)
-                own = dimensions_of(node) if any(dimensions_of(node)) else (key,)
-                return self._grid.spread(key, values, own)
+                one = _neighbour(key, node)
+                values = latitudes_of(one) if name == "latitude" else decoded(one)
+                assert values is not None
+                return self._grid.spread(key, values.astype(np.float64), one.dims)
         return None
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`."""
+        if self.place is not None and self._grid.is_plain:
+            found = annotated(*self.place, self.shape)
+            if found is not None:
+                return found
+        beside = [] if self._beside is None else [
+            _neighbour(key, node) for key, node in walk(self._beside) if is_array(node)
+        ]  # fmt: skip
+        listed = str(self._beside.attrs.get("coordinates", "")) if self._beside is not None else ""
+        return of_grid(self._grid, beside, attributes_of(self._array), listed)
+
+
+def _neighbour(name: str, node: Any) -> Neighbour:
+    """An array beside another; its own name is that of its dimension where none is known."""
+    dims = dimensions_of(node)
+    dims = dims if any(dims) or len(dims) != 1 else (name,)
+
+    def read() -> Array:
+        return _get(node, (slice(None),) * node.ndim, name)
+
+    return Neighbour(name, dims, attributes_of(node), np.dtype(node.dtype), read)
 
 
 class ZarrSparseSource(SparseSource):
@@ -123,9 +160,14 @@ class ZarrSparseSource(SparseSource):
         group: The group.
         wanted: What else is said of it.
 
+    Attributes:
+        place: The root of the hierarchy, and the name of the group in it.
+
     Raises:
         OperatorError: If it is none, or broken.
     """
+
+    place: tuple[Any, str] | None = None
 
     def __init__(self, name: str, group: Any, wanted: Meant) -> None:
         values, columns, starts = (group[key] for key in _ENTRIES)
@@ -151,6 +193,11 @@ class ZarrSparseSource(SparseSource):
         columns = self._columns.read(first, last)
         kept = np.int32 if columns.dtype.itemsize < 4 or columns.dtype == np.int32 else np.int64
         return columns.astype(kept, copy=False), self._values.read(first, last)
+
+    def labels(self) -> Labels:
+        """See :class:`Rows`."""
+        found = None if self.place is None else annotated(*self.place, self.meant_shape)
+        return found or super().labels()
 
 
 class _Entries:
@@ -202,12 +249,16 @@ def open_zarr(path: Path | str, wanted: Meant) -> Rows:
     title = f"{path}: {name}"
     if node is not None and _is_sparse(node):
         import_scipy()
-        return ZarrSparseSource(title, node, wanted)
+        thin = ZarrSparseSource(title, node, wanted)
+        thin.place = (root, name)
+        return thin
     if node is None or not is_array(node):
         raise OperatorError(f"{path} has no array {name!r}; give one of: {names_of(root)}")
     folder = name.rpartition("/")[0]
     beside = node_of(root, folder) if folder else root
-    return _with_absent(ZarrSource(title, node, wanted, beside), node, path)
+    found = ZarrSource(title, node, wanted, beside)
+    found.place = (root, name)
+    return _with_absent(found, node, path)
 
 
 def _with_absent(source: ZarrSource, array: Any, path: Path | str) -> ZarrSource:

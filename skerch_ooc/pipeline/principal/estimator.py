@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,19 @@ from skerch_ooc.operators.samples import Learned, require_unmasked
 from skerch_ooc.pipeline.principal import sklearn_base
 from skerch_ooc.pipeline.principal.fit import fit, pca_path
 from skerch_ooc.pipeline.principal.inputs import GivenSamples, given, is_named
-from skerch_ooc.pipeline.principal.scoring import scores_of
+from skerch_ooc.pipeline.principal.scoring import known_of, scores_of
 from skerch_ooc.pipeline.principal.sklearn_base import Estimator, check_is_fitted, validate_data
 from skerch_ooc.pipeline.principal.wanted import Wanted
 from skerch_ooc.planning.spec import MAX_SEED
 from skerch_ooc.results.components import Components
-from skerch_ooc.results.scores import Sheet, require_free, write_scores, writer_of
+from skerch_ooc.results.scores import (
+    Sheet,
+    is_table,
+    names_along,
+    require_free,
+    write_scores,
+    writer_of,
+)
 from skerch_ooc.store.anew import open_if_there
 
 
@@ -172,7 +180,8 @@ class PCA(Estimator):  # type: ignore[misc]
         Args:
             X: The samples; whatever :meth:`fit` takes.
             out: The file, new; its suffix says which format: ``.h5`` (in the dataset ``scores``),
-                ``.zarr`` or ``.parquet``. Scores are then never held whole.
+                ``.zarr``, ``.parquet`` or ``.csv``. Scores are then never held whole, and tables
+                begin with the names that a file has of its rows.
 
         Returns:
             Scores, ``(n, k)``, or the path of the file.
@@ -193,6 +202,9 @@ class PCA(Estimator):  # type: ignore[misc]
         if path is not None:
             known = kept.digest
             sheet = Sheet(shape, samples.dtype, known, known, data.source_identity(), self.whiten)
+            if is_table(path):
+                labels = known_of(data.source, samples.shape).labels
+                sheet = replace(sheet, names=names_along(labels, labels.rows))
             return write_scores(path, sheet, blocks)
         made = np.empty(shape, samples.dtype)
         for rows, block in blocks:

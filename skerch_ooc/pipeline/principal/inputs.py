@@ -62,8 +62,18 @@ class Reopened:
         Raises:
             OperatorError: If they cannot be opened, or are something else.
         """
-        made = build(self.factory, self.args, self.device, Path(self.folder), memory)
-        return samples_of(made, memory or MEMORY)
+        return samples_of(self.matrix(memory), memory or MEMORY)
+
+    def matrix(self, memory: int | None = None) -> Any:
+        """Makes what the samples are the rows of.
+
+        Args:
+            memory: Peak resident memory of the process, in bytes.
+
+        Raises:
+            OperatorError: If it cannot be made.
+        """
+        return build(self.factory, self.args, self.device, Path(self.folder), memory)
 
     def identity(self) -> dict[str, Any]:
         """Says what the samples are: the factory, and the files that its arguments name.
