@@ -82,6 +82,10 @@ def run_command_line(arguments: Sequence[str]) -> int:
     return code
 
 
+_COMPLETION = "_SKERCH_OOC_COMPLETE"
+"""What shells set that ask for completions."""
+
+
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
         code = cli.main(args=list(arguments), prog_name="skerch-ooc", standalone_mode=False)
@@ -99,6 +103,9 @@ def _exit_code(arguments: Sequence[str]) -> int:
         click.echo(f"skerch-ooc: {error}", err=True)
         return error.exit_code
     except SystemExit as error:
+        if _COMPLETION in os.environ:
+            # What a shell asked for was said; click ends so.
+            return error.code if isinstance(error.code, int) else 0
         # Whatever its code is: the work that was asked for is not done.
         click.echo(f"skerch-ooc: {_who_left(error)}", err=True)
         return UsageError.exit_code

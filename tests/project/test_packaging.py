@@ -160,7 +160,8 @@ def completions(typed: str, *options: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_shells_complete(typed, expected):
-    assert completions(typed).stdout == expected
+    done = completions(typed)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 def test_completion_loads_neither_torch_nor_dask():
