@@ -89,10 +89,11 @@ class Watch:
     def _awaited(self) -> str:
         """Says what is waited for, as far as a cluster object tells."""
         cluster = self._client.cluster
-        asked = getattr(cluster, "requested", None)
-        if not isinstance(asked, set):
+        if cluster is None:
             return "workers that somebody starts by `dask worker`"
-        name = type(cluster).__name__
+        name, asked = type(cluster).__name__, getattr(cluster, "requested", None)
+        if not isinstance(asked, set):
+            return f"workers of {name}"
         if not asked:
             return f"{name}, which has been asked for none yet: scale or adapt it"
         return f"{counted(len(asked), 'worker')} that {name} has asked for"

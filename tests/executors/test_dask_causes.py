@@ -156,12 +156,10 @@ def test_script_that_fails_otherwise_is_not_blamed_on_its_guard(planned, tmp_pat
 
 
 @pytest.mark.thorough
-def test_command_whose_workers_do_not_start_is_incomplete(forked_command):
-    spec = spec_of(forked_command.cwd)
-    done = forked_command(
-        "run", spec, "--run", "run", "--executor", "dask", "--workers", 1,
-        DASK_DISTRIBUTED__WORKER__PRELOAD='["no_such_module"]',
-    )  # fmt: skip
+def test_command_whose_workers_do_not_start_is_incomplete(ooc_command, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", "['no_such_module']")
+    spec = spec_of(ooc_command.cwd)
+    done = ooc_command("run", spec, "--run", "run", "--executor", "dask", "--workers", 1)
     assert (done.returncode, "No module named 'no_such_module'" in done.stderr) == (4, True)
     assert "Traceback" not in done.stderr
     assert "__main__" not in done.stderr
@@ -268,6 +266,47 @@ class TestWaiting:
         assert [text.partition("(")[2] for text in said] == [
             "6 s so far)", "66 s so far)", "126 s so far)", "186 s so far)",
         ]  # fmt: skip
+
+
+class Other:
+    """A cluster object that does not say what it has asked for."""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "text"),
+    [(None, "workers that somebody starts by `dask worker`"), (Other(), "workers of Other")],
+)
+def test_what_is_waited_for_is_what_is_known(cluster, text):
+    class Client:
+        def scheduler_info(self, _):
+            return {"n_workers": 0}
+
+    client = Client()
+    client.cluster = cluster
+    watch = Watch(client, 0.0)
+    watch._since = -1.0
+    with pytest.raises(ooc.IncompleteError, match=text):
+        watch.look()
+
+
+def test_cluster_object_that_is_asynchronous_is_refused():
+    class Asynchronous:
+        asynchronous = True
+
+    with pytest.raises(ooc.UsageError, match="is asynchronous; give one that is not"):
+        ooc.Dask(Asynchronous())
+
+
+@pytest.mark.thorough
+def test_command_waits_no_longer_than_its_patience(forked_command, tmp_path):
+    spec = spec_of(forked_command.cwd)
+    with cluster_in(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler()
+        done = forked_command(
+            "run", spec, "--run", "run", "--executor", "dask", "--scheduler", cluster.file,
+            "--patience", "1",
+        )  # fmt: skip
+    assert (done.returncode, "has had no workers for 1 s" in done.stderr) == (4, True)
 
 
 @pytest.mark.parametrize("patience", [0, -1, float("nan"), "long"])

@@ -121,6 +121,10 @@ class Client:
     def cancel(self, _):
         pass
 
+    def gather(self, futures):
+        assert not futures
+        return []
+
 
 def test_tasks_that_cannot_be_found_are_not_blamed_on_the_scheduler():
     def tasks():
@@ -129,6 +133,21 @@ def test_tasks_that_cannot_be_found_are_not_blamed_on_the_scheduler():
 
     with pytest.raises(OSError, match="Input/output error"):
         list(flight_of(tasks()).receipts())
+
+
+class Future:
+    """One that the scheduler has let go of."""
+
+    status = "lost"
+
+    def add_done_callback(self, call):
+        call(self)
+
+
+def test_scheduler_that_lets_go_of_tasks_is_told_to_be_lost(monkeypatch):
+    monkeypatch.setattr(Client, "map", lambda *_, **__: [Future()], raising=False)
+    with pytest.raises(ooc.IncompleteError, match=r"was lost \(it has let go of the tasks\)"):
+        list(flight_of(iter([1])).receipts())
 
 
 def flight_of(tasks):
