@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base.resources import SPARE_BYTES
+from skerch_ooc.cli.tables import probe_table
 from skerch_ooc.operators import probe
 from skerch_ooc.operators.adapters import Product
 from skerch_ooc.pipeline.start import probe_spec
@@ -76,6 +78,13 @@ def test_json_has_all_figures(inside, tmp_path):
 def test_recommended_block_does_not_follow_what_the_spec_asks_for():
     spec = {"measurements": 40, "sketch": {"block": 3}}
     assert probe_spec(spec, operator=torch.eye(200)).block > 3
+
+
+def test_no_more_workers_are_recommended_than_there_are_cores(monkeypatch):
+    probed = probe_spec({"measurements": 40, "sketch": {"block": 3}}, operator=torch.eye(200))
+    many = replace(probed, costs=replace(probed.costs, useful_workers=5000))
+    monkeypatch.setattr("skerch_ooc.cli.tables.available_cores", lambda: 3)
+    assert "--workers 3 at most" in " ".join(probe_table(many).split())
 
 
 def test_width_that_the_spec_asks_for_is_what_is_costed():

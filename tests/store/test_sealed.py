@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.store import sealed
+from skerch_ooc.store import descriptors, sealed
 from skerch_ooc.store.checksums import Crc32Texts, Seal, checked_seal, opened
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
@@ -441,3 +442,24 @@ def test_digest_is_that_of_the_identity_in_the_file(tmp_path):
     with h5py.File(tmp_path / "a.h5") as file:
         stated = file["identity"][()]
     assert SealedFile(tmp_path / "a.h5").digest == hashlib.sha256(stated).hexdigest()
+
+
+def test_file_that_is_removed_is_missed_though_it_was_kept_open(tmp_path):
+    write(tmp_path / "a.h5", layout(), numbers())
+    file = SealedFile(tmp_path / "a.h5", keep=True)
+    assert file.bulk().read_tile(0).shape == (16, 7)
+    (tmp_path / "a.h5").unlink()
+    with pytest.raises(CorruptError, match=r"a\.h5 cannot be opened any more"):
+        file.bulk().read_tile(0)
+
+
+def test_more_files_than_may_be_kept_open_are_read_all_the_same(monkeypatch, tmp_path):
+    before = len(descriptors._KEPT)
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: (2 * before + 6, 1024))
+    write(tmp_path / "a.h5", layout(), numbers())
+    opened_files = [SealedFile(tmp_path / "a.h5", keep=True) for _ in range(10)]
+    assert len(descriptors._KEPT) == before + 3
+    assert all((file.bulk().read_tile(0) == numbers()[:16]).all() for file in opened_files)
+    del opened_files
+    gc.collect()
+    assert len(descriptors._KEPT) <= before
