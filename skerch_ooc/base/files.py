@@ -103,6 +103,11 @@ def private_files(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if is_private(name)]
 
 
+def list_names(folder: Path) -> set[str]:
+    """Lists the names of all that is in a folder."""
+    return set(os.listdir(folder))
+
+
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """Makes the error for a file that could not be written or synced to the disk."""
     return IncompleteError(

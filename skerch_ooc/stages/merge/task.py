@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import is_there, make_folder, wait_for_files
+from skerch_ooc.base.files import is_there, list_names, make_folder, wait_for_files
 from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
@@ -389,7 +388,7 @@ class _SideMerge:
         own_tiles, below = [task.tiles for task in own], self.tasks
         work = work if work.executor.remote else work.here
         for groups in self._groups:
-            there = set(os.listdir(self._folder))
+            there = list_names(self._folder)
             complete = [
                 group
                 for group in groups
@@ -461,7 +460,7 @@ class _SideMerge:
 
     def _longest_published(self) -> Iterator[Range]:
         """Yields the longest runs whose sums are published, and tasks where there are none."""
-        there, levels = set(os.listdir(self._folder)), [self.tasks, *self._groups]
+        there, levels = list_names(self._folder), [self.tasks, *self._groups]
         position = 0
         while position < len(self._tiles):
             starting = [
