@@ -24,9 +24,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skerch_ooc as ooc
 from skerch_ooc.base.errors import IncompleteError, OperatorError, QualityError, UsageError
+from skerch_ooc.base.progress import Progress
 from skerch_ooc.operators import samples
 from skerch_ooc.pipeline.principal import fit as fitting
 from skerch_ooc.pipeline.principal import sums
+from skerch_ooc.pipeline.principal.scoring import write_scores_of
 from skerch_ooc.planning import sizes
 
 DIGITS = load_digits().data
@@ -495,6 +497,14 @@ class TestWeights:
         ooc.PCA(2, run_dir=tmp_path / "run").fit(tall(), sample_weight=WEIGHTS)
         with pytest.raises(UsageError, match="keeps other components"):
             ooc.PCA(2, run_dir=tmp_path / "run").fit(tall(), sample_weight=WEIGHTS[::-1])
+
+    def test_are_not_needed_for_scores(self, tmp_path):
+        np.save(tmp_path / "a.npy", tall())
+        pca = ooc.PCA(2, run_dir=tmp_path / "run")
+        pca.fit(tmp_path / "a.npy", sample_weight=WEIGHTS)
+        path, _ = write_scores_of(tmp_path / "run", "default", None, Progress())
+        with h5py.File(path) as file:
+            np.testing.assert_allclose(file["scores"][()], pca.transform(tall()), rtol=1e-10)
 
     def test_that_workers_do_not_see_are_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", tall())

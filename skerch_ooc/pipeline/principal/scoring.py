@@ -163,7 +163,9 @@ def kept_samples(directory: Path, file: SealedFile) -> tuple[Components, Samples
             "PCA.load(run_dir).transform(X, out=...) with that object"
         )
     opened = Reopened(**source)
-    known = {key: value for key, value in file.identity["data"].items() if key != "digest"}
+    # Weights count where components are fitted, and not in scores.
+    ours = ("digest", "weights")
+    known = {key: value for key, value in file.identity["data"].items() if key not in ours}
     if opened.identity() != known:
         raise DriftError(
             f"the samples of {directory} have changed since they were fitted; restore "
