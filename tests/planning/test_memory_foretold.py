@@ -21,6 +21,7 @@ from skerch_ooc.operators.matrix import stored
 from skerch_ooc.operators.probe import Probe
 from skerch_ooc.pipeline.cost import ASSUMED_BASELINE, estimate
 from skerch_ooc.planning import memory
+from skerch_ooc.planning.disk import opened_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Amendment, Cut, Identity, Plan
@@ -220,10 +221,16 @@ class TestFormulas:
         assert memory.solve_bytes(plan_of()) == 12 * self.m**2 * self.d
 
 
+def with_opened_shards(plan):
+    """What the stages need, and the checksums of the shards that two of them hold."""
+    held = {"measure": 0, "merge": opened_bytes(plan), "recover": opened_bytes(plan)}
+    return {stage: size + held[stage] for stage, size in memory.stage_bytes(plan).items()}
+
+
 class TestEstimate:
     def test_is_what_the_stages_need_in_a_process_with_its_libraries(self):
         plan = plan_of()
-        needed = memory.stage_bytes(plan)
+        needed = with_opened_shards(plan)
         foretold = estimate(plan, None).peak_bytes
         assert foretold == {s: ASSUMED_BASELINE + SPARE_BYTES + needed[s] for s in needed}
 
@@ -233,7 +240,7 @@ class TestEstimate:
             products=18, repetition=0, width_difference=0, asymmetry=0, norm=1, call_seconds=0.0,
             column_seconds=1.0, column_bytes=column, baseline_bytes=10**8,
         )  # fmt: skip
-        needed = memory.stage_bytes(plan_of()) | ({"measure": 32 * column} if column else {})
+        needed = with_opened_shards(plan_of()) | ({"measure": 32 * column} if column else {})
         foretold = estimate(plan_of(), probe).peak_bytes
         assert foretold == {s: 10**8 + SPARE_BYTES + needed[s] for s in needed}
 

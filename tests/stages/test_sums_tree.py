@@ -12,6 +12,7 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.base.partition import Range, tree_sum, tree_sum_of_runs
+from skerch_ooc.executors.serial import Serial
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
@@ -108,6 +109,24 @@ def test_shares_add_their_partial_sums_and_the_total_has_the_same_bits(
         Merge(Round(run)).run(Work.of(threads=1))
     assert sum("sums.t" in name for name in opened) == 2
     assert total_of(run) == total_of(serial)
+
+
+class Elsewhere(Serial):
+    """Runs tasks as workers do, which know names alone, but in this process."""
+
+    remote = True
+
+
+def test_workers_add_the_partial_sums_level_by_level(short_runs, measured, tmp_path):
+    serial = copy_of(measured, tmp_path / "serial")
+    Merge(Round(serial)).run(Work.of(threads=1))
+    run = copy_of(measured, tmp_path / "workers")
+    gc.collect()
+    with files_opened(run.shards) as opened:
+        Merge(Round(run)).run(Work.of(Elsewhere(), threads=1))
+    assert {"sums.t0-4.h5", "sums.t0-16.h5", "sums.t16-21.h5"} <= set(sums_of(run))
+    assert total_of(run) == total_of(serial)
+    assert sorted(opened) == sorted(map(str, run.shards.iterdir()))
 
 
 def test_sums_that_nobody_added_are_added_at_the_end(short_runs, measured, tmp_path):
