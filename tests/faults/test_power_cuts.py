@@ -190,7 +190,10 @@ def attack(zygote, tally, kind, name, record, folder, found):
             attempt.ended("same")
 
 
-@pytest.mark.parametrize(("name", "count"), [("eigh nystrom", 8), ("svd hmt", 4)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("eigh nystrom", 8), pytest.param("svd hmt", 4, marks=pytest.mark.thorough)],
+)
 def test_commands_go_on_after_a_power_cut(zygote, tally, records, tmp_path, name, count):
     record = records(name)
     found = cuts(record, seeded(name, "power"), count)
