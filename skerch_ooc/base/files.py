@@ -15,11 +15,11 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 
 log = logging.getLogger("skerch_ooc")
 
@@ -31,6 +31,12 @@ PRIVATE_NAME = re.compile(
 
 LATE_FILES_SECONDS = (0.2, 1.0)
 """Seconds to wait before a file counts as missing: network folders show new files late."""
+
+FILE_WAIT = "SKERCH_OOC_FILE_WAIT"
+"""The variable that says how many seconds to wait for files that are known to be published."""
+
+_FILE_WAIT_SECONDS = 90.0
+"""Network file systems remember for up to a minute that a file was not there."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Error numbers for which the disk is to blame (full, over quota, failing), not the request."""
@@ -319,9 +325,36 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def look_again(folder: Path) -> None:
+def file_wait() -> float:
+    """Returns the seconds to wait for files that other processes say they have published.
+
+    Raises:
+        UsageError: If the variable that says so is no number of seconds.
+    """
+    said = os.environ.get(FILE_WAIT)
+    if said is None:
+        return _FILE_WAIT_SECONDS
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(said)) < float("inf"):
+            return seconds
+    raise UsageError(f"{FILE_WAIT}={said}: must be a number of seconds, at least 0")
+
+
+def as_given(path: Path) -> Path:
+    """Makes a path absolute and resolves no link: other hosts may know it under this name only."""
+    if path.is_absolute():
+        return path
+    # The shell remembers by which links the current folder was reached; the system does not.
+    said = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if os.path.isabs(said) and os.path.samefile(said, "."):
+            return Path(said) / path
+    return path.absolute()
+
+
+def look_again(folder: Path) -> list[str]:
     """Lists a folder, so that a network file system refreshes what it remembers of it."""
-    os.listdir(folder)
+    return os.listdir(folder)
 
 
 @contextlib.contextmanager
@@ -363,22 +396,6 @@ def looks_for_late_files() -> Iterator[bool]:
     yield True
 
 
-def wait_for_files(paths: Iterable[Path]) -> list[Path]:
-    """Waits a moment until files that other hosts have published are visible here.
-
-    Returns:
-        The files that are still missing.
-    """
-    missing = list(paths)
-    for last in looks_for_late_files():
-        for folder in {path.parent for path in missing}:
-            look_again(folder)
-        missing = [path for path in missing if not is_taken(path)]
-        if not missing or last:
-            break
-    return missing
-
-
 def publish_bytes(data: bytes, final: Path) -> bool:
     """Writes, syncs and publishes ``data`` as the file ``final``; returns as :func:`publish`."""
     with private_file(final.parent) as private:
@@ -387,6 +404,12 @@ def publish_bytes(data: bytes, final: Path) -> bool:
             file.flush()
             os.fsync(file.fileno())
         return publish(private, final)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file that must not be there; closed, it is on its way to other hosts."""
+    with open(path, "xb") as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:

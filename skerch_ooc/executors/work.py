@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Progress
@@ -91,8 +91,9 @@ class Work:
         return replace(self, executor=Serial())
 
     def run_tiles(
-        self, function: Function[TileTask], tasks: Sequence[TileTask], stage: str, tile_bytes: int
-    ) -> None:
+        self, function: Function[TileTask], tasks: Sequence[TileTask], stage: str, tile_bytes: int,
+        heard: Callable[[Mapping[str, Any]], None],
+    ) -> None:  # fmt: skip
         """Has the executor do tasks that are runs of row tiles, and shows how far they are.
 
         Args:
@@ -100,10 +101,12 @@ class Work:
             tasks: The tasks.
             stage: What the user is told.
             tile_bytes: Bytes of a tile.
+            heard: Is called with each receipt.
         """
         total = sum(len(task.tiles) for task in tasks)
         with self.progress.stage(stage, total, "tiles", tile_bytes, len(tasks)) as advance:
             for receipt in self.executor.run(function, tasks, self.resources.task_threads):
+                heard(receipt)
                 advance(receipt["tiles"])
 
     def session(self) -> AbstractContextManager[None]:

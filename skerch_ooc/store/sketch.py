@@ -23,7 +23,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import canonical_json, digest
+from skerch_ooc.base.files import as_given, canonical_json, digest
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import release_memory
 from skerch_ooc.planning.krylov import BasisBlock, first_block
@@ -265,7 +265,7 @@ class Round:
     @cached_property
     def basis_path(self) -> str | None:
         """The file of the test matrix of a later round."""
-        return str(self.basis.file.path.resolve()) if self.basis else None
+        return str(as_given(self.basis.file.path)) if self.basis else None
 
     @cached_property
     def planned(self) -> dict[str, Range]:

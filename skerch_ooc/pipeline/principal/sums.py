@@ -13,7 +13,7 @@ import numpy as np
 
 from skerch_ooc.algebra.principal import ColumnSquares, Factor, Gram, Moments
 from skerch_ooc.base.errors import OperatorError, UsageError, quoted
-from skerch_ooc.base.files import make_folder
+from skerch_ooc.base.files import as_given, make_folder
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
@@ -21,6 +21,7 @@ from skerch_ooc.operators.samples import Samples
 from skerch_ooc.pipeline.principal.inputs import GivenSamples, Reopened, opened_here
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
+from skerch_ooc.store.arrival import FILES, Arrivals
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
 
 KINDS: dict[str, type[Moments]] = {"gram": Gram, "qr": Factor}
@@ -43,6 +44,11 @@ class SumTask:
     known: str
     kind: str
     number: int
+
+    @property
+    def run(self) -> str:
+        """The folder that whoever does it must see."""
+        return self.directory
 
     @property
     def path(self) -> Path:
@@ -70,7 +76,7 @@ def perform_sum(task: SumTask, samples: Samples | None = None) -> Callable[[], d
         arrays = {"count": np.asarray(moments.count), "mean": moments.mean, "root": moments.root}
         with sealed_writer(task.path) as writer:
             writer.publish(task.identity(), arrays, provenance())
-        return {"rows": len(rows)}
+        return {"rows": len(rows), FILES: [f"{names.SKETCH}/{task.path.name}"]}
 
     return finish
 
@@ -132,16 +138,18 @@ def _sums_in(
     """Has runs of rows summed that no file has the sums of, and reads all of them."""
     (word,) = (word for word, one in KINDS.items() if one is kind)
     text = json.dumps(source.as_json())
-    tasks = [
-        SumTask(str(directory), text, known, word, number) for number in range(len(samples.runs()))
-    ]
+    place = str(as_given(directory))
+    tasks = [SumTask(place, text, known, word, number) for number in range(len(samples.runs()))]
     make_folder(directory / names.SKETCH)
     missing = [task for task in tasks if _opened_sum(task) is None]
     rows = sum(len(samples.runs()[task.number]) for task in missing)
     perform = perform_sum if work.executor.remote else partial(perform_sum, samples=samples)
+    arrivals = Arrivals(directory)
     with work.session(), work.progress.stage("sum", rows, "rows") as advance:
         for receipt in work.executor.run(perform, missing, work.resources.task_threads):
+            arrivals.note(receipt)
             advance(receipt["rows"])
+        arrivals.wait()
     for task in tasks:
         file = _opened_sum(task)
         if file is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from skerch_ooc.base.files import as_given
 from skerch_ooc.base.partition import Range, tiles_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Cut
@@ -41,6 +42,7 @@ class MeasureTask:
         device: The torch device.
         threads: Threads of the operator.
         number: The number of the task among all that are planned for the round.
+        amendments: How many amendments the plan has.
     """
 
     run: str
@@ -51,6 +53,7 @@ class MeasureTask:
     device: str
     threads: int
     number: int
+    amendments: int = 0
 
     @property
     def columns(self) -> int:
@@ -107,7 +110,8 @@ class MissingTasks:
         return sum(len(stretch.numbers) for stretch in self.stretches)
 
     def __iter__(self) -> Iterator[MeasureTask]:
-        directory = str(self.round.run.directory.resolve())
+        directory = str(as_given(self.round.run.directory))
+        amendments = len(self.round.run.plan.amendments)
         for stretch in self.stretches:
             for number in stretch.numbers:
                 yield MeasureTask(
@@ -119,6 +123,7 @@ class MissingTasks:
                     device=self.device,
                     threads=self.threads,
                     number=number,
+                    amendments=amendments,
                 )
 
     @property

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, converted
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import IncompleteError, UsageError
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import Stage
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import (
     SPARE_BYTES,
@@ -43,9 +44,14 @@ from skerch_ooc.stages.measure.requests import (
     rows_given,
     test_vectors,
 )
+from skerch_ooc.store import names
+from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.shards import Rectangle, are_there, publish_shard, strip_of
 from skerch_ooc.store.sketch import Round, known_rounds
+
+_ENDING_SECONDS = 10.0
+"""So long a process that was asked to stop waits for files that show up late."""
 
 
 @lru_cache(maxsize=4)
@@ -74,9 +80,12 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
         OperatorError: If the operator cannot be built, or fails.
         DriftError: If the operator does not agree with the fingerprint.
     """
-    plan = open_run(task.run).plan
+    plan = once_seen(task.run, lambda: open_grown(task.run, task.amendments)).plan
     amendments = len(plan.amendments)
-    round_ = _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis)
+    round_ = once_seen(
+        task.run,
+        lambda: _round_of_process(task.run, plan.run_id, amendments, task.round, task.basis),
+    )
     if (known := _published_before(round_, task)) is not None:
         return lambda: known
     operands = operands_of_process(task.run, plan.run_id, amendments, task.device, task.threads)
@@ -91,7 +100,8 @@ def _published_before(round_: Round, task: MeasureTask) -> dict[str, Any] | None
     wanted = _rectangles(round_, task)
     if not are_there(round_.run.shards, wanted):
         return None
-    return _receipt(task, products=0, published=False, task_seconds=0.0)
+    receipt = _receipt(task, products=0, published=False, task_seconds=0.0)
+    return receipt | {FILES: _files_of(wanted)}
 
 
 def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
@@ -103,6 +113,11 @@ def _rectangles(round_: Round, task: MeasureTask) -> list[Rectangle]:
         for role, start, stop in task.blocks
         if (columns := Range(start, stop))
     ]
+
+
+def _files_of(rectangles: Iterable[Rectangle]) -> list[str]:
+    """Lists the files of shards, relative to the run directory."""
+    return [f"{names.SHARDS}/{rectangle.name}" for rectangle in rectangles]
 
 
 def _receipt(task: MeasureTask, **more: Any) -> dict[str, Any]:
@@ -155,6 +170,7 @@ def perform_with(
             "write_seconds": round(time.perf_counter() - begin, 6),
             "task_seconds": round(time.perf_counter() - begin + applied - start, 6),
             "peak_bytes": peak_memory(),
+            FILES: _files_of(rectangles),
         }
 
     return publish
@@ -211,7 +227,7 @@ def measure(
         DriftError: If the operator does not agree with the fingerprint.
         UsageError: If a block does not fit into the memory, or other processes cannot build the
             operator.
-        IncompleteError: If a shard cannot be written.
+        IncompleteError: If a shard cannot be written, or one that was published is not seen here.
     """
     device = work.device or run.plan.device
     resources, executor, budget = work.resources, work.executor, work.budget
@@ -234,20 +250,46 @@ def measure(
         product = operands.of(run.plan.parts[tasks.stretches[0].part])
         _require_memory(round_, tasks, product, resources)
         function = partial(perform_with, round_, operands)
-    total = sum(tasks.columns.values())
-    stage = "measure" if round_.number == 1 else f"measure round {round_.number}"
-    itemsize = np.dtype(run.plan.identity.dtype).itemsize
-    heights = {(strip.part, strip.role): len(strip.rows) for strip in round_.strips}
-    entries = sum(heights[place] * count for place, count in tasks.columns.items())
-    noun = "products of parts" if any(part.is_piece for part in run.plan.parts) else "products"
-    size = entries * itemsize / total
-    with work.progress.stage(stage, total, noun, size, len(tasks)) as advance:
+    done, arrivals = 0, Arrivals(run.directory)
+    with work.progress.entered(_stage_of(round_, tasks)) as advance:
         for receipt in executor.run(function, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
+            done += 1
             run.record("receipts", receipt)
+            arrivals.note(receipt)
             blocks = receipt.get("blocks", [receipt])
             advance(sum(stop - start for start, stop in (block["columns"] for block in blocks)))
+        stopped = done < len(tasks)
+        arrivals.wait(_ENDING_SECONDS if stopped else None)
+    if not stopped:
+        _require_kept(missing_tasks(round_, device, resources.task_threads, executor.share))
     return not missing_tasks(round_, device, resources.task_threads)
+
+
+def _stage_of(round_: Round, tasks: MissingTasks) -> Stage:
+    """Describes the stage of some tasks, for people."""
+    plan, total = round_.run.plan, sum(tasks.columns.values())
+    name = "measure" if round_.number == 1 else f"measure round {round_.number}"
+    heights = {(strip.part, strip.role): len(strip.rows) for strip in round_.strips}
+    entries = sum(heights[place] * count for place, count in tasks.columns.items())
+    noun = "products of parts" if any(part.is_piece for part in plan.parts) else "products"
+    size = entries * np.dtype(plan.identity.dtype).itemsize / total
+    return Stage(name, total, noun, size, len(tasks))
+
+
+def _require_kept(again: MissingTasks) -> None:
+    """Refuses to end well if shards are gone that have been there a moment ago.
+
+    Raises:
+        IncompleteError: If some are.
+    """
+    if again:
+        run = again.round.run
+        first, *_ = again
+        raise IncompleteError(
+            f"{len(again)} task(s) are done, and what they published is gone again: {first}; look "
+            f"what removes files from {run.shards}, then: {run.how_to_measure(first.part)}"
+        )
 
 
 def _has_factories(run: Run, tasks: MissingTasks) -> bool:

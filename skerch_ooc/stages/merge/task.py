@@ -34,7 +34,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import is_there, list_names, make_folder, wait_for_files
+from skerch_ooc.base.files import as_given, is_there, list_names, make_folder
 from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
@@ -51,8 +51,9 @@ from skerch_ooc.stages.merge.arithmetic import Arithmetic, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import NoiseReader, StartReader, prepare_noise
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_kept
+from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
 from skerch_ooc.store.readers import SketchReader
-from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
 from skerch_ooc.store.sketch import Round, Sketch, sketch_folder
@@ -137,6 +138,7 @@ class MergeTask:
         resources: What the process may use.
         number: The number of the task among all of the round.
         sketch: The digest of the sketch.
+        amendments: How many amendments the plan has.
     """
 
     run: str
@@ -148,6 +150,7 @@ class MergeTask:
     resources: Resources
     number: int
     sketch: str
+    amendments: int = 0
 
     def __str__(self) -> str:
         return f"row tiles {self.tiles} of the sums, {self.side} side"
@@ -254,16 +257,24 @@ def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
         CorruptError: If a shard is damaged.
         UsageError: If the memory is too little.
     """
-    merge = _merge_of_process(task.run, task.round, task.basis, task.rechunk, task.sketch)
-    return merge.side(task.side).perform(task)
+    side = once_seen(
+        task.run,
+        lambda: _merge_of_process(
+            task.run, task.round, task.basis, task.rechunk, task.sketch, task.amendments
+        ),
+    ).side(task.side)
+    if task.tiles in side.tasks:
+        return side.perform(task)
+    # Sums that other workers have published a moment ago.
+    return once_seen(task.run, lambda: side.perform(task))
 
 
 @lru_cache(maxsize=1)
 def _merge_of_process(
-    directory: str, number: int, basis: str | None, rechunk: bool, digest: str
+    directory: str, number: int, basis: str | None, rechunk: bool, digest: str, amendments: int
 ) -> Merge:
     """Opens the shards that tasks read; once in each process."""
-    merge = Merge(Round.at(open_run(directory), number, basis), rechunk)
+    merge = Merge(Round.at(open_grown(directory, amendments), number, basis), rechunk)
     if merge.sketch.digest != digest:
         raise CorruptError(
             f"{merge.sketch.round.run.shards} holds other shards here than where the merge was "
@@ -365,18 +376,23 @@ class _SideMerge:
             return
         self._prepare_folder()
         own = work.executor.chosen(self._numbered(enumerate(self.tasks, self._before), work))
-        tasks = [task for task in own if not self.has_formed(task.tiles)]
-        perform = perform_merge if work.executor.remote else self.perform
-        work.run_tiles(perform, tasks, self._stage, self._tile_bytes)
-        wait_for_files(self._partial(task.tiles) for task in tasks)
+        self._do([task for task in own if not self.has_formed(task.tiles)], work, self._stage)
         self._add_up(own, work)
 
+    def _do(self, tasks: Sequence[MergeTask], work: Work, stage: str) -> None:
+        """Has tasks done, and waits until what they have published is seen here."""
+        perform = perform_merge if work.executor.remote else self.perform
+        arrivals = Arrivals(self._round.run.directory)
+        work.run_tiles(perform, tasks, stage, self._tile_bytes, arrivals.note)
+        arrivals.wait()
+
     def _numbered(self, runs: Iterable[tuple[int, Range]], work: Work) -> Iterator[MergeTask]:
-        run, number = self._round.run.directory.resolve(), self._round.number
+        run, number = as_given(self._round.run.directory), self._round.number
         for place, tiles in runs:
             yield MergeTask(
                 str(run), number, self._round.basis_path, self.side.name, tiles, self._rechunk,
                 work.resources.of_task, place, self._sketch.digest,
+                len(self.plan.amendments),
             )  # fmt: skip
 
     def _add_up(self, own: Sequence[MergeTask], work: Work) -> None:
@@ -397,8 +413,7 @@ class _SideMerge:
                 if all(self._partial(run).name in there for run in _inside(group, below))
             ]
             tasks = list(self._numbered(enumerate(complete), work))
-            perform = perform_merge if work.executor.remote else self.perform
-            work.run_tiles(perform, tasks, f"{self._stage} sums", self._tile_bytes)
+            self._do(tasks, work, f"{self._stage} sums")
             below = groups
 
     def perform(self, task: MergeTask) -> Callable[[], dict[str, Any]]:
@@ -409,9 +424,16 @@ class _SideMerge:
 
         def finish() -> dict[str, Any]:
             publish()
-            return {"tiles": len(task.tiles)}
+            return {"tiles": len(task.tiles), FILES: self._files_of(task.tiles)}
 
         return finish
+
+    def _files_of(self, task: Range) -> list[str]:
+        """Lists the files that a task publishes, relative to the run directory."""
+        rechunked = self._rechunk and task in self.tasks
+        rows = [self._folder / shard.name for shard in self._row_shards(task)] if rechunked else []
+        run = self._round.run.directory
+        return [str(path.relative_to(run)) for path in (*rows, self._partial(task))]
 
     def has_formed(self, task: Range) -> bool:
         """Whether the sums of a task are published."""

@@ -178,7 +178,12 @@ def open_recipes(run: Run, path: Path, content: str) -> RecipeFile:
         raise IncompleteError(f"{path} was replaced meanwhile; run the same command again")
     if "round" in file.identity:
         number = file.identity["round"]
-        round_ = next(r for r in known_rounds(run) if r.number == number)
+        round_ = next((r for r in known_rounds(run) if r.number == number), None)
+        if round_ is None:
+            raise IncompleteError(
+                f"{path} is of round {number}, and the rounds before it are not complete; run the "
+                "same command again"
+            )
         if BLOCK in file.identity:
             columns = columns_of_block(round_, round_.sketch.digest, file.identity[BLOCK])
         else:

@@ -21,7 +21,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.files import is_there, make_folder, remove, wait_for_files
+from skerch_ooc.base.files import as_given, is_there, make_folder, remove
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import ignore_progress
 from skerch_ooc.base.provenance import provenance
@@ -34,9 +34,10 @@ from skerch_ooc.stages.recover.recipes import CONTENT, RecipeFile, open_recipes,
 from skerch_ooc.stages.recover.vectors import Making, Recipe, TileFigures, layout_of
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, repeated_anew, stated_by
+from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.pieces import describe_pieces, piece_path
-from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import BulkWriter, SealedFile, SealedWriter, sealed_writer
 
 
@@ -53,6 +54,7 @@ class VectorTask:
         gram: Whether the Gram matrix of these rows is wanted, instead of the rows.
         resources: What the process may use.
         number: The number of the task among all of its recipe.
+        amendments: How many amendments the plan has.
     """
 
     run: str
@@ -63,6 +65,7 @@ class VectorTask:
     gram: bool
     resources: Resources
     number: int
+    amendments: int = 0
 
     def __str__(self) -> str:
         return f"row tiles {self.tiles} of {self.matrix}"
@@ -165,9 +168,17 @@ class MatrixFiles:
         def publish() -> dict[str, Any]:
             with opened:
                 writer.publish(self._identity(tiles), arrays, provenance())
-            return {"tiles": len(tiles)}
+            return self.receipt(tiles)
 
         return publish
+
+    def receipt(self, tiles: Range) -> dict[str, Any]:
+        """Returns the receipt of a task: how many tiles, and the file that it published."""
+        folder = self.recipes.path.parent
+        return {
+            "tiles": len(tiles),
+            FILES: [f"{folder.parent.name}/{folder.name}/{self.path(tiles).name}"],
+        }
 
     def _layout(self, tiles: Range) -> Layout:
         rows = self.plan.tiles(self.recipe.rows)
@@ -183,9 +194,11 @@ class MatrixFiles:
 
 
 @lru_cache(maxsize=1)
-def _recipes_of_process(directory: str, path: str, content: str) -> tuple[Plan, RecipeFile]:
+def _recipes_of_process(
+    directory: str, path: str, content: str, amendments: int
+) -> tuple[Plan, RecipeFile]:
     """Opens the recipes that a task names; once in each process."""
-    run = open_run(directory)
+    run = open_grown(directory, amendments)
     return run.plan, open_recipes(run, run.directory / path, content)
 
 
@@ -202,10 +215,12 @@ def perform_vectors(task: VectorTask) -> Callable[[], dict[str, Any]]:
     """
     # Nothing is measured any more: the memory of the operator is for the vectors.
     forget_operator()
-    plan, recipes = _recipes_of_process(task.run, task.recipe, task.content)
+    plan, recipes = once_seen(
+        task.run, lambda: _recipes_of_process(task.run, task.recipe, task.content, task.amendments)
+    )
     files = MatrixFiles(plan, recipes, task.matrix, task.gram)
     if is_there(files.path(task.tiles)):
-        return lambda: {"tiles": len(task.tiles)}
+        return lambda: files.receipt(task.tiles)
     return files.form(Making(plan, files.recipe, task.resources), task.tiles)
 
 
@@ -372,8 +387,10 @@ class Spread:
                 # Derived data, of a recipe that was replaced: a publication never replaces a file.
                 remove(path)
         tile_bytes = files.recipe.tile_bytes(files.plan)
-        work.run_tiles(self._perform() if tasks else perform_vectors, tasks, stage, tile_bytes)
-        wait_for_files(files.path(task.tiles) for task in tasks)
+        arrivals = Arrivals(self._run.directory)
+        function = self._perform() if tasks else perform_vectors
+        work.run_tiles(function, tasks, stage, tile_bytes, arrivals.note)
+        arrivals.wait()
 
     def _is_done(self, task: VectorTask) -> bool:
         file = self._files.published(task.tiles)
@@ -389,15 +406,15 @@ class Spread:
         return lambda task: self._files.form(making, task.tiles)
 
     def _tasks(self) -> Iterator[VectorTask]:
-        files, directory = self._files, self._run.directory.resolve()
+        files, directory = self._files, as_given(self._run.directory)
         recipes = files.recipes
-        path = str(recipes.path.resolve().relative_to(directory))
+        path = str(as_given(recipes.path).relative_to(directory))
         before = itertools.takewhile(lambda name: name != files.matrix, recipes.matrices)
         first = sum(len(replace(files, matrix=name).runs) for name in before)
         for number, tiles in enumerate(files.runs, first):
             yield VectorTask(
                 str(directory), path, recipes.content, files.matrix, tiles, files.gram,
-                self._work.resources.of_task, number,
+                self._work.resources.of_task, number, len(files.plan.amendments),
             )  # fmt: skip
 
     def _opened(self) -> Iterator[tuple[Range, SealedFile]]:
