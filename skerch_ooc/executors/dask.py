@@ -20,8 +20,9 @@ from skerch_ooc.base.errors import UsageError
 from skerch_ooc.executors.dask_inside import out_of_the_pool
 from skerch_ooc.executors.dask_local import Ends, forget_lost_clients, local_client
 from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
-from skerch_ooc.executors.dask_workers import Flight, explain
+from skerch_ooc.executors.dask_workers import Flight, FlightTerms, explain
 from skerch_ooc.executors.executor import Function, Task
+from skerch_ooc.executors.sight import Sights
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class Dask:
         self._scheduler = scheduler
         self._session: contextlib.ExitStack | None = None
         self._client: Any = None
+        self._sights = Sights()
 
     @property
     def threads(self) -> int | None:
@@ -166,6 +168,7 @@ class Dask:
             yield
             return
         with contextlib.ExitStack() as self._session:
+            self._sights = self._session.enter_context(Sights())
             try:
                 yield
             finally:
@@ -187,15 +190,18 @@ class Dask:
             Exception: What a task raised in its last try.
         """
         if self._session is None:
-            with self._connected(threads) as client:
-                yield from self._flown(client, function, tasks)
+            with self._connected(threads) as client, Sights() as sights:
+                yield from self._flown(client, function, tasks, sights)
             return
         if self._client is None:
             self._client = self._session.enter_context(self._connected(threads))
-        yield from self._flown(self._client, function, tasks)
+        yield from self._flown(self._client, function, tasks, self._sights)
 
-    def _flown(self, client: Any, function: Function[Task], tasks: Iterable[Task]) -> Iterator[Any]:
-        return Flight(client, function, iter(tasks), self._tries, self._watch(client)).receipts()
+    def _flown(
+        self, client: Any, function: Function[Task], tasks: Iterable[Task], sights: Sights
+    ) -> Iterator[Any]:
+        terms = FlightTerms(self._tries, self._watch(client), sights)
+        return Flight(client, function, iter(tasks), terms).receipts()
 
     def _watch(self, client: Any) -> Watch:
         return Watch(

@@ -11,7 +11,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Generic
@@ -22,6 +22,7 @@ from skerch_ooc.base.version import __version__
 from skerch_ooc.executors.dask_inside import performing
 from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
 from skerch_ooc.executors.executor import Function, Task
+from skerch_ooc.executors.sight import Answer, Proof, Sight, Sights, doubt_of
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,22 @@ _WORD_SECONDS = 1e-3
 _MOST_KEYS = 1000
 _MOST_DEATHS = 3
 _ASK_SECONDS = 2.0
+_DOUBTFUL_SECONDS = 0.2
 _one_at_a_time = threading.Lock()
 
 
-def _perform(function: Function[Task], tasks: list[Task]) -> tuple[list[Any], float]:
-    """Does tasks on a worker; returns their receipts, and the seconds that they took."""
+def _perform(
+    function: Function[Task], tasks: list[Task], proof: Proof | None
+) -> tuple[list[Any] | Answer, float]:
+    """Does tasks on a worker; returns their receipts, and the seconds that they took.
+
+    A worker that has not proven yet that it sees the run returns what it finds, and does nothing.
+    """
     _forget_keys()
     # Workers that others started may have several threads; a task of ours uses them all by itself.
     with _one_at_a_time, performing():
+        if (doubt := doubt_of(proof)) is not None:
+            return doubt, 0.0
         start = time.perf_counter()
         receipts = [_perform_one(function, task) for task in tasks]
         return receipts, time.perf_counter() - start
@@ -63,7 +72,8 @@ def _forget_keys() -> None:
 
 def _perform_one(function: Function[Task], task: Task) -> Any:
     try:
-        return function(task)()
+        receipt = function(task)()
+        return receipt | {"by": _this_worker()} if isinstance(receipt, dict) else receipt
     except OocError as error:
         # Of the same type, as the type decides the exit code.
         raise type(error)(f"{error} ({task}; {_this_worker()})") from error
@@ -127,6 +137,21 @@ class _Pace:
 
 
 @dataclass(frozen=True)
+class FlightTerms:
+    """How long and how often a cluster is tried, and what its workers have to see.
+
+    Attributes:
+        tries: How often to try a task that fails.
+        watch: Looks whether there are workers.
+        sights: The folders that tasks are about, each with the workers that see it.
+    """
+
+    tries: int
+    watch: Watch
+    sights: Sights
+
+
+@dataclass(frozen=True)
 class _Group(Generic[Task]):
     """Tasks that travel together, and what happened to them.
 
@@ -148,19 +173,22 @@ class Flight(Generic[Task]):
         client: A client of the cluster.
         function: See :meth:`.Executor.run`.
         tasks: The tasks, taken one by one when there is room for another.
-        tries: How often to try a task that fails.
-        watch: Looks whether there are workers.
+        terms: See :class:`FlightTerms`.
     """
 
     def __init__(
-        self, client: Any, function: Function[Task], tasks: Iterator[Task], tries: int,
-        watch: Watch,
-    ) -> None:  # fmt: skip
-        self._client, self._function, self._tries = client, function, tries
+        self, client: Any, function: Function[Task], tasks: Iterator[Task], terms: FlightTerms
+    ) -> None:
+        self._client, self._function = client, function
         self._tasks = self._noting_failure(tasks)
-        self._pace, self._watch = _Pace(client), watch
+        self._tries, self._sights = terms.tries, terms.sights
+        self._pace, self._watch = _Pace(client), terms.watch
         self._finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._groups: dict[Any, _Group[Task]] = {}
+        # Groups that wait for a worker which sees the run; and workers to which others are bound.
+        self._held: list[_Group[Task]] = []
+        self._bound: dict[Any, set[str]] = {}
+        self._sight: Sight | None = None
         self._failure: BaseException | None = None
 
     def _noting_failure(self, tasks: Iterator[Task]) -> Iterator[Task]:
@@ -175,19 +203,19 @@ class Flight(Generic[Task]):
         """Yields the receipts of all tasks, as they come.
 
         Raises:
-            IncompleteError: If the scheduler is lost, no worker is left for too long, or workers
-                keep dying of a task.
+            IncompleteError: If the scheduler is lost, no worker is left for too long, none sees
+                the run, or workers keep dying of a task.
             UsageError: If workers cannot import this package.
             Exception: What a task raised in its last try.
         """
         try:
             self._fill()
-            while self._groups:
-                futures = self._next_finished()
-                yield from self._landed([one for one in futures if one.status == "finished"])
-                for future in futures:
+            while self._groups or self._held:
+                known = [future for future in self._next_finished() if future in self._groups]
+                yield from self._landed([one for one in known if one.status == "finished"])
+                for future in known:
                     if future in self._groups:
-                        self._try_again(self._groups.pop(future), future)
+                        self._try_again(self._taken(future), future)
                 self._fill()
         except (LostError, CancelledError, OSError) as error:
             if error is self._failure:
@@ -202,30 +230,107 @@ class Flight(Generic[Task]):
                 self._client.cancel(list(self._groups))
 
     def _fill(self) -> None:
+        self._look_at_doubts()
+        held, self._held = self._held, []
+        self._submit(*held)
+        if self._held:
+            return
         cut = (list(itertools.islice(self._tasks, self._pace.group())) for _ in itertools.count())
         free = max(0, self._pace.groups() - len(self._groups))
         fresh = [_Group(tasks) for tasks in itertools.takewhile(bool, itertools.islice(cut, free))]
         if fresh:
+            self._sight = self._sights.of(fresh[0].tasks[0])
             self._submit(*fresh)
 
     def _submit(self, *groups: _Group[Task]) -> None:
+        """Sends groups to the workers that may see the run; holds them while there is none."""
+        if not groups:
+            return
+        sight, allowed = self._sight, None
+        if sight is not None and not sight.is_clear and (here := self._workers_here()):
+            allowed = sight.allowed(here)
+        if allowed == []:
+            self._held += groups
+        else:
+            self._send(groups, sight.proof() if sight else None, allowed)
+
+    def _send(
+        self, groups: Sequence[_Group[Task]], proof: Proof | None, workers: list[str] | None
+    ) -> None:
         # All in one message: each message costs the scheduler as much as the work on a few tasks.
         tasks = [group.tasks for group in groups]
         _forget_keys()
         # Dask names a pure task by a hash, and takes one that is run again for the same.
-        futures = self._client.map(_perform, [self._function] * len(tasks), tasks, pure=False)
+        futures = self._client.map(
+            _perform, [self._function] * len(tasks), tasks, [proof] * len(tasks),
+            pure=False, workers=workers,
+        )  # fmt: skip
         for future, group in zip(futures, groups, strict=True):
             self._groups[future] = group
+            if workers is not None:
+                self._bound[future] = set(workers)
             future.add_done_callback(self._finished.put)
 
+    def _taken(self, future: Any) -> _Group[Task]:
+        """Takes the group of a future, which is not waited for any more."""
+        self._bound.pop(future, None)
+        return self._groups.pop(future)
+
+    def _workers_here(self) -> set[str]:
+        """Returns the addresses of the workers that there are now."""
+        try:
+            return set(self._client.scheduler_info(-1)["workers"])
+        except (OSError, KeyError) as error:
+            raise LostError(str(error)) from error
+
+    def _look_at_doubts(self) -> None:
+        """Asks workers once more that have not seen the run, and leaves those out that never do."""
+        sight = self._sight
+        if sight is None or sight.is_clear:
+            return
+        sight.look(self._workers_here())
+        for worker in sight.due():
+            self._send([_Group([])], sight.proof(), [worker])
+
+    def _hear(self, answer: Answer, group: _Group[Task]) -> None:
+        """Hears a worker that has been asked for a proof, and returned its tasks undone."""
+        assert self._sight is not None
+        admitted = self._sight.admits(answer)
+        if admitted and group.tasks:
+            self._send([group], self._sight.proof(answer.process), [answer.worker])
+        elif group.tasks:
+            self._held.append(group)
+
+    def _free_bound(self) -> None:
+        """Sends groups elsewhere whose workers are gone: the scheduler would wait for these."""
+        if not self._bound:
+            return
+        here = self._workers_here()
+        lost = [
+            future
+            for future, workers in self._bound.items()
+            if future.status == "pending" and not workers & here
+        ]
+        groups = [self._taken(future) for future in lost]
+        self._client.cancel(lost)
+        self._submit(*(group for group in groups if group.tasks))
+
     def _next_finished(self) -> list[Any]:
-        """Waits until a future is finished; returns all that are finished by now."""
+        """Waits until a future is finished; returns all that are finished by now.
+
+        There may be none if workers have to be looked at again.
+        """
         futures: list[Any] = []
+        doubtful = bool(self._held) or (self._sight is not None and self._sight.is_waiting)
         while not futures:
             try:
-                futures.append(self._finished.get(timeout=_ASK_SECONDS))
+                wait = _DOUBTFUL_SECONDS if doubtful else _ASK_SECONDS
+                futures.append(self._finished.get(timeout=wait))
             except queue.Empty:
                 self._watch.look()
+                self._free_bound()
+                if doubtful:
+                    break
         while not self._finished.empty():
             futures.append(self._finished.get())
         return futures
@@ -235,8 +340,11 @@ class Flight(Generic[Task]):
         # All at once: one by one they would cost a message to a worker each.
         receipts = []
         for future, (results, seconds) in zip(futures, self._client.gather(futures), strict=True):
-            self._groups.pop(future)
+            group = self._taken(future)
             future.release()
+            if isinstance(results, Answer):
+                self._hear(results, group)
+                continue
             self._pace.took(len(results), seconds)
             receipts += results
         return receipts
