@@ -45,6 +45,8 @@ _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EIO}
 """Error numbers of reading as well as of writing."""
 
 _noted: set[str] = set()
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.S)
+"""A URL as a path shows it, which leaves out the second slash."""
 
 _LONGEST_LINE = 1024**2
 """Most bytes of a line of a log; this package writes no longer ones."""
@@ -350,6 +352,20 @@ def as_given(path: Path) -> Path:
         if os.path.isabs(said) and os.path.samefile(said, "."):
             return Path(said) / path
     return path.absolute()
+
+
+def require_no_url(path: Path) -> None:
+    """Refuses a URL in the place of a folder: what is meant for a store would lie on this disk.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    found = _URL.match(str(path))
+    if found:
+        raise UsageError(
+            f"{found[1]}://{found[2]} is a URL, and a run lies in a folder; give a folder that all "
+            "hosts see"
+        )
 
 
 def look_again(folder: Path) -> list[str]:

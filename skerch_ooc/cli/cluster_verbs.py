@@ -69,10 +69,10 @@ def _told_of_submission(
     from skerch_ooc.pipeline import submission
 
     try:
-        submission.require_earlier_stages(run, stage)
+        submission.require_earlier_stages(run, stage, number)
     except IncompleteError as error:
         progress.say(str(error))
-        if not submission.follow(run.directory, number, budget, progress.say):
+        if not submission.follow(run.directory, number, budget, progress.say, waited=True):
             progress.say("the first element of this array, or the check at the end, sees to that")
         raise click.exceptions.Exit(error.exit_code) from error
     try:

@@ -307,6 +307,9 @@ def _queue_rows(queue: QueueStatus, *, done: bool) -> list[Row]:
         rows.append(("also", f"submission {number}: {counted(count, 'element')} in the queue"))
     if queue.last_failing:
         rows += [("last failing", queue.last_failing), ("", queue.reason or "")]
+    if queue.blind:
+        lines = textwrap.wrap(queue.blind, _VALUE_WIDTH, break_on_hyphens=False)
+        rows += [("" if number else "no log", line) for number, line in enumerate(lines)]
     return rows
 
 

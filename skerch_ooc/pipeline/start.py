@@ -121,6 +121,7 @@ def plan(
 
 def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) -> Planned:
     """Does what :func:`plan` does; also returns what it found out on the way."""
+    files.require_no_url(run_dir)
     if spec.operator.shape is None:
         _require_operator(spec, operator)
     require_sense(spec)

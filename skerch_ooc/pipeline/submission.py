@@ -14,13 +14,14 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
-from skerch_ooc.base.files import digest, locked, looks_for_late_files
+from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
 from skerch_ooc.base.resources import MIB, ask_for, format_bytes
 from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.slurm import commands
@@ -39,6 +40,7 @@ from skerch_ooc.executors.slurm.records import (
 )
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.send import send
+from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text, logs_of_done
 from skerch_ooc.pipeline.cost import least_memory
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
@@ -46,6 +48,10 @@ from skerch_ooc.store.rundir import Run, look_again, open_run
 
 log = logging.getLogger("skerch_ooc")
 
+_SHORT_WAIT = 1.2
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 5.0
+_QUIET_SECONDS = 5.0
 _DEFAULT_ARRAY_SIZE = 1001
 """Slurm's default; for a dry run away from any cluster."""
 
@@ -135,7 +141,7 @@ def _submit(
 def _jobs(
     run: Run, submission: Submission, left: Sequence[Left], *, dry_run: bool
 ) -> Sequence[Job]:
-    directory, seconds = run.directory.absolute(), task_seconds_of(run.log("plan"))
+    directory, seconds = as_given(run.directory), task_seconds_of(run.log("plan"))
     walltime = submission.options.seconds("measure")
     if seconds and walltime and seconds > walltime:
         log.warning(
@@ -199,7 +205,7 @@ def _require_memory(run: Run, options: JobOptions, left: Sequence[Left]) -> None
 
 
 def _require_name(run: Run) -> None:
-    if "\\" in str(run.directory.absolute()):
+    if "\\" in str(as_given(run.directory)):
         raise UsageError(
             f"{run.directory}: Slurm cannot write logs into a folder with a backslash in its path; "
             "rename it"
@@ -243,22 +249,48 @@ def _require_over(run: Run) -> None:
         )
 
 
-def require_earlier_stages(run: Run, stage: RoundStage) -> None:
+def require_earlier_stages(run: Run, stage: RoundStage, number: str | None = None) -> None:
     """Refuses to begin a stage while tasks of earlier ones are left.
 
+    Args:
+        run: The run.
+        stage: The stage.
+        number: The submission that the stages belong to.
+
     Raises:
-        IncompleteError: If tasks are left, even after a pause for late files; it names them.
+        IncompleteError: If tasks are left, even after waiting for late files; it names them.
     """
     if stage == RoundStage("measure"):
         return
-    for last in looks_for_late_files():
-        # The stage before may have ended on other hosts a moment ago.
+    first, logs = _seen_late(
+        run, number, lambda left: not left or _order(left[0].stage) >= _order(stage)
+    )
+    if first is not None:
+        said = f", though they are by {logs[0]}: look whether all nodes see this" if logs else ""
+        raise IncompleteError(f"{stage} is too early: {_not_done(first)}{said}")
+
+
+def _seen_late(
+    run: Run, number: str | None, enough: Callable[[Sequence[Left]], bool]
+) -> tuple[Left | None, list[Path]]:
+    """Waits for files of stages that ended on other hosts a moment ago.
+
+    Long only for what is done by the logs of its elements, or where a log is late too.
+
+    Args:
+        run: The run.
+        number: The submission that the stages belong to.
+        enough: Whether no more has to be done than this.
+
+    Returns:
+        The first stage that is not done, and the logs by which it is; ``None`` if enough is done.
+    """
+    of = [one for one in submissions(run.logs) if one.number == number]
+    begun, pause, told = time.monotonic(), _FIRST_PAUSE, False
+    while True:
         look_again(run)
-        first, *_ = _left_of(run) or [Left(stage, ())]
-        if _order(first.stage) >= _order(stage):
-            return
-        if last:
-            raise IncompleteError(f"{stage} is too early: {_not_done(first)}")
+from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
+from skerch_ooc.base.resources import MIB, ask_for, format_bytes
 
 
 def _order(stage: RoundStage) -> tuple[bool, int, int]:
@@ -271,7 +303,10 @@ def _not_done(left: Left) -> str:
     return f"of {left.stage} {verb.format(numbers)} not done"
 
 
-def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], None]) -> bool:
+def follow(
+    directory: Path, number: str, budget: Budget, say: Callable[[str], None], *,
+    waited: bool = False,
+) -> bool:  # fmt: skip
     """Submits what is missing, from a job of a submission; only one of its jobs does so.
 
     Args:
@@ -279,6 +314,7 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
         number: The submission that the job belongs to.
         budget: Nothing is submitted if the job was asked to stop.
         say: Prints a message for people.
+        waited: Whether late files were waited for already.
 
     Returns:
         Whether the matter is settled: this job or a later submission saw to it, or nothing is left.
@@ -291,18 +327,21 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     known = submissions(run.logs)
     if not known or own is None or budget.asked:
         return False
-    last, left = known[-1], _left_of(run)
+from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
+from skerch_ooc.base.resources import MIB, ask_for, format_bytes
     if last.number != number:
         say(f"submission {last.number} has taken over")
         return True
+    if not waited:
+        _seen_late(run, number, lambda left: not left)
+    left = State(run).left
     if not left:
         say("nothing is missing: all stages are done")
         return True
     before, later = _around(own, [job.job for job in last.jobs()])
     unchanged = last.unchanged + 1 if last.left == _digest(run, left) else 0
+    why = _explain(last, before, directory, say)
     if unchanged > last.options.tries:
-        _, cause = look_at(last, over=before)
-        why = f": {cause.reason} (in {cause.log.path})" if cause else ""
         raise IncompleteError(
             f"{_not_done(left[0])}, and the last {unchanged} submission(s) have changed nothing "
             f"about that{why}. When it is mended: skerch-ooc submit {quoted(directory)}"
@@ -326,6 +365,18 @@ def follow(directory: Path, number: str, budget: Budget, say: Callable[[str], No
     commands.cancel(later)
     commands.cancel([own], waiting=True)
     return True
+
+
+def _explain(
+    last: Submission, over: Sequence[str], directory: Path, say: Callable[[str], None]
+) -> str:
+    """Names nodes that do not see the run; returns why jobs have not done what they should."""
+    jobs, cause = look_at(last, over=over)
+    blind = blind_nodes(jobs, commands.ASK_SECONDS)
+    if blind:
+        say(blind_text(blind, directory))
+        return f": {blind_text(blind, directory)}"
+    return f": {cause.reason} (in {cause.log.path})" if cause else ""
 
 
 def _array_led_by_this_element() -> str | None:

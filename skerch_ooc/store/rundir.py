@@ -293,6 +293,7 @@ def require_place(directory: Path) -> None:
     Raises:
         UsageError: If the directory holds something else, or cannot be made.
     """
+    files.require_no_url(directory)
     try:
         above = (directory, *directory.absolute().parents)
         existing = next(path for path in above if path.exists())
@@ -380,6 +381,7 @@ def open_run(directory: str | Path) -> Run:
             the run is a link.
     """
     directory = Path(directory)
+    files.require_no_url(directory)
     path = directory / PLAN
     try:
         content = files.read_json(path)

@@ -13,12 +13,14 @@ import zlib
 from pathlib import Path
 
 import pytest
+from clusters import needs_own_views
 from contents import run_contents
 from runs import whole_run
 from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw
+from skerch_ooc.base.files import FILE_WAIT
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store.shards import list_shards
 
@@ -51,10 +53,10 @@ def command(slurm, *arguments, code=0):
     return done.stdout + done.stderr
 
 
-def submit(slurm, run, *options, elements=TASKS, code=0):
+def submit(slurm, run, *options, elements=TASKS, code=0, further=()):
     return command(
         slurm, "submit", run.directory, f"--elements={elements}", *options, "--",
-        "--mem-per-cpu=0", code=code,
+        "--mem-per-cpu=0", *further, code=code,
     )  # fmt: skip
 
 
@@ -365,3 +367,42 @@ def test_killed_vectors_of_a_run_that_grew_are_made_again_as_vectors(tmp_path, e
     assert is_done(run)
     second = run.logs / "slurm/0002"
     assert [path.stem for path in sorted(second.glob("*.sh"))] == ["assess", "check", "vectors"]
+
+
+def test_node_that_does_not_see_the_run_is_named_with_how_to_do_without_it(
+    empty_queue, tmp_path_factory
+):
+    needs_own_views()
+    slurm, folder = empty_queue, tmp_path_factory.mktemp("shared")
+    run = ooc.plan(spec_of(folder), folder / "run", memory="4GiB", threads=1)
+    slurm.environment[FILE_WAIT] = "1"
+    with slurm.blind_node(folder) as node:
+        submit(slurm, run, elements=2, code=0, further=[f"--nodelist={node}"])
+        slurm.wait()
+        shown = " ".join(command(slurm, "status", run.directory).split())
+        assert f"left no log: look whether {node} sees" in shown
+        assert f"-- --exclude={node}" in shown
+        submit(slurm, run, elements=2, further=[f"--exclude={node}"])
+        slurm.wait()
+    slurm.environment.pop(FILE_WAIT)
+    assert is_done(run)
+
+
+def test_late_logs_and_shards_are_waited_for_and_nothing_is_measured_twice(empty_queue, tmp_path):
+    slurm = empty_queue
+    run = ooc.plan(spec_of(tmp_path), tmp_path / "run", memory="4GiB", threads=1)
+    submit(slurm, run, elements=2)
+    # The first of the elements that merge finds shards hidden, as a slow network would have it.
+    while len(list_shards(run.shards)) < TASKS:
+        time.sleep(0.05)
+    hidden = sorted(run.shards.glob("right*"))[:3]
+    for path in hidden:
+        path.rename(tmp_path / path.name)
+    time.sleep(4)
+    for path in hidden:
+        (tmp_path / path.name).rename(path)
+    slurm.wait()
+    assert is_done(run)
+    assert "submitted again" not in logs_of(run)
+    measured = [one for one in run.receipts() if one["stage"] == "measure"]
+    assert sum(one["products"] for one in measured) == 46

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+
 import skerch_ooc
 
 DASK = (sys.executable, "-m", "dask")
@@ -79,6 +81,22 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
+
+
+def in_own_view(mounts: str) -> tuple[str, ...]:
+    """What comes before a command that is to see other file systems than all others do.
+
+    Args:
+        mounts: What the shell is to do in a namespace of its own.
+    """
+    return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+
+def needs_own_views() -> None:
+    """Skips a test where processes cannot have their own view of the file system."""
+    done = subprocess.run((*in_own_view("true"), "true"), check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no mount namespaces here: {done.stderr.decode().strip()}")
 
 
 @contextlib.contextmanager

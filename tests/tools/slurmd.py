@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clusters import in_own_view
 from forking import INTERPRETER, write_interpreter
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
@@ -29,11 +30,11 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 ProctrackType=proctrack/linuxproc
@@ -49,6 +50,7 @@ MaxArraySize={max_array_size}
 KillWait=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName=blind NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=DOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -78,7 +80,7 @@ class Slurm:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
         }
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state"):
             (folder / name).mkdir(parents=True)
         (folder / "munge").chmod(0o700)
         key = folder / "munge/key"
@@ -87,7 +89,7 @@ class Slurm:
         (folder / "slurm.conf").write_text(
             _CONFIGURATION.format(
                 host=socket.gethostname(), user=getpass.getuser(), folder=folder,
-                ports=_free_ports(2), max_array_size=max_array_size,
+                ports=_free_ports(3), max_array_size=max_array_size,
             )
         )  # fmt: skip
 
@@ -110,9 +112,26 @@ class Slurm:
 
     def kill_node(self) -> None:
         """Kills slurmd, not the jobs that it watches."""
-        pid = int((self.folder / "slurmd.pid").read_text())
+        pid = int((self.folder / f"slurmd-{socket.gethostname()}.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         _wait_for_end(pid)
+
+    @contextlib.contextmanager
+    def blind_node(self, folder: Path) -> Iterator[str]:
+        """A second node, on which an empty folder is in the place of a folder; yields its name."""
+        empty = self.folder / "empty"
+        empty.mkdir(exist_ok=True)
+        self.call(*in_own_view(f"mount --bind {empty} {folder}"), "slurmd", "-N", "blind")
+        end = time.monotonic() + PATIENCE
+        while "idle" not in self.call("sinfo", "-h", "-n", "blind", "-o", "%T", check=False):
+            assert time.monotonic() < end, (self.folder / "slurmctld.log").read_text()
+            time.sleep(0.1)
+        try:
+            yield "blind"
+        finally:
+            self.call("scontrol", "update", "NodeName=blind", "State=DOWN", "Reason=test",
+                      check=False)  # fmt: skip
+            self._end("slurmd-blind.pid")
 
     def call(self, *command: object, check: bool = True) -> str:
         """Runs a command and returns what it prints."""
@@ -137,11 +156,14 @@ class Slurm:
     def stop(self) -> None:
         """Ends all of it, jobs included."""
         self.call("scancel", "--user", getpass.getuser(), check=False)
-        for name in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int((self.folder / name).read_text())
-                os.kill(pid, signal.SIGTERM)
-                _wait_for_end(pid)
+        for name in (f"slurmd-{socket.gethostname()}.pid", "slurmctld.pid", "munge/pid"):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.folder / name).read_text())
+            os.kill(pid, signal.SIGTERM)
+            _wait_for_end(pid)
 
 
 def _wait_for_end(pid: int) -> None:

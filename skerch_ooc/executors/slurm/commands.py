@@ -43,6 +43,42 @@ class Queued:
     marks: str
 
 
+@dataclass(frozen=True)
+class Ended:
+    """An element that has ended, and that Slurm still remembers.
+
+    Attributes:
+        job: Number of the job.
+        index: Number of the element; ``None`` of a job that is no array.
+        node: The node that it was on; empty if it was on none.
+    """
+
+    job: str
+    index: int | None
+    node: str
+
+
+def ended(jobs: Sequence[str], seconds: float) -> list[Ended]:
+    """The elements of jobs that ended by themselves, as far as Slurm remembers.
+
+    Args:
+        jobs: Their numbers.
+        seconds: How long to wait for the answer.
+
+    Raises:
+        SlurmError: If squeue refused, or did not answer in time.
+    """
+    states = "--states=COMPLETED,FAILED,NODE_FAIL"
+    which = f"--jobs={','.join([*jobs, jobs[0]])}"
+    answer = _call(["squeue", "--noheader", "--array", "--format=%i|%N", states, which], seconds)
+    found = []
+    for line in answer.splitlines():
+        number, _, node = line.strip().partition("|")
+        job, _, index = number.partition("_")
+        found.append(Ended(job, int(index) if index.isdigit() else None, node))
+    return found
+
+
 def available(command: str) -> bool:
     """Whether there is such a command here."""
     return shutil.which(command) is not None

@@ -13,7 +13,7 @@ from skerch_ooc.executors.slurm.logs import Log, read_log
 from skerch_ooc.executors.slurm.records import Submission
 
 _FAILED = "failed"
-_GONE = "killed or cancelled"
+GONE = "killed or cancelled"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class QueueStatus:
         others: Elements in the queue of submissions before it, by their numbers.
         last_failing: The log of the element that failed last.
         reason: What that log says.
+        blind: The nodes whose elements left no log here, and how to do without them.
     """
 
     submission: str
@@ -85,6 +86,7 @@ class QueueStatus:
     others: dict[str, int]
     last_failing: str | None
     reason: str | None
+    blind: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -112,7 +114,7 @@ def look_at(
             one = waiting.get((job.job, index if job.indices else None))
             element = _element(index, log, one, known=job.job in over)
             elements.append(element)
-            if log is not None and element.state in (_FAILED, _GONE):
+            if log is not None and element.state in (_FAILED, GONE):
                 failures.append(Failure(position, log))
         jobs.append(JobState(job.stage, job.job, elements))
     return jobs, cause_of(failures)
@@ -123,7 +125,7 @@ def _element(index: int, log: Log | None, queued: Queued | None, *, known: bool)
     if queued is not None:
         state = queued.state
     elif code is None:
-        state = _GONE if known else "unknown"
+        state = GONE if known else "unknown"
     elif code:
         state = _FAILED
     else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from skerch_ooc.base.files import as_given
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import Queued, SlurmError
 from skerch_ooc.executors.slurm.outcomes import QueueStatus, look_at
 from skerch_ooc.executors.slurm.records import FOLDER, Submission, submissions
+from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text
 
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
@@ -49,7 +51,7 @@ def elements_in_queue(logs: Path) -> set[Queued]:
             f"{error}; so nobody knows whether jobs of an earlier submission are still queued"
         ) from error
     # Who was killed while submitting may have left jobs that nobody noted, but they are marked.
-    return set(those_of(answer, recent, f"{logs.absolute() / FOLDER}/"))
+    return set(those_of(answer, recent, f"{as_given(logs) / FOLDER}/"))
 
 
 def scancel_command(queued: Iterable[Queued]) -> str:
@@ -96,6 +98,7 @@ class QueueQuestion:
         own = those_of(answer or [], [last])
         over = () if answer is None else _jobs_of([last])
         jobs, cause = look_at(last, own, over)
+        blind = blind_nodes(jobs, seconds)
         others = {one.number: len(those_of(answer or [], [one])) for one in before}
         for one in reversed(before[-_LOOKED_AT:]):
             if cause is None:
@@ -111,4 +114,5 @@ class QueueQuestion:
             others={number: count for number, count in others.items() if count},
             last_failing=str(cause.log.path) if cause else None,
             reason=cause.reason if cause else None,
+            blind=blind_text(blind, last.folder.parents[2]) if blind else None,
         )

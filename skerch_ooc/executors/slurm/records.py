@@ -16,6 +16,7 @@ from typing import Any
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import (
     append_line,
+    as_given,
     make_folder,
     read_json,
     read_json_lines,
@@ -39,11 +40,13 @@ class SubmittedJob:
         job: Its number.
         stage: What it does.
         indices: Its elements; empty of a job that is no array.
+        of: The number by which those of its tasks are divided; 0 if it is not known.
     """
 
     job: str
     stage: str
     indices: tuple[int, ...]
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,11 @@ def _job_of(values: Mapping[str, Any]) -> SubmittedJob:
     Raises:
         KeyError, TypeError, ValueError: If it is anything else.
     """
-    job = SubmittedJob(values["job"], values["stage"], tuple(values["indices"]))
-    indices = all(type(index) is int and 0 <= index < 10**9 for index in job.indices)
+    job = SubmittedJob(
+        values["job"], values["stage"], tuple(values["indices"]), values.get("of", 0)
+    )
+    numbers = (*job.indices, job.of)
+    indices = all(type(number) is int and 0 <= number < 10**9 for number in numbers)
     if not (indices and _NUMBER.fullmatch(job.job) and _STAGE.fullmatch(job.stage)):
         raise ValueError(f"{job} is none that sbatch took")
     return job
@@ -133,7 +139,7 @@ def draft(logs: Path, options: JobOptions, left: str, unchanged: int) -> Submiss
     names = [folder.name for folder in _folders(logs)]
     highest = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
     # Not resolved: other nodes may see it under the path that was given only.
-    folder = logs.absolute() / FOLDER / _name_of(highest + 1)
+    folder = as_given(logs) / FOLDER / _name_of(highest + 1)
     return Submission(folder, secrets.token_hex(8), options, left, unchanged)
 
 

@@ -37,6 +37,7 @@ class Job:
         options: Of sbatch, but for what it waits for.
         indices: The elements of its array; empty of a job that is no array.
         longest: The most tasks that an element has.
+        of: The number by which those of its tasks are divided.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class Job:
     options: tuple[str, ...]
     indices: tuple[int, ...]
     longest: int
+    of: int = 0
 
     @property
     def file(self) -> str:
@@ -94,7 +96,7 @@ def array_job(
         limits="".join(f" {word}" for word in limits),
     )
     script = _script(title, run, submission, str(stage), sbatch, body)
-    return Job(str(stage), script, sbatch, elements.indices, elements.longest)
+    return Job(str(stage), script, sbatch, elements.indices, elements.longest, elements.of)
 
 
 def check_job(run: Path, submission: Submission) -> Job:

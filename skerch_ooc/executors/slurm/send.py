@@ -39,7 +39,7 @@ def send(submission: Submission, jobs: Sequence[Job], after: str | None) -> list
             before = numbers[-1] if numbers else after
             try:
                 numbers.append(commands.submit(job.arguments(submission.folder, before)))
-                submission.note(SubmittedJob(numbers[-1], job.stage, job.indices))
+                submission.note(SubmittedJob(numbers[-1], job.stage, job.indices, job.of))
                 if heard:
                     raise KeyboardInterrupt
             except (SlurmError, OSError) as error:
