@@ -393,8 +393,8 @@ def test_late_logs_and_shards_are_waited_for_and_nothing_is_measured_twice(empty
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", memory="4GiB", threads=1)
     submit(slurm, run, elements=2)
     # The first of the elements that merge finds shards hidden, as a slow network would have it.
-    while len(list_shards(run.shards)) < TASKS:
-        time.sleep(0.05)
+    while logs_of(run).count("ended with exit code 0") < 2:
+        time.sleep(0.02)
     hidden = sorted(run.shards.glob("right*"))[:3]
     for path in hidden:
         path.rename(tmp_path / path.name)
