@@ -289,8 +289,28 @@ def _seen_late(
     begun, pause, told = time.monotonic(), _FIRST_PAUSE, False
     while True:
         look_again(run)
-from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
-from skerch_ooc.base.resources import MIB, ask_for, format_bytes
+        left = _left_of(run)
+        if enough(left):
+            return None, []
+        first = left[0]
+        logs = [path for one in of for path in logs_of_done(one, str(first.stage), first.tasks)]
+        waited = time.monotonic() - begun
+        if waited >= (file_wait() if logs else _SHORT_WAIT):
+            return first, logs
+        if not told and waited > _QUIET_SECONDS:
+            told = True
+            log.warning(
+                "%s, though by %s they are: waiting for late files (%s=SECONDS says how long)",
+                _not_done(first), logs[0] if logs else "the queue", FILE_WAIT,
+            )  # fmt: skip
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _left_in_the_end(run: Run, number: str) -> Sequence[Left]:
+    """Lists the stages that are left once late files of a submission had time to show up."""
+    _seen_late(run, number, lambda left: not left)
+    return _left_of(run)
 
 
 def _order(stage: RoundStage) -> tuple[bool, int, int]:
@@ -327,14 +347,11 @@ def follow(
     known = submissions(run.logs)
     if not known or own is None or budget.asked:
         return False
-from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
-from skerch_ooc.base.resources import MIB, ask_for, format_bytes
+    last = known[-1]
     if last.number != number:
         say(f"submission {last.number} has taken over")
         return True
-    if not waited:
-        _seen_late(run, number, lambda left: not left)
-    left = State(run).left
+    left = _left_of(run) if waited else _left_in_the_end(run, number)
     if not left:
         say("nothing is missing: all stages are done")
         return True
