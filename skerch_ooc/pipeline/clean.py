@@ -19,6 +19,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.resources import release_memory
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
@@ -165,6 +166,8 @@ def clean(
         if any(kind != LEFTOVERS for kind, _ in entries):
             make_durable(run.directory, inventory, _staying(inventory, going, steps))
         gone = {e.path for e in remove_entries(run.directory, [entry for _, entry in entries])}
+        # Sketches that nobody uses any more may hold descriptors, and these the room on the disk.
+        release_memory()
         entries = [(kind, entry) for kind, entry in entries if entry.path in gone]
     return Cleaning(
         directory=str(run.directory),
