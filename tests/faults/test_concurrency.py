@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -9,7 +10,6 @@ import pytest
 
 from faults.attacks import seeded
 from faults.cases import BY_STAGES, CASES, ONE_COMMAND, state_of
-from faults.zygote import Zygote
 
 AT_ONCE = "at once"
 (RUN,) = ONE_COMMAND
@@ -17,10 +17,16 @@ PLAN, MEASURE = BY_STAGES[0], BY_STAGES[1]
 
 
 @pytest.fixture(scope="session")
-def zygotes(zygote):
+def zygotes(zygote, tmp_path_factory):
     """Four, so that four commands can be at work."""
-    with Zygote() as second, Zygote() as third, Zygote() as fourth:
-        yield [zygote, second, third, fourth]
+    with contextlib.ExitStack() as others:
+        yield [
+            zygote,
+            *(
+                others.enter_context(zygote.another(tmp_path_factory.mktemp("another")))
+                for _ in range(3)
+            ),
+        ]
 
 
 def together(zygotes, folder, *commands, chance, longest=0.3):

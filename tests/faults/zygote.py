@@ -19,10 +19,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from faults import calls, recording, tracing
 from faults.tracing import Fault
@@ -52,26 +52,34 @@ class Ended:
     struck: bool
 
 
-class Zygote:
-    """Forks a process for each command; use it as a context."""
+class Forks:
+    """Has a process forked for each command.
 
-    def __init__(self) -> None:
-        environment = os.environ | dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-        )
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(TESTS), str(TESTS / "tools"), environment.get("PYTHONPATH", "")])
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "faults.zygote"],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    Args:
+        requests: Takes a line for each command.
+        replies: Has a line for each end.
+    """
 
-    def __enter__(self) -> Zygote:
-        return self
+    def __init__(self, requests: IO[str], replies: IO[str]) -> None:
+        self._requests, self._replies = requests, replies
 
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    def _ask(self, request: Mapping[str, Any]) -> None:
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+
+    @contextlib.contextmanager
+    def another(self, folder: Path) -> Iterator[Forks]:
+        """Another one, for commands at the same time: a fork, that need not import torch again.
+
+        Args:
+            folder: An empty folder, for the pipes to it.
+        """
+        pipes = [folder / "requests", folder / "replies"]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        self._ask({"serve": [str(pipe) for pipe in pipes]})
+        with open(pipes[0], "w") as requests, open(pipes[1]) as replies:
+            yield Forks(requests, replies)
 
     def start(
         self, folder: Path, *arguments: object, fault: Fault | None = None,
@@ -103,14 +111,11 @@ class Zygote:
             "kill_after": kill_after, "clock_step": clock_step, "start_after": start_after,
             "patience": patience, "record": str(record) if record else None,
         }  # fmt: skip
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        self._ask(request)
 
     def wait(self) -> Ended:
         """Waits for the command that was started."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         assert line, "the zygote died"
         return Ended(**json.loads(line))
 
@@ -122,15 +127,60 @@ class Zygote:
         return ended
 
 
+class Zygote(Forks):
+    """Forks a process for each command; use it as a context."""
+
+    def __init__(self) -> None:
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+        )
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(TESTS), str(TESTS / "tools"), environment.get("PYTHONPATH", "")])
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faults.zygote"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        super().__init__(self._process.stdin, self._process.stdout)
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+
 def _serve() -> None:
-    """The zygote's own loop: a line for each command, a line for each end."""
+    """The zygote's own life."""
     _load()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    replies = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
+    _answer(sys.stdin, os.fdopen(os.dup(1), "w"))
+
+
+def _answer(requests: IO[str], replies: IO[str]) -> None:
+    """A line for each command, a line for each end."""
+    for line in requests:
         request = json.loads(line)
+        if "serve" in request:
+            _fork_another(*request["serve"])
+            continue
         replies.write(json.dumps(asdict(_run(request))) + "\n")
         replies.flush()
+
+
+def _fork_another(requests: str, replies: str) -> None:
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return
+    try:
+        # It is nobody's child: who traces a command waits for all children.
+        if os.fork() == 0:
+            with open(requests) as asked, open(replies, "w") as answered:
+                _answer(asked, answered)
+    finally:
+        os._exit(0)
 
 
 def _load() -> None:
