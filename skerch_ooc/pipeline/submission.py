@@ -275,7 +275,7 @@ def _seen_late(
 ) -> tuple[Left | None, list[Path]]:
     """Waits for files of stages that ended on other hosts a moment ago.
 
-    Long only for what is done by the logs of its elements, or where a log is late too.
+    Long only for what is done by the logs of its elements.
 
     Args:
         run: The run.
@@ -301,7 +301,7 @@ def _seen_late(
             told = True
             log.warning(
                 "%s, though by %s they are: waiting for late files (%s=SECONDS says how long)",
-                _not_done(first), logs[0] if logs else "the queue", FILE_WAIT,
+                _not_done(first), logs[0], FILE_WAIT,
             )  # fmt: skip
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

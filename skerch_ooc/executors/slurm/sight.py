@@ -56,7 +56,7 @@ def blind_text(nodes: Mapping[str, Sequence[str]], run: Path) -> str:
 
 
 def logs_of_done(submission: Submission, stage: str, tasks: Sequence[int]) -> Iterator[Path]:
-    """Yields the logs of elements by which tasks are done; one that is not here may say so too.
+    """Yields the logs of elements by which tasks are done.
 
     Args:
         submission: The submission.
@@ -69,7 +69,5 @@ def logs_of_done(submission: Submission, stage: str, tasks: Sequence[int]) -> It
         for index in sorted({task % job.of for task in tasks} & set(job.indices)):
             path = submission.log_of(job, index)
             log = read_log(path)
-            if log is None or (
-                log.exit_code == 0 and not log.last_line.endswith(STOPPED_IN_GOOD_ORDER)
-            ):
+            if log and log.exit_code == 0 and not log.last_line.endswith(STOPPED_IN_GOOD_ORDER):
                 yield path
