@@ -297,3 +297,14 @@ def test_bytes_are_counted_where_rows_are_read(tmp_path, matrices):
     with matrices["counted_reads"]() as read:
         stored(str(source)) @ torch.ones(200, 1, dtype=torch.float64)
     assert sum(read) / (8 * 5000 * 200) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.thorough
+def test_a_billion_rows_are_told_from_a_small_run(tmp_path):
+    text, figures = run(tmp_path, "billion_rows.py", "--rows", "9000", "--columns", "32")
+    assert figures["settings"]["target"] == [10**9, 1010]
+    assert figures["files"] > 1010
+    # 1010 columns of a billion numbers of four bytes, once.
+    assert figures["stages"]["merge"]["read"] == pytest.approx(4.04, rel=0.01)
+    assert all(stage["core_hours"] > 0 for stage in figures["stages"].values())
+    assert "1010 tasks" in text
