@@ -91,12 +91,12 @@ class Found:
         return [source_of(self.plan, part).factory for part in self.plan.parts]
 
     @property
-    def good(self) -> tuple[int, int]:
-        """The number of values that are surely known to 1 %, and that of all."""
+    def good(self) -> tuple[int, int] | None:
+        """How many values are surely known to 1 %, of how many; ``None`` if nothing tells."""
         arrays = SealedFile(result_path(self.run, self.name)).arrays
         bounds = self.assessment.bounds_of(arrays.get("residuals"))
         if bounds is None:
-            return 0, self.assessment.rank
+            return None
         return count_within(arrays[VALUES[self.plan.identity.kind]], bounds, 0.01), len(bounds)
 
     @property
@@ -151,6 +151,23 @@ def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
     return Advice(_judged(found, relative, share), tuple(steps))
 
 
+def _judged_values(found: Found) -> str:
+    """Says of a large error how many values are known all the same."""
+    value = _VALUE[found.plan.identity.kind]
+    if found.good is None:
+        return (
+            "This error is large, but it is that of the whole: how well each single "
+            f"{value} is known, this run does not tell."
+        )
+    good, of = found.good
+    if not good:
+        return f"This error is large, and no {value} is known to 1 %."
+    return (
+        f"This error is large, but it is that of the whole: {good} of {of} {value}s are known to "
+        "1 %."
+    )
+
+
 def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str:
     tolerance = found.plan.amendments[-1].tolerance
     if relative >= 1:
@@ -162,14 +179,8 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
             f"The tolerance of {share(tolerance)} {met}: with {100 * CONFIDENCE:.0f} % "
             f"probability the error is below {share(sure_of)}."
         )
-    good, of = found.good
-    if relative > _LARGE and good:
-        return (
-            f"This error is large, but it is that of the whole: {good} of {of} "
-            f"{_VALUE[found.plan.identity.kind]}s are known to 1 %."
-        )
     if relative > _LARGE:
-        return f"This error is large, and no {_VALUE[found.plan.identity.kind]} is known to 1 %."
+        return _judged_values(found)
     if relative <= found.rounding:
         return f"Nothing: that is about as small as {found.plan.identity.dtype} allows."
     return "If that is small enough, nothing."

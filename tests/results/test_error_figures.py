@@ -248,6 +248,11 @@ class TestSaid:
         assert assessment.relative_error > 0.1
         assert re.search(r"large, but .* 1 of \d+ eigenvalues are known to 1 %", verdict)
 
+    def test_of_values_that_nothing_tells_about_nothing_is_said(self, tmp_path):
+        run = run_of(decomposed(tmp_path, torch.diag(torch.ones(400)), kind=ooc.svd, method="hmt"))
+        verdict = advise(Found.of(run, "default", ooc.assess(run))).verdict
+        assert "how well each single singular value is known, this run does not tell" in verdict
+
     def test_table_counts_values_by_how_good_they_are(self, run):
         table = result_table(run.results / "default/eigh.h5", ooc.assess(run))
         assert re.search(r"each value +at least 1 of \d+ within 1 % of an eigenvalue", table)
