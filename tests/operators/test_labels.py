@@ -8,12 +8,14 @@ import pytest
 import scipy.sparse
 import zarr
 
+from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.matrices.dates import dates_of
 from skerch_ooc.operators.matrix import stored
 from skerch_ooc.results.scores import names_along
 
 DAYS = {"units": "days since 1990-01-01"}
+TEXT = h5py.string_dtype()
 
 
 def as_text(values):
@@ -252,3 +254,56 @@ class TestDates:
 
     def test_missing_ones_are_no_dates(self):
         assert np.isnat(dates_of(np.array([1.0, np.nan]), DAYS)).tolist() == [False, True]
+
+
+class TestOfFilesThatArePutTogether:
+    def stack(self, tmp_path, **other):
+        cube(tmp_path / "a.nc")
+        cube(tmp_path / "b.nc", start=4, **other)
+        return stored(["a.nc", "b.nc"], "t2m", rows=["time"], folder=str(tmp_path))
+
+    def test_grids_in_another_order_are_refused(self, tmp_path):
+        said = r"b\.nc has lat = 30 at 0, where .*a\.nc has 10; .* the same columns"
+        with pytest.raises(OperatorError, match=said):
+            self.stack(tmp_path, lat=(30.0, 20.0, 10.0))
+
+    def test_coordinates_that_were_rounded_are_the_same(self, tmp_path):
+        assert self.stack(tmp_path, lat=np.float32([10.00001, 20, 30])).shape == (8, 6)
+
+    def test_a_matrix_on_another_grid_is_not_subtracted(self, tmp_path):
+        cube(tmp_path / "a.nc")
+        cube(tmp_path / "b.nc", lat=(10.0, 20.0, 40.0))
+        with pytest.raises(OperatorError, match="lat = 40 at 2"):
+            stored("a.nc", "t2m", rows=["time"], minus="b.nc", folder=str(tmp_path))
+
+    def test_dates_along_columns_may_be_others(self, tmp_path):
+        for number in (0, 4):
+            cube(tmp_path / f"{number}.nc", start=number)
+        matrix = stored(["0.nc", "4.nc"], "t2m", rows=["lat"], folder=str(tmp_path))
+        assert matrix.shape == (6, 8)
+
+    def test_dimensions_in_another_order_are_refused(self, tmp_path):
+        for name, dims in (("a", "yx"), ("b", "xy")):
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                file["z"] = np.zeros((2, 3, 3))
+                for axis, dim in enumerate(f"t{dims}"):
+                    file["z"].dims[axis].label = dim
+        with pytest.raises(OperatorError, match=r"b\.h5 has columns of x x y"):
+            stored(["a.h5", "b.h5"], "z", rows=["t"], folder=str(tmp_path))
+
+    def test_units_that_differ_are_said(self, tmp_path):
+        for name, unit in (("a", "K"), ("b", "degC")):
+            cube(tmp_path / f"{name}.nc")
+            with h5py.File(tmp_path / f"{name}.nc", "a") as file:
+                file["t2m"].attrs["units"] = unit
+        matrix = stored(["a.nc", "b.nc"], "t2m", rows=["time"], folder=str(tmp_path))
+        assert "units differ (K in " in matrix.remarks[-1]
+
+    def test_genes_in_another_order_are_refused(self, tmp_path):
+        for name, genes in (("a", ["x", "y"]), ("b", ["y", "x"])):
+            with h5py.File(tmp_path / f"{name}.h5ad", "w") as file:
+                file["X"] = np.ones((3, 2))
+                file.create_dataset("obs/_index", data=["1", "2", "3"], dtype=TEXT)
+                file.create_dataset("var/_index", data=genes, dtype=TEXT)
+        with pytest.raises(OperatorError, match=r"b\.h5ad has var = y at 0, where .* has x"):
+            stored(["a.h5ad", "b.h5ad"], folder=str(tmp_path))

@@ -9,6 +9,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.operators.matrices.alike import remarks_on_units, require_same_columns
 from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.sources import Rows, Source
 
@@ -24,7 +25,7 @@ class DifferenceSource(Source):
         second: What is subtracted.
 
     Raises:
-        OperatorError: If one is sparse, or they have different shapes.
+        OperatorError: If one is sparse, or they have different shapes or columns.
     """
 
     def __init__(self, first: Rows, second: Rows) -> None:
@@ -41,13 +42,16 @@ class DifferenceSource(Source):
                 f"minus: {second.name} is {_size(second)}, and {first.name} is {_size(first)}; "
                 "give matrices of one shape, stored alike"
             )
+        labels, names = [first.labels(), second.labels()], [first.name, second.name]
+        require_same_columns(labels, names)
         self._first, self._second = first, second
         dtypes = (_floating(first.dtype), _floating(second.dtype))
         self._describe(f"{first.name} minus {second.name}", first.shape, np.result_type(*dtypes))
         self.is_transposed = first.is_transposed
         self.rows_together = max(first.rows_together, second.rows_together)
         self.held_bytes = first.held_bytes + second.held_bytes + 2 * _PIECE
-        self.remarks = tuple(dict.fromkeys(first.remarks + second.remarks))
+        units = remarks_on_units([one.attributes for one in labels], names)
+        self.remarks = tuple(dict.fromkeys((*first.remarks, *second.remarks, *units)))
 
     def _read_to(self, out: Array, rows: Range) -> None:
         most = max(1, _PIECE // (self.shape[1] * self.dtype.itemsize))

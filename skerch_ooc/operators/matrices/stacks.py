@@ -12,6 +12,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
+from skerch_ooc.operators.matrices.alike import remarks_on_units, require_same_columns
 from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.sources import Rows, Source, SparseSource
 
@@ -223,7 +224,8 @@ def stacked(sources: Sequence[Rows], names: Sequence[str]) -> Rows:
     """Stacks sources, all dense or all sparse; one alone is itself.
 
     Raises:
-        OperatorError: If they are not of one kind, or not equally wide.
+        OperatorError: If they are not of one kind, or not equally wide, or their columns are
+            others.
     """
     if len(sources) == 1:
         return sources[0]
@@ -241,6 +243,12 @@ def stacked(sources: Sequence[Rows], names: Sequence[str]) -> Rows:
             f"{dense[0].name} is dense and {thin[0].name} sparse; give files of one kind, as a "
             "list of paths"
         )
+    made: Rows
     if turned:
-        return SideBySide(dense, names) if dense else SparseSideBySide(thin, names)
-    return StackedRows(dense, names) if dense else StackedSparseRows(thin, names)
+        made = SideBySide(dense, names) if dense else SparseSideBySide(thin, names)
+    else:
+        made = StackedRows(dense, names) if dense else StackedSparseRows(thin, names)
+    labels = [one.labels() for one in sources]
+    require_same_columns(labels, names)
+    made.remarks += tuple(remarks_on_units([one.attributes for one in labels], names))
+    return made
