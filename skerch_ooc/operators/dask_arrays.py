@@ -10,7 +10,7 @@ must make it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,7 +22,7 @@ from skerch_ooc.algebra.noise import Entries
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.partition import Range, cut, tree_sum
 from skerch_ooc.operators.matrices.slabs import add_adjoint
-from skerch_ooc.operators.matrices.sliced import numbers_of
+from skerch_ooc.operators.matrices.sliced import coordinate_beside, numbers_of
 from skerch_ooc.operators.matrices.sources import Source
 from skerch_ooc.operators.matrix import TERM_BYTES, RowsProduct, StoredMatrix
 from skerch_ooc.operators.rows import Backward, Forward, Inner, Request
@@ -39,10 +39,11 @@ class DaskSource(Source):
 
     Args:
         array: The array, in chunks of whole rows.
+        beside: Coordinates of the object that it is of, by name.
     """
 
-    def __init__(self, array: Any) -> None:
-        self._array = array
+    def __init__(self, array: Any, beside: Mapping[str, Any] | None = None) -> None:
+        self._array, self._beside = array, beside or {}
         self._describe("the dask array", array.shape, np.dtype(array.dtype).newbyteorder("="))
         self._starts = [0, *accumulate(array.chunks[0])]
         self.rows_together = max(array.chunks[0])
@@ -60,6 +61,10 @@ class DaskSource(Source):
                 self._kept, self._entries = chunk, numbers_of(found)
             kept = self._entries[inside.shifted(-chunk.start).slice]
             out[inside.shifted(-rows.start).slice] = kept
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""
+        return coordinate_beside(self._beside, name)
 
 
 class DaskMatrix(StoredMatrix):

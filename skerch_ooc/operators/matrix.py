@@ -172,6 +172,26 @@ class StoredMatrix:
             return None
         return np.asarray(np.isnan(self._source.read(Range(0, 1))[0]))
 
+    def left_out(self) -> Array | None:
+        """The columns that are meant that are missing throughout; ``None`` if sparse.
+
+        All rows are read where the first entries do not tell: of the transpose, and where columns
+        of which some entries are missing are filled. Else these were refused.
+        """
+        may = self.may_be_left_out()
+        along = self.steps.rows if self.is_turned else self.steps.columns
+        told = may is not None and not (along.fill and bool(may.any()))
+        if told or not isinstance(self._source, Source):
+            return may
+        gone = np.ones(self.shape[1], bool)
+        for inside, stored in self.stored_slabs(Range(0, self.rows_shape[0])):
+            missing = np.isnan(stored)
+            if self.is_turned:
+                gone[inside.slice] = missing.all(axis=1)
+            else:
+                gone &= missing.all(axis=0)
+        return gone
+
     def as_product(self, dtype: str, device: str) -> RowsProduct | TurnedProduct:
         """What applies the matrix, and sketches it in one reading.
 

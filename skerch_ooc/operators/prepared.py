@@ -23,6 +23,9 @@ from skerch_ooc.operators.matrices.weights import require_weights, weights_of
 from skerch_ooc.operators.matrix import StoredMatrix
 from skerch_ooc.operators.objects import library_of, rows_of
 
+DIGEST = "sha256:"
+"""How weights begin that were numbers, where a plan states them."""
+
 _WEIGHTS = ("row_weights", "column_weights")
 
 
@@ -34,7 +37,7 @@ def stated(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(options)
     for key, numbers in _numbers(options).items():
-        made[key] = f"sha256:{hashlib.sha256(numbers.tobytes()).hexdigest()}"
+        made[key] = f"{DIGEST}{hashlib.sha256(numbers.tobytes()).hexdigest()}"
     if "missing_codes" in made:
         codes = np.atleast_1d(np.asarray(made["missing_codes"])).tolist()
         made["missing_codes"] = codes
@@ -69,14 +72,14 @@ def prepared(
     asked = Options.of({key: options[key] for key in options if key not in numbers})
     wanted = Meant(codes=asked.missing_codes, memory=memory or MEMORY)
     source = rows_of(operator, wanted)
-    if here and library_of(source) == "dask":
-        source = DaskSource(source)
-    if library_of(source) == "dask":
-        weights = _weights(asked, numbers, DaskSource(source))
-        made: StoredMatrix = prepared_dask(source, asked, weights)
+    chunked = library_of(source) == "dask"
+    rows: Rows = DaskSource(source, getattr(operator, "coords", None)) if chunked else source
+    weights = _weights(asked, numbers, rows)
+    made: StoredMatrix
+    if chunked and not here:
+        made = prepared_dask(source, asked, weights)
     else:
-        weights = _weights(asked, numbers, source)
-        made = StoredMatrix(source, options=asked, weights=weights)
+        made = StoredMatrix(rows, options=asked, weights=weights)
     made.stated = stated(options)
     return made
 

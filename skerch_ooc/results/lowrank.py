@@ -507,14 +507,14 @@ class Svd(LowRank):
 
         Raises:
             UsageError: If xarray is not installed, or vectors are complex.
-            OperatorError: If the files cannot be read.
+            OperatorError: If the files cannot be read, or ``like`` has no such weights.
             DriftError: If they have changed since the run was planned.
         """
         from skerch_ooc.results.modes import Prepared, modes_of, prepared_in
         from skerch_ooc.results.xarrays import dataset_of
 
         run = open_run(self.path.absolute().parent.parent.parent)
-        prepared = prepared_in(run) if like is None else Prepared.of_shape(self.shape)
+        prepared = prepared_in(run, exactly=True) if like is None else Prepared.of_object(run, like)
         vectors = (self._left, self._right)
         return dataset_of(modes_of(run, self.path, self._values, vectors, prepared), like)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from skerch_ooc.base.errors import DriftError, UsageError
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.adapters import product_of
 from skerch_ooc.operators.matrices.labels import Labels
+from skerch_ooc.operators.matrices.options import OPTIONS_OF_OBJECTS
 from skerch_ooc.operators.matrix import StoredMatrix
+from skerch_ooc.operators.prepared import DIGEST, prepared
 from skerch_ooc.operators.probe import check_fingerprint
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.results.assess import assess_result
@@ -51,6 +53,9 @@ class Modes:
         roots: What rows, and columns, were multiplied by; ``None`` for nothing.
         is_scaled: Whether columns were divided by their deviations.
         may_be_left_out: Columns that can have been missing throughout; ``None`` for any.
+        left_out: Columns that were; ``None`` if only zeros in the vectors tell.
+        has_weights: Whether columns had weights that are not known any more, so that they are still
+            in the patterns.
     """
 
     run: str
@@ -65,6 +70,8 @@ class Modes:
     roots: tuple[Array | None, Array | None] = (None, None)
     is_scaled: bool = False
     may_be_left_out: Array | None = None
+    left_out: Array | None = None
+    has_weights: bool = False
 
     @property
     def rank(self) -> int:
@@ -84,6 +91,8 @@ class Modes:
 
     def is_left_out(self, rows: Range, block: Array) -> Array:
         """Which of some rows of the right vectors are of columns that are missing throughout."""
+        if self.left_out is not None:
+            return self.left_out[rows.slice]
         zero = np.asarray((block == 0).all(axis=1))
         may = self.may_be_left_out
         return zero if may is None else zero & may[rows.slice]
@@ -107,18 +116,50 @@ class Prepared:
         roots: See :class:`Modes`.
         is_scaled: The same.
         may_be_left_out: The same.
+        left_out: The same.
+        has_weights: The same.
     """
 
     labels: Labels
     roots: tuple[Array | None, Array | None] = (None, None)
     is_scaled: bool = False
     may_be_left_out: Array | None = field(default=None)
+    left_out: Array | None = field(default=None)
+    has_weights: bool = False
 
     @classmethod
-    def of(cls, matrix: StoredMatrix) -> Prepared:
-        """Asks a matrix in files."""
+    def of(cls, matrix: StoredMatrix, *, exactly: bool = False) -> Prepared:
+        """Asks a matrix.
+
+        Args:
+            matrix: The matrix.
+            exactly: Whether columns that are missing throughout are to be known, where vectors need
+                not be exactly zero there.
+        """
         scaled = matrix.steps.rows.scale or matrix.steps.columns.scale
-        return cls(matrix.labels(), matrix.roots, scaled, matrix.may_be_left_out())
+        gone = matrix.left_out() if exactly else None
+        return cls(matrix.labels(), matrix.roots, scaled, matrix.may_be_left_out(), gone)
+
+    @classmethod
+    def of_object(cls, run: Run, like: Any) -> Prepared:
+        """Asks the object that a run has decomposed, of the options that its plan states.
+
+        Raises:
+            OperatorError: If the object has not what they name, such as latitudes.
+        """
+        shape = run.plan.identity.shape
+        found = cls.of_shape(shape)
+        stated = source_of(run.plan, run.plan.parts[0]).args
+        options = {key: stated[key] for key in OPTIONS_OF_OBJECTS if key in stated}
+        numbers = [key for key in ("row_weights", "column_weights")
+                   if str(options.get(key)).startswith(DIGEST)]  # fmt: skip
+        for key in numbers:
+            del options[key]
+        if getattr(like, "shape", None) == shape and options:
+            matrix = prepared(like, options, None, here=True)
+            found = cls.of(matrix, exactly=run.plan.krylov is not None)
+        labels = Labels.of([("", shape[0])], [("", shape[1])], (), getattr(like, "attrs", None))
+        return replace(found, labels=labels, has_weights="column_weights" in numbers)
 
     @classmethod
     def of_shape(cls, shape: tuple[int, int]) -> Prepared:
@@ -127,10 +168,15 @@ class Prepared:
         return cls(Labels.of([("", shape[0])], [("", shape[1])]), may_be_left_out=none)
 
 
-def prepared_in(run: Run) -> Prepared:
+def prepared_in(run: Run, *, exactly: bool = False) -> Prepared:
     """Reads the names and coordinates of a run's matrix from its files, which must be the same.
 
     They are not kept in the run, as they may be wrong or missing in a file that can be decomposed.
+
+    Args:
+        run: The run.
+        exactly: Whether columns that are missing throughout are to be known. Rounds span random
+            directions too, so that vectors of ``krylov`` are only nearly zero there.
 
     Raises:
         DriftError: If the files are others than when the run was planned.
@@ -145,7 +191,7 @@ def prepared_in(run: Run) -> Prepared:
             f"the files of the matrix of {run.directory} have changed since the run was planned, "
             "so that their names may be others; restore them, or plan a new run"
         )
-    return Prepared.of(matrix)
+    return Prepared.of(matrix, exactly=exactly and plan.krylov is not None)
 
 
 def _is_same(run: Run, matrix: StoredMatrix) -> bool:
@@ -187,7 +233,8 @@ def modes_of(
         run.plan.run_id, np.asarray(values, np.float64),
         lambda: _blocks(left, signs), lambda: _blocks(right, signs), right.dtype,
         prepared.labels, _is_centred(run), None if not norm else (values / norm) ** 2,
-        True, prepared.roots, prepared.is_scaled, prepared.may_be_left_out,
+        True, prepared.roots, prepared.is_scaled, prepared.may_be_left_out, prepared.left_out,
+        prepared.has_weights,
     )  # fmt: skip
 
 

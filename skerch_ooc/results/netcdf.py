@@ -61,7 +61,7 @@ def texts_of(modes: Modes) -> dict[str, dict[str, str]]:
     """What is said of each variable, as attributes."""
     row, column = modes.roots
     v = "right singular vectors, of unit length"
-    if column is not None:
+    if column is not None or modes.has_weights:
         v += "; columns were multiplied by the roots of their weights, which are in them"
     u = "left singular vectors, of unit length; times S they are scores (principal components)"
     if row is not None:
@@ -69,13 +69,16 @@ def texts_of(modes: Modes) -> dict[str, dict[str, str]]:
     pattern = "patterns: V times S"
     if column is not None:
         pattern += ", weights divided out"
+    elif modes.has_weights:
+        pattern += ", with the roots of weights in them"
     if modes.is_scaled:
         pattern += ", in standard deviations of each column"
-    pattern += "; the sum of U times pattern over modes is the matrix"
+    prepared = "the weighted matrix" if modes.has_weights or row is not None else "the matrix"
+    pattern += f"; the sum of U times pattern over modes is {prepared}"
     if modes.is_centred:
         pattern += " less the means of its columns"
     unit = modes.labels.attributes.get("units")
-    own = {"units": unit} if unit and not modes.is_scaled else {}
+    own = {"units": unit} if unit and not (modes.is_scaled or modes.has_weights) else {}
     return {
         "U": {"long_name": u},
         "S": {"long_name": "singular values"},

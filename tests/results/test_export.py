@@ -122,6 +122,59 @@ def test_arrays_of_xarray_give_their_coordinates(tmp_path, field):
     assert back.lat.values.tolist() == np.linspace(-75, 75, 6).tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"missing": "column-mean"}, {"transpose": True}])
+def test_land_is_missing_where_vectors_are_only_nearly_zero_on_it(tmp_path, field, options):
+    shown = field.astype("float32") + np.random.default_rng(1).standard_normal(field.shape)
+    shown[:, LAND] = np.nan
+    if options.get("missing"):
+        shown[0, 0] = np.nan
+    turned = options.get("transpose", False)
+    flat = shown.reshape(len(shown), -1)
+    np.save(tmp_path / "sst.npy", flat.T if turned else flat)
+    args = {"path": str(tmp_path / "sst.npy"), "empty_columns": "leave-out", **options}
+    ooc.run(
+        {
+            "kind": "svd", "pairs_tolerance": 0.1, "round_width": 4, "recovery": {"rank": 2},
+            "operator": {"factory": "stored", "args": args},
+        },
+        tmp_path / "run",
+    )  # fmt: skip
+    made = ooc.recover(ooc.open_run(tmp_path / "run")).to_xarray()
+    assert (np.isnan(made.pattern.values[0]) == LAND.ravel()).all()
+
+
+class TestOfArraysOfXarrayWithOptions:
+    @pytest.fixture(params=[None, 10])
+    def data(self, request, field):
+        """The field, with land, in memory and in chunks of Dask."""
+        shown = xarray.DataArray(
+            np.where(LAND, np.nan, field), dims=("time", "lat", "lon"),
+            coords={"lat": np.linspace(-75, 75, 6)}, attrs={"units": "degC"},
+        ).stack(place=("lat", "lon"))  # fmt: skip
+        return shown if request.param is None else shown.chunk(time=request.param)
+
+    def modes(self, data, folder, weights):
+        options = {"empty_columns": "leave-out", "subtract": "column-mean"}
+        found = ooc.svd(
+            data, measurements=15, rank=3, run_dir=folder / "run", column_weights=weights, **options
+        )
+        return found.to_xarray(data)
+
+    def test_weights_are_divided_out_of_patterns_and_land_is_missing(self, tmp_path, data, field):
+        made = self.modes(data, tmp_path, "cos-latitude")
+        back = (made.U * made.pattern).sum("mode", skipna=False).transpose("time", "place")
+        expected = anomalies(field).reshape(len(field), -1)
+        np.testing.assert_allclose(back.values, expected, atol=1e-6)
+        assert made.pattern.attrs["units"] == "degC"
+
+    def test_weights_that_are_not_known_any_more_are_said_to_be_in_patterns(self, tmp_path, data):
+        weights = np.linspace(1, 2, data.shape[1])
+        made = self.modes(data, tmp_path, weights)
+        np.testing.assert_allclose(made.pattern.values, made.V.values * made.S.values[:, None])
+        assert "with the roots of weights in them" in made.pattern.attrs["long_name"]
+        assert "units" not in made.pattern.attrs
+
+
 def test_an_array_of_another_shape_is_refused(sea):
     usv = ooc.recover(ooc.open_run(sea / "run"))
     with pytest.raises(UsageError, match=r"like has shape \(2, 2\), the decomposition has \(40, 3"):

@@ -75,11 +75,16 @@ class SlicedSource(Source):
 
     def coordinates(self, name: str) -> Array | None:
         """See :class:`Rows`; ``"latitude"`` also finds what is one by its attributes."""
-        for key, one in self.beside.items():
-            fits = is_latitude(str(key), one.attrs) if name == "latitude" else key == name
-            if fits and one.dtype.kind in "iuf":
-                return np.asarray(one.values, np.float64).ravel()
-        return None
+        return coordinate_beside(self.beside, name)
+
+
+def coordinate_beside(beside: Mapping[str, Any], name: str) -> Array | None:
+    """A coordinate of an object by its name, or its latitudes; ``None`` if it has none."""
+    for key, one in beside.items():
+        fits = is_latitude(str(key), one.attrs) if name == "latitude" else key == name
+        if fits and one.dtype.kind in "iuf":
+            return np.asarray(one.values, np.float64).ravel()
+    return None
 
 
 class OpenHdf5Source(Hdf5Source):

@@ -121,13 +121,17 @@ def modes_in(directory: Path, name: str) -> Modes:
         run, usv = svd_result(directory, name)
         values = usv.S.double().numpy()
         return modes_of(
-            run, usv.path, values, (usv.left_vectors, usv.right_vectors), prepared_in(run)
+            run,
+            usv.path,
+            values,
+            (usv.left_vectors, usv.right_vectors),
+            prepared_in(run, exactly=True),
         )
     file = open_if_there(pca_path(directory))
     if file is None:
         raise nothing_there(directory)
     kept, samples, source = kept_samples(directory, file)
-    known = known_of(source, samples.shape)
+    known = known_of(source, samples.shape, exactly=True)
     values = kept.values
 
     def left() -> Blocks:
@@ -142,4 +146,5 @@ def modes_in(directory: Path, name: str) -> Modes:
     return Modes(
         str(file.identity["run"]), values, left, right, np.dtype(samples.dtype), known.labels, True,
         kept.ratios, False, known.roots, known.is_scaled, known.may_be_left_out,
+        known.left_out,
     )  # fmt: skip

@@ -175,10 +175,14 @@ def kept_samples(directory: Path, file: SealedFile) -> tuple[Components, Samples
     return kept, opened.samples().filled_by(Learned(kept.fill, kept.factors)), opened
 
 
-def known_of(source: Reopened | None, shape: tuple[int, int]) -> Prepared:
-    """What is known of the matrix that samples are the rows of."""
+def known_of(
+    source: Reopened | None, shape: tuple[int, int], *, exactly: bool = False
+) -> Prepared:  # fmt: skip
+    """What is known of the matrix that samples are the rows of; see :meth:`Prepared.of`."""
     matrix = None if source is None else source.matrix()
-    return Prepared.of(matrix) if isinstance(matrix, StoredMatrix) else Prepared.of_shape(shape)
+    if isinstance(matrix, StoredMatrix):
+        return Prepared.of(matrix, exactly=exactly)
+    return Prepared.of_shape(shape)
 
 
 def _of_samples(directory: Path, file: SealedFile) -> tuple[Sheet, Blocks]:
