@@ -190,8 +190,18 @@ def _slurm_memory(environment: Mapping[str, str]) -> int | None:
     return per_task * MIB * 9 // 10 or None
 
 
-def resident_memory() -> int:
-    """Returns the resident memory of this process now, in bytes."""
+def resident_memory(needed: int = 0, most: int | None = None) -> int:
+    """Returns the resident memory of this process now, in bytes.
+
+    Args:
+        needed: What is needed besides.
+        most: What both may be together; where they are more, unused memory is released first.
+    """
+    resident = int(psutil.Process().memory_info().rss)
+    if most is None or resident + needed <= most:
+        return resident
+    # Only then, as releasing memory takes as long as a few tiles.
+    release_memory()
     return int(psutil.Process().memory_info().rss)
 
 

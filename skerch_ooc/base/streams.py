@@ -18,7 +18,6 @@ from skerch_ooc.base.resources import (
     format_bytes,
     limit_torch_of_thread,
     operator_threads,
-    release_memory,
     resident_memory,
 )
 
@@ -39,13 +38,9 @@ def tiles_in_flight(stage: str, resources: Resources, fixed: int, per_tile: int)
         UsageError: If not even one tile fits.
     """
     per_tile = max(1, per_tile)
-    baseline = resident_memory()
-    free = resources.memory - baseline - SPARE_BYTES - fixed
-    if free // per_tile < resources.cores:
-        # Only then, as releasing memory takes as long as a few tiles.
-        release_memory()
-        baseline = resident_memory()
-        free = resources.memory - baseline - SPARE_BYTES - fixed
+    besides = SPARE_BYTES + fixed
+    baseline = resident_memory(besides + resources.cores * per_tile, resources.memory)
+    free = resources.memory - baseline - besides
     if free < per_tile:
         needed = baseline + SPARE_BYTES + fixed + per_tile
         raise UsageError(

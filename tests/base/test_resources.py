@@ -104,3 +104,12 @@ def test_linear_algebra_is_looked_for_again_once_modules_were_loaded(monkeypatch
         with resources.blas_threads(1):
             assert {library["num_threads"] for library in threadpool_info()} <= {1}
     assert looked == [len(sys.modules) - 1, len(sys.modules)]
+
+
+def test_memory_is_released_only_where_it_would_be_too_little(monkeypatch):
+    released = []
+    monkeypatch.setattr(resources, "release_memory", lambda: released.append(True))
+    resources.resident_memory(10, 1 << 50)
+    assert not released
+    resources.resident_memory(10, 20)
+    assert released

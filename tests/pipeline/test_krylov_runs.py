@@ -6,6 +6,7 @@ Dense decompositions in double precision are the truth.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from skerch_ooc.algebra.krylov.pairs import pairs_of
 from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import DriftError, QualityError, UsageError
 from skerch_ooc.base.files import canonical_line
+from skerch_ooc.base.streams import Pool
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
@@ -656,3 +658,16 @@ class TestGrowth:
         decompose("eigh", operator, tmp_path / "run", rounds=4)
         with pytest.raises(UsageError, match='method = "krylov" cannot be updated'):
             ooc.update(ooc.open_run(tmp_path / "run"), operator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_buffers_of_a_round_end_with_it(tmp_path, kind):
+    gc.collect()
+    gc.disable()
+    try:
+        decompose(kind, Operator(matrix_of(kind, "float64")), tmp_path / "run", rounds=4)
+        kept = [value for value in gc.get_objects() if isinstance(value, Pool)]
+    finally:
+        gc.enable()
+    # Collected with all cycles they would be gone only many rounds later.
+    assert not kept

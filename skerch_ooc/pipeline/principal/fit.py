@@ -228,7 +228,8 @@ def _needed(samples: Samples, method: str) -> int:
 
 
 def _require_memory(samples: Samples, method: str, work: Work) -> None:
-    needed = resident_memory() + _needed(samples, method) + SPARE_BYTES
+    sums = _needed(samples, method) + SPARE_BYTES
+    needed = sums + resident_memory(sums, work.resources.memory)
     if needed > work.resources.memory:
         raise UsageError(
             f"the sums over {samples.shape[1]} columns take {format_bytes(needed)}, with memory = "

@@ -324,11 +324,11 @@ def _require_memory(
     round_: Round, tasks: MissingTasks, product: Product, resources: Resources
 ) -> None:
     widest = tasks.widest
-    held = resident_memory() + SPARE_BYTES
     terms = round_.run.plan.parts[tasks.stretches[0].part].terms
     count = product.terms if terms is None else len(terms)
     reading = Reading(product.slab_bytes, product.is_turned, len(tasks) == 1, count)
-    needed = held + _task_bytes(round_, widest, product, reading)
+    task = SPARE_BYTES + _task_bytes(round_, widest, product, reading)
+    needed = task + resident_memory(task, resources.memory)
     if needed > resources.memory:
         raise UsageError(
             f"memory = {format_bytes(resources.memory)} is too little: a block of "

@@ -282,8 +282,10 @@ class Making:
         # Probes and weights side by side: one product reads the tile once, two would read it twice.
         weights = () if recipe.weights is None else (recipe.weights,)
         self._factors = _aligned(np.concatenate([self._probes, *weights], axis=1))
-        height = tile_rows(plan, recipe.rows)
-        self._spaces = Pool(lambda: empty_aligned((height, recipe.tests), self._wide))
+        height, wide = tile_rows(plan, recipe.rows), plan.identity.wide_dtype
+        # Not self._wide: what a pool of self makes must not hold self, or all buffers stay until
+        # cycles are collected, which may be many rounds later.
+        self._spaces = Pool(lambda: empty_aligned((height, recipe.tests), wide))
 
     @property
     def tiles(self) -> Range:
