@@ -291,6 +291,16 @@ class TestOfFilesThatArePutTogether:
         with pytest.raises(OperatorError, match=r"b\.h5 has columns of x x y"):
             stored(["a.h5", "b.h5"], "z", rows=["t"], folder=str(tmp_path))
 
+    def test_latitudes_of_two_dimensions_are_compared(self, tmp_path):
+        for number, name in enumerate(("a", "b")):
+            cube(tmp_path / f"{name}.nc")
+            with h5py.File(tmp_path / f"{name}.nc", "a") as file:
+                file["nav_lat"] = np.arange(6.0).reshape(3, 2) + 10 * number
+                for axis, dim in enumerate(("lat", "lon")):
+                    file["nav_lat"].dims[axis].attach_scale(file[dim])
+        with pytest.raises(OperatorError, match=r"nav_lat = 10 at 0, where .* has 0;"):
+            stored(["a.nc", "b.nc"], "t2m", rows=["time"], folder=str(tmp_path))
+
     def test_units_that_differ_are_said(self, tmp_path):
         for name, unit in (("a", "K"), ("b", "degC")):
             cube(tmp_path / f"{name}.nc")
@@ -307,3 +317,17 @@ class TestOfFilesThatArePutTogether:
                 file.create_dataset("var/_index", data=genes, dtype=TEXT)
         with pytest.raises(OperatorError, match=r"b\.h5ad has var = y at 0, where .* has x"):
             stored(["a.h5ad", "b.h5ad"], folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "said"),
+    [
+        (["lat"], "cos-latitude", "latitudes of .* lie along its rows, 3 of them; give rows"),
+        (["time"], "cos_lat", 'no such dataset beside it; .* or "cos-latitude"'),
+        (["time"], "lat", 'latitudes are no weights, .* "cos-latitude"'),
+    ],
+)
+def test_weights_of_latitudes_that_are_meant_otherwise_are_refused(tmp_path, rows, weights, said):
+    cube(tmp_path / "a.nc", lat=(-10.0, 0.0, 10.0))
+    with pytest.raises(OperatorError, match=said):
+        stored("a.nc", "t2m", rows=rows, column_weights=weights, folder=str(tmp_path))

@@ -9,6 +9,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.matrices.grids import is_latitude, is_longitude
 from skerch_ooc.operators.matrices.labels import Coordinate, Labels
 
 _SHARE = 0.01
@@ -34,10 +35,10 @@ def require_same_columns(labels: Sequence[Labels], names: Sequence[str]) -> None
         if other.columns.names != first.columns.names and _are_turned(first, other):
             wrong = f"has columns of {_sizes(other)}, {names[0]} of {_sizes(first)}"
             raise _refusal(name, wrong)
-        for mine, theirs in zip(own, _along_columns(other), strict=False):
-            place = None if mine is None or theirs is None else _difference(mine, theirs)
-            if mine is not None and theirs is not None and place is not None:
-                one, its = (_shown(each.values[place]) for each in (theirs, mine))
+        for mine, theirs in _pairs(own, _along_columns(other)):
+            place = _difference(mine, theirs)
+            if place is not None:
+                one, its = (_shown(each.values.flat[place]) for each in (theirs, mine))
                 wrong = f"has {theirs.name} = {one} at {place}, where {names[0]} has {its}"
                 raise _refusal(name, wrong)
 
@@ -61,10 +62,24 @@ def _refusal(name: str, wrong: str) -> OperatorError:
     )
 
 
-def _along_columns(labels: Labels) -> list[Coordinate | None]:
-    """For each dimension of the columns the coordinate that numbers or names its places."""
-    own = {one.name: one for one in labels.coordinates if one.dims == (one.name,)}
-    return [own.get(name) for name in labels.columns.names]
+def _along_columns(labels: Labels) -> dict[str | int, Coordinate]:
+    """The coordinates of the dimensions of the columns, by number, that number or name places.
+
+    Latitudes and longitudes that lie along several are there too, by name.
+    """
+    found: dict[str | int, Coordinate] = {}
+    for one in labels.along(labels.columns):
+        if one.dims == (one.name,):
+            found[labels.columns.names.index(one.name)] = one
+        elif is_latitude(one.name, one.attributes) or is_longitude(one.name, one.attributes):
+            found[one.name] = one
+    return found
+
+
+def _pairs(
+    mine: Mapping[str | int, Coordinate], others: Mapping[str | int, Coordinate]
+) -> list[tuple[Coordinate, Coordinate]]:
+    return [(mine[key], others[key]) for key in mine if key in others]
 
 
 def _are_turned(one: Labels, other: Labels) -> bool:
@@ -90,7 +105,7 @@ def _difference(one: Coordinate, other: Coordinate) -> int | None:
 
 
 def _near(values: Array) -> float:
-    steps = np.abs(np.diff(values.astype(np.float64)))
+    steps = np.abs(np.diff(values.astype(np.float64), axis=-1))
     steps = steps[steps > 0]
     return _SHARE * float(steps.min()) if len(steps) else 0.0
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.operators.matrices.grids import is_latitude
 from skerch_ooc.operators.matrices.options import COS_LATITUDE, Options
 from skerch_ooc.operators.matrices.sources import Rows
 
@@ -40,6 +41,13 @@ def _roots(key: str, name: str, size: int, source: Rows, folder: Path) -> Array:
                 f'{key} = "{name}": {source.name} has no latitudes beside it (a dataset lat or '
                 "latitude, or one in degrees_north); give the name of a dataset, or a .npy file"
             )
+        if latitudes.shape != (size,):
+            where = "rows" if key == "column_weights" else "columns"
+            raise OperatorError(
+                f'{key} = "{name}": the latitudes of {source.name} lie along its {where}, '
+                f"{len(latitudes)} of them; give rows = [...] such that latitude is a dimension of "
+                f"the others, or the weights of all {size} as a .npy file"
+            )
         # At the poles rounding may make them less than zero.
         cosines = np.cos(np.deg2rad(latitudes))
         weights = np.where(np.abs(cosines) < 1e-12, np.abs(cosines), cosines)
@@ -50,7 +58,12 @@ def _roots(key: str, name: str, size: int, source: Rows, folder: Path) -> Array:
         if beside is None:
             raise OperatorError(
                 f"{key} = {name!r}: {source.name} has no such dataset beside it; give the name of "
-                "one, or a .npy file"
+                f'one, a .npy file, or "{COS_LATITUDE}"'
+            )
+        if is_latitude(name, {}) and (beside < 0).any():
+            raise OperatorError(
+                f"{key} = {name!r}: latitudes are no weights, as some are negative; give "
+                f'"{COS_LATITUDE}", which makes weights of them'
             )
         weights = beside
     return require_weights(f"{key} = {name!r}", weights, size)
