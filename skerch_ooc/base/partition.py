@@ -165,7 +165,12 @@ def tree_sum(values: Iterable[Value], add: Callable[[Value, Value], Value]) -> V
     Raises:
         ValueError: If there is no value.
     """
-    return tree_sum_of_runs(((1, value) for value in values), add)
+    # Not a generator, which would hold a value until the next is there.
+    return tree_sum_of_runs(map(_run_of_one, values), add)
+
+
+def _run_of_one(value: Value) -> tuple[int, Value]:
+    return 1, value
 
 
 def tree_sum_of_runs(
@@ -192,6 +197,7 @@ def tree_sum_of_runs(
             value = add(pending.pop()[1], value)
             level += 1
         pending.append((level, value))
+        del value
     if not pending:
         raise ValueError("a sum needs at least one value")
     total = pending.pop()[1]
