@@ -27,7 +27,7 @@ from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
 from skerch_ooc.results.pairs import require_pairs
 from skerch_ooc.stages.measure import task as measure_stage
-from skerch_ooc.stages.measure.operands import Operands, operands_of
+from skerch_ooc.stages.measure.operands import Operands, has_newer_files, operands_of
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.decomposition import solve
 from skerch_ooc.store import result_files, rundir
@@ -95,15 +95,16 @@ def why_not_compared(planned: Planned, work: Work) -> str | None:
     """Says why no operator is compared by going on with a run; ``None`` if one is.
 
     Where products are still made, the process that makes them compares. Where none are, building
-    the operator might take longer than all else; so that is done only if its factory has changed.
+    the operator might take longer than all else; so that is done only if its factory has changed,
+    or the files of a stored matrix.
 
     Raises:
-        DriftError: If the factory has changed, and makes another operator.
+        DriftError: If they have changed, and the operator is another.
     """
     run = planned.run
     if run.cleaned() is None and not State(run, by_notes=True).measured:
         return None
-    if not planned.changed:
+    if not (planned.changed or has_newer_files(run)):
         return "nothing is left to measure"
     try:
         compare_operator(planned, work)
@@ -202,6 +203,8 @@ def run(
         where = device or planned.run.plan.device
         planned.operands = Operands(planned.run, where, work.resources.threads, operator=operator)
         planned.operands.check_all()
+    elif not planned.fresh:
+        why_not_compared(planned, work)
     assessment = run_all(planned, work, operator=operator)
     assert assessment is not None
     require_tolerance(planned.run.plan, assessment)

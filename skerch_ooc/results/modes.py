@@ -20,7 +20,7 @@ from skerch_ooc.operators.prepared import DIGEST, prepared
 from skerch_ooc.operators.probe import check_fingerprint
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.results.assess import assess_result
-from skerch_ooc.stages.measure.operands import build_for_run
+from skerch_ooc.stages.measure.operands import STORED, build_for_run
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.tiles import Tiles
 
@@ -30,8 +30,6 @@ Blocks = Iterator[tuple[Range, Array]]
 CENTRED = ("column-mean", "both")
 """What ``subtract`` is where columns are centred."""
 
-_STORED = ("stored", "sparse")
-"""Factories of matrices that say what their rows and columns are called."""
 _ROWS = 4096
 
 
@@ -183,7 +181,7 @@ def prepared_in(run: Run, *, exactly: bool = False) -> Prepared:
         OperatorError: If they cannot be opened.
     """
     plan = run.plan
-    if plan.identity.factory not in _STORED or plan.summands > 1:
+    if plan.identity.factory not in STORED or plan.summands > 1:
         return Prepared.of_shape(plan.identity.shape)
     matrix = build_for_run(run)
     if matrix.shape != plan.identity.shape or not _is_same(run, matrix):

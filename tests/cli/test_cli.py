@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from commands import CommandLine
 from specs import write_spec
+
+import skerch_ooc as ooc
 
 
 @pytest.fixture
@@ -108,6 +111,48 @@ class TestAnotherOperatorInAFinishedRun:
         assert done.returncode == 0
         assert UNCOMPARED in done.stderr
         assert "no such disk" in done.stderr
+
+
+class TestOtherFilesOfAFinishedRun:
+    """The same command on a matrix whose file was written anew meanwhile."""
+
+    @pytest.fixture
+    def run(self, inside, tmp_path):
+        np.save(tmp_path / "a.npy", self.matrix(0))
+        spec = write_spec(
+            tmp_path, "", 20, kind="svd", operator={"factory": "stored", "args": {"path": "a.npy"}}
+        )
+        assert inside("run", spec, "--run", "run").returncode == 0
+        return lambda *options: inside("run", *options, "--run", "run")
+
+    @pytest.fixture(params=["spec", "no spec"])
+    def given(self, request, tmp_path):
+        return [tmp_path / "spec.toml"] if request.param == "spec" else []
+
+    @staticmethod
+    def matrix(seed):
+        return np.random.default_rng(seed).standard_normal((60, 40))
+
+    def test_are_refused(self, run, given, tmp_path):
+        np.save(tmp_path / "a.npy", self.matrix(1))
+        done = run(*given)
+        assert (done.returncode, done.stdout) == (5, "")
+        assert "not the one that the run started with" in done.stderr
+
+    def test_are_refused_in_python(self, run, tmp_path):
+        np.save(tmp_path / "a.npy", self.matrix(1))
+        with pytest.raises(ooc.DriftError):
+            ooc.run(tmp_path / "spec.toml", tmp_path / "run")
+
+    def test_go_on_where_they_hold_the_same(self, run, tmp_path):
+        np.save(tmp_path / "a.npy", self.matrix(0))
+        done = run()
+        assert (done.returncode, UNCOMPARED in done.stderr) == (0, False)
+
+    def test_that_are_gone_leave_the_result(self, run, tmp_path):
+        (tmp_path / "a.npy").unlink()
+        done = run()
+        assert (done.returncode, UNCOMPARED in done.stderr) == (0, True)
 
 
 def test_stages_one_by_one_equal_run(ooc_command, spec):

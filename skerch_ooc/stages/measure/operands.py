@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256, with_options
+from skerch_ooc.operators.matrices.formats import located
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.store.names import PLACES
-from skerch_ooc.store.rundir import Run, open_run
+from skerch_ooc.store.rundir import PLAN, Run, open_run
 from skerch_ooc.store.sketch import Round
 
 log = logging.getLogger("skerch_ooc")
+
+STORED = ("stored", "sparse")
+"""Factories of matrices in files."""
 
 
 class Operands:
@@ -156,6 +162,41 @@ def build_for_run(
         )
     folder = find_folder(run, source)
     return build(source.factory, source.args, device or run.plan.device, folder, memory)
+
+
+def has_newer_files(run: Run) -> bool:
+    """Whether files of a stored matrix were written, or put there, since the run was planned.
+
+    That they are as old as before says nothing where only a file deep in a folder was replaced.
+    """
+    planned = (run.directory / PLAN).stat().st_mtime_ns
+    return any(
+        max(there.st_mtime_ns, there.st_ctime_ns) > planned
+        for part in run.plan.parts
+        for path in _files_of(run, source_of(run.plan, part))
+        if (there := _found(path)) is not None
+    )
+
+
+def _files_of(run: Run, source: OperatorSource) -> Iterator[Path]:
+    """The files that a stored matrix is made of, and those that lie in its folders."""
+    if source.factory not in STORED:
+        return
+    folder = find_folder(run, source)
+    for key in ("path", "minus"):
+        given = source.args.get(key) or ()
+        for name in [given] if isinstance(given, str) else given:
+            path = located(folder, name)
+            if isinstance(path, Path):
+                yield path
+                yield from path.iterdir() if is_folder(path) else ()
+
+
+def _found(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def find_folder(run: Run, source: OperatorSource) -> Path:
