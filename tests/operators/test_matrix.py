@@ -239,6 +239,18 @@ def test_dataset_that_is_not_there_is_named_with_those_that_are(tmp_path):
         stored("v.h5", dataset="matrix", folder=str(tmp_path))
 
 
+def test_layer_that_is_not_there_is_answered_with_matrices_and_not_their_parts(tmp_path):
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        for name in ("X", "layers/counts"):
+            group = file.create_group(name)
+            group.attrs.update({"encoding-type": "csr_matrix", "shape": (3, 2)})
+            for part, values in (("data", [1.0]), ("indices", [0]), ("indptr", [0, 1, 1, 1])):
+                group[part] = values
+        file["obs/_index"] = ["a", "b", "c"]
+    with pytest.raises(OperatorError, match=r"give one of: X, layers/counts$"):
+        stored("cells.h5ad", dataset="layers/count", folder=str(tmp_path))
+
+
 def test_files_of_other_widths_are_not_stacked(tmp_path):
     paths = [npy(tmp_path, entries(), "a.npy"), npy(tmp_path, entries(shape=(3, 9)), "b.npy")]
     with pytest.raises(OperatorError, match=r"b\.npy has 9"):

@@ -213,6 +213,14 @@ def test_array_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     assert "has no array 'b'; give one of: a" in refusal(tmp_path, dataset="b")
 
 
+def test_layer_that_is_not_there_is_answered_with_matrices_and_not_their_parts(tmp_path):
+    root = zarr.create_group(tmp_path / "a.zarr")
+    group = root.create_group("X", attributes={"encoding-type": "csr_matrix", "shape": [3, 2]})
+    for part, values in (("data", [1.0]), ("indices", [0]), ("indptr", [0, 1, 1, 1])):
+        group.create_array(part, data=np.array(values))
+    assert refusal(tmp_path, dataset="layers/counts").endswith("give one of: X")
+
+
 def test_vector_is_no_matrix(tmp_path):
     zarr.create_array(tmp_path / "a.zarr", data=np.ones(5))
     assert "has shape (5,); give a matrix" in refusal(tmp_path)

@@ -58,7 +58,7 @@ class Hdf5Source(Source):
         wanted: What else is said of it; in place of ``dataset``.
 
     Raises:
-        OperatorError: If there is no such file or dataset, or it is no matrix of numbers, or its
+        OperatorError: If there is no such file, or the dataset is no matrix of numbers, or its
             data lie in other files, which HDF5 reads as zeros if they are gone.
     """
 
@@ -68,10 +68,7 @@ class Hdf5Source(Source):
         with open_file(path) as file:
             name = dataset or wanted.dataset or the_matrix(file, path)
             found = file.get(name)
-            if not isinstance(found, h5py.Dataset):
-                raise OperatorError(
-                    f"{path} has no dataset {name!r}; give one of: {shown_list(_names(file))}"
-                )
+            assert isinstance(found, h5py.Dataset)
             require_own_data(path, found)
             require_filters(path, found)
             self._note(f"{path}: {name}", found, wanted)
@@ -197,7 +194,7 @@ class Hdf5Source(Source):
 _NETCDF = {".nc", ".nc4", ".cdf"}
 _BESIDE = ("bounds", "climatology", "coordinates", "cell_measures", "grid_mapping")
 """Attributes that name what belongs to the axes of a dataset."""
-_MOST_DIMENSIONS = 32
+MOST_DIMENSIONS = 32
 
 
 def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
@@ -258,10 +255,6 @@ def walk(file: h5py.File) -> Iterator[tuple[str, Any]]:
     return iter(found)
 
 
-def _names(file: h5py.File) -> list[str]:
-    return [name for name, item in walk(file) if isinstance(item, h5py.Dataset)]
-
-
 def is_matrix(item: Any, least: int = 2, most: int = 2) -> bool:
     """Whether a dataset can be meant: numbers in two dimensions, and no axis of something else."""
     if not isinstance(item, h5py.Dataset) or item.shape is None:
@@ -305,11 +298,11 @@ def the_matrix(file: h5py.File, path: Path, others: tuple[str, ...] = ()) -> str
     # Of netCDF cubes are meant as well as matrices, and not what belongs to their axes.
     netcdf = _is_netcdf(file)
     beside = _of_axes(items) if netcdf else set()
-    most = _MOST_DIMENSIONS if netcdf else 2
+    most = MOST_DIMENSIONS if netcdf else 2
     found = [name for name, item in items if is_matrix(item, 2, most) and name not in beside]
     if not found and not others:
         # A cube, or else what comes nearest, so that it is said what is wrong with it.
-        found = [name for name, item in items if is_matrix(item, 3, _MOST_DIMENSIONS)] or [
+        found = [name for name, item in items if is_matrix(item, 3, MOST_DIMENSIONS)] or [
             name for name, item in items if isinstance(item, h5py.Dataset) and item.ndim == 2
         ]
     found += others

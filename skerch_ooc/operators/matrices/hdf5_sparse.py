@@ -9,10 +9,12 @@ import h5py
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.operators.matrices.annotations import annotated, ten_x
 from skerch_ooc.operators.matrices.hdf5 import (
+    MOST_DIMENSIONS,
     Hdf5Source,
+    is_matrix,
     open_file,
     require_filters,
     require_own_data,
@@ -147,11 +149,30 @@ def rows_of(path: Path, wanted: Meant) -> Rows:
     """
     with open_file(path) as file:
         name = wanted.dataset or _meant_in(file, path)
-        thin = is_sparse(file.get(name))
+        found = file.get(name)
+        thin = is_sparse(found)
+        if not thin and not isinstance(found, h5py.Dataset):
+            raise OperatorError(
+                f"{path} has no dataset {name!r}; give one of: {shown_list(_matrices(file))}"
+            )
     if not thin:
         return Hdf5Source(path, name, wanted)
     import_scipy()
     return Hdf5SparseSource(path, name, wanted)
+
+
+def _matrices(file: h5py.File) -> list[str]:
+    """The names of all that can be meant; of all datasets where nothing can be."""
+    items = list(walk(file))
+    sparse = [name for name, item in items if is_sparse(item)]
+    inside = tuple(f"{name}/" for name in sparse)
+    dense = [
+        name
+        for name, item in items
+        if is_matrix(item, 2, MOST_DIMENSIONS) and not name.startswith(("#", *inside))
+    ]
+    datasets = [name for name, item in items if isinstance(item, h5py.Dataset)]
+    return sorted(sparse + dense) or datasets
 
 
 def _meant_in(file: h5py.File, path: Path) -> str:

@@ -253,7 +253,7 @@ def open_zarr(path: Path | str, wanted: Meant) -> Rows:
         thin.place = (root, name)
         return thin
     if node is None or not is_array(node):
-        raise OperatorError(f"{path} has no array {name!r}; give one of: {names_of(root)}")
+        raise OperatorError(f"{path} has no array {name!r}; give one of: {_matrices(root)}")
     folder = name.rpartition("/")[0]
     beside = node_of(root, folder) if folder else root
     found = ZarrSource(title, node, wanted, beside)
@@ -283,6 +283,19 @@ def _is_matrix(node: Any, least: int = 2, most: int = 2) -> bool:
     if not is_array(node) or not least <= node.ndim <= most:
         return False
     return np.dtype(node.dtype).kind in "biufc"
+
+
+def _matrices(root: Any) -> str:
+    """The names of all that can be meant, for people; of all arrays where nothing can be."""
+    nodes = dict(walk(root))
+    sparse = [name for name, node in nodes.items() if _is_sparse(node)]
+    inside = tuple(f"{name}/" for name in sparse)
+    dense = [
+        name
+        for name, node in nodes.items()
+        if _is_matrix(node, 2, 32) and not name.startswith(inside or ("/",))
+    ]
+    return shown_list(sorted(sparse + dense)) if sparse or dense else names_of(root)
 
 
 def _the_matrix(root: Any, path: Path | str) -> str:
