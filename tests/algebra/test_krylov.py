@@ -460,7 +460,7 @@ class TestDigits:
 
 
 class TestBasis:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("hermitian", [True, False])
     @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-6), ("float64", 1e-12)])
     def test_is_orthogonal_after_thirty_rounds(self, dtype, most, hermitian):

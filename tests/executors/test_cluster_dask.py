@@ -472,7 +472,7 @@ def test_run_over_tls_makes_the_same_files(tmp_path, certificates, encrypted, se
     assert run_contents(run) == run_contents(serial)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["tls", "tcp"])
 def test_client_without_certificates_is_refused(tmp_path, monkeypatch, encrypted, scheme):
     monkeypatch.setattr("skerch_ooc.executors.dask._CONNECT_SECONDS", 0.3)

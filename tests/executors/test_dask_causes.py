@@ -69,6 +69,7 @@ class TestStartOfLocalWorkers:
         ):
             ooc.measure(planned, ooc.Dask(workers=1), threads=1)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("role", ["worker", "nanny", "scheduler"])
     def test_tells_what_a_preload_script_raises(self, tmp_path, planned, role):
         lines = "raise ValueError('no licence here')\n"

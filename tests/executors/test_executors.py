@@ -134,7 +134,7 @@ def test_row_shards_are_of_all_columns_of_each_role(tmp_path, reference, case, n
     assert sorted(path.name for path in run.sketch.glob("*/*.p0.*")) == names
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("case", "role"), [("eigh", "right"), ("svd", "right"), ("svd", "left")])
 def test_recovery_reads_row_shards_where_there_are_any(tmp_path, reference, case, role):
     spec, _ = reference(case)

@@ -244,7 +244,7 @@ def test_sums_of_earlier_looks_at_the_error_go(copied):
     assert all(path.startswith("sketch/") for path in freed(done))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", ALL)
 def test_after_cleaning_results_are_the_same_and_nothing_is_left_to_do(
     copied, case, call_log, inside
@@ -364,7 +364,7 @@ def test_duplicate_stays_while_the_shard_that_is_read_is_damaged(duplicated):
 # --sketch
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", OFTEN)
 def test_what_merge_made_goes_and_is_made_again_with_the_same_bits(copied, case, call_log, inside):
     run = copied(case)

@@ -134,7 +134,7 @@ def test_extended_run_equals_one_that_was_planned_so_from_the_start(
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("dtype", "noise"),
     [

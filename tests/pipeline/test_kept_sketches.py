@@ -94,7 +94,7 @@ class TestError:
     def test_is_small_for_the_products(self, error, spectrum, products, most, powers):
         assert error(spectrum, products, "eigh", powers) <= most
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("spectrum", SPECTRA)
     @pytest.mark.parametrize(("kind", "powers"), CASES)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -129,7 +129,7 @@ def applied(run):
 
 
 class TestResult:
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("kind", "powers"), CASES)
     def test_of_low_rank_is_exact(self, tmp_path, dtype, kind, powers):
@@ -139,7 +139,7 @@ class TestResult:
         exact = 2e-6 if dtype in ("float32", "complex64") else 1e-13
         assert relative_error(found, matrix) < exact
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("kind", "powers"), CASES)
     def test_of_more_columns_than_the_operator_has_is_exact(self, tmp_path, dtype, kind, powers):
@@ -149,7 +149,7 @@ class TestResult:
             5e-6 if dtype in ("float32", "complex64") else 1e-12
         )
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("scale", [1e-15, 1e15])
     @pytest.mark.parametrize(("kind", "powers"), [("eigh", 0), ("eigh", 1), ("svd", 1)])
     def test_does_not_depend_on_the_scale_of_the_operator(self, tmp_path, scale, kind, powers):
@@ -175,7 +175,7 @@ class TestResult:
         expected = expected[np.argsort(-abs(expected))][: len(found.eigenvalues)]
         np.testing.assert_allclose(found.eigenvalues, expected, rtol=1e-8)
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("noise", ["gaussian", "ssrft"])
     @pytest.mark.parametrize(("kind", "powers"), [("eigh", 0), ("svd", 1)])
     def test_is_as_good_with_other_noise(self, tmp_path, noise, kind, powers):
@@ -184,7 +184,7 @@ class TestResult:
         found = made(tmp_path, matrix, kind, powers, noise=noise)
         assert relative_error(found, matrix) < 1.3 * usual
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize(("kind", "powers"), CASES)
     def test_has_the_error_that_the_assessment_says(self, tmp_path, kind, powers):
         matrix = dense((150, 150), "slow", "float64", hermitian=kind == "eigh")

@@ -130,7 +130,7 @@ def serial(tmp_path_factory):
 
 class TestWhateverTheCut:
     @pytest.mark.sampled(1)
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", KINDS[::-1])
     @pytest.mark.parametrize("block", [1, 3, 4])
     def test_width_of_blocks_changes_no_bit(self, tmp_path, serial, kind, block):
         spec = spec_of(tmp_path, kind, SMALL, sketch={"block": block})
@@ -151,13 +151,19 @@ class TestWhateverTheCut:
         in_shares(run, of)
         assert run_contents(run.directory) == run_contents(serial(kind, dtype))
 
-    @pytest.mark.sampled(1)
-    @pytest.mark.parametrize("kind", ["svd", "eigh"])
+    @pytest.mark.parametrize(
+        ("kind", "n"),
+        [
+            ("eigh", SMALL),
+            pytest.param("eigh", ROWS, marks=pytest.mark.thorough),
+            pytest.param("svd", ROWS, marks=pytest.mark.thorough),
+        ],
+    )
     def test_workers_of_dask_make_the_files_of_one_process(
-        self, tmp_path, serial, kind, quick_workers
+        self, tmp_path, serial, kind, n, quick_workers
     ):
-        run = whole_run(spec_of(tmp_path, kind), tmp_path / "run", ooc.Dask(workers=2))
-        assert run_contents(run) == run_contents(serial(kind))
+        run = whole_run(spec_of(tmp_path, kind, n), tmp_path / "run", ooc.Dask(workers=2))
+        assert run_contents(run) == run_contents(serial(kind, n=n))
 
     def test_a_column_alone_is_read_with_few_others(self, tmp_path, monkeypatch):
         operator, read, plainly = Operator(matrix_of("eigh", "float32")), [], Bulk.read_tile
@@ -200,8 +206,9 @@ class TestWhateverTheCut:
         blocks = [call["crc"] for call in call_log() if call["width"] > 1]
         assert len(blocks) == len(set(blocks))
 
-    def test_round_that_was_foreseen_and_is_not_needed_is_done_at_once(self, tmp_path):
-        run = ooc.open_run(whole_run(spec_of(tmp_path, n=SMALL), tmp_path / "run"))
+    def test_round_that_was_foreseen_and_is_not_needed_is_done_at_once(self, tmp_path, serial):
+        shutil.copytree(serial("eigh", n=SMALL), tmp_path / "run")
+        run = ooc.open_run(tmp_path / "run")
         before, number = run_contents(run.directory), State(run).last.number + 1
         assert number < run.plan.rounds
         for name in ("measure", "merge", "solve", "vectors"):
@@ -324,12 +331,9 @@ class TestKilled:
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory):
+def once(serial):
     """The spec of a finished run, which lies beside it."""
-    folder = tmp_path_factory.mktemp("finished")
-    spec = spec_of(folder, n=SMALL)
-    whole_run(spec, folder / "run")
-    return spec
+    return serial("eigh", n=SMALL).parent / "spec.toml"
 
 
 class TestAgain:
@@ -395,17 +399,24 @@ class TestAgain:
         assert columns_of(call_log()) == 0
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The spec of a run of which two rounds are done, and a half of the third is measured."""
+    folder = tmp_path_factory.mktemp("begun")
+    spec = spec_of(folder, n=SMALL)
+    run = ooc.plan(spec, folder / "run", threads=1)
+    for number in (1, 2):
+        for name in ("measure", "merge", "solve", "vectors"):
+            perform_share(run, RoundStage(name, number), Work.of(Share(0, 1), threads=1))
+    perform_share(run, RoundStage("measure", 3), Work.of(Share(0, 2), threads=1))
+    return spec
+
+
 class TestHalfDone:
     @pytest.fixture
-    def half(self, inside, tmp_path):
-        """Two rounds are done, a half of the third is measured."""
-        spec = spec_of(tmp_path, n=SMALL)
-        ooc.plan(spec, tmp_path / "run", threads=1)
-        for stage in ("measure", "merge", "solve", "vectors", "measure.2", "merge.2", "solve.2",
-                      "vectors.2"):  # fmt: skip
-            assert inside("task", "run", stage, "--index", 0, "--of", 1).returncode == 0
-        assert inside("task", "run", "measure.3", "--index", 0, "--of", 2).returncode == 0
-        return spec
+    def half(self, inside, begun, tmp_path):
+        shutil.copytree(begun.parent, tmp_path, dirs_exist_ok=True)
+        return tmp_path / begun.name
 
     def test_run_says_its_round_and_the_pairs_so_far(self, inside, half):
         status = inside("status", "run")
@@ -489,7 +500,7 @@ def calls(tmp_path_factory):
 
 
 class TestDrift:
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize(("number", "from_end"), [(2, 9), (2, 8), (3, 6), (4, 3), (4, 1)])
     def test_between_rounds_and_within_them_is_seen_by_the_round(
         self, tmp_path, calls, number, from_end
@@ -567,9 +578,17 @@ class TestDefaults:
             ooc.plan(spec | {"measurements": 320}, tmp_path / "run", operator=operator)
 
 
+@pytest.fixture(scope="module")
+def four_rounds(tmp_path_factory):
+    """A finished run of four rounds."""
+    folder = tmp_path_factory.mktemp("four")
+    decompose("eigh", Operator(matrix_of("eigh", "float32")), folder / "run", rounds=4)
+    return folder / "run"
+
+
 class TestGrowth:
     @pytest.mark.sampled(1)
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", KINDS[::-1])
     def test_to_more_rounds_makes_the_files_of_a_run_that_was_planned_so(self, tmp_path, kind):
         operator = Operator(matrix_of(kind, "float32"))
         decompose(kind, operator, tmp_path / "whole", rounds=7)
@@ -632,8 +651,8 @@ class TestGrowth:
         ],
         ids=str,
     )  # fmt: skip
-    def test_that_cannot_be_is_refused(self, tmp_path, more, message):
-        decompose("eigh", Operator(matrix_of("eigh", "float32")), tmp_path / "run", rounds=4)
+    def test_that_cannot_be_is_refused(self, tmp_path, four_rounds, more, message):
+        shutil.copytree(four_rounds, tmp_path / "run")
         run = ooc.open_run(tmp_path / "run")
         with pytest.raises(UsageError, match=message):
             ooc.extend(run, **more)
@@ -653,11 +672,10 @@ class TestGrowth:
         with pytest.raises(UsageError, match="has no rounds to be added"):
             ooc.extend(ooc.open_run(tmp_path / "run"), rounds=5)
 
-    def test_by_an_update_is_refused(self, tmp_path):
+    def test_by_an_update_is_refused(self, four_rounds):
         operator = Operator(matrix_of("eigh", "float32"))
-        decompose("eigh", operator, tmp_path / "run", rounds=4)
         with pytest.raises(UsageError, match='method = "krylov" cannot be updated'):
-            ooc.update(ooc.open_run(tmp_path / "run"), operator)
+            ooc.update(ooc.open_run(four_rounds), operator)
 
 
 @pytest.mark.parametrize("kind", KINDS)

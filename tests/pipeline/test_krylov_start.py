@@ -76,7 +76,7 @@ def begin(finished, tmp_path):
 
 
 class TestPairs:
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("n", [30, pytest.param(N, marks=pytest.mark.thorough)])
@@ -92,7 +92,7 @@ class TestPairs:
         assert torch.all(errors <= 1e-4 * exact[:RANK].abs())
 
     def test_of_a_similar_operator_take_fewer_rounds(self, tmp_path):
-        a = matrix_of()
+        a = matrix_of(n=150)
         decompose("eigh", a, tmp_path / "earlier", rank=10, round_width=10)
         b = moved(a, "eigh")
         for name, more in (("cold", {}), ("warm", {"start": tmp_path / "earlier"})):
@@ -120,8 +120,8 @@ class TestPairs:
     @pytest.mark.sampled(1)
     @pytest.mark.parametrize("which", ["LA", "SA"])
     def test_of_another_end_start_with_the_vectors_of_that_end(self, tmp_path, which):
-        a = matrix_of(n=100)
-        decompose("eigh", a, tmp_path / "earlier", rank=20)
+        a = matrix_of(n=60)
+        decompose("eigh", a, tmp_path / "earlier", rank=12)
         result = decompose("eigh", a, tmp_path / "run", which=which, start=tmp_path / "earlier")
         exact = exact_values(a, "eigh")
         exact = exact[(exact if which == "SA" else -exact).argsort()][:RANK]
@@ -154,7 +154,9 @@ class TestPairs:
 
 class TestPlan:
     def test_has_rounds_that_hold_the_pairs_that_are_looked_for(self, tmp_path):
-        decompose("eigh", matrix_of(), tmp_path / "earlier", rank=24, round_width=24)
+        ooc.eigh(
+            Operator(matrix_of()), run_dir=tmp_path / "earlier", rank=24, round_width=24, rounds=2
+        )
         operator, start = Operator(matrix_of()), tmp_path / "earlier"
         for rank, width in ((4, 16), (24, 24), (80, 64)):
             spec = {"start": str(start), "recovery": {"rank": rank}}
@@ -193,10 +195,10 @@ class TestPlan:
             ooc.plan(ooc.Spec(**asked, folder=tmp_path), tmp_path / "run", operator=operator)
         assert operator.products == 0
 
-    def test_is_refused_for_another_size(self, tmp_path):
-        decompose("eigh", matrix_of(n=90), tmp_path / "earlier")
-        with pytest.raises(UsageError, match=r"shape is \(90, 90\) there, and \(400, 400\) here"):
-            decompose("eigh", matrix_of(), tmp_path / "run", start=tmp_path / "earlier")
+    def test_is_refused_for_another_size(self, tmp_path, begin):
+        begin()
+        with pytest.raises(UsageError, match=r"shape is \(400, 400\) there, and \(90, 90\) here"):
+            decompose("eigh", matrix_of(n=90), tmp_path / "run", start=tmp_path / "earlier")
 
     def test_is_refused_for_other_parameters(self, tmp_path):
         def laid_out(*names):
@@ -230,9 +232,9 @@ class TestAgain:
         assert run_contents(done) == before
 
     def test_with_another_start_is_refused(self, tmp_path, done):
-        decompose("eigh", matrix_of(), tmp_path / "third", pairs_tolerance=1e-6)
+        ooc.recover(ooc.open_run(tmp_path / "earlier"), rank=3, name="few")
         with pytest.raises(UsageError, match="was planned with other vectors"):
-            decompose("eigh", matrix_of(), done, start=tmp_path / "third")
+            decompose("eigh", matrix_of(), done, start=tmp_path / "earlier/results/few")
 
     def test_with_a_start_where_there_was_none_is_refused(self, tmp_path, done):
         with pytest.raises(UsageError, match="was planned with no vectors"):

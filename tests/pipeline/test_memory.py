@@ -132,7 +132,7 @@ MATRICES = [
 ]
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("write", "memory", "how"), [case[1:] for case in MATRICES], ids=[case[0] for case in MATRICES]
 )

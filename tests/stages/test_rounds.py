@@ -178,7 +178,7 @@ def test_products_of_all_rounds_are_counted(undisturbed, kind, powers):
 # Interruptions
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "powers", "target", "count"),
     [

@@ -87,7 +87,7 @@ def test_vectors_of_many_tiles_lie_in_pieces(finished, case):
     assert sorted(path.name for path in run_dir.glob("results/default/*.t*.h5")) == PIECES[case]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_are_orthonormal_as_a_whole(finished, case):
     for vectors in vectors_of(ooc.recover(ooc.open_run(finished(case)[0]))):
@@ -116,7 +116,7 @@ def test_product_goes_through_all_pieces(finished):
     assert torch.allclose(eig @ x, (v * eig.eigenvalues.double()) @ (v.T @ x), atol=1e-9)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", CASES)
 def test_piece_that_was_deleted_is_made_again_and_no_other(copied, case):
     run_dir, contents = copied(case)
