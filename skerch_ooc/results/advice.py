@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH
+from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH, most_rounds
 from skerch_ooc.planning.methods import METHODS, WHOLE_METHOD
 from skerch_ooc.planning.plan import Plan, source_of
 from skerch_ooc.planning.spec import RecoverySpec
@@ -240,6 +240,18 @@ def _improvements(found: Found) -> Iterator[Step]:
     if found.plan.krylov is not None:
         yield from _more_rounds(found)
         return
+    yield from _more_measurements(found)
+    relative, rank = found.assessment.relative_error, found.settings.rank
+    if isinstance(rank, int) and relative is not None and relative > _LARGE:
+        yield Step(
+            f"If the leading {rank} are what you want, and not the whole, rounds of products find "
+            f"each to {PAIRS_TOLERANCE:g}, with a bound",
+            _pairs_anew(found),
+        )
+
+
+def _more_measurements(found: Found) -> Iterator[Step]:
+    """Yields how more measurements would be made."""
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
     more = min(2 * has, most)
     if more <= has:
@@ -285,7 +297,7 @@ def _rounds_instead(found: Found) -> Step:
         more = " --plan-only" * any(named is None for named in found.factories)
         command = f"skerch-ooc extend {found.directory} --pairs-tolerance {PAIRS_TOLERANCE:g}{more}"
     else:
-        command = f"{_NEW_RUN} --set pairs_tolerance={PAIRS_TOLERANCE:g}"
+        command = _pairs_anew(found)
         cost = f"some {2 * width * usual} products" if plan.identity.kind == "svd" else cost
     return Step(
         "The spectrum falls too slowly for one pass, and more measurements would help little. If "
@@ -293,6 +305,22 @@ def _rounds_instead(found: Found) -> Step:
         f"{PAIRS_TOLERANCE:g}: {cost}",
         command,
     )
+
+
+def _pairs_anew(found: Found) -> str:
+    """Returns the command that makes another run with rounds for the leading pairs."""
+    planned, identity = found.plan.recovery, found.plan.identity
+    if identity.factory is None:
+        rank = f"rank={planned.rank}, " * isinstance(planned.rank, int)
+        return f"ooc.{identity.kind}(A, {rank}pairs_tolerance={PAIRS_TOLERANCE:g}, run_dir=...)"
+    pairs = planned.rank if isinstance(planned.rank, int) else PAIRS
+    # The measurements of the spec would be the most products of all rounds, which are too few.
+    most = ROUND_WIDTH * most_rounds(identity.kind, pairs, ROUND_WIDTH)
+    command = (
+        f"{_NEW_RUN} --set pairs_tolerance={PAIRS_TOLERANCE:g} --set recovery.method=krylov "
+        f"--set measurements={most}"
+    )
+    return command + " --set recovery.power_iterations=0" * bool(planned.power_iterations)
 
 
 def _recoveries(found: Found) -> Iterator[Step]:

@@ -162,6 +162,15 @@ class TestAdvice:
         assert inside(*extension).returncode == 0
         assert ooc.assess(ooc.open_run("r")).relative_error < error / 2
 
+    def test_of_leading_pairs_plans_rounds_enough_for_them(self, run_of):
+        inside = run_of("limited rank")
+        (rounds,) = (c for c in commands_in(inside("assess", "r").stdout)
+                     if "recovery.method=krylov" in c)  # fmt: skip
+        options = rounds[rounds.index("OTHER-DIR") + 1 :]
+        planned = inside("plan", "spec.toml", "--run", "other", *options)
+        assert planned.returncode == 0
+        assert re.search(r"at most 1\d more rounds of 16\n(.*\n)*.* 5, to 1.0e-04", planned.stdout)
+
     def test_tries_no_method_that_was_tried(self, run_of):
         inside = run_of("eigh")
         (recovery,) = (c for c in commands_in(inside("assess", "r").stdout) if c[0] == "recover")
