@@ -44,6 +44,18 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EIO}
 """Error numbers of reading as well as of writing."""
 
+_REMEDIES = {
+    errno.EFBIG: "raise the limit of sizes of files (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "look at the disk",
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "move away what is in the place of its folder"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV),
+        "look whether its folder is there and the disk is mounted",
+    ),
+}
+"""What to do against errors of writing that neither room nor permission mends."""
+
 _noted: set[str] = set()
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.S)
 """A URL as a path shows it, which leaves out the second slash."""
@@ -120,8 +132,13 @@ def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """Makes the error for a file that could not be written or synced to the disk."""
     return IncompleteError(
         f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
-        "untouched: make room or give permission, then run the same command again"
+        f"untouched: {remedy(error)}, then run the same command again"
     )
+
+
+def remedy(error: OSError) -> str:
+    """Says what lets a file be written that could not be."""
+    return _REMEDIES.get(error.errno or 0, "make room or give permission")
 
 
 class ReadError(OSError):

@@ -356,7 +356,7 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         if error.errno in files.NO_ROOM:
             raise files.cannot_write(path, error) from error
         raise UsageError(
-            f"cannot write {path}: {error.strerror}; make room or give permission, then plan again"
+            f"cannot write {path}: {error.strerror}; {files.remedy(error)}, then plan again"
         ) from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")

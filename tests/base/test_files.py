@@ -91,3 +91,19 @@ def test_where_links_are_refused_a_file_is_renamed_unless_its_name_is_taken(
     assert files.publish_bytes(b"second", tmp_path / "file") is not taken
     assert (tmp_path / "file").read_bytes() == (b"first" if taken else b"second")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (errno.ENOSPC, "make room or give permission"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENOTDIR, "move away what is in the place of its folder"),
+        (errno.ESTALE, "look whether its folder is there and the disk is mounted"),
+    ],
+)
+def test_remedy_fits_what_refused_to_write(error, remedy):
+    said = str(files.cannot_write("file", OSError(error, os.strerror(error))))
+    assert f"cannot write file: {os.strerror(error)}; " in said
+    assert remedy in said

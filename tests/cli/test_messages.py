@@ -558,7 +558,7 @@ PROVOKED = {
     "note of a result that is torn": (mark_of_a_result_that_is_torn, ["clean", "r", "--shards"], 5,
         "; no further shard is removed. If all shards are still there, this makes the run an ordi"),
     "logs that are a file": (logs_are_a_file, ["submit", "p"], 2,
-        "cannot write p/logs/slurm: File exists; make room or give permission, then submit again"),
+        "cannot write p/logs/slurm: File exists; move away what is in the place of its folder, th"),
     "tries in this process": (nothing, ["measure", "r", "--tries", "3"], 2,
         "--tries 3 needs --executor dask"),
     "time of nothing": (nothing, ["submit", "p", "--time", "soon"], 2,

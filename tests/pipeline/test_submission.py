@@ -243,11 +243,29 @@ class TestSubmit:
         assert done.returncode == 0, done.stderr
         assert len(list(run.shards.glob("*.h5"))) == 5
 
-    def test_setup_that_ends_the_script_leaves_word(self, inside, fake, run, tmp_path):
-        (tmp_path / "setup.sh").write_text("exit 7\n")
+    @pytest.mark.parametrize(("code", "told"), [(7, 7), (0, 2)])
+    def test_setup_that_ends_the_script_leaves_word(self, inside, fake, run, tmp_path, code, told):
+        (tmp_path / "setup.sh").write_text(f"exit {code}\n")
         inside("submit", "run", "--setup", "setup.sh")
         done = subprocess.run(["bash", run.logs / "slurm/0001/measure.sh"], capture_output=True)
-        assert done.stdout.decode().splitlines()[1:] == [ending(7)]
+        assert done.returncode == told
+        assert f"the lines of --setup ended it with exit code {code}, ".encode() in done.stderr
+        assert done.stdout.decode().splitlines()[1:] == [ending(told)]
+
+    def test_script_that_is_cancelled_in_its_setup_leaves_no_word(
+        self, inside, fake, run, tmp_path
+    ):
+        (tmp_path / "setup.sh").write_text("kill -TERM $$\n")
+        inside("submit", "run", "--setup", "setup.sh")
+        done = subprocess.run(["bash", run.logs / "slurm/0001/measure.sh"], capture_output=True)
+        assert done.returncode == -signal.SIGTERM
+        assert done.stdout.decode().splitlines()[1:] == []
+
+    def test_trap_of_the_setup_does_not_silence_the_last_word(self, inside, fake, run, tmp_path):
+        (tmp_path / "setup.sh").write_text("trap true EXIT\ncommand=(/nowhere/python)\n")
+        inside("submit", "run", "--setup", "setup.sh")
+        done = subprocess.run(["bash", run.logs / "slurm/0001/measure.sh"], capture_output=True)
+        assert done.stdout.decode().splitlines()[1:] == [ending(127)]
 
     def test_interpreter_that_is_not_on_the_node_is_said(self, inside, fake, run, tmp_path):
         (tmp_path / "setup.sh").write_text("command=(/nowhere/python)\n")

@@ -20,6 +20,7 @@ from skerch_ooc.base.files import (
     make_folder,
     read_json,
     read_json_lines,
+    remedy,
     sync_folder,
     write_json,
 )
@@ -175,8 +176,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"cannot write {folder}: {error.strerror}; make room or give permission, then submit "
-            "again"
+            f"cannot write {folder}: {error.strerror}; {remedy(error)}, then submit again"
         ) from error
 
 

@@ -194,6 +194,7 @@ def _script(
         # A name may have lines, which must stay comments.
         again=again.replace("\n", "\n#"),
         beginning=BEGINNING,
+        early_ending=ending("$code"),
         ending=ending("$?"),
         python=shlex.quote(sys.executable),
         setup=f"{setup}\n\n" if setup else "",
