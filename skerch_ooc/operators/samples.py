@@ -595,4 +595,5 @@ def require_finite(entries: Array, rows: Range | None = None, first: int = 0) ->
         where = f" in row {rows.start + row}, column {first + column}"
     raise OperatorError(
         f"the samples hold NaN or infinity{where}; replace what is missing before they are used"
+        ', or give missing = "column-mean", and drop columns without any entry'
     )

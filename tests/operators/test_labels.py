@@ -307,7 +307,13 @@ class TestOfFilesThatArePutTogether:
             with h5py.File(tmp_path / f"{name}.nc", "a") as file:
                 file["t2m"].attrs["units"] = unit
         matrix = stored(["a.nc", "b.nc"], "t2m", rows=["time"], folder=str(tmp_path))
-        assert "units differ (K in " in matrix.remarks[-1]
+        assert "units differ (K in " in matrix.remarks[-2]
+
+    def test_dates_that_come_twice_are_said(self, tmp_path):
+        for number in (0, 3):
+            cube(tmp_path / f"{number}.nc", start=number)
+        matrix = stored(["0.nc", "3.nc"], "t2m", rows=["time"], folder=str(tmp_path))
+        assert "1 of 8 rows have a time that another row has too" in matrix.remarks
 
     def test_genes_in_another_order_are_refused(self, tmp_path):
         for name, genes in (("a", ["x", "y"]), ("b", ["y", "x"])):

@@ -55,6 +55,18 @@ def remarks_on_units(attributes: Iterable[Mapping[str, Any]], names: Sequence[st
     return [f"units differ ({told}): entries are put together as they are"]
 
 
+def remarks_on_rows(labels: Sequence[Labels]) -> list[str]:
+    """Says that rows of several files have the same number, such as a date; else nothing."""
+    name = labels[0].rows.names[0]
+    joined = labels[0].stacked_on(labels[1:])
+    for one in joined.coordinates:
+        if one.dims == (one.name,) == (name,) and not one.is_text:
+            again = len(one.values) - len(np.unique(one.values))
+            if again:
+                return [f"{again} of {len(one.values)} rows have a {name} that another row has too"]
+    return []
+
+
 def _refusal(name: str, wrong: str) -> OperatorError:
     return OperatorError(
         f"{name} {wrong}; files that are put together must have the same columns in the same "

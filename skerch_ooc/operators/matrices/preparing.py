@@ -134,7 +134,7 @@ def empty(numbers: list[int], *, turned: bool) -> OperatorError:
     where = "row of the file, which is transposed," if turned else "column"
     return OperatorError(
         f"no entry is there in {where} {shown} ({len(numbers)} in all); to leave such columns out "
-        'give empty_columns = "leave-out" in [operator.args]'
+        'give empty_columns = "leave-out" in [operator.args], or drop them from an array'
     )
 
 

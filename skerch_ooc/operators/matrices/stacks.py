@@ -12,7 +12,11 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.operators.matrices.alike import remarks_on_units, require_same_columns
+from skerch_ooc.operators.matrices.alike import (
+    remarks_on_rows,
+    remarks_on_units,
+    require_same_columns,
+)
 from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.sources import Rows, Source, SparseSource
 
@@ -250,5 +254,6 @@ def stacked(sources: Sequence[Rows], names: Sequence[str]) -> Rows:
         made = StackedRows(dense, names) if dense else StackedSparseRows(thin, names)
     labels = [one.labels() for one in sources]
     require_same_columns(labels, names)
-    made.remarks += tuple(remarks_on_units([one.attributes for one in labels], names))
+    units = remarks_on_units([one.attributes for one in labels], names)
+    made.remarks += (*units, *remarks_on_rows(labels))
     return made
