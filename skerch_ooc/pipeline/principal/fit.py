@@ -229,12 +229,13 @@ def _needed(samples: Samples, method: str) -> int:
 
 def _require_memory(samples: Samples, method: str, work: Work) -> None:
     sums = _needed(samples, method) + SPARE_BYTES
-    needed = sums + resident_memory(sums, work.resources.memory)
-    if needed > work.resources.memory:
+    held = resident_memory(sums, work.resources.memory)
+    if sums + held > work.resources.memory:
         raise UsageError(
-            f"the sums over {samples.shape[1]} columns take {format_bytes(needed)}, with memory = "
-            f'{format_bytes(work.resources.memory)}; give memory = "{ask_for(needed)}", or method '
-            f'= "{PAIRS_METHOD}"'
+            f"the sums over {samples.shape[1]} columns take {format_bytes(sums)} besides the "
+            f"{format_bytes(held)} that this process holds, with memory = "
+            f'{format_bytes(work.resources.memory)}; give memory = "{ask_for(sums + held)}", or '
+            f'method = "{PAIRS_METHOD}"'
         )
 
 
