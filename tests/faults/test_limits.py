@@ -54,6 +54,7 @@ def open_folder():
     shutil.rmtree(folder)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [100, 2_000, 20_000])
 def test_files_that_may_not_grow_are_said_and_without_the_limit_the_command_goes_on(
     zygote, tally, folder, expected, size

@@ -331,7 +331,7 @@ def require_honest(assessment, error, floor):
     assert estimate <= factor * error + floor
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", cases())
 def test_trap_is_decomposed_rightly_or_refused(case, tmp_path, tally):
     with tally.fault("a numerical trap", case.trap) as attempt:

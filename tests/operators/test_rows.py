@@ -103,7 +103,7 @@ def copied(finished, tmp_path):
     return ooc.open_run(shutil.copytree(finished / "run", tmp_path / "run"))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_round_reads_each_row_once(tmp_path, rows_read, method, parts):
@@ -238,7 +238,7 @@ def test_transposed_matrix_is_that_of_its_file_in_however_many_parts(tmp_path, k
 class TestCentring:
     """Principal components, from one reading."""
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("mean", [0.0, 1e3])
     @pytest.mark.parametrize("method", METHODS)
     def test_components_are_those_of_the_centred_matrix(self, tmp_path, rows_read, method, mean):
@@ -270,6 +270,7 @@ class TestFaults:
         with pytest.raises(OperatorError, match="row 0 of the matrix holds nan in column 3"):
             ooc.plan(spec(), tmp_path / "run", operator=on_disk(tmp_path, a))
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("row", [1, 4095, 12999])
     def test_missing_entry_is_named_by_its_row_and_nothing_is_published(self, tmp_path, row):
         a = entries()
@@ -464,7 +465,7 @@ class TestUpdateCommand:
         assert reason in done.stderr
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_hermitian_matrix_on_disk_is_decomposed(tmp_path, method):
     low = entries("complex128", height=600)

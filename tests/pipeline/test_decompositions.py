@@ -190,7 +190,7 @@ def test_first_test_vector_is_at_an_acute_angle_to_each_vector(kind, method, dty
         assert angles.imag.abs().max() < 100 * orthogonality_limit(dtype)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @once(("kind", "dtype", "method"), KINDS, DTYPES, METHODS[1:])
 def test_methods_agree_on_the_vectors_and_their_signs(kind, dtype, method):
     found, other = outcome(kind, "nystrom", dtype), outcome(kind, method, dtype)
@@ -205,6 +205,7 @@ def test_estimated_error_is_within_a_factor_of_two_of_the_true_one(kind, method,
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
+@pytest.mark.sampled(2)
 @once(("kind", "method", "noise"), KINDS, METHODS, NOISES[2:])
 def test_estimated_error_is_near_the_true_one_whatever_the_noise(kind, method, noise):
     found = outcome(kind, method, "complex64", noise, measurements=64, spectrum="slow")
@@ -238,6 +239,7 @@ def test_each_power_iteration_of_a_general_operator_takes_two_rounds(kind, power
     assert found.measured == found.planned + PROBE[kind]
 
 
+@pytest.mark.sampled(1)
 @once(("kind", "dtype"), KINDS, ["float32", "complex128"])
 def test_power_iterations_in_every_dtype(kind, dtype):
     found = outcome(kind, "hmt", dtype, power_iterations=2)
@@ -252,6 +254,7 @@ def test_spectrum_that_decays_to_the_rounding_errors_is_recovered(kind, method, 
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_clustered_values_are_recovered(kind, method):
     found = outcome(kind, method, spectrum="clustered")
@@ -259,6 +262,7 @@ def test_clustered_values_are_recovered(kind, method):
     assert found.orthogonality <= 1e-11
 
 
+@pytest.mark.sampled(2)
 @once(("kind", "method", "dtype"), KINDS, METHODS, ["float32", "float64"])
 def test_flat_spectrum_is_told_to_be_approximated_badly(kind, method, dtype):
     found = outcome(kind, method, dtype, spectrum="flat", measurements=60)
@@ -267,6 +271,7 @@ def test_flat_spectrum_is_told_to_be_approximated_badly(kind, method, dtype):
     assert found.orthogonality <= orthogonality_limit(dtype)
 
 
+@pytest.mark.sampled(2)
 @once(("definite", "method"), [True, False], METHODS)
 def test_eigenvalues_have_their_signs(method, definite):
     found = outcome("eigh", method, definite=definite)
@@ -275,7 +280,7 @@ def test_eigenvalues_have_their_signs(method, definite):
     assert torch.equal(found.values[:30].sign(), exact.sign())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @every_method
 def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
     whole, cut = outcome(kind, method), outcome(kind, method, rank=7)
@@ -285,12 +290,14 @@ def test_rank_cuts_off_all_but_the_leading_values_and_vectors(kind, method):
     assert cut.error == pytest.approx(best_error(cut.a, 7), rel=1e-6)
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_estimated_error_holds_what_rank_cut_off(kind, method):
     found = outcome(kind, method, rank=7)
     assert found.error / 2 < found.assessment.relative_error < found.error * 2
 
 
+@pytest.mark.sampled(2)
 @once(("kind", "method"), KINDS, ONE_PASS)
 def test_core_is_as_large_as_was_asked_for(kind, method):
     found = outcome(kind, method, core=12, spectrum="slow")
@@ -304,6 +311,7 @@ def test_core_of_a_method_without_one_is_refused(tmp_path, kind):
         getattr(ooc, kind)(make(), measurements=20, run_dir=tmp_path / "run", method="hmt", core=10)
 
 
+@pytest.mark.sampled(2)
 @once(("kind", "method", "dtype"), KINDS, METHODS, ["float32", "complex128"])
 def test_as_many_measurements_as_columns_recover_everything(kind, method, dtype):
     found = outcome(kind, method, dtype, measurements=60, shape=(60, 60), spectrum="slow")
@@ -327,6 +335,7 @@ def test_operator_of_one_number_has_this_eigenvalue(tmp_path, method):
     torch.testing.assert_close(eig.eigenvalues, a[0], rtol=1e-14, atol=0)
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_operator_of_rank_one_has_one_value(kind, method):
     found = outcome(kind, method, measurements=20, spectrum="rank 1")
@@ -350,6 +359,7 @@ class LateZero(Operator):
         return super().apply(matrix, x) * (self.products <= PROBE["svd"])
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_zero_sketch_is_refused_by_the_recovery(tmp_path, kind, method):
     a = LateZero(dense((50, 50)))
@@ -358,6 +368,7 @@ def test_zero_sketch_is_refused_by_the_recovery(tmp_path, kind, method):
         getattr(ooc, kind)(a, measurements=10, run_dir=tmp_path / "run", method=method)
 
 
+@pytest.mark.sampled(2)
 @every_method
 def test_decomposition_without_test_columns_has_no_estimate_but_is_as_good(kind, method):
     found = outcome(kind, method, test_measurements=0)
@@ -365,6 +376,7 @@ def test_decomposition_without_test_columns_has_no_estimate_but_is_as_good(kind,
     assert found.error < 1e-12
 
 
+@pytest.mark.sampled(2)
 @once(("method", "left"), ONE_PASS, [100, 80])
 def test_left_sketch_is_as_wide_as_was_asked_for(method, left):
     found = outcome("svd", method, left_measurements=left)
@@ -373,6 +385,7 @@ def test_left_sketch_is_as_wide_as_was_asked_for(method, left):
     assert found.error < 1e-10
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_inner_sketch_is_as_wide_as_was_asked_for(kind):
     found = outcome(kind, "oversampled", inner_measurements=100)
@@ -380,6 +393,7 @@ def test_inner_sketch_is_as_wide_as_was_asked_for(kind):
     assert found.error < 1e-11
 
 
+@pytest.mark.sampled(1)
 @once(("kind", "method", "block"), KINDS, ["oversampled", "hmt"], [1, 7])
 def test_blocks_may_be_narrow(kind, method, block):
     found = outcome(

@@ -294,7 +294,7 @@ def test_same_operator_goes_on_with_an_extended_run_from_python(tmp_path):
     assert relative_error(eig, a.matrix) < 0.3
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "command",
     [
@@ -535,7 +535,7 @@ def stored_bytes(run: ooc.Run) -> int:
     return entries * np.dtype(run.plan.identity.dtype).itemsize
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -34,6 +34,7 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline.share import perform_share
 from skerch_ooc.pipeline.start import make_plan
 from skerch_ooc.pipeline.state import State
+from skerch_ooc.planning import tasks
 from skerch_ooc.planning.krylov import TILE_COLUMNS
 from skerch_ooc.planning.spec import DTYPES, KINDS, Spec
 from skerch_ooc.planning.stage_names import RoundStage
@@ -136,7 +137,16 @@ class TestWhateverTheCut:
         spec = spec_of(tmp_path, kind, SMALL, sketch={"block": block})
         assert answer(whole_run(spec, tmp_path / "run")) == answer(serial(kind, n=SMALL))
 
-    @pytest.mark.sampled(1)
+    def test_shares_of_few_tiles_make_the_files_of_one_process(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tasks, "SMALLEST_RUN", 1)
+        expected = run_contents(whole_run(spec_of(tmp_path, n=SMALL), tmp_path / "serial"))
+        run = ooc.plan(spec_of(tmp_path, n=SMALL), tmp_path / "run", threads=1)
+        in_shares(run, 2)
+        assert run_contents(run.directory) == expected
+        files = {path.name for path in run.directory.glob("sketch/*/*.h5")}
+        assert {"basis.t0-2.h5", "basis.t2-3.h5"} <= files
+
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("kind", "dtype", "of"),
         [
@@ -195,6 +205,7 @@ class TestWhateverTheCut:
         (basis,) = (tmp_path / "run").glob("sketch/*/basis.h5")
         assert SealedFile(basis).layout.tile == (90, 40)
 
+    @pytest.mark.thorough
     def test_blocks_are_in_pieces_and_merged_in_tasks(self, serial):
         files = {path.name for path in serial("eigh").glob("sketch/*/*.h5")}
         assert {"basis.t0-32.h5", "basis.t32-35.h5"} <= files

@@ -12,12 +12,19 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.executors.share import Share
+from skerch_ooc.planning import tasks
 from skerch_ooc.store.shards import list_shards
 
 pytestmark = pytest.mark.usefixtures("no_late_files")
 
-ROWS = 140_000
-"""So many that merge and vectors have two tasks."""
+ROWS = 9_000
+"""Three tiles: so many that merge and vectors have two tasks, as tasks are cut here."""
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_two_tiles(monkeypatch):
+    monkeypatch.setattr(tasks, "SMALLEST_RUN", 1)
+
 
 CASES = {
     "eigh": {},
@@ -63,6 +70,7 @@ def test_shares_of_all_stages_make_the_files_of_a_serial_run(inside, tmp_path, c
             done = inside("task", "run", stage, "--index", index, "--of", of, "--threads", 1)
             assert done.returncode == 0, done.stderr
     assert run_contents(run.directory) == expected
+    assert list(run.directory.glob("results/default/*.t0-2.h5"))
 
 
 def test_small_run_has_nothing_to_share_in_merge_and_vectors(inside, tmp_path):
@@ -144,8 +152,8 @@ def test_shares_have_no_task_in_common():
         def __init__(self, number):
             self.number = number
 
-    tasks = [Numbered(number) for number in range(17)]
-    chosen = [task.number for index in range(5) for task in Share(index, 5).chosen(tasks)]
+    numbered = [Numbered(number) for number in range(17)]
+    chosen = [task.number for index in range(5) for task in Share(index, 5).chosen(numbered)]
     assert sorted(chosen) == list(range(17))
 
 

@@ -155,11 +155,11 @@ class TestTraces:
         assert ooc.trace(run, np.exp).bias is None
 
     def test_of_a_single_column_have_no_error_to_show(self, tmp_path):
-        run = run_of(values_of("positive"), tmp_path / "run", width=1)
+        run = run_of(values_of("positive"), tmp_path / "run", rounds=3, width=1)
         assert ooc.trace(run, np.exp).standard_error is None
 
     def test_of_functions_that_are_not_finite_name_the_node(self, tmp_path):
-        run = run_of(values_of("mixed"), tmp_path / "run")
+        run = run_of(values_of("mixed"), tmp_path / "run", rounds=2)
         with pytest.raises(ooc.UsageError, match=r"the function is nan at the node -0\."):
             ooc.trace(run, np.log)
 

@@ -546,7 +546,7 @@ def named_at_merge(run):
 class TestRuns:
     """Whole runs, with shards of the same plan that another operator made."""
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(1)
     @methods
     @kinds
     @pytest.mark.parametrize("shard", ["right.p0.c10-20.*", "right.p0.c30-40.*", "test.p0.c0-*"])
@@ -554,7 +554,7 @@ class TestRuns:
         run, replaced = mixed(twins(kind, method), tmp_path / "run", [shard])
         assert named_at_merge(run) == replaced
 
-    @pytest.mark.covered(1)
+    @pytest.mark.sampled(1)
     @methods
     @pytest.mark.parametrize("shard", ["left.p0.c0-10.*", "left.p0.c20-30.*"])
     def test_a_left_shard_of_another_operator_is_named_alone(self, tmp_path, twins, method, shard):
@@ -592,6 +592,7 @@ class TestRounds:
         measure_next_round(run, operator_of(kind, 1.001))
         assert named_at_merge(run)
 
+    @pytest.mark.sampled(1)
     @kinds
     def test_another_operator_in_the_last_is_noticed(self, tmp_path, kind):
         run = measured(tmp_path / "run", spec_of(kind, "hmt", power_iterations=1))
@@ -600,7 +601,7 @@ class TestRounds:
             measure_next_round(run, operator_of(kind, 1.001 if number == last else 1.0))
         assert named_at_merge(run)
 
-    @pytest.mark.sampled(2)
+    @pytest.mark.sampled(1)
     @kinds
     @pytest.mark.parametrize("power_iterations", [0, 1, 2])
     def test_of_one_operator_are_merged(self, tmp_path, kind, power_iterations):

@@ -339,7 +339,7 @@ def test_memory_does_not_change_a_bit(inside, tmp_path, undisturbed, kind):
     assert run_contents(tmp_path / "run") == run_contents(undisturbed(kind, 0))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("steps", range(1, 5))
 def test_too_little_memory_is_refused_at_each_step_and_nothing_is_lost(
     inside, tmp_path, undisturbed, steps
@@ -356,7 +356,7 @@ def test_too_little_memory_is_refused_at_each_step_and_nothing_is_lost(
     assert run_contents(tmp_path / "run") == run_contents(undisturbed("eigh", 0))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("steps", range(5))
 def test_run_that_was_moved_goes_on_in_its_new_place(inside, tmp_path, undisturbed, steps):
     hmt_spec(tmp_path)
@@ -406,7 +406,7 @@ SERVED = [
 ]
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "has", "asked"), SERVED)
 def test_first_round_serves_other_methods_at_no_product(measured, call_log, kind, has, asked):
     run = measured(kind, has)

@@ -85,7 +85,7 @@ of_both_sides = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(3)
 @of_both_sides
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_merge_names_the_shard(inside, tmp_path, finished, damage, kind, role):
