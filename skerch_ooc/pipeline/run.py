@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, quoted
+from skerch_ooc.base.errors import DriftError, IncompleteError, OperatorError, UsageError, quoted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
@@ -104,12 +104,20 @@ def why_not_compared(planned: Planned, work: Work) -> str | None:
     run = planned.run
     if run.cleaned() is None and not State(run, by_notes=True).measured:
         return None
-    if not (planned.changed or has_newer_files(run)):
+    newer = has_newer_files(run)
+    if not (planned.changed or newer):
         return "nothing is left to measure"
     try:
         compare_operator(planned, work)
     except OperatorError as error:
         return f"nothing is left to measure, and it cannot be built here ({error})"
+    except DriftError as error:
+        if not newer:
+            raise
+        raise DriftError(
+            f"files of the matrix of {run.directory} have changed since the run was planned: the "
+            "operator is not the one that the run started with; restore them, or plan a new run"
+        ) from error
     return None
 
 

@@ -137,7 +137,7 @@ class TestOtherFilesOfAFinishedRun:
         np.save(tmp_path / "a.npy", self.matrix(1))
         done = run(*given)
         assert (done.returncode, done.stdout) == (5, "")
-        assert "not the one that the run started with" in done.stderr
+        assert "files of the matrix of run have changed" in done.stderr
 
     def test_are_refused_in_python(self, run, tmp_path):
         np.save(tmp_path / "a.npy", self.matrix(1))
