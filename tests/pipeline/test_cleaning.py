@@ -26,6 +26,7 @@ from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.work import Work
 from skerch_ooc.pipeline import needs
 from skerch_ooc.pipeline.verify import verify_run
+from skerch_ooc.planning import tasks
 from skerch_ooc.stages.merge.task import Merge
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.leftovers import DAY, MOMENT, may_be_at_work, seconds_of
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_late_files")
 
 HOST = socket.gethostname()
 N = 200
-PIECED_ROWS = 140_000
-"""35 tiles: two pieces, two partial sums."""
+PIECED_ROWS = 9_000
+"""Three tiles: two pieces, two partial sums, as tasks are cut here."""
 
 CASES = {
     "eigh": {},
@@ -95,6 +96,13 @@ def make(folder, case):
         run = ooc.update(run, added, scale=0.5)
         ooc.recover(run, threads=1)
         ooc.assess(run)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tasks_of_two_tiles():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "SMALLEST_RUN", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -314,10 +322,10 @@ def test_test_matrix_that_was_kept_for_the_sums_goes(copied):
 def test_pieces_that_no_result_names_go_and_those_that_it_names_stay(copied):
     run = copied("pieces")
     folder = run.results / "default"
-    shutil.copy(folder / "eigenvectors.t32-35.h5", folder / "eigenvectors.t35-36.h5")
+    shutil.copy(folder / "eigenvectors.t2-3.h5", folder / "eigenvectors.t3-4.h5")
     shutil.copy(folder / "recipe.h5", folder / "draft.eigenvectors.h5")
     gone = [Path(path).name for path in freed(ooc.clean(run)) if "results" in path]
-    assert gone == ["draft.eigenvectors.h5", "eigenvectors.t35-36.h5"]
+    assert gone == ["draft.eigenvectors.h5", "eigenvectors.t3-4.h5"]
 
 
 def test_pieces_of_a_result_in_the_making_stay(copied):
