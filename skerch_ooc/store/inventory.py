@@ -100,8 +100,8 @@ def _opened(directory: Path, folder: Folder) -> Iterator[int]:
     # with a link in between would lead to files outside the run.
     descriptor = os.open(directory, _FLAGS)
     try:
-        for name in folder:
-            inner = _inner(descriptor, name)
+        for depth, name in enumerate(folder, 1):
+            inner = _inner(descriptor, name, directory.joinpath(*folder[:depth]))
             os.close(descriptor)
             descriptor = inner
         yield descriptor
@@ -109,13 +109,14 @@ def _opened(directory: Path, folder: Folder) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _inner(descriptor: int, name: str) -> int:
+def _inner(descriptor: int, name: str, path: Path) -> int:
     try:
         return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=descriptor)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise NotADirectoryError(error.errno, error.strerror, name) from error
-        raise
+            raise NotADirectoryError(error.errno, error.strerror, str(path)) from error
+        # The system names it relative to the folder above.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _statuses(directory: Path, folder: Folder) -> list[tuple[str, os.stat_result]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from skerch_ooc.pipeline import needs
 from skerch_ooc.pipeline.verify import verify_run
 from skerch_ooc.planning import tasks
 from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.store.inventory import take_inventory
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.leftovers import DAY, MOMENT, may_be_at_work, seconds_of
 from skerch_ooc.store.rundir import open_run
@@ -795,3 +797,17 @@ def test_contents_of_results_are_read_after_cleaning(copied):
     ooc.clean(run, shards=True)
     assert file_contents(run.results / "default/eigh.h5") == before
     assert (ooc.recover(run).eigenvectors[100:200] == vectors).all()
+
+
+def test_folder_that_cannot_be_listed_is_named_by_its_path(tmp_path, monkeypatch):
+    open_ = os.open
+
+    def refuse(name, flags, *, dir_fd=None):
+        if name == "shards" and dir_fd is not None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return open_(name, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError) as caught:
+        take_inventory(tmp_path)
+    assert caught.value.filename == str(tmp_path / "shards")
