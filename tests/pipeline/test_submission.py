@@ -25,6 +25,7 @@ from skerch_ooc.executors.slurm.elements import Elements, pack
 from skerch_ooc.executors.slurm.logs import BEGINNING, ending, read_log
 from skerch_ooc.executors.slurm.options import JobOptions, options_of_stages, walltime_seconds
 from skerch_ooc.executors.slurm.records import submissions
+from skerch_ooc.pipeline import submission
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.submission import submit
 
@@ -458,6 +459,8 @@ class TestElements:
     @pytest.fixture
     def element(self, inside, fake, run, monkeypatch):
         """Submits, and then is the first element of the last stage; measuring was left out."""
+        # There are no other hosts, whose files might be late.
+        monkeypatch.setattr(submission, "_SHORT_WAIT", 0.0)
         inside("submit", "run", "--tries", 2)
         monkeypatch.setenv("SLURM_JOB_ID", "103")
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "102")
@@ -548,6 +551,7 @@ class TestElements:
         ooc.measure(run, threads=1)
         late = next(run.shards.glob("*.h5"))
         late.rename(run.directory / late.name)
+        monkeypatch.setattr(submission, "_SHORT_WAIT", 1.0)
         monkeypatch.setattr(
             "skerch_ooc.base.files.time.sleep",
             lambda _: (run.directory / late.name).rename(late),
