@@ -108,7 +108,7 @@ def submit(
     _require_shell(options.setup)
     _require_memory(run, options, left)
     if dry_run:
-        submission = draft(run.logs, options, _digest(run, left), unchanged=0)
+        submission = _draft(run, options, left, unchanged=0)
         return Submitted(submission, _jobs(run, submission, left, dry_run=True), [])
     with _alone(run):
         if not again:
@@ -126,7 +126,7 @@ def _submit(
     run: Run, options: JobOptions, left: Sequence[Left], *, unchanged: int, after: str | None = None
 ) -> Submitted:
     _require_name(run)
-    submission = begin(draft(run.logs, options, _digest(run, left), unchanged))
+    submission = begin(_draft(run, options, left, unchanged))
     try:
         jobs = _jobs(run, submission, left, dry_run=False)
         for job in jobs:
@@ -227,6 +227,11 @@ def _limit(options: JobOptions, *, dry_run: bool) -> int:
         return _DEFAULT_ARRAY_SIZE
 
 
+def _draft(run: Run, options: JobOptions, left: Sequence[Left], unchanged: int) -> Submission:
+    amendments = len(run.plan.amendments)
+    return draft(run.logs, options, _digest(run, left), unchanged, amendments)
+
+
 def _digest(run: Run, left: Sequence[Left]) -> str:
     """Returns a hash of what is left, which changes whenever anything gets done."""
     stages = [[str(stage.stage), list(stage.tasks)] for stage in left]
@@ -285,7 +290,12 @@ def _seen_late(
     Returns:
         The first stage that is not done, and the logs by which it is; ``None`` if enough is done.
     """
-    of = [one for one in submissions(run.logs) if one.number == number]
+    # Of a run that has grown since, the logs tell nothing of what is to be done now.
+    of = [
+        one
+        for one in submissions(run.logs)
+        if one.number == number and one.amendments == len(run.plan.amendments)
+    ]
     begun, pause, told = time.monotonic(), _FIRST_PAUSE, False
     while True:
         look_again(run)

@@ -60,6 +60,7 @@ class Submission:
         options: What they are given.
         left: What was left when it was submitted, hashed.
         unchanged: How many submissions in a row before this one had just as much left.
+        amendments: How many amendments the plan had; ``None`` where an older version wrote it.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Submission:
     options: JobOptions
     left: str
     unchanged: int
+    amendments: int | None = None
 
     @property
     def number(self) -> str:
@@ -131,17 +133,20 @@ def submissions(logs: Path) -> list[Submission]:
             values = read_json(folder / _RECORD)
             options, token = JobOptions.from_json(values["options"]), str(values["token"])
             left, unchanged = str(values["left"]), int(values["unchanged"])
-            found.append(Submission(folder, token, options, left, unchanged))
+            amendments = values.get("amendments")
+            found.append(Submission(folder, token, options, left, unchanged, amendments))
     return found
 
 
-def draft(logs: Path, options: JobOptions, left: str, unchanged: int) -> Submission:
+def draft(
+    logs: Path, options: JobOptions, left: str, unchanged: int, amendments: int | None = None
+) -> Submission:
     """The next submission of a run, of which nothing is written yet."""
     names = [folder.name for folder in _folders(logs)]
     highest = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
     # Not resolved: other nodes may see it under the path that was given only.
     folder = as_given(logs) / FOLDER / _name_of(highest + 1)
-    return Submission(folder, secrets.token_hex(8), options, left, unchanged)
+    return Submission(folder, secrets.token_hex(8), options, left, unchanged, amendments)
 
 
 def begin(submission: Submission) -> Submission:
