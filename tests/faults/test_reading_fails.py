@@ -13,7 +13,8 @@ from specs import write_spec
 import skerch_ooc as ooc
 from skerch_ooc.base import files
 from skerch_ooc.executors.dask_waiting import Watch
-from skerch_ooc.executors.dask_workers import Flight
+from skerch_ooc.executors.dask_workers import Flight, FlightTerms
+from skerch_ooc.executors.sight import Sights
 from skerch_ooc.store import rawfile
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.sealed import SealedFile, sealed_writer
@@ -152,7 +153,7 @@ def test_scheduler_that_lets_go_of_tasks_is_told_to_be_lost(monkeypatch):
 
 def flight_of(tasks):
     client = Client()
-    return Flight(client, abs, tasks, 1, Watch(client, None))
+    return Flight(client, abs, tasks, FlightTerms(1, Watch(client, None), Sights()))
 
 
 def task_that_cannot_read(_):

@@ -354,7 +354,7 @@ def where_it_was_worked_on(chunk):
 def test_chunks_are_worked_on_by_the_workers_that_have_them(tmp_path):
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
