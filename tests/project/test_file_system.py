@@ -87,6 +87,7 @@ ALLOWED = {
         "tempfile.TemporaryDirectory": "rounds of a fit of which nothing is kept",
     },
     "planning/spec.py": {".read_bytes": OF_USER},
+    "stages/measure/operands.py": {".iterdir": OF_FACTORY, ".stat": OF_FACTORY},
     "results/h5ad.py": {"h5py.File": OF_USER},
     "results/netcdf.py": {"h5py.File": OF_USER},
     "results/scores.py": {"open": OF_USER, "os.rename": OF_USER},
