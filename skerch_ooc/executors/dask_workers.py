@@ -309,7 +309,7 @@ class Flight(Generic[Task]):
         lost = [
             future
             for future, workers in self._bound.items()
-            if future.status == "pending" and not workers & here
+            if future.status in ("pending", "lost") and not workers & here
         ]
         groups = [self._taken(future) for future in lost]
         self._client.cancel(lost)
@@ -335,11 +335,29 @@ class Flight(Generic[Task]):
             futures.append(self._finished.get())
         return futures
 
+    def _gathered(self, futures: list[Any]) -> list[tuple[Any, Any]]:
+        """Fetches what futures hold, but for those whose workers are gone: these are sent again.
+
+        The scheduler would have such a result made anew, by a worker that it cannot have back.
+        """
+        while futures:
+            try:
+                # All at once: one by one they would cost a message to a worker each.
+                found = self._client.sync(
+                    lambda: self._client.gather(futures, asynchronous=True),  # noqa: B023 (at once)
+                    callback_timeout=_ASK_SECONDS,
+                )
+                return list(zip(futures, found, strict=True))
+            except TimeoutError:
+                self._watch.look()
+                self._free_bound()
+                futures = [future for future in futures if future in self._groups]
+        return []
+
     def _landed(self, futures: list[Any]) -> list[Any]:
         """Collects the receipts of groups that are done."""
-        # All at once: one by one they would cost a message to a worker each.
         receipts = []
-        for future, (results, seconds) in zip(futures, self._client.gather(futures), strict=True):
+        for future, (results, seconds) in self._gathered(futures):
             group = self._taken(future)
             future.release()
             if isinstance(results, Answer):
@@ -353,6 +371,11 @@ class Flight(Generic[Task]):
         """Submits a group once more, unless its tries or the deaths of its workers are too many."""
         from distributed.scheduler import KilledWorker
 
+        if future.status == "lost" and group.deaths < _MOST_DEATHS:
+            # Its worker has died with the result.
+            self._client.cancel([future])
+            self._submit(replace(group, deaths=group.deaths + 1))
+            return
         if future.status != "error":
             raise LostError("it has let go of the tasks")
         error = future.exception()

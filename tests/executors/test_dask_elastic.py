@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from functools import partial
 
 import pytest
 from contents import run_contents
@@ -12,6 +14,9 @@ from specs import write_spec
 from workers import forked_workers
 
 import skerch_ooc as ooc
+from skerch_ooc.executors.dask_waiting import Watch
+from skerch_ooc.executors.dask_workers import Flight, FlightTerms, _Group
+from skerch_ooc.executors.sight import Sights
 
 ONE_THREAD = {
     "threads_per_worker": 1, "processes": True, "memory_limit": 0, "dashboard_address": None,
@@ -35,6 +40,25 @@ def test_local_cluster_that_scales_to_zero_makes_the_same_files(tmp_path, made):
     ):
         cluster.adapt(minimum=0, maximum=2)
         assert run_contents(whole_run(spec, tmp_path / "run", ooc.Dask(cluster))) == expected
+
+
+def doubled(number):
+    return partial(int, 2 * number)
+
+
+def test_what_a_worker_took_with_it_is_done_again_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("skerch_ooc.executors.dask_workers._ASK_SECONDS", 0.3)
+    with (
+        forked_workers(),
+        LocalCluster(n_workers=1, local_directory=tmp_path, **ONE_THREAD) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        flight = Flight(client, doubled, iter(()), FlightTerms(1, Watch(client, None), Sights()))
+        # Sent to a worker that has proven its sight, and to no other.
+        flight._send([_Group([7])], None, list(client.scheduler_info(-1)["workers"]))
+        client.gather(list(flight._groups))
+        client.run(os._exit, 1, on_error="ignore")
+        assert list(flight.receipts()) == [14]
 
 
 @pytest.fixture(scope="module")
