@@ -9,6 +9,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -166,7 +167,8 @@ def with_options(operator: Any, options: Mapping[str, Any], memory: int | None) 
 
 def _import_file(path: Path) -> ModuleType:
     # A name of its own for each file and content, so that two files called model.py do not mix.
-    key = str(path.resolve()).encode() + b"\0" + path.read_bytes()
+    source = path.read_bytes()
+    key = str(path.resolve()).encode() + b"\0" + source
     name = f"skerch_ooc_factory_{hashlib.sha256(key).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -176,7 +178,12 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        if isinstance(spec.loader, SourceFileLoader):
+            # Not as Python does, which takes what it compiled of an earlier file for this one's if
+            # both were written in one second and are equally long.
+            exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
+        else:
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import zlib
 
 import h5py
@@ -418,3 +420,14 @@ def test_compressed_entries_that_are_damaged_are_refused_with_the_file(tmp_path)
     path.write_bytes(raw)
     with pytest.raises(OperatorError, match=r"a\.npz.*(cannot be read|cannot open|is broken)"):
         stored(str(path)) @ torch.ones(300, 1, dtype=torch.float64)
+
+
+def test_factory_that_was_written_again_in_the_same_second_is_read_again(tmp_path, monkeypatch):
+    # Python keeps what it compiles only where it may.
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file, shapes = tmp_path / "mine.py", []
+    for size in (3, 4):
+        file.write_text(f"import numpy\ndef make():\n    return numpy.eye({size})\n")
+        os.utime(file, (1, 1))
+        shapes.append(build("mine.py:make", {}, "cpu", tmp_path).shape)
+    assert shapes == [(3, 3), (4, 4)]
