@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError, shown_list
@@ -165,25 +165,31 @@ def with_options(operator: Any, options: Mapping[str, Any], memory: int | None) 
     return prepared(operator, options, memory)
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles what is in the file now.
+
+    Python takes what it compiled of an earlier file for this one's, if both were written in one
+    second and are equally long.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 (one file, one module)
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _import_file(path: Path) -> ModuleType:
     # A name of its own for each file and content, so that two files called model.py do not mix.
-    source = path.read_bytes()
-    key = str(path.resolve()).encode() + b"\0" + source
+    key = str(path.resolve()).encode() + b"\0" + path.read_bytes()
     name = f"skerch_ooc_factory_{hashlib.sha256(key).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _SourceLoader(name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        if isinstance(spec.loader, SourceFileLoader):
-            # Not as Python does, which takes what it compiled of an earlier file for this one's if
-            # both were written in one second and are equally long.
-            exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
-        else:
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
