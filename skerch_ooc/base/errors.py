@@ -1,7 +1,8 @@
 """Exceptions of the package with their exit codes, and how messages show values and paths."""
 
+import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _LONGEST_VALUE = 200
 _MOST_NAMES = 12
@@ -31,6 +32,16 @@ def quoted(path: object) -> str:
 def counted(number: int, name: str) -> str:
     """Formats a number of things: ``"1 file"``, ``"2 files"``."""
     return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """Formats the allowed name that is most like an unknown one, as the end of a message.
+
+    Returns:
+        ``"; did you mean seed?"``, or nothing if no name is like it.
+    """
+    near = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class OocError(Exception):

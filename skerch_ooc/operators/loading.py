@@ -8,14 +8,14 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from skerch_ooc.base.errors import OperatorError, UsageError, shown_list
+from skerch_ooc.base.errors import OperatorError, UsageError, did_you_mean, shown_list
 from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.operators.objects import adapted
 from skerch_ooc.planning.spec import OperatorSpec
@@ -113,13 +113,12 @@ def build(
             f"operator.factory = {factory!r}: {module_name} has no function {name}; give one of: "
             f"{_functions_of(module)}"
         )
-    keywords = dict(args)
-    with contextlib.suppress(TypeError, ValueError):
-        parameters = inspect.signature(function).parameters
-        given: dict[str, Any] = {"device": device, "folder": str(folder)}
-        if memory is not None:
-            given["memory"] = memory
-        keywords = {key: given[key] for key in given if key in parameters} | keywords
+    given: dict[str, Any] = {"device": device, "folder": str(folder)}
+    if memory is not None:
+        given["memory"] = memory
+    parameters = _parameters_of(function)
+    keywords = {key: given[key] for key in given if key in parameters} | dict(args)
+    _require_taken(factory, keywords, parameters)
     try:
         return function(**keywords)
     except OperatorError:
@@ -134,6 +133,40 @@ def build(
             f"operator.factory = {factory!r} failed with arguments {keywords}; mend it, or "
             f"them: {_describe(error)}"
         ) from error
+
+
+def _parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a function; none where Python does not know them."""
+    with contextlib.suppress(TypeError, ValueError):
+        return inspect.signature(function).parameters
+    return {}
+
+
+def _require_taken(
+    factory: str, keywords: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    """Refuses arguments that a factory does not take, and those that it lacks.
+
+    Raises:
+        OperatorError: It names one like an unknown argument.
+    """
+    kinds = {one.kind for one in parameters.values()}
+    if not parameters or kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY}:
+        # Whether it takes them is for the factory to say.
+        return
+    named = {key: one for key, one in parameters.items() if one.kind is not one.VAR_POSITIONAL}
+    for key in keywords:
+        if key not in named:
+            allowed = [name for name in named if name not in ("device", "folder", "memory")]
+            raise OperatorError(
+                f"operator.args.{key}: {factory} has no such argument; allowed here: "
+                f"{shown_list(allowed)}{did_you_mean(key, allowed)}"
+            )
+    for key, one in named.items():
+        if one.default is one.empty and key not in keywords:
+            raise OperatorError(
+                f"the key operator.args.{key} is missing: {factory} needs this argument; give it"
+            )
 
 
 def operator_of(

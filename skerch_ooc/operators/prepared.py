@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError, shown, shown_list
+from skerch_ooc.base.errors import OperatorError, did_you_mean, shown, shown_list
 from skerch_ooc.operators.dask_arrays import DaskSource
 from skerch_ooc.operators.dask_options import prepared_dask
 from skerch_ooc.operators.matrices.options import OPTIONS_OF_OBJECTS, Options
@@ -66,7 +66,7 @@ def prepared(
         if key not in OPTIONS_OF_OBJECTS:
             raise OperatorError(
                 f"the option {key!r} is unknown for the entries of an object; give some of: "
-                f"{shown_list(OPTIONS_OF_OBJECTS)}"
+                f"{shown_list(OPTIONS_OF_OBJECTS)}{did_you_mean(key, OPTIONS_OF_OBJECTS)}"
             )
     numbers = _numbers(options)
     asked = Options.of({key: options[key] for key in options if key not in numbers})

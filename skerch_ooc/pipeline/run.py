@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import os
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import DriftError, IncompleteError, OperatorError, UsageError, quoted
+from skerch_ooc.base.errors import (
+    DriftError,
+    IncompleteError,
+    OperatorError,
+    UsageError,
+    did_you_mean,
+    quoted,
+)
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
@@ -286,8 +292,7 @@ def _require_known(options: Mapping[str, Any]) -> None:
     known += OPTIONS_OF_OBJECTS
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known)
             raise UsageError(f"unknown option {name}; allowed here: {', '.join(known)}{hint}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, did_you_mean
 from skerch_ooc.planning import values
 from skerch_ooc.planning.krylov import MOST_ROUNDS, PAIRS
 from skerch_ooc.planning.methods import DEFAULTS, METHODS, MOST_POWER_ITERATIONS, PAIRS_METHOD
@@ -152,7 +152,9 @@ class RecoverySpec(values.Checked):
 def _of_default_method(kind: str, table: Mapping[str, Any]) -> RecoverySpec:
     """Makes settings that state no method; they get the default one of the kind."""
     method = DEFAULTS["svd" if kind == "svd" else "eigh"]
-    made: RecoverySpec = values.from_table(RecoverySpec, {"method": method, **table}, "recovery")
+    made: RecoverySpec = values.from_table(
+        RecoverySpec, {"method": method, **table}, "recovery", _elsewhere
+    )
     object.__setattr__(made, "states_method", False)
     return made
 
@@ -162,6 +164,27 @@ def _of_default_rank(settings: RecoverySpec) -> RecoverySpec:
     made = dataclasses.replace(settings, rank=PAIRS)
     object.__setattr__(made, "states_rank", False)
     return made
+
+
+def _elsewhere(section: str, key: str) -> str:
+    """Says in which table of a spec an unknown key of another table stands, as did_you_mean does.
+
+    Args:
+        section: The table in which it is unknown; empty for the top of a spec.
+        key: The key.
+    """
+    tables = {"": Spec, "operator": OperatorSpec, "sketch": SketchSpec, "recovery": RecoverySpec}
+    home = {name: place for place, kind in tables.items() for name in values.keys_of(kind)}
+    if key in home:
+        place = f"in the table [{home[key]}]" if home[key] else "at the top, before any table"
+        return f"; {key} stands {place}"
+    near = did_you_mean(key, values.keys_of(tables[section]))
+    if section == "operator":
+        return f"; arguments of the factory stand in the table [operator.args]{near}"
+    if not near and (near := did_you_mean(key, home)):
+        name = near.removeprefix("; did you mean ").removesuffix("?")
+        return f"; did you mean {f'{home[name]}.' * bool(home[name])}{name}?"
+    return near
 
 
 @dataclass(frozen=True)
@@ -212,12 +235,14 @@ class Spec(values.Checked):
     seed: int = values.checked(values.integer(0, MAX_SEED), 1)
     dtype: str | None = values.checked(values.optional(values.one_of(*DTYPES)), None)
     operator: OperatorSpec = values.checked(
-        values.section(OperatorSpec), default_factory=OperatorSpec
+        values.section(OperatorSpec, _elsewhere), default_factory=OperatorSpec
     )
-    sketch: SketchSpec = values.checked(values.section(SketchSpec), default_factory=SketchSpec)
+    sketch: SketchSpec = values.checked(
+        values.section(SketchSpec, _elsewhere), default_factory=SketchSpec
+    )
     recovery: RecoverySpec = values.checked(
         # A table, in which no method is named: what else is asked for may mean another.
-        values.section(RecoverySpec),
+        values.section(RecoverySpec, _elsewhere),
         default_factory=dict,
     )
     folder: Path = field(default_factory=Path.cwd, compare=False)
@@ -264,7 +289,7 @@ class Spec(values.Checked):
         Raises:
             UsageError: If a key is unknown, or a value is not allowed; names it.
         """
-        made: Spec = values.from_table(cls, table, "")
+        made: Spec = values.from_table(cls, table, "", _elsewhere)
         return dataclasses.replace(made, folder=folder) if folder else made
 
     @classmethod

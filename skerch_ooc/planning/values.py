@@ -7,14 +7,13 @@ UsageError.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from skerch_ooc.base.errors import UsageError, shown
+from skerch_ooc.base.errors import UsageError, did_you_mean, shown
 from skerch_ooc.base.files import canonical_json
 
 MAX_SIZE = 2**48
@@ -182,28 +181,39 @@ def checked(check: Check, default: Any = dataclasses.MISSING, **options: Any) ->
     return dataclasses.field(default=default, metadata={"check": check}, **options)
 
 
-def from_table(kind: type, table: Mapping[str, Any], prefix: str) -> Any:
+Elsewhere = Callable[[str, str], str]
+"""Says of the key of a table, and of an unknown key in it, where such a key stands; or nothing."""
+
+
+def from_table(
+    kind: type, table: Mapping[str, Any], prefix: str, elsewhere: Elsewhere | None = None
+) -> Any:
     """Makes a checked dataclass from a table of its keys.
 
     Args:
         kind: The class.
         table: Keys and values.
         prefix: The key of the table, for messages; empty for a whole spec.
+        elsewhere: Says where an unknown key may stand.
 
     Raises:
         UsageError: If a key is unknown, or a value is not allowed; names it.
     """
-    allowed = [item.name for item in dataclasses.fields(kind) if item.metadata.get("check")]
+    allowed = keys_of(kind)
     for name in table:
         if name not in allowed:
             unknown = shown(f"{prefix}.{name}" if prefix else str(name)).strip("'\"")
-            near = difflib.get_close_matches(str(name), allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = (elsewhere and elsewhere(prefix, str(name))) or did_you_mean(name, allowed)
             raise UsageError(f"unknown key {unknown}; allowed here: {', '.join(allowed)}{hint}")
     return kind(**table)
 
 
-def section(kind: type) -> Check:
+def keys_of(kind: type) -> list[str]:
+    """Lists the keys that a table of a checked dataclass may have."""
+    return [item.name for item in dataclasses.fields(kind) if item.metadata.get("check")]
+
+
+def section(kind: type, elsewhere: Elsewhere | None = None) -> Check:
     """Makes a check for a checked dataclass, or for a table from which one is made."""
 
     def check(key: str, value: Any) -> Any:
@@ -211,6 +221,6 @@ def section(kind: type) -> Check:
             return value
         if not isinstance(value, Mapping):
             raise UsageError(f"{key} must be a table, not {shown(value)}")
-        return from_table(kind, value, key)
+        return from_table(kind, value, key, elsewhere)
 
     return check

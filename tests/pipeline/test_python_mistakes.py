@@ -24,3 +24,39 @@ def test_assess_takes_a_run_or_its_directory(tmp_path):
     ooc.eigh(np.eye(8), measurements=8, run_dir=tmp_path / "run", test_measurements=10)
     assert ooc.assess(tmp_path / "run") == ooc.assess(ooc.open_run(tmp_path / "run"))
     assert ooc.assess(str(tmp_path / "run")) == ooc.assess(tmp_path / "run")
+
+
+class TestArgumentsOfFactories:
+    @pytest.fixture
+    def planned(self, tmp_path):
+        (tmp_path / "mine.py").write_text(
+            "import torch\n\n"
+            "def make(size, *, hidden=3, device='cpu'):\n    return torch.eye(size)\n\n"
+            "def any(**options):\n    return torch.eye(options['size'])\n"
+        )
+
+        def plan(name, **args):
+            operator = {"factory": f"mine.py:{name}", "args": args}
+            table = {"measurements": 4, "operator": operator}
+            return ooc.plan(ooc.Spec.from_table(table, tmp_path), tmp_path / "run")
+
+        return plan
+
+    def test_unknown_one_is_answered_with_the_one_that_is_like_it(self, planned):
+        said = r"operator.args.hiden: mine.py:make has no such argument; allowed here: size, hidden"
+        with pytest.raises(ooc.OperatorError, match=rf"^{said}; did you mean hidden\?$"):
+            planned("make", size=8, hiden=4)
+
+    def test_one_that_is_missing_is_named(self, planned):
+        with pytest.raises(ooc.OperatorError, match=r"^the key operator.args.size is missing"):
+            planned("make", hidden=4)
+
+    def test_functions_that_take_all_judge_themselves(self, planned):
+        assert planned("any", size=8, hiden=4).plan.identity.shape == (8, 8)
+
+    def test_misspelt_option_of_a_matrix_on_disk_is_answered_too(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.eye(8))
+        operator = {"factory": "stored", "args": {"path": "a.npy", "subtrct": "row-mean"}}
+        table = {"measurements": 4, "operator": operator}
+        with pytest.raises(ooc.OperatorError, match=r"'subtrct' is unknown.*did you mean subtract"):
+            ooc.plan(ooc.Spec.from_table(table, tmp_path), tmp_path / "run")

@@ -349,6 +349,23 @@ class TestUnknownKeys:
         with pytest.raises(UsageError, match=rf"unknown key {key}; .*; did you mean {meant}\?$"):
             Spec.from_table(nested(key, 1, measurements=5))
 
+    @pytest.mark.parametrize(
+        ("key", "where"),
+        [
+            ("rank", r"rank stands in the table \[recovery\]"),
+            ("factory", r"factory stands in the table \[operator\]"),
+            ("recovery.rounds", "rounds stands at the top, before any table"),
+            ("sketch.seed", "seed stands at the top, before any table"),
+            ("recovery.noise", r"noise stands in the table \[sketch\]"),
+            ("recovery.pairs_tolerence", r"did you mean pairs_tolerance\?"),
+            ("task_second", r"did you mean sketch.task_seconds\?"),
+            ("operator.path", r"arguments of the factory stand in the table \[operator.args\].*"),
+        ],
+    )
+    def test_of_another_table_are_told_where_they_stand(self, key, where):
+        with pytest.raises(UsageError, match=rf"unknown key {key}; .*; {where}$"):
+            Spec.from_table(nested(key, 1, measurements=5))
+
     def test_a_key_like_no_other_suggests_nothing(self):
         with pytest.raises(UsageError, match=f"{ALLOWED_AT_TOP}$"):
             Spec.from_table({"measurements": 5, "zzz": 1})

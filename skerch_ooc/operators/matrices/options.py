@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.errors import OperatorError, did_you_mean, shown_list
 
 REFUSE, COLUMN_MEAN, LEAVE_OUT = "refuse", "column-mean", "leave-out"
 COS_LATITUDE = "cos-latitude"
@@ -63,7 +63,7 @@ class Options:
             if key not in known:
                 raise OperatorError(
                     f"the option {key!r} is unknown; give some of: path, dataset, minus, "
-                    f"{shown_list(known)}"
+                    f"{shown_list(known)}{did_you_mean(key, ['path', 'dataset', 'minus', *known])}"
                 )
         values = dict(given)
         for key, allowed in _ALLOWED.items():
