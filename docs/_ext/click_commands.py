@@ -68,7 +68,9 @@ def _described(command: click.Command, name: str, parent: click.Context) -> list
         lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| `{_cell(option)}` | {_prose(_cell(text))} |" for option, text in rows]
     example = (command.epilog or "").replace("\b", "").strip().removeprefix("Example:").strip()
-    return [*lines, "", *(["Example:", "", "```bash", example, "```", ""] if example else [])]
+    lines += ["", *(["Example:", "", "```bash", example, "```", ""] if example else [])]
+    page = getattr(command, "page", None)
+    return [*lines, *([f"More: [{page}]({page})", ""] if page else [])]
 
 
 def _cell(text: str) -> str:

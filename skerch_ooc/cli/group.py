@@ -22,8 +22,27 @@ if TYPE_CHECKING:
     from skerch_ooc.store.rundir import Run
 
 
+class Verb(click.Command):
+    """A verb, whose help ends with an example and the page of the documentation."""
+
+    @property
+    def page(self) -> str:
+        """The page of the documentation, relative to its folder."""
+        return _PAGES[self.name or ""]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See :class:`click.Command`."""
+        super().format_epilog(ctx, formatter)
+        formatter.write(f"  Docs:     {_address(self.page)}\n")
+
+
 class _Verbs(click.Group):
     """Verbs, which help lists by what they are for."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See :class:`click.Group`."""
+        del ctx
+        formatter.write(f"\n  Docs:     {_address('command-line.md')}\n")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See :class:`click.Group`."""
@@ -44,6 +63,30 @@ _SECTIONS = {
 }
 
 
+_PAGES = {
+    "init": "tutorial.md", "probe": "tutorial.md", "plan": "tutorial.md", "run": "resuming.md",
+    "measure": "how-it-works.md", "merge": "memory.md", "recover": "methods.md",
+    "assess": "error.md", "status": "resuming.md", "estimates": "error.md",
+    "density": "methods.md", "report": "report.md", "compare": "error.md", "scores": "pca.md",
+    "loadings": "pca.md", "export": "matrices.md", "verify": "resuming.md",
+    "extend": "growing.md", "update": "growing.md", "submit": "slurm.md", "task": "slurm.md",
+    "clean": "disk.md",
+}  # fmt: skip
+"""The page of the documentation on which each verb is told best."""
+
+
+def _address(page: str) -> str:
+    """Returns where a page is: at the address that the project states, or in the repository."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    with contextlib.suppress(PackageNotFoundError):
+        for entry in metadata("skerch_ooc").get_all("Project-URL") or []:
+            name, _, url = entry.partition(", ")
+            if name == "Documentation":
+                return f"{url.rstrip('/')}/{page.removesuffix('.md')}.html"
+    return f"docs/{page}"
+
+
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="skerch-ooc")
 def cli() -> None:
@@ -57,7 +100,7 @@ def verb(example: str, *options: Option) -> Callable[[Callable[..., Any]], click
     """Makes a function a verb of these options and arguments, whose help ends with an example."""
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        declare = cli.command(epilog=f"\b\nExample:  skerch-ooc {example}")
+        declare = cli.command(cls=Verb, epilog=f"\b\nExample:  skerch-ooc {example}")
         return declare(with_options(function, *options))
 
     return decorate

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from email.message import Message
+from pathlib import Path
 
 import click
 import pytest
@@ -11,11 +13,12 @@ from click.testing import CliRunner
 
 from skerch_ooc.cli.main import cli
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 VERBS = sorted(cli.commands)
 SCREEN = 24
 """Lines of the usual terminal."""
 
-LONGER = {"": 42, "submit": 32, "update": 28, "extend": 26}
+LONGER = {"": 45, "submit": 33, "update": 29, "extend": 27, "recover": 25}
 """What lists all verbs, hands on the options of another program, and has the most of its own."""
 
 
@@ -47,6 +50,13 @@ class TestHelp:
 
     def test_has_one_example(self, verb):
         assert len(re.findall("Example:  skerch-ooc ", help_of(*filter(None, [verb])))) == 1
+
+    def test_ends_with_a_page_of_the_documentation(self, verb):
+        (page,) = re.findall(
+            r"^  Docs:     docs/([a-z-]+\.md)$", help_of(*filter(None, [verb])), re.M
+        )
+        assert (ROOT / "docs" / page).exists()
+        assert not verb or f"skerch-ooc {verb}" in (ROOT / "docs" / page).read_text()
 
     def test_is_plain_text(self, verb):
         assert help_of(*filter(None, [verb])).isascii()
@@ -90,6 +100,13 @@ def example_of_group():
 def test_what_does_not_parse_would_be_seen(mistake):
     with pytest.raises(click.UsageError):
         parse(mistake)
+
+
+def test_an_address_that_the_project_states_takes_the_place_of_the_repository(monkeypatch):
+    stated = Message()
+    stated["Project-URL"] = "Documentation, https://example.org/ooc/"
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: stated)
+    assert "Docs:     https://example.org/ooc/error.html\n" in help_of("assess")
 
 
 def test_verbs_are_listed_by_what_they_are_for():
