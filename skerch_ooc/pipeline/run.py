@@ -28,6 +28,7 @@ from skerch_ooc.operators.matrices.options import OPTIONS_OF_OBJECTS
 from skerch_ooc.pipeline.start import Planned, as_spec, make_plan
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.steps import assess, merge_stage
+from skerch_ooc.pipeline.temporary import in_folder
 from skerch_ooc.planning.growth import more_columns, next_look
 from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
@@ -226,7 +227,9 @@ def run(
     return open_result(result_files.result_path(planned.run, "default"))
 
 
-def eigh(A: Any, *, run_dir: str | Path, measurements: int | None = None, **options: Any) -> Eigh:
+def eigh(
+    A: Any, *, run_dir: str | Path | None = None, measurements: int | None = None, **options: Any
+) -> Eigh:  # fmt: skip
     """Computes eigenpairs of a Hermitian operator, in this process, with all data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
@@ -234,7 +237,7 @@ def eigh(A: Any, *, run_dir: str | Path, measurements: int | None = None, **opti
     Args:
         A: Anything with ``.shape`` ``(n, n)`` and ``@``; definite or not; or an array, a frame, a
             dataset, as for :func:`svd`.
-        run_dir: The run directory.
+        run_dir: The run directory; left out, a temporary one, which is there as long as the result.
         measurements: Columns of the right sketch, at most ``n``; with ``pairs_tolerance`` or
             ``rounds`` it may be left out.
         **options: See :func:`decompose`.
@@ -253,7 +256,9 @@ def eigh(A: Any, *, run_dir: str | Path, measurements: int | None = None, **opti
     return cast("Eigh", result)
 
 
-def svd(A: Any, *, run_dir: str | Path, measurements: int | None = None, **options: Any) -> Svd:
+def svd(
+    A: Any, *, run_dir: str | Path | None = None, measurements: int | None = None, **options: Any
+) -> Svd:  # fmt: skip
     """Computes singular values and vectors of any operator, in this process, with data on disk.
 
     The same call on the same directory goes on where an earlier one was interrupted.
@@ -262,7 +267,7 @@ def svd(A: Any, *, run_dir: str | Path, measurements: int | None = None, **optio
         A: Anything with ``.shape`` ``(h, w)``, ``A @ X``, and ``adjoint()``, ``.H``, ``rmatmat`` or
             ``X @ A``; or with ``matvec`` and ``rmatvec``; or an array, a frame, a dataset: see
             the page "Matrices" of the documentation.
-        run_dir: The run directory.
+        run_dir: The run directory; left out, a temporary one, which is there as long as the result.
         measurements: Columns of the right sketch, at most ``min(h, w)``; with ``pairs_tolerance``
             or ``rounds`` it may be left out.
         **options: See :func:`decompose`.
@@ -297,7 +302,7 @@ def _require_known(options: Mapping[str, Any]) -> None:
 
 
 def decompose(
-    kind: str, A: Any, measurements: int | None, run_dir: str | Path, *,
+    kind: str, A: Any, measurements: int | None, run_dir: str | Path | None, *,
     method: str | None = None, core: int | str = "auto", rank: int | str = "all",
     pairs_tolerance: float | None = None, rounds: int | None = None,
     round_width: int | None = None, start: str | Path | None = None, which: str = "LM",
@@ -313,7 +318,7 @@ def decompose(
         kind: ``"eigh"`` or ``"svd"``.
         A: The operator.
         measurements: Columns of the right sketch; with ``tolerance``, at most so many.
-        run_dir: The run directory.
+        run_dir: The run directory; ``None`` for a temporary one.
         method: See :class:`RecoverySpec`; by default what the other keys ask for.
         core: Singular values of the core that are inverted, or ``"auto"``.
         rank: Values and vectors that are returned, or ``"all"``.
@@ -355,7 +360,9 @@ def decompose(
         "recovery": _stating(method, core=core, rank=rank, vectors=vectors, which=which,
                              power_iterations=power_iterations),
     }  # fmt: skip
-    return run(table, run_dir, operator=A, memory=memory, device=device, progress=progress)
+    return in_folder(run_dir, lambda folder: run(
+        table, folder, operator=A, memory=memory, device=device, progress=progress
+    ))  # fmt: skip
 
 
 def _stating(method: str | None, **settings: Any) -> dict[str, Any]:
