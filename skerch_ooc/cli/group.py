@@ -54,7 +54,7 @@ class _Verbs(click.Group):
 
 
 _SECTIONS = {
-    "Start": ("probe", "plan", "run"),
+    "Start": ("init", "probe", "plan", "run"),
     "Stages, one by one": ("measure", "merge", "recover", "assess"),
     "Look": ("status", "estimates", "density", "report", "scores", "loadings", "export", "verify"),
     "Grow": ("extend", "update"),

@@ -1,4 +1,4 @@
-"""Verbs that plan a run and do its stages: plan, probe, run, extend, update, measure, merge ..."""
+"""Verbs that plan a run and do its stages: init, plan, probe, run, extend, measure, merge ..."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from skerch_ooc.cli.options import (
     JSON,
     MAX_SECONDS,
     NAME,
+    PATH,
     PLACE,
     PLAN_ONLY,
     PLANNED_SPEC,
@@ -35,6 +36,35 @@ from skerch_ooc.cli.options import (
 if TYPE_CHECKING:
     from skerch_ooc.executors.work import Work
     from skerch_ooc.pipeline.start import Planned
+
+
+@verb("init --hessian")
+@click.argument("folder", metavar="[DIR]", type=PATH, default=".")
+@click.option("--hessian", is_flag=True, help="Of a network, with a small example to replace.")
+@click.option("--matrix", metavar="FILE", help="Of a matrix in a file.")
+@click.option("--operator", is_flag=True, help="Of anything with @, with an example to replace.")
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="An argument of the factory."
+)
+def init(
+    folder: Path, matrix: str | None, arguments: Sequence[str], *, hessian: bool, operator: bool
+) -> None:
+    """Write a commented spec to begin with, and a factory.
+
+    Both run as they are. Nothing that is there is overwritten.
+    """
+    from skerch_ooc.pipeline import begin
+    from skerch_ooc.planning.spec import parse_arguments
+
+    asked = {begin.HESSIAN: hessian, begin.MATRIX: matrix is not None, begin.OPERATOR: operator}
+    chosen = [what for what, wanted in asked.items() if wanted]
+    if len(chosen) != 1:
+        given = " and ".join(f"--{what}" for what in chosen) or "nothing"
+        raise UsageError(f"init {given}: give one of --hessian, --matrix FILE, --operator")
+    with operators_print_to_stderr():
+        begun = begin.begin(chosen[0], folder, matrix, parse_arguments(arguments))
+    files = ", ".join(str(path) for path in (begun.spec, begun.factory) if path is not None)
+    click.echo(f"{files}; next: {begun.command}")
 
 
 @verb("plan hessian.toml --run runs/hessian --set seed=2", SPEC, RUN, WORKING, SET, JSON)

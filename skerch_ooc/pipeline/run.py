@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -355,14 +356,12 @@ def decompose(
         "sketch": {
             "noise": noise, "test_measurements": test_measurements, "block": block,
             "left_measurements": left_measurements, "inner_measurements": inner_measurements,
-            "left_test_measurements": left_test_measurements,
-        },
+            "left_test_measurements": left_test_measurements},
         "recovery": _stating(method, core=core, rank=rank, vectors=vectors, which=which,
                              power_iterations=power_iterations),
     }  # fmt: skip
-    return in_folder(run_dir, lambda folder: run(
-        table, folder, operator=A, memory=memory, device=device, progress=progress
-    ))  # fmt: skip
+    at = partial(run, table, operator=A, memory=memory, device=device, progress=progress)
+    return in_folder(run_dir, at)
 
 
 def _stating(method: str | None, **settings: Any) -> dict[str, Any]:
