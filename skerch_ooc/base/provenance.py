@@ -53,8 +53,8 @@ def provenance(**more: Any) -> dict[str, Any]:
     }
 
 
-def warn_of_versions(records: Iterable[Mapping[str, Any]]) -> None:
-    """Warns once of all libraries that had several versions when files were made.
+def count_versions(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Counts how many files were made with which version of each library.
 
     Args:
         records: The record of each file, as :func:`provenance` made it.
@@ -65,10 +65,19 @@ def warn_of_versions(records: Iterable[Mapping[str, Any]]) -> None:
         for name, version in versions.items() if isinstance(versions, Mapping) else ():
             counts = seen.setdefault(str(name), {})
             counts[str(version)] = counts.get(str(version), 0) + 1
+    return seen
+
+
+def warn_of_versions(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Warns once of all libraries that had several versions when files were made.
+
+    Args:
+        counts: How many files were made with which version of each library.
+    """
     several = [
-        f"{name} " + ", ".join(f"{version} ({count})" for version, count in sorted(counts.items()))
-        for name, counts in sorted(seen.items())
-        if len(counts) > 1
+        f"{name} " + ", ".join(f"{version} ({count})" for version, count in sorted(of_each.items()))
+        for name, of_each in sorted(counts.items())
+        if len(of_each) > 1
     ]
     if several:
         log.warning(

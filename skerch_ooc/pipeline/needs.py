@@ -64,8 +64,7 @@ class Needs:
     @cached_property
     def shards(self) -> set[str]:
         """The names of the column shards that are needed."""
-        sketches = (round_.sketch for round_ in self.rounds)
-        return {file.path.name for sketch in sketches for file in sketch.shard_files}
+        return {shard.name for round_ in self.rounds for shard in round_.sketch.shards}
 
     def superseded(self, inventory: Inventory) -> list[Entry]:
         """Lists derived files that nothing in the run uses any more.

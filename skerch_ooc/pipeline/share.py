@@ -18,7 +18,7 @@ from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
 from skerch_ooc.stages.recover.krylov import is_last
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import Round, sketches_held
+from skerch_ooc.store.sketch import Round, publish_index, sketches_held
 
 
 def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
@@ -64,6 +64,8 @@ def _perform(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         return None
     if stage.name == "measure":
         measure_stage.measure(run, work)
+        # For all elements of the merge, which may begin at the same moment.
+        publish_index(round_)
     elif stage.name == "merge":
         Merge(round_).spread(work)
     elif not is_last(merged := Merge(round_).run(work.here)):

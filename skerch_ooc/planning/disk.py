@@ -27,6 +27,15 @@ from skerch_ooc.planning.tasks import later_measure_tasks, merge_runs, pieces_of
 SEALED_BYTES = 2_100
 """Bytes of a sealed file besides its data: the seal, HDF5's own, what it is, and provenance."""
 
+INDEX_FROM = 32
+"""From so many column shards on a sketch has an index, which is read instead of what they state.
+
+To write it takes a few milliseconds, to open a shard one, on a shared disk several.
+"""
+
+INDEX_WINDOW = 4096
+"""So many checksums of a shard lie together in the index."""
+
 CHECKSUM_BYTES = 11
 """Bytes that a sealed file takes for each tile."""
 
@@ -79,6 +88,7 @@ def run_files(plan: Plan) -> dict[str, Files]:
     start = stored_bytes(plan, plan.identity.shape[1], plan.start_columns)
     return {
         "shards": column_shards(plan),
+        "indexes": total(_index(plan, number) for number in rounds),
         "row shards": total(_row_shards(plan, *each) for each in sides),
         "partial sums": total(_partial_sums(plan, side) for _, side in sides),
         "sums": total(Files(1, sums_bytes(plan, side)) for _, side in sides),
@@ -136,6 +146,20 @@ def opened_bytes(plan: Plan) -> int:
 
 OPENED_BYTES = 6_000
 """Memory of an opened shard, besides its checksums."""
+
+
+def _index(plan: Plan, number: int) -> Files:
+    """Counts the index of a round, which has a checksum of four bytes for each tile."""
+    shards, tiles = shards_of_round(plan, number), len(plan.tiles(max(plan.identity.shape)))
+    if shards < INDEX_FROM:
+        return Files()
+    windows = -(-tiles // INDEX_WINDOW)
+    stored = tiles if windows == 1 else windows * INDEX_WINDOW
+    return Files(1, shards * (4 * stored + _INDEXED_BYTES), shards * windows)
+
+
+_INDEXED_BYTES = 50
+"""Bytes of an index for each shard, besides its checksums: its name, and where its data begin."""
 
 
 def _row_shards(plan: Plan, number: int, side: Side) -> Files:

@@ -38,6 +38,7 @@ from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.streams import ordered_map, tiles_in_flight
 from skerch_ooc.results.vectors import Tall, open_vectors
 from skerch_ooc.stages.recover.recipes import LEFT_VECTORS, RIGHT_VECTORS
+from skerch_ooc.store.index import OpenedShards
 from skerch_ooc.store.readers import RoleReader
 from skerch_ooc.store.result_files import VALUES, opened_result, result_path
 from skerch_ooc.store.rundir import Run
@@ -231,7 +232,7 @@ class _Sketched:
             run.require_shards()
             strips = [strip_of(run.plan, part, "test", planned, height) for part in run.plan.parts]
             listed = wait_for_columns(run, strips)
-            self._test = RoleReader(run, run.shards, listed, strips, height)
+            self._test = RoleReader(OpenedShards(run, run.shards), listed, strips, height)
 
     def trace(self) -> Figure:
         sums = self._sums

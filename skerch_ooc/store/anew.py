@@ -92,6 +92,7 @@ def _scored_anew(path: Path) -> str:
 
 _WAYS: dict[FileKind, Callable[[Path], str]] = {
     names.ROW_SHARD: merged_anew,
+    names.INDEX: _removed,
     names.TOTAL_SUMS: merged_anew,
     names.PARTIAL_SUMS: merged_anew,
     names.NOISE: merged_anew,

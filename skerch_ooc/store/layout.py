@@ -19,7 +19,7 @@ class Layout:
     Attributes:
         name: Name of the dataset.
         shape: Rows and columns.
-        dtype: float32, float64, complex64 or complex128; stored little-endian.
+        dtype: float32, float64, complex64 or complex128, of checksums uint32; stored little-endian.
         tile: Rows and columns of a tile. With all columns the dataset is contiguous and its last
             tile may be shorter; with fewer it is chunked, and chunks at the edges are padded.
     """

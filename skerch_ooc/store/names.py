@@ -176,6 +176,7 @@ KINDS = (
     PLACES := FileKind(None, (LOGS,), "places.json"),
     COLUMN_SHARD := FileKind("shard", (SHARDS,), _SHARD),
     ROW_SHARD := FileKind("shard", _OF_SKETCH, _SHARD),
+    INDEX := FileKind("index", _OF_SKETCH, "index.h5"),
     TOTAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}total.h5"),
     PARTIAL_SUMS := FileKind("sums", _OF_SKETCH, "{side}sums.t{tiles}.h5"),
     NOISE := FileKind("noise", _OF_SKETCH, "noise-{noise}.h5"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cover, cut, tree_sum
 from skerch_ooc.planning.sides import Side
+from skerch_ooc.store.index import OpenedShards
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sealed import Bulk, SealedFile
-from skerch_ooc.store.shards import Rectangle, by_strip, open_shard
+from skerch_ooc.store.sealed import Bulk
+from skerch_ooc.store.shards import Rectangle, by_strip
 from skerch_ooc.store.tiles import RowTiles, Tiles
 
 
@@ -31,13 +30,13 @@ class _Piece:
         place: These columns as columns of the sketch.
         inside: These columns as columns of the shard.
         rectangle: The shard.
-        opened: Returns the opened shard.
+        opened: The shards of the folder.
     """
 
     place: Range
     inside: Range
     rectangle: Rectangle
-    opened: Callable[[Rectangle], SealedFile]
+    opened: OpenedShards
 
     @property
     def is_whole(self) -> bool:
@@ -47,7 +46,7 @@ class _Piece:
     @property
     def bulk(self) -> Bulk:
         """The content of the shard."""
-        return self.opened(self.rectangle).bulk()
+        return self.opened.bulk(self.rectangle)
 
 
 @dataclass(frozen=True)
@@ -82,45 +81,32 @@ class RoleReader(RowTiles):
     """Reads row tiles of the sketch of one role, put together from its shards and parts.
 
     Args:
-        run: The run.
-        folder: The folder of the shards: that of the run, or of the row shards of a merged sketch.
+        shards: The shards of a folder. They are opened when they are first read: a task reads the
+            rows of few row shards.
         rectangles: The shards in the folder that may be used.
         strips: The planned rectangles of the role, in the order of the parts.
         height: Rows of the sketch.
-
-    Attributes:
-        files: The opened shards that are read from. Row shards are opened when they are first read:
-            a task reads the rows of few of them.
-
-    Raises:
-        CorruptError: If a shard is damaged, foreign or swapped.
-        IncompleteError: If one is gone.
     """
 
     def __init__(
-        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], strips: Sequence[Rectangle],
+        self, shards: OpenedShards, rectangles: Sequence[Rectangle], strips: Sequence[Rectangle],
         height: int,
     ) -> None:  # fmt: skip
         width = len(strips[0].columns)
-        identity = run.plan.identity
+        identity = shards.run.plan.identity
         self.layout = Layout(
             strips[0].role, (height, width), identity.dtype, (identity.tile[0], width)
         )
         self._wide = np.result_type(self.dtype, np.float64)
-        # Row shards of a merged sketch hold the sum of all parts and summands.
-        merged = folder != run.shards
-        self.files: dict[Rectangle, SealedFile] = {}
         # Grouped once: if each of many parts searched the shards of all parts, opening a run would
         # take quadratic time.
         members = by_strip(strips, rectangles)
 
-        self._run, self._folder, self._lock = run, folder, threading.Lock()
+        self._folder, merged = shards.folder, shards.merged
 
         def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
-            if not merged:
-                self._opened(rectangle)
             place, inside = (columns.shifted(-whole.columns.start) for whole in (strip, rectangle))
-            return _Piece(place, inside, rectangle, self._opened)
+            return _Piece(place, inside, rectangle, shards)
 
         def band(strip: Rectangle) -> _Band:
             found = members[strip]
@@ -128,7 +114,7 @@ class RoleReader(RowTiles):
             return _Band(strip.rows, [piece(strip, part, found[index]) for part, index in parts])
 
         self._layers: list[_Layer] = []
-        parts = run.plan.parts
+        parts = shards.run.plan.parts
         for summand in (0,) if merged else range(parts[-1].summand + 1):
             mine = [strip for strip in strips if merged or parts[strip.part].summand == summand]
             added = not merged and len(mine) > 1 and mine[0].rows == mine[1].rows
@@ -136,12 +122,6 @@ class RoleReader(RowTiles):
             self._layers.append(_Layer(scale, [band(strip) for strip in mine], added))
         first = self._layers[0]
         self._plain = len(self._layers) == 1 and first.scale == 1 and not first.added
-
-    def _opened(self, rectangle: Rectangle) -> SealedFile:
-        with self._lock:
-            if rectangle not in self.files:
-                self.files[rectangle] = open_shard(self._run, self._folder, rectangle)
-            return self.files[rectangle]
 
     @property
     def placed(self) -> list[tuple[Range, Path]]:
@@ -241,8 +221,7 @@ class SketchReader(RowTiles):
     """Reads row tiles of ``Z``: the sketches of all roles of a side, side by side.
 
     Args:
-        run: The run.
-        folder: The folder of the shards: that of the run, or of the row shards of a merged sketch.
+        shards: The shards of a folder.
         rectangles: The shards in the folder that may be used.
         side: The side, which states the roles and the columns of each in ``Z``.
         strips: The planned rectangles of the roles, in the order of the parts.
@@ -252,34 +231,24 @@ class SketchReader(RowTiles):
         side: The side.
         roles: The reader of each role's sketch.
         kept: The columns of roles that are not measured.
-        files: The opened shards that are read from.
-
-    Raises:
-        CorruptError: If a shard is damaged, foreign or swapped.
-        IncompleteError: If one is gone.
     """
 
     def __init__(
-        self, run: Run, folder: Path, rectangles: Sequence[Rectangle], side: Side,
+        self, shards: OpenedShards, rectangles: Sequence[Rectangle], side: Side,
         strips: Sequence[Rectangle], kept: Mapping[str, Tiles] | None = None,
     ) -> None:  # fmt: skip
         self.side, self.kept = side, kept or {}
-        identity = run.plan.identity
+        identity = shards.run.plan.identity
         self.layout = Layout(
             side.name, (side.rows, side.columns), identity.dtype, (identity.tile[0], side.columns)
         )
         measured = {
-            role: RoleReader(
-                run, folder, rectangles, [s for s in strips if s.role == role], side.rows
-            )
+            role: RoleReader(shards, rectangles, [s for s in strips if s.role == role], side.rows)
             for role in side.sketches
             if role not in self.kept
         }
         self.roles: dict[str, Tiles] = {**measured, **self.kept}
         self._measured = measured
-        self.files: dict[Rectangle, SealedFile] = {}
-        for reader in measured.values():
-            self.files |= reader.files
 
     def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
         """Returns the columns of ``Z`` and the path of each shard of the first part.

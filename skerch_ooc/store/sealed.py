@@ -122,7 +122,8 @@ def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
             settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            settings.set_fill_value(np.array(np.nan, layout.stored_dtype))
+            fill = np.nan if np.issubdtype(layout.stored_dtype, np.inexact) else 0
+            settings.set_fill_value(np.array(fill, layout.stored_dtype))
             # The same contents are the same bytes, whenever they are written.
             settings.set_obj_track_times(False)
             if layout.chunked:
@@ -280,13 +281,18 @@ class Bulk(Tiles):
 
     Attributes:
         crc32: The checksums of its tiles.
+        offset: The offset of its first byte in the file.
     """
 
     def __init__(
         self, source: FileBytes, layout: Layout, crc32: Checksums, offset: int, advice: str
     ) -> None:
-        self.layout, self.crc32 = layout, crc32
-        self._source, self._offset, self._advice = source, offset, advice
+        self.layout, self.crc32, self.offset = layout, crc32, offset
+        self._source, self._advice = source, advice
+
+    def checksum(self, number: int) -> int:
+        """Returns the checksum of a tile."""
+        return int(self.crc32[number])
 
     def read_tile(self, row: int, column: int = 0, out: Array | None = None) -> Array:
         """Reads one tile and verifies its checksum.
@@ -310,8 +316,8 @@ class Bulk(Tiles):
             stored = np.empty(layout.stored_shape(row, column), layout.stored_dtype)
         data = stored.data.cast("B")
         number = layout.number(row, column)
-        count = self._source.read(data, self._offset + number * layout.tile_bytes)
-        where, stated = f"rows {rows}, columns {columns}", int(self.crc32[number])
+        count = self._source.read(data, self.offset + number * layout.tile_bytes)
+        where, stated = f"rows {rows}, columns {columns}", self.checksum(number)
         require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
         return stored[: len(rows), : len(columns)]
 

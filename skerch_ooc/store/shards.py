@@ -19,7 +19,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError
 from skerch_ooc.base.files import digest, is_there, looks_for_late_files, size_of
-from skerch_ooc.base.partition import Range, gaps
+from skerch_ooc.base.partition import Range, cover, gaps
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import dtype_of_part, rows_of_part
@@ -219,6 +219,16 @@ def by_strip(
     for shard in shards:
         present.setdefault(shard.strip, []).append(shard)
     return {strip: present.get(strip.strip, []) for strip in strips}
+
+
+def used_shards(strips: Iterable[Rectangle], shards: Iterable[Rectangle]) -> list[Rectangle]:
+    """Returns the shards, in order, of which columns are used; strips must be covered by them."""
+    used = {
+        members[index]
+        for strip, members in by_strip(strips, shards).items()
+        for _, index in cover(strip.columns, [shard.columns for shard in members])
+    }
+    return sorted(used)
 
 
 def by_role(missing: Mapping[Rectangle, Sequence[Range]]) -> dict[str, list[Range]]:

@@ -9,12 +9,11 @@ shards of the old one are not taken for shards of the new one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -23,9 +22,11 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import as_given, canonical_json, digest
+from skerch_ooc.base.files import as_given, digest, is_there, make_folder
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.provenance import count_versions
 from skerch_ooc.base.resources import release_memory
+from skerch_ooc.planning.disk import INDEX_FROM
 from skerch_ooc.planning.krylov import BasisBlock, first_block
 from skerch_ooc.planning.plan import Cut, Plan
 from skerch_ooc.planning.sides import (
@@ -45,6 +46,7 @@ from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_kept
+from skerch_ooc.store.index import Index, OpenedShards, digest_of, write_index
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
@@ -57,7 +59,9 @@ from skerch_ooc.store.shards import (
     listing_of,
     missing_of,
     of_strips,
+    open_shard,
     strip_of,
+    used_shards,
     wait_for_columns,
 )
 from skerch_ooc.store.tiles import Tiles
@@ -458,7 +462,7 @@ class Sketch:
     Attributes:
         round: The round.
         readers: The reader of the row tiles of each side.
-        shard_files: The shards that are used, in order.
+        shards: The shards that are used, in order.
         digest: A hash of its content, by the identities of the shards that are used, which have all
             checksums. Other shards have no part in it.
         folder: The folder of all that is derived from it.
@@ -477,30 +481,48 @@ class Sketch:
         self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
         rectangles = wait_for_columns(run, strips)
+        self.shards = used_shards(strips, rectangles)
+        self._index = self._noted_index()
+        self._opened = OpenedShards(run, run.shards, self._index)
         bases = {f"{BASIS}{number}": basis for number, basis in round_.bases.items()}
         self.readers = {
             side.name: SketchReader(
-                run, run.shards, rectangles, side, strips,
+                self._opened, rectangles, side, strips,
                 {role: bases[role].matrix for role in side.sketches.keys() & bases.keys()},
             )
             for side in round_.sides
             if side.name != START
         }  # fmt: skip
         self._inner: RoleReader | None = None
-        files: dict[Rectangle, SealedFile] = {}
         if "inner" in round_.planned:
             of_inner = [strip for strip in strips if strip.role == "inner"]
-            self._inner = RoleReader(run, run.shards, rectangles, of_inner, run.plan.inner)
-            files |= self._inner.files
-        for reader in self.readers.values():
-            files |= reader.files
-        self.shard_files = [files[rectangle] for rectangle in sorted(files)]
-        self.digest = _digest_of(self.shard_files, run.plan)
+            self._inner = RoleReader(self._opened, rectangles, of_inner, run.plan.inner)
+        self.digest = self._index.digest if self._index else self._hashed()
         self.folder = sketch_folder(run, self.digest)
-        if len(self.shard_files) > _MANY:
+        if len(self.shards) > _MANY:
             # The texts of a thousand identities leave holes as large as all checksums.
             release_memory()
         _DIGESTS[run.plan.run_id, self._listing] = self.digest
+
+    def _hashed(self) -> str:
+        """Opens all shards and hashes what they state."""
+        # All are opened before any is read: a damaged one is told before hours of work.
+        files = [self._opened.file(shard) for shard in self.shards]
+        return digest_of((file.stated for file in files), self.round.run.plan)
+
+    def _noted_index(self) -> Index | None:
+        """Opens the index of these very shards, if they were merged before."""
+        run = self.round.run
+        noted = _noted_digests(run).get(self._listing) if len(self.shards) >= INDEX_FROM else None
+        index = None if noted is None else Index.read(run, _index_path(run, noted))
+        return index if index is not None and list(index.shards) == self.shards else None
+
+    @property
+    def versions(self) -> dict[str, dict[str, int]]:
+        """How many shards were made with which versions of libraries."""
+        if self._index is not None:
+            return self._index.versions
+        return count_versions(self._opened.file(shard).provenance for shard in self.shards)
 
     def inner(self) -> Array:
         """Reads the measured columns of the inner sketch, ``(s, columns)``; there may be none."""
@@ -519,15 +541,26 @@ class Sketch:
         """
         return basis_of(self.round, self.digest)
 
+    def prepare_folder(self) -> None:
+        """Makes the folder of what is derived from it, with an index if it has many shards.
+
+        Raises:
+            IncompleteError: If the system cannot write them.
+        """
+        run = self.round.run
+        make_folder(self.folder)
+        wanted = len(self.shards) >= INDEX_FROM and self._index is None
+        if wanted and not is_there(_index_path(run, self.digest)):
+            write_index(run, self.shards, self._opened.file, partial(sketch_folder, run))
+        self.note()
+
     def note(self) -> None:
         """Notes the digest of this sketch in a log, with the listing of its shards, unless it is.
 
         :func:`noted_digest` finds it there. It is noted before anything is derived from the sketch:
         who asks what is left of that then need not open the shards.
         """
-        run, noted = self.round.run, {"listing": self._listing, "digest": self.digest}
-        if noted not in list(run.log(_LISTINGS)):
-            run.record(_LISTINGS, noted)
+        _note(self.round.run, self._listing, self.digest)
 
 
 @contextlib.contextmanager
@@ -541,16 +574,34 @@ def sketches_held() -> Iterator[None]:
         _HELD[:] = [each for each in _HELD if each is not held]
 
 
-def _digest_of(files: Sequence[SealedFile], plan: Plan) -> str:
-    """Hashes the JSON list of what shards state, one by one: together they may be gigabytes."""
-    found = hashlib.sha256(b"[")
-    for number, file in enumerate(files):
-        found.update(b"," * (number > 0) + file.stated)
-    # Shards do not state the scale of their summand, which an update may change.
-    if plan.summands > 1:
-        found.update(b"," + canonical_json([part.scale for part in plan.parts]))
-    found.update(b"]")
-    return found.hexdigest()
+def publish_index(round_: Round) -> None:
+    """Publishes the index of a round of many shards once all are there, and notes its digest.
+
+    Shards are opened one after the other, so that it takes little memory. If one is damaged, no
+    index is published: the processes that merge the sketch say so.
+
+    Args:
+        round_: The round.
+
+    Raises:
+        IncompleteError: If the index cannot be written.
+    """
+    run = round_.run
+    listed = list_shards(run.shards)
+    listing, strips = round_.listing(listed), round_.merged_strips
+    found = of_strips(strips, listed)
+    if len(found) < INDEX_FROM or any(missing_of(strips, found).values()):
+        return
+    used = used_shards(strips, found)
+    if len(used) < INDEX_FROM or _noted_digests(run).get(listing) is not None:
+        return
+    opening, folder_of = partial(open_shard, run, run.shards), partial(sketch_folder, run)
+    with contextlib.suppress(CorruptError):
+        _note(run, listing, write_index(run, used, opening, folder_of))
+
+
+def _index_path(run: Run, sketch_digest: str) -> Path:
+    return sketch_folder(run, sketch_digest) / names.INDEX.name()
 
 
 def sketch_folder(run: Run, sketch_digest: str) -> Path:
@@ -571,13 +622,25 @@ def noted_digest(round_: Round, listed: Iterable[Rectangle]) -> str | None:
     Returns:
         The digest; ``None`` if it was not noted, or a shard was touched since.
     """
+    noted = _noted_digests(round_.run)
+    return noted.get(round_.listing(listed)) if noted else None
+
+
+def _note(run: Run, listing: str, sketch_digest: str) -> None:
+    noted = {"listing": listing, "digest": sketch_digest}
+    if noted not in list(run.log(_LISTINGS)):
+        run.record(_LISTINGS, noted)
+
+
+def _noted_digests(run: Run) -> dict[str, str]:
+    """Reads the digests of sketches that are noted, by the listings of their shards."""
     noted = {}
-    for record in round_.run.log(_LISTINGS):
+    for record in run.log(_LISTINGS):
         stated = record.get("listing"), record.get("digest")
         # A path is made of the digest, and a log may hold anything: only hexadecimal digits pass.
         if all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in stated):
-            noted[stated[0]] = stated[1]
-    return noted.get(round_.listing(listed)) if noted else None
+            noted[str(stated[0])] = str(stated[1])
+    return noted
 
 
 def basis_of(round_: Round, sketch_digest: str) -> Basis | None:

@@ -34,7 +34,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import as_given, is_there, list_names, make_folder
+from skerch_ooc.base.files import as_given, is_there, list_names
 from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
@@ -52,6 +52,7 @@ from skerch_ooc.stages.merge.testmatrices import NoiseReader, StartReader, prepa
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_kept
 from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
+from skerch_ooc.store.index import OpenedShards
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
@@ -172,7 +173,7 @@ class Merge:
         self.round = round_
         self.plan = round_.run.plan
         self.sketch = round_.sketch
-        self.rechunk = len(self.sketch.shard_files) > RECHUNK_ABOVE if rechunk is None else rechunk
+        self.rechunk = len(self.sketch.shards) > RECHUNK_ABOVE if rechunk is None else rechunk
         # Tasks are numbered through all sides, so that shares and job arrays can name them.
         self._sides: dict[str, _SideMerge] = {}
         for side in round_.sides:
@@ -227,7 +228,7 @@ class Merge:
             }
         if fresh:
             # Before the sums are published: those that are there are not compared again.
-            warn_of_versions(shard.provenance for shard in self.sketch.shard_files)
+            warn_of_versions(self.sketch.versions)
             require_no_drift(self.round, sums, self._first_sums())
             for name in fresh:
                 self._sides[name].publish(sums[name])
@@ -358,8 +359,7 @@ class _SideMerge:
         return operator_threads(1) if self.plan.identity.is_double else contextlib.nullcontext()
 
     def _prepare_folder(self) -> None:
-        self._sketch.note()
-        make_folder(self._folder)
+        self._sketch.prepare_folder()
 
     @property
     def _stage(self) -> str:
@@ -594,7 +594,8 @@ class _SideMerge:
         if set(wanted) != set(rows):
             return self._reader
         kept = self._reader.kept
-        return SketchReader(self._round.run, self._folder, rows, self.side, wanted, kept)
+        shards = OpenedShards(self._round.run, self._folder)
+        return SketchReader(shards, rows, self.side, wanted, kept)
 
     def _identity(self, tiles: Range) -> dict[str, Any]:
         return _sums_identity(self.plan, self.side, self._sketch.digest, tiles)
