@@ -28,16 +28,21 @@ BY_STAGES: tuple[Command, ...] = (
     ("recover", "run", "--threads", 1),
     ("assess", "run"),
 )
-BY_SHARES: tuple[Command, ...] = (
-    BY_STAGES[0],
-    *(
+
+
+def _shares(*stages: tuple[str, int]) -> tuple[Command, ...]:
+    """Plans, and has stages done by so many elements each."""
+    elements = (
         ("task", "run", stage, "--index", index, "--of", of, "--threads", 1)
-        for stage, of in (
-            ("measure", 2), ("merge", 2), ("solve", 1), ("measure.2", 2), ("merge.2", 2),
-            ("solve.2", 1), ("vectors.2", 2), ("assess", 1),
-        )
+        for stage, of in stages
         for index in range(of)
-    ),
+    )
+    return (BY_STAGES[0], *elements)
+
+
+BY_SHARES = _shares(
+    ("measure", 2), ("merge", 2), ("solve", 1), ("measure.2", 2), ("merge.2", 2), ("solve.2", 1),
+    ("vectors.2", 2), ("assess", 1),
 )  # fmt: skip
 
 
@@ -103,6 +108,10 @@ CASES = {
     "eigh by stages, row shards": Case(commands=BY_STAGES),
     "svd by stages, row shards": Case(spec={"kind": "svd"}, commands=BY_STAGES),
     "eigh hmt by shares": Case(spec={"recovery": {"method": "hmt"}}, commands=BY_SHARES),
+    "eigh by shares, many shards": Case(
+        spec={"sketch": {"test_measurements": 12, "block": 1}},
+        commands=_shares(("measure", 2), ("merge", 1), ("solve", 1), ("vectors", 1), ("assess", 1)),
+    ),
     "eigh in pieces": Case(
         factory="synthetic", measurements=16, spec={"operator": _LARGE, "sketch": _TALL}
     ),

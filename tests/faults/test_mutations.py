@@ -15,7 +15,8 @@ from skerch_ooc.base.errors import CorruptError
 
 RUNS = (
     "eigh nystrom", "svd oversampled", "svd hmt", "eigh implicit", "eigh ssrft complex",
-    "eigh updated", "eigh by stages, row shards", "eigh in pieces",
+    "eigh updated", "eigh by stages, row shards", "eigh by shares, many shards",
+    "eigh in pieces",
 )  # fmt: skip
 MUTATIONS = ANY | RESEALED
 SOAKED = 16

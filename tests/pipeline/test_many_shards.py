@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from opens import files_opened
 from specs import write_spec
@@ -17,7 +19,9 @@ from skerch_ooc.pipeline.status import status
 from skerch_ooc.pipeline.submission import require_earlier_stages, submit
 from skerch_ooc.planning import tasks
 from skerch_ooc.planning.stage_names import RoundStage
-from skerch_ooc.store.shards import Rectangle
+from skerch_ooc.stages.merge import task
+from skerch_ooc.store import index, sketch
+from skerch_ooc.store.shards import Rectangle, open_shard
 from skerch_ooc.store.sketch import Round
 
 pytestmark = pytest.mark.usefixtures("no_late_files")
@@ -57,16 +61,26 @@ def test_submit_and_status_of_ten_thousand_shards_open_few_files(named):
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Returns a measured run with several tasks in each stage, and a shard for each column."""
+def planned(monkeypatch, tmp_path):
+    """Returns a planned run with several tasks in each stage, and a shard for each column."""
     monkeypatch.setattr(tasks, "SMALLEST_RUN", 0)
 
-    def measured(columns, rows):
+    def planned(columns, rows):
         spec = write_spec(
             tmp_path, "synthetic", columns, sketch={"test_measurements": 10, "block": 1},
             operator={"args": {"n": rows, "rank": 4}}, recovery={"rank": 3},
         )  # fmt: skip
-        run = ooc.plan(spec, tmp_path / "run", threads=1)
+        return ooc.plan(spec, tmp_path / "run", threads=1)
+
+    return planned
+
+
+@pytest.fixture
+def measured(planned):
+    """Returns such a run that is measured."""
+
+    def measured(columns, rows):
+        run = planned(columns, rows)
         ooc.measure(run, threads=1)
         return run
 
@@ -80,6 +94,64 @@ def element(run, stage, index, of):
         require_earlier_stages(opened_run, stage)
         perform_share(opened_run, stage, Work.of(Share(index, of), threads=1))
     return opened
+
+
+def elements(run, stage, count):
+    """Does what the elements of a job array do, each in a process of its own."""
+    opened = []
+    for number in range(count):
+        # What another process would not know.
+        sketch._OPENED.clear()
+        sketch._DIGESTS.clear()
+        task._merge_of_process.cache_clear()
+        opened.append(element(run, stage, number, count))
+    return opened
+
+
+@pytest.fixture
+def opened_whole(monkeypatch):
+    """The column shards of which all that they state was read, each time again."""
+    found = []
+
+    def counting(run, folder, shard):
+        if folder == run.shards:
+            found.append(shard.name)
+        return open_shard(run, folder, shard)
+
+    for module in (index, sketch):
+        monkeypatch.setattr(module, "open_shard", counting)
+    return found
+
+
+def names_once(opened, folder):
+    """The names of the files in a folder that were opened, none of them twice."""
+    found = [Path(path).name for path in opened if Path(path).parent == folder]
+    assert len(found) == len(set(found))
+    return found
+
+
+def in_elements(planned, opened_whole, merging):
+    """Measures and merges a run by elements, and checks what they open."""
+    elements(planned, RoundStage("measure"), 3)
+    shards = sorted(path.name for path in planned.shards.iterdir())
+    assert sorted(opened_whole) == shards
+    merged = elements(planned, RoundStage("merge"), merging)
+    elements(planned, RoundStage("solve"), 1)
+    elements(planned, RoundStage("vectors"), 2)
+    # By the last element that measured, and by nobody else.
+    assert sorted(opened_whole) == shards
+    for opened in merged:
+        assert sorted(names_once(opened, planned.shards)) == shards
+        assert len(opened) <= len(shards) + FEW
+
+
+def test_what_shards_state_is_read_once_whatever_the_number_of_elements(planned, opened_whole):
+    in_elements(planned(30, rows=9000), opened_whole, merging=3)
+
+
+@pytest.mark.soak
+def test_what_310_shards_state_is_read_once_by_40_elements(planned, opened_whole):
+    in_elements(planned(300, rows=160_000), opened_whole, merging=40)
 
 
 @pytest.mark.thorough

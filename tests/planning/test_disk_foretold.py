@@ -24,6 +24,7 @@ CASES = {
     "double": {"n": 20_000, "dtype": "float64", "marks": PIECES},
     "complex": {"n": 12_000, "dtype": "complex64"},
     "wide blocks": {"n": 12_000, "measurements": 200, "block": 50},
+    "an index": {"n": 9_000, "measurements": 30, "block": 1},
     "row shards": {"n": 9_000, "measurements": 150, "block": 1, "marks": PIECES},
     "whole columns": {"n": 20_000, "noise": "ssrft", "marks": PIECES},
     "implicit": {"n": 20_000, "recovery": {"vectors": "implicit"}},
