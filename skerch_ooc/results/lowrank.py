@@ -20,15 +20,25 @@ from torch import Tensor
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.results.bands import Band, Diagonals
 from skerch_ooc.results.indexing import Selection, select, selections
+from skerch_ooc.results.shifted import Shifted, as_shift
+from skerch_ooc.results.streamed import (
+    Block,
+    Factors,
+    Read,
+    StreamedOperator,
+    TorchDtype,
+    Write,
+    dropped,
+    empty_like,
+    is_complex,
+    reader,
+)
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
 from skerch_ooc.store.rundir import layout_path, open_run, read_layout
-
-TorchDtype = torch.dtype
-
-_ROWS_AT_ONCE = 4096
 
 
 class EighTensors(NamedTuple):
@@ -130,7 +140,7 @@ class LazyMatrix(ABC):
         return self._read(select(rows, self.shape[0], 0), select(cols, self.shape[1], 1))
 
     def _read(self, rows: Selection, columns: Selection) -> Tensor:
-        return _dropped(self._gather(rows, columns), rows, columns)
+        return dropped(self._gather(rows, columns), rows, columns)
 
     def __iter__(self) -> Iterator[Tensor]:
         for number in range(len(self)):
@@ -192,12 +202,7 @@ class AdjointMatrix(LazyMatrix):
         return torch.from_numpy(gather(self._tall, columns, rows)).mH.resolve_conj()
 
 
-def _dropped(part: Tensor, rows: Selection, columns: Selection) -> Tensor:
-    """Drops the dimensions that an integer named."""
-    return part[0 if rows.single else slice(None)][..., 0 if columns.single else slice(None)]
-
-
-class LowRank:
+class LowRank(StreamedOperator):
     """The low-rank operator ``A ~ U diag(values) V^H`` on disk: base class of both decompositions.
 
     It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
@@ -217,9 +222,6 @@ class LowRank:
             ``(r,)``; see the page about errors for what it takes for granted. ``None`` for other
             methods.
     """
-
-    __array_ufunc__ = None
-    """Makes numpy leave ``array @ result`` to :meth:`__rmatmul__`."""
 
     def __init__(self, path: Path, values: str, left: str, right: str | None) -> None:
         self._file = file = open_sealed(path)
@@ -262,131 +264,105 @@ class LowRank:
             f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, path={str(self.path)!r})"
         )
 
-    def __matmul__(self, x: Any) -> Any:
-        """Multiplies a vector or the columns of a matrix, ``(w,)`` or ``(w, k)``.
+    def _stream(self, x: Read, write: Write, adjoint: bool) -> None:
+        factors = self._factors.turned(adjoint)
+        times(factors.left, self._values[:, None] * adjoint_times(factors.right, x), write)
 
-        Returns:
-            A tensor for a tensor, on its device, an array for an array; ``(h,)`` or ``(h, k)``.
+    def _entries(self, rows: Selection, columns: Selection) -> Iterator[Block]:
+        return self._factors.entries(rows, columns)
 
-        Raises:
-            ValueError: If the shapes do not fit.
-            CorruptError: If a tile was altered.
-            IncompleteError: If vectors are to be computed from shards that are gone.
-        """
-        return self._product(self._left, self._right, x, from_left=False)
+    @property
+    def _factors(self) -> Factors:
+        return Factors(self._left, self._values, self._right)
 
-    def __rmatmul__(self, x: Any) -> Any:
-        """Multiplies a vector or the rows of a matrix: ``x @ self`` for ``(h,)`` or ``(k, h)``.
+    def tril(self, k: int = 0) -> Band:
+        """Returns the lower triangle, on and below diagonal ``k``, as ``numpy.tril`` counts.
 
-        Returns:
-            As for ``self @ x``; ``(w,)`` or ``(k, w)``.
-
-        Raises:
-            ValueError: If the shapes do not fit.
-            CorruptError: If a tile was altered.
-            IncompleteError: If vectors are to be computed from shards that are gone.
-        """
-        # x A = (A^H x^H)^H
-        return self._product(self._right, self._left, x, from_left=True)
-
-    def _product(self, to: Tall, by: Tall, x: Any, from_left: bool) -> Any:
-        """``to diag(values) by^H x``, or for ``from_left`` the adjoint of that for ``x^H``."""
-        if not isinstance(x, (np.ndarray, Tensor)):
-            return NotImplemented
-        length = x.shape[-1 if from_left else 0] if x.ndim in (1, 2) else None
-        if length != by.shape[0]:
-            shapes = [tuple(x.shape), self.shape] if from_left else [self.shape, tuple(x.shape)]
-            raise ValueError(f"cannot multiply the shapes {shapes[0]} and {shapes[1]}")
-        shape = (to.shape[0],) if x.ndim == 1 else (to.shape[0], x.shape[0 if from_left else 1])
-        out: Any
-        if isinstance(x, Tensor):
-            promoted = torch.promote_types(self.dtype, x.dtype)
-            out = torch.empty(shape[::-1] if from_left else shape, dtype=promoted)
-            is_complex = promoted.is_complex
-        else:
-            promoted_numpy = np.result_type(to.dtype, x.dtype)
-            out = np.empty(shape[::-1] if from_left else shape, promoted_numpy)
-            is_complex = promoted_numpy.kind == "c"
-        wide = np.complex128 if is_complex else np.float64
-        given, target = _as_columns(x, from_left), _as_columns(out, from_left)
-
-        def read(rows: Range) -> Array:
-            part = _as_array(given[rows.slice], wide)
-            return part.conj() if from_left else part
-
-        def write(rows: Range, part: Array) -> None:
-            part = part.conj() if from_left else part
-            target[rows.slice] = torch.from_numpy(part) if isinstance(target, Tensor) else part
-
-        times(to, self._values[:, None] * adjoint_times(by, read), write)
-        return out.to(x.device) if isinstance(x, Tensor) else out
-
-    def submatrix(self, rows: Any, cols: Any) -> Tensor:
-        """Forms entries of the approximation: all given columns of all given rows.
+        It has ``@`` from both sides, ``submatrix`` and ``scipy``, as the result has; each product
+        is one stream over the rows.
 
         Args:
-            rows: An integer, a slice, or a list, array or tensor of integers or booleans.
-            cols: The same.
+            k: The highest diagonal that is kept; 0 is the main one, negative ones are below it.
+        """
+        return Band(self._factors, self.dtype, Diagonals(None, operator.index(k)))
+
+    def triu(self, k: int = 0) -> Band:
+        """Returns the upper triangle, on and above diagonal ``k``; see :meth:`tril`."""
+        return Band(self._factors, self.dtype, Diagonals(operator.index(k), None))
+
+    def band(self, first: int, last: int) -> Band:
+        """Returns the diagonals ``first`` to ``last``: ``band(-1, 1)`` is tridiagonal.
+
+        See :meth:`tril`.
+
+        Args:
+            first: The lowest diagonal that is kept.
+            last: The highest.
+
+        Raises:
+            UsageError: If ``first`` is above ``last``.
+        """
+        return Band(
+            self._factors, self.dtype, Diagonals(operator.index(first), operator.index(last))
+        )
+
+    def shifted(self, c: float | complex) -> Shifted:
+        """Returns ``Ahat + c I``, where ``Ahat`` is this result, not the operator that it is of.
+
+        It has ``@`` from both sides, and ``solve`` for its inverse.
+
+        Args:
+            c: What is added to the diagonal; complex numbers make it complex.
+
+        Raises:
+            UsageError: If the result is not square, or ``c`` is no finite number.
+        """
+        self._require_square("shifted")
+        return Shifted(self._factors, self.dtype, as_shift(c))
+
+    def quadratic_form(self, x: Any) -> Any:
+        """Forms ``x^H Ahat x`` of a vector, or of each column of a matrix, in double precision.
+
+        ``Ahat`` is this result. It takes one stream over the vectors, or one over those of each
+        side.
+
+        Args:
+            x: ``(n,)`` or ``(n, k)``, a tensor or a numpy array.
 
         Returns:
-            ``(rows, columns)``, without the dimension that an integer names; formed in double
-            precision, and rounded to ``dtype``.
+            A number or ``(k,)``, of the same kind as ``x``; real for eigenvalues.
 
         Raises:
+            UsageError: If the result is not square.
+            TypeError: If ``x`` is neither a tensor nor an array.
+            ValueError: If the shapes do not fit.
             CorruptError: If a tile was altered.
             IncompleteError: If vectors are to be computed from shards that are gone.
-            IndexError: If an index is out of range or means nothing.
         """
-        wanted = select(rows, self.shape[0], 0), select(cols, self.shape[1], 1)
-        out = np.empty(tuple(map(len, wanted)), self._left.dtype)
-        all_values = Selection(range(self.rank))
-        for across in cut(Range(0, len(wanted[1])), _ROWS_AT_ONCE):
-            columns = Selection(wanted[1].wanted[across.slice])
-            v = gather(self._right, columns, all_values).astype(self._right.wide_dtype)
-            weights = self._values[:, None] * v.conj().T
-            for down in cut(Range(0, len(wanted[0])), _ROWS_AT_ONCE):
-                u = gather(self._left, Selection(wanted[0].wanted[down.slice]), all_values)
-                out[down.slice, across.slice] = u.astype(self._left.wide_dtype) @ weights
-        return _dropped(torch.from_numpy(out), *wanted)
+        self._require_square("quadratic_form")
+        if not isinstance(x, (np.ndarray, Tensor)):
+            raise TypeError(f"{type(x).__name__}: must be a numpy array or a torch tensor")
+        if x.ndim not in (1, 2) or x.shape[0] != self.shape[0]:
+            raise ValueError(f"the shape {tuple(x.shape)} does not fit that of {self.shape}")
+        out = empty_like(x, x.shape[1:], self.dtype)
+        read = reader(x, is_complex(out))
+        right = left = adjoint_times(self._right, read)
+        if self._left is not self._right:
+            left = adjoint_times(self._left, read)
+        forms = (left.conj() * (self._values[:, None] * right)).sum(axis=0)
+        if self._left is self._right:
+            out, forms = out.real, forms.real
+        forms = forms.reshape(x.shape[1:])
+        if isinstance(x, Tensor):
+            return torch.from_numpy(forms).to(x.device, out.dtype)
+        return forms.astype(out.dtype)[()]
 
-    def scipy(self) -> Any:
-        """Returns the approximation as a ``scipy.sparse.linalg.LinearOperator``.
-
-        Raises:
-            UsageError: If SciPy is not installed.
-        """
-        try:
-            from scipy.sparse.linalg import LinearOperator
-        except ImportError as error:
-            raise UsageError("scipy() needs SciPy, which is no part of this package: "
-                             "pip install scipy") from error  # fmt: skip
-
-        def forth(x: Array) -> Any:
-            return self._product(self._left, self._right, x, from_left=False)
-
-        def back(x: Array) -> Any:
-            return self._product(self._right, self._left, x, from_left=False)
-
-        return LinearOperator(
-            shape=self.shape, dtype=self._left.dtype, matvec=forth, rmatvec=back, matmat=forth,
-            rmatmat=back,
-        )  # fmt: skip
-
-
-def _as_columns(x: Any, transposed: bool) -> Any:
-    """Returns a vector or matrix as a matrix of columns that shares its memory."""
-    if x.ndim == 1:
-        return x[:, None]
-    return x.T if transposed else x
-
-
-def _as_array(x: Any, dtype: Any) -> Array:
-    """Makes a numpy array of this dtype of an array, or of a tensor on any device."""
-    if isinstance(x, Tensor):
-        # torch conjugates and negates lazily, by a mark that numpy does not know.
-        wide = torch.complex128 if dtype is np.complex128 else torch.float64
-        return np.asarray(x.to("cpu", wide).resolve_conj().resolve_neg().numpy())
-    return np.asarray(x, dtype)
+    def _require_square(self, what: str) -> None:
+        if self.shape[0] != self.shape[1]:
+            raise UsageError(
+                f"{what}() needs a square operator; that of {self.path} is "
+                f"{self.shape[0]} x {self.shape[1]}: use @ with it"
+            )
 
 
 class Eigh(LowRank):

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
-from skerch_ooc.base.partition import Range, cut, tile
+from skerch_ooc.base.partition import Range, cut, tile, tiles_of
 from skerch_ooc.base.resources import available_cores
 from skerch_ooc.base.streams import ordered_map
 from skerch_ooc.planning.disk import VECTOR_TILE_COLUMNS
@@ -43,6 +43,9 @@ from skerch_ooc.store.tiles import Tiles
 
 BLOCK_ROWS = 256
 """Rows of implicit vectors that are computed together; the height of a tile is a multiple."""
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 _BYTES_IN_FLIGHT = 512 * 1024**2
 
@@ -338,7 +341,7 @@ def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
             out[crossed(to_rows, to)] = column_tile(column)[crossed(from_rows, start)]
 
     if len(columns):
-        for _ in _in_parallel(tall, read, rows.tiles(tall.layout.tile[0])):
+        for _ in in_parallel(read, list(rows.tiles(tall.layout.tile[0])), tall.bytes_per_tile):
             pass
     return out
 
@@ -355,7 +358,7 @@ def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:
         return np.asarray(tall.factor(number).conj().T @ x(tall.layout.rows(number)))
 
     total: Array | None = None
-    for part in _in_parallel(tall, product, tall.row_tiles):
+    for part in in_parallel(product, tall.row_tiles, tall.bytes_per_tile):
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None
     return total if tall.transform is None else tall.transform.conj().T @ total
@@ -370,14 +373,33 @@ def times(tall: Tall, x: Array, write: Callable[[Range, Array], None]) -> None:
         write: Is given rows of the result, in order.
     """
     x = x if tall.transform is None else tall.transform @ x
-    products = _in_parallel(tall, lambda number: tall.factor(number) @ x, tall.row_tiles)
+
+    def product(number: int) -> Array:
+        return np.asarray(tall.factor(number) @ x)
+
+    products = in_parallel(product, tall.row_tiles, tall.bytes_per_tile)
     for number, part in zip(tall.row_tiles, products, strict=True):
         write(tall.layout.rows(number), part)
 
 
-def _in_parallel(
-    tall: Tall, function: Callable[[int], Any], numbers: Iterable[int]
-) -> Iterator[Any]:
-    fit = max(1, _BYTES_IN_FLIGHT // tall.bytes_per_tile)
-    numbers = list(numbers)
-    return ordered_map(function, numbers, max(1, min(available_cores(), fit, len(numbers))))
+def read_rows(tall: Tall, rows: Range) -> Array:
+    """Reads some rows of all vectors, in double precision, from the tiles that hold them."""
+    pieces = [np.empty((0, tall.shape[1]), tall.wide_dtype)]
+    for number in tiles_of(rows, tall.layout.tile[0]):
+        there = tall.layout.rows(number)
+        pieces.append(tall.read_wide(number)[there.common(rows).shifted(-there.start).slice])
+    return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+
+def in_parallel(
+    function: Callable[[Item], Value], items: Sequence[Item], bytes_each: int
+) -> Iterator[Value]:
+    """Applies a function to items in as many threads as there are cores, and memory for.
+
+    Args:
+        function: The function.
+        items: The items.
+        bytes_each: Bytes that each of them takes while it is worked on.
+    """
+    fit = max(1, _BYTES_IN_FLIGHT // bytes_each)
+    return ordered_map(function, items, max(1, min(available_cores(), fit, len(items))))

@@ -402,7 +402,7 @@ def test_submatrix_out_of_range_is_an_index_error(results):
 
 
 def test_more_rows_than_are_formed_at_once_are_right(results, monkeypatch):
-    monkeypatch.setattr("skerch_ooc.results.lowrank._ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("skerch_ooc.results.streamed._ROWS_AT_ONCE", 40)
     result = results("eigh", "float64", "stored")
     found = result.submatrix(slice(None), list(range(150)))
     torch.testing.assert_close(found, approximation(result), rtol=1e-12, atol=1e-14)
