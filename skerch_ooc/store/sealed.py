@@ -472,7 +472,8 @@ def verify(path: Path) -> SealedFile:
         FileNotFoundError: If there is none.
         OSError: If it cannot be read.
     """
-    file = SealedFile(path)
+    # A bulk may have many thousand tiles: they are read through one opening.
+    file = SealedFile(path, keep=True)
     file.verify_bulk()
     return file
 

@@ -400,12 +400,14 @@ class Round:
             IncompleteError: If measurements are missing, or were removed.
             CorruptError: If a shard is damaged, foreign, swapped or a link.
         """
-        # Another round object of this process may have opened the very same shards.
+        # Another round object of this process may have opened the very same shards. They are listed
+        # before they are opened: if one is replaced meanwhile, the note must not map the newer
+        # listing to the digest of the older shard.
         listing = self.listing(list_shards(self.run.shards))
         key = (str(self.run.directory.absolute()), self.run.plan.run_id, self.basis_path, listing)
         found = _OPENED.get(key)
         if found is None:
-            found = _OPENED[key] = Sketch(self)
+            found = _OPENED[key] = Sketch(self, listing)
         for held in _HELD:
             held.append(found)
         return found
@@ -458,6 +460,7 @@ class Sketch:
 
     Args:
         round_: The round.
+        listing: The hash of the listing of its shards.
 
     Attributes:
         round: The round.
@@ -472,13 +475,10 @@ class Sketch:
         CorruptError: If a shard is damaged, foreign, swapped or a link.
     """
 
-    def __init__(self, round_: Round) -> None:
-        self.round = round_
+    def __init__(self, round_: Round, listing: str) -> None:
+        self.round, self._listing = round_, listing
         run = round_.run
         run.require_shards()
-        # Listed before the shards are opened: if one is replaced meanwhile, the note must not map
-        # the newer listing to the digest of the older shard.
-        self._listing = round_.listing(list_shards(run.shards))
         strips = round_.merged_strips
         rectangles = wait_for_columns(run, strips)
         self.shards = used_shards(strips, rectangles)
