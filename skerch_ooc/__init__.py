@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from skerch_ooc.planning.spec import SketchSpec as SketchSpec
     from skerch_ooc.planning.spec import Spec as Spec
     from skerch_ooc.results.assess import Assessment as Assessment
+    from skerch_ooc.results.compare import ComparedResult as ComparedResult
+    from skerch_ooc.results.compare import Comparison as Comparison
+    from skerch_ooc.results.compare import compare as compare
     from skerch_ooc.results.density import Density as Density
     from skerch_ooc.results.density import TraceEstimate as TraceEstimate
     from skerch_ooc.results.density import density as density
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Assessment": "results.assess",
     "Cleaning": "pipeline.clean",
+    "ComparedResult": "results.compare",
+    "Comparison": "results.compare",
     "CorruptError": "base.errors",
     "Dask": "executors.dask",
     "Density": "results.density",
@@ -98,6 +103,7 @@ _HOMES = {
     "UsageError": "base.errors",
     "assess": "pipeline.steps",
     "clean": "pipeline.clean",
+    "compare": "results.compare",
     "density": "results.density",
     "draw": "algebra.noise",
     "eigh": "pipeline.run",

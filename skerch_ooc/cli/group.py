@@ -56,11 +56,12 @@ class _Verbs(click.Group):
 _SECTIONS = {
     "Start": ("init", "probe", "plan", "run"),
     "Stages, one by one": ("measure", "merge", "recover", "assess"),
-    "Look": ("status", "estimates", "density", "report", "scores", "loadings", "export", "verify"),
+    "Look": ("status", "estimates", "density", "report", "compare", "scores", "loadings",
+             "export", "verify"),
     "Grow": ("extend", "update"),
     "On a cluster": ("submit", "task"),
     "Tidy": ("clean",),
-}
+}  # fmt: skip
 
 
 _PAGES = {

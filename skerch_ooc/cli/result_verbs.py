@@ -78,6 +78,21 @@ def report(directory: Path, name: str, output: Path | None) -> None:
         click.echo(path.parent / "figures")
 
 
+@verb("compare runs/a runs/b", JSON)
+@click.argument("first", metavar="DIR", type=PATH)
+@click.argument("second", metavar="DIR", type=PATH)
+@click.option("--rank", type=int, metavar="R", help="Leading values and vectors to compare.")
+def compare(first: Path, second: Path, as_json: bool, rank: int | None) -> None:
+    """Compare two results: values, spaces of vectors, errors, costs.
+
+    DIR is a run, or the folder of one of its results, DIR/results/NAME.
+    """
+    from skerch_ooc.cli import tables
+    from skerch_ooc.results.compare import compare as compare_results
+
+    show(compare_results(first, second, rank=rank), tables.comparison_table, as_json=as_json)
+
+
 @verb("scores runs/pca --out scores.parquet", DIR, RESULT)
 @click.option(
     "--out", metavar="FILE", type=PATH,

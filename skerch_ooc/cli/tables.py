@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from skerch_ooc.base.errors import counted, quoted
 from skerch_ooc.base.resources import available_cores, format_bytes
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import UNNAMED
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Found, Step, advise
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.status import PairsSoFar, Status
     from skerch_ooc.pipeline.submission import Submitted
     from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.results.compare import ComparedResult, Comparison
     from skerch_ooc.results.density import Density, TraceEstimate
     from skerch_ooc.results.estimates import Estimates, Figure
     from skerch_ooc.store.rundir import Run
@@ -478,6 +480,66 @@ def density_table(found: Density, ends: tuple[float, float] | None) -> str:
         ("trace", _estimated(found.trace(lambda x: x))),
         ("sum of squares", _estimated(found.trace(lambda x: x**2))),
     ])  # fmt: skip
+
+
+def comparison_table(found: Comparison) -> str:
+    """What two results have in common, and what each of them cost."""
+    count, spaces = found.values.shape[1], [("spaces", found.left_overlaps)]
+    if "svd" in (found.a.kind, found.b.kind):
+        spaces = [("left spaces", found.left_overlaps), ("right spaces", found.right_overlaps)]
+    agreeing = found.agreeing
+    return "\n".join([
+        *(f"{name}  {side.path}: {side.operator or UNNAMED}"
+          for name, side in (("a", found.a), ("b", found.b))),
+        *_side_lines(found.a, found.b),
+        _three("value", "a", "b", "apart, relative"),
+        *(_three(str(number + 1), f"{one:.6e}", f"{other:.6e}", f"{apart:.1e}")
+          for number, (one, other, apart) in enumerate(
+              zip(*found.values.tolist(), found.differences.tolist(), strict=True))
+          if number < _SHOWN_VALUES),
+        _listing(f"of {count} values", [
+            ("furthest apart", f"{found.differences.max():.1e}, relative to the larger of both"),
+            ("agreeing", None if agreeing is None else
+             f"{agreeing} of {count} are no further apart than both uncertainties allow"),
+            *((f"{name}, leading {one.dimensions[0]}",
+               f"overlap {one.value:.6f}; {one.at_random:.1e} at random")
+              for name, overlaps in spaces for one in overlaps),
+        ]),
+    ])  # fmt: skip
+
+
+def _side_lines(a: ComparedResult, b: ComparedResult) -> list[str]:
+    """What two results are, and what they cost, side by side."""
+
+    def of_rounds(one: ComparedResult) -> str:
+        return "rounds of " if METHODS[one.method].orthogonal else ""
+
+    def figures(one: ComparedResult) -> dict[str, str]:
+        known = one.measuring_seconds, one.peak_bytes
+        return {
+            "kind": f"{one.kind}, {one.dtype}",
+            "method": one.method,
+            "measurements": f"{of_rounds(one)}{one.measurements}, seed {one.seed}",
+            "values": str(one.rank),
+            "relative error": _figure(one.relative_error),
+            "error": _figure(one.error),
+            "norm": _figure(one.norm),
+            "products": str(one.products.get("done", "unknown")),
+            "measuring": "unknown" if known[0] is None else format_seconds(known[0]),
+            "peak memory": "unknown" if known[1] is None else format_bytes(known[1]),
+            "on disk": format_bytes(one.disk_bytes),
+        }
+
+    others = figures(b)
+    return [_three(name, text, others[name]) for name, text in figures(a).items()]
+
+
+def _three(name: str, *columns: str) -> str:
+    return f"  {name:<16}" + "".join(f"{text:>20}" for text in columns)
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4e}"
 
 
 def _where(found: Density, share: float) -> float:

@@ -89,14 +89,34 @@ def overlap(a: LowRank, b: Any, *, rank: int | None = None) -> Overlap:
             "operators of the same height"
         )
     theirs = _rank(b, rank)
-    columns = Selection(range(theirs))
+    inner = inner_products(a.left_vectors, b.left_vectors, theirs)[:mine]
+    return overlap_of(inner, height)
+
+
+def inner_products(a: Tall, b: Tall, columns: int) -> Array:
+    """Forms the inner products of all vectors of ``a`` with leading ones of ``b``, by one stream.
+
+    Raises:
+        CorruptError: If a tile was altered.
+    """
+    wanted = Selection(range(columns))
 
     def rows_of(rows: Range) -> Array:
-        picked = gather(b.left_vectors, Selection(range(rows.start, rows.stop)), columns)
-        return picked.astype(b.left_vectors.wide_dtype)
+        picked = gather(b, Selection(range(rows.start, rows.stop)), wanted)
+        return picked.astype(b.wide_dtype)
 
-    inner = adjoint_times(a.left_vectors, rows_of)[:mine]
-    return Overlap(_clipped(np.linalg.svd(inner, compute_uv=False)), (mine, theirs), height)
+    return adjoint_times(a, rows_of)
+
+
+def overlap_of(inner: Array, height: int) -> Overlap:
+    """Makes the overlap of two subspaces of their orthonormal vectors' inner products.
+
+    Args:
+        inner: The inner products, ``(k, m)``.
+        height: Of the vectors.
+    """
+    cosines = _clipped(np.linalg.svd(inner, compute_uv=False))
+    return Overlap(cosines, (inner.shape[0], inner.shape[1]), height)
 
 
 def _rank(result: LowRank, rank: int | None) -> int:

@@ -86,6 +86,7 @@ TABLES = {
     "estimates": ["r"],
     "clean": ["r"],
     "report": ["r"],
+    "compare": ["r", "r"],
     "verify": ["r"],
 }
 
