@@ -162,7 +162,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def no_late_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing files are looked for once more, and not waited for: there are no other hosts."""
-    monkeypatch.setattr("skerch_ooc.base.files.LATE_FILES_SECONDS", (0.0,))
+    monkeypatch.setattr("skerch_ooc.base.patience.LATE_FILES_SECONDS", (0.0,))
 
 
 @pytest.fixture

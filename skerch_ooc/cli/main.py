@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import click
 
+from skerch_ooc.base.disk_errors import explained
 from skerch_ooc.base.errors import OocError, UsageError
-from skerch_ooc.base.files import explained
 from skerch_ooc.cli import cluster_verbs, result_verbs, run_verbs, upkeep_verbs  # noqa: F401
 from skerch_ooc.cli.group import cli
 from skerch_ooc.cli.signals import Terminated

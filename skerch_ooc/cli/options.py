@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.signals import budget_of
 
@@ -34,7 +35,8 @@ class _NamedPath(click.Path):
         """See :class:`click.ParamType`."""
         if not str(value) or "\0" in str(value):
             self.fail(f"{str(value)!r} is no path", param, ctx)
-        return super().convert(value, param, ctx)
+        found = super().convert(value, param, ctx)
+        return place(found) if isinstance(found, Path) else found
 
 
 class _ShownByFirstName(click.Option):

@@ -16,8 +16,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
+from skerch_ooc.base.disk_errors import explained
 from skerch_ooc.base.errors import IncompleteError, OocError, UsageError
-from skerch_ooc.base.files import explained
 from skerch_ooc.base.version import __version__
 from skerch_ooc.executors.dask_inside import performing
 from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers

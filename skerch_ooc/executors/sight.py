@@ -21,8 +21,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
-from skerch_ooc.base import files
+from skerch_ooc.base import disk_errors, files, patience, private_names
 from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.base.places import place
 
 log = logging.getLogger("skerch_ooc")
 
@@ -113,14 +114,14 @@ def doubt_of(proof: Proof | None) -> Answer | None:
 
 def _look_for(proof: Proof, process: str) -> Answer:
     """Reads the token, and writes it back."""
-    folder, token = Path(proof.folder), proof.token.encode()
+    folder, token = place(proof.folder), proof.token.encode()
     answer = partial(Answer, process, _address(), socket.gethostname())
     try:
         if files.read_log(folder / proof.name) != token:
             return answer(why=f"{proof.name} holds something else there")
     except OSError as error:
         return answer(why=_what_is_there(folder, error))
-    own = files.private_name(folder)
+    own = private_names.private_name(folder)
     try:
         files.write_new(own, token)
     except OSError as error:
@@ -176,10 +177,10 @@ class Sight:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._file = files.private_name(self._folder)
+        self._folder = place(folder)
+        self._file = private_names.private_name(self._folder)
         self._token = secrets.token_hex(16)
-        self._patience = files.file_wait()
+        self._patience = patience.file_wait()
         self._confirmed: set[str] = set()
         self._doubts: dict[str, _Doubt] = {}
         self._left_out: dict[str, Answer] = {}
@@ -187,7 +188,7 @@ class Sight:
         try:
             files.write_new(self._file, self._token.encode())
         except OSError as error:
-            raise files.cannot_write(self._file, error) from error
+            raise disk_errors.cannot_write(self._file, error) from error
 
     def close(self) -> None:
         """Removes the token."""
@@ -230,7 +231,7 @@ class Sight:
         return answer.process in self._confirmed
 
     def _has_arrived(self, answer: Answer) -> bool:
-        if not files.is_private(answer.wrote) or "/" in answer.wrote:
+        if not private_names.is_private(answer.wrote) or "/" in answer.wrote:
             return False
         with contextlib.suppress(OSError):
             files.look_again(self._folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.parameter_layout import ParameterLayout
+from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads
 from skerch_ooc.operators.adapters import Product
@@ -159,7 +160,9 @@ def starting_with(plan: Plan, start: Start | None) -> Plan:
 
 
 def relative_folder(folder: Path, run_dir: Path) -> str:
-    """Returns a folder as an amendment states it: relative to the run directory."""
+    """Returns a folder as an amendment states it: relative to the run directory, if it is one."""
+    if isinstance(run_dir, ObjectPath):
+        return str(folder.resolve())
     return os.path.relpath(folder.resolve(), run_dir.resolve())
 
 

@@ -8,7 +8,6 @@ sketch and error figures, and nothing that was measured of ``A`` is measured aga
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from skerch_ooc.operators.adapters import Product, product_of
 from skerch_ooc.operators.loading import factory_sha256, operator_of
 from skerch_ooc.operators.probe import check_fingerprint, sizes_allowed
 from skerch_ooc.pipeline import freeze
-from skerch_ooc.pipeline.freeze import Examined
+from skerch_ooc.pipeline.freeze import Examined, relative_folder
 from skerch_ooc.pipeline.start import Planned, planned_before
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning import values
@@ -225,7 +224,7 @@ def _unfinished(run: Run) -> IncompleteError:
 def _source(run: Run, update: Update) -> OperatorSource:
     factory, folder = update.operator.factory, update.folder.resolve()
     sha256 = factory_sha256(factory, folder) if factory else None
-    relative = os.path.relpath(folder, run.directory.resolve())
+    relative = relative_folder(folder, run.directory)
     return OperatorSource(factory, update.operator.args, sha256, relative)
 
 

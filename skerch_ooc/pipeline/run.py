@@ -21,6 +21,7 @@ from skerch_ooc.base.errors import (
     did_you_mean,
     quoted,
 )
+from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
@@ -213,7 +214,7 @@ def run(
     from skerch_ooc.results.lowrank import open_result
 
     work = Work.of(executor, memory, threads, device, progress)
-    planned = make_plan(as_spec(spec), Path(run_dir), work, operator=operator)
+    planned = make_plan(as_spec(spec), place(run_dir), work, operator=operator)
     if operator is not None and not planned.fresh:
         # Another object under the name of an old run must never be given the old answer.
         where = device or planned.run.plan.device

@@ -10,6 +10,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import UsageError, counted, quoted
+from skerch_ooc.base.places import place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
@@ -116,12 +117,11 @@ def plan(
         IncompleteError: If there is no room for the plan.
     """
     work = Work.of(memory=memory, threads=threads)
-    return make_plan(as_spec(spec), Path(run_dir), work, operator=operator).run
+    return make_plan(as_spec(spec), place(run_dir), work, operator=operator).run
 
 
 def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) -> Planned:
     """Does what :func:`plan` does; also returns what it found out on the way."""
-    files.require_no_url(run_dir)
     if spec.operator.shape is None:
         _require_operator(spec, operator)
     require_sense(spec)

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
-from skerch_ooc.base.files import FILE_WAIT, as_given, digest, file_wait, locked
+from skerch_ooc.base.files import as_given, digest, locked
+from skerch_ooc.base.patience import FILE_WAIT, file_wait
 from skerch_ooc.base.resources import MIB, ask_for, format_bytes
 from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.slurm import commands

@@ -17,14 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import CorruptError, QualityError, quoted
-from skerch_ooc.base.files import (
-    digest,
-    digest_of_any,
-    holds,
-    read_json,
-    readable_json,
-    write_json,
-)
+from skerch_ooc.base.files import digest, digest_of_any, holds, read_json, readable_json, write_json
 from skerch_ooc.planning.growth import looks
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.pairs import KnownPairs

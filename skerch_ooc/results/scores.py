@@ -14,16 +14,11 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.disk_errors import cannot_write
 from skerch_ooc.base.errors import UsageError, quoted
-from skerch_ooc.base.files import (
-    cannot_write,
-    is_taken,
-    make_folder,
-    private_name,
-    sync_folder,
-    sync_tree,
-)
+from skerch_ooc.base.files import is_taken, make_folder, sync_folder, sync_tree
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.private_names import private_name
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.operators.matrices.dates import dates_of
 from skerch_ooc.operators.matrices.labels import Axes, Labels

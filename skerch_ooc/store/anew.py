@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.files import mark_of
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.names import FileKind, kind_of
@@ -153,15 +154,11 @@ def open_kept(path: Path) -> SealedFile | None:
 
     Rounds that follow one another ask for the blocks and sums of all rounds before them.
     """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    # The time of the last change of its entry tells of all that is written to it.
-    return _opened(path, found.st_ino, found.st_size, found.st_ctime_ns)
+    mark = mark_of(path)
+    return None if mark is None else _opened(path, mark)
 
 
 @lru_cache(maxsize=_KEPT)
-def _opened(path: Path, inode: int, size: int, changed: int) -> SealedFile | None:
-    del inode, size, changed
+def _opened(path: Path, mark: tuple[object, ...]) -> SealedFile | None:
+    del mark
     return open_if_there(path)

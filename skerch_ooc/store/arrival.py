@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skerch_ooc.base.errors import IncompleteError, counted
-from skerch_ooc.base.files import FILE_WAIT, file_wait, is_taken, look_again
+from skerch_ooc.base.files import is_taken, look_again
+from skerch_ooc.base.patience import FILE_WAIT, file_wait
+from skerch_ooc.base.places import place
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.rundir import Run, open_run
@@ -151,9 +153,9 @@ def once_seen(directory: str, find: Callable[[], Result]) -> Result:
         try:
             return find()
         except (IncompleteError, FileNotFoundError):
-            if time.monotonic() >= end or is_cleaned(Path(directory)):
+            if time.monotonic() >= end or is_cleaned(place(directory)):
                 raise
-        _list_again(_folders_of(Path(directory)))
+        _list_again(_folders_of(place(directory)))
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import read_error, require_regular
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.store.rawfile import OpenedBytes
 
 try:
     # The same numbers as zlib's, seven times as fast: else they would cost as much as the disk.
@@ -66,52 +64,33 @@ class Seal:
         return text.encode().ljust(SEAL_BYTES, b"\0")
 
 
-def hash_of(descriptor: int, length: int, bulks: Sequence[Extent]) -> str:
+def hash_of(source: OpenedBytes, length: int, bulks: Sequence[Extent]) -> str:
     """Returns the SHA-256 of a file without its seal and its bulks."""
     digest = hashlib.sha256()
     position = SEAL_BYTES
     # With an empty bulk at the end of the file, so that the bytes after the last one are hashed.
     for bulk in (*bulks, Extent(length, 0)):
         for part in cut(Range(position, bulk.offset), _READ_BYTES):
-            digest.update(os.pread(descriptor, len(part), part.start))
+            content = memoryview(bytearray(len(part)))
+            digest.update(content[: source.read(content, part.start)])
         position = bulk.offset + bulk.length
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Opens a plain file for reading; yields its descriptor. Errors of reading name the file.
-
-    Raises:
-        CorruptError: If it is a link, folder or device.
-        OSError: If it is not there, or cannot be read.
-    """
-    require_regular(path)
-    descriptor = -1
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        yield descriptor
-    except OSError as error:
-        raise read_error(path, error) from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def checked_seal(descriptor: int, path: Path) -> Seal:
+def checked_seal(source: OpenedBytes, path: Path) -> Seal:
     """Reads the seal of a file and checks it against all bytes outside the bulks.
 
     Raises:
         CorruptError: If the seal is damaged, or the file is torn or altered.
     """
-    size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, SEAL_BYTES, 0)
-    seal = _parse_seal(head)
+    size, head = source.size, bytearray(SEAL_BYTES)
+    head = head[: source.read(memoryview(head), 0)]
+    seal = _parse_seal(bytes(head))
     if seal is None:
         raise CorruptError(f"{path}: the seal in its first {SEAL_BYTES} bytes is damaged")
     if seal.length != size:
         raise CorruptError(f"{path} has {size} bytes, but was published with {seal.length}")
-    found = hash_of(descriptor, seal.length, seal.bulks)
+    found = hash_of(source, seal.length, seal.bulks)
     if found != seal.sha256:
         raise CorruptError(
             f"{path} was altered: the SHA-256 of its metadata is {found[:16]}..., "

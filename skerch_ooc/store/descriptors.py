@@ -8,9 +8,9 @@ import threading
 import weakref
 from pathlib import Path
 
+from skerch_ooc.base.disk_errors import read_error
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import read_error
-from skerch_ooc.store.rawfile import read_at
+from skerch_ooc.store.rawfile import DescriptorBytes, read_at
 
 _SHARE = 2
 """One of so many descriptors that a process may have is kept for a shard at most."""
@@ -34,13 +34,15 @@ class FileBytes:
         self.path = path
         self._kept: int | None = None
 
-    def keep(self, descriptor: int) -> None:
-        """Keeps a copy of a descriptor of the file, if the process may have one more."""
+    def take(self, opened: DescriptorBytes, *, keep: bool) -> None:
+        """Keeps a copy of a descriptor of the file, if asked, and if the process may have more."""
+        if not keep:
+            return
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
         with _LOCK:
             if len(_KEPT) >= most:
                 return
-            kept = os.dup(descriptor)
+            kept = os.dup(opened.descriptor)
             _KEPT.add(kept)
         self._kept = kept
         weakref.finalize(self, _close, kept).atexit = False

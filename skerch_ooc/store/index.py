@@ -29,12 +29,12 @@ from skerch_ooc.planning.disk import INDEX_WINDOW
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import how_made_anew
-from skerch_ooc.store.checksums import SEAL_BYTES, Checksums, Crc32Texts, opened
-from skerch_ooc.store.descriptors import FileBytes
+from skerch_ooc.store.checksums import SEAL_BYTES, Checksums, Crc32Texts
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import Bulk, SealedFile, sealed_writer
 from skerch_ooc.store.shards import Rectangle, open_shard, shard_dtype, shard_layout
+from skerch_ooc.store.sources import Source, unopened_source
 
 _CHECKSUMS, _NAMES, _OFFSETS, _VERSIONS = "crc32", "shards", "offsets", "versions_of_shards"
 _MOST_OFFSET = 1 << 53
@@ -220,14 +220,12 @@ class Index:
             CorruptError: If it is not as the index says, and is damaged; or is a link.
             IncompleteError: If it is gone.
         """
-        path = self.run.shards / shard.name
+        path, offset = self.run.shards / shard.name, self._offsets[self.shards[shard]]
         try:
-            with opened(path) as descriptor:
-                source = FileBytes(path)
-                source.keep(descriptor)
+            source = unopened_source(path, offset + _layout_of(self.run.plan, shard).length)
         except (CorruptError, FileNotFoundError):
             return self.reopened(shard)
-        return _IndexedBulk(self, shard, source, self._offsets[self.shards[shard]])
+        return _IndexedBulk(self, shard, source, offset)
 
     def reopened(self, shard: Rectangle) -> Bulk:
         """Opens a shard that does not agree with the index, which tells why.
@@ -250,7 +248,7 @@ class _IndexedBulk(Bulk):
     Checksums are read some thousands at a time: those of all tiles of all shards may be gigabytes.
     """
 
-    def __init__(self, index: Index, shard: Rectangle, source: FileBytes, offset: int) -> None:
+    def __init__(self, index: Index, shard: Rectangle, source: Source, offset: int) -> None:
         layout, none = _layout_of(index.run.plan, shard), np.empty(0, np.uint32)
         # How it is made anew is said by whoever opens it because it does not agree.
         super().__init__(source, layout, none, offset, advice="")

@@ -16,8 +16,10 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
+from skerch_ooc.base.disk_errors import cannot_write
 from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.files import cannot_write, is_private, sync_file, sync_folder
+from skerch_ooc.base.files import sync_file, sync_folder
+from skerch_ooc.base.private_names import is_private
 from skerch_ooc.store.names import FOLDERS, LOGS, RESULTS, SKETCH, FileKind, Folder, kind_of
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

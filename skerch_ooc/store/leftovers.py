@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.files import PRIVATE_NAME
+from skerch_ooc.base.private_names import PRIVATE_NAME
 
 DAY = 86400.0
 MOMENT = 60.0

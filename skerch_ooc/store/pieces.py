@@ -15,6 +15,7 @@ from typing import Any
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
+from skerch_ooc.base.files import versions_in
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
@@ -161,7 +162,9 @@ def piece_paths(file: SealedFile) -> list[Path]:
 
 def lost_pieces(file: SealedFile) -> list[Path]:
     """Lists the missing pieces of a file's matrices; raises as :func:`piece_paths` does."""
-    return [path for path in piece_paths(file) if not path.exists()]
+    paths = piece_paths(file)
+    there = versions_in(file.path.parent, [path.name for path in paths]) if paths else {}
+    return [path for path in paths if path.name not in there]
 
 
 def check_pieces(file: SealedFile) -> None:

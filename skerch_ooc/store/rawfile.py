@@ -10,9 +10,10 @@ the failure in the code that opened the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
-from typing import Any
+from typing import Any, Protocol
 
 _WRITE_BYTES = 1 << 18
 """Most bytes of a single write. For larger writes Linux caches the file in larger runs of pages,
@@ -54,20 +55,62 @@ def start_syncing(descriptor: int, offset: int, length: int) -> None:
             os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+class DescriptorBytes:
+    """The bytes of an open file.
+
+    Args:
+        descriptor: Its descriptor; the caller closes it.
+
+    Attributes:
+        descriptor: Its descriptor.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @property
+    def size(self) -> int:
+        """Its length."""
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, data: memoryview, offset: int) -> int:
+        """Reads bytes; returns how many there were."""
+        return read_at(self.descriptor, data, offset)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Writes bytes."""
+        write_at(self.descriptor, data, offset)
+
+    def truncate(self, size: int) -> None:
+        """Cuts it, or fills it up."""
+        os.ftruncate(self.descriptor, size)
+
+
+class OpenedBytes(Protocol):
+    """The bytes of a file that is open for reading."""
+
+    @property
+    def size(self) -> int:
+        """Its length."""
+
+    def read(self, data: memoryview, offset: int) -> int:
+        """Reads bytes; returns how many there were."""
+
+
 class RawFile(io.RawIOBase):
     """A Python file object, which h5py opens instead of a path.
 
     Args:
-        descriptor: The descriptor of the open file; the caller closes it.
+        source: The bytes of the file, which the caller closes.
 
     Attributes:
         error: The first failure, if there was one.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, source: OpenedBytes) -> None:
         super().__init__()
         self.error: OSError | None = None
-        self._descriptor = descriptor
+        self._source = source
         self._position = 0
 
     def readable(self) -> bool:
@@ -100,7 +143,7 @@ class RawFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         done = 0
         try:
-            done = read_at(self._descriptor, view, self._position)
+            done = self._source.read(view, self._position)
         except OSError as error:
             self._failed(error)
         view[done:] = bytes(len(view) - done)
@@ -113,7 +156,7 @@ class RawFile(io.RawIOBase):
         try:
             # After a failure the file is useless: libhdf5 may go on, but nothing more is written.
             if self.error is None:
-                write_at(self._descriptor, view, self._position)
+                self._writable().write(view, self._position)
         except OSError as error:
             self._failed(error)
         self._position += len(view)
@@ -123,7 +166,7 @@ class RawFile(io.RawIOBase):
         """See :class:`io.RawIOBase`."""
         size = self._position if size is None else size
         try:
-            os.ftruncate(self._descriptor, size)
+            self._writable().truncate(size)
         except OSError as error:
             self._failed(error)
         return size
@@ -138,7 +181,12 @@ class RawFile(io.RawIOBase):
             raise self.error
 
     def _size(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return self._source.size
+
+    def _writable(self) -> DescriptorBytes:
+        if not isinstance(self._source, DescriptorBytes):
+            raise OSError(errno.EBADF, "it is open for reading only")
+        return self._source
 
     def _failed(self, error: OSError) -> None:
         self.error = self.error or error

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base import files
+from skerch_ooc.base import disk_errors, files
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.parameter_layout import ParameterLayout
+from skerch_ooc.base.places import ObjectPath, place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import peak_memory
 from skerch_ooc.planning.plan import FUNCTIONALS, Amendment, Identity, Plan, require_sound
@@ -224,7 +225,7 @@ def require_folder(run: Run) -> None:
     Raises:
         IncompleteError: If the folder is gone.
     """
-    if not run.shards.is_dir():
+    if files.lacks_folder(run.shards):
         raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
 
 
@@ -279,8 +280,8 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             _amendment_path(directory, amendment.number),
         )
     except OSError as error:
-        if error.errno in files.NO_ROOM:
-            raise files.cannot_write(directory, error) from error
+        if error.errno in disk_errors.NO_ROOM:
+            raise disk_errors.cannot_write(directory, error) from error
         raise UsageError(
             f"cannot make the run directory {directory}: {error.strerror}; give another with --run"
         ) from error
@@ -293,7 +294,9 @@ def require_place(directory: Path) -> None:
     Raises:
         UsageError: If the directory holds something else, or cannot be made.
     """
-    files.require_no_url(directory)
+    if isinstance(directory, ObjectPath):
+        _require_no_strangers(directory)
+        return
     try:
         above = (directory, *directory.absolute().parents)
         existing = next(path for path in above if path.exists())
@@ -353,10 +356,10 @@ def amend_run(run: Run, amendment: Amendment) -> Run:
         files.publish_bytes(content, path)
         found = path.read_bytes()
     except OSError as error:
-        if error.errno in files.NO_ROOM:
-            raise files.cannot_write(path, error) from error
+        if error.errno in disk_errors.NO_ROOM:
+            raise disk_errors.cannot_write(path, error) from error
         raise UsageError(
-            f"cannot write {path}: {error.strerror}; {files.remedy(error)}, then plan again"
+            f"cannot write {path}: {error.strerror}; {disk_errors.remedy(error)}, then plan again"
         ) from error
     if found != content:
         raise UsageError(f"{path} was written by another process just now; look at it, then retry")
@@ -380,8 +383,7 @@ def open_run(directory: str | Path) -> Run:
         CorruptError: If plan and amendments are damaged or do not belong together, or a folder of
             the run is a link.
     """
-    directory = Path(directory)
-    files.require_no_url(directory)
+    directory = place(directory)
     path = directory / PLAN
     try:
         content = files.read_json(path)
@@ -451,6 +453,8 @@ def _require_own_folders(directory: Path) -> None:
     Raises:
         CorruptError: If one is a link, or no folder; names it.
     """
+    if isinstance(directory, ObjectPath):
+        return
     own = [directory / name for name in names.FOLDERS]
     strange = next((path for path in own if path.exists() and not path.is_dir()), None)
     if strange is not None:

@@ -27,15 +27,9 @@ import h5py
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.disk_errors import ReadError, cannot_write
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import (
-    ReadError,
-    cannot_write,
-    canonical_json,
-    private_file,
-    publish,
-    sync_file,
-)
+from skerch_ooc.base.files import canonical_json, private_file, publish, sync_file
 from skerch_ooc.store.checksums import (
     LIBVER,
     SEAL_BYTES,
@@ -45,13 +39,12 @@ from skerch_ooc.store.checksums import (
     Seal,
     checked_seal,
     hash_of,
-    opened,
     require_tile,
     tile_checksum,
 )
-from skerch_ooc.store.descriptors import FileBytes
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.rawfile import RawFile, start_syncing, write_at
+from skerch_ooc.store.rawfile import DescriptorBytes, RawFile, start_syncing, write_at
+from skerch_ooc.store.sources import Source, opened, source_of
 from skerch_ooc.store.tiles import Tiles
 
 _VERIFYING_THREADS = 2
@@ -148,7 +141,7 @@ def _create_bulks(path: Path, layouts: Sequence[Layout]) -> list[int]:
 def _writable(path: Path, *, new: bool) -> Iterator[h5py.File]:
     """Opens an HDF5 file for writing; failures to write are OSError, on closing too."""
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if new else 0), 0o666)
-    raw = RawFile(descriptor)
+    raw = RawFile(DescriptorBytes(descriptor))
     try:
         mode, user_block = ("w", SEAL_BYTES) if new else ("r+", None)
         with h5py.File(raw, mode, libver=LIBVER, userblock_size=user_block) as file:
@@ -260,8 +253,9 @@ class SealedWriter:
             found = [_extent(file[bulk.layout.name]) or Extent(0, 0) for bulk in self.bulks]
         extents = sorted(found, key=lambda extent: extent.offset)
         with open(self.private, "r+b") as raw:
-            length = os.fstat(raw.fileno()).st_size
-            digest = hash_of(raw.fileno(), length, extents)
+            source = DescriptorBytes(raw.fileno())
+            length = source.size
+            digest = hash_of(source, length, extents)
             raw.write(Seal(length, tuple(extents), digest).as_bytes())
         # Verified before it is published, through a new opening, as whoever reads it will do.
         verify(self.private)
@@ -285,7 +279,7 @@ class Bulk(Tiles):
     """
 
     def __init__(
-        self, source: FileBytes, layout: Layout, crc32: Checksums, offset: int, advice: str
+        self, source: Source, layout: Layout, crc32: Checksums, offset: int, advice: str
     ) -> None:
         self.layout, self.crc32, self.offset = layout, crc32, offset
         self._source, self._advice = source, advice
@@ -349,7 +343,7 @@ class SealedFile:
 
     def __init__(self, path: Path, advice: str = "", *, keep: bool = False) -> None:
         self.path, self.advice = path, advice
-        self._source = FileBytes(path)
+        self._source = source_of(path)
         self._bulks: dict[str, Bulk] = {}
         self.arrays: dict[str, Array] = {}
         try:
@@ -358,11 +352,11 @@ class SealedFile:
             raise CorruptError(f"{error}{advice}") from error
 
     def _open(self, path: Path, *, keep: bool) -> None:
-        with opened(path) as descriptor:
-            # libhdf5 gets the descriptor of the file that was verified, not its name, under which
+        with opened(path) as source:
+            # libhdf5 gets the bytes of the file that was verified, not its name, under which
             # another file may lie by now.
-            seal = checked_seal(descriptor, path)
-            raw = RawFile(descriptor)
+            seal = checked_seal(source, path)
+            raw = RawFile(source)
             try:
                 with h5py.File(raw, "r") as file:
                     self._read(file, seal)
@@ -370,8 +364,7 @@ class SealedFile:
                 raw.check()
                 raise CorruptError(f"{path} cannot be read as HDF5: {error}") from error
             raw.check()
-            if keep:
-                self._source.keep(descriptor)
+            self._source.take(source, keep=keep)
 
     def _read(self, file: h5py.File, seal: Seal) -> None:
         # Each dataset is opened once: with thousands of files, opening is what takes the time.

@@ -7,8 +7,6 @@ of the work, and a shard that was renamed or swapped is noticed when it is opene
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,9 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError, OperatorError
-from skerch_ooc.base.files import digest, is_there, looks_for_late_files, size_of
+from skerch_ooc.base.files import digest, list_names, versions_in
 from skerch_ooc.base.partition import Range, cover, gaps
+from skerch_ooc.base.patience import looks_for_late_files
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import dtype_of_part, rows_of_part
@@ -146,7 +145,7 @@ def require_finite(array: Array, rectangle: Rectangle) -> None:
 def list_shards(folder: Path) -> list[Rectangle]:
     """Lists the shards in a folder, by their names alone, in order."""
     try:
-        listed = os.listdir(folder)
+        listed = list_names(folder)
     except FileNotFoundError:
         return []
     found = (Rectangle.from_name(name) for name in listed)
@@ -155,29 +154,27 @@ def list_shards(folder: Path) -> list[Rectangle]:
 
 def are_there(folder: Path, rectangles: Iterable[Rectangle]) -> bool:
     """Whether all given shards are in a folder, by their names alone."""
-    return all(is_there(folder / rectangle.name) for rectangle in rectangles)
+    wanted = [rectangle.name for rectangle in rectangles]
+    return versions_in(folder, wanted).keys() >= set(wanted)
 
 
 def listing_of(folder: Path, rectangles: Iterable[Rectangle]) -> str:
     """Hashes names, sizes and times of shards, so that another set of shards is noticed."""
-    stated = []
-    for rectangle in rectangles:
-        with contextlib.suppress(FileNotFoundError):
-            status = os.lstat(f"{folder}/{rectangle.name}")
-            stated.append([rectangle.name, status.st_size, status.st_mtime_ns])
-    return digest(stated)
+    versions = versions_in(folder, (rectangle.name for rectangle in rectangles))
+    return digest([[name, *version] for name, version in versions.items()])
 
 
 def bytes_of(folder: Path, rectangles: Iterable[Rectangle]) -> int:
     """Returns the bytes of shards; those that are gone count 0."""
-    return sum(size_of(f"{folder}/{rectangle.name}") for rectangle in rectangles)
+    sizes = versions_in(folder, (rectangle.name for rectangle in rectangles))
+    return sum(int(str(size)) for size, _ in sizes.values())
 
 
 def strangers(folder: Path) -> list[str]:
     """Lists the names in a folder of shards that are no shard's, without private files."""
     return sorted(
         name
-        for name in os.listdir(folder)
+        for name in list_names(folder)
         if not name.startswith(".") and Rectangle.from_name(name) is None
     )
 

@@ -24,6 +24,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import as_given, digest, is_there, make_folder
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.places import place
 from skerch_ooc.base.provenance import count_versions
 from skerch_ooc.base.resources import release_memory
 from skerch_ooc.planning.disk import INDEX_FROM
@@ -224,7 +225,7 @@ class Round:
         """
         if basis_path is None:
             return cls(run, number)
-        file = open_kept(Path(basis_path))
+        file = open_kept(place(basis_path))
         if file is None:
             raise IncompleteError(f"{basis_path} is gone; run the same command again")
         return cls(run, number, Basis(file))

@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from skerch_ooc.base import files
+from skerch_ooc.base import disk_errors, files, posix
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def refusing(monkeypatch):
 
         monkeypatch.setattr(os, "fsync", sync)
 
-    monkeypatch.setattr(files, "_noted", set())
+    monkeypatch.setattr(posix, "_noted", set())
     return refuse
 
 
@@ -104,6 +104,6 @@ def test_where_links_are_refused_a_file_is_renamed_unless_its_name_is_taken(
     ],
 )
 def test_remedy_fits_what_refused_to_write(error, remedy):
-    said = str(files.cannot_write("file", OSError(error, os.strerror(error))))
+    said = str(disk_errors.cannot_write("file", OSError(error, os.strerror(error))))
     assert f"cannot write file: {os.strerror(error)}; " in said
     assert remedy in said

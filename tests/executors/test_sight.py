@@ -21,7 +21,7 @@ from distributed import Client
 from specs import write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.base.files import FILE_WAIT
+from skerch_ooc.base.patience import FILE_WAIT
 from skerch_ooc.executors.sight import Sight, doubt_of
 from skerch_ooc.store.arrival import Arrivals, once_seen
 

@@ -20,8 +20,8 @@ from specs import write_spec
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.files import FILE_WAIT
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.patience import FILE_WAIT
 from skerch_ooc.store.shards import list_shards
 
 pytestmark = pytest.mark.slurm

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from skerch_ooc.store.checksums import LIBVER, SEAL_BYTES, Extent, Seal, hash_of
+from skerch_ooc.store.rawfile import DescriptorBytes
 
 Mutation = Callable[[Path, random.Random, "Others"], None]
 
@@ -139,7 +140,7 @@ def reseal(path: Path) -> None:
         numbers = [int(word) for word in head[2].split(" ")[1:]]
         bulks = [Extent(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
         bulks = [bulk for bulk in bulks if bulk.length]
-        seal = Seal(length, tuple(bulks), hash_of(file.fileno(), length, bulks))
+        seal = Seal(length, tuple(bulks), hash_of(DescriptorBytes(file.fileno()), length, bulks))
         file.seek(0)
         file.write(seal.as_bytes())
 

@@ -48,7 +48,7 @@ def _one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
         # There are no network folders here whose late files are worth waiting for.
-        patch.setattr("skerch_ooc.base.files.LATE_FILES_SECONDS", ())
+        patch.setattr("skerch_ooc.base.patience.LATE_FILES_SECONDS", ())
         yield
 
 

@@ -21,7 +21,7 @@ from faults.attacks import Attacked, is_over, seeded
 from faults.cases import CASES, Case, Command, state_of
 from faults.powercut import Content, Disk, content_of, digest_of, lay_out
 from faults.recording import Step, recorded
-from skerch_ooc.base.files import is_private
+from skerch_ooc.base.private_names import is_private
 from skerch_ooc.store.rundir import is_planned
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ import pytest
 from specs import write_spec
 
 import skerch_ooc as ooc
-from skerch_ooc.base import files
+from skerch_ooc.base import disk_errors, files
 from skerch_ooc.executors.dask_waiting import Watch
 from skerch_ooc.executors.dask_workers import Flight, FlightTerms
 from skerch_ooc.executors.sight import Sights
@@ -61,7 +61,7 @@ def test_file_that_is_written_of_one_that_cannot_be_read_is_not_blamed(tmp_path,
     source = SealedFile(tmp_path / "a.h5")
     cannot_read()
     with (
-        pytest.raises(files.ReadError, match=r"a\.h5"),
+        pytest.raises(disk_errors.ReadError, match=r"a\.h5"),
         sealed_writer(tmp_path / "b.h5", layout),
     ):
         source.bulk().read_tile(0, 0)
@@ -82,7 +82,7 @@ def test_failure_that_is_not_of_reading_is_told_as_what_it_is(tmp_path, number, 
     path = tmp_path / "file"
     if exists:
         path.write_text("x")
-    found = files.explained(OSError(number, os.strerror(number), str(path)))
+    found = disk_errors.explained(OSError(number, os.strerror(number), str(path)))
     assert (found is None) if text is None else str(found).startswith(f"{text}{path}: ")
 
 
@@ -97,7 +97,9 @@ def test_file_that_is_there_and_cannot_be_read_is_told_so(tmp_path, monkeypatch,
 
     error = OSError(number, os.strerror(number), str(path))
     monkeypatch.setattr(files.os, call, fail)
-    assert str(files.explained(error)).startswith(f"cannot read {path}: {os.strerror(number)}; ")
+    assert str(disk_errors.explained(error)).startswith(
+        f"cannot read {path}: {os.strerror(number)}; "
+    )
 
 
 @pytest.mark.parametrize("log", ["plan", "receipts"])
@@ -157,7 +159,7 @@ def flight_of(tasks):
 
 
 def task_that_cannot_read(_):
-    raise files.ReadError(errno.EIO, "Input/output error", "samples")
+    raise disk_errors.ReadError(errno.EIO, "Input/output error", "samples")
 
 
 @pytest.mark.usefixtures("quick_workers")

@@ -553,7 +553,7 @@ class TestElements:
         late.rename(run.directory / late.name)
         monkeypatch.setattr(submission, "_SHORT_WAIT", 1.0)
         monkeypatch.setattr(
-            "skerch_ooc.base.files.time.sleep",
+            "skerch_ooc.base.patience.time.sleep",
             lambda _: (run.directory / late.name).rename(late),
         )
         assert element("0001").returncode == 0

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.store import descriptors, sealed
-from skerch_ooc.store.checksums import Crc32Texts, Seal, checked_seal, opened
+from skerch_ooc.store.checksums import Crc32Texts, Seal, checked_seal
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.rawfile import DescriptorBytes
 from skerch_ooc.store.sealed import SealedFile, sealed_writer, verify
+from skerch_ooc.store.sources import opened
 
 
 def read_seal(path) -> Seal:
@@ -177,7 +179,7 @@ def reseal(path):
     raw = bytearray(path.read_bytes())
     parsed = _parse_seal(bytes(raw[:512]))
     with open(path, "r+b") as file:
-        digest = hash_of(file.fileno(), len(raw), parsed.bulks)
+        digest = hash_of(DescriptorBytes(file.fileno()), len(raw), parsed.bulks)
         file.write(Seal(len(raw), parsed.bulks, digest).as_bytes())
 
 

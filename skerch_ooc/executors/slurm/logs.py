@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.files import require_regular
+from skerch_ooc.base.posix import regular_status
 
 BEGINNING = "begins on"
 """How the first line of a script's log begins; what follows is the host."""
@@ -41,7 +41,7 @@ class Log:
 def read_log(path: Path) -> Log | None:
     """Reads the end of a log; ``None`` if there is none."""
     try:
-        status = require_regular(path)
+        status = regular_status(path)
         with open(path, "rb") as file:
             file.seek(max(0, status.st_size - _TAIL))
             lines = file.read(_TAIL).decode(errors="replace").splitlines()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from skerch_ooc.base.disk_errors import remedy
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import (
     append_line,
@@ -20,7 +21,6 @@ from skerch_ooc.base.files import (
     make_folder,
     read_json,
     read_json_lines,
-    remedy,
     sync_folder,
     write_json,
 )

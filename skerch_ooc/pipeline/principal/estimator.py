@@ -11,7 +11,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, shown
-from skerch_ooc.base.files import require_no_url
+from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.executors.executor import Executor
@@ -121,9 +121,7 @@ class PCA(Estimator):  # type: ignore[misc]
         )
         work = Work.of(self.executor, self.memory, progress=self.progress)
         data = self._given(X, reset=True).with_weights(sample_weight)
-        directory = None if self.run_dir is None else Path(self.run_dir)
-        if directory is not None:
-            require_no_url(directory)
+        directory = None if self.run_dir is None else place(self.run_dir)
         note = {"features": list(map(str, getattr(self, "feature_names_in_", ())))}
         found = fit(data, wanted, work, directory, note)
         self._take(found.components, found.method)
@@ -262,7 +260,7 @@ class PCA(Estimator):  # type: ignore[misc]
             IncompleteError: If there are none.
             CorruptError: If they are damaged.
         """
-        path = pca_path(Path(run_dir))
+        path = pca_path(place(run_dir))
         file = open_if_there(path)
         if file is None:
             raise IncompleteError(

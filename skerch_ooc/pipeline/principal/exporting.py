@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from skerch_ooc.base.disk_errors import cannot_write
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.files import cannot_write, make_folder, private_file, publish, sync_file
+from skerch_ooc.base.files import make_folder, private_file, publish, sync_file
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.pipeline.principal.fit import pca_path

@@ -15,6 +15,7 @@ from skerch_ooc.algebra.principal import ColumnSquares, Factor, Gram, Moments
 from skerch_ooc.base.errors import OperatorError, UsageError, quoted
 from skerch_ooc.base.files import as_given, make_folder
 from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.places import place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.samples import Samples
@@ -54,7 +55,7 @@ class SumTask:
     def path(self) -> Path:
         """The file of the sums."""
         tiles = Range(self.number, self.number + 1)
-        return Path(self.directory, names.SKETCH, names.MOMENTS.name(tiles=tiles))
+        return place(self.directory).joinpath(names.SKETCH, names.MOMENTS.name(tiles=tiles))
 
     def identity(self) -> dict[str, Any]:
         """What the file states."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, OperatorError
-from skerch_ooc.base.files import is_folder, is_readable, read_json
+from skerch_ooc.base.files import is_folder, is_readable, read_json, written_at
+from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
@@ -169,7 +170,7 @@ def has_newer_files(run: Run) -> bool:
 
     That they are as old as before says nothing where only a file deep in a folder was replaced.
     """
-    planned = (run.directory / PLAN).stat().st_mtime_ns
+    planned = written_at(run.directory / PLAN)
     return any(
         max(there.st_mtime_ns, there.st_ctime_ns) > planned
         for part in run.plan.parts
@@ -206,7 +207,9 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
         OperatorError: If no candidate holds the factory's file.
     """
     assert source.factory is not None
-    candidates = [(run.directory / source.folder).resolve()]
+    candidates = [Path(source.folder)]
+    if not isinstance(run.directory, ObjectPath):
+        candidates = [(run.directory / source.folder).resolve()]
     try:
         noted = read_json(run.logs / PLACES.name())["folder"]
         # A log may hold anything, and a path with a null byte raises wherever it is used.

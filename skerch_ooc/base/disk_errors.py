@@ -1,0 +1,88 @@
+"""Errors of disks and stores: what could not be read or written, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from skerch_ooc.base.errors import IncompleteError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Error numbers for which the disk is to blame (full, over quota, failing), not the request."""
+
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EIO}
+"""Error numbers of reading as well as of writing."""
+
+_REMEDIES = {
+    errno.EFBIG: "raise the limit of sizes of files (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "look at the disk",
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "move away what is in the place of its folder"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV),
+        "look whether its folder is there and the disk is mounted",
+    ),
+}
+"""What to do against errors of writing that neither room nor permission mends."""
+
+
+def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
+    """Makes the error for a file that could not be written or synced to the disk."""
+    return IncompleteError(
+        f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
+        f"untouched: {remedy(error)}, then run the same command again"
+    )
+
+
+def remedy(error: OSError) -> str:
+    """Says what lets a file be written that could not be."""
+    return _REMEDIES.get(error.errno or 0, "make room or give permission")
+
+
+class ReadError(OSError):
+    """A file that is there could not be read."""
+
+
+def read_error(path: Path, error: OSError) -> OSError:
+    """Makes the error for a file that could not be read, which names it; none that is not there."""
+    if isinstance(error, (FileNotFoundError, ReadError)):
+        return error
+    return ReadError(error.errno, error.strerror, str(path))
+
+
+def explained(error: OSError) -> IncompleteError | None:
+    """Makes the error that says what could not be read or written, where the disk is to blame.
+
+    Returns:
+        The error; ``None`` if it is something else that failed.
+    """
+    if isinstance(error, ReadError) or (error.errno in _NO_ACCESS and _is_unreadable(error)):
+        return IncompleteError(
+            f"cannot read {error.filename}: {error.strerror or error}; give permission or look at "
+            "the disk, then run the same command again"
+        )
+    if error.errno in _NO_ACCESS | NO_ROOM | {errno.EROFS}:
+        return cannot_write(error.filename, error)
+    return None
+
+
+def _is_unreadable(error: OSError) -> bool:
+    """Whether the file that an error names is there, and cannot be read."""
+    if not isinstance(error.filename, (str, bytes)):
+        return False
+    try:
+        descriptor = os.open(error.filename, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.pread(descriptor, 1, 0)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

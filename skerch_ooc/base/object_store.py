@@ -1,0 +1,458 @@
+"""Object stores (S3, GCS, Azure) by ``obstore``: first publication, ranges, listings, logs.
+
+Names are those of objects within a bucket. A new object is written on the condition that there is
+none of its name, so the first publication wins as on a file system, and an object once published
+never changes. Credentials and endpoints are those that ``obstore`` finds in the environment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from skerch_ooc.base.disk_errors import ReadError
+from skerch_ooc.base.errors import CorruptError, UsageError
+from skerch_ooc.base.patience import file_wait
+
+RANGE_BYTES = 8 << 20
+"""Bytes of a request: below, the time of an answer outweighs that of its bytes."""
+
+THREADS = 8
+"""Requests of a process that are under way at once."""
+
+_SINGLE_BYTES = 64 << 20
+"""Most bytes that are written by one request; more is sent in parts, and then given its name."""
+
+_COPY_BYTES = 5 << 30
+"""Most bytes that S3 copies at once."""
+
+_HEAD_BYTES = 1 << 16
+
+_LOG_SECONDS = 1.0
+"""A log is written at most this often."""
+
+_LOG_BYTES = 1 << 18
+"""A log that is longer is continued in another object."""
+
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 60
+_SECRET = re.compile(r"(?i)\?\S*|(authorization|credential|signature|token)\S*")
+_LONGEST = 300
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a store says of an object.
+
+    Attributes:
+        key: Its name.
+        size: Its bytes.
+        version: What tells it from another one of its name (its ETag).
+        written: When it was written, in seconds since the epoch.
+    """
+
+    key: str
+    size: int
+    version: str
+    written: float
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Listed:
+        """Makes it of what ``obstore`` says."""
+        version = str(meta["e_tag"] or meta["version"] or meta["last_modified"])
+        return cls(meta["path"], int(meta["size"]), version, meta["last_modified"].timestamp())
+
+
+def _client(root: str) -> Any:
+    """Makes the client of a bucket, with the credentials and endpoint of the environment.
+
+    Raises:
+        UsageError: If ``obstore`` is not installed, or the environment does not suit it.
+    """
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise UsageError(
+            f"{root} is in an object store, which takes obstore, and {error}; install it with: "
+            "pip install 'skerch_ooc[object-store]'"
+        ) from error
+    patience = max(file_wait(), 1.0)
+    backoff: Any = {
+        "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2,
+    }  # fmt: skip
+    answer = min(_ANSWER_SECONDS, patience)
+    # S3 copies on a condition only as an upload of one part, which is finished on that condition.
+    config: Any = {"copy_if_not_exists": "multipart"} if root.startswith("s3:") else {}
+    try:
+        return from_url(
+            root,
+            config=config,
+            client_options={"timeout": f"{answer:.0f}s", "connect_timeout": f"{_CONNECT_SECONDS}s"},
+            retry_config={
+                "max_retries": 20, "backoff": backoff, "retry_timeout": timedelta(seconds=patience),
+            },
+        )  # fmt: skip
+    except (BaseError, ValueError) as error:
+        raise UsageError(f"{root} cannot be used: {words_of(error)}") from error
+
+
+@lru_cache(maxsize=64)
+def _store(root: str, pid: int) -> ObjectStore:
+    # By the number of the process: connections do not survive a fork.
+    del pid
+    return ObjectStore(root, _client(root))
+
+
+def store_at(root: str) -> ObjectStore:
+    """Returns the store of a bucket, such as ``s3://bucket``.
+
+    Raises:
+        UsageError: If ``obstore`` is not installed, or the environment does not suit it.
+    """
+    return _store(root, os.getpid())
+
+
+def words_of(error: BaseException) -> str:
+    """Returns what a store answered, in one line, without what may be a secret."""
+    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    return _SECRET.sub("", text)[:_LONGEST].strip()
+
+
+@contextlib.contextmanager
+def _explained(name: str, *, reading: bool) -> Iterator[None]:
+    """Makes errors of the system of those of ``obstore``.
+
+    Raises:
+        CorruptError: If an object has changed while it was read.
+        OSError: If it is not there, is there already, or the store refuses or does not answer.
+    """
+    from obstore import exceptions
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, words_of(error), name) from error
+    except exceptions.AlreadyExistsError as error:
+        raise FileExistsError(errno.EEXIST, "there is an object of this name", name) from error
+    except exceptions.PreconditionError as error:
+        raise CorruptError(f"{name} was replaced while it was read") from error
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise _refused(errno.EACCES, error, name, reading=reading) from error
+    except (exceptions.BaseError, PermissionError, OSError) as error:
+        raise _refused(errno.EIO, error, name, reading=reading) from error
+
+
+def _refused(number: int, error: BaseException, name: str, *, reading: bool) -> OSError:
+    return (ReadError if reading else OSError)(number, words_of(error), name)
+
+
+@dataclass
+class _Log:
+    """The lines that this process has added to a log, in the object that holds the last of them."""
+
+    key: str
+    lines: bytearray = field(default_factory=bytearray)
+    written: float = 0.0
+    due: bool = False
+
+
+class ObjectStore:
+    """A bucket, as one process knows it.
+
+    Args:
+        root: Its URL.
+        client: The client of ``obstore``.
+
+    Attributes:
+        root: Its URL.
+
+    All methods raise OSError if the store refuses, or does not answer within the patience that
+    ``SKERCH_OOC_FILE_WAIT`` sets; a ReadError where something was to be read.
+    """
+
+    def __init__(self, root: str, client: Any) -> None:
+        self.root = root
+        self._client = client
+        self._logs: dict[str, _Log] = {}
+        self._lock = threading.Lock()
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="object-store")
+
+    def name(self, key: str) -> str:
+        """Returns the URL of an object."""
+        return f"{self.root}/{key}"
+
+    def put_if_absent(self, key: str, content: bytes | memoryview) -> bool:
+        """Writes an object, unless there is one of its name.
+
+        Returns:
+            Whether the object is that of this call. Where the answer to a first try was lost, the
+            store refuses the second one because of the first: contents are compared.
+        """
+        try:
+            self._put(key, content, mode="create")
+        except FileExistsError:
+            status = self.status(key)
+            return (
+                status is not None
+                and status.size == len(content)
+                and self.read(key) == bytes(content)
+            )
+        return True
+
+    def put_new(self, key: str, content: bytes) -> None:
+        """Writes an object that must not be there.
+
+        Raises:
+            FileExistsError: If there is one.
+        """
+        self._put(key, content, mode="create")
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Writes an object, in the place of an older one if there is one."""
+        self._put(key, content, mode="overwrite")
+
+    def put_file(self, path: Path, key: str, private: str) -> bool:
+        """Writes a file of this machine as an object, unless there is one of its name.
+
+        Args:
+            path: The file.
+            key: The object.
+            private: The name under which a large file is sent before.
+
+        Returns:
+            Whether the object is that of this call, as :meth:`put_if_absent`.
+        """
+        size = path.stat().st_size
+        if size <= _SINGLE_BYTES:
+            return self.put_if_absent(key, path.read_bytes())
+        if self.status(key) is not None:
+            return False
+        if size > _COPY_BYTES:
+            # No store copies that much at once: if two publish it in the same minutes, a reader may
+            # find it replaced by equal values, and says so.
+            self._put(key, path, mode="overwrite")
+            return True
+        # An upload in parts knows no condition: it is made under a private name, which is copied,
+        # within the store, to the public one.
+        try:
+            self._put(private, path, mode="overwrite")
+            return self._give_name(private, key)
+        finally:
+            with contextlib.suppress(OSError):
+                self.delete(private)
+
+    def _give_name(self, private: str, key: str) -> bool:
+        import obstore
+
+        try:
+            with _explained(self.name(key), reading=False):
+                obstore.copy(self._client, private, key, overwrite=False)
+        except FileExistsError:
+            # The seal of a sealed file has the hash of its time and process.
+            heads = [self.read_range(one, 0, _HEAD_BYTES) for one in (private, key)]
+            return heads[0] == heads[1]
+        return True
+
+    def _put(self, key: str, content: Any, *, mode: Any) -> None:
+        import obstore
+
+        several = isinstance(content, Path)
+        with _explained(self.name(key), reading=False):
+            obstore.put(
+                self._client, key, content, mode=mode, use_multipart=several,
+                chunk_size=RANGE_BYTES, max_concurrency=THREADS,
+            )  # fmt: skip
+
+    def status(self, key: str) -> Listed | None:
+        """Returns what the store says of an object; ``None`` if there is none."""
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError), _explained(self.name(key), reading=True):
+            return Listed.of(obstore.head(self._client, key))
+        return None
+
+    def read(self, key: str) -> bytes:
+        """Returns an object.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        import obstore
+
+        with _explained(self.name(key), reading=True):
+            return bytes(obstore.get(self._client, key).bytes())
+
+    def open(self, key: str, length: int) -> tuple[Listed, bytes]:
+        """Returns what the store says of an object, and its first bytes, by one request.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        import obstore
+
+        with _explained(self.name(key), reading=True):
+            found = obstore.get(self._client, key, options={"range": (0, length)})
+            return Listed.of(found.meta), bytes(found.bytes())
+
+    def read_range(self, key: str, offset: int, length: int, version: str | None = None) -> bytes:
+        """Returns some bytes of an object; fewer if it ends before.
+
+        Args:
+            key: The object.
+            offset: The first byte.
+            length: How many.
+            version: The version that it must have.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            CorruptError: If it has another version.
+        """
+        import obstore
+
+        options: Any = {"range": (offset, offset + length)}
+        if version is not None:
+            options["if_match"] = version
+        with _explained(self.name(key), reading=True):
+            return bytes(obstore.get(self._client, key, options=options).bytes())
+
+    def read_into(self, data: memoryview, key: str, offset: int, version: str | None) -> int:
+        """Reads bytes of an object by several requests at once; returns how many there were."""
+        starts = range(0, len(data), RANGE_BYTES)
+
+        def fill(start: int) -> int:
+            part = data[start : start + RANGE_BYTES]
+            found = self.read_range(key, offset + start, len(part), version)
+            part[: len(found)] = found
+            return len(found)
+
+        if len(starts) <= 1:
+            return sum(map(fill, starts))
+        return sum(self.pool.map(fill, starts))
+
+    def delete(self, key: str) -> None:
+        """Removes an object, if there is one."""
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError), _explained(self.name(key), reading=False):
+            obstore.delete(self._client, key)
+
+    def move(self, key: str, target: str) -> None:
+        """Gives an object another name; one that has this name is replaced."""
+        import obstore
+
+        with _explained(self.name(key), reading=False):
+            obstore.copy(self._client, key, target)
+        self.delete(key)
+
+    def listed(self, prefix: str) -> list[Listed]:
+        """Lists the objects directly below a name, in the order of their names."""
+        import obstore
+
+        with _explained(self.name(prefix), reading=True):
+            found = obstore.list_with_delimiter(self._client, f"{prefix}/")
+        return sorted(map(Listed.of, found["objects"]), key=lambda one: one.key)
+
+    def names(self, prefix: str) -> list[str]:
+        """Lists the names directly below one: of objects, and of what has some below."""
+        import obstore
+
+        with _explained(self.name(prefix), reading=True):
+            found = obstore.list_with_delimiter(self._client, f"{prefix}/")
+        keys = [one["path"] for one in found["objects"]] + list(found["common_prefixes"])
+        return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Lists the names directly below one that have objects below themselves."""
+        import obstore
+
+        with _explained(self.name(prefix), reading=True):
+            found = obstore.list_with_delimiter(self._client, f"{prefix}/")["common_prefixes"]
+        return sorted(key.rstrip("/").rpartition("/")[2] for key in found)
+
+    def all_below(self, prefix: str) -> Iterator[Listed]:
+        """Lists all objects below a name."""
+        import obstore
+
+        with _explained(self.name(prefix), reading=True):
+            for page in obstore.list(self._client, f"{prefix}/", chunk_size=1000):
+                yield from map(Listed.of, page)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Lists all that lies below a name, relative to it, in order."""
+        return sorted(one.key[len(prefix) + 1 :] for one in self.all_below(prefix))
+
+    def has_any(self, prefix: str) -> bool:
+        """Whether any object lies below a name."""
+        return next(self.all_below(prefix), None) is not None
+
+    def append(self, key: str, line: bytes) -> None:
+        """Adds a line to a log.
+
+        A log is made of objects below its name, one for each process that has written to it. They
+        are written at most once a second: the last lines of a process that is killed may be lost.
+        """
+        with self._lock:
+            log = self._logs.get(key)
+            if log is None or len(log.lines) > _LOG_BYTES:
+                if log is not None and log.due:
+                    self._write(log)
+                token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+                log = self._logs[key] = _Log(f"{key}/{token}.jsonl")
+            log.lines += line
+            if not log.due:
+                self._write_soon(log)
+
+    def _write_soon(self, log: _Log) -> None:
+        wait = log.written + _LOG_SECONDS - time.monotonic()
+        if wait <= 0:
+            self._write(log)
+            return
+        log.due = True
+        if len(self._logs) == 1:
+            atexit.register(self.flush)
+        timer = threading.Timer(wait, self._write_late, (log,))
+        timer.daemon = True
+        timer.start()
+
+    def _write_late(self, log: _Log) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if log.due:
+                self._write(log)
+
+    def _write(self, log: _Log) -> None:
+        log.written, log.due = time.monotonic(), False
+        self.replace(log.key, bytes(log.lines))
+
+    def flush(self) -> None:
+        """Writes what logs of this process still hold back."""
+        for log in list(self._logs.values()):
+            self._write_late(log)
+
+    def log_lines(self, key: str) -> Iterator[bytes]:
+        """Yields the lines of a log, those of each process in a row."""
+        self.flush()
+        for content in self.pool.map(self._read_log, sorted(self.listed(key), key=_age)):
+            yield from content.splitlines(keepends=True)
+
+    def _read_log(self, one: Listed) -> bytes:
+        with contextlib.suppress(FileNotFoundError):
+            return self.read(one.key)
+        return b""
+
+
+def _age(one: Listed) -> tuple[float, str]:
+    return one.written, one.key
