@@ -107,7 +107,9 @@ def _client(root: str) -> Any:
             },
         )  # fmt: skip
     except (BaseError, ValueError) as error:
-        raise UsageError(f"{root} cannot be used: {words_of(error)}") from error
+        raise UsageError(
+            f"{root} cannot be used: {words_of(error)}; give credentials and endpoint by the environment"
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -149,7 +151,9 @@ def _explained(name: str, *, reading: bool) -> Iterator[None]:
     except exceptions.AlreadyExistsError as error:
         raise FileExistsError(errno.EEXIST, "there is an object of this name", name) from error
     except exceptions.PreconditionError as error:
-        raise CorruptError(f"{name} was replaced while it was read") from error
+        raise CorruptError(
+            f"{name} was replaced while it was read; run the same command again"
+        ) from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise _refused(errno.EACCES, error, name, reading=reading) from error
     except (exceptions.BaseError, PermissionError, OSError) as error:

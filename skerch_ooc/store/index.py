@@ -34,7 +34,7 @@ from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import Bulk, SealedFile, sealed_writer
 from skerch_ooc.store.shards import Rectangle, open_shard, shard_dtype, shard_layout
-from skerch_ooc.store.sources import Source, unopened_source
+from skerch_ooc.store.sources import SealedBytes, unopened_source
 
 _CHECKSUMS, _NAMES, _OFFSETS, _VERSIONS = "crc32", "shards", "offsets", "versions_of_shards"
 _MOST_OFFSET = 1 << 53
@@ -248,7 +248,7 @@ class _IndexedBulk(Bulk):
     Checksums are read some thousands at a time: those of all tiles of all shards may be gigabytes.
     """
 
-    def __init__(self, index: Index, shard: Rectangle, source: Source, offset: int) -> None:
+    def __init__(self, index: Index, shard: Rectangle, source: SealedBytes, offset: int) -> None:
         layout, none = _layout_of(index.run.plan, shard), np.empty(0, np.uint32)
         # How it is made anew is said by whoever opens it because it does not agree.
         super().__init__(source, layout, none, offset, advice="")

@@ -44,7 +44,7 @@ from skerch_ooc.store.checksums import (
 )
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.rawfile import DescriptorBytes, RawFile, start_syncing, write_at
-from skerch_ooc.store.sources import Source, opened, source_of
+from skerch_ooc.store.sources import SealedBytes, opened, source_of
 from skerch_ooc.store.tiles import Tiles
 
 _VERIFYING_THREADS = 2
@@ -279,7 +279,7 @@ class Bulk(Tiles):
     """
 
     def __init__(
-        self, source: Source, layout: Layout, crc32: Checksums, offset: int, advice: str
+        self, source: SealedBytes, layout: Layout, crc32: Checksums, offset: int, advice: str
     ) -> None:
         self.layout, self.crc32, self.offset = layout, crc32, offset
         self._source, self._advice = source, advice

@@ -16,7 +16,7 @@ from skerch_ooc.store.object_bytes import ObjectBytes, ObjectHead
 from skerch_ooc.store.rawfile import DescriptorBytes, OpenedBytes
 
 
-class Source(Protocol):
+class SealedBytes(Protocol):
     """The bytes of a sealed file that was opened before.
 
     Attributes:
@@ -32,12 +32,12 @@ class Source(Protocol):
         """Reads bytes; returns how many there were."""
 
 
-def source_of(path: Path) -> Source:
+def source_of(path: Path) -> SealedBytes:
     """Returns the bytes of a file."""
     return ObjectBytes(path) if isinstance(path, ObjectPath) else FileBytes(path)
 
 
-def unopened_source(path: Path, length: int) -> Source:
+def unopened_source(path: Path, length: int) -> SealedBytes:
     """Returns the bytes of a file of which another one tells where they lie.
 
     Args:
@@ -51,7 +51,7 @@ def unopened_source(path: Path, length: int) -> Source:
     if isinstance(path, ObjectPath):
         return ObjectBytes(path, length)
     source = FileBytes(path)
-    with opened(path) as found:
+    with _opened_file(path) as found:
         source.take(found, keep=True)
     return source
 
@@ -66,7 +66,13 @@ def opened(path: Path) -> Iterator[OpenedBytes]:
     """
     if isinstance(path, ObjectPath):
         yield ObjectHead(path)
-        return
+    else:
+        with _opened_file(path) as found:
+            yield found
+
+
+@contextlib.contextmanager
+def _opened_file(path: Path) -> Iterator[DescriptorBytes]:
     require_regular(path)
     descriptor = -1
     try:

@@ -182,6 +182,7 @@ COMPLETED_BY_OTHERS = {
         f"store/sealed.py: {HOLE}: {HOLE} keeps its data in other files",
         f"store/sealed.py: {HOLE}: {HOLE} is filtered",
         f"store/descriptors.py: {HOLE} cannot be opened any more",
+        f"store/object_bytes.py: {HOLE} cannot be opened any more: it is gone",
         f"store/sealed.py: {HOLE}: its identity does not describe its data",
         f"store/sealed.py: {HOLE} cannot be read as HDF5",
         f"store/pieces.py: {HOLE}: it does not describe the pieces",

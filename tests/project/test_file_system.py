@@ -14,7 +14,13 @@ import skerch_ooc
 
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 
-OWNERS = ("store/", "base/files.py")
+OWNERS = (
+    "store/",
+    *(
+        f"base/{name}.py"
+        for name in ("disk_errors", "files", "object_store", "places", "posix", "stores")
+    ),
+)
 """Where files are dealt with."""
 
 METHODS = {
