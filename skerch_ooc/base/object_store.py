@@ -108,7 +108,8 @@ def _client(root: str) -> Any:
         )  # fmt: skip
     except (BaseError, ValueError) as error:
         raise UsageError(
-            f"{root} cannot be used: {words_of(error)}; give credentials and endpoint by the environment"
+            f"{root} cannot be used: {words_of(error)}; give credentials and endpoint by the "
+            "environment"
         ) from error
 
 

@@ -103,6 +103,7 @@ ALLOWED = {
 SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
 
 NAMED = {
+    "base/private_names.py": {".tmp-"},
     "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
     "results/scores.py": {".h5"},
     "operators/matrices/formats.py": {".h5", ".safetensors.index.json"},
