@@ -48,6 +48,8 @@ _LOG_SECONDS = 1.0
 _LOG_BYTES = 1 << 18
 """A log that is longer is continued in another object."""
 
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
+_YES = {"true", "1", "yes", "on"}
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 60
 _SECRET = re.compile(r"(?i)\?\S*|(authorization|credential|signature|token)\S*")
 _LONGEST = 300
@@ -94,14 +96,19 @@ def _client(root: str) -> Any:
     backoff: Any = {
         "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2,
     }  # fmt: skip
-    answer = min(_ANSWER_SECONDS, patience)
+    options: Any = {
+        "timeout": timedelta(seconds=min(_ANSWER_SECONDS, patience)),
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        # Options that are given take the place of all that the environment says of them.
+        "allow_http": any(os.environ.get(name, "").lower() in _YES for name in _ALLOW_HTTP),
+    }
     # S3 copies on a condition only as an upload of one part, which is finished on that condition.
     config: Any = {"copy_if_not_exists": "multipart"} if root.startswith("s3:") else {}
     try:
         return from_url(
             root,
             config=config,
-            client_options={"timeout": f"{answer:.0f}s", "connect_timeout": f"{_CONNECT_SECONDS}s"},
+            client_options=options,
             retry_config={
                 "max_retries": 20, "backoff": backoff, "retry_timeout": timedelta(seconds=patience),
             },
