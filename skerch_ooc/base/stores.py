@@ -13,6 +13,10 @@ from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.posix import PosixStore
 
 
+_FEW = 8
+"""So many objects are asked for one by one."""
+
+
 class Store(Protocol):
     """Where the files of a run lie. All methods raise OSError where the system refuses."""
 
@@ -131,8 +135,15 @@ class Bucket:
 
     def versions(self, folder: ObjectPath, names: Iterable[str]) -> dict[str, list[object]]:
         """See :class:`Store`."""
-        listed = {one.key.rpartition("/")[2]: one for one in folder.store.listed(folder.key)}
-        return {name: [listed[name].size, listed[name].version] for name in names if name in listed}
+        wanted = {name: (folder / name).key for name in names}
+        if len(wanted) <= _FEW:
+            # A listing has a page for each thousand objects.
+            found = folder.store.pool.map(folder.store.status, wanted.values())
+            listed = {one.key: one for one in found if one is not None}
+        else:
+            listed = {one.key: one for one in folder.store.listed(folder.key)}
+        each = ((name, listed.get(key)) for name, key in wanted.items())
+        return {name: [one.size, one.version] for name, one in each if one is not None}
 
     def is_taken(self, path: ObjectPath) -> bool:
         """See :class:`Store`."""
