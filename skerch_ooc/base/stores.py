@@ -12,7 +12,6 @@ from typing import Protocol
 from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.posix import PosixStore
 
-
 _FEW = 8
 """So many objects are asked for one by one."""
 
