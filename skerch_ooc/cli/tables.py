@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from skerch_ooc.pipeline.clean import Cleaning
     from skerch_ooc.pipeline.cost import Estimate
     from skerch_ooc.pipeline.start import Planned, Probed
-    from skerch_ooc.pipeline.status import PairsSoFar, Status
+    from skerch_ooc.pipeline.status import PairsSoFar, Status, TimeLeft
     from skerch_ooc.pipeline.submission import Submitted
     from skerch_ooc.results.assess import Assessment
     from skerch_ooc.results.compare import ComparedResult, Comparison
@@ -250,6 +250,7 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
           for role, count in state.columns.items()),
         *_shard_rows(state),
         ("pairs", _so_far(state.pairs) if state.pairs else None),
+        ("time left", _time_left(state.left) if state.left else None),
         *((f"result {name}", "not assessed" if error is None else f"relative error {error:.3e}")
           for name, error in state.results.items()),
         ("unfinished", f"{state.leftovers} private files of tasks still at work, or killed "
@@ -260,6 +261,17 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         ("", f"or all that is left: {state.all_of_it}" if state.all_of_it and not queue else None),
         ("", f"for a page of it: skerch-ooc report {quoted(state.directory)}" if done else None),
     ])  # fmt: skip
+
+
+def _time_left(left: TimeLeft) -> str:
+    """How long the stage that comes next will take, as far as anybody knows."""
+    if left.seconds is None:
+        return "unknown"
+    about = f"about {format_seconds(left.seconds)} of measuring"
+    if not left.workers:
+        return f"{about} in one process; none is seen at work"
+    workers, tasks = counted(left.workers, "worker"), counted(left.tasks, "task")
+    return f"{about}, by {workers}, as the last {tasks} took"
 
 
 def _so_far(pairs: PairsSoFar) -> str:

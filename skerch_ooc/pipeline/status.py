@@ -20,6 +20,7 @@ from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.results.pairs import relative_bounds
+from skerch_ooc.stages.measure.pace import pace_of
 from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
@@ -78,6 +79,39 @@ class PairsSoFar:
 
 
 @dataclass(frozen=True)
+class TimeLeft:
+    """How long the stage that comes next will take.
+
+    Attributes:
+        stage: ``"measure"``, or the stage that follows.
+        seconds: The seconds by the workers that were seen lately, or by one process if none was;
+            ``None`` if nothing is known.
+        workers: Processes that were seen at work lately.
+        tasks: How many of the last tasks tell it; 0 if the plan's probe does, or nothing.
+    """
+
+    stage: str
+    seconds: float | None = None
+    workers: int = 0
+    tasks: int = 0
+
+    @classmethod
+    def of(cls, state: State) -> TimeLeft | None:
+        """Tells it for a run; ``None`` if all is done."""
+        if state.next is None:
+            return None
+        if not state.incomplete:
+            return cls("assess" if not state.stale else "recover" if state.merged else "merge")
+        parts = state.run.plan.parts
+        gaps = state.last.missing_strips(state.shards)
+        summands = frozenset(parts[strip.part].summand for strip in gaps if gaps[strip])
+        pace = pace_of(state.run, summands, time.time())
+        left = state.last.products_left(state.shards)
+        seconds = None if pace.seconds is None else pace.seconds * left / max(1, pace.workers)
+        return cls("measure", seconds, pace.workers, pace.tasks)
+
+
+@dataclass(frozen=True)
 class Status:
     """The status of a run, in figures.
 
@@ -101,6 +135,7 @@ class Status:
         cleaned: What was noted when the shards were removed, if they were.
         pairs: How far the rounds of ``krylov`` are; ``None`` for other methods, before the first
             round is merged, and once sums or shards were removed.
+        left: How long the stage that comes next will take; ``None`` when all is done.
     """
 
     directory: str
@@ -121,6 +156,7 @@ class Status:
     next: str | None
     cleaned: dict[str, Any] | None = None
     pairs: PairsSoFar | None = None
+    left: TimeLeft | None = None
 
     @property
     def columns_missing(self) -> str:
@@ -201,6 +237,7 @@ def _status_of(state: State) -> Status:
         merged=state.merged,
         next=state.next,
         pairs=None if state.run.plan.krylov is None else _pairs_so_far(state),
+        left=TimeLeft.of(state),
     )
 
 
