@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from commands import CommandLine
 from forking import served
+from object_servers import bucket, object_server  # noqa: F401 (fixtures)
 from pairwise import cover
 from slurmd import empty_queue, real_python, slurm  # noqa: F401 (fixtures)
 

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.store.sealed import SealedFile
 
 
@@ -25,9 +26,15 @@ def run_contents(run: Path) -> dict[str, dict[str, str]]:
     """The contents of all files of a run, by their paths within it."""
     return {
         str(path.relative_to(run)): file_contents(path)
-        for path in sorted(run.glob("**/*.h5"))
-        if not path.name.startswith(".")
+        for path in sorted(_files_of(run))
+        if path.suffix == ".h5" and not path.name.startswith(".")
     }
+
+
+def _files_of(run: Path) -> list[Path]:
+    if isinstance(run, ObjectPath):
+        return [run / key for key in run.store.keys(run.key)]
+    return list(run.glob("**/*.h5"))
 
 
 def answer(run: Path) -> dict[str, list[dict[str, str]]]:

@@ -1,0 +1,93 @@
+"""Runs in an object store: the same files, bit for bit, as in a folder, by every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contents import run_contents
+
+import skerch_ooc as ooc
+from skerch_ooc.base.places import place
+
+METHODS = {
+    "eigh": ["nystrom", "singlepass", "oversampled", "hmt", "krylov"],
+    "svd": ["nystrom", "singlepass", "oversampled", "hmt", "krylov"],
+}
+CASES = [(kind, method) for kind, methods in METHODS.items() for method in methods]
+
+
+def matrix(kind, dtype):
+    rng = np.random.default_rng(3)
+    shape = (260, 200)
+    a = rng.normal(size=shape)
+    if dtype.startswith("complex"):
+        a = a + 1j * rng.normal(size=shape)
+    a *= 0.8 ** np.arange(shape[1])
+    return (a @ a.conj().T if kind == "eigh" else a).astype(dtype)
+
+
+def wanted(method):
+    if method == "krylov":
+        return {"rank": 5, "rounds": 3, "round_width": 8}
+    return {"measurements": 30, "test_measurements": 5}
+
+
+def decompose(kind, method, dtype, run_dir, **more):
+    a = matrix(kind, dtype)
+    return getattr(ooc, kind)(a, run_dir=run_dir, method=method, **wanted(method), **more)
+
+
+@pytest.mark.covered(1)
+@pytest.mark.parametrize("vectors", ["stored", "implicit"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_run_in_a_bucket_has_the_files_of_one_in_a_folder(
+    bucket, tmp_path, kind, method, dtype, vectors
+):
+    decompose(kind, method, dtype, bucket, vectors=vectors)
+    decompose(kind, method, dtype, tmp_path / "run", vectors=vectors)
+    assert run_contents(place(bucket)) == run_contents(tmp_path / "run")
+
+
+def test_vectors_are_read_from_the_bucket_by_range(bucket, tmp_path):
+    here = decompose("eigh", "nystrom", "float32", tmp_path / "run")
+    decompose("eigh", "nystrom", "float32", bucket)
+    there = ooc.recover(ooc.open_run(bucket))
+    assert torch.equal(there.eigenvalues, here.eigenvalues)
+    assert torch.equal(there.eigenvectors[7:9, :3], here.eigenvectors[7:9, :3])
+
+
+def test_error_is_the_same(bucket, tmp_path):
+    decompose("svd", "singlepass", "float64", bucket)
+    decompose("svd", "singlepass", "float64", tmp_path / "run")
+    errors = [ooc.assess(ooc.open_run(run)).relative_error for run in (bucket, tmp_path / "run")]
+    assert errors[0] == errors[1]
+
+
+def test_finished_run_is_opened_and_not_made_again(bucket):
+    decompose("eigh", "hmt", "float32", bucket)
+    store, key = place(bucket).store, place(bucket).key
+    before = {one.key: one.version for one in store.all_below(key) if one.key.endswith(".h5")}
+    decompose("eigh", "hmt", "float32", bucket)
+    after = {one.key: one.version for one in store.all_below(key) if one.key.endswith(".h5")}
+    assert after == before
+
+
+def test_folder_and_bucket_may_be_copied_into_each_other(bucket, tmp_path):
+    decompose("eigh", "nystrom", "float32", bucket)
+    source, target = place(bucket), tmp_path / "copy"
+    for key in source.store.keys(source.key):
+        if not key.startswith("logs/"):
+            path = target / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((source / key).read_bytes())
+    for name in ("logs", "sketch", "results"):
+        (target / name).mkdir(exist_ok=True)
+    assert torch.equal(
+        ooc.recover(ooc.open_run(target)).eigenvalues,
+        ooc.recover(ooc.open_run(bucket)).eigenvalues,
+    )
+    assert isinstance(target, Path)

@@ -1,0 +1,128 @@
+"""Servers of object stores on this machine, for tests: each a process of its own on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "AKIATESTSKERCHOOC0001", "test-secret-that-nobody-may-see"
+"""Credentials that the servers take, and that tests search for where none may be."""
+
+BUCKET = "runs"
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server of an object store.
+
+    Attributes:
+        endpoint: Its address.
+        process: Its process.
+    """
+
+    endpoint: str
+    process: subprocess.Popen
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What lets obstore find it."""
+        return environment_of(self.endpoint)
+
+
+def environment_of(endpoint: str) -> dict[str, str]:
+    """What lets obstore find the S3 server at an address."""
+    return {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+COMMANDS = {
+    "moto": lambda port, _: [
+        sys.executable,
+        "-m",
+        "moto.server",
+        "-H",
+        "127.0.0.1",
+        "-p",
+        f"{port}",
+    ],
+}  # fmt: skip
+"""How each server is started, at a port, with a folder for its objects."""
+
+
+@contextlib.contextmanager
+def serving(kind: str, folder: Path) -> Iterator[Server]:
+    """Runs a server, with one empty bucket.
+
+    Args:
+        kind: Which one; a key of `COMMANDS`.
+        folder: Where it keeps what it must keep on a disk, and its log.
+    """
+    port = free_port()
+    with open(folder / f"{kind}.log", "wb") as log:
+        process = subprocess.Popen(
+            COMMANDS[kind](port, folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+    server = Server(f"http://127.0.0.1:{port}", process)
+    try:
+        _make_bucket(server, folder / f"{kind}.log")
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _make_bucket(server: Server, log: Path) -> None:
+    end = time.monotonic() + _SECONDS
+    request = urllib.request.Request(f"{server.endpoint}/{BUCKET}", method="PUT")
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS):
+                return
+        except OSError:
+            if server.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the server did not start:\n{log.read_text()}") from None
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server that is shared by all tests of a process."""
+    pytest.importorskip("moto", reason="moto, an S3 server for tests, is not installed")
+    with serving("moto", tmp_path_factory.mktemp("objects")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty prefix in a bucket, which this process and its children can use."""
+    for name, value in object_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "20")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
