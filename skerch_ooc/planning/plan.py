@@ -18,6 +18,7 @@ import numpy as np
 
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.files import canonical_line, digest
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.partition import Range, TileRanges
 from skerch_ooc.planning import values
 from skerch_ooc.planning.krylov import Krylov, Start
@@ -323,6 +324,35 @@ class Plan:
 
     identity: Identity
     amendments: tuple[Amendment, ...]
+
+    def __repr__(self) -> str:
+        identity, method = self.identity, self.recovery.method
+        return (
+            f"Plan(kind={identity.kind!r}, shape={identity.shape}, dtype={identity.dtype!r}, "
+            f"method={method!r}, measurements={self.reach('right')})"
+        )
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        return table("Plan", self.figures)
+
+    @property
+    def figures(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it: names and values."""
+        identity, columns = self.identity, [(role, self.reach(role)) for role in ROLES]
+        tolerance = self.amendments[-1].tolerance
+        return [
+            ("operator", described(self)),
+            ("shape", f"{identity.shape[0]} x {identity.shape[1]}, {identity.dtype}"),
+            ("kind", identity.kind),
+            ("method", f"{self.recovery.method}, rank = {self.recovery.rank}"),
+            ("columns", ", ".join(f"{count} {role}" for role, count in columns if count)),
+            ("rounds", self.rounds if self.rounds > 1 else None),
+            ("tolerance", tolerance),
+            ("noise", identity.noise["right"]),
+            ("seed", identity.seed),
+            ("id", self.run_id[:16]),
+        ]
 
     @property
     def run_id(self) -> str:

@@ -10,16 +10,20 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError, did_you_mean, shown
 from skerch_ooc.base.files import canonical_json
+from skerch_ooc.base.html import never_raising, table
 
 MAX_SIZE = 2**48
 """Largest dimension or number of measurements, so that offsets stay within 64 bits."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
+
+_ESSENCE = ("kind", "measurements", "method")
+"""What a notebook shows of a spec even if it is as by default."""
 
 Check = Callable[[str, Any], Any]
 
@@ -167,6 +171,11 @@ class Checked:
 
     section = ""
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        rows = [*_figures_of(self, ""), ("all else", "as by default")]
+        return table(type(self).__name__, rows)
+
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             check = item.metadata.get("check")
@@ -174,6 +183,19 @@ class Checked:
             if check is not None:
                 name = f"{self.section}.{item.name}" if self.section else item.name
                 object.__setattr__(self, item.name, check(name, getattr(self, item.name)))
+
+
+def _figures_of(settings: Checked, prefix: str) -> Iterator[tuple[str, str]]:
+    """Lists what was asked for: the essence, and what is not as by default."""
+    for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, item.name)
+        if isinstance(value, Checked):
+            yield from _figures_of(value, f"{prefix}{item.name}.")
+        elif item.compare and value is not None:
+            made = item.default_factory
+            default = item.default if made is dataclasses.MISSING else made()
+            if value != default or item.name in _ESSENCE:
+                yield f"{prefix}{item.name}", shown(value)
 
 
 def checked(check: Check, default: Any = dataclasses.MISSING, **options: Any) -> Any:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skerch_ooc.base.errors import CorruptError, QualityError, quoted
+from skerch_ooc.base.errors import CorruptError, QualityError, UsageError, counted, quoted
 from skerch_ooc.base.files import digest, digest_of_any, holds, read_json, readable_json, write_json
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.planning.growth import looks
 from skerch_ooc.planning.plan import Plan
+from skerch_ooc.results.curves import curve, small_chart
 from skerch_ooc.results.pairs import KnownPairs
+from skerch_ooc.results.plots import axes_of
 from skerch_ooc.store.anew import recovered_anew
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import (
@@ -81,7 +84,7 @@ class Assessment:
     rank: int
     core: int
     is_complex: bool
-    scree: tuple[tuple[int, float, float], ...]
+    scree: tuple[tuple[int, float, float], ...] = field(repr=False)
     products: dict[str, int]
     looks: int = 1
     pairs: KnownPairs | None = None
@@ -127,6 +130,60 @@ class Assessment:
             confidence = (1 + CONFIDENCE) / 2
         factor = factor_for(confidence, columns, self.is_complex)
         return residuals * factor if math.isfinite(factor) else None
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        done, probes = self.products["done"], self.products["probe"]
+        rows = [
+            *_error_rows(self.relative_error, self.test_measurements),
+            ("error, norm", None if self.error is None else f"{self.error:.4g}, {self.norm:.4g}"),
+            ("leave one out", None if self.leave_one_out is None else f"{self.leave_one_out:.4g}"),
+            ("pairs", None if self.pairs is None else self.pairs.text()),
+            ("rank", f"{self.rank}, of a core of {self.core}"),
+            ("orthogonality", f"{self.orthogonality:.1e}"),
+            ("products", f"{done}, and {probes} of probes"),
+        ]
+        names = ("at least", "at most")
+        curves = [curve(*one, name) for one, name in zip(self._scree_curves, names, strict=True)]
+        chart = small_chart(curves, ("rank", "share left out"))
+        return table("Assessment: how good the result is", rows, chart)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the scree curve: between which bounds the share of ``||A||_F^2`` left out lies.
+
+        matplotlib draws, of the extra ``report``.
+
+        Args:
+            ax: Axes of matplotlib; by default those of a new figure.
+
+        Returns:
+            The axes, to go on with.
+
+        Raises:
+            UsageError: If there are no test columns, so that the scree is unknown, or matplotlib is
+                not installed.
+        """
+        if not self.scree:
+            raise UsageError(
+                "there are no test measurements to tell what is left out; plan with "
+                "sketch.test_measurements of at least 10"
+            )
+        ax = axes_of(ax)
+        (ranks, lower), (_, upper) = self._scree_curves
+        # A logarithmic axis has no place for the ranks that leave nothing out for sure.
+        seen = np.maximum(lower, lower[lower > 0].min(initial=upper.min()) / 2)
+        ax.fill_between(ranks, seen, upper, alpha=0.2)
+        ax.plot(ranks, np.where(lower > 0, lower, np.nan), label="at least")
+        ax.plot(ranks, upper, label="at most")
+        ax.set(xlabel="rank", ylabel="share of the squared norm left out", yscale="log")
+        ax.legend()
+        return ax
+
+    @property
+    def _scree_curves(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Ranks with the lower and with the upper bounds."""
+        columns = np.array(self.scree, np.float64).reshape(-1, 3).T
+        return [(columns[0], columns[1]), (columns[0], columns[2])]
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of ``assessment.json``."""
@@ -297,6 +354,28 @@ def read_assessment(path: Path) -> dict[str, Any]:
     if content.pop("result", None) != SealedFile(path).digest:
         raise CorruptError(f"{written} is not of {path}; write it anew with: {again}")
     return dict(content)
+
+
+def error_rows(path: Path) -> list[tuple[str, str]]:
+    """Lists what the figures beside a result say of its error, or why they say nothing.
+
+    Args:
+        path: The file of the result.
+    """
+    try:
+        figures = read_assessment(path)
+    except FileNotFoundError:
+        return [("relative error", "not assessed yet: assess(run)")]
+    except CorruptError as error:
+        return [("relative error", str(error))]
+    return _error_rows(figures["relative_error"], figures["test_measurements"])
+
+
+def _error_rows(error: float | None, columns: int) -> list[tuple[str, str]]:
+    said = "unknown, without test vectors"
+    if error is not None:
+        said = f"{error:.3g}, by {counted(columns, 'test vector')}"
+    return [("relative error", said)]
 
 
 def count_within(values: npt.NDArray[Any], bounds: npt.NDArray[Any], share: float) -> int:

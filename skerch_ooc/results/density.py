@@ -22,6 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.results.curves import curve, small_chart
+from skerch_ooc.results.plots import axes_of
 from skerch_ooc.stages.recover.krylov import Quadrature, search_of
 from skerch_ooc.store.rundir import Run, open_run
 
@@ -29,6 +32,9 @@ _GRID = 400
 _NEAR = 1e-3
 _WIDTHS = 100.0
 """The default width of the smoothing is this part of the range of the nodes."""
+
+_OF_ONE_VALUE = 0.2
+"""A chart begins at this part of the peak of a single eigenvalue, so that each can be seen."""
 
 Reals = npt.NDArray[np.float64]
 Function = Callable[[Reals], Any]
@@ -153,10 +159,59 @@ class Density:
             value, None if spread is None else spread / math.sqrt(len(values)), bias
         )
 
+    def __repr__(self) -> str:
+        ends = f"from {self.nodes[0]:.4g} to {self.nodes[-1]:.4g}"
+        return f"Density(n={self.n}, {len(self.nodes)} nodes {ends})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        rows = [
+            ("between", f"{self.nodes[0]:.4g} and {self.nodes[-1]:.4g}"),
+            *((name, _said(count)) for name, count in self.counts().items()),
+            ("trace", _said(self.trace(lambda x: x))),
+            ("nodes", len(self.nodes)),
+        ]
+        chart = small_chart(
+            [curve(self._grid, self.pdf(self._grid))], ("eigenvalue", "density"), low=self.least
+        )
+        return table(f"Density of {self.n} eigenvalues", rows, chart)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the smoothed density on a logarithmic axis; ticks below it mark the nodes.
+
+        matplotlib draws, of the extra ``report``.
+
+        Args:
+            ax: Axes of matplotlib; by default those of a new figure.
+
+        Returns:
+            The axes, to go on with.
+
+        Raises:
+            UsageError: If matplotlib is not installed.
+        """
+        ax = axes_of(ax)
+        ax.plot(self._grid, self.pdf(self._grid))
+        ax.plot(self.nodes, np.zeros(len(self.nodes)), "|", color="grey",
+                transform=ax.get_xaxis_transform())  # fmt: skip
+        ax.set(xlabel="eigenvalue", ylabel="density", yscale="log")
+        ax.set_ylim(bottom=self.least)
+        return ax
+
+    @property
+    def _grid(self) -> Reals:
+        """Where :meth:`as_json` and :meth:`plot` evaluate the curves."""
+        margin = 4 * self.width
+        return np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, _GRID)
+
+    @property
+    def least(self) -> float:
+        """The density at which charts begin, a fifth of the peak of a single eigenvalue."""
+        return _OF_ONE_VALUE / (self.n * self.width * math.sqrt(2 * math.pi))
+
     def as_json(self) -> dict[str, Any]:
         """Returns nodes and weights, and both curves on a grid, as JSON values."""
-        margin = 4 * self.width
-        grid = np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, _GRID)
+        grid = self._grid
         return {
             "n": self.n,
             "nodes": self.nodes.tolist(),
@@ -173,6 +228,12 @@ class Density:
     def _zero(self) -> float:
         """What is nearer to 0 than this is said to be near it."""
         return _NEAR * float(np.abs(self.nodes).max())
+
+
+def _said(estimate: TraceEstimate) -> str:
+    if estimate.standard_error is None:
+        return f"about {estimate.value:.4g}"
+    return f"about {estimate.value:.4g}, standard error {estimate.standard_error:.2g}"
 
 
 def _columns(quadrature: Quadrature, function: Function) -> Reals:

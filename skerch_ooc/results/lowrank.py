@@ -19,9 +19,13 @@ from torch import Tensor
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.results.assess import error_rows
 from skerch_ooc.results.bands import Band, Diagonals
+from skerch_ooc.results.curves import curve, small_chart
 from skerch_ooc.results.indexing import Selection, select, selections
+from skerch_ooc.results.plots import plot_values
 from skerch_ooc.results.shifted import Shifted, as_shift
 from skerch_ooc.results.streamed import (
     Block,
@@ -33,12 +37,15 @@ from skerch_ooc.results.streamed import (
     dropped,
     empty_like,
     is_complex,
+    numpy_dtype,
     reader,
 )
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather, open_vectors, times
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
 from skerch_ooc.store.rundir import layout_path, open_run, read_layout
+
+_FIRST = 5
 
 
 class EighTensors(NamedTuple):
@@ -263,6 +270,46 @@ class LowRank(StreamedOperator):
         return (
             f"{type(self).__name__}(shape={self.shape}, rank={self.rank}, path={str(self.path)!r})"
         )
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        noun = "eigenvalues" if self._left is self._right else "singular values"
+        values = self._values
+        numbers = np.arange(1, len(values) + 1)
+        signs = [
+            curve(numbers[held], np.abs(values[held]), name, joined=False)
+            for held, name in ((values > 0, ""), (values < 0, "negative"))
+            if held.any()
+        ]
+        rows = [
+            (f"first {noun}", ", ".join(f"{value:.4g}" for value in values[:_FIRST])),
+            *error_rows(self.path),
+            ("orthogonality", f"{self.orthogonality:.1e}"),
+            ("file", self.path),
+        ]
+        title = f"{type(self).__name__}: {len(values)} {noun} of {self.shape[0]} x {self.shape[1]}"
+        chart = small_chart(signs, ("number", "magnitude"))
+        return table(f"{title}, {numpy_dtype(self.dtype)}", rows, chart)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the magnitudes of the values, and what they may be off by, on a logarithmic axis.
+
+        Open marks are negative values. matplotlib draws, of the extra ``report``.
+
+        Args:
+            ax: Axes of matplotlib; by default those of a new figure.
+
+        Returns:
+            The axes, to go on with.
+
+        Raises:
+            UsageError: If matplotlib is not installed.
+        """
+        noun = "eigenvalues" if self._left is self._right else "singular values"
+        off, name = self.residuals, "residual (estimate)"
+        if self.bounds is not None:
+            off, name = self.bounds, "bound of the error"
+        return plot_values(ax, self._values, noun, None if off is None else off.numpy(), name)
 
     def _stream(self, x: Read, write: Write, adjoint: bool) -> None:
         factors = self._factors.turned(adjoint)

@@ -14,6 +14,7 @@ from typing import Any
 
 from skerch_ooc.base import disk_errors, files
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.places import ObjectPath, place
 from skerch_ooc.base.provenance import provenance
@@ -39,6 +40,16 @@ class Run:
 
     directory: Path
     plan: Plan
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, {self.plan!r})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        kind = names.RESULT[self.plan.identity.kind]
+        results = ", ".join(path.parent.name for path in kind.found_in(self.directory))
+        rows = [("directory", self.directory), *self.plan.figures, ("results", results or "none")]
+        return table("Run", rows)
 
     @property
     def shards(self) -> Path:

@@ -140,6 +140,7 @@ NAMES_NO_VALUE = {
         "sparse matrices need SciPy",
         "scipy() needs SciPy",
         "to_xarray() needs xarray",
+        "plot() needs matplotlib",
     ],
     "the value is zero, NaN or infinity, and the message says so": [
         "there is nothing to decompose: the operator's products with random vectors",

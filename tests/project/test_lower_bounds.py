@@ -42,7 +42,7 @@ class Environment:
         subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel"],
                        cwd=ROOT, check=True)  # fmt: skip
         (wheel,) = folder.glob("*.whl")
-        every = [*extras, "matrices", "bench", "workflows"] if extras else []
+        every = [*extras, "matrices", "bench", "report", "workflows"] if extras else []
         lines = [f"{name}=={number}" for name, number in lower_bounds(*every).items()]
         (folder / "constraints.txt").write_text("\n".join(lines))
         venv.create(folder / "env", with_pip=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from skerch_ooc.results.report import numbers
@@ -106,3 +106,24 @@ def logarithmic(values: Sequence[float], start: float, stop: float) -> Axis | No
 def whole_numbers(last: int, start: float, stop: float) -> Axis:
     """Makes an axis of the numbers 1 to ``last``, with some room on both sides."""
     return Axis(0.4, last + max(0.6, 0.02 * last), start, stop, whole=True)
+
+
+def thinned(length: int, most: int) -> Sequence[int]:
+    """Picks at most so many indices of a sequence: the first third one by one, then in steps."""
+    if length <= most:
+        return range(length)
+    head = most // 3
+    rest = most - head
+    return [*range(head), *(head + (length - 1 - head) * i // (rest - 1) for i in range(rest))]
+
+
+def coordinate(value: float) -> str:
+    """Writes a length in a chart, to a tenth of its unit."""
+    text = f"{value:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def path(points: Iterable[tuple[float, float]], closed: bool = False) -> str:
+    """Returns the data of an SVG path through points."""
+    pairs = " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in points)
+    return f"M{pairs}{'Z' if closed else ''}"

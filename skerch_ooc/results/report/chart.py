@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,3 @@ class Chart:
 
     def _rendered(self, *, alone: bool) -> str:
         return rendered(f"{self.template}.svg.jinja", chart=self, alone=alone, **self.drawn)
-
-
-def thinned(length: int, most: int) -> Sequence[int]:
-    """Picks at most so many indices of a sequence: the first third one by one, then in steps."""
-    if length <= most:
-        return range(length)
-    head = most // 3
-    rest = most - head
-    return [*range(head), *(head + (length - 1 - head) * i // (rest - 1) for i in range(rest))]

@@ -9,9 +9,8 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.lowrank import LazyMatrix
-from skerch_ooc.results.report.axes import LEFT, RIGHT, Axis
+from skerch_ooc.results.report.axes import LEFT, RIGHT, Axis, path
 from skerch_ooc.results.report.chart import Chart
-from skerch_ooc.results.report.render import path
 
 SHOWN = 6
 _TILE_ROWS = 4096

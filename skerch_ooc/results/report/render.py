@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from skerch_ooc.planning.plan import described
 from skerch_ooc.results import words
 from skerch_ooc.results.assess import CONFIDENCE, FACTORS
 from skerch_ooc.results.report import axes, numbers
+from skerch_ooc.results.report.axes import coordinate, path
 
 UNKNOWN = "not known"
 SERIES = ("blue", "orange", "teal", "violet", "rose", "grey")
@@ -50,18 +50,6 @@ def plain(text: object, longest: int | None = None) -> str:
     """Makes a text safe to show: without invisible characters, and at most ``longest`` long."""
     shown = _UNSHOWN.sub("\ufffd", str(text))
     return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
-def coordinate(value: float) -> str:
-    """Writes a length in a chart, to a tenth of its unit."""
-    text = f"{value:.1f}".removesuffix(".0")
-    return "0" if text == "-0" else text
-
-
-def path(points: Iterable[tuple[float, float]], closed: bool = False) -> str:
-    """Returns the data of an SVG path through points."""
-    pairs = " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in points)
-    return f"M{pairs}{'Z' if closed else ''}"
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.results.assess import count_within
 from skerch_ooc.results.pairs import KnownPairs
-from skerch_ooc.results.report.chart import thinned
+from skerch_ooc.results.report.axes import thinned
 from skerch_ooc.results.words import NOUNS
 
 _FIRST = {"LM": "the largest in magnitude", "LA": "the largest", "SA": "the smallest"}

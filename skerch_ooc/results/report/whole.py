@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from skerch_ooc.results.density import Density
@@ -12,16 +10,13 @@ from skerch_ooc.results.report.chart import Chart
 
 _HEIGHT = 440.0
 _MIDDLE, _BELOW, _BOTTOM = 216.0, 274.0, _HEIGHT - 46
-_OF_ONE_VALUE = 0.2
-"""The axis begins at this part of the peak of a single eigenvalue, so that each can be seen."""
 
 
 def density_of_the_whole(found: Density) -> Chart:
     """Draws the smoothed density and the cumulative spectrum, with the nodes between them."""
     curves = found.as_json()
     grid, pdf, cdf = (np.asarray(curves[name]) for name in ("x", "pdf", "cdf"))
-    one = 1 / (found.n * curves["width"] * math.sqrt(2 * math.pi))
-    y = logarithmic([_OF_ONE_VALUE * one, float(pdf.max())], _MIDDLE, TOP)
+    y = logarithmic([found.least, float(pdf.max())], _MIDDLE, TOP)
     assert y is not None  # Its values are positive.
     x, shares = Axis(float(grid[0]), float(grid[-1]), LEFT, RIGHT), Axis(0.0, 1.0, _BOTTOM, _BELOW)
     drawn = {
