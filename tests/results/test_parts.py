@@ -124,7 +124,7 @@ SIZES = st.integers(3, 1300)
 DIAGONALS = st.integers(-1400, 1400)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(height=SIZES, width=SIZES, ends=st.tuples(DIAGONALS, DIAGONALS), hermitian=st.booleans())
 def test_diagonals_of_any_shape_are_numpys(height, width, ends, hermitian):
     left = InMemory(height, 3, 1)
