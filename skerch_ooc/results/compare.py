@@ -14,6 +14,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
+from skerch_ooc.base.places import place
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.results.lowrank import Eigh, Svd, open_result
@@ -212,14 +213,12 @@ class _OfRun:
         )
 
 
-def _open(place: Run | str | Path) -> _OfRun:
+def _open(given: Run | str | Path) -> _OfRun:
     """Opens the result at a place."""
-    run, name = place if isinstance(place, Run) else None, "default"
-    if run is None:
-        path = Path(str(place))
-        if path.parent.name == names.RESULTS and not rundir.is_planned(path):
-            path, name = path.parent.parent, path.name
-        run = rundir.open_run(path)
+    path, name = given.directory if isinstance(given, Run) else place(given), "default"
+    if path.parent.name == names.RESULTS and not rundir.is_planned(path):
+        path, name = path.parent.parent, path.name
+    run = given if isinstance(given, Run) else rundir.open_run(path)
     found = result_path(run, name)
     if not found.exists():
         raise IncompleteError(
