@@ -255,9 +255,13 @@ class _MeterOfLines(Meter):
             yield
         finally:
             self._ended.set()
+            if watcher.is_alive():
+                watcher.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(max(_LOOK_SECONDS, self._every)):
+        # A thread cannot wait for ever, as somebody may ask who wants no lines between.
+        pause = min(max(_LOOK_SECONDS, self._every), threading.TIMEOUT_MAX)
+        while not self._ended.wait(pause):
             self._tell()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.progress import Progress
+from skerch_ooc.base.progress import Progress, Stage
 from skerch_ooc.base.resources import Resources, format_bytes
 from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.executor import Executor, Function
@@ -104,7 +104,8 @@ class Work:
             heard: Is called with each receipt.
         """
         total = sum(len(task.tiles) for task in tasks)
-        with self.progress.stage(stage, total, "tiles", tile_bytes, len(tasks)) as advance:
+        known = Stage(stage, total, "tiles", tile_bytes, len(tasks), parallel=self.executor.workers)
+        with self.progress.entered(known) as advance:
             for receipt in self.executor.run(function, tasks, self.resources.task_threads):
                 heard(receipt)
                 advance(receipt["tiles"])

@@ -16,6 +16,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import OperatorError, shown
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.progress import note_share
 from skerch_ooc.operators.reuse import Reuse, is_shared
 from skerch_ooc.planning.spec import DEFAULT_DTYPE, DTYPES
 
@@ -306,7 +307,10 @@ def _columnwise(function: Callable[[Any], Any], x: Any) -> Any:
 
     Each is copied before the next is asked for, which may be returned in the same memory.
     """
-    columns = [_copied(function(x[:, i])) for i in range(x.shape[1])]
+    columns = []
+    for number in range(x.shape[1]):
+        columns.append(_copied(function(x[:, number])))
+        note_share((number + 1) / x.shape[1])
     if isinstance(x, np.ndarray):
         return np.stack(columns, axis=1)
     import torch

@@ -22,6 +22,7 @@ import torch
 from skerch_ooc.base.arrays import Array, converted, empty_aligned
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cut, tree_sum
+from skerch_ooc.base.progress import note_share
 from skerch_ooc.operators.adapters import Product, applied
 from skerch_ooc.operators.matrices.differences import DifferenceSource
 from skerch_ooc.operators.matrices.formats import located, open_source
@@ -477,6 +478,7 @@ class RowsProduct(Slabs, Product):
                     means.take(slab, prepared.rows_left(inside))
                 slab = prepared.with_rows(slab, of_rows)
                 self._take(inside, slab, forward, sums, of_rows if means else None)
+                note_share((inside.stop - self._rows.start) / len(self._rows))
             return [one.total() for one in sums]
 
         def add(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[torch.Tensor]:

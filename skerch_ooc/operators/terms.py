@@ -21,6 +21,7 @@ from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range, tree_sum
+from skerch_ooc.base.progress import one_of_calls
 from skerch_ooc.operators.adapters import Product, applied, dtype_of, shape_of
 from skerch_ooc.planning.spec import DTYPES
 
@@ -261,11 +262,11 @@ class TermsProduct(Product):
         """
         numbers = range(self._chosen.start, self._chosen.stop)
         if self._rows is not None and not adjoint:
-            return np.concatenate([self._term(number)(columns) for number in numbers])
+            return np.concatenate([self._of_term(number, columns) for number in numbers])
 
         def scaled(number: int) -> Array:
             given = columns[self._place(number)] if adjoint else columns
-            product = self._term(number)(given, adjoint=adjoint)
+            product = self._of_term(number, given, adjoint=adjoint)
             total = product.astype(np.result_type(product, np.float64))
             if self._operator.scale(number) != 1:
                 total *= self._operator.scale(number)
@@ -273,6 +274,10 @@ class TermsProduct(Product):
 
         total = tree_sum(map(scaled, numbers), np.add)
         return total if wide else converted(total, self.dtype)
+
+    def _of_term(self, number: int, columns: Array, *, adjoint: bool = False) -> Array:
+        with one_of_calls(number - self._chosen.start, len(self._chosen)):
+            return self._term(number)(columns, adjoint=adjoint)
 
     def _place(self, number: int) -> slice:
         """The rows of one term, among those of all that are chosen."""

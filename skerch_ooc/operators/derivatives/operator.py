@@ -13,6 +13,7 @@ from torch import Tensor
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range, cut
+from skerch_ooc.base.progress import note_share, one_of_calls
 from skerch_ooc.operators.derivatives.batches import moved, rows, rows_of, widened
 from skerch_ooc.operators.derivatives.formulas import Formulas
 from skerch_ooc.operators.derivatives.parameters import Chosen
@@ -128,8 +129,9 @@ class Curvature:
         x = given.to(self.device, self.dtype).contiguous().mT.contiguous()
         total = torch.zeros_like(x)
         self._objective.begin()
-        for batch, weight in self._pieces:
-            self._add(total, x, batch, weight)
+        for number, (batch, weight) in enumerate(self._pieces):
+            with one_of_calls(number, len(self._pieces)):
+                self._add(total, x, batch, weight)
         total = total.mT.contiguous().to(given.device, given.dtype)
         return total[:, 0] if columns.ndim == 1 else total
 
@@ -146,6 +148,7 @@ class Curvature:
             width = (self.columns_at_once or 1) if self._batched else 1
             for columns in cut(Range(0, len(x)), width):
                 self._add_applied(total[columns.slice], apply, x[columns.slice], weight)
+                note_share(columns.stop / len(x))
 
     def _add_applied(self, total: Tensor, apply: Linear, x: Tensor, weight: float) -> None:
         several = len(x) > 1

@@ -13,7 +13,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import IncompleteError, UsageError
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.progress import Stage
+from skerch_ooc.base.progress import Advance, Meter, Stage, shares_heard
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import (
     SPARE_BYTES,
@@ -37,6 +37,7 @@ from skerch_ooc.stages.measure.missing import (
     missing_tasks,
 )
 from skerch_ooc.stages.measure.operands import Operands, operands_of, operands_of_process
+from skerch_ooc.stages.measure.pace import foretold_seconds
 from skerch_ooc.stages.measure.requests import (
     inner_product,
     is_adjoint_role,
@@ -251,8 +252,9 @@ def measure(
         _require_memory(round_, tasks, product, resources)
         function = partial(perform_with, round_, operands)
     done, arrivals = 0, Arrivals(run.directory)
-    with work.progress.entered(_stage_of(round_, tasks)) as advance:
-        for receipt in executor.run(function, budget.while_unspent(tasks), resources.task_threads):
+    with work.progress.entered(_stage_of(round_, tasks, executor.workers)) as advance:
+        told = function if executor.remote else _told(function, advance)
+        for receipt in executor.run(told, budget.while_unspent(tasks), resources.task_threads):
             budget.took(receipt["task_seconds"])
             done += 1
             run.record("receipts", receipt)
@@ -266,7 +268,26 @@ def measure(
     return not missing_tasks(round_, device, resources.task_threads)
 
 
-def _stage_of(round_: Round, tasks: MissingTasks) -> Stage:
+def _told(
+    function: Callable[[MeasureTask], Callable[[], dict[str, Any]]], advance: Advance
+) -> Callable[[MeasureTask], Callable[[], dict[str, Any]]]:
+    """Returns a function of this process that also says how many columns it has computed."""
+    if not isinstance(advance, Meter):
+        return function
+    before = 0
+
+    def with_shares(task: MeasureTask) -> Callable[[], dict[str, Any]]:
+        nonlocal before
+        with shares_heard(lambda share: advance.computed(before + share * task.columns)):
+            finish = function(task)
+        before += task.columns
+        advance.computed(before)
+        return finish
+
+    return with_shares
+
+
+def _stage_of(round_: Round, tasks: MissingTasks, workers: int) -> Stage:
     """Describes the stage of some tasks, for people."""
     plan, total = round_.run.plan, sum(tasks.columns.values())
     name = "measure" if round_.number == 1 else f"measure round {round_.number}"
@@ -274,7 +295,10 @@ def _stage_of(round_: Round, tasks: MissingTasks) -> Stage:
     entries = sum(heights[place] * count for place, count in tasks.columns.items())
     noun = "products of parts" if any(part.is_piece for part in plan.parts) else "products"
     size = entries * np.dtype(plan.identity.dtype).itemsize / total
-    return Stage(name, total, noun, size, len(tasks))
+    first = plan.parts[tasks.stretches[0].part]
+    seconds = foretold_seconds(round_.run) if plan.summands == 1 else None
+    pace = workers / (seconds * first.weight) if seconds else 0.0
+    return Stage(name, total, noun, size, len(tasks), pace, workers)
 
 
 def _require_kept(again: MissingTasks) -> None:

@@ -1,0 +1,129 @@
+"""How far a stage is, between two reports of its tasks, too."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+import pytest
+
+from skerch_ooc.base.progress import Lines, Meter, Stage, note_share, one_of_calls, shares_heard
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def meter_of(clock, **more):
+    return Meter(Stage("measure", 100, "products", tasks=10, **more), clock)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_goes_on_at_the_pace_so_far(clock):
+    meter = meter_of(clock)
+    clock.now = 100.0
+    meter(10)
+    assert meter.far == 10
+    clock.now = 150.0
+    assert meter.far == 15
+
+
+def test_goes_at_the_foretold_pace_before_the_first_report(clock):
+    meter = meter_of(clock, pace=0.1)
+    clock.now = 50.0
+    assert meter.far == 5
+
+
+def test_stays_where_nothing_is_known(clock):
+    meter = meter_of(clock)
+    clock.now = 1e6
+    assert meter.far == 0
+
+
+@pytest.mark.parametrize(("parallel", "most"), [(1, 19.5), (4, 48)])
+def test_never_ends_the_tasks_at_work_by_time_alone(clock, parallel, most):
+    meter = meter_of(clock, parallel=parallel)
+    clock.now = 10.0
+    meter(10)
+    clock.now = 1e6
+    assert meter.far == pytest.approx(most)
+
+
+def test_the_last_task_is_never_done_by_time_alone(clock):
+    meter = meter_of(clock, parallel=4)
+    clock.now = 10.0
+    meter(90)
+    clock.now = 1e6
+    assert meter.far < 100
+
+
+def test_goes_by_what_the_process_says_it_has_computed(clock):
+    meter = meter_of(clock)
+    clock.now = 10.0
+    meter.computed(12.5)
+    assert meter.far == 12.5
+    meter(10)
+    assert meter.far == pytest.approx(12.5)
+
+
+def test_never_goes_back(clock):
+    meter = meter_of(clock, pace=1.0)
+    clock.now = 9.0
+    assert meter.far == 9
+    clock.now = 1000.0
+    meter(5)
+    assert meter.far == 9
+
+
+def test_stage_whose_units_are_reported_one_by_one_goes_by_reports(clock):
+    meter = Meter(Stage("verify", 100, "files", pace=1.0), clock)
+    clock.now = 50.0
+    assert meter.far == 0
+
+
+def test_text_speaks_of_whole_units(clock):
+    meter = meter_of(clock)
+    clock.now = 10.0
+    meter.computed(12.5)
+    assert meter.said().startswith("12 of 100 products, 0 of 10 tasks, ")
+
+
+def test_shares_of_nested_calls_are_those_of_the_whole():
+    heard = []
+    with shares_heard(heard.append):
+        for number in range(2):
+            with one_of_calls(number, 2):
+                note_share(0.5)
+    assert heard == [0.25, 0.5, 0.75, 1.0]
+    note_share(0.9)
+    assert len(heard) == 4
+
+
+def test_log_has_lines_while_no_task_reports(monkeypatch):
+    monkeypatch.setattr("skerch_ooc.base.progress._LOOK_SECONDS", 0.01)
+    written, enough = io.StringIO(), threading.Event()
+    lines = Lines(written, every=0.0)
+    say = lines.say
+
+    def heard(text):
+        say(text)
+        if " of 100 products" in text:
+            enough.set()
+
+    monkeypatch.setattr(lines, "say", heard)
+    with lines.entered(Stage("measure", 100, "products", tasks=2, pace=100.0)):
+        assert enough.wait(20)
+    before = written.getvalue()
+    time.sleep(0.03)
+    assert written.getvalue() == before
+    assert "measure: done in" in before.splitlines()[-1]
