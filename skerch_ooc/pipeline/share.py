@@ -13,12 +13,12 @@ from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import RoundStage
 from skerch_ooc.results.assess import Assessment
 from skerch_ooc.stages.measure import task as measure_stage
-from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.merge.task import begin_merge
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import basis_left, make_basis, spread_basis
 from skerch_ooc.stages.recover.krylov import is_last
 from skerch_ooc.store.rundir import Run
-from skerch_ooc.store.sketch import Round, publish_index, sketches_held
+from skerch_ooc.store.sketch import Round, sketches_held
 
 
 def perform_share(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
@@ -64,11 +64,9 @@ def _perform(run: Run, stage: RoundStage, work: Work) -> Assessment | None:
         return None
     if stage.name == "measure":
         measure_stage.measure(run, work)
-        # For all elements of the merge, which may begin at the same moment.
-        publish_index(round_)
     elif stage.name == "merge":
-        Merge(round_).spread(work)
-    elif not is_last(merged := Merge(round_).run(work.here)):
+        begin_merge(round_).spread(work)
+    elif not is_last(merged := begin_merge(round_).run(work.here)):
         spread_basis(merged, work, pieces=pieces)
         left = basis_left(round_, merged.sketch.digest)
         # The process that makes the last piece puts them together; without pieces there is nothing
@@ -85,7 +83,7 @@ def _make_earlier_basis(run: Run, stage: RoundStage, work: Work) -> None:
     state = State(run)
     if state.last.number == stage.round - 1 and not state.incomplete:
         # Nothing is made if the rounds have ended.
-        make_basis(Merge(state.last).run(work.here), work.here)
+        make_basis(begin_merge(state.last).run(work.here), work.here)
 
 
 def _too_early(run: Run, stage: RoundStage, last: Round) -> IncompleteError:

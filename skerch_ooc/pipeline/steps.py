@@ -20,7 +20,7 @@ from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.results import assess as assess_stage
 from skerch_ooc.results.assess import Assessment
 from skerch_ooc.stages.measure import task as measure_stage
-from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.merge.task import begin_merge
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.basis import make_basis
 from skerch_ooc.store import names, result_files, rundir
@@ -133,9 +133,9 @@ def merge_stage(run: Run, work: Work, rechunk: bool | None = None) -> str:
     """Does what :func:`merge` does; returns the name of the stage that comes next."""
     state = State(run)
     for round_ in _lost(state):
-        Merge(round_, rechunk).run(work)
+        begin_merge(round_, rechunk).run(work)
     last = state.last
-    merged = Merge(last, rechunk).run(work)
+    merged = begin_merge(last, rechunk).run(work)
     if last.number == run.plan.rounds:
         return "recover"
     return "measure" if make_basis(merged, work) else "recover"

@@ -138,10 +138,13 @@ def column_shards(plan: Plan) -> Files:
 def opened_bytes(plan: Plan) -> int:
     """Returns the memory that a process holds of the column shards of a round, once all are open.
 
-    Each tile has a checksum of four bytes.
+    Each tile has a checksum of four bytes. Of those in an index, some thousands of each shard are
+    held at once.
     """
     most = max(shards_of_round(plan, number) for number in range(1, plan.rounds + 1))
-    return most * (OPENED_BYTES + 4 * len(plan.tiles(max(plan.identity.shape))))
+    tiles = len(plan.tiles(max(plan.identity.shape)))
+    held = tiles if most < INDEX_FROM else min(tiles, INDEX_WINDOW)
+    return most * (OPENED_BYTES + 4 * held)
 
 
 OPENED_BYTES = 6_000

@@ -294,6 +294,18 @@ class OpenedShards:
         self._index, self._lock = index, threading.Lock()
         self._files: dict[Rectangle, SealedFile] = {}
         self._bulks: dict[Rectangle, Bulk] = {}
+        self._digests: dict[Rectangle, str] = {}
+
+    def glance(self, shard: Rectangle) -> SealedFile:
+        """Opens a shard and does not hold it: only one that states the same is read later.
+
+        Raises:
+            CorruptError: If it is damaged, foreign, swapped or a link.
+            IncompleteError: If it is gone.
+        """
+        file = open_shard(self.run, self.folder, shard)
+        self._digests[shard] = file.digest
+        return file
 
     def file(self, shard: Rectangle) -> SealedFile:
         """Returns an opened shard.
@@ -304,7 +316,13 @@ class OpenedShards:
         """
         with self._lock:
             if shard not in self._files:
-                self._files[shard] = open_shard(self.run, self.folder, shard)
+                file = open_shard(self.run, self.folder, shard)
+                if shard in self._digests and file.digest != self._digests[shard]:
+                    raise CorruptError(
+                        f"{file.path} was replaced by another one meanwhile; run the same command "
+                        "again"
+                    )
+                self._files[shard] = file
             return self._files[shard]
 
     def bulk(self, shard: Rectangle) -> Bulk:

@@ -22,7 +22,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import as_given, digest, is_there, make_folder
+from skerch_ooc.base.files import as_given, digest, is_there
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.places import place
 from skerch_ooc.base.provenance import count_versions
@@ -506,10 +506,13 @@ class Sketch:
         _DIGESTS[run.plan.run_id, self._listing] = self.digest
 
     def _hashed(self) -> str:
-        """Opens all shards and hashes what they state."""
-        # All are opened before any is read: a damaged one is told before hours of work.
-        files = [self._opened.file(shard) for shard in self.shards]
-        return digest_of((file.stated for file in files), self.round.run.plan)
+        """Opens all shards, before any is read, and hashes what they state."""
+        return digest_of((file.stated for file in self._files()), self.round.run.plan)
+
+    def _files(self) -> Iterator[SealedFile]:
+        """Opens all shards; where there are many, their checksums are not held."""
+        opening = self._opened.file if len(self.shards) < INDEX_FROM else self._opened.glance
+        return map(opening, self.shards)
 
     def _noted_index(self) -> Index | None:
         """Opens the index of these very shards, if they were merged before."""
@@ -523,7 +526,7 @@ class Sketch:
         """How many shards were made with which versions of libraries."""
         if self._index is not None:
             return self._index.versions
-        return count_versions(self._opened.file(shard).provenance for shard in self.shards)
+        return count_versions(file.provenance for file in self._files())
 
     def inner(self) -> Array:
         """Reads the measured columns of the inner sketch, ``(s, columns)``; there may be none."""
@@ -541,19 +544,6 @@ class Sketch:
             CorruptError: If it is damaged.
         """
         return basis_of(self.round, self.digest)
-
-    def prepare_folder(self) -> None:
-        """Makes the folder of what is derived from it, with an index if it has many shards.
-
-        Raises:
-            IncompleteError: If the system cannot write them.
-        """
-        run = self.round.run
-        make_folder(self.folder)
-        wanted = len(self.shards) >= INDEX_FROM and self._index is None
-        if wanted and not is_there(_index_path(run, self.digest)):
-            write_index(run, self.shards, self._opened.file, partial(sketch_folder, run))
-        self.note()
 
     def note(self) -> None:
         """Notes the digest of this sketch in a log, with the listing of its shards, unless it is.
@@ -576,10 +566,10 @@ def sketches_held() -> Iterator[None]:
 
 
 def publish_index(round_: Round) -> None:
-    """Publishes the index of a round of many shards once all are there, and notes its digest.
+    """Publishes the index of a round of many shards, if all are there and it is not.
 
-    Shards are opened one after the other, so that it takes little memory. If one is damaged, no
-    index is published: the processes that merge the sketch say so.
+    Shards are opened one after the other, so that it takes little memory, and their digest is
+    noted. If one is damaged, no index is published: the processes that merge the sketch say so.
 
     Args:
         round_: The round.
@@ -594,7 +584,8 @@ def publish_index(round_: Round) -> None:
     if len(found) < INDEX_FROM or any(missing_of(strips, found).values()):
         return
     used = used_shards(strips, found)
-    if len(used) < INDEX_FROM or _noted_digests(run).get(listing) is not None:
+    noted = _noted_digests(run).get(listing)
+    if len(used) < INDEX_FROM or (noted is not None and is_there(_index_path(run, noted))):
         return
     opening, folder_of = partial(open_shard, run, run.shards), partial(sketch_folder, run)
     with contextlib.suppress(CorruptError):

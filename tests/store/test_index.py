@@ -77,13 +77,6 @@ def opened_anew(run) -> sketch.Sketch:
     return Round(run).sketch
 
 
-def without_index(run) -> sketch.Sketch:
-    """The sketch as a process opens it that finds no note."""
-    shutil.rmtree(run.logs)
-    run.logs.mkdir()
-    return opened_anew(run)
-
-
 def only_by_index(monkeypatch):
     def refuse(*arguments):
         raise AssertionError(f"opened as a whole: {arguments}")
@@ -96,7 +89,7 @@ def test_sketch_by_its_index_is_that_of_its_shards(tmp_path, monkeypatch, window
     monkeypatch.setattr(index, "INDEX_WINDOW", window)
     run = publish_all(planned(tmp_path / "run"))
     first = Round(run).sketch
-    first.prepare_folder()
+    publish_index(Round(run))
     digest, expected = first.digest, tiles(first)
     only_by_index(monkeypatch)
     found = opened_anew(run)
@@ -108,7 +101,7 @@ def test_index_that_the_last_measuring_process_publishes_is_that_of_a_merging_on
     alone = index_path(run)
     stated = SealedFile(alone)
     alone.unlink()
-    without_index(run).prepare_folder()
+    publish_index(Round(run))
     found = SealedFile(alone)
     assert found.stated == stated.stated
     assert all(np.array_equal(found.arrays[name], stated.arrays[name]) for name in stated.arrays)
@@ -117,7 +110,6 @@ def test_index_that_the_last_measuring_process_publishes_is_that_of_a_merging_on
 def test_incomplete_round_or_one_of_few_shards_has_no_index(tmp_path):
     few = publish_all(planned(tmp_path / "few", columns=8))
     publish_index(Round(few))
-    Round(few).sketch.prepare_folder()
     many = publish_all(planned(tmp_path / "many"))
     (many.shards / list_shards(many.shards)[3].name).unlink()
     publish_index(Round(many))
@@ -251,6 +243,15 @@ def test_shard_whose_data_lie_elsewhere_than_noted_is_read_where_they_lie(run):
     expected = tiles(Round(run).sketch)
     rewritten(run, {"offsets": SealedFile(index_path(run)).arrays["offsets"] + 8})
     assert all(map(np.array_equal, tiles(opened_anew(run)), expected))
+
+
+def test_shard_that_is_replaced_after_the_sketch_was_opened_is_refused(run):
+    index_path(run).unlink()
+    opened = opened_anew(run)
+    shard = list_shards(run.shards)[3]
+    remade(run, shard, seed=1)(run.shards / shard.name)
+    with pytest.raises(CorruptError, match=f"{shard.name} was replaced by another one meanwhile"):
+        tiles(opened)
 
 
 # What happens to the index.

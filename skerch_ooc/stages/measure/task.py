@@ -49,7 +49,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
 from skerch_ooc.store.rundir import Run, open_run
 from skerch_ooc.store.shards import Rectangle, are_there, publish_shard, strip_of
-from skerch_ooc.store.sketch import Round, known_rounds
+from skerch_ooc.store.sketch import Round, known_rounds, publish_index
 
 _ENDING_SECONDS = 10.0
 """So long a process that was asked to stop waits for files that show up late."""
@@ -265,7 +265,11 @@ def measure(
         arrivals.wait(_ENDING_SECONDS if stopped else None)
     if not stopped:
         _require_kept(missing_tasks(round_, device, resources.task_threads, executor.share))
-    return not missing_tasks(round_, device, resources.task_threads)
+    if missing_tasks(round_, device, resources.task_threads):
+        return False
+    # For all processes that merge, which may begin at the same moment.
+    publish_index(round_)
+    return True
 
 
 def _told(

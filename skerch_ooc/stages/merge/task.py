@@ -34,7 +34,7 @@ import numpy as np
 from skerch_ooc.algebra.linalg import gram_root, mirrored
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
-from skerch_ooc.base.files import as_given, is_there, list_names
+from skerch_ooc.base.files import as_given, is_there, list_names, make_folder
 from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
@@ -57,7 +57,7 @@ from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
 from skerch_ooc.store.shards import Rectangle, list_shards, shard_layout
-from skerch_ooc.store.sketch import Round, Sketch, sketch_folder
+from skerch_ooc.store.sketch import Round, Sketch, publish_index, sketch_folder
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,21 @@ class Merge:
         return read_total(first.run, basis.digests[0], side)
 
 
+def begin_merge(round_: Round, rechunk: bool | None = None) -> Merge:
+    """Opens a merge to work on it: by the index of its sketch, which is published before.
+
+    Args:
+        round_: The round; everything must be measured.
+        rechunk: Whether row shards are written; by default where there are many column shards.
+
+    Raises:
+        IncompleteError: If measurements are missing, or the index cannot be written.
+        CorruptError: If a shard is damaged, foreign, swapped or a link.
+    """
+    publish_index(round_)
+    return Merge(round_, rechunk)
+
+
 def perform_merge(task: MergeTask) -> Callable[[], dict[str, Any]]:
     """Does a task in any process, unless its sums are published already.
 
@@ -359,7 +374,8 @@ class _SideMerge:
         return operator_threads(1) if self.plan.identity.is_double else contextlib.nullcontext()
 
     def _prepare_folder(self) -> None:
-        self._sketch.prepare_folder()
+        self._sketch.note()
+        make_folder(self._folder)
 
     @property
     def _stage(self) -> str:

@@ -23,7 +23,7 @@ from skerch_ooc.planning.krylov import CORANGE, RANGE
 from skerch_ooc.planning.memory import solve_bytes, whole_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.spec import RecoverySpec
-from skerch_ooc.stages.merge.task import Merge
+from skerch_ooc.stages.merge.task import begin_merge
 from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.stages.recover.orthogonality import (
     corrected,
@@ -214,8 +214,8 @@ def solve(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         DriftError: If the sketch is merged now, and different operators made its shards.
     """
     last, before = rounds_for(run, settings)
-    merged = Merge(last).run(work)
-    merged_before = Merge(before).run(work) if before else None
+    merged = begin_merge(last).run(work)
+    merged_before = begin_merge(before).run(work) if before else None
     with (
         work.progress.stage("solve", 1, "problem") as advance,
         torch_threads(work.resources.threads),
@@ -325,7 +325,7 @@ def _solve_whole(
 ) -> Decomposition:
     """Finds an approximation of the whole operator from the rounds of ``krylov``."""
     last, _ = rounds_for(run, settings)
-    Merge(last).run(work)
+    begin_merge(last).run(work)
     Search.of(last, last.sketch.digest).require_no_drift()
     name = LEFT_VECTORS[run.plan.identity.kind]
 
@@ -350,7 +350,7 @@ def _solve_whole(
 def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
     """Finds the pairs that the rounds of ``krylov`` have found; merges the last if need be."""
     last, _ = rounds_for(run, settings)
-    Merge(last).run(work)
+    begin_merge(last).run(work)
     search = Search.of(last, last.sketch.digest)
     search.require_no_drift()
     with (
