@@ -300,7 +300,7 @@ def test_shards_that_vanish_are_no_good_end(tmp_path, monkeypatch):
         ooc.measure(run, Vanishing(), threads=1)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/run", "https://host/run", "file:///tmp/run"])
+@pytest.mark.parametrize("url", ["hdfs://host/run", "https://host/run"])
 def test_url_is_no_run_directory(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
     spec = write_spec(tmp_path, "matrix", 40)
