@@ -15,6 +15,7 @@ from operators import dense
 
 import skerch_ooc as ooc
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.pipeline.principal.sklearn_base import PlainEstimator
 from skerch_ooc.results.curves import curve, small_chart
 from skerch_ooc.results.plots import plot_values
 from skerch_ooc.results.vectors import StoredVectors
@@ -138,6 +139,16 @@ class TestNotebook:
         rows, has_chart = shown(ooc.density(run_of(results["krylov"])))
         assert rows["nodes"] == "32"
         assert has_chart
+
+    def test_shows_an_estimator_where_there_is_no_sklearn(self):
+        class Plain(PlainEstimator):
+            def __init__(self, count=None, whiten=False):
+                self.count, self.whiten = count, whiten
+
+        plain = Plain(3)
+        plain.mean_, plain.method_ = np.zeros(2), "gram"
+        assert shown(plain)[0] == {"count": "3", "method_": "gram"}
+        assert repr(plain) == "Plain(count=3)"
 
     def test_shows_an_error_instead_of_raising_it(self):
         class Broken:

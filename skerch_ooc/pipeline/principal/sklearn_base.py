@@ -9,6 +9,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, shown_list
+from skerch_ooc.base.html import never_raising, table
 
 
 def require_width(estimator: Any, width: int) -> None:
@@ -26,6 +27,22 @@ def require_width(estimator: Any, width: int) -> None:
 
 class PlainEstimator:
     """What takes the place of scikit-learn's base classes where it is not installed."""
+
+    def __repr__(self) -> str:
+        asked = ", ".join(f"{name}={value!r}" for name, value in self._asked())
+        return f"{type(self).__name__}({asked})"
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        found = [(name, value) for name, value in vars(self).items() if name.endswith("_")]
+        rows = [*self._asked(), *((name, value) for name, value in found if np.ndim(value) == 0)]
+        return table(type(self).__name__, rows)
+
+    def _asked(self) -> list[tuple[str, Any]]:
+        """The parameters that are not as by default."""
+        defaults = inspect.signature(type(self)).parameters
+        return [(name, value) for name, value in self.get_params().items()
+                if value is not defaults[name].default]  # fmt: skip
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002 (its signature)
         """The parameters, by name."""
