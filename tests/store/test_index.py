@@ -97,6 +97,16 @@ def test_sketch_by_its_index_is_that_of_its_shards(tmp_path, monkeypatch, window
     assert all(map(np.array_equal, tiles(found), expected))
 
 
+@pytest.mark.thorough
+def test_sketch_in_a_bucket_has_the_index_of_one_in_a_folder(bucket, indexed_run, monkeypatch):
+    run = publish_all(planned(bucket))
+    publish_index(Round(run))
+    only_by_index(monkeypatch)
+    found, other = opened_anew(run), Round(ooc.open_run(indexed_run)).sketch
+    assert found.digest == other.digest
+    assert all(map(np.array_equal, tiles(found), tiles(other)))
+
+
 def test_index_that_the_last_measuring_process_publishes_is_that_of_a_merging_one(run):
     alone = index_path(run)
     stated = SealedFile(alone)
