@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -136,7 +137,8 @@ def as_shift(c: Any) -> Number:
         UsageError: If it is no finite number.
     """
     try:
-        number = complex(c)
+        # A text would be read as a number, which a mistake is likelier to be than a wish.
+        number = complex(operator.pos(c))
     except (TypeError, ValueError) as error:
         raise UsageError(f"c = {c!r}: must be a number") from error
     if not math.isfinite(abs(number)):

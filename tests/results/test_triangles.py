@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from functools import cache
 from pathlib import Path
@@ -76,7 +77,7 @@ def both_products(part, expected):
         close(y @ part, y @ expected, part.dtype, 10)
 
 
-@pytest.mark.covered(2)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("k", OFFSETS)
 @pytest.mark.parametrize("side", ["tril", "triu"])
 @pytest.mark.parametrize("vectors", ["stored", "implicit"])
@@ -180,7 +181,7 @@ def test_band_with_ends_that_are_swapped_is_refused(results):
         results("eigh", SQUARE, "float32").band(2, 1)
 
 
-@pytest.mark.covered(2)
+@pytest.mark.covered(1)
 @pytest.mark.parametrize("c", [0.7, -2.5, 1e-3, 0.2 + 1j], ids=str)
 @pytest.mark.parametrize("vectors", ["stored", "implicit"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -241,7 +242,7 @@ def test_result_that_leaves_nothing_out_is_inverted_without_a_shift(tmp_path, ki
     torch.testing.assert_close(a @ result.shifted(0).solve(b), b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("c", [np.nan, np.inf, "much", None], ids=str)
+@pytest.mark.parametrize("c", [np.nan, np.inf, "much", "1", None], ids=str)
 def test_shift_that_is_no_number_is_refused(results, c):
     with pytest.raises(ooc.UsageError, match="must be"):
         results("eigh", SQUARE, "float32").shifted(c)
@@ -274,3 +275,18 @@ def test_quadratic_forms_are_those_in_memory(results, kind, dtype):
 def test_quadratic_form_of_what_does_not_fit_is_refused(results, wrong):
     with pytest.raises((ValueError, TypeError), match=r"does not fit|must be a numpy array"):
         results("eigh", SQUARE, "float32").quadratic_form(wrong)
+
+
+def test_part_keeps_the_temporary_run_that_it_is_of():
+    a = dense((80, 80), "rank 1")
+    lower = ooc.eigh(a, measurements=10, test_measurements=0).tril()
+    gc.collect()
+    np.testing.assert_allclose(lower @ np.ones(80), np.tril(a) @ np.ones(80), atol=1e-12)
+
+
+@pytest.mark.thorough
+def test_parts_can_be_decomposed_themselves(results, tmp_path):
+    lower = results("svd", TALL, "float64").tril(-400)
+    again = ooc.svd(lower, method="krylov", rank=3, pairs_tolerance=1e-6, run_dir=tmp_path / "run")
+    expected = np.linalg.svd(np.tril(approximation(results("svd", TALL, "float64")), -400))[1]
+    np.testing.assert_allclose(again.S, expected[:3], rtol=1e-5)
