@@ -207,7 +207,7 @@ class TestPlot:
         x, y = density.plot().get_lines()[0].get_data()
         np.testing.assert_allclose(y, density.pdf(x))
 
-    @pytest.mark.parametrize("name", ["eigh", "svd", "krylov", "exact"])
+    @pytest.mark.parametrize("name", ["eigh", "exact"])
     def test_of_an_error_is_its_scree(self, results, name):
         assessment = ooc.assess(run_of(results[name]))
         ax = assessment.plot()
@@ -224,7 +224,6 @@ class TestPlot:
         _, (left, right) = pyplot.subplots(1, 2)
         assert results["eigh"].plot(left) is left
         assert results["svd"].plot(ax=right) is right
-        left.figure.canvas.draw()
 
     def test_of_nothing_is_drawn(self):
         ax = plot_values(None, np.zeros(3), "eigenvalues", np.zeros(3), "bound")
