@@ -28,7 +28,7 @@ def assert_runs(inside, shown, kind):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("what", ["hessian", "operator"])
+@pytest.mark.parametrize("what", [pytest.param("hessian", marks=pytest.mark.thorough), "operator"])
 def test_what_it_writes_for_an_example_runs_as_it_is(inside, tmp_path, what):
     shown = inside("init", f"--{what}")
     assert shown.returncode == 0, shown.stderr

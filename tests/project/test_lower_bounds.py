@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9.]+)")
+BOUND = re.compile(r"([A-Za-z0-9._-]+(?:\[[a-z0-9,]+\])?)>=([0-9.]+)")
 
 WITH_EXTRAS = (
     "pipeline/test_pipeline.py", "operators/test_matrix_gallery.py",
@@ -25,14 +25,28 @@ WITH_EXTRAS = (
 """Tests that use much of what other packages offer."""
 
 
+def wanted_by(*extras: str) -> list[str]:
+    """What the project and some of its extras ask for, with what these ask of other extras."""
+    found, open_ones = [*PROJECT["dependencies"]], [*extras]
+    for extra in open_ones:
+        for one in PROJECT["optional-dependencies"][extra]:
+            if others := re.fullmatch(r"skerch_ooc\[(.*)\]", one):
+                open_ones += others[1].split(",")
+            found.append(one)
+    return found
+
+
 def lower_bounds(*extras: str) -> dict[str, str]:
-    """The oldest version of each package that the project, or an extra of it, names."""
-    wanted = [*PROJECT["dependencies"]]
-    for extra in extras:
-        wanted += PROJECT["optional-dependencies"][extra]
+    """The oldest version of each package that is asked for."""
     # torch is large, its oldest version needs old drivers: the installed one serves.
-    found = {match[1]: match[2] for one in wanted if (match := BOUND.match(one))}
+    matches = filter(None, map(BOUND.match, wanted_by(*extras)))
+    found = {match[1].partition("[")[0]: match[2] for match in matches}
     return found | {"torch": version("torch").partition("+")[0]}
+
+
+EXTRAS = ("bench", "matrices", "object-store", "report")
+TESTERS = ("xarray", "pandas", "polars", "pytest", "pytest-xdist", "hypothesis")
+"""What these tests need besides; without the server of S3, which needs newer packages itself."""
 
 
 class Environment:
@@ -42,13 +56,13 @@ class Environment:
         subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel"],
                        cwd=ROOT, check=True)  # fmt: skip
         (wheel,) = folder.glob("*.whl")
-        every = [*extras, "matrices", "bench", "report", "workflows"] if extras else []
-        lines = [f"{name}=={number}" for name, number in lower_bounds(*every).items()]
+        bounds = lower_bounds("test") if extras else lower_bounds()
+        lines = [f"{name}=={number}" for name, number in bounds.items()]
         (folder / "constraints.txt").write_text("\n".join(lines))
         venv.create(folder / "env", with_pip=True)
         self.bin, self.folder = folder / "env" / "bin", folder
-        wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
-        self("pip", "install", "--quiet", "-c", "constraints.txt", wanted)
+        wanted = [f"{wheel}[{','.join(extras)}]", *TESTERS] if extras else [str(wheel)]
+        self("pip", "install", "--quiet", "-c", "constraints.txt", *wanted)
 
     def __call__(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
         """Runs a program of the environment, which sees nothing of the repository's package."""
@@ -87,6 +101,6 @@ def test_a_run_without_extras_does_all_stages_with_the_oldest_versions(tmp_path)
 
 @pytest.mark.soak
 def test_tests_pass_with_the_oldest_versions(tmp_path):
-    environment = Environment(tmp_path, "test")
+    environment = Environment(tmp_path, *EXTRAS)
     # pytest itself would add the folder of the repository to the path as a module.
     environment("pytest", "-q", "-n", "2", *(f"tests/{file}" for file in WITH_EXTRAS), cwd=ROOT)
