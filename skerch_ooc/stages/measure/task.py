@@ -265,11 +265,9 @@ def measure(
         arrivals.wait(_ENDING_SECONDS if stopped else None)
     if not stopped:
         _require_kept(missing_tasks(round_, device, resources.task_threads, executor.share))
-    if missing_tasks(round_, device, resources.task_threads):
-        return False
-    # For all processes that merge, which may begin at the same moment.
+    # For all processes that merge, which may begin at the same moment, if nothing is missing.
     publish_index(round_)
-    return True
+    return not missing_tasks(round_, device, resources.task_threads)
 
 
 def _told(
