@@ -17,7 +17,13 @@ from pathlib import Path
 import pytest
 from commands import CommandLine
 from forking import served
-from object_servers import bucket, object_server  # noqa: F401 (fixtures)
+from object_servers import (  # noqa: F401 (fixtures)
+    bucket,
+    faulty,
+    object_server,
+    other_bucket,
+    other_object_server,
+)
 from pairwise import cover
 from slurmd import empty_queue, real_python, slurm  # noqa: F401 (fixtures)
 

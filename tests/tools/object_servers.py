@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faulty_store import FaultyStore, faulty_store
 
 KEY, SECRET = "AKIATESTSKERCHOOC0001", "test-secret-that-nobody-may-see"
 """Credentials that the servers take, and that tests search for where none may be."""
@@ -61,17 +63,15 @@ def free_port() -> int:
 
 
 COMMANDS = {
-    "moto": lambda port, _: [
-        sys.executable,
-        "-m",
-        "moto.server",
-        "-H",
-        "127.0.0.1",
-        "-p",
-        f"{port}",
+    # Keeps objects in memory.
+    "moto": lambda port, _: ["moto.server", "-H", "127.0.0.1", "-p", f"{port}"],
+    # Another program, which keeps them on the disk. It pays no heed to If-Match, and deletes
+    # objects one by one only.
+    "localbucket": lambda port, folder: [
+        "localbucket", "--host", "127.0.0.1", "--port", f"{port}", f"{folder / 'objects'}",
     ],
 }  # fmt: skip
-"""How each server is started, at a port, with a folder for its objects."""
+"""Each server as a module of Python with arguments, for a port and a folder for its objects."""
 
 
 @contextlib.contextmanager
@@ -85,7 +85,8 @@ def serving(kind: str, folder: Path) -> Iterator[Server]:
     port = free_port()
     with open(folder / f"{kind}.log", "wb") as log:
         process = subprocess.Popen(
-            COMMANDS[kind](port, folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", *COMMANDS[kind](port, folder)],
+            stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
         )  # fmt: skip
     server = Server(f"http://127.0.0.1:{port}", process)
@@ -111,18 +112,55 @@ def _make_bucket(server: Server, log: Path) -> None:
             time.sleep(0.05)
 
 
+def _served(kind: str, paths: pytest.TempPathFactory) -> Iterator[Server]:
+    # A CI that lacks a server has not tested what it should.
+    if importlib.util.find_spec(kind) is None and not os.environ.get("CI"):
+        pytest.skip(f"{kind}, an S3 server for tests, is not installed")
+    with serving(kind, paths.mktemp("objects")) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An S3 server that is shared by all tests of a process."""
-    pytest.importorskip("moto", reason="moto, an S3 server for tests, is not installed")
-    with serving("moto", tmp_path_factory.mktemp("objects")) as server:
-        yield server
+    yield from _served("moto", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def other_object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server by other authors, that is shared by all tests of a process."""
+    yield from _served("localbucket", tmp_path_factory)
+
+
+def _use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    # What the user has set for stores of theirs would be obeyed, too.
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "20")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def bucket(object_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty prefix in a bucket, which this process and its children can use."""
-    for name, value in object_server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "20")
-    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+    return _use(object_server.environment, monkeypatch)
+
+
+@pytest.fixture
+def other_bucket(other_object_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As `bucket`, on the other server."""
+    url = _use(other_object_server.environment, monkeypatch)
+    monkeypatch.setenv("AWS_DISABLE_BULK_DELETE", "true")
+    return url
+
+
+@pytest.fixture
+def faulty(
+    bucket: str, object_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyStore]:
+    """A proxy before `bucket`, as yet without faults; this process and its children use it."""
+    with faulty_store(object_server.endpoint) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        yield store

@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 from faulty_store import FaultyStore, Request, Rule, faulty_store
-from object_servers import Server
 
 obstore = pytest.importorskip("obstore")
 CONTENT = bytes(range(200))
-
-
-@pytest.fixture
-def faulty(object_server: Server) -> Any:
-    """A proxy without faults."""
-    with faulty_store(object_server.endpoint) as store:
-        yield store
 
 
 @pytest.fixture
