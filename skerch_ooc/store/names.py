@@ -31,8 +31,8 @@ MATRICES = ("eigenvectors", "U", "V")
 """The tall matrices of a result."""
 
 FIGURES = (
-    "spectrum", "spectrum-log", "density", "density-whole", "scree", "error", "vectors",
-    "right-vectors", "timeline",
+    "spectrum", "spectrum-log", "density", "density-whole", "convergence", "scree", "error",
+    "vectors", "right-vectors", "maps", "timeline",
 )  # fmt: skip
 """The figures of a report."""
 
@@ -198,6 +198,7 @@ KINDS = (
     GRAM := FileKind("gram", _OF_RESULT, "gram.{matrix}.t{tiles}.h5", MATRICES),
     ASSESSMENT := FileKind(None, _OF_RESULT, "assessment.json"),
     REPORT := FileKind(None, _OF_RESULT, "report.html"),
+    VALUES_FILE := FileKind(None, _OF_RESULT, "values.csv"),
     FIGURE := FileKind(None, (*_OF_RESULT, "figures"), "{figure}.svg"),
 )
 

@@ -120,6 +120,11 @@ def report_path(path: Path) -> Path:
     return path.parent / names.REPORT.name()
 
 
+def values_path(path: Path) -> Path:
+    """Returns the path of the table of all values of a result, given the file of the result."""
+    return path.parent / names.VALUES_FILE.name()
+
+
 def _figure_path(path: Path, figure: str) -> Path:
     return path.parent / names.FIGURE.folder[-1] / names.FIGURE.name(figure=figure)
 
@@ -168,7 +173,7 @@ def keep_default_result(run: Run, settings: RecoverySpec) -> None:
 def remove_result(path: Path) -> None:
     """Removes the file of a result that is to be replaced, with its assessment and report."""
     figures = (_figure_path(path, figure) for figure in names.FIGURES)
-    for made in (path, assessment_path(path), report_path(path), *figures):
+    for made in (path, assessment_path(path), report_path(path), values_path(path), *figures):
         made.unlink(missing_ok=True)
 
 

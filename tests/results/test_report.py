@@ -155,8 +155,8 @@ class TestPage:
     def test_holds_the_density_of_the_whole_after_rounds(self, made):
         shown = [node.attributes["id"] for node in parsed(made("pairs")).all("figure")]
         assert shown == [f"figure-{name}" for name in (
-            "spectrum", "spectrum-log", "density", "density-whole", "scree", "error", "vectors",
-            "timeline",
+            "spectrum", "spectrum-log", "density", "density-whole", "convergence", "scree", "error",
+            "vectors", "timeline",
         )]  # fmt: skip
 
     def test_holds_no_density_of_singular_values(self, made):

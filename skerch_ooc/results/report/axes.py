@@ -22,6 +22,10 @@ MOST_DECADES = 18.0
 """A logarithmic axis shows no more than what double precision can tell apart, and some."""
 
 
+FOCUSED = 12
+"""So many leading values of a chart are reached by the keyboard."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A mapping of values to places.

@@ -18,6 +18,9 @@ from skerch_ooc.results.density import Density
 from skerch_ooc.results.density import density as density_of
 from skerch_ooc.results.lowrank import LazyMatrix, Svd, open_result
 from skerch_ooc.results.pairs import known, relative_bounds
+from skerch_ooc.results.report.convergence import Progression, progression_of
+from skerch_ooc.results.report.known import Known, known_of
+from skerch_ooc.results.report.layers import Shares, layers_of, read_shares
 from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
 from skerch_ooc.results.report.values import Values
@@ -48,13 +51,16 @@ class Facts:
         name: The name of the result.
         values: The values of the result, and what they may be off by.
         density: The density of all values; ``None`` if it is not known.
+        progression: How the pairs became known; ``None`` if that cannot be followed.
         assessment: The quality of the result.
+        known: What is known of the whole operator.
         settings: The settings that it was recovered with.
         sketch: The digest of its sketch.
         made: When, where and with which libraries it was written.
         fingerprint: The digest of the operator's fingerprint; ``None`` if there is none.
         logged: What the logs tell.
         vectors: The leading vectors: name of the chart, name of the vectors, what was read.
+        shares: How the leading vectors lie in the layers of a model; ``None`` if it is none.
         shards: Number of shards.
         shard_bytes: Bytes of the shards.
         result_bytes: Bytes of the sums and of this result.
@@ -64,13 +70,16 @@ class Facts:
     name: str
     values: Values
     density: Density | None
+    progression: Progression | None
     assessment: Assessment
+    known: tuple[Known, ...]
     settings: RecoverySpec
     sketch: str
     made: Mapping[str, Any]
     fingerprint: str | None
     logged: Logged
     vectors: tuple[tuple[str, str, Leading], ...]
+    shares: Shares | None
     shards: int
     shard_bytes: int
     result_bytes: int
@@ -103,18 +112,22 @@ def gather(run: Run, name: str) -> Facts:
     listed = list_shards(run.shards)
     logged = read_logs(run, name)
     logged.note_versions(file.provenance)
+    values, density = _values(run.plan.identity.kind, file, assessment, settings), _density(run)
     return Facts(
         run=run,
         name=name,
-        values=_values(run.plan.identity.kind, file, assessment, settings),
-        density=_density(run),
+        values=values,
+        density=density,
+        progression=progression_of(run),
         assessment=assessment,
+        known=known_of(run, name, values, assessment, density),
         settings=settings,
         sketch=str(file.identity["sketch"]),
         made=file.provenance,
         fingerprint=None if fingerprint is None else digest(fingerprint),
         logged=logged,
         vectors=tuple(_vectors(path)),
+        shares=_shares(run, path),
         shards=len(listed),
         shard_bytes=bytes_of(run.shards, listed),
         result_bytes=bytes_of_result(path),
@@ -220,3 +233,11 @@ def _vectors(path: Path) -> Iterator[tuple[str, str, Leading]]:
         matrices = [("vectors", "eigenvectors", found.eigenvectors)]
     for name, noun, matrix in matrices:
         yield name, noun, read_leading(matrix)
+
+
+def _shares(run: Run, path: Path) -> Shares | None:
+    """Reads how the leading vectors lie in the layers of a model."""
+    layout = run.layout() if run.plan.identity.kind == "eigh" else None
+    layers = () if layout is None else layers_of(layout)
+    found: Any = open_result(path)
+    return read_shares(found.eigenvectors, layers) if len(layers) > 1 else None

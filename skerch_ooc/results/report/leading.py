@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,8 @@ from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.lowrank import LazyMatrix
 from skerch_ooc.results.report.axes import LEFT, RIGHT, Axis, path
 from skerch_ooc.results.report.chart import Chart
+from skerch_ooc.results.report.layers import SHOWN, Layer
 
-SHOWN = 6
 _TILE_ROWS = 4096
 _MOST_TILES = 64
 _SINGLY = 400
@@ -98,7 +99,9 @@ def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
                    np.array(low, np.float64), np.array(high, np.float64))  # fmt: skip
 
 
-def leading_vectors(leading: Leading, values: Array, name: str, noun: str) -> Chart | None:
+def leading_vectors(
+    leading: Leading, values: Array, name: str, noun: str, layers: Sequence[Layer] = ()
+) -> Chart | None:
     """Draws the vectors one below the other; ``None`` if each has only one entry.
 
     Args:
@@ -106,6 +109,7 @@ def leading_vectors(leading: Leading, values: Array, name: str, noun: str) -> Ch
         values: The value of each vector.
         name: The name of the chart.
         noun: The name of the vectors, in the plural.
+        layers: The layers of a model whose borders are drawn.
     """
     shown = leading.low.shape[1]
     if leading.rows < 2 or not shown:
@@ -113,8 +117,27 @@ def leading_vectors(leading: Leading, values: Array, name: str, noun: str) -> Ch
     x = Axis(1.0, float(leading.rows), LEFT, RIGHT)
     panels = [_panel(leading, number, float(values[number]), x) for number in range(shown)]
     bottom = _TOP + shown * _PANEL
-    drawn = {"leading": leading, "noun": noun, "x": x, "panels": panels, "bottom": bottom}
+    drawn = {
+        "leading": leading,
+        "noun": noun,
+        "x": x,
+        "panels": panels,
+        "bottom": bottom,
+        "borders": _borders(layers, x),
+        "top": _TOP,
+    }
     return Chart(name, "vectors", drawn, height=bottom + _BELOW)
+
+
+def _borders(layers: Sequence[Layer], x: Axis) -> list[tuple[float, str]]:
+    """Lists the left end of each layer, with its name where there is room for it."""
+    borders, free = [], 0.0
+    for layer in layers:
+        start, stop = x.at(layer.rows.start + 0.5), x.at(layer.rows.stop + 0.5)
+        fits = stop - start > 6.4 * len(layer.name) + 6 and start >= free
+        borders.append((start, layer.name if fits else ""))
+        free = stop if fits else free
+    return borders
 
 
 def _panel(leading: Leading, number: int, value: float, x: Axis) -> Panel:

@@ -70,6 +70,13 @@ def share(number: float) -> str:
     return value(number, 2)
 
 
+def per_cent(number: float) -> str:
+    """Writes a share of a whole in per cent, however small, to half a per cent or better."""
+    if 0 < number < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * number:.{1 if number < 0.0995 else 0}f} %"
+
+
 def probability(number: float) -> str:
     """Writes a lower bound of a probability, never rounded up to certainty."""
     if number >= 0.99995:

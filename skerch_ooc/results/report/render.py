@@ -67,14 +67,15 @@ def environment() -> Environment:
     made.filters.update(
         whole=numbers.whole, value=numbers.value, share=numbers.share, path=path, plain=plain,
         scientific=numbers.scientific,
-        probability=numbers.probability, bytes=_or_unknown(format_bytes),
+        probability=numbers.probability, per_cent=numbers.per_cent,
+        vector_name=lambda number: f"vector {number + 1}", bytes=_or_unknown(format_bytes),
         seconds=_or_unknown(words.format_seconds), json=_json,
     )  # fmt: skip
     made.globals.update(
         LEFT=axes.LEFT, RIGHT=axes.RIGHT, TOP=axes.TOP, BOTTOM=axes.BOTTOM, WIDTH=axes.WIDTH,
         HEIGHT=axes.HEIGHT, UNKNOWN=UNKNOWN, CONFIDENCE=CONFIDENCE, FACTORS=FACTORS, FONT=_FONT,
         LIGHT=LIGHT, DARK=DARK, SERIES=SERIES, VARIABLES={name: f"var(--{name})" for name in LIGHT},
-        words=words, described=described, UNNAMED=UNNAMED,
+        FOCUSED=axes.FOCUSED, words=words, described=described, UNNAMED=UNNAMED,
     )  # fmt: skip
     return made
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +28,27 @@ _MOST_STEMS = 80
 _MOST_BINS = 30
 _FEWEST_BINS = 9
 _BINS_IN_A_DECADE = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the histogram.
+
+    Attributes:
+        left: Its left edge.
+        top: Its upper edge.
+        width: Its width.
+        height: Its height.
+        colour: Its colour.
+        said: How many values it stands for, and which.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+    colour: str
+    said: str
 
 
 def linear_spectrum(found: Values) -> Chart:
@@ -63,7 +86,7 @@ def density(found: Values) -> Chart:
     peak = int(np.argmax(above + below))
     drawn = {
         "found": found, "x": x, "y": y, "per_decade": per_decade,
-        "bars": [*_bars(above, x, y, "blue"), *_bars(-below, x, y, "orange")],
+        "bars": [*_bars(above, x, y, edges), *_bars(-below, x, y, edges)],
         "hidden": len(found) - int(np.count_nonzero(seen)),
         "most": int((above + below)[peak]), "low": edges[peak], "high": edges[peak + 1],
     }  # fmt: skip
@@ -91,14 +114,16 @@ def _magnitude(exponent: float) -> float:
     return float(10 ** min(max(exponent, -307.0), 308.0))
 
 
-def _bars(
-    counts: Array, x: Axis, y: Axis, colour: str
-) -> list[tuple[float, float, float, float, str]]:
-    """Lists left edge, top, width, height and colour of the bars that are not empty."""
+def _bars(counts: Array, x: Axis, y: Axis, edges: Sequence[float]) -> list[Bar]:
+    """Lists the bars that are not empty; those of negative values go downwards."""
     width = (x.stop - x.start) / len(counts)
     bars = []
     for place in map(int, np.flatnonzero(counts)):
         top, bottom = sorted((y.at(0.0), y.at(float(counts[place]))))
         left = x.start + place * width + 0.75
-        bars.append((left, top, max(1.0, width - 1.5), bottom - top, colour))
+        low, high = (numbers.value(edge, 3) for edge in edges[place : place + 2])
+        count = int(counts[place])
+        said = f"{numbers.whole(abs(count))}{' negative' * (count < 0)}: {low} to {high}"
+        colour = "orange" if count < 0 else "blue"
+        bars.append(Bar(left, top, max(1.0, width - 1.5), bottom - top, colour, said))
     return bars

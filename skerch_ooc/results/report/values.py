@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.results.assess import count_within
 from skerch_ooc.results.pairs import KnownPairs
+from skerch_ooc.results.report import numbers
 from skerch_ooc.results.report.axes import thinned
 from skerch_ooc.results.words import NOUNS
 
@@ -72,6 +74,26 @@ class Values:
     def is_missed(self, number: int) -> bool:
         """Whether the value of a number, from 1, is a pair that is not known to the tolerance."""
         return self.missed is not None and bool(self.missed[number - 1])
+
+    def said(self, number: int) -> str:
+        """Says the value of a number, from 1, and what it may be off by."""
+        shown = f"{number}: {numbers.value(float(self.values[number - 1]), 5)}"
+        if self.bounds is None:
+            return shown
+        return f"{shown} ± {numbers.value(float(self.bounds[number - 1]), 2)}"
+
+    def csv(self) -> bytes:
+        """Writes all values, and what is known of each, as lines separated by commas."""
+        head = ["number", "value"]
+        columns: list[Iterable[object]] = [range(1, len(self) + 1), map(float, self.values)]
+        if self.bounds is not None:
+            head.append("off_by_at_most")
+            columns.append(map(float, self.bounds))
+        if self.missed is not None:
+            head.append("is_known_to_the_tolerance")
+            columns.append(("no" if missed else "yes") for missed in self.missed)
+        lines = [head, *([str(entry) for entry in row] for row in zip(*columns, strict=True))]
+        return "".join(f"{','.join(line)}\n" for line in lines).encode()
 
     @property
     def off(self) -> str:

@@ -9,27 +9,35 @@ from skerch_ooc.base.errors import IncompleteError
 from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.report import numbers, quality
 from skerch_ooc.results.report.chart import Chart
+from skerch_ooc.results.report.convergence import convergence
 from skerch_ooc.results.report.facts import Facts, gather
 from skerch_ooc.results.report.leading import leading_vectors
 from skerch_ooc.results.report.render import rendered
 from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
 from skerch_ooc.results.report.timeline import timeline
 from skerch_ooc.results.report.whole import density_of_the_whole
-from skerch_ooc.store.result_files import command_on, report_path, result_path, write_figures
+from skerch_ooc.store.result_files import (
+    command_on,
+    report_path,
+    result_path,
+    values_path,
+    write_figures,
+)
 from skerch_ooc.store.rundir import Run
 
 
 def report(run: Run, name: str = "default", *, output: str | Path | None = None) -> Path:
     """Writes a page about a result: what was found, how sure that is, and what it took.
 
-    The page is one HTML file that needs no other. Beside it, in ``figures``, its charts are files
-    of their own. The same run gives the same bytes. Nothing that the run names is imported.
+    The page is one HTML file that needs no other. Beside it are all values, ``values.csv``, and in
+    ``figures`` its charts as files of their own. The same run gives the same bytes. Nothing that
+    the run names is imported.
 
     Args:
         run: The run.
         name: The folder of the result.
         output: The file to write the page to, without figures; by default ``report.html`` in the
-            folder of the result, and figures are written, too.
+            folder of the result, and values and figures are written, too.
 
     Returns:
         The path of the page.
@@ -48,6 +56,7 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
     try:
         if output is None:
             write_figures(result, {chart.name: chart.file() for chart in drawn})
+            files.replace_bytes(values_path(result), facts.values.csv())
         files.replace_bytes(path, content)
     except OSError as failure:
         command = f"{command_on('report', run.directory, name)} --output FILE"
@@ -59,11 +68,13 @@ def report(run: Run, name: str = "default", *, output: str | Path | None = None)
 
 def charts(facts: Facts) -> list[Chart]:
     """Draws all charts of a report; leaves out those of what is unknown."""
+    layers = () if facts.shares is None else facts.shares.layers
     made = [
         linear_spectrum(facts.values), logarithmic_spectrum(facts.values), density(facts.values),
         None if facts.density is None else density_of_the_whole(facts.density),
+        None if facts.progression is None else convergence(facts.progression),
         quality.error(facts.assessment), quality.scree(facts.assessment),
-        *(leading_vectors(leading, facts.values.values, name, noun)
+        *(leading_vectors(leading, facts.values.values, name, noun, layers)
           for name, noun, leading in facts.vectors),
         timeline(facts.logged),
     ]  # fmt: skip
