@@ -129,6 +129,7 @@ class FaultyStore:
         endpoint: The address of the proxy.
         requests: All requests so far.
         injected: How often each fault has happened.
+        closed: Whether it is over: connections that clients keep are not answered any more.
     """
 
     upstream: str
@@ -137,6 +138,7 @@ class FaultyStore:
     endpoint: str = ""
     requests: list[Request] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
+    closed: bool = False
     _written: dict[str, float] = field(default_factory=dict)
     _seen: Counter[Request] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -210,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.store.closed:
+            return self._close(reset=True)
         request = Request.of(self.command, self.path, self.headers)
         rule = self.store.rule_for(request) or Rule("slow")
         line = (self.command, self.path)
@@ -303,6 +307,7 @@ def faulty_store(endpoint: str, *rules: Rule, seed: int = 0) -> Iterator[FaultyS
     try:
         yield store
     finally:
+        store.closed = True
         server.shutdown()
         server.server_close()
         thread.join()

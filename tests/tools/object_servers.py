@@ -22,7 +22,6 @@ from faulty_store import FaultyStore, faulty_store
 KEY, SECRET = "AKIATESTSKERCHOOC0001", "test-secret-that-nobody-may-see"
 """Credentials that the servers take, and that tests search for where none may be."""
 
-BUCKET = "runs"
 _SECONDS = 30.0
 
 
@@ -76,7 +75,7 @@ COMMANDS = {
 
 @contextlib.contextmanager
 def serving(kind: str, folder: Path) -> Iterator[Server]:
-    """Runs a server, with one empty bucket.
+    """Runs a server, as yet without buckets.
 
     Args:
         kind: Which one; a key of `COMMANDS`.
@@ -91,7 +90,7 @@ def serving(kind: str, folder: Path) -> Iterator[Server]:
         )  # fmt: skip
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
-        _make_bucket(server, folder / f"{kind}.log")
+        _wait_for(server, folder / f"{kind}.log")
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -99,17 +98,24 @@ def serving(kind: str, folder: Path) -> Iterator[Server]:
         process.wait()
 
 
-def _make_bucket(server: Server, log: Path) -> None:
+def _wait_for(server: Server, log: Path) -> None:
     end = time.monotonic() + _SECONDS
-    request = urllib.request.Request(f"{server.endpoint}/{BUCKET}", method="PUT")
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS):
-                return
+            urllib.request.urlopen(server.endpoint, timeout=_SECONDS).close()
+            return
         except OSError:
             if server.process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"the server did not start:\n{log.read_text()}") from None
             time.sleep(0.05)
+
+
+def _new_bucket(server: Server) -> str:
+    # Each test has one: clients are kept by bucket, and would lead to the server of another test.
+    name = f"runs-{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"{server.endpoint}/{name}", method="PUT", data=b"")
+    urllib.request.urlopen(request, timeout=_SECONDS).close()
+    return name
 
 
 def _served(kind: str, paths: pytest.TempPathFactory) -> Iterator[Server]:
@@ -132,26 +138,26 @@ def other_object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     yield from _served("localbucket", tmp_path_factory)
 
 
-def _use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+def _use(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     # What the user has set for stores of theirs would be obeyed, too.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "20")
-    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+    return f"s3://{_new_bucket(server)}/run"
 
 
 @pytest.fixture
 def bucket(object_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty prefix in a bucket, which this process and its children can use."""
-    return _use(object_server.environment, monkeypatch)
+    """The URL of a prefix in an empty bucket, which this process and its children can use."""
+    return _use(object_server, monkeypatch)
 
 
 @pytest.fixture
 def other_bucket(other_object_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """As `bucket`, on the other server."""
-    url = _use(other_object_server.environment, monkeypatch)
+    url = _use(other_object_server, monkeypatch)
     monkeypatch.setenv("AWS_DISABLE_BULK_DELETE", "true")
     return url
 

@@ -148,7 +148,7 @@ def test_requests_are_counted(bucket, client, faulty):
     assert faulty.kinds() == Counter(
         create=1, begin=1, part=2, finish=1, get=2, list=1, copy=1, delete=1
     )
-    assert Request("get", f"{bucket.split('/')[-1]}/new", "3-6") in faulty.requests
+    assert Request("get", "run/new", "3-6") in faulty.requests
 
 
 def test_share_is_met_whatever_the_order(faulty):
@@ -166,3 +166,20 @@ def test_another_seed_chooses_others(faulty):
     met = {request for request in requests if faulty.rule_for(request)}
     with faulty_store(faulty.endpoint, *faulty.rules, seed=1) as other:
         assert {request for request in requests if other.rule_for(request)} != met
+
+
+def test_closed_proxy_does_not_answer(bucket, object_server):
+    with faulty_store(object_server.endpoint) as store:
+        client = client_of(bucket, store, 0)
+        obstore.put(client, "old", CONTENT)
+    with pytest.raises(obstore.exceptions.GenericError):
+        read(client, "old")
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_each_test_meets_its_own_proxy(bucket, faulty, number):
+    from skerch_ooc.base.places import place
+
+    run = place(bucket)
+    run.store.replace(f"{run.key}/key", CONTENT)
+    assert faulty.kinds() == {"put": 1}
