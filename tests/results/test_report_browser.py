@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from browser import browser  # noqa: F401 (a fixture)
+from browser import axe, browser  # noqa: F401 (fixtures)
 from reports import KINDS
 
 import skerch_ooc as ooc
+from skerch_ooc.results.report import numbers
 
 pytestmark = pytest.mark.browser
 
@@ -61,6 +62,36 @@ def test_nothing_is_asked_for_and_nothing_complained_of(browser, pages, kind, da
     browser.complaints.clear()
     browser.open(pages[kind], width=1200, dark=dark)
     assert browser.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS_SHOWN)
+def test_screen_readers_have_what_they_need(browser, pages, axe, kind, dark):  # noqa: F811
+    browser.open(pages[kind], width=390 if dark else 1200, dark=dark)
+    assert browser.violations(axe) == []
+
+
+SHOWN_TIPS = """[...document.querySelectorAll('.tip')].filter(
+  tip => getComputedStyle(tip).visibility == 'visible').map(tip => tip.textContent)"""
+
+
+def test_keyboard_reaches_one_value_after_the_other(browser, pages):  # noqa: F811
+    browser.open(pages["eigh"], width=1200)
+    values = ooc.recover(ooc.open_run(pages["eigh"].parents[2])).eigenvalues
+    reached = []
+    for _ in range(2):
+        browser.press("Tab")
+        reached += browser.evaluate(SHOWN_TIPS)
+    said = [numbers.value(float(value), 5) for value in values[:2]]
+    assert [text.partition(" ±")[0] for text in reached] == [f"1: {said[0]}", f"2: {said[1]}"]
+
+
+def test_value_that_is_pointed_at_is_shown(browser, pages):  # noqa: F811
+    browser.open(pages["eigh"], width=1200)
+    place = browser.evaluate("""(box => [box.x + box.width / 2, box.y + box.height / 2])(
+      document.querySelector('.point circle').getBoundingClientRect())""")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    assert [text[:2] for text in browser.evaluate(SHOWN_TIPS)] == ["1:"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

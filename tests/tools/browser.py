@@ -67,6 +67,21 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
+    def violations(self, axe: str) -> list[list[str]]:
+        """What axe-core has against the page: which rule, and the first element that breaks it."""
+        self.evaluate(f"{axe};0")
+        found = "axe.run().then(all => all.violations.map(v => [v.id, v.nodes[0].html]))"
+        done = self.call(
+            "Runtime.evaluate", expression=found, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in done, done
+        return done["result"]["value"]
+
+    def press(self, key: str) -> None:
+        """Presses a key."""
+        for what in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=what, key=key, code=key)
+
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Calls a method of the protocol."""
         number = next(self._numbers)
@@ -106,6 +121,17 @@ class Browser:
             url = parameters["request"]["url"]
             if not url.startswith("file:"):
                 self.complaints.append(f"asks for {url}")
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The program axe-core, which looks at a page as screen readers need it, where it is given."""
+    given = os.environ.get("SKERCH_OOC_AXE")
+    if given is None and os.environ.get("SKERCH_OOC_REQUIRE_CHROMIUM"):
+        pytest.fail("axe-core is required here: SKERCH_OOC_AXE has to be the path of axe.min.js")
+    if given is None:
+        pytest.skip("SKERCH_OOC_AXE is not the path of axe-core's axe.min.js")
+    return Path(given).read_text()
 
 
 @contextlib.contextmanager
