@@ -6,6 +6,7 @@ These functions return text for messages. The user runs the commands; nothing is
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.base.files import mark_of
+from skerch_ooc.base.places import is_object
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.names import FileKind, kind_of
@@ -22,6 +24,9 @@ from skerch_ooc.store.sealed import SealedFile
 _KEPT = 256
 """So many opened files are kept: blocks and sums of as many rounds as most runs have."""
 
+_LATELY_SECONDS = 60
+"""Whether a run in an object store was cleaned is asked for at most this often, for messages."""
+
 
 def _run_of(path: Path) -> Path:
     """Returns the run directory of a file that lies two folders below it."""
@@ -29,9 +34,18 @@ def _run_of(path: Path) -> Path:
     return (path if len(path.parents) > 2 else path.absolute()).parents[2]
 
 
+@lru_cache(maxsize=8)
+def _cleaned_lately(directory: Path, when: int) -> bool:
+    del when
+    return is_cleaned(directory)
+
+
 def measured_anew(run: Run, path: Path) -> str:
     """Says how a damaged column shard is made anew; ends a message about the damage."""
-    if is_cleaned(run.directory):
+    directory = run.directory
+    # In an object store it is a request, which would be one for each shard that is opened.
+    lately = int(time.monotonic() / _LATELY_SECONDS)
+    if _cleaned_lately(directory, lately) if is_object(directory) else is_cleaned(directory):
         return f"; the others were removed: skerch-ooc clean {quoted(run.directory)} --shards"
     stated = names.COLUMN_SHARD.values(path.name)
     again = run.how_to_measure(None if stated is None else int(stated["part"]))

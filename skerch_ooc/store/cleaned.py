@@ -14,6 +14,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import CorruptError, quoted
+from skerch_ooc.base.places import is_object
 from skerch_ooc.store import names
 
 _FORMAT = 1
@@ -61,7 +62,9 @@ def mark_path(directory: Path) -> Path:
 
 def is_cleaned(directory: Path) -> bool:
     """Whether a run has a mark; its content is not read."""
-    return mark_path(directory).exists()
+    path = mark_path(directory)
+    # There is one request for an object of this name, and another for what may lie below it.
+    return path.is_file() if is_object(path) else path.exists()
 
 
 def remove_mark(directory: Path) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ import numpy as np
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import canonical_json, make_folder
+from skerch_ooc.base.object_store import THREADS
+from skerch_ooc.base.places import is_object
 from skerch_ooc.base.provenance import count_versions, provenance
+from skerch_ooc.base.streams import ordered_map
 from skerch_ooc.planning.disk import INDEX_WINDOW
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.store import names
@@ -52,6 +55,15 @@ def digest_of(stated: Iterable[bytes], plan: Plan) -> str:
     return found.hexdigest()
 
 
+def in_order(
+    folder: Path, opening: Callable[[Rectangle], SealedFile], shards: Sequence[Rectangle]
+) -> Iterator[SealedFile]:
+    """Opens shards, and yields them in order; of those in an object store several at once."""
+    if is_object(folder) and len(shards) > 1:
+        return ordered_map(opening, shards, THREADS)
+    return map(opening, shards)
+
+
 def _layout_of(plan: Plan, shard: Rectangle) -> Layout:
     return shard_layout(plan, shard, shard_dtype(plan, shard))
 
@@ -74,7 +86,7 @@ def write_index(
     Args:
         run: The run.
         shards: The shards that are used, in order.
-        opening: Opens a shard; one is asked for after the other.
+        opening: Opens a shard; of those in an object store several at once.
         folder_of: Returns the folder of what is derived from the sketch with a digest.
 
     Returns:
@@ -92,8 +104,7 @@ def write_index(
     with sealed_writer(run.sketch / name, layout) as writer:
 
         def each() -> Iterator[bytes]:
-            for row, shard in enumerate(shards):
-                file = opening(shard)
+            for row, file in enumerate(in_order(run.shards, opening, shards)):
                 bulk, checksums = file.bulk(), np.zeros((1, layout.shape[1]), np.uint32)
                 checksums[0, : len(bulk.crc32)] = bulk.crc32
                 writer.write_rows(row, checksums)
@@ -317,13 +328,30 @@ class OpenedShards:
         with self._lock:
             if shard not in self._files:
                 file = open_shard(self.run, self.folder, shard)
-                if shard in self._digests and file.digest != self._digests[shard]:
-                    raise CorruptError(
-                        f"{file.path} was replaced by another one meanwhile; run the same command "
-                        "again"
-                    )
-                self._files[shard] = file
+                self._files[shard] = self._as_before(shard, file)
             return self._files[shard]
+
+    def _as_before(self, shard: Rectangle, file: SealedFile) -> SealedFile:
+        if shard in self._digests and file.digest != self._digests[shard]:
+            raise CorruptError(
+                f"{file.path} was replaced by another one meanwhile; run the same command again"
+            )
+        return file
+
+    def open_together(self, shards: Iterable[Rectangle]) -> None:
+        """Opens shards that are not, which lie in an object store, by several requests at once.
+
+        Raises:
+            CorruptError: If one is damaged, foreign, swapped or a link.
+            IncompleteError: If one is gone.
+        """
+        if self._index is not None:
+            return
+        with self._lock:
+            lacking = [shard for shard in shards if shard not in self._files]
+            opening = partial(open_shard, self.run, self.folder)
+            for shard, file in zip(lacking, in_order(self.folder, opening, lacking), strict=True):
+                self._files[shard] = self._as_before(shard, file)
 
     def bulk(self, shard: Rectangle) -> Bulk:
         """Returns the content of a shard.

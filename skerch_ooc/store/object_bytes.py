@@ -7,19 +7,29 @@ bounded for the whole process.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.object_store import RANGE_BYTES, Listed
+from skerch_ooc.base.object_store import RANGE_BYTES, THREADS, Listed
 from skerch_ooc.base.places import ObjectPath
 
 HEAD_BYTES = 1 << 16
 """Bytes of the first request: the seal, the metadata before the bulk, and all of a small file."""
 
 WINDOW_BYTES = 256 << 20
-"""Bytes that a process holds of files which are read tile by tile."""
+"""Bytes that a process holds of files which are read tile by tile, unless a stage says how many."""
+
+_WINDOWS = 2
+"""Windows of an object that are held: threads that read rows in turn may be a window apart."""
+
+_NEAR = 4
+"""Reads that are at most so many lengths further than the one before count as in order."""
 
 
 class ObjectHead:
@@ -66,6 +76,41 @@ class ObjectHead:
         return memoryview(content)
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Bytes of an object that are held.
+
+    Attributes:
+        start: The offset of the first.
+        data: The bytes.
+    """
+
+    start: int
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read next of an object.
+
+    Attributes:
+        source: The object.
+        offset: The first byte.
+        length: How many bytes are read first.
+        stop: Up to where it will be read on.
+    """
+
+    source: ObjectBytes
+    offset: int
+    length: int
+    stop: int
+
+    def window(self, share: int) -> int:
+        """Returns the bytes to be fetched: whole tiles, as many as the share of the object has."""
+        whole = self.length * max(1, share // max(1, self.length))
+        return min(whole, self.source.bounded(self.stop) - self.offset)
+
+
 class ObjectBytes:
     """The bytes of an object whose tiles are read, in windows of several tiles.
 
@@ -75,22 +120,28 @@ class ObjectBytes:
 
     Attributes:
         path: The object.
+        lock: Is held while its windows change.
+        used: When it was read last, in calls of :func:`fetch_together`.
     """
 
     def __init__(self, path: ObjectPath, size: int | None = None) -> None:
-        self.path = path
+        self.path, self.lock, self.used = path, threading.RLock(), 0
         self._version: str | None = None
         self._size = size
-        self._start, self._window = 0, memoryview(b"")
+        self._windows: list[_Window] = []
         self._next = -1
-        self._lock = threading.Lock()
 
     def take(self, opened: ObjectHead, *, keep: bool) -> None:
         """Takes over what is known of the object that was verified: later reads are of that one."""
         del keep
         self._version, self._size = opened.status.version, opened.size
         if len(opened.first) == opened.size:
-            self._window = memoryview(opened.first)
+            self._windows = [_Window(0, memoryview(opened.first))]
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of its windows."""
+        return sum(len(window.data) for window in self._windows)
 
     def read(self, data: memoryview, offset: int) -> int:
         """Reads bytes; returns how many there were.
@@ -99,78 +150,156 @@ class ObjectBytes:
             CorruptError: If the object is gone, or was replaced.
             ReadError: If the store refuses, or does not answer.
         """
-        with self._lock:
-            in_order = offset == self._next
-            self._next = offset + len(data)
-            found = self._held(offset, len(data))
-            if found is None and in_order:
-                self._fetch(offset, _share(self))
-                found = self._held(offset, len(data))
+        length = len(data)
+        with self.lock:
+            found, in_order = self._held(offset, length), self._is_next(offset, length)
+            self._next = offset + length
+        if found is None and in_order:
+            fetch_together([Wanted(self, offset, length, self.bounded(1 << 62))])
+            found = self._held(offset, length)
         if found is None:
             return self._read_into(data, offset)
         data[: len(found)] = found
         return len(found)
 
+    def _is_next(self, offset: int, length: int) -> bool:
+        return 0 <= self._next <= offset <= self._next + _NEAR * length
+
+    def bounded(self, stop: int) -> int:
+        """Returns an offset, or the end of the object if that comes before."""
+        return stop if self._size is None else min(stop, self._size)
+
     def lacks(self, offset: int, length: int) -> bool:
         """Whether bytes are not held."""
         return self._held(offset, length) is None
 
-    def fetch(self, offset: int, length: int) -> None:
-        """Fetches a window that begins with some bytes, which are to be read next."""
-        with self._lock:
-            if self._held(offset, length) is None:
-                self._fetch(offset, max(length, _share(self)))
-                self._next = offset
-
     def _held(self, offset: int, length: int) -> memoryview | None:
-        start = offset - self._start
-        stop = start + length
-        if self._size is not None:
-            stop = min(stop, self._size - self._start)
-        if start < 0 or stop > len(self._window) or not self._window:
-            return None
-        return self._window[start:stop]
+        for window in self._windows:
+            start = offset - window.start
+            stop = self.bounded(offset + length) - window.start
+            if 0 <= start < len(window.data) >= stop:
+                return window.data[start:stop]
+        return None
 
-    def _fetch(self, offset: int, length: int) -> None:
-        if self._size is not None:
-            length = min(length, self._size - offset)
-        # What is held is given up before: two windows would be twice what is promised.
-        self._window = memoryview(b"")
-        found = memoryview(bytearray(max(length, 0)))
-        count = self._read_into(found, offset)
-        self._start, self._window = offset, found[:count]
+    def give_up(self, kept: int) -> None:
+        """Gives up the windows that were fetched first, so that so many are left."""
+        self._windows = self._windows[max(0, len(self._windows) - kept) :]
+
+    def hold(self, offset: int, data: memoryview) -> None:
+        """Holds a window."""
+        self._windows = [*self._windows, _Window(offset, data)]
+
+    def fetch_into(self, data: memoryview, offset: int) -> int:
+        """Fetches bytes by one request; returns how many there were."""
+        store, key = self.path.store, self.path.key
+        try:
+            found = store.read_range(key, offset, len(data), self._version)
+        except FileNotFoundError as error:
+            raise self._gone() from error
+        data[: len(found)] = found
+        return len(found)
 
     def _read_into(self, data: memoryview, offset: int) -> int:
         try:
             return self.path.store.read_into(data, self.path.key, offset, self._version)
         except FileNotFoundError as error:
-            raise CorruptError(f"{self.path} cannot be opened any more: it is gone") from error
+            raise self._gone() from error
+
+    def _gone(self) -> CorruptError:
+        return CorruptError(f"{self.path} cannot be opened any more: it is gone")
 
 
-_READ: weakref.WeakSet[ObjectBytes] = weakref.WeakSet()
-"""The objects of which windows may be held."""
+class _Windows:
+    """The windows of this process: how many bytes they may take, and whose they are."""
 
-_READ_LOCK = threading.Lock()
+    def __init__(self) -> None:
+        self.most = WINDOW_BYTES
+        self._lock = threading.Lock()
+        self._sources: weakref.WeakSet[ObjectBytes] = weakref.WeakSet()
+        self._calls = 0
+
+    def allow(self, most: int) -> None:
+        """Sets the bytes that windows may take; gives up those that are held."""
+        with self._lock:
+            for source in self._sources:
+                source.give_up(0)
+            self._sources.clear()
+            self.most = most
+
+    def share(self, sources: Iterable[ObjectBytes]) -> int:
+        """Returns the bytes of a window of each object among those that are read now."""
+        with self._lock:
+            self._calls += 1
+            for source in sources:
+                source.used = self._calls
+                self._sources.add(source)
+            count = len(self._sources)
+            return min(
+                max(RANGE_BYTES, THREADS * RANGE_BYTES // count), self.most // (_WINDOWS * count)
+            )
+
+    def make_room(self, wanted: Sequence[Wanted], needed: int) -> None:
+        """Gives up the windows that were not used for longest, until there is room for others."""
+        with self._lock:
+            for one in wanted:
+                one.source.give_up(_WINDOWS - 1)
+            excess = needed + sum(source.held_bytes for source in self._sources) - self.most
+            for source in sorted(self._sources, key=lambda source: source.used):
+                if excess <= 0:
+                    return
+                excess -= source.held_bytes
+                source.give_up(0)
 
 
-def _share(source: ObjectBytes) -> int:
-    """Returns the bytes of the window of an object, among those that are read now."""
-    with _READ_LOCK:
-        _READ.add(source)
-        return min(RANGE_BYTES, WINDOW_BYTES // len(_READ))
+_PROCESS = _Windows()
+
+allow_windows = _PROCESS.allow
 
 
-def fetch_together(wanted: Iterable[tuple[ObjectBytes, int, int]]) -> None:
-    """Fetches what is to be read next of several objects, by several requests at once.
+def fetch_together(wanted: Iterable[Wanted]) -> None:
+    """Fetches what is read next of several objects, in long ranges, by several requests at once.
 
     Args:
-        wanted: Each object, and the offset and the length of what is read first.
+        wanted: What is read next of each.
+
+    Raises:
+        CorruptError: If an object is gone, or was replaced.
+        ReadError: If the store refuses, or does not answer.
     """
-    lacking = [one for one in wanted if one[0].lacks(one[1], one[2])]
-    if len(lacking) < 2:
-        return
-    for source, *_ in lacking:
-        _share(source)
-    pool = lacking[0][0].path.store.pool
-    for _ in pool.map(lambda one: one[0].fetch(one[1], one[2]), lacking):
-        pass
+    every = list(wanted)
+    with contextlib.ExitStack() as locked:
+        # Another thread, which wants the next row, waits here, and then finds it held. They are
+        # locked in one order, so that no two threads wait for each other.
+        for one in sorted(every, key=lambda one: id(one.source)):
+            locked.enter_context(one.source.lock)
+        lacking = [one for one in every if one.source.lacks(one.offset, one.length)]
+        if not lacking:
+            return
+        share = _PROCESS.share(one.source for one in every)
+        lengths = [one.window(share) for one in lacking]
+        _PROCESS.make_room(lacking, sum(lengths))
+        _fetch(lacking, lengths)
+
+
+def _fetch(wanted: Sequence[Wanted], lengths: Sequence[int]) -> None:
+    windows = [np.empty(max(length, 0), np.uint8).data for length in lengths]
+    # All requests are told apart here: a thread of the pool must not wait for others of it.
+    ranges = [
+        (number, start)
+        for number, window in enumerate(windows)
+        for start in range(0, len(window), RANGE_BYTES)
+    ]
+
+    def fetch(part: tuple[int, int]) -> int:
+        number, start = part
+        data, one = windows[number][start : start + RANGE_BYTES], wanted[number]
+        return one.source.fetch_into(data, one.offset + start)
+
+    pool = wanted[0].source.path.store.pool
+    counts = [0] * len(wanted)
+    for (number, _), count in zip(
+        ranges, pool.map(fetch, ranges) if len(ranges) > 1 else map(fetch, ranges), strict=True
+    ):
+        counts[number] += count
+    for one, window, count in zip(wanted, windows, counts, strict=True):
+        one.source.hold(one.offset, window[:count])

@@ -17,6 +17,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import versions_in
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.places import is_object
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_sealed
 from skerch_ooc.store.layout import Layout
@@ -79,6 +80,7 @@ class PiecedMatrix(Tiles):
         self._described = described
         self._file, self._name = file, name
         self._lock = threading.Lock()
+        self._far = is_object(file.path)
         self._opened: dict[int, SealedFile] = {}
 
     @property
@@ -95,10 +97,21 @@ class PiecedMatrix(Tiles):
             IncompleteError: If the piece is gone.
             CorruptError: If it was altered, or is of another matrix.
         """
+        number, tiles = self._place(row)
+        return self._piece(number).bulk().read_tile(row - tiles.start, column)
+
+    def _place(self, row: int) -> tuple[int, Range]:
+        """Returns the number of the piece with a row tile, and all its row tiles."""
         # All runs but the last are equally long.
         number = row // len(self._described.tiles[0])
-        tiles = self._described.tiles[number]
-        return self._piece(number).bulk().read_tile(row - tiles.start, column)
+        return number, self._described.tiles[number]
+
+    def expect(self, rows: Range, columns: Range) -> None:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        if self._far:
+            number, tiles = self._place(rows.start)
+            here = rows.common(tiles).shifted(-tiles.start)
+            self._piece(number).bulk().expect(here, columns)
 
     def check(self) -> None:
         """Opens every piece.

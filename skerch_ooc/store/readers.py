@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import numpy as np
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range, cover, cut, tree_sum
+from skerch_ooc.base.places import is_object
 from skerch_ooc.planning.sides import Side
 from skerch_ooc.store.index import OpenedShards
 from skerch_ooc.store.interleave import Batch, batch_size
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.object_bytes import fetch_together
 from skerch_ooc.store.sealed import Bulk
 from skerch_ooc.store.shards import Rectangle, by_strip
 from skerch_ooc.store.tiles import RowTiles, Tiles
@@ -103,6 +105,7 @@ class RoleReader(RowTiles):
         members = by_strip(strips, rectangles)
 
         self._folder, merged = shards.folder, shards.merged
+        self._far = is_object(shards.folder)
 
         def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
             place, inside = (columns.shifted(-whole.columns.start) for whole in (strip, rectangle))
@@ -179,12 +182,16 @@ class RoleReader(RowTiles):
         if offset % height or not (last or len(rows) == height):
             # A part that does not begin at a row tile of the sketch has tiles of its own, counted
             # from its first row: these rows are read through the ones that they touch.
+            if self._far:
+                _fetch(band.pieces, offset // height, -(-(offset + len(rows)) // height))
             for piece in band.pieces:
                 out[:, piece.place.slice] = piece.bulk.read(
                     rows.shifted(-band.rows.start), piece.inside
                 )
             return out
         tile = offset // height
+        if self._far:
+            _fetch(band.pieces, tile)
         for together in _batches(band.pieces, len(rows)):
             place = Range(together[0].place.start, together[-1].place.stop)
             if len(together) > 1:
@@ -193,6 +200,27 @@ class RoleReader(RowTiles):
                 data = together[0].bulk.read_tile(tile)
                 out[:, place.slice] = data[:, together[0].inside.slice]
         return out
+
+
+def _fetch(pieces: Sequence[_Piece], tile: int, stop: int | None = None) -> None:
+    """Fetches what is read next of all shards of a band, which lie in an object store.
+
+    Args:
+        pieces: The shards.
+        tile: The row tile that is read next.
+        stop: The row tile up to which is read now; by default the next.
+    """
+    pieces[0].opened.open_together([piece.rectangle for piece in pieces])
+    wanted = []
+    for piece in pieces:
+        bulk = piece.bulk
+        every = bulk.wanted(Range(tile, bulk.layout.grid[0]), Range(0, bulk.layout.grid[1]))
+        if every is not None:
+            read = (tile + 1 if stop is None else stop) - tile
+            wanted.append(
+                replace(every, length=min(read * every.length, every.stop - every.offset))
+            )
+    fetch_together(wanted)
 
 
 def _batches(pieces: Sequence[_Piece], rows: int) -> Iterator[Sequence[_Piece]]:

@@ -30,6 +30,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.disk_errors import ReadError, cannot_write
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.files import canonical_json, private_file, publish, sync_file
+from skerch_ooc.base.partition import Range
 from skerch_ooc.store.checksums import (
     LIBVER,
     SEAL_BYTES,
@@ -43,6 +44,7 @@ from skerch_ooc.store.checksums import (
     tile_checksum,
 )
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.object_bytes import ObjectBytes, Wanted, fetch_together
 from skerch_ooc.store.rawfile import DescriptorBytes, RawFile, start_syncing, write_at
 from skerch_ooc.store.sources import SealedBytes, opened, source_of
 from skerch_ooc.store.tiles import Tiles
@@ -314,6 +316,25 @@ class Bulk(Tiles):
         where, stated = f"rows {rows}, columns {columns}", self.checksum(number)
         require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
         return stored[: len(rows), : len(columns)]
+
+    def wanted(self, rows: Range, columns: Range) -> Wanted | None:
+        """Returns which bytes are read next, if they lie in an object store; see `expect`."""
+        source, layout = self._source, self.layout
+        if not isinstance(source, ObjectBytes):
+            return None
+        first = layout.number(rows.start, columns.start)
+        # Some columns of several rows do not lie together.
+        last = rows.stop if len(columns) == layout.grid[1] else rows.start + 1
+        ends = layout.number(rows.start, columns.stop), layout.number(last - 1, columns.stop)
+        offsets = [min(number * layout.tile_bytes, layout.length) for number in (first, *ends)]
+        start, stop, until = (self.offset + offset for offset in offsets)
+        return Wanted(source, start, stop - start, until)
+
+    def expect(self, rows: Range, columns: Range) -> None:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        wanted = self.wanted(rows, columns)
+        if wanted is not None:
+            fetch_together([wanted])
 
 
 class SealedFile:

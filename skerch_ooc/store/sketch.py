@@ -24,7 +24,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, IncompleteError
 from skerch_ooc.base.files import as_given, digest, is_there
 from skerch_ooc.base.partition import Range
-from skerch_ooc.base.places import place
+from skerch_ooc.base.places import is_object, place
 from skerch_ooc.base.provenance import count_versions
 from skerch_ooc.base.resources import release_memory
 from skerch_ooc.planning.disk import INDEX_FROM
@@ -47,7 +47,7 @@ from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_kept
-from skerch_ooc.store.index import Index, OpenedShards, digest_of, write_index
+from skerch_ooc.store.index import Index, OpenedShards, digest_of, in_order, write_index
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
@@ -511,8 +511,12 @@ class Sketch:
 
     def _files(self) -> Iterator[SealedFile]:
         """Opens all shards; where there are many, their checksums are not held."""
-        opening = self._opened.file if len(self.shards) < INDEX_FROM else self._opened.glance
-        return map(opening, self.shards)
+        opening = self._opened.glance
+        if len(self.shards) < INDEX_FROM:
+            opening = self._opened.file
+            if is_object(self.round.run.shards):
+                self._opened.open_together(self.shards)
+        return in_order(self.round.run.shards, opening, self.shards)
 
     def _noted_index(self) -> Index | None:
         """Opens the index of these very shards, if they were merged before."""

@@ -47,6 +47,15 @@ class Tiles(ABC):
             The tile, without padding.
         """
 
+    def expect(self, rows: Range, columns: Range) -> None:
+        """Is told which tiles are read next, so that far ones are fetched in long ranges.
+
+        Args:
+            rows: Numbers of the row tiles; at least the first is read.
+            columns: Numbers of the column tiles.
+        """
+        del rows, columns
+
     def read_row(self, row: int, out: Array) -> Array:
         """Reads one row tile of all columns.
 
@@ -58,6 +67,7 @@ class Tiles(ABC):
             The filled part of ``out``, converted to its dtype.
         """
         out = out[: len(self.layout.rows(row))]
+        self.expect(Range(row, self.layout.grid[0]), Range(0, self.layout.grid[1]))
         for column in range(self.layout.grid[1]):
             out[:, self.layout.columns(column).slice] = self.read_tile(row, column)
         return out
@@ -66,7 +76,10 @@ class Tiles(ABC):
         """Reads any slice, ``(len(rows), len(columns))``, from the tiles that it touches."""
         layout = self.layout
         out = np.empty((len(rows), len(columns)), self.dtype)
+        last = -(-rows.stop // layout.tile[0])
+        across = Range(columns.start // layout.tile[1], -(-columns.stop // layout.tile[1]))
         for i in tiles_of(rows, layout.tile[0]):
+            self.expect(Range(i, last), across)
             tile_rows = layout.rows(i)
             here = tile_rows.common(rows)
             for j in tiles_of(columns, layout.tile[1]):
