@@ -27,6 +27,13 @@ _REMEDIES = {
 }
 """What to do against errors of writing that neither room nor permission mends."""
 
+_REMEDIES_OF_STORES = {
+    errno.EIO: "look whether the store can be reached, and what it says of itself",
+    errno.EACCES: "give credentials that may do that by the environment",
+    errno.ENXIO: "make the bucket, or name another",
+}
+"""What to do where an object store could not be read or written."""
+
 
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """Makes the error for a file that could not be written or synced to the disk."""
@@ -38,6 +45,8 @@ def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
 
 def remedy(error: OSError) -> str:
     """Says what lets a file be written that could not be."""
+    if _is_of_store(error):
+        return _REMEDIES_OF_STORES.get(error.errno or 0, "look at the store")
     return _REMEDIES.get(error.errno or 0, "make room or give permission")
 
 
@@ -58,14 +67,28 @@ def explained(error: OSError) -> IncompleteError | None:
     Returns:
         The error; ``None`` if it is something else that failed.
     """
+    if isinstance(error, ReadError) and _is_of_store(error):
+        return IncompleteError(
+            f"cannot read {error.filename}: {error.strerror}; {remedy(error)}, then run the same "
+            "command again"
+        )
     if isinstance(error, ReadError) or (error.errno in _NO_ACCESS and _is_unreadable(error)):
         return IncompleteError(
             f"cannot read {error.filename}: {error.strerror or error}; give permission or look at "
             "the disk, then run the same command again"
         )
-    if error.errno in _NO_ACCESS | NO_ROOM | {errno.EROFS}:
+    if error.errno in _NO_ACCESS | NO_ROOM | {errno.EROFS} or _lacks_bucket(error):
         return cannot_write(error.filename, error)
     return None
+
+
+def _lacks_bucket(error: OSError) -> bool:
+    return error.errno == errno.ENXIO and _is_of_store(error)
+
+
+def _is_of_store(error: OSError) -> bool:
+    """Whether the file that an error names is an object, which a URL names."""
+    return isinstance(error.filename, str) and "://" in error.filename
 
 
 def _is_unreadable(error: OSError) -> bool:

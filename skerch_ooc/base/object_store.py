@@ -51,8 +51,20 @@ _LOG_BYTES = 1 << 18
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
 _YES = {"true", "1", "yes", "on"}
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 60
-_SECRET = re.compile(r"(?i)\?\S*|(authorization|credential|signature|token)\S*")
+_SECRET = re.compile(r"(?i)\?\S*|(authorization|credential|signature|token)[=:]\s*\S+")
 _LONGEST = 300
+_CREDENTIAL = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(KEY|SECRET|TOKEN|SAS|PASSWORD)")
+_SHORT = 5
+_PREAMBLE = re.compile(r"^(Generic \w+ error|Object at location \S+ not found): ")
+_TOLD = ("Code", "Message")
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
+"""What stores say of a bucket that is not there."""
+
+_NO_RIGHT = ("403 Forbidden", "401 Unauthorized", "169.254.169.254", "metadata.google.internal")
+"""What is said where credentials lack: also that those of a host of the cloud were asked for."""
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,14 @@ def _client(root: str) -> Any:
             f"{root} is in an object store, which takes obstore, and {error}; install it with: "
             "pip install 'skerch_ooc[object-store]'"
         ) from error
+    allowed = any(os.environ.get(name, "").lower() in _YES for name in _ALLOW_HTTP)
+    plain = [one for one in _ENDPOINTS if os.environ.get(one, "").lower().startswith("http:")]
+    if plain and not allowed:
+        variable = "AZURE_ALLOW_HTTP" if root.startswith("az:") else "AWS_ALLOW_HTTP"
+        raise UsageError(
+            f"{plain[0]} is an address of plain http, which sends all in the clear; give one of "
+            f"https, or allow it with {variable}=true"
+        )
     patience = max(file_wait(), 1.0)
     backoff: Any = {
         "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2,
@@ -100,7 +120,7 @@ def _client(root: str) -> Any:
         "timeout": timedelta(seconds=min(_ANSWER_SECONDS, patience)),
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
         # Options that are given take the place of all that the environment says of them.
-        "allow_http": any(os.environ.get(name, "").lower() in _YES for name in _ALLOW_HTTP),
+        "allow_http": allowed,
     }
     # S3 copies on a condition only as an upload of one part, which is finished on that condition.
     config: Any = {"copy_if_not_exists": "multipart"} if root.startswith("s3:") else {}
@@ -117,7 +137,7 @@ def _client(root: str) -> Any:
         raise UsageError(
             f"{root} cannot be used: {words_of(error)}; give credentials and endpoint by the "
             "environment"
-        ) from error
+        ) from None
 
 
 @lru_cache(maxsize=64)
@@ -139,12 +159,18 @@ def store_at(root: str) -> ObjectStore:
 def words_of(error: BaseException) -> str:
     """Returns what a store answered, in one line, without what may be a secret."""
     text = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    # What else a store tells in such an answer may name the key, or what was signed by it.
+    told = [found[1] for tag in _TOLD if (found := re.search(f"<{tag}>(.*?)</{tag}>", text))]
+    text = _PREAMBLE.sub("", f"{text.partition('<')[0]}{': '.join(told)}")
+    for name, value in os.environ.items():
+        if _CREDENTIAL.search(name) and len(value) > _SHORT:
+            text = text.replace(value, f"({name})")
     return _SECRET.sub("", text)[:_LONGEST].strip()
 
 
 @contextlib.contextmanager
 def _explained(name: str, *, reading: bool) -> Iterator[None]:
-    """Makes errors of the system of those of ``obstore``.
+    """Makes errors of the system of those of ``obstore``, whose own texts may name a key.
 
     Raises:
         CorruptError: If an object has changed while it was read.
@@ -154,22 +180,28 @@ def _explained(name: str, *, reading: bool) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, words_of(error), name) from error
-    except exceptions.AlreadyExistsError as error:
-        raise FileExistsError(errno.EEXIST, "there is an object of this name", name) from error
-    except exceptions.PreconditionError as error:
+    except exceptions.AlreadyExistsError:
+        raise FileExistsError(errno.EEXIST, "there is an object of this name", name) from None
+    except exceptions.PreconditionError:
         raise CorruptError(
             f"{name} was replaced while it was read; run the same command again"
-        ) from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise _refused(errno.EACCES, error, name, reading=reading) from error
-    except (exceptions.BaseError, PermissionError, OSError) as error:
-        raise _refused(errno.EIO, error, name, reading=reading) from error
+        ) from None
+    except (exceptions.BaseError, OSError) as error:
+        words = words_of(error)
+        kind = ReadError if reading else OSError
+        if any(one in words for one in _NO_BUCKET):
+            raise kind(errno.ENXIO, f"there is no such bucket ({words})", name) from None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, words, name) from None
+        if isinstance(error, _refusals()) or any(one in words for one in _NO_RIGHT):
+            raise kind(errno.EACCES, f"the store refuses ({words})", name) from None
+        raise kind(errno.EIO, words, name) from None
 
 
-def _refused(number: int, error: BaseException, name: str, *, reading: bool) -> OSError:
-    return (ReadError if reading else OSError)(number, words_of(error), name)
+def _refusals() -> tuple[type[Exception], ...]:
+    from obstore import exceptions
+
+    return exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError
 
 
 @dataclass
@@ -268,16 +300,24 @@ class ObjectStore:
                 self.delete(private)
 
     def _give_name(self, private: str, key: str) -> bool:
-        import obstore
-
         try:
-            with _explained(self.name(key), reading=False):
-                obstore.copy(self._client, private, key, overwrite=False)
+            self.copy_new(private, key)
         except FileExistsError:
             # The seal of a sealed file has the hash of its time and process.
             heads = [self.read_range(one, 0, _HEAD_BYTES) for one in (private, key)]
             return heads[0] == heads[1]
         return True
+
+    def copy_new(self, key: str, target: str) -> None:
+        """Gives an object a second name.
+
+        Raises:
+            FileExistsError: If there is an object of this name.
+        """
+        import obstore
+
+        with _explained(self.name(target), reading=False):
+            obstore.copy(self._client, key, target, overwrite=False)
 
     def _put(self, key: str, content: Any, *, mode: Any) -> None:
         import obstore
@@ -362,13 +402,12 @@ class ObjectStore:
         with contextlib.suppress(FileNotFoundError), _explained(self.name(key), reading=False):
             obstore.delete(self._client, key)
 
-    def move(self, key: str, target: str) -> None:
-        """Gives an object another name; one that has this name is replaced."""
+    def copy(self, key: str, target: str) -> None:
+        """Gives an object a second name; one that has this name is replaced."""
         import obstore
 
         with _explained(self.name(key), reading=False):
             obstore.copy(self._client, key, target)
-        self.delete(key)
 
     def listed(self, prefix: str) -> list[Listed]:
         """Lists the objects directly below a name, in the order of their names."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.object_store import ObjectStore, store_at
 
 SCHEMES = ("s3", "gs", "az")
@@ -116,12 +116,6 @@ class ObjectPath(_PLAIN):  # type: ignore[valid-type, misc]
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Does nothing: stores have no folders."""
 
-    def rename(self, target: Any) -> ObjectPath:
-        """Renames all that lies below this name, object by object."""
-        for key in self.store.keys(self.key):
-            self.store.move((self / key).key, (target / key).key)
-        return ObjectPath(*target.parts)
-
 
 def place(given: str | os.PathLike[str]) -> Path:
     """Returns the path of a run directory, or of a file in one, that a user or a task names.
@@ -177,3 +171,8 @@ def _without_secrets(url: str) -> str:
 def is_object(path: Path) -> bool:
     """Whether a path is that of an object."""
     return isinstance(path, ObjectPath)
+
+
+def removal(path: Path, *, below: bool = False) -> str:
+    """Returns the command by which a user removes a file, or a folder with all that is below."""
+    return f"{'skerch-ooc rm' if is_object(path) else 'rm'}{' -r' * below} {quoted(path)}"

@@ -60,7 +60,7 @@ _SECTIONS = {
              "export", "verify"),
     "Grow": ("extend", "update"),
     "On a cluster": ("submit", "task"),
-    "Tidy": ("clean",),
+    "Tidy": ("clean", "rm"),
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ _PAGES = {
     "density": "methods.md", "report": "report.md", "compare": "error.md", "scores": "pca.md",
     "loadings": "pca.md", "export": "matrices.md", "verify": "resuming.md",
     "extend": "growing.md", "update": "growing.md", "submit": "slurm.md", "task": "slurm.md",
-    "clean": "disk.md",
+    "clean": "disk.md", "rm": "object-stores.md",
 }  # fmt: skip
 """The page of the documentation on which each verb is told best."""
 

@@ -82,6 +82,7 @@ def number(_: click.Context, _option: click.Parameter, text: str | None) -> int 
 PATH = _NamedPath(path_type=Path)
 
 DIR = click.argument("directory", metavar="DIR", type=PATH)
+OBJECT = click.argument("path", metavar="URL", type=PATH)
 SPEC = click.argument("spec", metavar="SPEC", type=PATH)
 PLANNED_SPEC = click.argument("spec", metavar="[SPEC]", type=PATH, required=False)
 RUN = click.option(

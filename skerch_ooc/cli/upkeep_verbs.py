@@ -1,4 +1,4 @@
-"""Verbs that look after a run: status, verify, clean."""
+"""Verbs that look after a run: status, verify, clean, rm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.group import json_of, show, verb
-from skerch_ooc.cli.options import DIR, JSON, positive
+from skerch_ooc.cli.options import DIR, JSON, OBJECT, positive
 
 
 @verb("status runs/hessian --watch", DIR, JSON)
@@ -84,3 +84,15 @@ def clean(
         dry_run=dry_run, progress=terminal_progress() if shards else None,
     )  # fmt: skip
     show(done, tables.cleaning_table, as_json=as_json)
+
+
+@verb("rm s3://bucket/runs/hessian/results/other -r", OBJECT)
+@click.option("-r", "below", is_flag=True, help="All that lies below URL, in a run.")
+def rm(path: Path, below: bool) -> None:
+    """Remove an object of a run in a bucket, as a message tells to.
+
+    Files in folders are removed by the system's own rm.
+    """
+    from skerch_ooc.store.inventory import remove_named
+
+    click.echo(f"{path}: {remove_named(path, below=below)} object(s) removed")

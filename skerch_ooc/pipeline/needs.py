@@ -15,6 +15,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.partition import gaps
+from skerch_ooc.base.places import removal
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.pipeline.status import status
@@ -233,7 +234,7 @@ def mark_of(run: Run, shards: int, shard_bytes: int) -> Cleaned:
         raise IncompleteError(
             f"results/{name} is implicit: its vectors are made of the shards as they are read. "
             'Recover it with vectors = "stored", or remove it: '
-            f"rm -r {quoted(run.directory)}/results/{name}"
+            f"{removal(run.results / name, below=True)}"
         )
     sketch = State(run).last.sketch.digest
     _require_default(run, sketch)
@@ -261,9 +262,10 @@ def _require_default(run: Run, sketch: str) -> None:
     different = [key for key in wanted if stated.get(key) != wanted[key]]
     if different:
         shown = ", ".join(f"{key} {stated.get(key)}, not {wanted[key]}" for key in different)
+        again = f"{removal(path.parent, below=True)} && skerch-ooc recover {quoted(run.directory)}"
         raise UsageError(
             f"{path} is not the result that the run was planned for ({shown}); remove it and make "
-            f"that: rm -r {quoted(path.parent)} && skerch-ooc recover {quoted(run.directory)}"
+            f"that: {again}"
         )
 
 
@@ -272,7 +274,7 @@ def _require_all_made(run: Run) -> None:
     for folder in begun_results(run):
         raise IncompleteError(
             f"{folder} is a result that is not finished: recover it with the settings that it was "
-            f"begun with, or remove it: rm -r {quoted(folder)}"
+            f"begun with, or remove it: {removal(folder, below=True)}"
         )
 
 
@@ -315,7 +317,7 @@ def verify_kept(run: Run, mark: Cleaned, progress: Progress) -> None:
     files = {name: result_path(run, name) for name in mark.results}
     advice = (
         "; no further shard is removed. If all shards are still there, this makes the run an "
-        f"ordinary one again: rm {quoted(mark_path(run.directory))}"
+        f"ordinary one again: {removal(mark_path(run.directory))}"
     )
     with progress.stage("verify", len(files), "results") as advance:
         for name, path in files.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, quoted
 from skerch_ooc.base.files import mark_of
-from skerch_ooc.base.places import is_object
+from skerch_ooc.base.places import is_object, removal
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.names import FileKind, kind_of
@@ -50,7 +50,7 @@ def measured_anew(run: Run, path: Path) -> str:
     stated = names.COLUMN_SHARD.values(path.name)
     again = run.how_to_measure(None if stated is None else int(stated["part"]))
     then = " && " if again.startswith("skerch-ooc") else ", then "
-    return f". To make it anew: rm {quoted(path)}{then}{again}"
+    return f". To make it anew: {removal(path)}{then}{again}"
 
 
 def merge_command(directory: Path) -> str:
@@ -60,7 +60,7 @@ def merge_command(directory: Path) -> str:
 
 def merged_anew(path: Path) -> str:
     """Says how a damaged file in the folder of a sketch is made anew."""
-    return f". To make it anew: rm {quoted(path)} && {merge_command(_run_of(path))}"
+    return f". To make it anew: {removal(path)} && {merge_command(_run_of(path))}"
 
 
 def recovered_anew(path: Path, *, alone: bool = False) -> str:
@@ -73,7 +73,7 @@ def recovered_anew(path: Path, *, alone: bool = False) -> str:
     directory, name = _run_of(path), path.absolute().parent.name
     if is_cleaned(directory):
         return "; restore it from a copy: its shards were removed"
-    remove = f"rm {quoted(path)}" if alone else f"rm -r {quoted(path.parent)}"
+    remove = removal(path) if alone else removal(path.parent, below=True)
     again = f"{remove} && skerch-ooc recover {quoted(directory)}"
     if name != "default":
         again += f" --name {name} (and with the settings that it had)"
@@ -82,7 +82,7 @@ def recovered_anew(path: Path, *, alone: bool = False) -> str:
 
 def repeated_anew(path: Path, command: str = "recover, or merge,") -> str:
     """Says how a damaged file is made anew by repeating the command that made it."""
-    return f". To make it anew: rm {quoted(path)}, then {command} again"
+    return f". To make it anew: {removal(path)}, then {command} again"
 
 
 def _piece_anew(path: Path) -> str:
@@ -90,19 +90,19 @@ def _piece_anew(path: Path) -> str:
 
 
 def _copied_anew(path: Path) -> str:
-    return f". To copy it anew: rm {quoted(path)}, then plan again with the spec of the run"
+    return f". To copy it anew: {removal(path)}, then plan again with the spec of the run"
 
 
 def _removed(path: Path) -> str:
-    return f". It can be made anew: rm {quoted(path)}"
+    return f". It can be made anew: {removal(path)}"
 
 
 def _fitted_anew(path: Path) -> str:
-    return f". To make it anew: rm {quoted(path)}, then fit again"
+    return f". To make it anew: {removal(path)}, then fit again"
 
 
 def _scored_anew(path: Path) -> str:
-    return f". To make it anew: rm {quoted(path)} && skerch-ooc scores {quoted(_run_of(path))}"
+    return f". To make it anew: {removal(path)} && skerch-ooc scores {quoted(_run_of(path))}"
 
 
 _WAYS: dict[FileKind, Callable[[Path], str]] = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base import files
-from skerch_ooc.base.errors import CorruptError, quoted
-from skerch_ooc.base.places import is_object
+from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.places import is_object, removal
 from skerch_ooc.store import names
 
 _FORMAT = 1
@@ -85,7 +85,7 @@ def read_cleaned(directory: Path, run_id: str) -> Cleaned | None:
     """
     path = mark_path(directory)
     advice = (
-        f"; restore it from a copy. If all shards are there, it can be removed: rm {quoted(path)}"
+        f"; restore it from a copy. If all shards are there, it can be removed: {removal(path)}"
     )
     try:
         value = files.read_signed(path, advice)

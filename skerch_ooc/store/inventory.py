@@ -2,6 +2,8 @@
 
 A run directory may come from a stranger. Folders are opened one inside the other, a link in the
 place of a folder is not followed, and a file is removed only from the folder in which it was found.
+In an object store there are neither folders nor links: one listing has all, and an object is
+removed if it still has the version that was listed.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from itertools import groupby
 from pathlib import Path
 
 from skerch_ooc.base.disk_errors import cannot_write
-from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.base.errors import IncompleteError, UsageError
 from skerch_ooc.base.files import sync_file, sync_folder
+from skerch_ooc.base.object_store import Listed
+from skerch_ooc.base.places import ObjectPath, removal
 from skerch_ooc.base.private_names import is_private
-from skerch_ooc.store.names import FOLDERS, LOGS, RESULTS, SKETCH, FileKind, Folder, kind_of
+from skerch_ooc.store.names import FOLDERS, LOGS, PLAN, RESULTS, SKETCH, FileKind, Folder, kind_of
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (FileNotFoundError, NotADirectoryError)
@@ -37,14 +41,15 @@ class Entry:
         name: Its name.
         size: Its bytes.
         written: When it was last written, in seconds since the epoch.
-        mark: Device, inode, size and time, by which a file that replaced this one is noticed.
+        mark: Device, inode, size and time, or size and version of an object, by which a file that
+            replaced this one is noticed.
     """
 
     folder: Folder
     name: str
     size: int
     written: float
-    mark: tuple[int, ...]
+    mark: tuple[object, ...]
 
     @property
     def path(self) -> str:
@@ -87,12 +92,30 @@ class Inventory:
 
 def take_inventory(directory: Path) -> Inventory:
     """Lists the files of a run, in the folders in which it has any."""
+    if isinstance(directory, ObjectPath):
+        return _take_listing(directory)
     inventory = Inventory([], [], [])
     inner = {place: _scan(directory, place, inventory) for place in _PLACES}
     for place in _WITH_FOLDERS:
         for name in inner[place]:
             _scan(directory, (*place, name), inventory)
     return inventory
+
+
+def _take_listing(directory: ObjectPath) -> Inventory:
+    """Lists the objects of a run that lie where files of a run do."""
+    depth = len(directory.key) + 1
+    entries = []
+    for one in sorted(directory.store.all_below(directory.key), key=lambda one: one.key):
+        *folder, name = one.key[depth:].split("/")
+        entries.append(Entry(tuple(folder), name, one.size, one.written, _mark_of_object(one)))
+    inner = sorted({entry.folder for entry in entries if entry.folder[:-1] in _WITH_FOLDERS})
+    folders = [*_PLACES, *inner]
+    return Inventory([entry for entry in entries if entry.folder in folders], [], folders)
+
+
+def _mark_of_object(one: Listed) -> tuple[object, ...]:
+    return one.size, one.version
 
 
 @contextlib.contextmanager
@@ -157,7 +180,7 @@ def make_durable(directory: Path, inventory: Inventory, entries: Iterable[Entry]
     """Waits until published files are on the disk, before others are removed on their account.
 
     Whoever published them has done so, unless it was killed in between: then they are there, and
-    would be gone after a power failure.
+    would be gone after a power failure. An object is durable once it is listed.
 
     Args:
         directory: The run directory.
@@ -167,6 +190,8 @@ def make_durable(directory: Path, inventory: Inventory, entries: Iterable[Entry]
     Raises:
         IncompleteError: If the system cannot write them.
     """
+    if isinstance(directory, ObjectPath):
+        return
     try:
         for entry in entries:
             # One that was replaced or removed meanwhile is the affair of whoever did that.
@@ -193,6 +218,8 @@ def remove_entries(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
     Raises:
         IncompleteError: If a file cannot be removed.
     """
+    if isinstance(directory, ObjectPath):
+        return _remove_objects(directory, entries)
     removed: list[Entry] = []
     for folder, group in groupby(entries, key=lambda entry: entry.folder):
         try:
@@ -206,6 +233,30 @@ def remove_entries(directory: Path, entries: Sequence[Entry]) -> list[Entry]:
     return removed
 
 
+def _remove_objects(directory: ObjectPath, entries: Sequence[Entry]) -> list[Entry]:
+    """Removes objects, several at once where their order does not matter."""
+
+    def remove(entry: Entry) -> bool:
+        store, key = directory.store, f"{directory.key}/{entry.path}"
+        try:
+            # No store removes on a condition: one that is replaced right now was looked at before.
+            found = store.status(key)
+            if found is None or _mark_of_object(found) != entry.mark:
+                return False
+            store.delete(key)
+        except OSError as error:
+            raise _not_removed(directory, entry, error) from error
+        return True
+
+    removed: list[Entry] = []
+    # Those of one kind do not name each other.
+    for _, group in groupby(entries, key=lambda entry: (entry.folder, entry.kind)):
+        alike = list(group)
+        gone = list(directory.store.pool.map(remove, alike))
+        removed += [entry for entry, done in zip(alike, gone, strict=True) if done]
+    return removed
+
+
 def _remove_one(directory: Path, descriptor: int, entry: Entry) -> bool:
     try:
         status = os.stat(entry.name, dir_fd=descriptor, follow_symlinks=False)
@@ -215,13 +266,55 @@ def _remove_one(directory: Path, descriptor: int, entry: Entry) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise IncompleteError(
-            f"cannot remove {directory / entry.path}: {error.strerror}; what comes before it is "
-            "removed: give permission, then run the same command again"
-        ) from error
+        raise _not_removed(directory, entry, error) from error
     return True
+
+
+def _not_removed(directory: Path, entry: Entry, error: OSError) -> IncompleteError:
+    return IncompleteError(
+        f"cannot remove {directory / entry.path}: {error.strerror}; what comes before it is "
+        "removed: give permission, then run the same command again"
+    )
 
 
 def _remove_empty(directory: Path, folder: Folder) -> None:
     with contextlib.suppress(OSError), _opened(directory, folder[:-1]) as descriptor:
         os.rmdir(folder[-1], dir_fd=descriptor)
+
+
+def remove_named(path: Path, *, below: bool) -> int:
+    """Removes an object that a message told to remove, or all that lies below a name.
+
+    Args:
+        path: The object; or what is in a run, or a run.
+        below: Whether to remove what lies below.
+
+    Returns:
+        The number of objects that were removed.
+
+    Raises:
+        UsageError: If it is a file, is not there, or lies in no run.
+        OSError: If the store refuses.
+    """
+    if not isinstance(path, ObjectPath):
+        command = removal(path, below=below)
+        raise UsageError(f"{path} is in no object store; remove it with: {command}")
+    if below and not any((one / PLAN.name()).exists() for one in (path, *path.parents[:-2])):
+        raise UsageError(
+            f"{path} is in no run (there is no {PLAN.name()} above), so that nothing below is "
+            "removed; look at the URL"
+        )
+    store, plan = path.store, (path / PLAN.name()).key
+    keys = [one.key for one in store.all_below(path.key)] if below else []
+    if not below and path.is_file():
+        keys = [path.key]
+    if not keys:
+        raise UsageError(
+            f"there is {'nothing below' if below else 'no object'} {path}; look at the URL"
+            + ("" if below else ", or remove what lies below with -r")
+        )
+    # The plan goes last: until then the same command goes on.
+    list(store.pool.map(store.delete, [key for key in keys if key != plan]))
+    if plan in keys:
+        store.delete(plan)
+    return len(keys)

@@ -9,6 +9,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted, shown_list
+from skerch_ooc.base.places import ObjectPath, removal
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import RANGE
@@ -160,14 +161,50 @@ def keep_default_result(run: Run, settings: RecoverySpec) -> None:
     if settings == run.plan.recovery or not folder.is_dir():
         return
     kept = folder.with_name(_name_of(run.plan.recovery))
-    if kept.exists():
+    if isinstance(folder, ObjectPath) and isinstance(kept, ObjectPath):
+        head = result_path(run, "default").name
+        renamed = _rename_objects(folder, kept, head)
+    else:
+        renamed = not kept.exists()
+        if renamed:
+            folder.rename(kept)
+    if not renamed:
+        command = removal(kept, below=True)
         raise UsageError(
             f"{folder} is to be renamed to {kept.name}, as the default result gets other settings, "
-            f"and there is such a result; remove one of them first: rm -r {quoted(kept)}"
+            f"and there is such a result; remove one of them first: {command}"
         )
-    folder.rename(kept)
     # The plan that gives the default other settings must not be on the disk before.
     files.sync_folder(run.results)
+
+
+def _rename_objects(folder: ObjectPath, kept: ObjectPath, head: str) -> bool:
+    """Gives the objects of a result another name, or goes on with that.
+
+    Args:
+        folder: What is renamed.
+        kept: The new name.
+        head: The object that names the others: it comes last, and goes first.
+
+    Returns:
+        Whether it is done; not if the new name is that of something else.
+    """
+    store = folder.store
+    there = sorted(store.keys(folder.key), key=lambda name: name == head)
+    taken = set(store.keys(kept.key))
+    if head in taken:
+        # What was killed as it removed the old names had begun with the head.
+        begun = head not in there or files.holds(kept / head, (folder / head).read_bytes())
+    else:
+        begun = taken.issubset(there)
+    if not begun:
+        return False
+    if head not in taken:
+        for name in there:
+            store.copy((folder / name).key, (kept / name).key)
+    for name in reversed(there):
+        store.delete((folder / name).key)
+    return True
 
 
 def remove_result(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base import disk_errors, files
-from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError, OocError, UsageError, quoted
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.base.object_trial import require_first_wins
 from skerch_ooc.base.parameter_layout import ParameterLayout
-from skerch_ooc.base.places import ObjectPath, place
+from skerch_ooc.base.places import ObjectPath, is_object, place, removal
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import peak_memory
 from skerch_ooc.planning.plan import FUNCTIONALS, Amendment, Identity, Plan, require_sound
@@ -152,7 +154,7 @@ class Run:
                 f"the column shards of {self.directory} were removed by clean --shards on "
                 f"{mark.when}, so that nothing can be measured, merged or recovered any more; "
                 f"{said}. For others plan a new run. If there is a copy of the shards: put all of "
-                f"them back, then rm {quoted(mark_path(self.directory))}"
+                f"them back, then {removal(mark_path(self.directory))}"
             )
 
     def how_to_measure(self, part: int | None = None) -> str:
@@ -284,29 +286,41 @@ def create_run(directory: Path, identity: Identity, amendment: Amendment) -> Run
             raise UsageError(
                 f"{directory} is being planned by another process with another spec, or was when "
                 "that was killed; give a new directory, or remove this one if nobody works there: "
-                f"rm -r {quoted(directory)}"
+                f"{removal(directory, below=True)}"
             )
         files.publish_bytes(
             files.canonical_line(amendment.as_json()),
             _amendment_path(directory, amendment.number),
         )
     except OSError as error:
-        if error.errno in disk_errors.NO_ROOM:
-            raise disk_errors.cannot_write(directory, error) from error
-        raise UsageError(
-            f"cannot make the run directory {directory}: {error.strerror}; give another with --run"
-        ) from error
+        raise _not_made(directory, error) from error
     return open_run(directory)
+
+
+def _not_made(directory: Path, error: OSError) -> OocError:
+    if error.errno in disk_errors.NO_ROOM:
+        return disk_errors.cannot_write(directory, error)
+    what = f"{disk_errors.remedy(error)}, or " if is_object(directory) else ""
+    return UsageError(
+        f"cannot make the run directory {directory}: {error.strerror}; {what}give another with "
+        "--run"
+    )
 
 
 def require_place(directory: Path) -> None:
     """Refuses early what :func:`create_run` would refuse; makes nothing.
 
     Raises:
-        UsageError: If the directory holds something else, or cannot be made.
+        UsageError: If the directory holds something else, or cannot be made, or lies in a store
+            where the first publication does not win.
+        IncompleteError: If its store does not answer.
     """
     if isinstance(directory, ObjectPath):
-        _require_no_strangers(directory)
+        try:
+            _require_no_strangers(directory)
+            require_first_wins(directory.store, directory.key)
+        except OSError as error:
+            raise _not_made(directory, error) from error
         return
     try:
         above = (directory, *directory.absolute().parents)
@@ -339,8 +353,28 @@ def _require_no_strangers(directory: Path) -> None:
 
 
 def is_planned(directory: Path) -> bool:
-    """Whether a directory holds a run with a complete plan: an identity and an amendment."""
-    return (directory / PLAN).exists() and _amendment_path(directory, 1).exists()
+    """Whether a directory holds a run with a complete plan: an identity and an amendment.
+
+    Raises:
+        UsageError: If an object store refuses to say it.
+        IncompleteError: If an object store does not answer.
+    """
+    try:
+        return (directory / PLAN).exists() and _amendment_path(directory, 1).exists()
+    except OSError as error:
+        if not is_object(directory):
+            raise
+        raise _not_read(directory / PLAN, error) from error
+
+
+def _not_read(path: Path, error: OSError) -> OocError:
+    if not is_object(path):
+        advice = "give permission, or another run directory"
+    elif error.errno == errno.EIO and (told := disk_errors.explained(error)) is not None:
+        return told
+    else:
+        advice = disk_errors.remedy(error)
+    return UsageError(f"cannot read {path}: {error.strerror}; {advice}")
 
 
 def _amendment_path(directory: Path, number: int) -> Path:
@@ -409,9 +443,7 @@ def open_run(directory: str | Path) -> Run:
             f"make it with: skerch-ooc plan SPEC --run {quoted(directory)}"
         ) from None
     except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; give permission, or another run directory"
-        ) from error
+        raise _not_read(path, error) from error
     _require_own_folders(directory)
     identity = Identity.from_json(content, str(path))
     # The run id is the hash of these bytes. The spelling is checked after the version, so that a

@@ -18,7 +18,7 @@ VERBS = sorted(cli.commands)
 SCREEN = 24
 """Lines of the usual terminal."""
 
-LONGER = {"": 45, "submit": 33, "update": 29, "extend": 27, "recover": 25}
+LONGER = {"": 46, "submit": 33, "update": 29, "extend": 27, "recover": 25}
 """What lists all verbs, hands on the options of another program, and has the most of its own."""
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.algebra.principal import ColumnSquares, Factor, Gram, Moments
-from skerch_ooc.base.errors import OperatorError, UsageError, quoted
+from skerch_ooc.base.errors import OperatorError, UsageError
 from skerch_ooc.base.files import as_given, make_folder
 from skerch_ooc.base.partition import Range, tree_sum
-from skerch_ooc.base.places import place
+from skerch_ooc.base.places import place, removal
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.samples import Samples
@@ -178,6 +178,6 @@ def _opened_sum(task: SumTask) -> SealedFile | None:
     if file is not None and not file.states_just(task.identity()):
         raise UsageError(
             f"{task.path} holds sums of other samples, or of another method; give another run_dir, "
-            f"or remove them: rm {quoted(task.path)}"
+            f"or remove them: {removal(task.path)}"
         )
     return file

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
 from skerch_ooc.base.files import is_there, make_folder, remove
+from skerch_ooc.base.places import removal
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.plan import Plan
@@ -207,7 +208,7 @@ class ResultWriting:
             raise UsageError(
                 f"{self.path.parent} is being made with {stated.get('settings')}, or was when "
                 f"that was killed, not with {self._recipe_identity['settings']}; give another "
-                f"--name, or remove it: rm -r {quoted(self.path.parent)}"
+                f"--name, or remove it: {removal(self.path.parent, below=True)}"
             )
         if not is_there(self._recipe_path):
             return None
@@ -272,7 +273,7 @@ def _is_current(path: Path, identity: Mapping[str, Any], run: Run) -> bool:
         CorruptError: If it is damaged, or of another run.
     """
     again = command_of(run, path.parent.name, identity["settings"])
-    again = f"rm -r {quoted(path.parent)} && {again}"
+    again = f"{removal(path.parent, below=True)} && {again}"
     try:
         file = SealedFile(path, f". To make it anew: {again}")
     except FileNotFoundError:
