@@ -13,6 +13,7 @@ from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.files import write_new
 from skerch_ooc.operators.adapters import shape_of
 from skerch_ooc.operators.loading import build
+from skerch_ooc.planning.methods import DEFAULTS
 
 HESSIAN, MATRIX, OPERATOR = "hessian", "matrix", "operator"
 """What a spec may be begun for."""
@@ -99,7 +100,7 @@ def _values_of_matrix(path: str, folder: Path, args: Mapping[str, Any]) -> dict[
 def _values(kind: str, factory: str, measurements: int, args: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the template of a spec is filled with; empty comments are for others to fill."""
     said = {"eigh": 'Hermitian operators; "svd" takes any', "svd": 'or "eigh", if it is Hermitian'}
-    method = {"eigh": "nystrom", "svd": "auto"}[kind]
+    method = DEFAULTS[kind]
     return {
         "kind": kind, "kind_said": _comment("kind", kind, said[kind]),
         "measurements": measurements,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from skerch_ooc.base import files
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.places import place
@@ -220,7 +221,7 @@ def _open(given: Run | str | Path) -> _OfRun:
         path, name = path.parent.parent, path.name
     run = given if isinstance(given, Run) else rundir.open_run(path)
     found = result_path(run, name)
-    if not found.exists():
+    if not files.is_there(found):
         raise IncompleteError(
             f"there is no {found} to compare; make it with: skerch-ooc run --run "
             f"{quoted(run.directory)}, or by recover"

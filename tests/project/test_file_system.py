@@ -88,6 +88,18 @@ ALLOWED = {
         ".is_file": OF_FACTORY,
         ".open": OF_FACTORY,
     },
+    "pipeline/begin.py": {
+        ".mkdir": OF_USER,
+        ".read_bytes": OF_USER,
+        ".read_text": "templates that are installed with the package",
+        "os.path.isabs": OF_USER,
+        "os.path.lexists": OF_USER,
+    },
+    "pipeline/temporary.py": {
+        ".is_dir": "the folder of a run that lasts as long as its result",
+        "shutil.rmtree": "the folder of a run that lasts as long as its result",
+        "tempfile.mkdtemp": "the folder of a run that lasts as long as its result",
+    },
     "pipeline/principal/inputs.py": {".stat": OF_USER, "os.walk": OF_USER},
     "pipeline/principal/rounds.py": {
         "tempfile.TemporaryDirectory": "rounds of a fit of which nothing is kept",
@@ -103,6 +115,7 @@ ALLOWED = {
 SUFFIXES = (".h5", ".json", ".jsonl", ".svg", ".html", ".tmp-")
 
 NAMED = {
+    "cli/group.py": {".html"},
     "base/private_names.py": {".tmp-"},
     "executors/slurm/records.py": {"jobs.jsonl", "submission.json"},
     "results/scores.py": {".h5"},

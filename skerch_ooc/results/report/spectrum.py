@@ -31,7 +31,7 @@ _BINS_IN_A_DECADE = (8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
-class Bar:
+class HistogramBar:
     """A bar of the histogram.
 
     Attributes:
@@ -114,7 +114,7 @@ def _magnitude(exponent: float) -> float:
     return float(10 ** min(max(exponent, -307.0), 308.0))
 
 
-def _bars(counts: Array, x: Axis, y: Axis, edges: Sequence[float]) -> list[Bar]:
+def _bars(counts: Array, x: Axis, y: Axis, edges: Sequence[float]) -> list[HistogramBar]:
     """Lists the bars that are not empty; those of negative values go downwards."""
     width = (x.stop - x.start) / len(counts)
     bars = []
@@ -125,5 +125,5 @@ def _bars(counts: Array, x: Axis, y: Axis, edges: Sequence[float]) -> list[Bar]:
         count = int(counts[place])
         said = f"{numbers.whole(abs(count))}{' negative' * (count < 0)}: {low} to {high}"
         colour = "orange" if count < 0 else "blue"
-        bars.append(Bar(left, top, max(1.0, width - 1.5), bottom - top, colour, said))
+        bars.append(HistogramBar(left, top, max(1.0, width - 1.5), bottom - top, colour, said))
     return bars
