@@ -117,7 +117,7 @@ def _comment(key: str, value: str, text: str) -> str:
 
 def _relative(matrix: str, folder: Path) -> str:
     """Returns a path relative to the folder of the spec; an absolute one, or a URL, as it is."""
-    if "://" in matrix or os.path.isabs(matrix):
+    if "://" in matrix or Path(matrix).is_absolute():
         return matrix
     return os.path.relpath(matrix, folder)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from skerch_ooc.store import names
+from skerch_ooc.store.rundir import is_planned
 from skerch_ooc.store.shards import list_shards
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def in_folder(run_dir: str | Path | None, compute: Callable[[str | Path], Result
     try:
         result = compute(folder.path)
     except BaseException:
-        shards = folder.path / names.SHARDS
-        if shards.is_dir() and list_shards(shards):
+        if is_planned(folder.path) and list_shards(folder.path / names.SHARDS):
             folder.keep()
             log.warning(
                 "what was measured is kept: the same call with run_dir = %r goes on",

@@ -45,6 +45,10 @@ OF_SLURM = "scripts, logs and records of submissions, in a folder of their own"
 OF_USER = "a file that the user names"
 OF_FACTORY = "the user's factory, and the matrices that it reads"
 
+OF_TEMPLATES = "templates that are installed with the package"
+OF_NEW_SPEC = "a spec and a factory that are written for the user, where none are"
+OF_TEMPORARY = "the folder of a run that was given none, which goes with its result"
+
 ALLOWED = {
     "base/provenance.py": {".read_text": OF_SYSTEM},
     "base/resources.py": {".read_text": OF_SYSTEM},
@@ -66,7 +70,7 @@ ALLOWED = {
         ".unlink": OF_SLURM,
         ".write_text": OF_SLURM,
     },
-    "executors/slurm/scripts.py": {".read_text": "templates that are installed with the package"},
+    "executors/slurm/scripts.py": {".read_text": OF_TEMPLATES},
     "operators/loading.py": {".read_bytes": OF_FACTORY},
     "operators/matrices/formats.py": {
         ".exists": OF_FACTORY,
@@ -89,20 +93,18 @@ ALLOWED = {
         ".open": OF_FACTORY,
     },
     "pipeline/begin.py": {
-        ".mkdir": OF_USER,
-        ".read_bytes": OF_USER,
-        ".read_text": "templates that are installed with the package",
-        "os.path.isabs": OF_USER,
-        "os.path.lexists": OF_USER,
-    },
-    "pipeline/temporary.py": {
-        ".is_dir": "the folder of a run that lasts as long as its result",
-        "shutil.rmtree": "the folder of a run that lasts as long as its result",
-        "tempfile.mkdtemp": "the folder of a run that lasts as long as its result",
+        ".mkdir": OF_NEW_SPEC,
+        ".read_bytes": OF_TEMPLATES,
+        ".read_text": OF_TEMPLATES,
+        "os.path.lexists": OF_NEW_SPEC,
     },
     "pipeline/principal/inputs.py": {".stat": OF_USER, "os.walk": OF_USER},
     "pipeline/principal/rounds.py": {
         "tempfile.TemporaryDirectory": "rounds of a fit of which nothing is kept",
+    },
+    "pipeline/temporary.py": {
+        "shutil.rmtree": OF_TEMPORARY,
+        "tempfile.mkdtemp": OF_TEMPORARY,
     },
     "planning/spec.py": {".read_bytes": OF_USER},
     "stages/measure/operands.py": {".iterdir": OF_FACTORY, ".stat": OF_FACTORY},
