@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
+from os import PathLike
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -78,8 +80,9 @@ def factory_sha256(factory: str, folder: Path) -> str | None:
 
 
 def build(
-    factory: str, args: Mapping[str, Any], device: str, folder: Path, memory: int | None = None
-) -> Any:
+    factory: str, args: Mapping[str, Any], device: str, folder: Path, memory: int | None = None,
+    content: bytes | None = None,
+) -> Any:  # fmt: skip
     """Imports a factory and calls it.
 
     Args:
@@ -89,6 +92,7 @@ def build(
         folder: What a file is relative to; also first on the import path, and handed over as
             ``folder`` if the factory has a parameter of that name.
         memory: Peak resident memory of the process, in bytes, handed over as ``memory`` likewise.
+        content: The content of the factory's file, if it was sent to this process; else it is read.
 
     Returns:
         The operator.
@@ -101,11 +105,12 @@ def build(
         sys.path.insert(0, str(folder))
     path = factory_file(factory, folder)
     try:
-        module = _import_file(path) if path else importlib.import_module(module_name)
+        module = _import_file(path, content) if path else importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         # Importing runs the user's code, which may raise anything.
         raise OperatorError(
             f"operator.factory = {factory!r} does not import; mend it: {_describe(error)}"
+            + _said_of_lack(error, content)
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -131,8 +136,19 @@ def build(
             require_device(device)
         raise OperatorError(
             f"operator.factory = {factory!r} failed with arguments {keywords}; mend it, or "
-            f"them: {_describe(error)}"
+            f"them: {_describe(error)}" + _said_of_lack(error, content)
         ) from error
+
+
+def _said_of_lack(error: BaseException, content: bytes | None) -> str:
+    """Says what may be lacking where the file of a factory was sent, and no other file."""
+    if content is None or not isinstance(error, (ImportError, FileNotFoundError)):
+        return ""
+    return (
+        f". Of the factory only its own file was sent to this process on {socket.gethostname()}, "
+        "and nothing that lies beside it: install what it imports there, as a package, and give "
+        "files by absolute paths that all workers see, or by URLs"
+    )
 
 
 def _parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -199,23 +215,31 @@ def with_options(operator: Any, options: Mapping[str, Any], memory: int | None) 
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles what is in the file now.
+    """Compiles what is in the file now, or what is given as its content.
 
     Python takes what it compiled of an earlier file for this one's, if both were written in one
     second and are equally long.
     """
 
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self._content = content
+
+    def get_data(self, path: str | bytes | PathLike[str]) -> bytes:  # noqa: ARG002 (one file)
+        return self._content
+
     def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 (one file, one module)
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, content: bytes | None) -> ModuleType:
+    content = path.read_bytes() if content is None else content
     # A name of its own for each file and content, so that two files called model.py do not mix.
-    key = str(path.resolve()).encode() + b"\0" + path.read_bytes()
+    key = str(path.resolve()).encode() + b"\0" + content
     name = f"skerch_ooc_factory_{hashlib.sha256(key).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    loader = _SourceLoader(name, str(path)) if path.suffix == ".py" else None
+    loader = _SourceLoader(name, str(path), content) if path.suffix == ".py" else None
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import UsageError, counted, quoted
-from skerch_ooc.base.places import place
+from skerch_ooc.base.places import is_object, place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
 from skerch_ooc.executors.work import Work
@@ -154,7 +155,7 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
         return _go_on(spec, sha256, run)
     # After the plan, whose id the copy states: until it is there, no next block is made.
     keep_start(run, earlier)
-    files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
+    _note_place(run, spec)
     run.record("plan", provenance(estimate=asdict(costs)))
     made = Planned(run, costs, findings=findings)
     if examined is not None:
@@ -173,7 +174,16 @@ def _go_on(spec: Spec, sha256: str | None, run: Run) -> Planned:
     """
     changed = _require_same(spec, sha256, run)
     keep_start(run, _same_start(spec, run))
+    if sha256 is not None and is_object(run.directory):
+        # Another machine may have it elsewhere than the one on which the run was planned.
+        with contextlib.suppress(OSError):
+            _note_place(run, spec)
     return replace(planned_before(run), changed=changed)
+
+
+def _note_place(run: Run, spec: Spec) -> None:
+    """Notes where the spec is, beside which the file of a factory is looked for."""
+    files.write_json(run.logs / PLACES.name(), {"folder": str(spec.folder.resolve())})
 
 
 def _same_start(spec: Spec, run: Run) -> Earlier | None:

@@ -19,7 +19,7 @@ from skerch_ooc.operators.samples import Samples, samples_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, Spec
-from skerch_ooc.stages.measure.operands import find_folder
+from skerch_ooc.stages.measure.whereabouts import find_folder
 from skerch_ooc.store.rundir import is_planned, open_run
 
 STORED = "stored"

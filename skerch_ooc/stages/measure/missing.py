@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from skerch_ooc.base.files import as_given
 from skerch_ooc.base.partition import Range, tiles_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Cut
+from skerch_ooc.stages.measure.shipping import Shipped, shipped_with
 from skerch_ooc.store.sketch import Round
 
 Blocks = tuple[tuple[str, int, int], ...]
@@ -43,6 +44,7 @@ class MeasureTask:
         threads: Threads of the operator.
         number: The number of the task among all that are planned for the round.
         amendments: How many amendments the plan has.
+        shipped: The file of the operator's factory, for workers that share a bucket alone.
     """
 
     run: str
@@ -54,6 +56,7 @@ class MeasureTask:
     threads: int
     number: int
     amendments: int = 0
+    shipped: Shipped | None = None
 
     @property
     def columns(self) -> int:
@@ -99,12 +102,14 @@ class MissingTasks:
         device: The torch device.
         threads: Threads of the operator.
         stretches: The stretches of blocks that the tasks are made of.
+        shipped: The files that travel with the tasks of some parts.
     """
 
     round: Round
     device: str
     threads: int
     stretches: Sequence[_Stretch]
+    shipped: Mapping[int, Shipped] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(stretch.numbers) for stretch in self.stretches)
@@ -124,7 +129,22 @@ class MissingTasks:
                     threads=self.threads,
                     number=number,
                     amendments=amendments,
+                    shipped=self.shipped.get(stretch.part),
                 )
+
+    @property
+    def parts(self) -> list[int]:
+        """The numbers of the parts that the tasks are about."""
+        return sorted({stretch.part for stretch in self.stretches})
+
+    def with_factories(self) -> MissingTasks:
+        """Returns the tasks as they are sent to other processes.
+
+        Raises:
+            OperatorError: If the file of a factory that has to travel with them cannot be found.
+            UsageError: If it is too large.
+        """
+        return replace(self, shipped=shipped_with(self.round.run, self.parts))
 
     @property
     def columns(self) -> dict[tuple[int, str], int]:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import CorruptError, OperatorError
-from skerch_ooc.base.files import is_folder, is_readable, read_json, written_at
-from skerch_ooc.base.places import ObjectPath
+from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.files import is_folder, written_at
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.adapters import Product, product_of
-from skerch_ooc.operators.loading import build, factory_file, factory_sha256, with_options
+from skerch_ooc.operators.loading import build, with_options
 from skerch_ooc.operators.matrices.formats import located
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
-from skerch_ooc.store.names import PLACES
+from skerch_ooc.stages.measure.shipping import Shipped
+from skerch_ooc.stages.measure.whereabouts import find_folder, folders_of
 from skerch_ooc.store.rundir import PLAN, Run, open_run
 from skerch_ooc.store.sketch import Round
-
-log = logging.getLogger("skerch_ooc")
 
 STORED = ("stored", "sparse")
 """Factories of matrices in files."""
@@ -55,6 +52,7 @@ class Operands:
         product: Product | None = None,
     ) -> None:  # fmt: skip
         self._run, self._device, self._threads = run, device, threads
+        self._shipped: dict[int, Shipped] = {}
         self._at_hand = (summand, operator) if operator is not None else None
         self._opened = (summand, product) if product is not None else None
         self._checked: set[int] = set()
@@ -84,6 +82,11 @@ class Operands:
             self._checked.add(part.number)
         return product
 
+    def receive(self, part: Part, shipped: Shipped | None) -> None:
+        """Takes the file of the factory of a part, which came with a task."""
+        if shipped is not None:
+            self._shipped[part.summand] = shipped
+
     def check_all(self, summand: int = 0) -> None:
         """Compares all parts of a summand with their fingerprints.
 
@@ -108,7 +111,8 @@ class Operands:
             operator, source = self._at_hand[1], source_of(run.plan, part)
             options = dict(source.args) if source.factory is None else {}
         else:
-            operator = build_for_run(run, self._device, part, self.memory)
+            shipped = self._shipped.get(part.summand)
+            operator = build_for_run(run, self._device, part, self.memory, shipped)
         operator = with_options(operator, options, self.memory)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
@@ -139,20 +143,24 @@ class Operands:
 
 
 def build_for_run(
-    run: Run, device: str | None = None, part: Part | None = None, memory: int | None = None
-) -> Any:
+    run: Run, device: str | None = None, part: Part | None = None, memory: int | None = None,
+    shipped: Shipped | None = None,
+) -> Any:  # fmt: skip
     """Builds the operator of a planned run, wherever run and factory have been moved to.
 
     The factory's file is looked for where the plan's relative path leads, where it was when the
-    run was planned, and in the current folder. A file whose hash is the plan's comes first.
+    run was planned, and in the current folder. A file whose hash is the plan's comes first; one
+    that came with a task before all.
 
     Args:
         run: The run.
         device: The torch device; the plan's by default.
         part: A part of the summand to build; the first part by default.
         memory: Peak resident memory of the process, in bytes, for factories that ask for it.
+        shipped: The file of the factory, if it came with a task.
 
     Raises:
+        CorruptError: If that file was altered on its way.
         OperatorError: If the operator has no factory, or the factory cannot be found or run.
     """
     source = source_of(run.plan, part or Part())
@@ -161,8 +169,13 @@ def build_for_run(
             f"the operator of {run.directory} was handed over as a Python object; go on with the "
             "same call in Python, with run_dir at this directory"
         )
-    folder = find_folder(run, source)
-    return build(source.factory, source.args, device or run.plan.device, folder, memory)
+    device = device or run.plan.device
+    if shipped is None:
+        folder, content = find_folder(run, source), None
+    else:
+        shipped.require_sound(source)
+        folder, content = next(filter(is_folder, folders_of(run, source))), shipped.content
+    return build(source.factory, source.args, device, folder, memory, content)
 
 
 def has_newer_files(run: Run) -> bool:
@@ -198,46 +211,6 @@ def _found(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-def find_folder(run: Run, source: OperatorSource) -> Path:
-    """Finds the folder of a factory's file; see :func:`build_for_run` for where it looks.
-
-    Raises:
-        OperatorError: If no candidate holds the factory's file.
-    """
-    assert source.factory is not None
-    candidates = [Path(source.folder)]
-    if not isinstance(run.directory, ObjectPath):
-        candidates = [(run.directory / source.folder).resolve()]
-    try:
-        noted = read_json(run.logs / PLACES.name())["folder"]
-        # A log may hold anything, and a path with a null byte raises wherever it is used.
-        if "\0" not in noted:
-            candidates.append(Path(noted))
-    except (OSError, CorruptError, KeyError, TypeError):
-        log.debug("%s has no note of where the factory was", run.directory)
-    candidates.append(Path.cwd())
-    if source.sha256 is None:
-        return next((folder for folder in candidates if is_folder(folder)), Path.cwd())
-    present = []
-    for folder in dict.fromkeys(candidates):
-        path = factory_file(source.factory, folder)
-        if path is not None and is_readable(path):
-            if factory_sha256(source.factory, folder) == source.sha256:
-                return folder
-            present.append(folder)
-    if not present:
-        raise OperatorError(
-            f"the factory {source.factory!r} is in none of: {', '.join(map(str, candidates))}; "
-            "run the command from its folder, or put it back"
-        )
-    log.warning(
-        "%s has changed since the run was planned; products that are still made are checked "
-        "against the fingerprint",
-        factory_file(source.factory, present[0]),
-    )
-    return present[0]
 
 
 @lru_cache(maxsize=1)

@@ -90,6 +90,7 @@ def perform(task: MeasureTask) -> Callable[[], dict[str, Any]]:
     if (known := _published_before(round_, task)) is not None:
         return lambda: known
     operands = operands_of_process(task.run, plan.run_id, amendments, task.device, task.threads)
+    operands.receive(plan.parts[task.part], task.shipped)
     return perform_with(round_, operands, task)
 
 
@@ -239,11 +240,7 @@ def measure(
     _require_planned_memory(round_, tasks, resources)
     function: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
-        if operator is not None or not _has_factories(run, tasks):
-            raise UsageError(
-                "other processes can only build an operator that a factory names: "
-                'give operator.factory = "file.py:function" in the spec, or measure serially'
-            )
+        tasks = _as_sent(tasks, operator)
     else:
         if operands is None:
             operands = operands_of(run, work, operator)
@@ -318,10 +315,20 @@ def _require_kept(again: MissingTasks) -> None:
         )
 
 
-def _has_factories(run: Run, tasks: MissingTasks) -> bool:
-    """Whether every operator that the tasks apply has a factory that other processes can call."""
-    parts = {stretch.part for stretch in tasks.stretches}
-    return all(source_of(run.plan, run.plan.parts[number]).factory is not None for number in parts)
+def _as_sent(tasks: MissingTasks, operator: Any) -> MissingTasks:
+    """Returns tasks as other processes get them, which can only call factories.
+
+    Raises:
+        UsageError: If a factory does not name every operator that they apply.
+    """
+    plan = tasks.round.run.plan
+    sources = (source_of(plan, plan.parts[number]) for number in tasks.parts)
+    if operator is not None or any(source.factory is None for source in sources):
+        raise UsageError(
+            "other processes can only build an operator that a factory names: "
+            'give operator.factory = "file.py:function" in the spec, or measure serially'
+        )
+    return tasks.with_factories()
 
 
 def _require_planned_memory(round_: Round, tasks: MissingTasks, resources: Resources) -> None:
