@@ -41,6 +41,10 @@ PROBES = 8
 """Number of random vectors from which the orthogonality of a result is estimated."""
 
 
+WINDOWS = 2
+"""Windows of each shard in an object store that are held: what is read now, and what is next."""
+
+
 class Needed(NamedTuple):
     """The memory that a stream over tiles needs.
 
@@ -84,6 +88,30 @@ def stage_bytes(plan: Plan) -> dict[str, int]:
         ),
         "recover": max([solve_bytes(plan), *vectors]),
     }
+
+
+def window_bytes(plan: Plan) -> dict[str, int]:
+    """Returns the memory of windows on shards in an object store, at least, for each stage.
+
+    A window holds at least one tile of each shard that is read.
+    """
+    sides = [side for number in range(1, plan.rounds + 1) for side in planned_sides(plan, number)]
+    merged = max(_row_bytes(plan, side.rows, side.columns) for side in sides)
+    made = max(_row_bytes(plan, one.rows, one.columns + one.tests) for one in sizes_of_result(plan))
+    shards = WINDOWS * _bands(plan)
+    return {"merge": shards * merged, "recover": shards * made}
+
+
+def _row_bytes(plan: Plan, rows: int, columns: int) -> int:
+    return stored_bytes(plan, tile_rows(plan, rows), columns)
+
+
+def _bands(plan: Plan) -> int:
+    """Returns how many shards hold the same rows and columns, for they are parts of a sum."""
+    if any(part.terms is not None and part.rows is None for part in plan.parts):
+        return len(plan.parts)
+    # A row tile may lie in two row ranges.
+    return plan.summands * (2 if len(plan.parts) > plan.summands else 1)
 
 
 # Measuring.

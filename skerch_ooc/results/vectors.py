@@ -102,6 +102,10 @@ class Tall(Tiles):
             IncompleteError: If a shard is gone.
         """
 
+    def expect(self, rows: Range, columns: Range) -> None:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        del rows, columns
+
     @abstractmethod
     def factor(self, number: int) -> Array:
         """Returns a row tile of ``F``, in double precision, where the vectors are ``F transform``.
@@ -151,6 +155,10 @@ class StoredVectors(Tall):
         """See :class:`Tall`."""
         del inside
         return lambda column: self._matrix.read_tile(number, column)
+
+    def expect(self, rows: Range, columns: Range) -> None:
+        """See :class:`Tall`."""
+        self._matrix.expect(rows, columns)
 
     def factor(self, number: int) -> Array:
         """See :class:`Tall`."""
@@ -332,18 +340,27 @@ def gather(tall: Tall, rows: Selection, columns: Selection) -> Array:
         IncompleteError: If a shard is gone.
     """
     out = np.empty((len(rows), len(columns)), tall.dtype)
+    down, across = list(rows.tiles(tall.layout.tile[0])), list(columns.tiles(tall.layout.tile[1]))
 
     def read(number: int) -> None:
         to_rows, from_rows = rows.within(tall.layout.rows(number))
+        if _is_run(across):
+            last = down[-1] if _is_run(down) else number
+            tall.expect(Range(number, last + 1), Range(across[0], across[-1] + 1))
         column_tile = tall.open_row(number, from_rows)
-        for column in columns.tiles(tall.layout.tile[1]):
+        for column in across:
             to, start = columns.within(tall.layout.columns(column))
             out[crossed(to_rows, to)] = column_tile(column)[crossed(from_rows, start)]
 
     if len(columns):
-        for _ in in_parallel(read, list(rows.tiles(tall.layout.tile[0])), tall.bytes_per_tile):
+        for _ in in_parallel(read, down, tall.bytes_per_tile):
             pass
     return out
+
+
+def _is_run(numbers: Sequence[int]) -> bool:
+    """Whether numbers follow one another."""
+    return list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def adjoint_times(tall: Tall, x: Callable[[Range], Array]) -> Array:

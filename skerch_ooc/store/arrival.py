@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from skerch_ooc.base.errors import IncompleteError, counted
-from skerch_ooc.base.files import is_taken, look_again
+from skerch_ooc.base.files import is_taken, look_again, mark_of
 from skerch_ooc.base.patience import FILE_WAIT, file_wait
-from skerch_ooc.base.places import place
+from skerch_ooc.base.places import is_object, place
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.rundir import Run, open_run
@@ -168,16 +169,33 @@ def _folders_of(directory: Path) -> list[Path]:
     return [directory, *own, *inner]
 
 
+@lru_cache(maxsize=4)
+def _opened_run(directory: str, amendments: int, mark: tuple[object, ...]) -> Run:
+    """Opens a run in an object store; once for all tasks that know as much of its plan."""
+    del mark
+    run = open_run(directory)
+    if len(run.plan.amendments) < amendments:
+        # Raised, so that it is looked for again.
+        raise _shorter(run, amendments)
+    return run
+
+
+def _shorter(run: Run, amendments: int) -> IncompleteError:
+    return IncompleteError(
+        f"{run.directory / names.AMENDMENTS} has {len(run.plan.amendments)} of {amendments} "
+        f"amendments on {socket.gethostname()}; look whether this host sees the same folder"
+    )
+
+
 def open_grown(directory: str, amendments: int) -> Run:
     """Opens a run whose plan has at least so many amendments, as the sender of a task knows.
 
     Raises:
         IncompleteError: If there are fewer.
     """
-    run = open_run(directory)
+    at = place(directory)
+    mark = mark_of(at / names.PLAN.name()) if is_object(at) else None
+    run = open_run(directory) if mark is None else _opened_run(directory, amendments, mark)
     if len(run.plan.amendments) < amendments:
-        raise IncompleteError(
-            f"{run.directory / names.AMENDMENTS} has {len(run.plan.amendments)} of {amendments} "
-            f"amendments on {socket.gethostname()}; look whether this host sees the same folder"
-        )
+        raise _shorter(run, amendments)
     return run

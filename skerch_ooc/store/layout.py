@@ -67,6 +67,11 @@ class Layout:
         return self.tile[0] * self.tile[1] * self.stored_dtype.itemsize
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row tile of all columns, if it is full."""
+        return self.tile_bytes * self.grid[1]
+
+    @property
     def length(self) -> int:
         """Bytes of the bulk."""
         if self.chunked:

@@ -18,15 +18,15 @@ import numpy as np
 from skerch_ooc.base.errors import CorruptError
 from skerch_ooc.base.object_store import RANGE_BYTES, THREADS, Listed
 from skerch_ooc.base.places import ObjectPath
+from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
+from skerch_ooc.base.streams import tiles_in_flight
+from skerch_ooc.planning.memory import WINDOWS, Needed
 
 HEAD_BYTES = 1 << 16
 """Bytes of the first request: the seal, the metadata before the bulk, and all of a small file."""
 
 WINDOW_BYTES = 256 << 20
 """Bytes that a process holds of files which are read tile by tile, unless a stage says how many."""
-
-_WINDOWS = 2
-"""Windows of an object that are held: threads that read rows in turn may be a window apart."""
 
 _NEAR = 4
 """Reads that are at most so many lengths further than the one before count as in order."""
@@ -235,14 +235,14 @@ class _Windows:
                 self._sources.add(source)
             count = len(self._sources)
             return min(
-                max(RANGE_BYTES, THREADS * RANGE_BYTES // count), self.most // (_WINDOWS * count)
+                max(RANGE_BYTES, THREADS * RANGE_BYTES // count), self.most // (WINDOWS * count)
             )
 
     def make_room(self, wanted: Sequence[Wanted], needed: int) -> None:
         """Gives up the windows that were not used for longest, until there is room for others."""
         with self._lock:
             for one in wanted:
-                one.source.give_up(_WINDOWS - 1)
+                one.source.give_up(WINDOWS - 1)
             excess = needed + sum(source.held_bytes for source in self._sources) - self.most
             for source in sorted(self._sources, key=lambda source: source.used):
                 if excess <= 0:
@@ -253,7 +253,25 @@ class _Windows:
 
 _PROCESS = _Windows()
 
-allow_windows = _PROCESS.allow
+
+def tiles_beside_windows(stage: str, resources: Resources, needed: Needed, row_bytes: int) -> int:
+    """Returns how many tiles may be held at once, and gives what memory is left to windows.
+
+    Args:
+        stage: Name of the stage, for the error message.
+        resources: Memory and cores.
+        needed: What the stage needs besides.
+        row_bytes: Bytes of a row tile of all that is read from an object store; 0 if nothing is.
+
+    Raises:
+        UsageError: If not even one tile fits.
+    """
+    least = WINDOWS * row_bytes
+    in_flight = tiles_in_flight(stage, resources, needed.fixed + least, needed.per_tile)
+    if row_bytes:
+        taken = resident_memory() + SPARE_BYTES + needed.fixed + in_flight * needed.per_tile
+        _PROCESS.allow(max(least, resources.memory - taken))
+    return in_flight
 
 
 def fetch_together(wanted: Iterable[Wanted]) -> None:

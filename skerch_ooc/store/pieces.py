@@ -106,6 +106,11 @@ class PiecedMatrix(Tiles):
         number = row // len(self._described.tiles[0])
         return number, self._described.tiles[number]
 
+    @property
+    def far_bytes(self) -> int:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        return self.layout.row_bytes if self._far else 0
+
     def expect(self, rows: Range, columns: Range) -> None:
         """See :class:`~skerch_ooc.store.tiles.Tiles`."""
         if self._far:

@@ -127,6 +127,18 @@ class RoleReader(RowTiles):
         self._plain = len(self._layers) == 1 and first.scale == 1 and not first.added
 
     @property
+    def far_bytes(self) -> int:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        if not self._far:
+            return 0
+        # A row tile may lie in two bands that have rows of their own.
+        bands = sum(
+            len(layer.bands) if layer.added else min(2, len(layer.bands)) for layer in self._layers
+        )
+        rows = min(self.layout.tile[0], self.layout.shape[0])
+        return bands * rows * self.layout.shape[1] * self.dtype.itemsize
+
+    @property
     def placed(self) -> list[tuple[Range, Path]]:
         """The columns and the path of each shard of the first part."""
         pieces = self._layers[0].bands[0].pieces
@@ -277,6 +289,11 @@ class SketchReader(RowTiles):
         }
         self.roles: dict[str, Tiles] = {**measured, **self.kept}
         self._measured = measured
+
+    @property
+    def far_bytes(self) -> int:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        return sum(reader.far_bytes for reader in self.roles.values())
 
     def placed_shards(self, roles: Sequence[str] | None = None) -> list[tuple[Range, Path]]:
         """Returns the columns of ``Z`` and the path of each shard of the first part.

@@ -330,6 +330,11 @@ class Bulk(Tiles):
         start, stop, until = (self.offset + offset for offset in offsets)
         return Wanted(source, start, stop - start, until)
 
+    @property
+    def far_bytes(self) -> int:
+        """See :class:`~skerch_ooc.store.tiles.Tiles`."""
+        return self.layout.row_bytes if isinstance(self._source, ObjectBytes) else 0
+
     def expect(self, rows: Range, columns: Range) -> None:
         """See :class:`~skerch_ooc.store.tiles.Tiles`."""
         wanted = self.wanted(rows, columns)

@@ -35,6 +35,11 @@ class Tiles(ABC):
         """The dtype of the entries."""
         return np.dtype(self.layout.dtype)
 
+    @property
+    def far_bytes(self) -> int:
+        """Bytes of a row tile that come from an object store."""
+        return 0
+
     @abstractmethod
     def read_tile(self, row: int, column: int = 0) -> Array:
         """Reads one tile.
@@ -118,6 +123,11 @@ class SomeColumns(RowTiles):
         like, width = source.layout, len(columns)
         self.layout = Layout(like.name, (like.shape[0], width), like.dtype, (like.tile[0], width))
 
+    @property
+    def far_bytes(self) -> int:
+        """See :class:`Tiles`."""
+        return self._source.far_bytes
+
     @classmethod
     def of(cls, source: Tiles, columns: Range) -> Tiles:
         """Returns some columns of a matrix: the matrix itself if these are all."""
@@ -145,6 +155,11 @@ class Beside(RowTiles):
         first, columns = parts[0], sum(part.shape[1] for part in parts)
         height = first.layout.tile[0]
         self.layout = Layout(name, (first.shape[0], columns), first.layout.dtype, (height, columns))
+
+    @property
+    def far_bytes(self) -> int:
+        """See :class:`Tiles`."""
+        return sum(part.far_bytes for part in self._parts)
 
     def read_row(self, row: int, out: Array) -> Array:
         """See :class:`Tiles`."""

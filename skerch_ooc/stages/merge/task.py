@@ -39,7 +39,7 @@ from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
-from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
+from skerch_ooc.base.streams import Pool, sum_of_tiles
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
 from skerch_ooc.planning.plan import Plan
@@ -53,6 +53,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there, open_kept
 from skerch_ooc.store.arrival import FILES, Arrivals, once_seen, open_grown
 from skerch_ooc.store.index import OpenedShards
+from skerch_ooc.store.object_bytes import tiles_beside_windows
 from skerch_ooc.store.readers import SketchReader
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile, SealedWriter, sealed_writer
@@ -490,7 +491,7 @@ class _SideMerge:
 
     def _in_flight(self, resources: Resources) -> int:
         needed = merge_bytes(self.plan, self.side)
-        in_flight = tiles_in_flight("merge", resources, *needed)
+        in_flight = tiles_beside_windows("merge", resources, needed, self._reader.far_bytes)
         held = resident_memory() + SPARE_BYTES + needed.fixed + resources.cores * needed.per_tile
         if resources.device == "cpu":
             load_integer_units(self.plan, self.side, in_flight, resources.memory - held)

@@ -20,10 +20,11 @@ from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.progress import Advance
 from skerch_ooc.base.resources import Resources
-from skerch_ooc.base.streams import Pool, sum_of_tiles, tiles_in_flight
+from skerch_ooc.base.streams import Pool, sum_of_tiles
 from skerch_ooc.planning.disk import VECTOR_TILE_COLUMNS
 from skerch_ooc.planning.memory import (
     PROBES,
+    Needed,
     TallSizes,
     gram_bytes,
     stored_bytes,
@@ -35,6 +36,7 @@ from skerch_ooc.stages.merge.arithmetic import Arithmetic, Host, arithmetic_on
 from skerch_ooc.stages.merge.testmatrices import gaussian_probes
 from skerch_ooc.store.layout import Layout
 from skerch_ooc.store.names import BASIS_MATRIX
+from skerch_ooc.store.object_bytes import tiles_beside_windows
 from skerch_ooc.store.sealed import BulkWriter
 from skerch_ooc.store.tiles import Tiles
 
@@ -324,7 +326,12 @@ class Making:
     def _in_flight(self) -> int:
         """The number of tiles that may be held at once while vectors are written."""
         needed = vectors_bytes(self._plan, self.recipe.sizes)
-        return tiles_in_flight("recover", self._resources, *needed)
+        return self._tiles_at_once(needed)
+
+    def _tiles_at_once(self, needed: Needed) -> int:
+        tests = self.recipe.test.far_bytes if self.recipe.test is not None else 0
+        far = self.recipe.vectors.source.far_bytes + tests
+        return tiles_beside_windows("recover", self._resources, needed, far)
 
     def _figures(self, number: int, u: Array) -> TileFigures:
         recipe, q, residual = self.recipe, self.recipe.tests, self.recipe.weights is not None
@@ -373,7 +380,7 @@ class Making:
         first = self.recipe.family
         shape = (first + self.recipe.vectors.rank, self.recipe.vectors.rank)
         needed = gram_bytes(self._plan, self.recipe.sizes)
-        in_flight = tiles_in_flight("recover", self._resources, *needed)
+        in_flight = self._tiles_at_once(needed)
         grams = Pool(lambda: np.zeros(shape, self._wide))
 
         def gram_of_tile(number: int) -> Array:
