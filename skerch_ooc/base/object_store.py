@@ -16,17 +16,19 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from skerch_ooc.base.disk_errors import ReadError
 from skerch_ooc.base.errors import CorruptError, UsageError
 from skerch_ooc.base.patience import file_wait
+
+Result = TypeVar("Result")
 
 RANGE_BYTES = 8 << 20
 """Bytes of a request: below, the time of an answer outweighs that of its bytes."""
@@ -41,6 +43,16 @@ _COPY_BYTES = 5 << 30
 """Most bytes that S3 copies at once."""
 
 _HEAD_BYTES = 1 << 16
+
+_PAGE = 1000
+
+_CONFLICTS = 4
+"""So often an object is written that is said to be there, and is not."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+_FINAL = re.compile(r"status code: 4(?!08|09|29)\d\d|builder error")
+"""What a store, or its client, says again however often it is asked."""
 
 _LOG_SECONDS = 1.0
 """A log is written at most this often."""
@@ -233,6 +245,7 @@ class ObjectStore:
         self._client = client
         self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
+        atexit.register(self.flush)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="object-store")
 
     def name(self, key: str) -> str:
@@ -246,16 +259,18 @@ class ObjectStore:
             Whether the object is that of this call. Where the answer to a first try was lost, the
             store refuses the second one because of the first: contents are compared.
         """
-        try:
-            self._put(key, content, mode="create")
-        except FileExistsError:
-            status = self.status(key)
-            return (
-                status is not None
-                and status.size == len(content)
-                and self.read(key) == bytes(content)
-            )
-        return True
+        for left in reversed(range(_CONFLICTS)):
+            try:
+                self._put(key, content, mode="create")
+                return True
+            except FileExistsError:
+                found = self.status(key)
+                if found is not None:
+                    return found.size == len(content) and self.read(key) == bytes(content)
+                # Another process was about to write it, and failed after all.
+                if not left:
+                    raise
+        raise AssertionError(_CONFLICTS)
 
     def put_new(self, key: str, content: bytes) -> None:
         """Writes an object that must not be there.
@@ -316,25 +331,44 @@ class ObjectStore:
         """
         import obstore
 
-        with _explained(self.name(target), reading=False):
-            obstore.copy(self._client, key, target, overwrite=False)
+        copy = partial(obstore.copy, self._client, key, target, overwrite=False)
+        self._ask(target, copy, reading=False)
 
     def _put(self, key: str, content: Any, *, mode: Any) -> None:
         import obstore
 
-        several = isinstance(content, Path)
-        with _explained(self.name(key), reading=False):
-            obstore.put(
-                self._client, key, content, mode=mode, use_multipart=several,
-                chunk_size=RANGE_BYTES, max_concurrency=THREADS,
-            )  # fmt: skip
+        put = partial(
+            obstore.put, self._client, key, content, mode=mode,
+            use_multipart=isinstance(content, Path), chunk_size=RANGE_BYTES,
+            max_concurrency=THREADS,
+        )  # fmt: skip
+        self._ask(key, put, reading=False)
+
+    def _ask(self, key: str, ask: Callable[[], Result], *, reading: bool) -> Result:
+        """Asks the store, and again where the connection broke; see :func:`_explained`.
+
+        What is written on a condition is not sent again by ``obstore`` itself, as it cannot know
+        whether the store has done it. Here whoever finds a name taken compares.
+        """
+        end, pause = time.monotonic() + file_wait(), _FIRST_PAUSE
+        while True:
+            try:
+                with _explained(self.name(key), reading=reading):
+                    return ask()
+            except OSError as error:
+                over = time.monotonic() + pause > end
+                if error.errno != errno.EIO or over or _FINAL.search(error.strerror or ""):
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def status(self, key: str) -> Listed | None:
         """Returns what the store says of an object; ``None`` if there is none."""
         import obstore
 
-        with contextlib.suppress(FileNotFoundError), _explained(self.name(key), reading=True):
-            return Listed.of(obstore.head(self._client, key))
+        with contextlib.suppress(FileNotFoundError):
+            head = partial(obstore.head, self._client, key)
+            return Listed.of(self._ask(key, head, reading=True))
         return None
 
     def read(self, key: str) -> bytes:
@@ -345,8 +379,7 @@ class ObjectStore:
         """
         import obstore
 
-        with _explained(self.name(key), reading=True):
-            return bytes(obstore.get(self._client, key).bytes())
+        return self._ask(key, lambda: bytes(obstore.get(self._client, key).bytes()), reading=True)
 
     def open(self, key: str, length: int) -> tuple[Listed, bytes]:
         """Returns what the store says of an object, and its first bytes, by one request.
@@ -356,9 +389,18 @@ class ObjectStore:
         """
         import obstore
 
-        with _explained(self.name(key), reading=True):
+        def first() -> tuple[Listed, bytes]:
             found = obstore.get(self._client, key, options={"range": (0, length)})
             return Listed.of(found.meta), bytes(found.bytes())
+
+        try:
+            return self._ask(key, first, reading=True)
+        except ReadError:
+            # An object without a byte has no range.
+            found = self.status(key)
+            if found is None or found.size:
+                raise
+            return found, b""
 
     def read_range(self, key: str, offset: int, length: int, version: str | None = None) -> bytes:
         """Returns some bytes of an object; fewer if it ends before.
@@ -375,11 +417,16 @@ class ObjectStore:
         """
         import obstore
 
+        if length <= 0:
+            return b""
         options: Any = {"range": (offset, offset + length)}
         if version is not None:
             options["if_match"] = version
-        with _explained(self.name(key), reading=True):
+
+        def part() -> bytes:
             return bytes(obstore.get(self._client, key, options=options).bytes())
+
+        return self._ask(key, part, reading=True)
 
     def read_into(self, data: memoryview, key: str, offset: int, version: str | None) -> int:
         """Reads bytes of an object by several requests at once; returns how many there were."""
@@ -399,48 +446,45 @@ class ObjectStore:
         """Removes an object, if there is one."""
         import obstore
 
-        with contextlib.suppress(FileNotFoundError), _explained(self.name(key), reading=False):
-            obstore.delete(self._client, key)
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(key, partial(obstore.delete, self._client, key), reading=False)
 
     def copy(self, key: str, target: str) -> None:
         """Gives an object a second name; one that has this name is replaced."""
         import obstore
 
-        with _explained(self.name(key), reading=False):
-            obstore.copy(self._client, key, target)
+        self._ask(key, partial(obstore.copy, self._client, key, target), reading=False)
 
     def listed(self, prefix: str) -> list[Listed]:
         """Lists the objects directly below a name, in the order of their names."""
+        found = self._directly_below(prefix)
+        return sorted(map(Listed.of, found["objects"]), key=lambda one: one.key)
+
+    def _directly_below(self, prefix: str) -> Any:
         import obstore
 
-        with _explained(self.name(prefix), reading=True):
-            found = obstore.list_with_delimiter(self._client, f"{prefix}/")
-        return sorted(map(Listed.of, found["objects"]), key=lambda one: one.key)
+        look = partial(obstore.list_with_delimiter, self._client, f"{prefix}/")
+        return self._ask(prefix, look, reading=True)
 
     def names(self, prefix: str) -> list[str]:
         """Lists the names directly below one: of objects, and of what has some below."""
-        import obstore
-
-        with _explained(self.name(prefix), reading=True):
-            found = obstore.list_with_delimiter(self._client, f"{prefix}/")
+        found = self._directly_below(prefix)
         keys = [one["path"] for one in found["objects"]] + list(found["common_prefixes"])
         return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
 
     def folders(self, prefix: str) -> list[str]:
         """Lists the names directly below one that have objects below themselves."""
-        import obstore
-
-        with _explained(self.name(prefix), reading=True):
-            found = obstore.list_with_delimiter(self._client, f"{prefix}/")["common_prefixes"]
+        found = self._directly_below(prefix)["common_prefixes"]
         return sorted(key.rstrip("/").rpartition("/")[2] for key in found)
 
     def all_below(self, prefix: str) -> Iterator[Listed]:
         """Lists all objects below a name."""
         import obstore
 
-        with _explained(self.name(prefix), reading=True):
-            for page in obstore.list(self._client, f"{prefix}/", chunk_size=1000):
-                yield from map(Listed.of, page)
+        # From the first page on: where the connection breaks, later ones cannot be asked for.
+        look = partial(obstore.list, self._client, f"{prefix}/", chunk_size=_PAGE)
+        for page in self._ask(prefix, lambda: list(look()), reading=True):
+            yield from map(Listed.of, page)
 
     def keys(self, prefix: str) -> list[str]:
         """Lists all that lies below a name, relative to it, in order."""
@@ -448,7 +492,10 @@ class ObjectStore:
 
     def has_any(self, prefix: str) -> bool:
         """Whether any object lies below a name."""
-        return next(self.all_below(prefix), None) is not None
+        import obstore
+
+        look = partial(obstore.list, self._client, f"{prefix}/", chunk_size=1)
+        return self._ask(prefix, lambda: next(iter(look()), None), reading=True) is not None
 
     def append(self, key: str, line: bytes) -> None:
         """Adds a line to a log.
@@ -473,8 +520,6 @@ class ObjectStore:
             self._write(log)
             return
         log.due = True
-        if len(self._logs) == 1:
-            atexit.register(self.flush)
         timer = threading.Timer(wait, self._write_late, (log,))
         timer.daemon = True
         timer.start()
