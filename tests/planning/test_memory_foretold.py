@@ -92,8 +92,9 @@ class Overheard:
 def asked(monkeypatch):
     found = Overheard(monkeypatch)
     found.listen(measuring, "_task_bytes", lambda _, result: result)
-    for module in (merging, decomposition, writing):
-        found.listen(module, "tiles_in_flight", lambda arguments, _: sum(arguments[2:4]))
+    found.listen(decomposition, "tiles_in_flight", lambda arguments, _: sum(arguments[2:4]))
+    for module in (merging, writing):
+        found.listen(module, "tiles_beside_windows", lambda arguments, _: sum(arguments[2]))
     return found
 
 
