@@ -23,6 +23,7 @@ from pathlib import Path
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.files import as_given, digest, locked
 from skerch_ooc.base.patience import FILE_WAIT, file_wait
+from skerch_ooc.base.places import is_object
 from skerch_ooc.base.resources import MIB, ask_for, format_bytes
 from skerch_ooc.base.time_budget import Budget
 from skerch_ooc.executors.slurm import commands
@@ -98,9 +99,11 @@ def submit(
         What was submitted; ``None`` if nothing is left to be done.
 
     Raises:
-        UsageError: If an earlier submission is not over, or Slurm refuses.
+        UsageError: If an earlier submission is not over, Slurm refuses, or the run is in an object
+            store.
         CorruptError: If a shard or another file of the run is damaged.
     """
+    _require_local(run)
     left = _left_of(run)
     if not left:
         return None
@@ -116,6 +119,21 @@ def submit(
             _require_over(run)
         done = _submit(run, options, left, unchanged=0)
     return replace(done, options_of=before[0].number if before else None)
+
+
+def _require_local(run: Run) -> None:
+    """Refuses a run in an object store.
+
+    Raises:
+        UsageError: It says what works on any store.
+    """
+    if is_object(run.directory):
+        name = quoted(run.directory)
+        raise UsageError(
+            f"{run.directory} is in an object store, and Slurm reads scripts and writes logs in a "
+            "folder only: go on with --executor dask, or let an array of your own call: "
+            f"skerch-ooc task {name} STAGE --index I --of N"
+        )
 
 
 def _left_of(run: Run) -> list[Left]:

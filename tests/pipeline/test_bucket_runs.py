@@ -11,6 +11,12 @@ from contents import run_contents
 
 import skerch_ooc as ooc
 from skerch_ooc.base.places import place
+from skerch_ooc.executors.share import Share
+from skerch_ooc.executors.slurm.options import JobOptions
+from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.share import perform_share
+from skerch_ooc.pipeline.submission import submit
+from skerch_ooc.planning.stage_names import RoundStage
 
 METHODS = {
     "eigh": ["nystrom", "singlepass", "oversampled", "hmt", "krylov"],
@@ -91,3 +97,30 @@ def test_folder_and_bucket_may_be_copied_into_each_other(bucket, tmp_path):
         ooc.recover(ooc.open_run(bucket)).eigenvalues,
     )
     assert isinstance(target, Path)
+
+
+SPEC = {
+    "kind": "eigh", "measurements": 20, "seed": 3,
+    "operator": {"factory": "decaying", "args": {"n": 200, "rank": 20}},
+    "sketch": {"test_measurements": 4, "block": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_submission_of_a_run_in_a_bucket_is_refused_by_name(bucket, dry_run):
+    run = ooc.plan(SPEC, bucket)
+    with pytest.raises(
+        ooc.UsageError, match=r"s3://.* Slurm .*--executor dask.*task s3://"
+    ) as told:
+        submit(run, JobOptions(), dry_run=dry_run)
+    assert "\n" not in str(told.value)
+
+
+def test_elements_of_an_array_share_a_run_in_a_bucket(bucket, tmp_path):
+    for where in (bucket, tmp_path / "run"):
+        run = ooc.plan(SPEC, where)
+        for stage in ("measure", "merge", "solve", "vectors", "assess"):
+            for index in range(2):
+                work = Work.of(Share(index, 2), None, None, None, None)
+                perform_share(ooc.open_run(where), RoundStage.parse(stage, run.plan.rounds), work)
+    assert run_contents(place(bucket)) == run_contents(tmp_path / "run")
