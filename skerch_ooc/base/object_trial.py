@@ -33,9 +33,9 @@ def require_first_wins(store: ObjectStore, prefix: str) -> None:
     """
     key, source = (str(private_name(Path(prefix))) for _ in range(2))
     try:
-        store.put_new(key, _FIRST)
+        store.put_if_absent(key, _FIRST)
         _require(store, key, lambda: store.put_new(key, _SECOND), "a second upload")
-        store.put_new(source, _SECOND)
+        store.put_if_absent(source, _SECOND)
         # Large objects are given their names by copies.
         _require(store, key, lambda: store.copy_new(source, key), "a copy")
     finally:

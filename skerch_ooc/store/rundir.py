@@ -467,13 +467,24 @@ def open_run(directory: str | Path) -> Run:
     return Run(directory, plan)
 
 
+def _amendment_files(directory: Path) -> list[Path]:
+    """Lists the files of amendments, in order."""
+    found = sorted((directory / AMENDMENTS).glob("[0-9]*.json"))
+    # Some stores list late what was written; asked for by name it is there.
+    while isinstance(directory, ObjectPath) and files.is_taken(
+        following := _amendment_path(directory, len(found) + 1)
+    ):
+        found.append(following)
+    return found
+
+
 def _read_amendments(directory: Path, identity: Identity) -> Iterator[Amendment]:
     """Reads the amendments of a plan, in order.
 
     Raises:
         CorruptError: If one is damaged, misnamed, missing, or of another run.
     """
-    for number, file in enumerate(sorted((directory / AMENDMENTS).glob("[0-9]*.json")), start=1):
+    for number, file in enumerate(_amendment_files(directory), start=1):
         amendment = Amendment.from_json(files.read_json(file, files.canonical_line), str(file))
         wanted = names.AMENDMENT.name(number=number)
         if amendment.number != number or file.name != wanted:
