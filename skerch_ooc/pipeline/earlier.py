@@ -17,6 +17,7 @@ from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.files import digest, is_there
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.places import is_object, place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.planning.krylov import Start
 from skerch_ooc.planning.sizes import krylov_of
@@ -96,9 +97,10 @@ def find_earlier(
 
 
 def place_of(spec: Spec) -> Path:
-    """Returns the folder that a spec names as its start."""
+    """Returns the place that a spec names as its start: relative to the spec, or by its URL."""
     assert spec.start is not None
-    return spec.folder / spec.start
+    named = place(spec.start)
+    return named if is_object(named) else spec.folder / named
 
 
 def _place(path: Path) -> tuple[Path, str]:

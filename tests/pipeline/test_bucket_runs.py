@@ -124,3 +124,15 @@ def test_elements_of_an_array_share_a_run_in_a_bucket(bucket, tmp_path):
                 work = Work.of(Share(index, 2), None, None, None, None)
                 perform_share(ooc.open_run(where), RoundStage.parse(stage, run.plan.rounds), work)
     assert run_contents(place(bucket)) == run_contents(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "of", ["/earlier", pytest.param("/earlier/results/default", marks=pytest.mark.thorough)]
+)
+def test_run_starts_with_vectors_that_are_in_a_bucket(bucket, tmp_path, of):
+    a = matrix("eigh", "float64")
+    wanted = {"method": "krylov", "rank": 3, "rounds": 2, "round_width": 4}
+    for where in (bucket, str(tmp_path)):
+        ooc.eigh(a, run_dir=where + "/earlier", **wanted)
+        ooc.eigh(a, run_dir=where + "/later", start=where + of, **wanted)
+    assert run_contents(place(bucket) / "later") == run_contents(tmp_path / "later")
