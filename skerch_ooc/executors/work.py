@@ -86,6 +86,11 @@ class Work:
         return cls(resources, executor, progress or Progress(), device, budget or Budget())
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other processes do tasks, or this one only its share of them."""
+        return self.executor.remote or self.executor.share != (0, 1)
+
+    @property
     def here(self) -> Work:
         """The same work, done by this process alone."""
         return replace(self, executor=Serial())

@@ -21,6 +21,7 @@ from skerch_ooc.base.errors import IncompleteError, counted
 from skerch_ooc.base.files import is_taken, look_again, mark_of
 from skerch_ooc.base.patience import FILE_WAIT, file_wait
 from skerch_ooc.base.places import is_object, place
+from skerch_ooc.base.provenance import provenance
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
 from skerch_ooc.store.rundir import Run, open_run
@@ -64,6 +65,20 @@ class Arrivals:
         self._late: dict[Path, _Late] = {}
         self._looked = 0.0
         self._told = False
+        self._peaks: dict[str, int] = {}
+
+    def record_peaks(self, run: Run, stage: str, **more: Any) -> None:
+        """Records the largest memory of those whose receipts were noted, if these state it.
+
+        Args:
+            run: The run.
+            stage: What they worked on.
+            more: What else says which stage that was.
+        """
+        if self._peaks:
+            peak = max(self._peaks.values())
+            found = provenance(stage="workers", of=stage, peak_bytes=peak, **more)
+            run.record("receipts", found | {"workers": len(self._peaks)})
 
     def note(self, receipt: Mapping[str, Any]) -> None:
         """Notes the files of a receipt, and looks for those of earlier ones now and then.
@@ -72,6 +87,8 @@ class Arrivals:
             IncompleteError: If a file has not been seen for too long.
         """
         by = str(receipt.get(BY, f"this process on {socket.gethostname()}"))
+        if "peak_bytes" in receipt:
+            self._peaks[by] = max(self._peaks.get(by, 0), receipt["peak_bytes"])
         for name in receipt.get(FILES, ()):
             path = self._directory / name
             if not is_taken(path):

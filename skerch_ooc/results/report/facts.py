@@ -23,6 +23,7 @@ from skerch_ooc.results.report.known import Known, known_of
 from skerch_ooc.results.report.layers import Shares, layers_of, read_shares
 from skerch_ooc.results.report.leading import Leading, read_leading
 from skerch_ooc.results.report.logs import Logged, read_logs
+from skerch_ooc.results.report.maps import Maps, maps_of
 from skerch_ooc.results.report.values import Values
 from skerch_ooc.stages.recover.recipes import rounds_for
 from skerch_ooc.store.anew import recovered_anew
@@ -60,6 +61,7 @@ class Facts:
         fingerprint: The digest of the operator's fingerprint; ``None`` if there is none.
         logged: What the logs tell.
         vectors: The leading vectors: name of the chart, name of the vectors, what was read.
+        maps: The leading vectors on a grid; ``None`` if they have none.
         shares: How the leading vectors lie in the layers of a model; ``None`` if it is none.
         shards: Number of shards.
         shard_bytes: Bytes of the shards.
@@ -79,6 +81,7 @@ class Facts:
     fingerprint: str | None
     logged: Logged
     vectors: tuple[tuple[str, str, Leading], ...]
+    maps: Maps | None
     shares: Shares | None
     shards: int
     shard_bytes: int
@@ -127,6 +130,7 @@ def gather(run: Run, name: str) -> Facts:
         fingerprint=None if fingerprint is None else digest(fingerprint),
         logged=logged,
         vectors=tuple(_vectors(path)),
+        maps=maps_of(run, name),
         shares=_shares(run, path),
         shards=len(listed),
         shard_bytes=bytes_of(run.shards, listed),

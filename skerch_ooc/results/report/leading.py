@@ -88,7 +88,7 @@ def read_leading(matrix: LazyMatrix, most: int = SHOWN) -> Leading:
     for tile in tiles:
         entries = matrix[tile.slice, : min(most, columns)].numpy()
         entries = abs(entries) if entries.dtype.kind == "c" else entries
-        groups = len(tile) if rows <= _SINGLY else min(in_a_tile, len(tile))
+        groups = len(tile) if rows <= _SINGLY else min(in_a_tile, max(1, len(tile) // 2))
         first = tile.start
         for group in np.array_split(entries, groups):
             places.append(first + (len(group) - 1) / 2)

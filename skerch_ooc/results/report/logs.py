@@ -60,11 +60,14 @@ class Cost:
         tasks: Number of pieces of work.
         seconds: The sum of their times.
         peak_bytes: Largest memory of a process that did one, until then; ``None`` if unknown.
+        by_workers: Whether that is of workers, rather than of the process that put their work
+            together.
     """
 
     tasks: int = 0
     seconds: float = 0.0
     peak_bytes: float | None = None
+    by_workers: bool = False
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Logged:
         versions: The versions of each library that were used.
         hosts: The hosts that worked.
         devices: The devices that were measured on.
+        workers: The largest memory of workers on a stage whose own receipt has not come yet.
     """
 
     work: list[WorkSpan] = field(default_factory=list)
@@ -89,6 +93,7 @@ class Logged:
     versions: dict[str, set[str]] = field(default_factory=dict)
     hosts: set[str] = field(default_factory=set)
     devices: set[str] = field(default_factory=set)
+    workers: dict[str, float] = field(default_factory=dict)
 
     def note_versions(self, record: Mapping[str, Any]) -> None:
         """Takes the versions out of what :func:`skerch_ooc.base.provenance.provenance` made."""
@@ -145,7 +150,7 @@ def read_logs(run: Run, name: str) -> Logged:
             found.estimate = _estimate(record.get("estimate"))
         found.note_versions(record)
     for record in run.receipts():
-        if record.get("stage") == "recover" and record.get("name") != name:
+        if "recover" in (record.get("stage"), record.get("of")) and record.get("name") != name:
             continue
         _take(found, record)
     found.work.sort(key=lambda work: (work.start, work.end, work.worker, work.what))
@@ -179,12 +184,18 @@ def stage_name(work: WorkSpan) -> str:
 def _take(found: Logged, record: Mapping[str, Any]) -> None:
     work = _work(record)
     if work is None:
+        _take_workers(found, record)
         return
     cost = _entry(found.costs, stage_name(work), Cost())
     cost.tasks += 1
     cost.seconds += work.end - work.start
     peak = _number(record.get("peak_bytes"), _MOST_BYTES)
-    if peak is not None:
+    of_workers = found.workers.pop(work.stage, None)
+    if of_workers is not None:
+        known = cost.peak_bytes if cost.by_workers else None
+        cost.peak_bytes = max(of_workers, known or 0.0)
+        cost.by_workers = True
+    elif peak is not None and not cost.by_workers:
         cost.peak_bytes = max(peak, cost.peak_bytes or 0.0)
     _note(found.hosts, work.worker[0])
     device = _text(record.get("device"))
@@ -195,6 +206,13 @@ def _take(found: Logged, record: Mapping[str, Any]) -> None:
         found.work.append(work)
     else:
         found.more += 1
+
+
+def _take_workers(found: Logged, record: Mapping[str, Any]) -> None:
+    """Keeps the memory of workers until the receipt comes of the process that sent them tasks."""
+    stage, peak = record.get("of"), _number(record.get("peak_bytes"), _MOST_BYTES)
+    if record.get("stage") == "workers" and stage in _OTHER_STAGES and peak is not None:
+        found.workers[stage] = max(peak, found.workers.get(stage, 0.0))
 
 
 def _tell_apart(found: Logged) -> None:

@@ -12,6 +12,7 @@ from skerch_ooc.results.report.chart import Chart
 from skerch_ooc.results.report.convergence import convergence
 from skerch_ooc.results.report.facts import Facts, gather
 from skerch_ooc.results.report.leading import leading_vectors
+from skerch_ooc.results.report.maps import maps
 from skerch_ooc.results.report.render import rendered
 from skerch_ooc.results.report.spectrum import density, linear_spectrum, logarithmic_spectrum
 from skerch_ooc.results.report.timeline import timeline
@@ -76,6 +77,7 @@ def charts(facts: Facts) -> list[Chart]:
         quality.error(facts.assessment), quality.scree(facts.assessment),
         *(leading_vectors(leading, facts.values.values, name, noun, layers)
           for name, noun, leading in facts.vectors),
+        None if facts.maps is None else maps(facts.maps, facts.values.values),
         timeline(facts.logged),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]

@@ -38,7 +38,13 @@ from skerch_ooc.base.files import as_given, is_there, list_names, make_folder
 from skerch_ooc.base.partition import Range, tree_sum_of_runs
 from skerch_ooc.base.progress import Advance, Progress, ignore_progress
 from skerch_ooc.base.provenance import provenance, warn_of_versions
-from skerch_ooc.base.resources import SPARE_BYTES, Resources, operator_threads, resident_memory
+from skerch_ooc.base.resources import (
+    SPARE_BYTES,
+    Resources,
+    operator_threads,
+    peak_memory,
+    resident_memory,
+)
 from skerch_ooc.base.streams import Pool, sum_of_tiles
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.memory import RECHUNK_ABOVE, merge_bytes, stored_bytes
@@ -402,6 +408,8 @@ class _SideMerge:
         arrivals = Arrivals(self._round.run.directory)
         work.run_tiles(perform, tasks, stage, self._tile_bytes, arrivals.note)
         arrivals.wait()
+        if work.is_shared:
+            arrivals.record_peaks(self._round.run, "merge", round=self._round.number)
 
     def _numbered(self, runs: Iterable[tuple[int, Range]], work: Work) -> Iterator[MergeTask]:
         run, number = as_given(self._round.run.directory), self._round.number
@@ -441,7 +449,8 @@ class _SideMerge:
 
         def finish() -> dict[str, Any]:
             publish()
-            return {"tiles": len(task.tiles), FILES: self._files_of(task.tiles)}
+            found = {"tiles": len(task.tiles), "peak_bytes": peak_memory()}
+            return found | {FILES: self._files_of(task.tiles)}
 
         return finish
 

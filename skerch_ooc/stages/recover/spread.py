@@ -25,7 +25,7 @@ from skerch_ooc.base.files import as_given, is_there, make_folder, remove
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import ignore_progress
 from skerch_ooc.base.provenance import provenance
-from skerch_ooc.base.resources import Resources
+from skerch_ooc.base.resources import Resources, peak_memory
 from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.tasks import pieces_of
@@ -177,6 +177,7 @@ class MatrixFiles:
         folder = self.recipes.path.parent
         return {
             "tiles": len(tiles),
+            "peak_bytes": peak_memory(),
             FILES: [f"{folder.parent.name}/{folder.name}/{self.path(tiles).name}"],
         }
 
@@ -391,6 +392,11 @@ class Spread:
         function = self._perform() if tasks else perform_vectors
         work.run_tiles(function, tasks, stage, tile_bytes, arrivals.note)
         arrivals.wait()
+        if work.is_shared:
+            folder = files.recipes.path.parent
+            of_result = folder.parent.name == names.RESULTS
+            named = {"name": folder.name} if of_result else {}
+            arrivals.record_peaks(self._run, "recover" if of_result else "basis", **named)
 
     def _is_done(self, task: VectorTask) -> bool:
         file = self._files.published(task.tiles)
