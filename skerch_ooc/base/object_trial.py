@@ -7,9 +7,11 @@ processes that publish one, both would be told that theirs is the one.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from skerch_ooc.base.disk_errors import ReadError
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.object_store import ObjectStore
 from skerch_ooc.base.private_names import private_name
@@ -50,7 +52,10 @@ def _require(store: ObjectStore, key: str, publish: Callable[[], None], second: 
         done = "was answered that it succeeded"
     except FileExistsError:
         done = "was refused"
-    kept = store.read(key) == _FIRST
+    found = store.read(key)
+    if found not in (_FIRST, _SECOND):
+        raise ReadError(errno.EIO, "the store gave other bytes than were written", store.name(key))
+    kept = found == _FIRST
     if done == "was refused" and kept:
         return
     raise UsageError(

@@ -69,7 +69,7 @@ def test_faults_that_pass_are_not_noticed(faulty, bucket, wanted, name, seed):
 
 @pytest.mark.soak
 def test_hundreds_of_faults_end_in_the_right_result_or_in_the_name_of_a_file(
-    faulty, bucket, wanted, record_property
+    faulty, bucket, wanted
 ):
     number, ended = 0, []
     while faulty.injected.total() < FAULTS:
@@ -81,8 +81,7 @@ def test_hundreds_of_faults_end_in_the_right_result_or_in_the_name_of_a_file(
         ended.append(error)
         assert run_contents(place(url)) == wanted[name]
         number += 1
-    record_property("faults", dict(faulty.injected))
-    record_property("runs", len(ended))
+    print(f"{len(ended)} runs, {len(ended) - ended.count(None)} refused", dict(faulty.injected))
     assert any(error is None for error in ended)
 
 

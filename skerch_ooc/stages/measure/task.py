@@ -236,7 +236,7 @@ def measure(
     *_, round_ = known_rounds(run)
     tasks = missing_tasks(round_, device, resources.task_threads, executor.share)
     if not tasks:
-        return round_.is_measured()
+        return executor.share[1] == 1 or round_.is_measured()
     _require_planned_memory(round_, tasks, resources)
     function: Callable[[MeasureTask], Callable[[], dict[str, Any]]] = perform
     if executor.remote:
@@ -264,7 +264,9 @@ def measure(
         _require_kept(missing_tasks(round_, device, resources.task_threads, executor.share))
     # For all processes that merge, which may begin at the same moment, if nothing is missing.
     publish_index(round_)
-    return not missing_tasks(round_, device, resources.task_threads)
+    # Where all tasks are this process's, what is gone again by now is for the merge to say.
+    whole = not stopped and executor.share[1] == 1
+    return whole or not missing_tasks(round_, device, resources.task_threads)
 
 
 def _told(
