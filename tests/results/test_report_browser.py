@@ -43,6 +43,7 @@ def pages(tmp_path_factory):
 
 KINDS_SHOWN = (
     "eigh", "complex svd", "no error test", "one entry", "tiles", "rank 1", "flat", "pairs, missed",
+    "model", "grid",
 )  # fmt: skip
 
 

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
+import numpy as np
 import torch
 from operators import dense
 
 import skerch_ooc as ooc
+from skerch_ooc.base.parameter_layout import ParameterLayout
+from skerch_ooc.planning.spec import OperatorSpec, Spec
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -83,6 +87,47 @@ def extended(folder: Path) -> None:
     ooc.assess(run)
 
 
+def grid(path: Path, lat: int = 6, lon: int = 8) -> np.ndarray:
+    """Writes fields of some months on a grid as netCDF does, and returns them."""
+    months, columns = np.arange(12.0), lat * lon
+    spread = np.random.default_rng(3).standard_normal((12, columns)) * 0.3 ** np.arange(columns)
+    fields = spread.reshape(12, lat, lon)
+    axes = {"time": months, "lat": np.linspace(-60, 60, lat), "lon": np.arange(lon) * 10.0}
+    with h5py.File(path, "w") as file:
+        for name, values in axes.items():
+            file[name] = values
+            file[name].make_scale(name)
+        file["lat"].attrs["units"] = "degrees_north"
+        file["t2m"] = fields
+        for axis, name in enumerate(axes):
+            file["t2m"].dims[axis].attach_scale(file[name])
+    return fields
+
+
+def of_grid(folder: Path, **options) -> None:
+    path = folder.parent / f"{folder.name}.nc"
+    grid(path)
+    arguments = {"path": str(path), "dataset": "t2m", "rows": ["time"], **options}
+    spec = Spec(kind="svd", measurements=8, operator=OperatorSpec("stored", arguments))
+    ooc.run(spec, folder)
+
+
+class OfModel:
+    """A matrix that has the layout of a model's parameters."""
+
+    def __init__(self, a: torch.Tensor, layout: ParameterLayout) -> None:
+        self.a, self.shape, self.dtype, self.layout = a, a.shape, a.dtype, layout
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a @ x
+
+
+LAYERS = ParameterLayout.of(
+    [("fc1.weight", (4, 10)), ("fc1.bias", (4,)), ("block.0.norm.weight", (6,)),
+     ("block.0.out.weight", (5, 7)), ("block.0.out.bias", (5,))]
+)  # fmt: skip
+
+
 def eigh_of(a: torch.Tensor, measurements: int | None = 30, **options):
     return lambda folder: ooc.eigh(a, measurements=measurements, run_dir=folder, **options)
 
@@ -121,6 +166,8 @@ KINDS = {
         dense(TALL, "decay", "complex128", hermitian=False), None, pairs_tolerance=1e-3, rank=4
     ),
     "pairs, missed": pairs_missed,
+    "model": eigh_of(OfModel(dense((90, 90), "decay"), LAYERS)),
+    "grid": of_grid,
     "updated": updated,
     "extended": extended,
 }

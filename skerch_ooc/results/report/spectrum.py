@@ -123,7 +123,7 @@ def _bars(counts: Array, x: Axis, y: Axis, edges: Sequence[float]) -> list[Histo
         left = x.start + place * width + 0.75
         low, high = (numbers.value(edge, 3) for edge in edges[place : place + 2])
         count = int(counts[place])
-        said = f"{numbers.whole(abs(count))}{' negative' * (count < 0)}: {low} to {high}"
+        said = f"{numbers.whole(abs(count))}{' negative' * (count < 0)} from {low} to {high}"
         colour = "orange" if count < 0 else "blue"
         bars.append(HistogramBar(left, top, max(1.0, width - 1.5), bottom - top, colour, said))
     return bars
