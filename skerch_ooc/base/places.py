@@ -173,6 +173,11 @@ def is_object(path: Path) -> bool:
     return isinstance(path, ObjectPath)
 
 
+def kind_of(path: Path) -> str:
+    """Returns what hosts must have in common to see a path: the folder, or the bucket."""
+    return "bucket" if is_object(path) else "folder"
+
+
 def removal(path: Path, *, below: bool = False) -> str:
     """Returns the command by which a user removes a file, or a folder with all that is below."""
     return f"{'skerch-ooc rm' if is_object(path) else 'rm'}{' -r' * below} {quoted(path)}"

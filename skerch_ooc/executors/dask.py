@@ -93,7 +93,8 @@ class Dask:
 
     Each worker does one task at a time. Few tasks are in flight at once, so that their number costs
     the scheduler nothing. Only paths, numbers and receipts travel; the workers must see the run
-    directory, and the file of the factory, under the same paths.
+    directory, and the file of the factory, under the same paths. Of a run in an object store they
+    need no file: that of the factory travels with the tasks.
 
     A task whose worker dies goes to another worker. A task that fails ``tries`` times stops the
     run. Workers that are started here see one GPU each, where there are any.

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from skerch_ooc.base import disk_errors, files, patience, private_names
-from skerch_ooc.base.errors import IncompleteError
-from skerch_ooc.base.places import place
+from skerch_ooc.base.errors import IncompleteError, UsageError
+from skerch_ooc.base.places import kind_of, place
 
 log = logging.getLogger("skerch_ooc")
 
@@ -31,6 +31,10 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 5.0
 _QUIET_SECONDS = 5.0
 _MOST_NAMED = 3
+_REMEDIES = {
+    "folder": "Give the folder the same path on all hosts",
+    "bucket": "Give all hosts its endpoint and credentials, in the environment of the workers",
+}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 """What does not pass by waiting."""
 
@@ -119,6 +123,9 @@ def _look_for(proof: Proof, process: str) -> Answer:
     try:
         if files.read_log(folder / proof.name) != token:
             return answer(why=f"{proof.name} holds something else there")
+    except UsageError as error:
+        # Of an object store: its client is not installed there, or the environment does not suit.
+        return answer(why=str(error), final=True)
     except OSError as error:
         return answer(why=_what_is_there(folder, error))
     own = private_names.private_name(folder)
@@ -261,8 +268,9 @@ class Sight:
         if here and self._left_out.keys() >= set(here):
             raise IncompleteError(
                 f"no worker sees {self._folder} as {socket.gethostname()} does: "
-                f"{_some(self._left_out[worker] for worker in here)}. Give the folder the same "
-                "path on all hosts, or start workers elsewhere; then the same command goes on"
+                f"{_some(self._left_out[worker] for worker in here)}. "
+                f"{_REMEDIES[kind_of(self._folder)]}, or start workers elsewhere; then the same "
+                "command goes on"
             )
         if late:
             log.warning(

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from skerch_ooc.base.errors import IncompleteError, counted
 from skerch_ooc.base.files import is_taken, look_again, mark_of
 from skerch_ooc.base.patience import FILE_WAIT, file_wait
-from skerch_ooc.base.places import is_object, place
+from skerch_ooc.base.places import is_object, kind_of, place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.store import names
 from skerch_ooc.store.cleaned import is_cleaned
@@ -134,7 +134,7 @@ class Arrivals:
             f"{counted(len(self._late), 'published file')} cannot be seen on "
             f"{socket.gethostname()}, though {makers} published: {self._named()} (waited "
             f"{waited:.0f} s; {FILE_WAIT}=SECONDS sets how long). Look whether both hosts see the "
-            "same folder; what is seen is kept, and the same command goes on"
+            f"same {kind_of(self._directory)}; what is seen is kept, and the same command goes on"
         )
 
     def _named(self) -> str:
@@ -200,7 +200,8 @@ def _opened_run(directory: str, amendments: int, mark: tuple[object, ...]) -> Ru
 def _shorter(run: Run, amendments: int) -> IncompleteError:
     return IncompleteError(
         f"{run.directory / names.AMENDMENTS} has {len(run.plan.amendments)} of {amendments} "
-        f"amendments on {socket.gethostname()}; look whether this host sees the same folder"
+        f"amendments on {socket.gethostname()}; look whether this host sees the same "
+        f"{kind_of(run.directory)}"
     )
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 from skerch_ooc.base.errors import OperatorError, UsageError, shown
 from skerch_ooc.base.files import digest, is_folder, is_readable
-from skerch_ooc.operators.loading import build, factory_sha256
+from skerch_ooc.base.places import is_object
+from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.prepared import prepared
 from skerch_ooc.operators.samples import Samples, samples_of
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.planning.spec import OperatorSpec, Spec
+from skerch_ooc.stages.measure.shipping import Shipped, shipped_from
 from skerch_ooc.stages.measure.whereabouts import find_folder
 from skerch_ooc.store.rundir import is_planned, open_run
 
@@ -35,12 +37,14 @@ class Reopened:
         args: The same.
         device: The same.
         folder: What paths are relative to.
+        shipped: The file of the factory, if it came with a task.
     """
 
     factory: str
     args: Mapping[str, Any]
     device: str
     folder: str
+    shipped: Shipped | None = None
 
     @classmethod
     def of(cls, operator: OperatorSpec, folder: Path) -> Reopened:
@@ -73,7 +77,8 @@ class Reopened:
         Raises:
             OperatorError: If it cannot be made.
         """
-        return build(self.factory, self.args, self.device, Path(self.folder), memory)
+        content = None if self.shipped is None else self.shipped.checked()
+        return build(self.factory, self.args, self.device, Path(self.folder), memory, content)
 
     def identity(self) -> dict[str, Any]:
         """Says what the samples are: the factory, and the files that its arguments name.
@@ -92,7 +97,7 @@ class Reopened:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what :meth:`from_json` takes."""
+        """Returns what other processes open them by, but for the file of the factory."""
         return {
             "factory": self.factory, "args": dict(self.args), "device": self.device,
             "folder": self.folder,
@@ -166,6 +171,18 @@ class GivenSamples:
         return None if self.source is None else self.source.identity()
 
 
+def shipped_to(directory: Path, source: Reopened) -> Shipped | None:
+    """Reads the file of a factory that is sent to workers which share a bucket alone.
+
+    Raises:
+        OperatorError: If it cannot be read.
+        UsageError: If it is too large.
+    """
+    if not is_object(directory) or factory_file(source.factory, Path(source.folder)) is None:
+        return None
+    return shipped_from(source.factory, Path(source.folder))
+
+
 def is_named(data: Any) -> bool:
     """Whether samples are named, by a path or spec, and not handed over themselves."""
     return isinstance(data, (str, os.PathLike, Spec, OperatorSpec, Reopened))
@@ -223,6 +240,6 @@ def _source(data: Any) -> Reopened:
 
 
 @lru_cache(maxsize=1)
-def opened_here(factory: str, args: str, device: str, folder: str) -> Samples:
-    """The samples of this process, opened once; ``args`` are spelt as JSON."""
-    return Reopened(factory, json.loads(args), device, folder).samples()
+def opened_here(source: str, shipped: Shipped | None) -> Samples:
+    """The samples of this process, opened once; what :meth:`Reopened.as_json` says, as JSON."""
+    return Reopened(**json.loads(source), shipped=shipped).samples()

@@ -19,7 +19,8 @@ from skerch_ooc.base.places import place, removal
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.executors.work import Work
 from skerch_ooc.operators.samples import Samples
-from skerch_ooc.pipeline.principal.inputs import GivenSamples, Reopened, opened_here
+from skerch_ooc.pipeline.principal.inputs import GivenSamples, Reopened, opened_here, shipped_to
+from skerch_ooc.stages.measure.shipping import Shipped
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_if_there
 from skerch_ooc.store.arrival import FILES, Arrivals
@@ -38,6 +39,7 @@ class SumTask:
         known: The digest of their identity.
         kind: ``"gram"``, ``"qr"``.
         number: The number of the run of rows.
+        shipped: The file of the factory, for workers that share a bucket alone.
     """
 
     directory: str
@@ -45,6 +47,7 @@ class SumTask:
     known: str
     kind: str
     number: int
+    shipped: Shipped | None = None
 
     @property
     def run(self) -> str:
@@ -66,10 +69,7 @@ class SumTask:
 def perform_sum(task: SumTask, samples: Samples | None = None) -> Callable[[], dict[str, Any]]:
     """Sums a run of rows; returns a function that publishes the sums and returns the receipt."""
     if samples is None:
-        source = json.loads(task.source)
-        samples = opened_here(
-            source["factory"], json.dumps(source["args"]), source["device"], source["folder"]
-        )
+        samples = opened_here(task.source, task.shipped)
     rows = samples.runs()[task.number]
     moments = moments_of(samples, rows, KINDS[task.kind])
 
@@ -140,7 +140,10 @@ def _sums_in(
     (word,) = (word for word, one in KINDS.items() if one is kind)
     text = json.dumps(source.as_json())
     place = str(as_given(directory))
-    tasks = [SumTask(place, text, known, word, number) for number in range(len(samples.runs()))]
+    shipped = shipped_to(directory, source) if work.executor.remote else None
+    tasks = [
+        SumTask(place, text, known, word, number, shipped) for number in range(len(samples.runs()))
+    ]
     make_folder(directory / names.SKETCH)
     missing = [task for task in tasks if _opened_sum(task) is None]
     rows = sum(len(samples.runs()[task.number]) for task in missing)

@@ -20,7 +20,7 @@ from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import source_of
 from skerch_ooc.stages.measure.shipping import Shipped
-from skerch_ooc.stages.measure.whereabouts import find_folder, folders_of
+from skerch_ooc.stages.measure.whereabouts import find_folder, folders_of, say_changed
 from skerch_ooc.store.rundir import PLAN, Run, open_run
 from skerch_ooc.store.sketch import Round
 
@@ -173,8 +173,9 @@ def build_for_run(
     if shipped is None:
         folder, content = find_folder(run, source), None
     else:
-        shipped.require_sound(source)
-        folder, content = next(filter(is_folder, folders_of(run, source))), shipped.content
+        folder, content = next(filter(is_folder, folders_of(run, source))), shipped.checked()
+        if shipped.sha256 != source.sha256:
+            say_changed(shipped.name)
     return build(source.factory, source.args, device, folder, memory, content)
 
 

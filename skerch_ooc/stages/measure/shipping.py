@@ -15,9 +15,8 @@ from skerch_ooc.base.errors import CorruptError, OperatorError, UsageError
 from skerch_ooc.base.places import is_object
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.loading import factory_file
-from skerch_ooc.planning.parts import OperatorSource
 from skerch_ooc.planning.plan import source_of
-from skerch_ooc.stages.measure.whereabouts import find_folder, say_changed
+from skerch_ooc.stages.measure.whereabouts import find_folder
 from skerch_ooc.store.rundir import Run
 
 MOST_BYTES = 1 << 20
@@ -38,40 +37,41 @@ class Shipped:
     sha256: str
     content: bytes = field(repr=False)
 
-    @classmethod
-    def of(cls, path: Path, name: str) -> Shipped:
-        """Reads a file.
+    def checked(self) -> bytes:
+        """Returns its bytes, if they are those that were sent.
 
         Raises:
-            OperatorError: If it cannot be read.
-            UsageError: If it is too large to travel with each task.
-        """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise OperatorError(
-                f"cannot read {path}: {error.strerror}; put the factory back"
-            ) from error
-        if len(content) > MOST_BYTES:
-            raise UsageError(
-                f"{path} has {format_bytes(len(content))}; it would travel with each task of a run "
-                f"in an object store, and at most {format_bytes(MOST_BYTES)} do: install it on the "
-                "workers as a package, and name it by package.module:function"
-            )
-        return cls(name, hashlib.sha256(content).hexdigest(), content)
-
-    def require_sound(self, source: OperatorSource) -> None:
-        """Checks that this is the file that was sent; warns if it is not the one that was planned.
-
-        Raises:
-            CorruptError: If it was altered on its way.
+            CorruptError: If they were altered on their way.
         """
         if hashlib.sha256(self.content).hexdigest() != self.sha256:
             raise CorruptError(
                 f"{self.name} was altered on its way to this process; run the same command again"
             )
-        if self.sha256 != source.sha256:
-            say_changed(self.name)
+        return self.content
+
+
+def shipped_from(factory: str, folder: Path) -> Shipped:
+    """Reads the file of a factory.
+
+    Raises:
+        OperatorError: If it cannot be read.
+        UsageError: If it is too large to travel with each task.
+    """
+    path = factory_file(factory, folder)
+    assert path is not None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read {path}: {error.strerror}; put the factory back"
+        ) from error
+    if len(content) > MOST_BYTES:
+        raise UsageError(
+            f"{path} has {format_bytes(len(content))}; it would travel with each task of a run in "
+            f"an object store, and at most {format_bytes(MOST_BYTES)} do: install it on the "
+            "workers as a package, and name it by package.module:function"
+        )
+    return Shipped(factory.rpartition(":")[0], hashlib.sha256(content).hexdigest(), content)
 
 
 def shipped_with(run: Run, parts: Iterable[int]) -> dict[int, Shipped]:
@@ -83,7 +83,7 @@ def shipped_with(run: Run, parts: Iterable[int]) -> dict[int, Shipped]:
     """
     if not is_object(run.directory):
         return {}
-    known: dict[tuple[str | None, str], Shipped] = {}
+    known: dict[tuple[str, str], Shipped] = {}
     found = {}
     for number in parts:
         source = source_of(run.plan, run.plan.parts[number])
@@ -92,8 +92,6 @@ def shipped_with(run: Run, parts: Iterable[int]) -> dict[int, Shipped]:
             continue
         key = (source.factory, source.folder)
         if key not in known:
-            path = factory_file(source.factory, find_folder(run, source))
-            assert path is not None
-            known[key] = Shipped.of(path, source.factory.rpartition(":")[0])
+            known[key] = shipped_from(source.factory, find_folder(run, source))
         found[number] = known[key]
     return found
