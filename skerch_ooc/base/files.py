@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.private_names import is_private
 from skerch_ooc.base.stores import store_of
 
 
@@ -47,11 +46,6 @@ def digest_of_any(value: Any) -> str | None:
         return None
 
 
-def private_files(folder: Path) -> list[str]:
-    """Lists the names of the unpublished files in a folder."""
-    return [name for name in store_of(folder).names(folder) if is_private(name)]
-
-
 def list_names(folder: Path) -> set[str]:
     """Lists the names of all that is in a folder."""
     return set(store_of(folder).names(folder))
@@ -60,6 +54,11 @@ def list_names(folder: Path) -> set[str]:
 def versions_in(folder: Path, names: Iterable[str]) -> dict[str, list[object]]:
     """Returns, for those of some files that are there, their size and time, or version."""
     return store_of(folder).versions(folder, names)
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Returns the bytes of each file in a folder, by its name."""
+    return store_of(folder).sizes(folder)
 
 
 def sync_file(path: Path) -> None:

@@ -133,6 +133,14 @@ class PosixStore:
                 found[name] = [status.st_size, status.st_mtime_ns]
         return found
 
+    def sizes(self, folder: Path) -> dict[str, int]:
+        """Returns the bytes of all that is in a folder."""
+        found = {}
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = os.lstat(f"{folder}/{name}").st_size
+        return found
+
     def is_taken(self, path: Path) -> bool:
         """Whether a name is taken, even by a link that leads nowhere."""
         return os.path.lexists(path)

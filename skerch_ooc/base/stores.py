@@ -52,6 +52,9 @@ class Store(Protocol):
     def versions(self, folder: Path, names: Iterable[str]) -> dict[str, list[object]]:
         """Returns, for files that are there, their size and what tells them from later ones."""
 
+    def sizes(self, folder: Path) -> dict[str, int]:
+        """Returns the bytes of each file that is in a folder."""
+
     def is_taken(self, path: Path) -> bool:
         """Whether there is a file of this name."""
 
@@ -143,6 +146,10 @@ class Bucket:
             listed = {one.key: one for one in folder.store.listed(folder.key)}
         each = ((name, listed.get(key)) for name, key in wanted.items())
         return {name: [one.size, one.version] for name, one in each if one is not None}
+
+    def sizes(self, folder: ObjectPath) -> dict[str, int]:
+        """See :class:`Store`."""
+        return {one.key.rpartition("/")[2]: one.size for one in folder.store.listed(folder.key)}
 
     def is_taken(self, path: ObjectPath) -> bool:
         """See :class:`Store`."""

@@ -12,8 +12,9 @@ from typing import Any
 from skerch_ooc.algebra.krylov.pairs import pairs_of
 from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import private_files
+from skerch_ooc.base.files import sizes_in
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.private_names import is_private
 from skerch_ooc.executors.slurm.outcomes import QueueStatus
 from skerch_ooc.executors.slurm.queue import QueueQuestion
 from skerch_ooc.pipeline.state import State
@@ -25,7 +26,7 @@ from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
 from skerch_ooc.store.rundir import Run, open_run, require_folder
-from skerch_ooc.store.shards import Rectangle, bytes_of, list_shards, strangers
+from skerch_ooc.store.shards import Rectangle, list_shards, strange_names
 from skerch_ooc.store.sketch import Round, count_products
 
 _QUEUE_SECONDS = 5.0
@@ -276,6 +277,7 @@ def _cleaned(run: Run, mark: Cleaned) -> Status:
 
 def _facts_of(run: Run, shards: list[Rectangle]) -> dict[str, Any]:
     """Collects what the plan says of a run, and what lies in its folders."""
+    sizes = sizes_in(run.shards)
     return {
         "directory": str(run.directory),
         "run_id": run.plan.run_id,
@@ -284,10 +286,10 @@ def _facts_of(run: Run, shards: list[Rectangle]) -> dict[str, Any]:
         "shape": run.plan.identity.shape,
         "dtype": run.plan.identity.dtype,
         "shards": len(shards),
-        "shard_bytes": bytes_of(run.shards, shards),
+        "shard_bytes": sum(sizes.get(shard.name, 0) for shard in shards),
         "results": _results(run),
-        "leftovers": len(private_files(run.shards)),
-        "strangers": strangers(run.shards),
+        "leftovers": sum(map(is_private, sizes)),
+        "strangers": strange_names(sizes),
     }
 
 

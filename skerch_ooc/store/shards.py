@@ -172,10 +172,13 @@ def bytes_of(folder: Path, rectangles: Iterable[Rectangle]) -> int:
 
 def strangers(folder: Path) -> list[str]:
     """Lists the names in a folder of shards that are no shard's, without private files."""
+    return strange_names(list_names(folder))
+
+
+def strange_names(names: Iterable[str]) -> list[str]:
+    """Returns those of some names that are no shard's, and no private file's."""
     return sorted(
-        name
-        for name in list_names(folder)
-        if not name.startswith(".") and Rectangle.from_name(name) is None
+        name for name in names if not name.startswith(".") and Rectangle.from_name(name) is None
     )
 
 

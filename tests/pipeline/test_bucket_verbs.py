@@ -22,6 +22,7 @@ from skerch_ooc.base.object_trial import require_first_wins
 from skerch_ooc.base.places import place, removal
 from skerch_ooc.base.private_names import private_name
 from skerch_ooc.cli.main import run_command_line
+from skerch_ooc.pipeline.status import status
 from skerch_ooc.planning.spec import RecoverySpec
 from skerch_ooc.store.inventory import remove_entries, take_inventory
 from skerch_ooc.store.result_files import keep_default_result, result_path
@@ -141,6 +142,15 @@ class TestClean:
         faulty.forget()
         take_inventory(run.directory)
         assert faulty.kinds() == {"list": 1}
+
+
+class TestStatus:
+    def test_lists_shards_twice_however_many_they_are(self, faulty, bucket):
+        made(bucket)
+        faulty.forget()
+        status(ooc.open_run(bucket))
+        listed = [one.key for one in faulty.requests if one.kind == "list"]
+        assert sum("shards" in key for key in listed) == 2
 
 
 class TestRenaming:
