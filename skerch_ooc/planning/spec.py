@@ -218,7 +218,7 @@ class Spec(values.Checked):
             current one, or that of the spec file.
         start: For ``krylov``: the run of an earlier, similar operator, whose leading vectors make
             the second block; or the folder of one of its results. A round then has by default as
-            many columns as pairs are looked for, from 16 to 64. Relative to ``folder``.
+            many columns as pairs are looked for, from 16 to 64. Relative to ``folder``, or a URL.
 
     Raises:
         UsageError: If a value is not allowed, or both or none of ``measurements`` and ``storage``
