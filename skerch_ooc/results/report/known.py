@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skerch_ooc.base.errors import OocError
+from skerch_ooc.base.errors import OocError, counted
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.results.assess import Assessment
@@ -70,7 +70,7 @@ def known_of(
         assessment: Its quality.
         density: The density of all eigenvalues; ``None`` if it is not known.
     """
-    estimates = estimates_of(run, name, len(values)) if density is None else None
+    estimates = estimates_of(run, name, len(values))
     found = [*_norms(values, assessment, estimates)]
     if run.plan.identity.shape[0] == run.plan.identity.shape[1]:
         found.append(_trace(name, estimates, density))
@@ -86,10 +86,17 @@ def _norms(values: Values, assessment: Assessment, estimates: Estimates | None) 
         how = f"estimated from {tests}{_standard_error(figure)}"
         yield Known("Frobenius norm", value(assessment.norm if figure is None
                                             else abs(figure.value)), how)  # fmt: skip
+    yield _spectral_norm(values, assessment)
+
+
+def _spectral_norm(values: Values, assessment: Assessment) -> Known:
+    name, place = "spectral norm", int(np.argmax(values.sizes))
+    if values.pairs is not None and values.which == "LM":
+        return Known(name, _with_bound(values, place).lstrip("−"), _found_how(values))
     how = "the largest value that was found"
     if assessment.error is not None:
         how += f", off by at most the error of the whole, about {value(assessment.error, 3)}"
-    yield Known("spectral norm", f"about {value(abs(values.largest))}", how)
+    return Known(name, f"about {value(abs(values.largest))}", how)
 
 
 def _standard_error(figure: Figure | None) -> str:
@@ -99,17 +106,19 @@ def _standard_error(figure: Figure | None) -> str:
 
 
 def _trace(name: str, estimates: Estimates | None, density: Density | None) -> Known:
-    if density is not None:
-        found = density.trace(lambda x: x)
-        columns = density.quadrature.weights.shape[1]
-        how = f"estimated from {whole(columns)} random column{'s' * (columns != 1)} of the rounds"
-        return Known("trace", value(found.value), how + _both_errors(
-            found.standard_error, found.bias))  # fmt: skip
+    """Estimates the trace by test vectors or by the rounds, whatever has the smaller error."""
     figure = None if estimates is None else estimates.trace
-    if figure is None:
+    tested = None if figure is None else figure.standard_error
+    found = None if density is None else density.trace(lambda x: x)
+    if found is not None and density is not None:
+        spread = found.standard_error
+        if figure is None or (spread is not None and (tested is None or spread < tested)):
+            columns = density.quadrature.weights.shape[1]
+            how = f"estimated from {counted(columns, 'random column')} of the rounds"
+            return Known("trace", value(found.value), how + _both_errors(spread, found.bias))
+    if figure is None or estimates is None:
         command = command_on("estimates", Path("DIR"), name)
         return Known("trace", "not computed here", f"where test vectors are there: {command}")
-    assert estimates is not None
     how = f"of the values that were found, the rest by {estimates.test_measurements} test vectors"
     return Known("trace", _number(figure.value), f"estimated: {how}{_standard_error(figure)}")
 
