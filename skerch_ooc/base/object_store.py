@@ -36,7 +36,7 @@ RANGE_BYTES = 8 << 20
 THREADS = 8
 """Requests of a process that are under way at once."""
 
-_SINGLE_BYTES = 64 << 20
+SINGLE_BYTES = 64 << 20
 """Most bytes that are written by one request; more is sent in parts, and then given its name."""
 
 _COPY_BYTES = 5 << 30
@@ -296,7 +296,7 @@ class ObjectStore:
             Whether the object is that of this call, as :meth:`put_if_absent`.
         """
         size = path.stat().st_size
-        if size <= _SINGLE_BYTES:
+        if size <= SINGLE_BYTES:
             return self.put_if_absent(key, path.read_bytes())
         if self.status(key) is not None:
             return False
@@ -415,16 +415,25 @@ class ObjectStore:
             FileNotFoundError: If there is none.
             CorruptError: If it has another version.
         """
+        return bytes(self._range(key, offset, length, version))
+
+    def read_part(self, data: memoryview, key: str, offset: int, version: str | None) -> int:
+        """Reads bytes of an object by one request; returns how many there were."""
+        found = self._range(key, offset, len(data), version)
+        data[: len(found)] = found
+        return len(found)
+
+    def _range(self, key: str, offset: int, length: int, version: str | None) -> memoryview:
         import obstore
 
         if length <= 0:
-            return b""
+            return memoryview(b"")
         options: Any = {"range": (offset, offset + length)}
         if version is not None:
             options["if_match"] = version
 
-        def part() -> bytes:
-            return bytes(obstore.get(self._client, key, options=options).bytes())
+        def part() -> memoryview:
+            return memoryview(obstore.get(self._client, key, options=options).bytes())
 
         return self._ask(key, part, reading=True)
 
@@ -433,10 +442,7 @@ class ObjectStore:
         starts = range(0, len(data), RANGE_BYTES)
 
         def fill(start: int) -> int:
-            part = data[start : start + RANGE_BYTES]
-            found = self.read_range(key, offset + start, len(part), version)
-            part[: len(found)] = found
-            return len(found)
+            return self.read_part(data[start : start + RANGE_BYTES], key, offset + start, version)
 
         if len(starts) <= 1:
             return sum(map(fill, starts))

@@ -103,6 +103,7 @@ def plan_table(planned: Planned) -> str:
         ("products", f"{_products(plan, costs)}{_in_parts(plan)}"),
         ("on disk", f"{_on_disk(likely)}, {likely.files} files"),
         ("memory", _memory(likely)),
+        ("requests", _requests(likely)),
         ("at most", _at_most(costs)),
         ("columns at once", _at_once(plan.parts[0].columns_at_once)),
         ("", _at_once_took(findings.widths) if findings else None),
@@ -119,6 +120,16 @@ def _products(plan: Plan, costs: Estimate) -> str:
     if costs.likely is not None:
         return f"about {costs.likely.products}, in {costs.likely.tasks} tasks"
     return f"{'at most ' * (plan.krylov is not None)}{costs.products}, in {costs.tasks} tasks"
+
+
+def _requests(costs: Estimate) -> str | None:
+    """How many requests each stage makes of an object store."""
+    if costs.requests is None:
+        return None
+    return "; ".join(
+        f"{stage} {each.get} GET, {each.put} PUT, {each.list} LIST"
+        for stage, each in costs.requests.items()
+    )
 
 
 def _at_most(costs: Estimate) -> str | None:

@@ -23,10 +23,13 @@ from skerch_ooc.planning.memory import (
     shard_bytes,
     stage_bytes,
     stored_bytes,
+    window_bytes,
+    window_room,
 )
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import Part
 from skerch_ooc.planning.plan import Cut, Plan
+from skerch_ooc.planning.requests import Requests, requests_of
 from skerch_ooc.planning.scaling import (
     FILE_SECONDS,
     WORKER_START,
@@ -72,6 +75,7 @@ class Estimate:
         likely: The same of as many rounds of ``krylov`` as most spectra take; ``None`` where these
             are not fewer than the most, or the number of rounds is given.
         partial_sums_bytes: Bytes of the partial sums among those of results.
+        requests: Requests of each stage, of a run in an object store.
     """
 
     products: int
@@ -86,11 +90,13 @@ class Estimate:
     useful_workers: int | None
     likely: Estimate | None = None
     partial_sums_bytes: int = 0
+    requests: dict[str, Requests] | None = None
 
 
 def estimate(
-    plan: Plan, probe: Probe | None, held: int | None = None, product: Product | None = None
-) -> Estimate:
+    plan: Plan, probe: Probe | None, held: int | None = None, product: Product | None = None,
+    far: Resources | None = None,
+) -> Estimate:  # fmt: skip
     """Predicts what a plan will cost.
 
     Args:
@@ -98,12 +104,26 @@ def estimate(
         probe: What the probe of its operator found, if there was one.
         held: Resident memory of a process that has the operator, if that is known.
         product: The operator, if it is loaded: what it comes to hold when it is applied counts.
+        far: What a process may use, if the run lies in an object store.
     """
     baseline = SPARE_BYTES + (probe.baseline_bytes if probe else held or ASSUMED_BASELINE)
-    found, likely = _estimate(plan, probe, baseline, product), _likely(plan)
-    if likely is None:
-        return found
-    return replace(found, likely=_estimate(likely, probe, baseline, product))
+    likely = _likely(plan)
+    found, *less = (
+        _far(one, _estimate(one, probe, baseline, product), far)
+        for one in (plan, likely)
+        if one is not None
+    )
+    return replace(found, likely=less[0]) if less else found
+
+
+def _far(plan: Plan, costs: Estimate, far: Resources | None) -> Estimate:
+    """Adds what a run in an object store takes: memory of windows on shards, and requests."""
+    if far is None:
+        return costs
+    windows = window_bytes(plan)
+    peaks = {stage: peak + windows.get(stage, 0) for stage, peak in costs.peak_bytes.items()}
+    left = window_room(max(windows["merge"], far.memory - costs.peak_bytes["merge"]))
+    return replace(costs, peak_bytes=peaks, requests=requests_of(plan, left))
 
 
 def _likely(plan: Plan) -> Plan | None:

@@ -147,7 +147,8 @@ def make_plan(spec: Spec, run_dir: Path, work: Work, *, operator: Any = None) ->
     plan = freeze.starting_with(plan, earlier.start if earlier else None)
     findings = examined.findings if examined else None
     held = resident_memory() if examined else None
-    costs = estimate(plan, findings, held, examined.product if examined else None)
+    far = work.resources if is_object(run_dir) else None
+    costs = estimate(plan, findings, held, examined.product if examined else None, far)
     require_memory(costs, work.resources)
     run = rundir.create_run(run_dir, plan.identity, plan.amendments[0])
     if run.plan.amendments[0] != plan.amendments[0]:
@@ -404,7 +405,8 @@ def _with_width(spec: Spec, plan: Plan) -> Spec:
 
 def planned_before(run: Run) -> Planned:
     """Returns a run that was planned earlier, as :func:`make_plan` does."""
-    return Planned(run, estimate(run.plan, None), fresh=False)
+    far = Resources.of(None, None, 1, "cpu") if is_object(run.directory) else None
+    return Planned(run, estimate(run.plan, None, far=far), fresh=False)
 
 
 def _completed(spec: Spec, plan: Plan) -> Spec:

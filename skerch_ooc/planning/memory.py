@@ -44,6 +44,9 @@ PROBES = 8
 WINDOWS = 2
 """Windows of each shard in an object store that are held: what is read now, and what is next."""
 
+UNDER_WAY = 128 << 20
+"""Most bytes of answers that are under way: of 8 requests of 8 MiB, twice while they come in."""
+
 
 class Needed(NamedTuple):
     """The memory that a stream over tiles needs.
@@ -98,8 +101,22 @@ def window_bytes(plan: Plan) -> dict[str, int]:
     sides = [side for number in range(1, plan.rounds + 1) for side in planned_sides(plan, number)]
     merged = max(_row_bytes(plan, side.rows, side.columns) for side in sides)
     made = max(_row_bytes(plan, one.rows, one.columns + one.tests) for one in sizes_of_result(plan))
-    shards = WINDOWS * _bands(plan)
-    return {"merge": shards * merged, "recover": shards * made}
+    shards = _bands(plan)
+    return {"merge": held_by_windows(shards * merged), "recover": held_by_windows(shards * made)}
+
+
+def held_by_windows(row_bytes: int) -> int:
+    """Returns the memory that windows of one tile take, with as much that is under way.
+
+    Args:
+        row_bytes: Bytes of a row tile of all that is read.
+    """
+    return 2 * WINDOWS * row_bytes
+
+
+def window_room(memory: int) -> int:
+    """Returns what windows may hold of some memory, besides what is under way."""
+    return max(memory - UNDER_WAY, memory // 2)
 
 
 def _row_bytes(plan: Plan, rows: int, columns: int) -> int:

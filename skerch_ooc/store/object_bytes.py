@@ -16,14 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from skerch_ooc.base.errors import CorruptError
-from skerch_ooc.base.object_store import RANGE_BYTES, THREADS, Listed
+from skerch_ooc.base.object_store import RANGE_BYTES, Listed
 from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
 from skerch_ooc.base.streams import tiles_in_flight
-from skerch_ooc.planning.memory import WINDOWS, Needed
-
-HEAD_BYTES = 1 << 16
-"""Bytes of the first request: the seal, the metadata before the bulk, and all of a small file."""
+from skerch_ooc.planning.memory import WINDOWS, Needed, held_by_windows, window_room
+from skerch_ooc.planning.requests import HEAD_BYTES, window_share
 
 WINDOW_BYTES = 256 << 20
 """Bytes that a process holds of files which are read tile by tile, unless a stage says how many."""
@@ -191,13 +189,10 @@ class ObjectBytes:
 
     def fetch_into(self, data: memoryview, offset: int) -> int:
         """Fetches bytes by one request; returns how many there were."""
-        store, key = self.path.store, self.path.key
         try:
-            found = store.read_range(key, offset, len(data), self._version)
+            return self.path.store.read_part(data, self.path.key, offset, self._version)
         except FileNotFoundError as error:
             raise self._gone() from error
-        data[: len(found)] = found
-        return len(found)
 
     def _read_into(self, data: memoryview, offset: int) -> int:
         try:
@@ -234,9 +229,7 @@ class _Windows:
                 source.used = self._calls
                 self._sources.add(source)
             count = len(self._sources)
-            return min(
-                max(RANGE_BYTES, THREADS * RANGE_BYTES // count), self.most // (WINDOWS * count)
-            )
+            return window_share(count, self.most)
 
     def make_room(self, wanted: Sequence[Wanted], needed: int) -> None:
         """Gives up the windows that were not used for longest, until there is room for others."""
@@ -266,11 +259,11 @@ def tiles_beside_windows(stage: str, resources: Resources, needed: Needed, row_b
     Raises:
         UsageError: If not even one tile fits.
     """
-    least = WINDOWS * row_bytes
+    least = held_by_windows(row_bytes)
     in_flight = tiles_in_flight(stage, resources, needed.fixed + least, needed.per_tile)
     if row_bytes:
         taken = resident_memory() + SPARE_BYTES + needed.fixed + in_flight * needed.per_tile
-        _PROCESS.allow(max(least, resources.memory - taken))
+        _PROCESS.allow(window_room(max(least, resources.memory - taken)))
     return in_flight
 
 
