@@ -5,7 +5,7 @@ All of it follows from the files alone: nothing that the run names is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from skerch_ooc.store.pieces import lost_pieces
 from skerch_ooc.store.result_files import has_derived, has_sums, is_assessed, result_path
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import SealedFile
-from skerch_ooc.store.shards import Rectangle, list_shards
+from skerch_ooc.store.shards import Rectangle, list_shards, shards_among
 from skerch_ooc.store.sketch import Round, known_rounds, sketch_folder
 
 _ROUNDS_AHEAD = 4
@@ -40,15 +40,17 @@ class State:
         run: The run; its shards were not removed on purpose.
         by_notes: Whether merged shards are recognised by their noted names, sizes and times,
             without opening them. Then a damaged shard is not seen; other commands report it.
+        names: The names in the folder of the shards, where it was listed before.
     """
 
     run: Run
     by_notes: bool = False
+    names: Collection[str] | None = None
 
     @cached_property
     def shards(self) -> list[Rectangle]:
         """The column shards that are there."""
-        return list_shards(self.run.shards)
+        return list_shards(self.run.shards) if self.names is None else shards_among(self.names)
 
     @cached_property
     def rounds(self) -> list[Round]:

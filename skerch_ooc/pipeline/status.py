@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from skerch_ooc.stages.recover.krylov import Search, goal_of
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
 from skerch_ooc.store.rundir import Run, open_run, require_folder
-from skerch_ooc.store.shards import Rectangle, list_shards, strange_names
+from skerch_ooc.store.shards import Rectangle, shards_among, strange_names
 from skerch_ooc.store.sketch import Round, count_products
 
 _QUEUE_SECONDS = 5.0
@@ -186,8 +186,11 @@ def status(run: Run) -> Status:
         CorruptError: If a basis, or a shard of an earlier round, is damaged.
     """
     require_folder(run)
-    mark = run.cleaned()
-    return _status_of(State(run, by_notes=True)) if mark is None else _cleaned(run, mark)
+    # Listed once: in a bucket, where there are many, that takes seconds.
+    mark, sizes = run.cleaned(), sizes_in(run.shards)
+    if mark is not None:
+        return _cleaned(run, mark, sizes)
+    return _status_of(State(run, by_notes=True, names=sizes.keys()), sizes)
 
 
 def looks(directory: Path, interval: float) -> Iterator[tuple[Status, QueueStatus | None]]:
@@ -220,7 +223,7 @@ def looks(directory: Path, interval: float) -> Iterator[tuple[Status, QueueStatu
         time.sleep(min(interval, _LONGEST_INTERVAL))
 
 
-def _status_of(state: State) -> Status:
+def _status_of(state: State, sizes: Mapping[str, int]) -> Status:
     """Makes the status of a run that has its shards."""
     missing: dict[str, list[Range]] = {}
     planned: dict[str, int] = {}
@@ -229,7 +232,7 @@ def _status_of(state: State) -> Status:
         planned |= {_shown(known, role): len(span) for role, span in known.planned.items()}
     left = {role: sum(map(len, pieces)) for role, pieces in missing.items()}
     return Status(
-        **_facts_of(state.run, state.shards),
+        **_facts_of(state.run, state.shards, sizes),
         products=count_products(state.run, state.rounds, state.shards),
         columns={
             role: {"planned": count, "done": count - left[role]} for role, count in planned.items()
@@ -258,14 +261,14 @@ def _pairs_so_far(state: State) -> PairsSoFar | None:
     return None
 
 
-def _cleaned(run: Run, mark: Cleaned) -> Status:
+def _cleaned(run: Run, mark: Cleaned, sizes: Mapping[str, int]) -> Status:
     """Makes the status of a run whose shards were removed, or are being removed."""
     if mark.lost_results(run.directory, run.plan.identity.kind):
         run.require_shards()
-    shards = list_shards(run.shards)
+    shards = shards_among(sizes)
     again = f"skerch-ooc clean {quoted(run.directory)} --shards"
     return Status(
-        **_facts_of(run, shards),
+        **_facts_of(run, shards, sizes),
         products=count_products(run),
         columns={role: {"planned": n, "done": n} for role, n in mark.columns.items()},
         missing={role: [] for role in mark.columns},
@@ -275,9 +278,8 @@ def _cleaned(run: Run, mark: Cleaned) -> Status:
     )
 
 
-def _facts_of(run: Run, shards: list[Rectangle]) -> dict[str, Any]:
+def _facts_of(run: Run, shards: list[Rectangle], sizes: Mapping[str, int]) -> dict[str, Any]:
     """Collects what the plan says of a run, and what lies in its folders."""
-    sizes = sizes_in(run.shards)
     return {
         "directory": str(run.directory),
         "run_id": run.plan.run_id,

@@ -145,10 +145,14 @@ def require_finite(array: Array, rectangle: Rectangle) -> None:
 def list_shards(folder: Path) -> list[Rectangle]:
     """Lists the shards in a folder, by their names alone, in order."""
     try:
-        listed = list_names(folder)
+        return shards_among(list_names(folder))
     except FileNotFoundError:
         return []
-    found = (Rectangle.from_name(name) for name in listed)
+
+
+def shards_among(names: Iterable[str]) -> list[Rectangle]:
+    """Returns the shards that are among some names, in order."""
+    found = (Rectangle.from_name(name) for name in names)
     return sorted(rectangle for rectangle in found if rectangle is not None)
 
 

@@ -145,12 +145,12 @@ class TestClean:
 
 
 class TestStatus:
-    def test_lists_shards_twice_however_many_they_are(self, faulty, bucket):
+    def test_lists_shards_once(self, faulty, bucket):
         made(bucket)
         faulty.forget()
         status(ooc.open_run(bucket))
         listed = [one.key for one in faulty.requests if one.kind == "list"]
-        assert sum("shards" in key for key in listed) == 2
+        assert sum("shards" in key for key in listed) == 1
 
 
 class TestRenaming:
