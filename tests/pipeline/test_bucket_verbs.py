@@ -6,12 +6,14 @@ import http.server
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import threading
 
 import pytest
 from faulty_store import Rule
-from object_servers import KEY, SECRET
+from object_servers import KEY, SECRET, free_port
 from specs import write_spec
 
 import skerch_ooc as ooc
@@ -257,6 +259,13 @@ class TestTrial:
         self.trial(other_bucket)
         assert keys_of(other_bucket) == set()
 
+    @pytest.mark.thorough
+    def test_rclone_is_refused(self, rclone, tmp_path, capsys):
+        spec = write_spec(tmp_path, "matrix", 20, operator={"args": {"n": 60}})
+        code, text = command(capsys, "plan SPEC --run s3://runs/a", SPEC=spec)
+        assert (code, "does not heed the condition" in text) == (2, True)
+        assert list((rclone / "runs").iterdir()) == []
+
     def test_run_that_is_planned_is_not_tried_again(self, faulty, bucket):
         made(bucket)
         faulty.forget()
@@ -307,6 +316,23 @@ def alone(monkeypatch):
     object_store._store.cache_clear()
     yield monkeypatch
     object_store._store.cache_clear()
+
+
+@pytest.fixture
+def rclone(alone, tmp_path):
+    """The folder of a server that gives no heed to conditions, whose address is set."""
+    program = shutil.which("rclone")
+    if program is None:
+        pytest.skip("rclone is not installed")
+    folder, port = tmp_path / "objects", free_port()
+    (folder / "runs").mkdir(parents=True)
+    arguments = "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"
+    with subprocess.Popen([program, *arguments, folder], stderr=subprocess.DEVNULL) as process:
+        alone.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        # Until it listens it is a store that does not answer, which is asked again.
+        alone.setenv("SKERCH_OOC_FILE_WAIT", "20")
+        yield folder
+        process.kill()
 
 
 class TestRefusals:
