@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
+import os
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
-from os import PathLike
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -225,7 +225,7 @@ class _SourceLoader(SourceFileLoader):
         super().__init__(name, path)
         self._content = content
 
-    def get_data(self, path: str | bytes | PathLike[str]) -> bytes:  # noqa: ARG002 (one file)
+    def get_data(self, path: str | bytes | os.PathLike[str]) -> bytes:  # noqa: ARG002 (one file)
         return self._content
 
     def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 (one file, one module)

@@ -88,7 +88,7 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedBytes:
     """What is read next of an object.
 
     Attributes:
@@ -153,7 +153,7 @@ class ObjectBytes:
             found, in_order = self._held(offset, length), self._is_next(offset, length)
             self._next = offset + length
         if found is None and in_order:
-            fetch_together([Wanted(self, offset, length, self.bounded(1 << 62))])
+            fetch_together([WantedBytes(self, offset, length, self.bounded(1 << 62))])
             found = self._held(offset, length)
         if found is None:
             return self._read_into(data, offset)
@@ -231,7 +231,7 @@ class _Windows:
             count = len(self._sources)
             return window_share(count, self.most)
 
-    def make_room(self, wanted: Sequence[Wanted], needed: int) -> None:
+    def make_room(self, wanted: Sequence[WantedBytes], needed: int) -> None:
         """Gives up the windows that were not used for longest, until there is room for others."""
         with self._lock:
             for one in wanted:
@@ -267,7 +267,7 @@ def tiles_beside_windows(stage: str, resources: Resources, needed: Needed, row_b
     return in_flight
 
 
-def fetch_together(wanted: Iterable[Wanted]) -> None:
+def fetch_together(wanted: Iterable[WantedBytes]) -> None:
     """Fetches what is read next of several objects, in long ranges, by several requests at once.
 
     Args:
@@ -292,7 +292,7 @@ def fetch_together(wanted: Iterable[Wanted]) -> None:
         _fetch(lacking, lengths)
 
 
-def _fetch(wanted: Sequence[Wanted], lengths: Sequence[int]) -> None:
+def _fetch(wanted: Sequence[WantedBytes], lengths: Sequence[int]) -> None:
     windows = [np.empty(max(length, 0), np.uint8).data for length in lengths]
     # All requests are told apart here: a thread of the pool must not wait for others of it.
     ranges = [

@@ -44,7 +44,7 @@ from skerch_ooc.store.checksums import (
     tile_checksum,
 )
 from skerch_ooc.store.layout import Layout
-from skerch_ooc.store.object_bytes import ObjectBytes, Wanted, fetch_together
+from skerch_ooc.store.object_bytes import ObjectBytes, WantedBytes, fetch_together
 from skerch_ooc.store.rawfile import DescriptorBytes, RawFile, start_syncing, write_at
 from skerch_ooc.store.sources import SealedBytes, opened, source_of
 from skerch_ooc.store.tiles import Tiles
@@ -317,7 +317,7 @@ class Bulk(Tiles):
         require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
         return stored[: len(rows), : len(columns)]
 
-    def wanted(self, rows: Range, columns: Range) -> Wanted | None:
+    def wanted(self, rows: Range, columns: Range) -> WantedBytes | None:
         """Returns which bytes are read next, if they lie in an object store; see `expect`."""
         source, layout = self._source, self.layout
         if not isinstance(source, ObjectBytes):
@@ -328,7 +328,7 @@ class Bulk(Tiles):
         ends = layout.number(rows.start, columns.stop), layout.number(last - 1, columns.stop)
         offsets = [min(number * layout.tile_bytes, layout.length) for number in (first, *ends)]
         start, stop, until = (self.offset + offset for offset in offsets)
-        return Wanted(source, start, stop - start, until)
+        return WantedBytes(source, start, stop - start, until)
 
     @property
     def far_bytes(self) -> int:

@@ -31,7 +31,7 @@ _FLATTEST, _STEEPEST = 0.3, 1.2
 
 
 @dataclass(frozen=True)
-class Side:
+class MapSide:
     """A dimension of a map.
 
     Attributes:
@@ -62,8 +62,8 @@ class Maps:
 
     noun: str
     cells: Array
-    across: Side
-    up: Side
+    across: MapSide
+    up: MapSide
     slower: tuple[str, ...]
     ratio: float
     is_divided: bool
@@ -125,14 +125,14 @@ def _drawn(
     return Maps(noun, cells, across, up, axes.names[:-2], ratio, root is not None)
 
 
-def _side(name: str, coordinate: Coordinate | None) -> Side:
+def _side(name: str, coordinate: Coordinate | None) -> MapSide:
     """Describes a dimension; a falling coordinate, such as latitudes from the north, is turned."""
     if coordinate is None or not len(coordinate.values):
-        return Side(name, ("", ""))
+        return MapSide(name, ("", ""))
     first, last = float(coordinate.values[0]), float(coordinate.values[-1])
     turned = first > last
     low, high = sorted((first, last))
-    return Side(name, (numbers.value(low), numbers.value(high)), turned)
+    return MapSide(name, (numbers.value(low), numbers.value(high)), turned)
 
 
 def _cells(vectors: LazyMatrix, up: int, across: int, root: Array | None) -> Iterator[Array]:
