@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 
 from skerch_ooc.results.assess import FACTORS, Assessment, factor_for
-from skerch_ooc.results.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axis, linear, logarithmic
+from skerch_ooc.results.report.axes import (
+    BOTTOM,
+    FOCUSED,
+    LEFT,
+    RIGHT,
+    TOP,
+    Axis,
+    linear,
+    logarithmic,
+    thinned,
+)
 from skerch_ooc.results.report.chart import Chart
 from skerch_ooc.results.words import bound_text
 
@@ -34,9 +44,11 @@ def scree(assessment: Assessment) -> Chart | None:
     if len(lower) < len(bounds):
         # The highest rank leaves nothing out for sure: that is below any logarithmic axis.
         lower.append((upper[-1][0] if upper else x.start, BOTTOM))
+    some = (bounds[i] for i in thinned(len(bounds), FOCUSED))
+    marked = [(x.at(rank), y.at(max(high, y.low)), rank, low, high) for rank, low, high in some]
     enough = next((rank for rank, _, high in bounds if high <= 0.01), None)
     drawn = {"x": x, "y": y, "lower": lower, "upper": upper, "first": bounds[0],
-             "last": bounds[-1], "enough": enough}  # fmt: skip
+             "last": bounds[-1], "enough": enough, "marked": marked}  # fmt: skip
     return Chart("scree", "scree", drawn)
 
 
