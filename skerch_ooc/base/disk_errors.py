@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from skerch_ooc.base.errors import IncompleteError
@@ -37,9 +38,12 @@ _REMEDIES_OF_STORES = {
 
 def cannot_write(path: Path | str | None, error: OSError) -> IncompleteError:
     """Makes the error for a file that could not be written or synced to the disk."""
+    why = f"{error.strerror or error}"
+    if "://" in str(path) and not _is_of_store(error):
+        why += f" in {tempfile.gettempdir()}, where it is made first (TMPDIR names another folder)"
     return IncompleteError(
-        f"cannot write {path or 'a file'}: {error.strerror or error}; what was published before is "
-        f"untouched: {remedy(error)}, then run the same command again"
+        f"cannot write {path or 'a file'}: {why}; what was published before is untouched: "
+        f"{remedy(error)}, then run the same command again"
     )
 
 

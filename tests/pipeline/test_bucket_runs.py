@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,20 @@ def test_run_starts_with_vectors_that_are_in_a_bucket(bucket, tmp_path, of):
         ooc.eigh(a, run_dir=where + "/earlier", **wanted)
         ooc.eigh(a, run_dir=where + "/later", start=where + of, **wanted)
     assert run_contents(place(bucket) / "later") == run_contents(tmp_path / "later")
+
+
+def test_lack_of_room_where_a_shard_is_made_is_told_from_lack_of_room_in_the_store(
+    bucket, tmp_path, monkeypatch
+):
+    run = ooc.plan(SPEC, bucket)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(ooc.IncompleteError, match=f"cannot write s3:.* in {tmp_path}, where"):
+            ooc.measure(run)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())

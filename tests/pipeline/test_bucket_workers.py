@@ -38,6 +38,12 @@ FACTORY = """
         return torch.diag(values)
 """
 
+SPARSE = """
+    import numpy as np, scipy.sparse
+
+    def make(n):
+        return scipy.sparse.diags(0.9 ** (np.arange(n) % 400) * (1 + np.arange(n) / n))
+"""
 SAMPLES = """
     import numpy as np
 
@@ -128,6 +134,32 @@ def test_workers_that_share_only_a_bucket_have_the_file_of_the_factory_from_thei
     assert run_contents(place(bucket)) == run_contents(tmp_path / "run")
     by = {receipt.get("by", "") for receipt in run.receipts() if receipt["stage"] == "measure"}
     assert all(one.startswith("worker tcp://") for one in by)
+
+
+def run_to_the_end(table, where, **with_):
+    run = ooc.run(ooc.Spec.from_table(table), where, **with_)
+    ooc.assess(ooc.open_run(where))
+    return run
+
+
+@pytest.mark.parametrize(("kind", "vectors"), [("eigh", "implicit"), ("svd", "stored")])
+@pytest.mark.parametrize("method", ["nystrom", "singlepass", "oversampled", "hmt", "krylov"])
+def test_run_of_workers_that_share_only_a_bucket_has_the_files_of_a_serial_one(
+    apart, bucket, kind, method, vectors
+):
+    wanted, recovery = {"measurements": 16}, {"method": method, "vectors": vectors}
+    if method == "krylov":
+        wanted, recovery = {"rounds": 3, "round_width": 6}, {"method": method, "rank": 4}
+    table = {
+        "kind": kind, "seed": 2, **wanted,
+        "operator": {"factory": str(apart.folder / "factory.py:make"), "args": {"n": 9000}},
+        "sketch": {"test_measurements": 4, "block": 4},
+        "recovery": recovery,
+    }  # fmt: skip
+    apart.write("factory.py", SPARSE)
+    run_to_the_end(table, bucket, executor=apart.executor)
+    run_to_the_end(table, apart.folder / "run")
+    assert run_contents(place(bucket)) == run_contents(apart.folder / "run")
 
 
 def test_nothing_private_is_left_in_the_bucket(apart, bucket):
