@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import DASK, cluster_in, in_own_view, needs_own_views
+from clusters import DASK, cluster_in, in_own_view, needs_own_views, without_package
 from contents import run_contents
 from distributed import Client
 from object_servers import KEY, SECRET, free_port
@@ -88,7 +88,7 @@ def toml_of(table, name=""):
 
 
 @contextlib.contextmanager
-def workers_apart(hidden, *environments):
+def workers_apart(hidden, *environments, command=DASK):
     """Workers with these environments, to which a folder is empty; each has a temporary one."""
     needs_own_views()
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder, cluster_in(Path(folder)) as made:
@@ -97,7 +97,7 @@ def workers_apart(hidden, *environments):
         own.mkdir()
         mounts = " && ".join(f"mount -t tmpfs none {path}" for path in (hidden, own))
         for one in environments:
-            made.start_worker((*in_own_view(mounts), *DASK), **({"TMPDIR": str(own)} | one))
+            made.start_worker((*in_own_view(mounts), *command), **({"TMPDIR": str(own)} | one))
         with Client(scheduler_file=str(made.file), set_as_default=False) as client:
             client.wait_for_workers(len(environments), timeout=60)
         yield made
@@ -197,19 +197,27 @@ def test_samples_of_a_function_in_a_file_are_shared_by_workers(apart, bucket):
     np.testing.assert_array_equal(there.components_, here.components_)
 
 
+@pytest.mark.parametrize(
+    ("command", "port", "why"),
+    [
+        (DASK, free_port, "error sending request"),
+        (without_package("obstore"), None, "takes obstore"),
+    ],
+)
 def test_worker_that_does_not_find_the_bucket_is_left_out_and_named(
-    object_server, bucket, tmp_path_factory, tmp_path, caplog
+    object_server, bucket, tmp_path_factory, tmp_path, monkeypatch, command, port, why
 ):
-    good = object_server.environment | {"SKERCH_OOC_FILE_WAIT": "2"}
-    lost = good | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    with workers_apart(tmp_path_factory.getbasetemp(), lost) as made:
+    known = object_server.environment | {"SKERCH_OOC_FILE_WAIT": "2"}
+    if port is not None:
+        known["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port()}"
+    with workers_apart(tmp_path_factory.getbasetemp(), known, command=command) as made:
         alone = Apart(tmp_path, made)
         alone.write("factory.py", FACTORY)
         run = alone.planned(bucket)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SKERCH_OOC_FILE_WAIT", "2")
-            with pytest.raises(ooc.IncompleteError, match=r"no worker sees s3:.*endpoint") as told:
-                ooc.measure(run, executor=alone.executor)
+        monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "2")
+        with pytest.raises(ooc.IncompleteError, match=f"no worker sees s3:.*{why}.*endp") as told:
+            ooc.measure(run, executor=alone.executor)
+    assert "\n" not in str(told.value)
     assert SECRET not in str(told.value)
     assert KEY not in str(told.value)
 

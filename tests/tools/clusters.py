@@ -121,7 +121,7 @@ def other_package(folder: Path, file: str, old: str, new: str) -> str:
     return str(folder)
 
 
-def without_package() -> tuple[str, ...]:
-    """The command ``dask`` where this package is not installed."""
-    code = "import sys; sys.modules['skerch_ooc'] = None; from dask.__main__ import main; main()"
+def without_package(name: str = "skerch_ooc") -> tuple[str, ...]:
+    """The command ``dask`` where a package, by default this one, is not installed."""
+    code = f"import sys; sys.modules['{name}'] = None; from dask.__main__ import main; main()"
     return (sys.executable, "-c", code)
