@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 
 import pytest
@@ -390,12 +389,6 @@ class TestRefusals:
     )
     def test_url_that_is_none_of_a_run(self, alone, capsys, url):
         self.refused(capsys, url, 2, "give ")
-
-    def test_folder_for_temporary_files_that_takes_none(self, run, bucket, capsys, monkeypatch):
-        command(capsys, "clean DIR --sketch", DIR=bucket)
-        monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
-        said = "cannot write s3://", " in /no/such/folder", "TMPDIR"
-        self.one(capsys, f"merge {bucket}", 4, said)
 
     def test_url_of_a_folder_is_the_folder(self, capsys, tmp_path):
         self.refused(capsys, f"file://{tmp_path}", 2, f"{tmp_path} is not a run directory")
