@@ -247,6 +247,8 @@ class ObjectStore:
         self._lock = threading.Lock()
         atexit.register(self.flush)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="object-store")
+        # A thread that waits for some of the pool is none of the pool.
+        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="object-store-ahead")
 
     def name(self, key: str) -> str:
         """Returns the URL of an object."""
@@ -415,15 +417,16 @@ class ObjectStore:
             FileNotFoundError: If there is none.
             CorruptError: If it has another version.
         """
-        return bytes(self._range(key, offset, length, version))
+        return bytes(self.read_view(key, offset, length, version))
 
     def read_part(self, data: memoryview, key: str, offset: int, version: str | None) -> int:
         """Reads bytes of an object by one request; returns how many there were."""
-        found = self._range(key, offset, len(data), version)
+        found = self.read_view(key, offset, len(data), version)
         data[: len(found)] = found
         return len(found)
 
-    def _range(self, key: str, offset: int, length: int, version: str | None) -> memoryview:
+    def read_view(self, key: str, offset: int, length: int, version: str | None) -> memoryview:
+        """As :meth:`read_range`, without a copy."""
         import obstore
 
         if length <= 0:

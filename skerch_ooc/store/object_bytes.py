@@ -11,7 +11,8 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -119,6 +120,7 @@ class ObjectBytes:
     Attributes:
         path: The object.
         lock: Is held while its windows change.
+        coming: The next windows of all objects that are read with it, while they are fetched.
         used: When it was read last, in calls of :func:`fetch_together`.
     """
 
@@ -128,6 +130,7 @@ class ObjectBytes:
         self._size = size
         self._windows: list[_Window] = []
         self._next = -1
+        self.coming: Future[_Fetched | None] | None = None
 
     def take(self, opened: ObjectHead, *, keep: bool) -> None:
         """Takes over what is known of the object that was verified: later reads are of that one."""
@@ -167,6 +170,15 @@ class ObjectBytes:
         """Returns an offset, or the end of the object if that comes before."""
         return stop if self._size is None else min(stop, self._size)
 
+    @property
+    def end(self) -> int:
+        """Where its last window ends; 0 if there is none."""
+        return self._windows[-1].start + len(self._windows[-1].data) if self._windows else 0
+
+    def is_behind(self, offset: int) -> bool:
+        """Whether bytes come before its last window."""
+        return not self._windows or offset < self._windows[-1].start
+
     def lacks(self, offset: int, length: int) -> bool:
         """Whether bytes are not held."""
         return self._held(offset, length) is None
@@ -187,10 +199,10 @@ class ObjectBytes:
         """Holds a window."""
         self._windows = [*self._windows, _Window(offset, data)]
 
-    def fetch_into(self, data: memoryview, offset: int) -> int:
-        """Fetches bytes by one request; returns how many there were."""
+    def fetch(self, offset: int, length: int) -> memoryview:
+        """Fetches bytes by one request; fewer if the object ends before."""
         try:
-            return self.path.store.read_part(data, self.path.key, offset, self._version)
+            return self.path.store.read_view(self.path.key, offset, length, self._version)
         except FileNotFoundError as error:
             raise self._gone() from error
 
@@ -270,6 +282,8 @@ def tiles_beside_windows(stage: str, resources: Resources, needed: Needed, row_b
 def fetch_together(wanted: Iterable[WantedBytes]) -> None:
     """Fetches what is read next of several objects, in long ranges, by several requests at once.
 
+    What comes after it is fetched meanwhile.
+
     Args:
         wanted: What is read next of each.
 
@@ -278,39 +292,83 @@ def fetch_together(wanted: Iterable[WantedBytes]) -> None:
         ReadError: If the store refuses, or does not answer.
     """
     every = list(wanted)
+    if not every:
+        return
+    first = every[0].source
     with contextlib.ExitStack() as locked:
         # Another thread, which wants the next row, waits here, and then finds it held. They are
         # locked in one order, so that no two threads wait for each other.
         for one in sorted(every, key=lambda one: id(one.source)):
             locked.enter_context(one.source.lock)
-        lacking = [one for one in every if one.source.lacks(one.offset, one.length)]
-        if not lacking:
-            return
-        share = _PROCESS.share(one.source for one in every)
-        lengths = [one.window(share) for one in lacking]
-        _PROCESS.make_room(lacking, sum(lengths))
-        _fetch(lacking, lengths)
+        if first.coming is not None and any(map(_lacks, every)):
+            # If it failed, it is tried again below, where the error is of use.
+            for one, window in first.coming.result() or ():
+                one.source.give_up(WINDOWS - 1)
+                one.source.hold(one.offset, window)
+            first.coming = None
+        lacking = list(filter(_lacks, every))
+        if lacking:
+            for one, window in _fetched(lacking, _lengths(lacking, every)):
+                one.source.hold(one.offset, window)
+        if first.coming is None:
+            first.coming = _ahead(every)
 
 
-def _fetch(wanted: Sequence[WantedBytes], lengths: Sequence[int]) -> None:
-    windows = [np.empty(max(length, 0), np.uint8).data for length in lengths]
+def _lacks(one: WantedBytes) -> bool:
+    return one.source.lacks(one.offset, one.length)
+
+
+def _lengths(lacking: Sequence[WantedBytes], every: Sequence[WantedBytes]) -> list[int]:
+    share = _PROCESS.share(one.source for one in every)
+    lengths = [one.window(share) for one in lacking]
+    _PROCESS.make_room(lacking, sum(lengths))
+    return lengths
+
+
+_Fetched = list[tuple[WantedBytes, memoryview]]
+
+
+def _ahead(every: Sequence[WantedBytes]) -> Future[_Fetched | None] | None:
+    """Begins to fetch what comes after the windows that are read now, if all are in their last."""
+    following = [replace(one, offset=end) for one in every if (end := one.source.end) < one.stop]
+    if len(following) < len(every) or any(one.source.is_behind(one.offset) for one in every):
+        return None
+    lengths = _lengths(following, every)
+    pool = following[0].source.path.store.ahead
+
+    def fetch() -> _Fetched | None:
+        with contextlib.suppress(CorruptError, OSError):
+            return _fetched(following, lengths)
+        return None
+
+    return pool.submit(fetch)
+
+
+def _fetched(wanted: Sequence[WantedBytes], lengths: Sequence[int]) -> _Fetched:
     # All requests are told apart here: a thread of the pool must not wait for others of it.
     ranges = [
-        (number, start)
-        for number, window in enumerate(windows)
-        for start in range(0, len(window), RANGE_BYTES)
+        (number, start, min(start + RANGE_BYTES, length))
+        for number, length in enumerate(lengths)
+        for start in range(0, length, RANGE_BYTES)
     ]
-
-    def fetch(part: tuple[int, int]) -> int:
-        number, start = part
-        data, one = windows[number][start : start + RANGE_BYTES], wanted[number]
-        return one.source.fetch_into(data, one.offset + start)
-
-    pool = wanted[0].source.path.store.pool
+    whole = {
+        number: np.empty(n, np.uint8).data for number, n in enumerate(lengths) if n > RANGE_BYTES
+    }
     counts = [0] * len(wanted)
-    for (number, _), count in zip(
-        ranges, pool.map(fetch, ranges) if len(ranges) > 1 else map(fetch, ranges), strict=True
-    ):
-        counts[number] += count
-    for one, window, count in zip(wanted, windows, counts, strict=True):
-        one.source.hold(one.offset, window[:count])
+
+    def fetch(part: tuple[int, int, int]) -> tuple[int, memoryview]:
+        number, start, stop = part
+        one = wanted[number]
+        found = one.source.fetch(one.offset + start, stop - start)
+        if number in whole:
+            whole[number][start : start + len(found)] = found
+        return number, found
+
+    alone: dict[int, memoryview] = {}
+    pool = wanted[0].source.path.store.pool
+    for number, found in pool.map(fetch, ranges) if len(ranges) > 1 else map(fetch, ranges):
+        counts[number] += len(found)
+        if number not in whole:
+            alone[number] = found
+    each = whole | alone
+    return [(one, each[n][: counts[n]]) for n, one in enumerate(wanted) if n in each]

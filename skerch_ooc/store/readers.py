@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ class RoleReader(RowTiles):
         members = by_strip(strips, rectangles)
 
         self._folder, merged = shards.folder, shards.merged
-        self._far = is_object(shards.folder)
+        self._far, self._lock = is_object(shards.folder), threading.Lock()
 
         def piece(strip: Rectangle, columns: Range, rectangle: Rectangle) -> _Piece:
             place, inside = (columns.shifted(-whole.columns.start) for whole in (strip, rectangle))
@@ -188,22 +189,27 @@ class RoleReader(RowTiles):
 
     def _read_band(self, band: _Band, rows: Range, out: Array) -> Array:
         """Reads rows of one band."""
+        if not self._far:
+            return self._read_rows(band, rows, out)
+        inside, height = rows.shifted(-band.rows.start), self.layout.tile[0]
+        # One thread after the other: none is still at windows that another one gives up.
+        with self._lock:
+            _fetch(band.pieces, inside.start // height, -(-inside.stop // height))
+            return self._read_rows(band, rows, out)
+
+    def _read_rows(self, band: _Band, rows: Range, out: Array) -> Array:
         offset = rows.start - band.rows.start
         last = rows.stop == band.rows.stop
         height = self.layout.tile[0]
         if offset % height or not (last or len(rows) == height):
             # A part that does not begin at a row tile of the sketch has tiles of its own, counted
             # from its first row: these rows are read through the ones that they touch.
-            if self._far:
-                _fetch(band.pieces, offset // height, -(-(offset + len(rows)) // height))
             for piece in band.pieces:
                 out[:, piece.place.slice] = piece.bulk.read(
                     rows.shifted(-band.rows.start), piece.inside
                 )
             return out
         tile = offset // height
-        if self._far:
-            _fetch(band.pieces, tile)
         for together in _batches(band.pieces, len(rows)):
             place = Range(together[0].place.start, together[-1].place.stop)
             if len(together) > 1:
@@ -214,13 +220,13 @@ class RoleReader(RowTiles):
         return out
 
 
-def _fetch(pieces: Sequence[_Piece], tile: int, stop: int | None = None) -> None:
+def _fetch(pieces: Sequence[_Piece], tile: int, stop: int) -> None:
     """Fetches what is read next of all shards of a band, which lie in an object store.
 
     Args:
         pieces: The shards.
         tile: The row tile that is read next.
-        stop: The row tile up to which is read now; by default the next.
+        stop: The row tile up to which is read now.
     """
     pieces[0].opened.open_together([piece.rectangle for piece in pieces])
     wanted = []
@@ -228,7 +234,7 @@ def _fetch(pieces: Sequence[_Piece], tile: int, stop: int | None = None) -> None
         bulk = piece.bulk
         every = bulk.wanted(Range(tile, bulk.layout.grid[0]), Range(0, bulk.layout.grid[1]))
         if every is not None:
-            read = (tile + 1 if stop is None else stop) - tile
+            read = stop - tile
             wanted.append(
                 replace(every, length=min(read * every.length, every.stop - every.offset))
             )

@@ -175,7 +175,7 @@ def main() -> None:
     """Reads the command line and runs the comparison."""
     if common.serve_part(PARTS):
         return
-    parser = common.argument_parser(__doc__, rows=200_000, columns=640, repeats=3)
+    parser = common.argument_parser(__doc__, rows=1_000_000, columns=160, repeats=3)
     parser.add_argument("--block", type=int, default=16, help="columns of a shard, 16")
     options = parser.parse_args()
     missing = [name for name in ("moto", "obstore") if importlib.util.find_spec(name) is None]
