@@ -252,7 +252,7 @@ class TestMaps:
 
     def test_of_any_entries_are_drawn_within_a_bound(self):
         noise = np.random.default_rng(0).uniform(-1, 1, (6, 48, 72))
-        side = maps.Side("x", ("", ""))
+        side = maps.MapSide("x", ("", ""))
         chart = maps.maps(maps.Maps("vectors", noise, side, side, (), 0.5, False), np.ones(6))
         assert len(chart.file()) < 350_000
 
