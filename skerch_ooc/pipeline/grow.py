@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.places import is_object
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
 from skerch_ooc.executors.work import Work
@@ -451,4 +452,5 @@ def how_to_go_on(run: Run) -> str:
     if not command.startswith("skerch-ooc"):
         return command
     path = quoted(run.directory)
-    return f"skerch-ooc run --run {path}, or skerch-ooc submit {path}"
+    submitted = "" if is_object(run.directory) else f", or skerch-ooc submit {path}"
+    return f"skerch-ooc run --run {path}{submitted}"

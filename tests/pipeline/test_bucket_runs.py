@@ -16,6 +16,7 @@ from skerch_ooc.base.places import place
 from skerch_ooc.executors.share import Share
 from skerch_ooc.executors.slurm.options import JobOptions
 from skerch_ooc.executors.work import Work
+from skerch_ooc.pipeline.grow import how_to_go_on
 from skerch_ooc.pipeline.share import perform_share
 from skerch_ooc.pipeline.submission import submit
 from skerch_ooc.planning.stage_names import RoundStage
@@ -116,6 +117,7 @@ def test_submission_of_a_run_in_a_bucket_is_refused_by_name(bucket, dry_run):
     ) as told:
         submit(run, JobOptions(), dry_run=dry_run)
     assert "\n" not in str(told.value)
+    assert "submit" not in how_to_go_on(run)
 
 
 def test_elements_of_an_array_share_a_run_in_a_bucket(bucket, tmp_path):

@@ -189,3 +189,23 @@ def test_task_is_small(spec, bucket):
     first, *_ = _sent(ooc.plan(spec, bucket))
     assert len(pickle.dumps(first)) < 1000 + Path(spec.parent / "factory.py").stat().st_size
     assert "torch.diag" not in repr(first)
+
+
+def test_folders_in_which_the_file_was_looked_for_are_named_once(spec, bucket):
+    run = ooc.plan(spec, bucket)
+    (spec.parent / "factory.py").unlink()
+    with pytest.raises(ooc.OperatorError, match="is in none of") as told:
+        tasks_of(run)
+    assert str(told.value).count(str(spec.parent)) == 1
+
+
+def test_clients_that_plan_at_once_from_different_folders_make_one_run(spec, bucket, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in (spec, spec.parent / "factory.py"):
+        (other / path.name).write_bytes(path.read_bytes())
+    run = ooc.plan(spec, bucket)
+    (
+        run.directory / "plan.d" / "0001.json"
+    ).unlink()  # The other was faster with the identity alone.
+    assert ooc.plan(other / "spec.toml", bucket).plan.run_id == run.plan.run_id

@@ -31,7 +31,7 @@ def folders_of(run: Run, source: OperatorSource) -> list[Path]:
             folders.append(Path(noted))
     except (OSError, CorruptError, KeyError, TypeError):
         log.debug("%s has no note of where the factory was", run.directory)
-    return [*folders, Path.cwd()]
+    return list(dict.fromkeys([*folders, Path.cwd()]))
 
 
 def say_changed(path: object) -> None:
@@ -54,7 +54,7 @@ def find_folder(run: Run, source: OperatorSource) -> Path:
     if source.sha256 is None:
         return next((folder for folder in candidates if is_folder(folder)), Path.cwd())
     present = []
-    for folder in dict.fromkeys(candidates):
+    for folder in candidates:
         path = factory_file(source.factory, folder)
         if path is not None and is_readable(path):
             if factory_sha256(source.factory, folder) == source.sha256:
