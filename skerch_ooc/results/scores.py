@@ -15,9 +15,10 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.disk_errors import cannot_write
-from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.files import is_taken, make_folder, sync_folder, sync_tree
 from skerch_ooc.base.partition import Range
+from skerch_ooc.base.places import removal
 from skerch_ooc.base.private_names import private_name
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.operators.matrices.dates import dates_of
@@ -102,9 +103,8 @@ def require_free(path: Path) -> None:
         UsageError: Naming it.
     """
     if is_taken(path):
-        raise UsageError(
-            f"{path} is there already; give another name, or remove it: rm -r {quoted(path)}"
-        )
+        command = removal(path, below=True)
+        raise UsageError(f"{path} is there already; give another name, or remove it: {command}")
 
 
 def writer_of(path: Path) -> Callable[[Path, Sheet, Blocks], None]:

@@ -287,7 +287,7 @@ def remove_named(path: Path, *, below: bool) -> int:
 
     Args:
         path: The object; or what is in a run, or a run.
-        below: Whether to remove what lies below.
+        below: Whether to remove also what lies below.
 
     Returns:
         The number of objects that were removed.
@@ -299,15 +299,15 @@ def remove_named(path: Path, *, below: bool) -> int:
     if not isinstance(path, ObjectPath):
         command = removal(path, below=below)
         raise UsageError(f"{path} is in no object store; remove it with: {command}")
-    if below and not any((one / PLAN.name()).exists() for one in (path, *path.parents[:-2])):
+    store, plan = path.store, (path / PLAN.name()).key
+    keys = [one.key for one in store.all_below(path.key)] if below else []
+    if keys and not any((one / PLAN.name()).exists() for one in (path, *path.parents[:-2])):
         raise UsageError(
             f"{path} is in no run (there is no {PLAN.name()} above), so that nothing below is "
             "removed; look at the URL"
         )
-    store, plan = path.store, (path / PLAN.name()).key
-    keys = [one.key for one in store.all_below(path.key)] if below else []
-    if not below and path.is_file():
-        keys = [path.key]
+    if path.is_file():
+        keys.append(path.key)
     if not keys:
         raise UsageError(
             f"there is {'nothing below' if below else 'no object'} {path}; look at the URL"
