@@ -51,7 +51,7 @@ def window_share(count: int, most: int) -> int:
         count: How many files are read at once.
         most: Bytes that all windows may take.
     """
-    return min(max(RANGE_BYTES, THREADS * RANGE_BYTES // count), most // (WINDOWS * count))
+    return min(max(1, THREADS // count) * RANGE_BYTES, most // (WINDOWS * count))
 
 
 def requests_of(plan: Plan, windows: int) -> dict[str, Requests]:

@@ -308,3 +308,14 @@ def test_a_billion_rows_are_told_from_a_small_run(tmp_path):
     assert figures["stages"]["merge"]["read"] == pytest.approx(4.04, rel=0.01)
     assert all(stage["core_hours"] > 0 for stage in figures["stages"].values())
     assert "1010 tasks" in text
+
+
+@pytest.mark.thorough
+def test_reading_from_an_object_store_is_compared_with_bare_ranges(tmp_path):
+    pytest.importorskip("moto", reason="moto, an S3 server for tests, is not installed")
+    text, figures = run(
+        tmp_path, "object_store.py", "--rows", "9000", "--columns", "40", "--threads", "1"
+    )
+    assert figures["medians"].keys() == {"row tiles", "bare ranges"}
+    assert figures["medians"]["bare ranges"]["bytes"] > 4 * 9000 * 40
+    assert "goal >= 0.7" in text
