@@ -1,4 +1,4 @@
-"""Progress display of long work: a live bar on a terminal, or a line every 30 s in a log."""
+"""Progress display of long work: a live bar on a terminal or in a notebook, or lines in a log."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TextIO
+from html import escape
+from typing import Any, TextIO
 
 LINE_SECONDS = 30.0
+NOTEBOOK_SECONDS = 0.5
 _NAME_WIDTH = 8
 _BAR_WIDTH = 16
 _CLOCK_WIDTH = 7
@@ -300,7 +302,65 @@ class Bar(Progress):
         print(text, file=sys.stderr, flush=True)
 
 
+class NotebookLine(Progress):
+    """One line below the cell of a notebook, with a bar: the stage at work, in the end the last.
+
+    It is plain HTML, which is replaced a few times a second; widgets need not be installed.
+
+    Args:
+        every: Seconds between two pictures of a stage.
+    """
+
+    def __init__(self, every: float = NOTEBOOK_SECONDS) -> None:
+        self._every = every
+        self._cell, self._start = -1, time.monotonic()
+        self._handle: Any = None
+
+    @contextmanager
+    def entered(self, stage: Stage) -> Iterator[Advance]:
+        """See :class:`Progress`."""
+
+        def show(text: str) -> None:
+            self._show(text, meter.far / stage.total if stage.total else 1.0)
+
+        meter = _MeterOfLines(stage, self._every, show)
+        show(f"{stage.name}: {stage.total} {stage.noun}")
+        with meter.watched():
+            yield meter
+        self._show(f"{stage.name}: done, {time.monotonic() - self._start:.1f} s in all", 1.0)
+
+    def _show(self, text: str, share: float) -> None:
+        """Shows a text and a bar, in the place of the last ones of the cell that is run."""
+        ipython: Any = sys.modules["IPython"]
+        bar = f'<progress value="{share:.3f}" max="1"></progress> {escape(text)}'
+        picture = {"text/plain": text, "text/html": bar}
+        cell = ipython.get_ipython().execution_count
+        if cell == self._cell and self._handle is not None:
+            self._handle.update(picture, raw=True)
+        else:
+            self._cell, self._start = cell, time.monotonic()
+            self._handle = ipython.display.display(picture, raw=True, display_id=True)
+
+    def say(self, text: str) -> None:
+        """See :class:`Progress`."""
+        print(text, flush=True)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which can replace what it has shown."""
+    # It has loaded IPython already: nothing is imported for the question.
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
 def terminal_progress() -> Progress:
-    """Returns a bar if standard error is a terminal that can move its cursor, else lines."""
+    """Returns what shows progress best where standard error goes.
+
+    A bar on a terminal that can move its cursor; in a notebook one line with a bar; else a line
+    when a stage starts and ends, and every 30 seconds between.
+    """
+    if _in_notebook():
+        return NotebookLine()
     able = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
     return Bar() if able else Lines()

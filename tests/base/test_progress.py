@@ -6,6 +6,8 @@ import io
 import threading
 import time
 
+import nbclient
+import nbformat
 import pytest
 
 from skerch_ooc.base.progress import Lines, Meter, Stage, note_share, one_of_calls, shares_heard
@@ -127,3 +129,46 @@ def test_log_has_lines_while_no_task_reports(monkeypatch):
     time.sleep(0.03)
     assert written.getvalue() == before
     assert "measure: done in" in before.splitlines()[-1]
+
+
+IN_A_KERNEL = """
+from skerch_ooc import terminal_progress
+
+seen = []
+shell = get_ipython()
+
+def look(message):
+    kind, text = message["header"]["msg_type"], message["content"]["data"]["text/plain"]
+    seen.append((kind.partition("_")[0], text.partition(",")[0]))
+    return message
+
+shell.display_pub.register_hook(look)
+progress = terminal_progress()
+progress._every = 0.0
+for name in ("measure", "<merge>"):
+    with progress.stage(name, 2, "tiles") as advance:
+        advance(1)
+_ = shell.display_pub.unregister_hook(look)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")
+def test_a_notebook_has_one_line_for_each_cell_that_is_replaced(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in (IN_A_KERNEL, "for said in seen: print(*said)",
+                       "with progress.stage('again', 1, 'tiles'): pass")
+    ]  # fmt: skip
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    first, printed, second = (cell.outputs for cell in notebook.cells)
+    assert printed[0].text.splitlines() == [
+        "display measure: 2 tiles", "update measure: 1 of 2 tiles", "update measure: done",
+        "update <merge>: 2 tiles", "update <merge>: 1 of 2 tiles", "update <merge>: done",
+    ]  # fmt: skip
+    for outputs, said in ((first, "&lt;merge&gt;: done"), (second, "again: done")):
+        (output,) = outputs
+        assert output.data["text/html"].startswith(
+            f'<progress value="1.000" max="1"></progress> {said}, '
+        )
