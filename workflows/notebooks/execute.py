@@ -52,7 +52,8 @@ def executed(path: Path, folder: Path) -> Any:
     client = NotebookClient(
         notebook, timeout=MOST_SECONDS, resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env=os.environ | {"IPYTHONDIR": str(settings)})
+    # One thread: sums are rounded alike on machines of any number of cores.
+    client.execute(env=os.environ | {"IPYTHONDIR": str(settings), "OMP_NUM_THREADS": "1"})
     return notebook
 
 
