@@ -10,25 +10,31 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from skerch_ooc.base.errors import CorruptError
+from skerch_ooc.base.object_cache import cached_range
 from skerch_ooc.base.object_store import RANGE_BYTES, Listed
 from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.resources import SPARE_BYTES, Resources, resident_memory
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.planning.memory import WINDOWS, Needed, held_by_windows, window_room
 from skerch_ooc.planning.requests import HEAD_BYTES, window_share
+from skerch_ooc.store.names import RESULTS
 
 WINDOW_BYTES = 256 << 20
 """Bytes that a process holds of files which are read tile by tile, unless a stage says how many."""
 
 _NEAR = 4
 """Reads that are at most so many lengths further than the one before count as in order."""
+
+
+_TAIL_BYTES = 1 << 20
+"""So much at the end of a file is fetched as a whole."""
 
 
 class ObjectHead:
@@ -70,9 +76,12 @@ class ObjectHead:
             if start <= offset < start + len(content):
                 inside = offset - start
                 return memoryview(content)[inside : inside + length]
-        content = self._path.store.read_range(self._path.key, offset, length, self.status.version)
+        # With a small bulk in between: libhdf5 looks a little beyond what it needs.
+        rest = self.size - offset
+        count = rest if rest <= _TAIL_BYTES else length
+        content = self._path.store.read_range(self._path.key, offset, count, self.status.version)
         self._fetched.append((offset, content))
-        return memoryview(content)
+        return memoryview(content)[:length]
 
 
 @dataclass(frozen=True)
@@ -201,14 +210,24 @@ class ObjectBytes:
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Fetches bytes by one request; fewer if the object ends before."""
-        try:
-            return self.path.store.read_view(self.path.key, offset, length, self._version)
-        except FileNotFoundError as error:
-            raise self._gone() from error
+        store, key, version = self.path.store, self.path.key, self._version
+        return self._cached(offset, length, lambda: store.read_view(key, offset, length, version))
 
     def _read_into(self, data: memoryview, offset: int) -> int:
+        store, key, version = self.path.store, self.path.key, self._version
+        found = self._cached(
+            offset, len(data), lambda: data[: store.read_into(data, key, offset, version)]
+        )
+        if found.obj is not data.obj:
+            data[: len(found)] = found
+        return len(found)
+
+    def _cached(self, offset: int, length: int, read: Callable[[], memoryview]) -> memoryview:
         try:
-            return self.path.store.read_into(data, self.path.key, offset, self._version)
+            # What sketches are made of is read once.
+            if RESULTS not in self.path.parts:
+                return read()
+            return cached_range(str(self.path), self._version, offset, length, read)
         except FileNotFoundError as error:
             raise self._gone() from error
 

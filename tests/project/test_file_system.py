@@ -18,7 +18,15 @@ OWNERS = (
     "store/",
     *(
         f"base/{name}.py"
-        for name in ("disk_errors", "files", "object_store", "places", "posix", "stores")
+        for name in (
+            "disk_errors",
+            "files",
+            "object_cache",
+            "object_store",
+            "places",
+            "posix",
+            "stores",
+        )
     ),
 )
 """Where files are dealt with."""
