@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import os
-import re
 import secrets
 import socket
 import threading
@@ -19,13 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from skerch_ooc.base.disk_errors import ReadError
-from skerch_ooc.base.errors import CorruptError, UsageError
+from skerch_ooc.base.object_client import FINAL, client_of, explained
 from skerch_ooc.base.patience import file_wait
 
 Result = TypeVar("Result")
@@ -51,32 +49,11 @@ _CONFLICTS = 4
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
-_FINAL = re.compile(r"status code: 4(?!08|09|29)\d\d|builder error")
-"""What a store, or its client, says again however often it is asked."""
-
 _LOG_SECONDS = 1.0
 """A log is written at most this often."""
 
 _LOG_BYTES = 1 << 18
 """A log that is longer is continued in another object."""
-
-_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
-_YES = {"true", "1", "yes", "on"}
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 60
-_SECRET = re.compile(r"(?i)\?\S*|(authorization|credential|signature|token)[=:]\s*\S+")
-_LONGEST = 300
-_CREDENTIAL = re.compile(r"^(AWS|GOOGLE|AZURE)_.*(KEY|SECRET|TOKEN|SAS|PASSWORD)")
-_SHORT = 5
-_PREAMBLE = re.compile(r"^(Generic \w+ error|Object at location \S+ not found): ")
-_TOLD = ("Code", "Message")
-
-_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
-"""What stores say of a bucket that is not there."""
-
-_NO_RIGHT = ("403 Forbidden", "401 Unauthorized", "169.254.169.254", "metadata.google.internal")
-"""What is said where credentials lack: also that those of a host of the cloud were asked for."""
-
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 
 
 @dataclass(frozen=True)
@@ -102,61 +79,11 @@ class Listed:
         return cls(meta["path"], int(meta["size"]), version, meta["last_modified"].timestamp())
 
 
-def _client(root: str) -> Any:
-    """Makes the client of a bucket, with the credentials and endpoint of the environment.
-
-    Raises:
-        UsageError: If ``obstore`` is not installed, or the environment does not suit it.
-    """
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-    except ImportError as error:
-        raise UsageError(
-            f"{root} is in an object store, which takes obstore, and {error}; install it with: "
-            "pip install 'skerch_ooc[object-store]'"
-        ) from error
-    allowed = any(os.environ.get(name, "").lower() in _YES for name in _ALLOW_HTTP)
-    plain = [one for one in _ENDPOINTS if os.environ.get(one, "").lower().startswith("http:")]
-    if plain and not allowed:
-        variable = "AZURE_ALLOW_HTTP" if root.startswith("az:") else "AWS_ALLOW_HTTP"
-        raise UsageError(
-            f"{plain[0]} is an address of plain http, which sends all in the clear; give one of "
-            f"https, or allow it with {variable}=true"
-        )
-    patience = max(file_wait(), 1.0)
-    backoff: Any = {
-        "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2,
-    }  # fmt: skip
-    options: Any = {
-        "timeout": timedelta(seconds=min(_ANSWER_SECONDS, patience)),
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        # Options that are given take the place of all that the environment says of them.
-        "allow_http": allowed,
-    }
-    # S3 copies on a condition only as an upload of one part, which is finished on that condition.
-    config: Any = {"copy_if_not_exists": "multipart"} if root.startswith("s3:") else {}
-    try:
-        return from_url(
-            root,
-            config=config,
-            client_options=options,
-            retry_config={
-                "max_retries": 20, "backoff": backoff, "retry_timeout": timedelta(seconds=patience),
-            },
-        )  # fmt: skip
-    except (BaseError, ValueError) as error:
-        raise UsageError(
-            f"{root} cannot be used: {words_of(error)}; give credentials and endpoint by the "
-            "environment"
-        ) from None
-
-
 @lru_cache(maxsize=64)
 def _store(root: str, pid: int) -> ObjectStore:
     # By the number of the process: connections do not survive a fork.
     del pid
-    return ObjectStore(root, _client(root))
+    return ObjectStore(root, client_of(root))
 
 
 def store_at(root: str) -> ObjectStore:
@@ -166,54 +93,6 @@ def store_at(root: str) -> ObjectStore:
         UsageError: If ``obstore`` is not installed, or the environment does not suit it.
     """
     return _store(root, os.getpid())
-
-
-def words_of(error: BaseException) -> str:
-    """Returns what a store answered, in one line, without what may be a secret."""
-    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    # What else a store tells in such an answer may name the key, or what was signed by it.
-    told = [found[1] for tag in _TOLD if (found := re.search(f"<{tag}>(.*?)</{tag}>", text))]
-    text = _PREAMBLE.sub("", f"{text.partition('<')[0]}{': '.join(told)}")
-    for name, value in os.environ.items():
-        if _CREDENTIAL.search(name) and len(value) > _SHORT:
-            text = text.replace(value, f"({name})")
-    return _SECRET.sub("", text)[:_LONGEST].strip()
-
-
-@contextlib.contextmanager
-def _explained(name: str, *, reading: bool) -> Iterator[None]:
-    """Makes errors of the system of those of ``obstore``, whose own texts may name a key.
-
-    Raises:
-        CorruptError: If an object has changed while it was read.
-        OSError: If it is not there, is there already, or the store refuses or does not answer.
-    """
-    from obstore import exceptions
-
-    try:
-        yield
-    except exceptions.AlreadyExistsError:
-        raise FileExistsError(errno.EEXIST, "there is an object of this name", name) from None
-    except exceptions.PreconditionError:
-        raise CorruptError(
-            f"{name} was replaced while it was read; run the same command again"
-        ) from None
-    except (exceptions.BaseError, OSError) as error:
-        words = words_of(error)
-        kind = ReadError if reading else OSError
-        if any(one in words for one in _NO_BUCKET):
-            raise kind(errno.ENXIO, f"there is no such bucket ({words})", name) from None
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, words, name) from None
-        if isinstance(error, _refusals()) or any(one in words for one in _NO_RIGHT):
-            raise kind(errno.EACCES, f"the store refuses ({words})", name) from None
-        raise kind(errno.EIO, words, name) from None
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    from obstore import exceptions
-
-    return exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError
 
 
 @dataclass
@@ -347,7 +226,7 @@ class ObjectStore:
         self._ask(key, put, reading=False)
 
     def _ask(self, key: str, ask: Callable[[], Result], *, reading: bool) -> Result:
-        """Asks the store, and again where the connection broke; see :func:`_explained`.
+        """Asks the store, and again where the connection broke; see :func:`explained`.
 
         What is written on a condition is not sent again by ``obstore`` itself, as it cannot know
         whether the store has done it. Here whoever finds a name taken compares.
@@ -355,11 +234,11 @@ class ObjectStore:
         end, pause = time.monotonic() + file_wait(), _FIRST_PAUSE
         while True:
             try:
-                with _explained(self.name(key), reading=reading):
+                with explained(self.name(key), reading=reading):
                     return ask()
             except OSError as error:
                 over = time.monotonic() + pause > end
-                if error.errno != errno.EIO or over or _FINAL.search(error.strerror or ""):
+                if error.errno != errno.EIO or over or FINAL.search(error.strerror or ""):
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -368,10 +247,18 @@ class ObjectStore:
         """Returns what the store says of an object; ``None`` if there is none."""
         import obstore
 
-        with contextlib.suppress(FileNotFoundError):
-            head = partial(obstore.head, self._client, key)
+        head = partial(obstore.head, self._client, key)
+        try:
             return Listed.of(self._ask(key, head, reading=True))
-        return None
+        except FileNotFoundError:
+            return None
+        except ReadError as error:
+            if error.errno != errno.EACCES and "400 " not in (error.strerror or ""):
+                raise
+            # The answer to such a request has no room for the reason.
+            with contextlib.suppress(FileNotFoundError):
+                self.read_range(key, 0, 1)
+            raise
 
     def read(self, key: str) -> bytes:
         """Returns an object.

@@ -145,7 +145,9 @@ def _object_path(scheme: str, rest: str) -> ObjectPath:
             f"{_without_secrets(url)} is a URL that no run can lie at; give a folder that all "
             f"hosts see, or an object store: {allowed}"
         )
-    if "@" in rest.partition("/")[0] or "?" in rest or "#" in rest:
+    if "#" in rest:
+        raise UsageError(f"{_without_secrets(url)}: '#' cannot be part of a name; leave it out")
+    if "@" in rest.partition("/")[0] or "?" in rest:
         raise UsageError(
             f"{_without_secrets(url)}: a run directory is named without credentials or options; "
             "give these by the environment, as the store's own tools take them"

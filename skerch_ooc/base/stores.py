@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from skerch_ooc.base.places import ObjectPath
 from skerch_ooc.base.posix import PosixStore
+from skerch_ooc.base.scratch import scratch_folder
 
 _FEW = 8
 """So many objects are asked for one by one."""
@@ -105,7 +105,7 @@ class Bucket:
     def private_file(self, folder: ObjectPath) -> Iterator[Path]:
         """Yields a path in the folder for temporary files, from which `publish` sends it."""
         del folder
-        with _POSIX.private_file(Path(tempfile.gettempdir())) as private:
+        with _POSIX.private_file(scratch_folder()) as private:
             yield private
 
     def publish(self, private: Path, final: ObjectPath) -> bool:

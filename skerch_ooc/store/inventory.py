@@ -306,6 +306,11 @@ def remove_named(path: Path, *, below: bool) -> int:
             f"{path} is in no run (there is no {PLAN.name()} above), so that nothing below is "
             "removed; look at the URL"
         )
+    if not below and path.name == PLAN.name():
+        raise UsageError(
+            f"{path} is the plan of a run, without which all else there is of no use; remove the "
+            f"run with: {removal(path.parent, below=True)}"
+        )
     if path.is_file():
         keys.append(path.key)
     if not keys:

@@ -80,9 +80,9 @@ def _diagonal():
 def _refusing(store, key):
     from obstore.exceptions import PermissionDeniedError
 
-    from skerch_ooc.base.object_store import _explained
+    from skerch_ooc.base.object_client import explained
 
-    with _explained(store.name(key), reading=True):
+    with explained(store.name(key), reading=True):
         raise PermissionDeniedError(
             f"403 Forbidden: Credential={KEY}/20261129, Signature=0123 {SECRET} "
             f"<Error><Code>AccessDenied</Code><AWSAccessKeyId>{KEY}</AWSAccessKeyId></Error>"

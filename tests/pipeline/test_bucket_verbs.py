@@ -224,6 +224,12 @@ class TestRemoval:
         assert keys_of(bucket) == before
         assert keys_of(above) == {"precious"}
 
+    def test_leaves_the_plan_without_which_the_rest_is_of_no_use(self, run, bucket, capsys):
+        code, text = command(capsys, f"rm {bucket}/plan.json")
+        assert code == 2
+        assert f"skerch-ooc rm -r {bucket}" in text
+        assert "plan.json" in keys_of(bucket)
+
     def test_is_what_messages_tell(self, run, bucket, capsys):
         path = run.shards / sorted(path.name for path in run.shards.iterdir())[0]
         path.store.replace(path.key, b"damaged")
@@ -376,6 +382,11 @@ class TestRefusals:
     def test_plain_http_that_is_not_allowed(self, alone, capsys):
         alone.delenv("AWS_ALLOW_HTTP")
         self.refused(capsys, "s3://runs/x", 2, "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP=true")
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:5957", "http://127.0.0.1:port", "https://", ""])
+    def test_address_that_is_none(self, alone, capsys, address):
+        alone.setenv("AWS_ENDPOINT_URL", address)
+        self.refused(capsys, "s3://runs/x", 2, "AWS_ENDPOINT_URL is no address", "https://HOST")
 
     def test_package_that_is_not_installed(self, alone, capsys):
         alone.setitem(sys.modules, "obstore.exceptions", None)

@@ -22,9 +22,11 @@ OWNERS = (
             "disk_errors",
             "files",
             "object_cache",
+            "object_client",
             "object_store",
             "places",
             "posix",
+            "scratch",
             "stores",
         )
     ),

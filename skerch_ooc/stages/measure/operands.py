@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.files import is_folder, written_at
+from skerch_ooc.base.places import is_object
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import operator_threads
 from skerch_ooc.executors.work import Work
@@ -176,7 +178,15 @@ def build_for_run(
         folder, content = next(filter(is_folder, folders_of(run, source))), shipped.checked()
         if shipped.sha256 != source.sha256:
             say_changed(shipped.name)
-    return build(source.factory, source.args, device, folder, memory, content)
+    try:
+        return build(source.factory, source.args, device, folder, memory, content)
+    except OperatorError as error:
+        if source.factory not in STORED or not is_object(run.directory):
+            raise
+        raise OperatorError(
+            f"{error}. The run is in a bucket, and its matrix is read on {socket.gethostname()}: "
+            "give it by a URL, or by a path that all workers see"
+        ) from error
 
 
 def has_newer_files(run: Run) -> bool:
