@@ -80,11 +80,11 @@ def killed_at_random(command, arguments, most, chance):
             chance.choice(processes_of(process)).send_signal(signal.SIGKILL)
             struck = True
     try:
-        process.communicate(timeout=_SECONDS)
+        _, err = process.communicate(timeout=_SECONDS)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in (0, 4, -signal.SIGKILL)
+    assert process.returncode in (0, 4, -signal.SIGKILL), err
     return struck, process.returncode
 
 

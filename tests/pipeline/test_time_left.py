@@ -11,7 +11,6 @@ import pytest
 import skerch_ooc as ooc
 from skerch_ooc.pipeline.status import TimeLeft, status
 
-NOW = datetime.datetime.now(datetime.UTC)
 SPEC = {
     "measurements": 10, "sketch": {"block": 2, "test_measurements": 10},
     "operator": {"factory": "decaying", "args": {"n": 50, "rank": 20}, "shape": [50, 50]},
@@ -25,7 +24,7 @@ def planned(tmp_path):
 
 
 def receipt(seconds=3.0, products=2, pid=1, ago=0.0, **more):
-    ended = NOW - datetime.timedelta(seconds=ago)
+    ended = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago)
     return {
         "stage": "measure", "round": 1, "products": products, "task_seconds": seconds,
         "published": True, "host": "h", "pid": pid, "time": ended.isoformat(),

@@ -13,7 +13,7 @@ import tracemalloc
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError
@@ -56,6 +56,7 @@ def test_plain_h5py_reads_what_was_written(tmp_path, tile, dtype):
         assert (file["right"][:] == array).all()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 49), st.integers(1, 50), st.integers(0, 6), st.integers(1, 7))
 def test_any_slice_reads_as_it_was_written(tmp_path_factory, r0, rows, c0, columns):
     folder = tmp_path_factory.mktemp("slices")
