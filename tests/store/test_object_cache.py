@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 def vectors(faulty, bucket):
     """Reads the vectors of a run anew, as another process would; 400 KB."""
     a = np.random.default_rng(2).normal(size=(5000, 40))
-    ooc.svd(a, run_dir=bucket, measurements=20, memory="1GiB")
+    ooc.svd(a, run_dir=bucket, measurements=20)
 
     def read():
         return ooc.recover(ooc.open_run(bucket)).U[:]
