@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from contents import run_contents
@@ -36,13 +38,15 @@ def decompose(name, run_dir):
 
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory):
-    """The contents of each run, made in a folder."""
-    found = {}
-    for name in KINDS:
+    """Returns the contents of a run, made in a folder."""
+
+    @lru_cache
+    def contents(name):
         folder = tmp_path_factory.mktemp("quiet") / name
         decompose(name, folder)
-        found[name] = run_contents(folder)
-    return found
+        return run_contents(folder)
+
+    return contents
 
 
 def survives(faulty, url, name, rules, seed):
@@ -58,13 +62,13 @@ def survives(faulty, url, name, rules, seed):
     return error
 
 
-@pytest.mark.covered(1)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("seed", range(2))
 def test_faults_that_pass_are_not_noticed(faulty, bucket, wanted, name, seed):
     assert survives(faulty, bucket, name, PASSING, seed) is None
     assert faulty.injected.total() > 0
-    assert run_contents(place(bucket)) == wanted[name]
+    assert run_contents(place(bucket)) == wanted(name)
 
 
 @pytest.mark.soak
@@ -79,7 +83,7 @@ def test_hundreds_of_faults_end_in_the_right_result_or_in_the_name_of_a_file(
         # What is said names the run, or one of its files.
         assert error is None or url.partition("//")[2] in str(error)
         ended.append(error)
-        assert run_contents(place(url)) == wanted[name]
+        assert run_contents(place(url)) == wanted(name)
         number += 1
     print(f"{len(ended)} runs, {len(ended) - ended.count(None)} refused", dict(faulty.injected))
     assert any(error is None for error in ended)

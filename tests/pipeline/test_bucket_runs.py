@@ -120,6 +120,7 @@ def test_submission_of_a_run_in_a_bucket_is_refused_by_name(bucket, dry_run):
     assert "submit" not in how_to_go_on(run)
 
 
+@pytest.mark.thorough
 def test_elements_of_an_array_share_a_run_in_a_bucket(bucket, tmp_path):
     for where in (bucket, tmp_path / "run"):
         run = ooc.plan(SPEC, where)
@@ -130,9 +131,8 @@ def test_elements_of_an_array_share_a_run_in_a_bucket(bucket, tmp_path):
     assert run_contents(place(bucket)) == run_contents(tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "of", ["/earlier", pytest.param("/earlier/results/default", marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("of", ["/earlier", "/earlier/results/default"])
 def test_run_starts_with_vectors_that_are_in_a_bucket(bucket, tmp_path, of):
     a = matrix("eigh", "float64")
     wanted = {"method": "krylov", "rank": 3, "rounds": 2, "round_width": 4}
