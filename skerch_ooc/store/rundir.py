@@ -344,8 +344,10 @@ def require_place(directory: Path) -> None:
 def _require_no_strangers(directory: Path) -> None:
     if (directory / PLAN).exists():
         return
-    strangers = sorted(path.name for path in directory.iterdir() if path.name[0] != ".")
-    if not set(names.FOLDERS).issuperset(strangers):
+    there = {path.name for path in directory.iterdir() if path.name[0] != "."}
+    strangers = sorted(there - set(names.FOLDERS))
+    # Another process may have published the plan after the first look, and more after the plan.
+    if strangers and not (directory / PLAN).exists():
         raise UsageError(
             f"{directory} is not empty and holds no plan ({strangers[0]} is there); "
             "give a new directory"
