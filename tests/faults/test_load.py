@@ -82,6 +82,7 @@ def million(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_million_tasks_are_planned_looked_at_and_begun_in_little_memory(million, tmp_path, tally):
     with tally.fault("load", "a plan of a million tasks") as attempt:
         libraries = run_with_peak(tmp_path, "--help")[1]

@@ -137,6 +137,7 @@ class TestWhateverTheCut:
         spec = spec_of(tmp_path, kind, SMALL, sketch={"block": block})
         assert answer(whole_run(spec, tmp_path / "run")) == answer(serial(kind, n=SMALL))
 
+    @pytest.mark.thorough
     def test_shares_of_few_tiles_make_the_files_of_one_process(self, tmp_path, monkeypatch):
         monkeypatch.setattr(tasks, "SMALLEST_RUN", 1)
         expected = run_contents(whole_run(spec_of(tmp_path, n=SMALL), tmp_path / "serial"))
