@@ -284,7 +284,9 @@ class ObjectStore:
 
         try:
             return self._ask(key, first, reading=True)
-        except ReadError:
+        except ReadError as error:
+            if "416" not in (error.strerror or ""):
+                raise
             # An object without a byte has no range.
             found = self.status(key)
             if found is None or found.size:

@@ -11,6 +11,7 @@ from faulty_store import Rule
 
 import skerch_ooc as ooc
 from skerch_ooc.base.places import place
+from skerch_ooc.store.sealed import SealedFile
 
 PASSING = [
     Rule("lost", share=0.03), Rule("reset", share=0.03), Rule("broken", share=0.03),
@@ -87,6 +88,13 @@ def test_hundreds_of_faults_end_in_the_right_result_or_in_the_name_of_a_file(
         number += 1
     print(f"{len(ended)} runs, {len(ended) - ended.count(None)} refused", dict(faulty.injected))
     assert any(error is None for error in ended)
+
+
+def test_object_that_was_emptied_is_damaged(bucket):
+    path = place(bucket) / "file.h5"
+    path.store.replace(path.key, b"")
+    with pytest.raises(ooc.CorruptError, match="the seal in its first 512 bytes is damaged"):
+        SealedFile(path)
 
 
 @pytest.mark.parametrize("fault", ["lost", "reset", "broken", "busy", "cut", "twice"])
