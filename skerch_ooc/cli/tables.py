@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import counted, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.resources import available_cores, format_bytes
 from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import UNNAMED
@@ -110,7 +111,7 @@ def plan_table(planned: Planned) -> str:
         *(_found_by(findings, findings.products, likely) if findings else ()),
         ("error test", error_test_line(plan)),
         ("tolerance", None if tolerance is None else
-         f"{tolerance:.1e}, with at most {most} measurements"),
+         f"{short(tolerance)}, with at most {most} measurements"),
         ("pairs", _pairs_wanted(plan)),
     ])  # fmt: skip
 
@@ -144,7 +145,9 @@ def _pairs_wanted(plan: Plan) -> str | None:
     if plan.krylov is None:
         return None
     until = plan.krylov.tolerance
-    how = f"to {until:.1e}, perhaps in fewer rounds" if until else "as good as all rounds make them"
+    how = "as good as all rounds make them"
+    if until:
+        how = f"to {short(until)}, perhaps in fewer rounds"
     return f"{plan.recovery.rank}, {how}"
 
 
@@ -217,7 +220,7 @@ def _at_once(columns: int | None) -> str | None:
 
 def _at_once_took(timings: Sequence[Timing]) -> str | None:
     """What a column took by the width of inner calls; nothing if none were tried."""
-    took = [f"{one.columns}:{_KEPT}{one.seconds / one.columns:.2g}" for one in timings]
+    took = [f"{one.columns}:{_KEPT}{short(one.seconds / one.columns)}" for one in timings]
     return f"seconds per column of {', '.join(took)}" if took else None
 
 
@@ -244,8 +247,8 @@ def _found_by(findings: Probe, products: int, costs: Estimate) -> list[Row]:
     more = f"more than {costs.useful_workers} do not help"
     on_workers = textwrap.wrap("; ".join(filter(None, [", ".join(times), more])), _VALUE_WIDTH)
     return [
-        ("probe", f"{products} products: asymmetry {findings.asymmetry:.1e}, "
-                  f"repetition {findings.repetition:.1e}, norm {findings.norm:.3g}"),
+        ("probe", f"{products} products: asymmetry {short(findings.asymmetry)}, "
+                  f"repetition {short(findings.repetition)}, norm {findings.norm:.3g}"),
         ("time", f"{format_seconds(costs.seconds or 0.0)} of products in one process"),
         *(("" if number else "on workers", line) for number, line in enumerate(on_workers)),
     ]  # fmt: skip
@@ -262,7 +265,8 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
         *_shard_rows(state),
         ("pairs", _so_far(state.pairs) if state.pairs else None),
         ("time left", _time_left(state.left) if state.left else None),
-        *((f"result {name}", "not assessed" if error is None else f"relative error {error:.3e}")
+        *((f"result {name}",
+           "not assessed" if error is None else f"relative error {short(error, 4)}")
           for name, error in state.results.items()),
         ("unfinished", f"{state.leftovers} private files of tasks still at work, or killed "
                        "(harmless; clean takes those)" if state.leftovers else None),
@@ -287,12 +291,12 @@ def _time_left(left: TimeLeft) -> str:
 
 def _so_far(pairs: PairsSoFar) -> str:
     """Which round it is, and how many pairs are known by then."""
-    worst = "" if pairs.worst is None else f", the worst within {pairs.worst:.1e}"
+    worst = "" if pairs.worst is None else f", the worst within {short(pairs.worst)}"
     if pairs.tolerance is None:
         return f"round {pairs.round} of {pairs.rounds}; {pairs.found} of {pairs.wanted}{worst}"
     return (
         f"round {pairs.round} of at most {pairs.rounds}; {pairs.met} of {pairs.wanted} within "
-        f"{pairs.tolerance:.1e}{worst}"
+        f"{short(pairs.tolerance)}{worst}"
     )
 
 
@@ -419,8 +423,8 @@ def result_table(path: Path, assessment: Assessment) -> str:
         ("each value", None if assessment.pairs else
          _each_value(found, kind, assessment.bounds_of(arrays.get("residuals")))),
         ("leave-one-out", None if left_out is None else
-         f"{left_out:.4e} ({leave_one_out_remark(assessment)})"),
-        ("orthogonality", f"{assessment.orthogonality:.1e} (||U^H U - I||_F)"),
+         f"{short(left_out, 5)} ({leave_one_out_remark(assessment)})"),
+        ("orthogonality", f"{short(assessment.orthogonality)} (||U^H U - I||_F)"),
         ("method", assessment.method and f"{assessment.method}, taken by auto"),
         ("core", None if assessment.pairs else core_text(assessment, kind)),
         ("products", products_text(assessment)),
@@ -443,9 +447,9 @@ def _error_rows(assessment: Assessment) -> list[Row]:
     if assessment.relative_error is None:
         return [("error", "the test vectors found nothing but zero")]
     return [
-        ("relative error", f"{assessment.relative_error:.3e}"),
-        ("error, norm", f"{assessment.error:.4e}, {assessment.norm or 0.0:.4e} (Frobenius), "
-                        f"from {assessment.test_measurements} test vectors"),
+        ("relative error", short(assessment.relative_error, 4)),
+        ("error, norm", f"{short(assessment.error, 5)}, {short(assessment.norm or 0.0, 5)} "
+                        f"(Frobenius), from {assessment.test_measurements} test vectors"),
         ("that is", f"the true error is {bound_text(assessment, 1.5, 2)},"),
         ("", bound_text(assessment, 2.0)),
     ]  # fmt: skip
@@ -486,7 +490,7 @@ def estimates_table(estimates: Estimates) -> str:
         ("trace", _with_error(estimates.trace)),
         ("Frobenius norm", _with_error(estimates.frobenius_norm)),
         ("spectral norm", None if spectral is None else
-         f"{spectral.value:.6e}, off by at most about {spectral.error:.1e}"),
+         f"{short(spectral.value, 7)}, off by at most about {short(spectral.error)}"),
     ])  # fmt: skip
 
 
@@ -496,7 +500,7 @@ def density_table(found: Density, ends: tuple[float, float] | None) -> str:
     counts = found.counts()
     between = None if ends is None else found.count(*ends)
     return _listing(f"{found.n} eigenvalues, by {len(found.nodes)} nodes:", [
-        *((f"{share:.1%} are below", f"{value:.4e}") for share, value in shares),
+        *((f"{share:.1%} are below", short(value, 5)) for share, value in shares),
         *((name, _estimated(count)) for name, count in counts.items()),
         ("from, to", None if ends is None else f"{ends[0]:.6g}, {ends[1]:.6g}"),
         ("lie there", None if between is None else _estimated(between)),
@@ -516,16 +520,16 @@ def comparison_table(found: Comparison) -> str:
           for name, side in (("a", found.a), ("b", found.b))),
         *_side_lines(found.a, found.b),
         _three("value", "a", "b", "apart, relative"),
-        *(_three(str(number + 1), f"{one:.6e}", f"{other:.6e}", f"{apart:.1e}")
+        *(_three(str(number + 1), f"{one:.6e}", f"{other:.6e}", short(apart))
           for number, (one, other, apart) in enumerate(
               zip(*found.values.tolist(), found.differences.tolist(), strict=True))
           if number < _SHOWN_VALUES),
         _listing(f"of {count} values", [
-            ("furthest apart", f"{found.differences.max():.1e}, relative to the larger of both"),
+            ("furthest apart", f"{short(found.differences.max())}, relative to the larger of both"),
             ("agreeing", None if agreeing is None else
              f"{agreeing} of {count} are no further apart than both uncertainties allow"),
             *((f"{name}, leading {one.dimensions[0]}",
-               f"overlap {one.value:.6f}; {one.at_random:.1e} at random")
+               f"overlap {one.value:.6f}; {short(one.at_random)} at random")
               for name, overlaps in spaces for one in overlaps),
         ]),
     ])  # fmt: skip
@@ -562,7 +566,7 @@ def _three(name: str, *columns: str) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4e}"
+    return "unknown" if value is None else short(value, 5)
 
 
 def _where(found: Density, share: float) -> float:
@@ -572,7 +576,7 @@ def _where(found: Density, share: float) -> float:
 
 def _estimated(figure: TraceEstimate) -> str:
     errors = {"standard error": figure.standard_error, "quadrature": figure.bias}
-    known = [f"{name} {error:.1e}" for name, error in errors.items() if error is not None]
+    known = [f"{name} {short(error)}" for name, error in errors.items() if error is not None]
     return ", ".join([f"{figure.value:.6g}", *known])
 
 
@@ -580,4 +584,5 @@ def _with_error(figure: Figure | None) -> str | None:
     if figure is None:
         return None
     error = figure.standard_error
-    return f"{figure.value:.6e}, standard error {'unknown' if error is None else f'{error:.1e}'}"
+    spread = "unknown" if error is None else short(error)
+    return f"{short(figure.value, 7)}, standard error {spread}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.figures import short
 from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.operators.derivatives import library
 from skerch_ooc.operators.derivatives.agreement import agreed
@@ -491,7 +492,7 @@ def _forward_over_reverse(whole: Loss, loss: Any, data: Data, asked: Asked) -> A
     theirs.layout, theirs.content = ours.layout, ours.content
     theirs.remarks = (
         *ours.remarks[:-1],
-        f"differentiated forward over reverse: agrees with reverse over reverse to {off:.0e}",
+        f"differentiated forward over reverse: agrees with reverse over reverse to {short(off, 1)}",
     )
     return theirs
 

@@ -25,6 +25,7 @@ import numpy as np
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.arrays import Array, empty_aligned
 from skerch_ooc.base.errors import DriftError, OperatorError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import SPARE_BYTES, peak_memory, resident_memory
 from skerch_ooc.operators.adapters import Product, norm, tolerance
@@ -145,8 +146,8 @@ def probe(
     limit = 4 * tolerance(product.dtype)
     if repetition > limit:
         raise OperatorError(
-            f"two calls with the same vector differ by {repetition:.1e} of the result "
-            f"(allowed: {limit:.1e}); a sketch needs an operator that repeats itself. {_CAUSES}"
+            f"two calls with the same vector differ by {short(repetition)} of the result "
+            f"(allowed: {short(limit)}); a sketch needs an operator that repeats itself. {_CAUSES}"
         )
     asymmetry = (
         _asymmetry(x, block, product.dtype)
@@ -219,18 +220,18 @@ def _require_scale(products: Array) -> None:
         )
     if not 1 / _LARGEST < size < _LARGEST:
         raise OperatorError(
-            f"the operator's products have a norm of {size:.1e}, whose square is out of the range "
-            f"of double precision; scale the operator to between {1 / _LARGEST:.0e} and "
-            f"{_LARGEST:.0e}"
+            f"the operator's products have a norm of {short(size)}, whose square is out of the "
+            f"range of double precision; scale the operator to between {short(1 / _LARGEST, 1)} "
+            f"and {short(_LARGEST, 1)}"
         )
     # Typical among the entries that are not zero: a sparse operator may have few.
     entries, smallest = np.count_nonzero(products), _DIGITS_ROOM * np.finfo(products.dtype).tiny
     typical = size / math.sqrt(entries)
     if typical < smallest:
         raise OperatorError(
-            f"the operator's products are about {typical:.1e} in size, where {products.dtype} has "
-            f"fewer digits than elsewhere; multiply the operator so that they are above "
-            f"{smallest:.0e}, or use a wider dtype"
+            f"the operator's products are about {short(typical)} in size, where {products.dtype} "
+            f"has fewer digits than elsewhere; multiply the operator so that they are above "
+            f"{short(smallest, 1)}, or use a wider dtype"
         )
 
 
@@ -277,8 +278,8 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
     limit = 4 * tolerance(dtype)
     if asymmetry > limit:
         raise OperatorError(
-            f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {asymmetry:.1e} "
-            f'(allowed: {limit:.1e}); kind = "eigh" needs A = A^H. Check that A @ x is the '
+            f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {short(asymmetry)} "
+            f'(allowed: {short(limit)}); kind = "eigh" needs A = A^H. Check that A @ x is the '
             "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
         )
     return asymmetry
@@ -305,8 +306,8 @@ def _adjoint_error(product: Product, seed: int, x: Array, y: Array) -> float:
     if error > limit:
         raise OperatorError(
             f"the operator's adjoint is not that of its product: <v, A x> and <A^H v, x> differ by "
-            f"{error:.1e} of the operator's norm (allowed: {limit:.1e}). Check the conjugation, "
-            "and that both have the same precision"
+            f"{short(error)} of the operator's norm (allowed: {short(limit)}). Check the "
+            "conjugation, and that both have the same precision"
         )
     return error
 
@@ -364,8 +365,8 @@ def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> No
             cause = f"What has changed: its {' and its '.join(changed)}"
         raise DriftError(
             f"the operator is not the one that the run started with: its product with the probe "
-            f"vector differs by {change:.1e} (allowed: {limit:.1e}). {cause}. Restore them, or "
-            "plan a new run"
+            f"vector differs by {short(change)} (allowed: {short(limit)}). {cause}. Restore them, "
+            "or plan a new run"
         )
     if changed:
         log.warning(

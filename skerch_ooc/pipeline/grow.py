@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.places import is_object
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
@@ -176,9 +177,9 @@ def _require_range(run: Run, forget: float, added: float) -> None:
     smallest, largest = sizes_allowed(dtype)
     if not (smallest < max(norms) and sum(norms) < largest):
         raise UsageError(
-            f"scale and forget: products of the sum would be about {sum(norms):.1e}, which is out "
-            f"of the range of {dtype}; take factors that leave them between {smallest:.0e} and "
-            f"{largest:.0e}"
+            f"scale and forget: products of the sum would be about {short(sum(norms))}, which is "
+            f"out of the range of {dtype}; take factors that leave them between "
+            f"{short(smallest, 1)} and {short(largest, 1)}"
         )
 
 

@@ -21,6 +21,7 @@ from skerch_ooc.base.errors import (
     did_you_mean,
     quoted,
 )
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
@@ -406,8 +407,8 @@ def reached(run: Run, work: Work) -> bool:
     relative = error / norm
     margin = tolerance_factor(plan, columns)
     work.progress.say(
-        f"{plan.reach('right')} measurements: relative error {relative:.2e}; to be sure of "
-        f"{tolerance:.2e} it must be below {tolerance / margin:.2e}"
+        f"{plan.reach('right')} measurements: relative error {short(relative, 3)}; to be sure of "
+        f"{tolerance:g} it must be below {short(tolerance / margin, 3)}"
     )
     return relative * margin <= tolerance
 

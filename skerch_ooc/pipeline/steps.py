@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.files import is_there
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
@@ -339,6 +340,7 @@ def require_quality(assessment: Assessment, limit: float | None) -> None:
         )
     if not assessment.relative_error <= limit:
         raise QualityError(
-            f"relative error {assessment.relative_error:.3e} is above --max-relative-error "
-            f"{limit:.3e}; the result is there, and skerch-ooc assess says what makes it smaller"
+            f"relative error {short(assessment.relative_error, 4)} is above --max-relative-error "
+            f"{limit:g}; the result is there, and skerch-ooc assess says what makes it "
+            "smaller"
         )

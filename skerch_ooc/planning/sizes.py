@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skerch_ooc.base.errors import UsageError, counted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.noise_kinds import COMPLEX_ONLY, LARGEST_HEIGHT, WHOLE_COLUMNS
 from skerch_ooc.base.resources import parse_bytes
 from skerch_ooc.planning.krylov import (
@@ -147,7 +148,7 @@ def require_reachable(pairs_tolerance: float, dtype: str) -> None:
     if pairs_tolerance < least:
         raise UsageError(
             f"pairs_tolerance = {pairs_tolerance:g} is below what products in {dtype} can tell, "
-            f"{least:.1e}; give at least that, or a wider dtype"
+            f"{short(least)}; give at least that, or a wider dtype"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.figures import short
 from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH, most_rounds
 from skerch_ooc.planning.methods import METHODS, WHOLE_METHOD
 from skerch_ooc.planning.plan import Plan, source_of
@@ -121,7 +122,7 @@ class Found:
 def percent(number: float) -> str:
     """Writes a relative error for people, in plain characters."""
     if not 1e-4 <= number < 10:
-        return f"{number:.1e}"
+        return short(number)
     return f"{100 * number:.{2 if number < 0.1 else 3}g} %"
 
 

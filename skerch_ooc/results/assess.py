@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError, counted, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.files import digest, digest_of_any, holds, read_json, readable_json, write_json
 from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.planning.growth import looks
@@ -140,7 +141,7 @@ class Assessment:
             ("leave one out", None if self.leave_one_out is None else f"{self.leave_one_out:.4g}"),
             ("pairs", None if self.pairs is None else self.pairs.text()),
             ("rank", f"{self.rank}, of a core of {self.core}"),
-            ("orthogonality", f"{self.orthogonality:.1e}"),
+            ("orthogonality", short(self.orthogonality)),
             ("products", f"{done}, and {probes} of probes"),
         ]
         names = ("at least", "at most")
@@ -474,10 +475,10 @@ def require_tolerance(plan: Plan, assessment: Assessment) -> None:
         return
     margin = tolerance_factor(plan, assessment.test_measurements)
     raise QualityError(
-        f"tolerance = {tolerance:.2e} is not met with all {plan.reach('right')} measurements: the "
-        f"relative error is {assessment.relative_error:.3e}, and with {100 * CONFIDENCE:.0f} % "
-        f"probability below {assessment.relative_error * margin:.3e}. The result is there; "
-        f"{_for_less(plan)}"
+        f"tolerance = {tolerance:g} is not met with all {plan.reach('right')} measurements: the "
+        f"relative error is {short(assessment.relative_error, 4)}, and with "
+        f"{100 * CONFIDENCE:.0f} % probability below "
+        f"{short(assessment.relative_error * margin, 4)}. The result is there; {_for_less(plan)}"
     )
 
 

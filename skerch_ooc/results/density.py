@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerch_ooc.base.errors import UsageError, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.results.curves import curve, small_chart
 from skerch_ooc.results.plots import axes_of
@@ -233,7 +234,7 @@ class Density:
 def _said(estimate: TraceEstimate) -> str:
     if estimate.standard_error is None:
         return f"about {estimate.value:.4g}"
-    return f"about {estimate.value:.4g}, standard error {estimate.standard_error:.2g}"
+    return f"about {estimate.value:.4g}, standard error {short(estimate.standard_error)}"
 
 
 def _columns(quadrature: Quadrature, function: Function) -> Reals:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.assess import error_rows
@@ -284,7 +285,7 @@ class LowRank(StreamedOperator):
         rows = [
             (f"first {noun}", ", ".join(f"{value:.4g}" for value in values[:_FIRST])),
             *error_rows(self.path),
-            ("orthogonality", f"{self.orthogonality:.1e}"),
+            ("orthogonality", short(self.orthogonality)),
             ("file", self.path),
         ]
         title = f"{type(self).__name__}: {len(values)} {noun} of {self.shape[0]} x {self.shape[1]}"

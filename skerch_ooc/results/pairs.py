@@ -10,6 +10,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import QualityError, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.store.rundir import Run
 
@@ -94,15 +95,15 @@ class KnownPairs:
 
     def text(self) -> str:
         """Says how many pairs are known, and how well, for people."""
-        worst = "" if self.worst is None else f", the worst within {self.worst:.1e}"
+        worst = "" if self.worst is None else f", the worst within {short(self.worst)}"
         if self.tolerance is None or self.rounding > _SAID * self.tolerance:
-            worst += f"; rounding of the products may add {self.rounding:.1e}"
+            worst += f"; rounding of the products may add {short(self.rounding)}"
         if self.tolerance is None:
             return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
         if not self.confirmed and self.met >= self.wanted:
             worst += "; not confirmed: copies of a value may be missing"
         return (
-            f"{self.met} of {self.wanted} within {self.tolerance:.1e} after {self.rounds} "
+            f"{self.met} of {self.wanted} within {short(self.tolerance)} after {self.rounds} "
             f"rounds{worst}"
         )
 
@@ -150,11 +151,11 @@ def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
         )
     if pairs.met >= pairs.wanted:
         raise QualityError(
-            f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}: the last test columns "
+            f"pairs_tolerance = {short(pairs.tolerance)}: {pairs.text()}: the last test columns "
             "showed some, and none are left. The result is there; for more, plan a new run with "
             f"sketch.test_measurements = {2 * plan.reach('test')}, or a larger round_width"
         )
-    what = f"pairs_tolerance = {pairs.tolerance:.1e}: {pairs.text()}"
+    what = f"pairs_tolerance = {short(pairs.tolerance)}: {pairs.text()}"
     raise QualityError(
         f"{what}. The result is there; go on with: skerch-ooc extend {quoted(run.directory)} "
         f"--rounds {2 * plan.rounds} --pairs-tolerance {pairs.tolerance:g}"

@@ -13,6 +13,7 @@ import torch
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range
 from skerch_ooc.results.indexing import Selection
 from skerch_ooc.results.streamed import Block, Factors, Read, StreamedOperator, TorchDtype, Write
@@ -126,7 +127,7 @@ class Shifted(PlusIdentity):
             raise UsageError(
                 f"c = {c:.8g}: the result has the eigenvalue {value:.8g}, so that with c added to "
                 f"it the operator is singular to its precision; give a c that is farther from "
-                f"{0 - value:.8g} than {precision * largest:.1e}"
+                f"{0 - value:.8g} than {short(precision * largest)}"
             )
 
 

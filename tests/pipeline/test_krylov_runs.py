@@ -435,7 +435,7 @@ class TestHalfDone:
         assert status.returncode == 0
         assert re.search("round3 +2 of 4 columns measured", status.stdout)
         assert re.search(
-            r"pairs +round 2 of at most \d+; \d of 2 within 1.0e-02, the worst within \d",
+            r"pairs +round 2 of at most \d+; \d of 2 within 0.010, the worst within \d",
             " ".join(status.stdout.split()),
         )
 

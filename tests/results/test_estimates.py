@@ -16,6 +16,7 @@ from operators import dense, wide_dtype
 from specs import write_spec
 
 import skerch_ooc as ooc
+from skerch_ooc.base.figures import short
 from skerch_ooc.store.shards import list_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -278,7 +279,7 @@ def test_command_line_shows_and_prints_the_estimates(inside, tmp_path):
     inside("run", spec, "--run", "run")
     table = inside("estimates", "run").stdout
     shown = json.loads(inside("estimates", "run", "--json").stdout)
-    assert f"{shown['trace']['value']:.6e}, standard error" in table
+    assert f"{short(shown['trace']['value'], 7)}, standard error" in table
     assert "Frobenius norm" in table
     assert "off by at most about" in table
     assert max(map(len, table.splitlines())) <= 80

@@ -196,7 +196,7 @@ class TestPage:
             ("pairs", "5 of 5 pairs within 1.0 × 10⁻⁴ after"),
             ("pairs", "showed nothing else"),
             ("pairs", "nodes, which the ticks mark, weighted by 4 random columns"),
-            ("pairs, complex svd", "4 of 4 pairs within 1.0 × 10⁻³ after"),
+            ("pairs, complex svd", "4 of 4 pairs within 0.0010 after"),
             ("pairs, missed", "0 of 8 pairs within 1.0 × 10⁻⁶ after 3 rounds"),
             ("pairs, missed", "8, in a ring, are not known to the tolerance"),
             ("pairs, missed", "Nothing has confirmed that no copy of a value is missing"),

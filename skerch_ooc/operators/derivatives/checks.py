@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.figures import short
 from skerch_ooc.operators.derivatives.batches import (
     mapped,
     tensors_of,
@@ -183,11 +184,11 @@ def _refuse_gradient(
     if again is None or apart(theirs, again) > closeness(objective.chosen.tensors[0].dtype):
         raise OperatorError(
             "the gradient of the loss of the first batch differs from call to call (by "
-            f"{off:.1e}), so that products would, too: something in model or loss is random; "
+            f"{short(off)}), so that products would, too: something in model or loss is random; "
             "seed it anew in each call, or take it out"
         )
     raise OperatorError(
-        f"the gradient of the loss of the first batch is off by {off:.1e} where attention, "
+        f"the gradient of the loss of the first batch is off by {short(off)} where attention, "
         "normalisation and losses are computed by formulas that have second derivatives; "
         "report it, and give reverse=False meanwhile"
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range
 from skerch_ooc.operators.derivatives.batches import (
     HALF,
@@ -109,10 +110,10 @@ def compared(objective: Objective, batch: Any) -> str:
             "torch.no_grad(), or for a layer that torch does not differentiate rightly"
         )
         raise OperatorError(
-            f"a product differs from a difference of gradients by {off:.1e} (allowed: "
-            f"{limit:.0e}); {cause}"
+            f"a product differs from a difference of gradients by {short(off)} (allowed: "
+            f"{short(limit, 1)}); {cause}"
         )
-    return f"one product agrees with a difference of gradients to {off:.0e}"
+    return f"one product agrees with a difference of gradients to {short(off, 1)}"
 
 
 def _rounds(objective: Objective, batch: Any) -> bool:
@@ -153,7 +154,7 @@ def _in_double(objective: Objective, batch: Any) -> Objective | str:
         return f"a copy of model and loss fails there ({first_words(error)})"
     off = apart(theirs, objective.gradient(batch))
     if off > closeness(tensors[0].dtype):
-        return f"a copy of model and loss has another gradient there (off by {off:.0e})"
+        return f"a copy of model and loss has another gradient there (off by {short(off, 1)})"
     return double
 
 
@@ -317,4 +318,6 @@ def why_one_by_one(objective: Objective, batch: Any) -> str | None:
         # torch raises errors of many kinds where it has no rule for several columns.
         return f"several at once fail ({first_words(error)})"
     off = apart(together, alone)
-    return None if off <= closeness(operator.dtype) else f"several at once are off by {off:.0e}"
+    return (
+        None if off <= closeness(operator.dtype) else f"several at once are off by {short(off, 1)}"
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.figures import short
 from skerch_ooc.operators.derivatives.checks import apart, closeness, first_words
 from skerch_ooc.operators.derivatives.operator import Curvature
 
@@ -60,7 +61,7 @@ def require_equal(theirs: Any, ours: Curvature) -> float:
         ) from error
     if not off <= closeness(ours.dtype):
         raise OperatorError(
-            f"reverse: forward over reverse differentiation is off by {off:.1e} from "
+            f"reverse: forward over reverse differentiation is off by {short(off)} from "
             "reverse over reverse, which agrees with a difference of gradients; leave reverse out"
         )
     return off

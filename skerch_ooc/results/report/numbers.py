@@ -33,9 +33,9 @@ def value(number: float, digits: int = 4) -> str:
 
 
 def scientific(number: float) -> str:
-    """Writes a small number, such as a tolerance, to two digits as a multiple of a power of ten."""
-    if number == 0 or not math.isfinite(number):
-        return value(number)
+    """Writes a small number, such as a tolerance, to two digits; below 0.001 by a power of ten."""
+    if number == 0 or not math.isfinite(number) or 1e-3 <= abs(number) < 1e3:
+        return value(number, 2)
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{_signed(mantissa)} × {_power(int(exponent))}"
 

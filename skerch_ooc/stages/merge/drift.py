@@ -27,6 +27,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import DriftError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.operators.adapters import tolerance
 
@@ -178,12 +179,12 @@ def require_one_operator(
     weights = np.array([len(place) for place, _ in placed])
     floor = float(np.finfo(dtype).eps)
     typical = typical_asymmetry(pairs, floor)
-    limit, expected = np.full(pairs.shape, FACTOR * typical), f"typical {typical:.1e}"
+    limit, expected = np.full(pairs.shape, FACTOR * typical), f"typical {short(typical)}"
     allowed = ALLOWED * tolerance(dtype)
     # Single entries scatter more than the mean of many.
     scatter = 1 + 4 / np.sqrt(np.outer(weights, weights))
     if not alike or (allowed < FACTOR * typical and not with_itself):
-        limit, expected = allowed * scatter, f"allowed {allowed:.1e}"
+        limit, expected = allowed * scatter, f"allowed {short(allowed)}"
     else:
         # Where most products are exact or nearly so, as those of integers and of sparse matrices,
         # they do not tell what rounding does to the others.
@@ -205,7 +206,7 @@ def require_one_operator(
         doubt = "\nIt may as well be those that they disagree with."
     raise DriftError(
         f"the operator changed while it was measured: {len(named)} of {len(placed)} shards do not "
-        f"fit the others (asymmetry {worst:.1e} of the operator's norm, {expected}):\n"
+        f"fit the others (asymmetry {short(worst)} of the operator's norm, {expected}):\n"
         f"  {shown}{doubt}\n"
         "Find out what changed (weights, data, dropout, a shuffled loader), restore it, remove "
         "these shards, and measure them again"

@@ -22,6 +22,7 @@ from skerch_ooc.algebra.krylov.space import Family, Space, metric_root
 from skerch_ooc.algebra.krylov.steps import Goal, NextBlock, Standing, decide, refined
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import CorruptError, DriftError, IncompleteError, quoted
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.krylov import (
     CORANGE,
@@ -382,10 +383,10 @@ class Search:
         where = "itself" if last.within > last.between else "the rounds before it"
         raise DriftError(
             f"the operator changed while it was measured: round {self.round.number} contradicts "
-            f"{where} (asymmetry {max(last.within, last.between):.1e} of the operator's norm, "
-            f"allowed {last.limit:.1e}). Find out what changed (weights, data, dropout, a shuffled "
-            f"loader), restore it, remove the shards of role {self.round.role}, and measure them "
-            "again"
+            f"{where} (asymmetry {short(max(last.within, last.between))} of the operator's norm, "
+            f"allowed {short(last.limit)}). Find out what changed (weights, data, dropout, a "
+            f"shuffled loader), restore it, remove the shards of role {self.round.role}, and "
+            "measure them again"
         )
 
     def is_steady(self, goal: Goal, pairs: Pairs) -> bool:
