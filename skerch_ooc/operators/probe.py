@@ -1,9 +1,10 @@
 """The probe: a few products that tell whether an operator can be trusted, and what it costs.
 
-Three calls, 18 products. One vector twice (and once more within a block): does the operator repeat
-itself, does it depend on the block's width? Sixteen vectors X at once: for a Hermitian operator
-``X^H A X`` is Hermitian, and the mean square of the entries of ``X^H A X - (X^H A X)^H`` is the
-squared Frobenius norm of ``A - A^H`` (X has independent entries of mean 0 and variance 1). For a
+Three calls, 18 products. One vector, and it again times a number (and once more within a block):
+does the operator repeat itself, is it linear, does it depend on the block's width? Sixteen vectors
+X at once, of which the last is made of two others, as its product then has to be. For a Hermitian
+operator ``X^H A X`` is Hermitian, and the mean square of the entries of ``X^H A X - (X^H A X)^H``
+is the squared Frobenius norm of ``A - A^H`` (X has entries of mean 0 and variance 1). For a
 general one 16 products of the adjoint follow: ``V^H (A X)`` must be ``(A^H V)^H X``.
 
 The fingerprint holds 16 such entries of one product: enough for any later process to tell, from
@@ -44,6 +45,12 @@ _LONG_SECONDS = 1.0
 _DIGITS_ROOM = 16
 """Products with a basis may be smaller than those with random vectors."""
 
+_FACTOR = {"f": -0.5, "c": -0.5j}
+"""By the kind of a type, what multiplies products without rounding: a power of two, and of complex
+numbers one that an operator which conjugates them, or drops a part, takes for another."""
+_COMBINED = 4
+"""Columns of a block from which on its last one is made of two others."""
+
 _CAUSES = (
     "Likely causes: dropout or batch normalisation in training mode (call model.eval()), a data "
     "loader that shuffles or augments, an unseeded generator, weights that are still changing"
@@ -71,7 +78,7 @@ class Probe:
 
     Attributes:
         products: Products that it took.
-        repetition: Relative difference between two equal calls.
+        repetition: Relative difference between two calls whose vectors differ by a factor.
         width_difference: Relative difference between one vector alone and in a block.
         asymmetry: ``||A - A^H||_F / ||A||_F``, estimated; for a general operator the same of ``A``
             and the adjoint of its adjoint.
@@ -122,17 +129,19 @@ def probe(
         The findings, and the operator's fingerprint.
 
     Raises:
-        OperatorError: If a product is not finite, two equal calls differ, or the operator is not
-            Hermitian though it should be, or its adjoint is that of something else.
+        OperatorError: If a product is not finite, two equal calls differ, the operator is not
+            linear, or not Hermitian though it should be, or its adjoint is that of something else.
     """
     before = peak_memory()
     first, took, peak = timed(product, probe_vectors(product, seed, Range(0, 1)))
     width = min(WIDTH, _fitting(product, memory, peak - before), *product.shape)
-    x = probe_vectors(product, seed, Range(0, width))
+    x = _with_combination(probe_vectors(product, seed, Range(0, width)))
+    factor = _FACTOR[x.dtype.kind]
     left = 1 + width + (0 if hermitian else width)
     if took > _LONG_SECONDS:
         log.info("the operator's first product took %.0f s; it is probed by %d more", took, left)
-    again, single_seconds, single_peak = timed(product, x[:, :1])
+    again, single_seconds, single_peak = timed(product, factor * x[:, :1])
+    again = again / factor
     block, block_seconds, block_peak = timed(product, x)
     for array in (first, again, block):
         if not np.isfinite(array).all():
@@ -143,12 +152,9 @@ def probe(
     _require_scale(block)
     scale = norm(first)
     repetition = _relative(norm(first - again), scale)
-    limit = 4 * tolerance(product.dtype)
-    if repetition > limit:
-        raise OperatorError(
-            f"two calls with the same vector differ by {short(repetition)} of the result "
-            f"(allowed: {short(limit)}); a sketch needs an operator that repeats itself. {_CAUSES}"
-        )
+    if repetition > 4 * tolerance(product.dtype):
+        _require_repetition(product, x[:, :1], first)
+    _require_linearity(repetition, block, factor, product.dtype)
     asymmetry = (
         _asymmetry(x, block, product.dtype)
         if hermitian
@@ -183,6 +189,54 @@ def _fitting(product: Product, memory: int | None, grown: int) -> int:
     # As drawn, as applied, and what becomes of it, on both sides; and what the operator needs.
     column = 3 * sum(product.shape) * np.dtype(product.dtype).itemsize + max(0, grown)
     return max(_FEWEST, (memory - held - SPARE_BYTES) // column)
+
+
+def _with_combination(x: Array) -> Array:
+    """Makes the last of several columns the second plus a number times the third."""
+    if x.shape[1] >= _COMBINED:
+        x[:, -1] = x[:, 1] + _FACTOR[x.dtype.kind] * x[:, 2]
+    return x
+
+
+def _require_repetition(product: Product, x: Array, first: Array) -> None:
+    """Applies an operator to a vector again.
+
+    Raises:
+        OperatorError: If the products differ by more than rounding can explain.
+    """
+    again, _, _ = timed(product, x)
+    repetition, limit = _relative(norm(first - again), norm(first)), 4 * tolerance(product.dtype)
+    if not repetition <= limit:
+        raise OperatorError(
+            f"two calls with the same vector differ by {short(repetition)} of the result "
+            f"(allowed: {short(limit)}); a sketch needs an operator that repeats itself. {_CAUSES}"
+        )
+
+
+def _require_linearity(error: float, block: Array, factor: complex, dtype: str) -> None:
+    """Refuses an operator whose products do not add up.
+
+    Args:
+        error: Relative difference between the products of a vector, and of it times the factor.
+        block: The products of a block whose last column is made of two others.
+        factor: The number.
+        dtype: The run's type.
+
+    Raises:
+        OperatorError: If products differ by more than rounding can explain.
+    """
+    limit, what = 4 * tolerance(dtype), f"A ({factor} x) and {factor} A x"
+    if error <= limit and block.shape[1] >= _COMBINED:
+        what = f"A (x + {factor} y) and A x + {factor} A y"
+        difference = norm(block[:, -1] - (block[:, 1] + factor * block[:, 2]))
+        error = _relative(difference, norm(block[:, 1:3]))
+    if error > limit:
+        raise OperatorError(
+            f"the operator is not linear: {what} differ by {short(error)} of the result (allowed: "
+            f"{short(limit)}). A @ x has to be the product with one matrix, whatever x is: look "
+            "for something that is added to it, for a limit, an absolute value or a normalisation, "
+            "for x in a type of fewer digits, and for a conjugate or a real part of x"
+        )
 
 
 def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list[Timing]:

@@ -293,17 +293,18 @@ def _rounds_instead(found: Found) -> Step:
     plan = found.plan
     width = min(ROUND_WIDTH, plan.reach("right"))
     usual = PAIRS // width + _ROUNDS_BEYOND
-    cost = f"some {width * usual} products for the leading {PAIRS}"
+    products = width * usual
     if plan.identity.kind == "eigh" and _is_extensible(found):
         more = " --plan-only" * any(named is None for named in found.factories)
         command = f"skerch-ooc extend {found.directory} --pairs-tolerance {PAIRS_TOLERANCE:g}{more}"
     else:
         command = _pairs_anew(found)
-        cost = f"some {2 * width * usual} products" if plan.identity.kind == "svd" else cost
+        products *= 1 + (plan.identity.kind == "svd")
     return Step(
         "The spectrum falls too slowly for one pass, and more measurements would help little. If "
         f"the leading pairs are what you want, rounds of products find them to "
-        f"{PAIRS_TOLERANCE:g}: {cost}",
+        f"{PAIRS_TOLERANCE:g}: {PAIRS} that stand apart take some {products} products, {PAIRS} "
+        "that lie close together several times as many",
         command,
     )
 

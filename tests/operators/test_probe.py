@@ -101,6 +101,46 @@ def test_operator_that_cannot_be_trusted_is_refused_as_plan_would(inside, tmp_pa
     assert (done.returncode, text in done.stderr) == (2, True)
 
 
+def largest(x):
+    return x.abs().amax(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "apply"),
+    [
+        ("eigh", torch.float64, torch.sign),
+        ("eigh", torch.float64, lambda x: x.clamp(-0.9, 0.9)),
+        ("eigh", torch.float32, lambda x: x + 1e-3 * x**3),
+        ("eigh", torch.float32, lambda x: x * largest(x) / x.norm(dim=0, keepdim=True)),
+        ("svd", torch.float32, lambda x: x + 1),
+        ("svd", torch.float64, torch.abs),
+        ("eigh", torch.complex64, torch.conj_physical),
+        ("eigh", torch.complex128, lambda x: x.real + 0j),
+    ],
+    ids=["sign", "limit", "cubic", "normalised", "affine", "absolute", "conjugate", "real-part"],
+)
+def test_operator_that_is_not_linear_is_refused(kind, dtype, apply):
+    class Operator:
+        shape = (60, 60)
+
+        def __matmul__(self, x):
+            return apply(x)
+
+        adjoint = lambda self: self  # noqa: E731
+
+    product = Product(Operator(), str(dtype).removeprefix("torch."), "cpu")
+    with pytest.raises(ooc.OperatorError, match="is not linear: A"):
+        probe.probe(product, 1, kind == "eigh")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("rank", [1, 40])
+def test_matrix_is_linear_to_rounding_however_its_products_cancel(dtype, rank):
+    x = torch.linalg.qr(torch.ones(300, rank, dtype=getattr(torch, dtype)).cumsum(1).cumsum(0))[0]
+    found, _ = probe.probe(Product(x @ x.mH, dtype, "cpu"), 1, hermitian=True)
+    assert found.repetition < 1e-6
+
+
 def test_spec_without_an_operator_is_refused():
     with pytest.raises(ooc.UsageError, match=r"operator\.factory is missing"):
         probe_spec({"measurements": 40, "operator": {"shape": [99, 99]}})
