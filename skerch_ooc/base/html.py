@@ -13,24 +13,32 @@ _CELL = "text-align:left;vertical-align:top;padding:1px 12px 1px 0;white-space:p
 _LONGEST = 500
 
 
-def table(title: str, rows: Iterable[tuple[str, object]], below: str = "") -> str:
+def table(
+    title: str, rows: Iterable[tuple[object, ...]], below: str = "", heads: Iterable[str] = ()
+) -> str:
     """Makes a small table of figures.
 
     Args:
         title: What it is of.
-        rows: Names and figures; a figure that is ``None`` is left out.
+        rows: Names, and a figure of each or several; where one is ``None`` the row is left out.
         below: HTML that follows it, such as a chart.
+        heads: What is in each column, where that is not plain.
     """
     lines = "".join(
-        f'<tr><th scope="row" style="{_CELL}">{text(name)}</th>'
-        f'<td style="{_CELL}">{text(figure)}</td></tr>'
-        for name, figure in rows
-        if figure is not None
+        f'<tr><th scope="row" style="{_CELL}">{text(name)}</th>{_cells("td", figures)}</tr>'
+        for name, *figures in rows
+        if None not in figures
     )
+    above = _cells('th scope="col"', heads)
+    head = f"<thead><tr>{above}</tr></thead>" if above else ""
     return (
         f"<div><strong>{text(title)}</strong>"
-        f'<table style="border:none;margin:0">{lines}</table>{below}</div>'
+        f'<table style="border:none;margin:0">{head}<tbody>{lines}</tbody></table>{below}</div>'
     )
+
+
+def _cells(tag: str, figures: Iterable[object]) -> str:
+    return "".join(f'<{tag} style="{_CELL}">{text(one)}</{tag[:2]}>' for one in figures)
 
 
 def text(value: object) -> str:

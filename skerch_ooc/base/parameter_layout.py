@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from skerch_ooc.base.errors import CorruptError, OperatorError, shown
+from skerch_ooc.base.html import never_raising, table
 
 _LARGEST = 2**48
 _MOST_DIMENSIONS = 64
+_SHOWN = 20
 
 
 class Parameter(NamedTuple):
@@ -79,6 +81,13 @@ class ParameterLayout:
     def __iter__(self) -> Iterator[Parameter]:
         """Yields the parameters in the order of the vector."""
         return map(Parameter, self.names, self.shapes, self.offsets)
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.shape, one.offset) for one in islice(self, _SHOWN)]
+        title = f"ParameterLayout: {len(self)} parameters, {self.size} entries"
+        title += f"; the first {_SHOWN}" * (len(self) > _SHOWN)
+        return table(title, rows, heads=("name", "shape", "offset"))
 
     def split(self, vector: Any) -> dict[str, Any]:
         """Cuts a vector, or each of several columns, into the parameters.

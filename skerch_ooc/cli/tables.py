@@ -12,7 +12,6 @@ import numpy.typing as npt
 from skerch_ooc.base.errors import counted, quoted
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.resources import available_cores, format_bytes
-from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.parts import UNNAMED
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.advice import Found, Step, advise
@@ -20,6 +19,7 @@ from skerch_ooc.results.assess import CONFIDENCE, count_within
 from skerch_ooc.results.words import (
     NOUNS,
     bound_text,
+    compared_figures,
     core_text,
     error_test_line,
     format_seconds,
@@ -537,36 +537,12 @@ def comparison_table(found: Comparison) -> str:
 
 def _side_lines(a: ComparedResult, b: ComparedResult) -> list[str]:
     """What two results are, and what they cost, side by side."""
-
-    def of_rounds(one: ComparedResult) -> str:
-        return "rounds of " if METHODS[one.method].orthogonal else ""
-
-    def figures(one: ComparedResult) -> dict[str, str]:
-        known = one.measuring_seconds, one.peak_bytes
-        return {
-            "kind": f"{one.kind}, {one.dtype}",
-            "method": one.method,
-            "measurements": f"{of_rounds(one)}{one.measurements}, seed {one.seed}",
-            "values": str(one.rank),
-            "relative error": _figure(one.relative_error),
-            "error": _figure(one.error),
-            "norm": _figure(one.norm),
-            "products": str(one.products.get("done", "unknown")),
-            "measuring": "unknown" if known[0] is None else format_seconds(known[0]),
-            "peak memory": "unknown" if known[1] is None else format_bytes(known[1]),
-            "on disk": format_bytes(one.disk_bytes),
-        }
-
-    others = figures(b)
-    return [_three(name, text, others[name]) for name, text in figures(a).items()]
+    others = compared_figures(b)
+    return [_three(name, text, others[name]) for name, text in compared_figures(a).items()]
 
 
 def _three(name: str, *columns: str) -> str:
     return f"  {name:<16}" + "".join(f"{text:>20}" for text in columns)
-
-
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else short(value, 5)
 
 
 def _where(found: Density, share: float) -> float:

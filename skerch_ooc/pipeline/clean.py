@@ -17,9 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError
+from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, counted
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.progress import Progress
-from skerch_ooc.base.resources import release_memory
+from skerch_ooc.base.resources import format_bytes, release_memory
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.queue import elements_in_queue, scancel_command
 from skerch_ooc.pipeline.needs import mark_of, needs_of, publish_mark, require_finished, verify_kept
@@ -81,6 +82,19 @@ class Cleaning:
         """Counts the files and bytes of each kind that there is, in order."""
         sizes = {kind: [one.bytes for one in self.freed if one.kind == kind] for kind in KINDS}
         return {kind: (len(found), sum(found)) for kind, found in sizes.items() if found}
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (kind, f"{counted(files, 'file')}, {format_bytes(size)}")
+            for kind, (files, size) in self.counts().items()
+        ]
+        rows += [("kept", reason) for reason in self.kept]
+        rows += [(f"with {option}", f"{format_bytes(size)} more")
+                 for option, size in self.larger.items()]  # fmt: skip
+        total = format_bytes(sum(one.bytes for one in self.freed))
+        would = "would free" if self.dry_run else "freed"
+        return table(f"Cleaning of {self.directory}: {would} {total}", rows)
 
     def as_json(self) -> dict[str, Any]:
         """Returns all figures as JSON values."""

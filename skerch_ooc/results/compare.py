@@ -15,12 +15,15 @@ import numpy as np
 from skerch_ooc.base import files
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
+from skerch_ooc.base.figures import short
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.places import place
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.results.lowrank import Eigh, Svd, open_result
 from skerch_ooc.results.overlap import Overlap, inner_products, overlap_of
 from skerch_ooc.results.report.logs import read_logs
+from skerch_ooc.results.words import compared_figures
 from skerch_ooc.store import names, rundir
 from skerch_ooc.store.result_files import bytes_of_result, result_path
 from skerch_ooc.store.rundir import Run
@@ -70,6 +73,10 @@ class ComparedResult:
     peak_bytes: float | None
     disk_bytes: int
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        return table("ComparedResult", [("result", self.path), *compared_figures(self).items()])
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -110,6 +117,23 @@ class Comparison:
             return None
         allowed = self.uncertainties.sum(axis=0)
         return int(np.count_nonzero(np.abs(self.values[0] - self.values[1]) <= allowed))
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        count, others = self.values.shape[1], compared_figures(self.b)
+        spaces = {"left spaces": self.left_overlaps[-1], "right spaces": self.right_overlaps[-1]}
+        if "svd" not in (self.a.kind, self.b.kind):
+            spaces = {"spaces": self.left_overlaps[-1]}
+        agree = None if self.agreeing is None else f"{self.agreeing} within both uncertainties"
+        below = table(f"Of {count} values", [
+            ("furthest apart", f"{short(self.differences.max())}, relative to the larger of both"),
+            ("agreeing", agree),
+            *((f"overlap of the {name}", f"{one.value:.6f}; {short(one.at_random)} at random")
+              for name, one in spaces.items()),
+        ])  # fmt: skip
+        rows = [(name, text, others[name]) for name, text in compared_figures(self.a).items()]
+        paths = ("result", self.a.path, self.b.path)
+        return table("Comparison of two results", [paths, *rows], below, heads=("", "a", "b"))
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""

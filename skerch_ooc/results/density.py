@@ -60,6 +60,12 @@ class TraceEstimate:
         """Returns the figures as JSON values."""
         return {"value": self.value, "standard_error": self.standard_error, "bias": self.bias}
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        bias = None if self.bias is None else short(self.bias)
+        rows = [("estimate", _said(self)), ("changed by the last round", bias)]
+        return table("TraceEstimate", rows)
+
 
 @dataclass(frozen=True)
 class Density:

@@ -32,6 +32,8 @@ import numpy as np
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.figures import short
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.partition import Range, levels, tree_sum
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+_FIRST = 5
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -63,6 +67,10 @@ class Figure:
 
     value: float | complex
     standard_error: float | None
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        return table("Figure", _rows_of(self))
 
     def as_json(self) -> dict[str, Any]:
         """Returns value and standard error; a complex value as ``[real part, imaginary part]``."""
@@ -86,6 +94,10 @@ class SpectralNorm:
     value: float
     error: float
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        return table("SpectralNorm", _rows_of(self))
+
     def as_json(self) -> dict[str, float]:
         """Returns value and error."""
         return {"value": self.value, "error": self.error}
@@ -102,6 +114,16 @@ class Diagonal(NamedTuple):
 
     values: Tensor
     standard_errors: Tensor
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        typical = float(self.standard_errors.median())
+        rows = [
+            ("first entries", ", ".join(map(_written, self.values[:_FIRST].tolist()))),
+            ("sum", _written(self.values.sum().item())),
+            ("typical standard error", None if math.isnan(typical) else short(typical)),
+        ]
+        return table(f"Diagonal: {len(self.values)} entries", rows)
 
 
 @dataclass(frozen=True)
@@ -143,15 +165,46 @@ class Estimates:
         values, errors = self._made_from.diagonal()
         return Diagonal(torch.from_numpy(values), torch.from_numpy(errors))
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns all figures but the diagonal, as JSON values."""
-        figures: dict[str, Figure | SpectralNorm | None] = {
+    @never_raising
+    def _repr_html_(self) -> str:
+        if not self.test_measurements:
+            return table("Estimates", [("none", "there are no test vectors to make them from")])
+        title = f"Estimates, with {self.test_measurements} test vectors"
+        rows = [
+            (name.replace("_", " "), *(said for _, said in _rows_of(figure)))
+            for name, figure in self._figures.items()
+            if figure is not None
+        ]
+        return table(title, rows, heads=("", "value", "standard error or bound"))
+
+    @property
+    def _figures(self) -> dict[str, Figure | SpectralNorm | None]:
+        return {
             "trace": self.trace,
             "frobenius_norm": self.frobenius_norm,
             "spectral_norm": self.spectral_norm,
         }
-        shown = {name: figure and figure.as_json() for name, figure in figures.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all figures but the diagonal, as JSON values."""
+        shown = {name: figure and figure.as_json() for name, figure in self._figures.items()}
         return shown | {"test_measurements": self.test_measurements}
+
+
+def _rows_of(found: Figure | SpectralNorm) -> list[tuple[str, str]]:
+    """Lists a figure and how sure it is, by name."""
+    if isinstance(found, SpectralNorm):
+        return [
+            ("value", _written(found.value)),
+            ("bound", f"off by about {short(found.error)} at most"),
+        ]
+    error = found.standard_error
+    return [("value", _written(found.value)),
+            ("standard error", "unknown" if error is None else short(error))]  # fmt: skip
+
+
+def _written(value: complex) -> str:
+    return f"{value:.6g}"
 
 
 def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> Estimates:

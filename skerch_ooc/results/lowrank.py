@@ -108,6 +108,11 @@ class LazyMatrix(ABC):
             f"path={str(self._tall.path)!r})"
         )
 
+    @never_raising
+    def _repr_html_(self) -> str:
+        size = f"{self.shape[0]} x {self.shape[1]}, {numpy_dtype(self.dtype)}"
+        return table(type(self).__name__, [("size", size), ("file", self._tall.path)])
+
     def __getitem__(self, key: Any) -> Tensor:
         """Reads a part: ``[:]``, ``[rows]``, ``[rows, columns]``, ``[..., columns]``.
 

@@ -16,12 +16,15 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, shown
+from skerch_ooc.base.figures import short
+from skerch_ooc.base.html import never_raising, table
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.indexing import Selection, select
 from skerch_ooc.results.lowrank import LowRank
 from skerch_ooc.results.vectors import Tall, adjoint_times, gather
 
 _ROWS_AT_ONCE = 4096
+_FIRST = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Overlap:
     def at_random(self) -> float:
         """The value to be expected of random subspaces of these dimensions."""
         return max(self.dimensions) / self.n
+
+    @never_raising
+    def _repr_html_(self) -> str:
+        angles = ", ".join(f"{angle:.4g}" for angle in self.cosines[:_FIRST])
+        rows = [
+            ("overlap", f"{self.value:.6f}, of 0 to 1; {short(self.at_random)} at random"),
+            ("dimensions", f"{self.dimensions[0]} and {self.dimensions[1]} of {self.n}"),
+            ("first cosines", angles),
+        ]
+        return table("Overlap of two subspaces", rows)
 
     def as_json(self) -> dict[str, Any]:
         """Returns the figures as JSON values."""

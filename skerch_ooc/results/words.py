@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from skerch_ooc.algebra.methods.choosing import CHOOSING_SHARE
+from skerch_ooc.base.figures import short
+from skerch_ooc.base.resources import format_bytes
+from skerch_ooc.planning.methods import METHODS
 from skerch_ooc.planning.plan import Plan
 from skerch_ooc.results.assess import overestimate_probability, underestimate_probability
 
 if TYPE_CHECKING:
     from skerch_ooc.results.assess import Assessment
+    from skerch_ooc.results.compare import ComparedResult
 
 NOUNS = {"eigh": "eigenvalues", "svd": "singular values"}
 """The name of the values of each kind of decomposition."""
@@ -88,6 +92,29 @@ def core_text(assessment: Assessment, kind: str) -> str:
 def products_text(assessment: Assessment) -> str:
     """Says how many products were made."""
     return f"{assessment.products['done']} and {assessment.products['probe']} of probes"
+
+
+def compared_figures(one: ComparedResult) -> dict[str, str]:
+    """Says what a result is, how good, and what it cost."""
+    known = one.measuring_seconds, one.peak_bytes
+    of_rounds = "rounds of " if METHODS[one.method].orthogonal else ""
+    return {
+        "kind": f"{one.kind}, {one.dtype}",
+        "method": one.method,
+        "measurements": f"{of_rounds}{one.measurements}, seed {one.seed}",
+        "values": str(one.rank),
+        "relative error": _figure(one.relative_error),
+        "error": _figure(one.error),
+        "norm": _figure(one.norm),
+        "products": str(one.products.get("done", "unknown")),
+        "measuring": "unknown" if known[0] is None else format_seconds(known[0]),
+        "peak memory": "unknown" if known[1] is None else format_bytes(known[1]),
+        "on disk": format_bytes(one.disk_bytes),
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else short(value, 5)
 
 
 def _agree(estimate: float, tested: float | None) -> bool:

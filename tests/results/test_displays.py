@@ -51,6 +51,20 @@ def results(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def others(results):
+    """An object of each other public class that holds results, by a name."""
+    eig, run = results["eigh"], run_of(results["eigh"])
+    estimates, comparison = ooc.estimates(run), ooc.compare(run, run)
+    return {
+        "estimates": estimates, "figure": estimates.trace, "norm": estimates.spectral_norm,
+        "diagonal": estimates.diagonal(), "overlap": ooc.overlap(eig, eig),
+        "trace": ooc.trace(run_of(results["krylov"]), np.exp), "comparison": comparison,
+        "compared": comparison.a, "vectors": eig.eigenvectors,
+        "layout": ooc.ParameterLayout.of([("<b>w</b>", (3, 4))]), "cleaning": ooc.clean(run),
+    }  # fmt: skip
+
+
 def run_of(result):
     return ooc.open_run(result.path.parents[2])
 
@@ -139,6 +153,34 @@ class TestNotebook:
         rows, has_chart = shown(ooc.density(run_of(results["krylov"])))
         assert rows["nodes"] == "32"
         assert has_chart
+
+    @pytest.mark.parametrize(
+        ("name", "entry", "said"),
+        [("estimates", "trace", "float"), ("figure", "value", "float"), ("norm", "value", "float"),
+         ("diagonal", "sum", "float"), ("trace", "estimate", "about"),
+         ("overlap", "overlap", "1.000000, of 0 to 1"), ("comparison", "kind", "eigh, float64"),
+         ("compared", "values", ""), ("vectors", "size", "120 x"),
+         ("layout", "<b>w</b>", "(3, 4)"), ("cleaning", None, None)],
+    )  # fmt: skip
+    def test_shows_all_else_that_holds_results(self, others, name, entry, said):
+        rows, _ = shown(others[name])
+        assert not [row for row in rows if row.endswith("Error")]
+        if said == "float":
+            assert np.isfinite(float(rows[entry]))
+        elif entry is not None:
+            assert rows[entry].startswith(said)
+
+    def test_shows_both_sides_of_a_comparison(self, others):
+        tree = ElementTree.fromstring(others["comparison"]._repr_html_())
+        assert [one.text or "" for one in tree.iter("th")][:3] == ["", "a", "b"]
+        assert [len(row.findall("td")) for row in tree.find("table").find("tbody")] == [2] * 12
+
+    def test_every_public_result_shows_itself(self):
+        held = {"LazyMatrix", "Diagonal", "Figure", "Overlap", "TraceEstimate", "Cleaning"}
+        public = [getattr(ooc, name) for name in ooc.__all__]
+        results = [one for one in public if isinstance(one, type) and (
+            one.__name__ in held or one.__module__.startswith("skerch_ooc.results"))]  # fmt: skip
+        assert [one for one in results if not hasattr(one, "_repr_html_")] == []
 
     def test_shows_an_estimator_where_there_is_no_sklearn(self):
         class Plain(PlainEstimator):
