@@ -441,6 +441,18 @@ class TestLogs:
         assert len(content) < 600_000
         assert "5000 later tasks are not drawn" in parsed(content).text
 
+    def test_the_longest_tasks_are_reached_by_keyboard_in_their_order(self, finished):
+        record = measured(finished) | {"write_seconds": 0.0, "host": "node", "pid": 3}
+        log(finished, *(
+            json.dumps(record | {"time": f"2026-01-01T10:{at:02}:00", "task_seconds": 50.0 - at})
+            for at in range(1, 20)
+        ))  # fmt: skip
+        figure = bytes_of(finished).decode().partition('id="figure-timeline"')[2]
+        labels = re.findall(r'tabindex="0" role="img" aria-label="node 3: ([^"]*)"', figure)
+        assert [text.rpartition(", ")[2] for text in labels] == [
+            f"{50 - at}.0 s" for at in range(1, 13)
+        ]
+
     def test_long_pauses_are_cut_out_of_the_timeline(self, finished):
         record = measured(finished) | {"task_seconds": 5.0, "write_seconds": 0.0}
         log(

@@ -87,6 +87,16 @@ def test_keyboard_reaches_one_value_after_the_other(browser, pages):  # noqa: F8
     assert [text.partition(" ±")[0] for text in reached] == [f"1: {said[0]}", f"2: {said[1]}"]
 
 
+def test_keyboard_reaches_the_tasks_of_the_timeline(browser, pages):  # noqa: F811
+    browser.open(pages["eigh"], width=1200)
+    browser.evaluate("document.querySelector('#figure-timeline .point').focus()")
+    reached = browser.evaluate(SHOWN_TIPS)
+    browser.press("Tab")
+    reached += browser.evaluate(SHOWN_TIPS)
+    assert [bool(re.search(r"\d s$|…$", text)) for text in reached] == [True, True]
+    assert reached[0] != reached[1]
+
+
 def test_value_that_is_pointed_at_is_shown(browser, pages):  # noqa: F811
     browser.open(pages["eigh"], width=1200)
     place = browser.evaluate("""(box => [box.x + box.width / 2, box.y + box.height / 2])(

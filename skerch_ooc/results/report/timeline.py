@@ -6,7 +6,7 @@ import bisect
 import itertools
 from dataclasses import dataclass, replace
 
-from skerch_ooc.results.report.axes import RIGHT, WIDTH, Axis
+from skerch_ooc.results.report.axes import FOCUSED, RIGHT, WIDTH, Axis
 from skerch_ooc.results.report.chart import Chart
 from skerch_ooc.results.report.logs import Logged, WorkSpan, merged_spans
 from skerch_ooc.results.report.render import plain
@@ -45,6 +45,16 @@ class TaskBar:
     colour: str
     first: str
     tasks: int = 1
+
+    @property
+    def width(self) -> float:
+        """The width that is drawn, with a little room before the next bar."""
+        return max(self.end - self.start - 0.8, 0.4)
+
+    @property
+    def said(self) -> str:
+        """What is said of the bar when it is pointed at."""
+        return f"{self.tasks} tasks; first: {self.first}" if self.tasks > 1 else self.first
 
 
 @dataclass(frozen=True)
@@ -100,18 +110,26 @@ def timeline(logged: Logged) -> Chart | None:
     x = Axis(0.0, clock.length / scale, _LEFT, RIGHT)
     pieces = [piece for piece in logged.work if piece.worker in rows]
     bottom = _TOP + len(rows) * _ROW + 4
+    bars = [(rows[worker], bar, _short_name(*worker))
+            for worker, of_worker in _bars(pieces, clock, x, scale).items()
+            for bar in of_worker]  # fmt: skip
+    # By keyboard nobody goes through all.
+    longest = sorted(bars, key=lambda one: -one[1].width)[:FOCUSED]
     drawn = {
         "x": x, "unit": unit, "bottom": bottom, "top": _TOP, "height": _BAR,
         "legend": _legend(pieces), "pauses": _pauses(clock, x, scale),
         "names": [(_short_name(*worker), *worker, top) for worker, top in rows.items()],
-        "bars": [(rows[worker], bar) for worker, bars in _bars(pieces, clock, x, scale).items()
-                 for bar in bars],
+        "bars": [(top, bar) for top, bar, _ in bars], "longest": sorted(longest, key=_place),
         "longest_pause": max(clock.cut, default=None),
         "workers": len(workers), "hidden": len(workers) - len(rows),
         "tasks": len(logged.work) + logged.more, "more": logged.more,
         "busy": sum(end - start for start, end in clock.spans),
     }  # fmt: skip
     return Chart("timeline", "timeline", drawn, height=bottom + 46)
+
+
+def _place(one: tuple[float, TaskBar, str]) -> tuple[float, float]:
+    return one[0], one[1].start
 
 
 def _unit(seconds: float) -> tuple[float, str]:
