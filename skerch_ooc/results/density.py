@@ -32,7 +32,7 @@ from skerch_ooc.store.rundir import Run, open_run
 _GRID = 400
 _NEAR = 1e-3
 _WIDTHS = 100.0
-"""The default width of the smoothing is this part of the range of the nodes."""
+"""The least width of the smoothing is this part of the range of the nodes."""
 
 _OF_ONE_VALUE = 0.2
 """A chart begins at this part of the peak of a single eigenvalue, so that each can be seen."""
@@ -97,18 +97,18 @@ class Density:
 
         Args:
             x: Where, any shape; in the units of the operator.
-            width: Standard deviation of the Gaussian, in the same units; by default a hundredth of
-                the range of the nodes.
+            width: Standard deviation of the Gaussian, in the same units; by default of each node
+                how far it may be from an eigenvalue, and a hundredth of the range of all at least.
 
         Raises:
             UsageError: If the width is not positive.
         """
-        width = self.width if width is None else width
-        if not width > 0:
+        if width is not None and not width > 0:
             raise UsageError(f"width = {width}: must be positive")
+        widths = self._widths if width is None else width
         at = np.asarray(x, np.float64)
-        scaled = (at[..., None] - self.nodes) / width
-        bumps = np.exp(-0.5 * scaled**2) / (width * math.sqrt(2 * math.pi))
+        scaled = (at[..., None] - self.nodes) / widths
+        bumps = np.exp(-0.5 * scaled**2) / (widths * math.sqrt(2 * math.pi))
         return np.asarray(bumps @ self.weights)
 
     def cdf(self, x: Any) -> Reals:
@@ -118,9 +118,14 @@ class Density:
 
     @property
     def width(self) -> float:
-        """The width by which :meth:`pdf` smooths if no other is given."""
+        """The least width by which :meth:`pdf` smooths if no other is given."""
         span = float(self.nodes[-1] - self.nodes[0])
         return span / _WIDTHS or max(abs(float(self.nodes[0])) / _WIDTHS, 1e-300)
+
+    @property
+    def _widths(self) -> Reals:
+        """Of each node: narrower, the curve would show gaps among nodes that the spectrum lacks."""
+        return np.maximum(self.quadrature.residuals, self.width)
 
     def count(self, low: float, high: float) -> TraceEstimate:
         """Estimates how many eigenvalues lie from ``low`` to ``high``.
@@ -208,8 +213,8 @@ class Density:
     @property
     def _grid(self) -> Reals:
         """Where :meth:`as_json` and :meth:`plot` evaluate the curves."""
-        margin = 4 * self.width
-        return np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, _GRID)
+        margins = 4 * self._widths
+        return np.linspace((self.nodes - margins).min(), (self.nodes + margins).max(), _GRID)
 
     @property
     def least(self) -> float:

@@ -97,6 +97,11 @@ class TestCurves:
         true = np.searchsorted(np.sort(values_of("positive")), x, side="right") / N
         assert np.abs(ooc.density(finished).cdf(x) - true).max() < 0.06
 
+    def test_even_spectrum_has_no_gaps_between_its_nodes(self, tmp_path):
+        run = run_of(torch.linspace(1, 2, N).double().numpy(), tmp_path / "run")
+        inside = ooc.density(run).pdf(np.linspace(1.2, 1.8, 50))
+        assert np.abs(inside - 1).max() < 0.3
+
     def test_width_must_be_positive(self, finished):
         with pytest.raises(ooc.UsageError, match=r"width = 0: must be positive"):
             ooc.density(finished).pdf(0.0, 0)

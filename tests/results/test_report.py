@@ -235,13 +235,14 @@ class TestPairs:
         result = ooc.recover(ooc.open_run(made("pairs").parents[2]))
         stated = [numbers.value(float(value), 7) for value in result.eigenvalues]
         rounding = float(SealedFile(result.path).arrays["rounding"])
-        bounds = [numbers.scientific(float(bound) - rounding) for bound in result.bounds]
+        bounds = [numbers.scientific(float(bound)) for bound in result.bounds]
+        apart = [numbers.scientific(float(bound) - rounding) for bound in result.bounds]
         rows = self.rows(made("pairs"))
-        assert [(row[1], row[2]) for row in rows] == list(zip(stated, bounds, strict=True))
+        assert [tuple(row[1:4]) for row in rows] == list(zip(stated, bounds, apart, strict=True))
 
     @pytest.mark.parametrize(("kind", "marked"), [("pairs", 0), ("pairs, missed", 8)])
     def test_those_above_the_tolerance_are_marked(self, made, kind, marked):
-        assert [row[4] for row in self.rows(made(kind))].count("above the tolerance") == marked
+        assert [row[5] for row in self.rows(made(kind))].count("above the tolerance") == marked
 
     @pytest.mark.parametrize(("kind", "rings"), [("pairs", 0), ("pairs, missed", 8)])
     def test_values_above_the_tolerance_have_a_ring(self, made, kind, rings):
@@ -593,7 +594,8 @@ class TestDrawing:
     @pytest.mark.parametrize("nodes", NODES)
     def test_any_density_can_be_drawn(self, nodes, n):
         places = np.array(NODES[nodes])
-        quadrature = Quadrature(places, np.full((len(places), 3), n / len(places)))
+        weights = np.full((len(places), 3), n / len(places))
+        quadrature = Quadrature(places, weights, np.zeros(len(places)))
         figure = density_of_the_whole(Density(n, quadrature, quadrature)).file()
         assert (b"nan" in figure, b"inf" in figure, len(figure) < 40_000) == (False, False, True)
 

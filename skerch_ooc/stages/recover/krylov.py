@@ -115,10 +115,12 @@ class Quadrature:
     Attributes:
         nodes: Ascending, ``(k,)``.
         weights: For each random column, ``(k, b)``; each sums to its squared norm.
+        residuals: How far each node may be from an eigenvalue, ``(k,)``.
     """
 
     nodes: Array
     weights: Array
+    residuals: Array
 
 
 @dataclass(frozen=True)
@@ -494,7 +496,7 @@ class Search:
             standing = decide(chain.upto(rounds), goal)
             nodes, weights = quadrature(Space.of(chain.upto(rounds)), standing.pairs)
             order = np.argsort(nodes)
-            return Quadrature(nodes[order], weights[order])
+            return Quadrature(nodes[order], weights[order], standing.pairs.residuals[order])
 
         last = self._last_of_noise() if self._plan.start_columns else len(self.blocks)
         before = self.numbers.get(last - 1)
