@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -58,5 +56,5 @@ class _Session:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        tallies.begin_session(Path(tempfile.mkdtemp(prefix="reliability-")))
+        tallies.begin_session()
     config.pluginmanager.register(_Session(), "reliability")

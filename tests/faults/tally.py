@@ -1,7 +1,8 @@
 """Counts which faults were tried and what became of them, over all test processes.
 
 With ``SKERCH_OOC_RELIABILITY=docs/reliability.md`` the session that ends writes its counts into the
-table of that page.
+table of that page; with ``SKERCH_OOC_RELIABILITY_COUNTS=FILE`` those of earlier sessions, too,
+which kept theirs in the same file: so the tests can be run in parts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,21 +79,28 @@ class Tally:
             self.counts.clear()
 
 
-def begin_session(folder: Path) -> None:
+def begin_session() -> None:
     """Names the file in which processes leave their counts, if a page is wanted."""
-    if os.environ.get(PAGE):
-        os.environ[COUNTS] = str(folder / "counts.jsonl")
+    if os.environ.get(PAGE) and not os.environ.get(COUNTS):
+        os.environ[COUNTS] = str(Path(tempfile.mkdtemp(prefix="reliability-")) / "counts.jsonl")
 
 
 def end_session(seconds: float, tests: int, failed: int) -> None:
     """Writes the table into the page, if one is wanted."""
-    page, counts = os.environ.get(PAGE), os.environ.pop(COUNTS, None)
+    page, counts = os.environ.get(PAGE), os.environ.get(COUNTS)
     if not page or not counts or not Path(counts).exists():
         return
+    with open(counts, "a") as file:
+        file.write(json.dumps([seconds, tests, failed]) + "\n")
     total: Counter[tuple[str, str, str]] = Counter()
+    sessions = []
     for line in Path(counts).read_text().splitlines():
-        kind, where, outcome, count = json.loads(line)
-        total[kind, where, outcome] += count
+        entry = json.loads(line)
+        if len(entry) == 4:
+            total[tuple(entry[:3])] += entry[3]
+        else:
+            sessions.append(entry)
+    seconds, tests, failed = map(sum, zip(*sessions, strict=True))
     before, _, rest = Path(page).read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     summary = f"{tests} tests, {failed} failed, {seconds / 60:.0f} minutes"

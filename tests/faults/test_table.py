@@ -56,19 +56,36 @@ def test_table_has_a_line_for_each_place_and_a_sum():
     assert last == "| **all** |  | 4 | 2 | 1 | 0 | 0 | 1 |"
 
 
-def test_page_keeps_what_stands_around_the_table(tmp_path, monkeypatch):
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """A page, and what writes it at the end of a session with one fault."""
     page = tmp_path / "page.md"
     page.write_text(f"before\n{tallies.BEGIN}\nold\n{tallies.END}\nafter\n")
     monkeypatch.setenv(tallies.PAGE, str(page))
-    # Of the session that this test is part of.
-    monkeypatch.setenv(tallies.COUNTS, "")
-    tallies.begin_session(tmp_path)
-    tally = tallies.Tally()
-    with tally.fault("kind", "where") as attempt:
-        attempt.ended("same")
-    tally.save()
-    tallies.end_session(120.0, 7, 0)
-    text = page.read_text()
+    # Not that of the session which this test is part of.
+    monkeypatch.setenv(tallies.COUNTS, str(tmp_path / "counts.jsonl"))
+
+    def session():
+        tallies.begin_session()
+        tally = tallies.Tally()
+        with tally.fault("kind", "where") as attempt:
+            attempt.ended("same")
+        tally.save()
+        tallies.end_session(120.0, 7, 0)
+        return page.read_text()
+
+    return session
+
+
+def test_page_keeps_what_stands_around_the_table(counted):
+    text = counted()
     assert text.startswith(f"before\n{tallies.BEGIN}\n| fault | where | tried |")
     assert text.endswith(f"7 tests, 0 failed, 2 minutes.\n{tallies.END}\nafter\n")
     assert "old" not in text
+
+
+def test_sessions_that_keep_one_file_are_counted_together(counted):
+    assert "| kind | where | 1 | 1 |" in counted()
+    text = counted()
+    assert "| kind | where | 2 | 2 |" in text
+    assert "14 tests, 0 failed, 4 minutes." in text
