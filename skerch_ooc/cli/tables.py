@@ -280,6 +280,8 @@ def status_table(state: Status, queue: QueueStatus | None = None) -> str:
 
 def _time_left(left: TimeLeft) -> str:
     """How long the stage that comes next will take, as far as anybody knows."""
+    if left.pieces:
+        return _pieces_left(left)
     if left.seconds is None:
         return "unknown"
     about = f"about {format_seconds(left.seconds)} of measuring"
@@ -287,6 +289,15 @@ def _time_left(left: TimeLeft) -> str:
         return f"{about} in one process; none is seen at work"
     workers, tasks = counted(left.workers, "worker"), counted(left.tasks, "task")
     return f"{about}, by {workers}, as the last {tasks} took"
+
+
+def _pieces_left(left: TimeLeft) -> str:
+    """How long what is made in pieces will take, where enough of them tell it."""
+    done = f"{left.done} of {left.pieces} pieces of {left.stage} are done"
+    if left.seconds is None:
+        return f"unknown; {done}"
+    about = f"about {format_seconds(left.seconds)}, as the last {left.tasks} took; {done}"
+    return about if left.workers else f"{about}, none of them lately"
 
 
 def _so_far(pairs: PairsSoFar) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from skerch_ooc.algebra.krylov.pairs import pairs_of
 from skerch_ooc.algebra.krylov.space import Space
 from skerch_ooc.base.errors import CorruptError, IncompleteError, quoted
-from skerch_ooc.base.files import sizes_in
+from skerch_ooc.base.files import is_there, sizes_in, written_at
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.private_names import is_private
 from skerch_ooc.executors.slurm.outcomes import QueueStatus
@@ -22,7 +24,9 @@ from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.results.pairs import relative_bounds
 from skerch_ooc.stages.measure.pace import pace_of
+from skerch_ooc.stages.merge.task import merge_pieces
 from skerch_ooc.stages.recover.krylov import Search, goal_of
+from skerch_ooc.stages.recover.task import vector_pieces
 from skerch_ooc.store.cleaned import Cleaned
 from skerch_ooc.store.result_files import results_of
 from skerch_ooc.store.rundir import Run, open_run, require_folder
@@ -32,6 +36,10 @@ from skerch_ooc.store.sketch import Round, count_products
 _QUEUE_SECONDS = 5.0
 """How long a look waits for an answer about the queue, which it can do without."""
 _LONGEST_INTERVAL = 86400.0
+
+_LAST_PIECES = 16
+_LEAST_PIECES = 3
+_SLACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,16 @@ class TimeLeft:
             ``None`` if nothing is known.
         workers: Processes that were seen at work lately.
         tasks: How many of the last tasks tell it; 0 if the plan's probe does, or nothing.
+        done: How many pieces of that stage are done; of measuring products are counted instead.
+        pieces: How many there are; 0 where it is made in one.
     """
 
     stage: str
     seconds: float | None = None
     workers: int = 0
     tasks: int = 0
+    done: int = 0
+    pieces: int = 0
 
     @classmethod
     def of(cls, state: State) -> TimeLeft | None:
@@ -102,7 +114,7 @@ class TimeLeft:
         if state.next is None:
             return None
         if not state.incomplete:
-            return cls("assess" if not state.stale else "recover" if state.merged else "merge")
+            return _left_after_measuring(state)
         parts = state.run.plan.parts
         gaps = state.last.missing_strips(state.shards)
         summands = frozenset(parts[strip.part].summand for strip in gaps if gaps[strip])
@@ -110,6 +122,39 @@ class TimeLeft:
         left = state.last.products_left(state.shards)
         seconds = None if pace.seconds is None else pace.seconds * left / max(1, pace.workers)
         return cls("measure", seconds, pace.workers, pace.tasks)
+
+
+def _left_after_measuring(state: State) -> TimeLeft:
+    """Tells it by the pieces that are published already, of what is made in several."""
+    stage = "assess" if not state.stale else "recover" if state.merged else "merge"
+    if stage == "assess" or state.digest is None:
+        return TimeLeft(stage)
+    if stage == "merge":
+        pieces = [(path, is_there(path)) for _, path in merge_pieces(state.last, state.digest)]
+    else:
+        run = state.run
+        planned = vector_pieces(run, state.digest, run.plan.recovery, "default") or []
+        pieces = [(piece.path, piece.done) for piece in planned]
+    done = [path for path, there in pieces if there]
+    typical, tasks, lately = _pace_of_files(done[-_LAST_PIECES:])
+    seconds = None if typical is None else typical * (len(pieces) - len(done))
+    return TimeLeft(stage, seconds, int(lately), tasks, len(done), len(pieces))
+
+
+def _pace_of_files(paths: Sequence[Path]) -> tuple[float | None, int, bool]:
+    """Returns the typical seconds from one file to the next, of how many, and whether one is new.
+
+    The median is that of the pace while work went on, whatever pauses there were.
+    """
+    written = list[float]()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            written.append(written_at(path) / 1e9)
+    if len(written) <= _LEAST_PIECES:
+        return None, 0, False
+    written.sort()
+    typical = statistics.median(later - one for one, later in itertools.pairwise(written))
+    return typical, len(written), time.time() - written[-1] <= 2 * typical + _SLACK_SECONDS
 
 
 @dataclass(frozen=True)

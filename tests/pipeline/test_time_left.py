@@ -1,15 +1,22 @@
-"""Status says how long measuring will still take, by receipts, or by the probe of the plan."""
+"""Status says how long a stage will still take, by receipts, pieces, or the probe of the plan."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
+import time
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import skerch_ooc as ooc
+from skerch_ooc.cli import tables
+from skerch_ooc.pipeline import status as status_module
 from skerch_ooc.pipeline.status import TimeLeft, status
+from skerch_ooc.planning import tasks
 
 SPEC = {
     "measurements": 10, "sketch": {"block": 2, "test_measurements": 10},
@@ -108,3 +115,45 @@ def test_shown_line_names_workers_and_tasks(planned, inside):
     shown = inside("status", planned.directory).stdout
     text = " ".join(shown.split())
     assert "about 15.0 s of measuring, by 2 workers, as the last 2 tasks took" in text
+
+
+class TestPieces:
+    """Of what is made in several pieces, those that are published tell it."""
+
+    @pytest.fixture
+    def merging(self, tmp_path, monkeypatch):
+        """A run of which the first three of four pieces of the merge are there."""
+        monkeypatch.setattr(tasks, "SMALLEST_RUN", 0)
+        a = scipy.sparse.diags(0.5 ** np.arange(4 * 4096.0)).tocsr()
+        given = {"measurements": 4, "test_measurements": 4, "run_dir": tmp_path / "run"}
+        result = ooc.eigh(a, dtype="float64", **given)
+        run = ooc.open_run(tmp_path / "run")
+        shutil.rmtree(result.path.parent)
+        for path in run.sketch.rglob("total.h5"):
+            path.unlink()
+        pieces = sorted(run.sketch.rglob("sums.t*"))
+        assert len(pieces) == 4
+        pieces.pop().unlink()
+        for number, path in enumerate(pieces):
+            at = time.time() - 100.0 + 10.0 * number
+            os.utime(path, (at, at))
+        return run
+
+    def test_of_the_merge_are_counted_and_timed(self, merging, monkeypatch):
+        monkeypatch.setattr(status_module, "_LEAST_PIECES", 2)
+        left = status(merging).left
+        assert (left.stage, left.done, left.pieces, left.tasks) == ("merge", 3, 4, 3)
+        assert left.seconds == pytest.approx(10.0, abs=1e-3)
+
+    def test_that_are_few_tell_no_time(self, merging):
+        left = status(merging).left
+        assert (left.seconds, left.done, left.pieces) == (None, 3, 4)
+        assert tables._time_left(left) == "unknown; 3 of 4 pieces of merge are done"
+
+    def test_pauses_do_not_count(self, tmp_path):
+        paths = []
+        for number, at in enumerate([0, 10, 20, 5000, 5010, 5020]):
+            paths.append(tmp_path / str(number))
+            paths[-1].touch()
+            os.utime(paths[-1], (at, at))
+        assert status_module._pace_of_files(paths) == (10.0, 6, False)

@@ -644,15 +644,23 @@ def merge_left(round_: Round, digest: str) -> list[int]:
         round_: The round that is merged.
         digest: The digest of its sketch.
     """
-    left: list[int] = []
+    return [number for number, path in merge_pieces(round_, digest) if not is_there(path)]
+
+
+def merge_pieces(round_: Round, digest: str) -> Iterator[tuple[int, Path]]:
+    """Yields number and file of each task that can be spread, of sides that are not merged yet.
+
+    Args:
+        round_: The round that is merged.
+        digest: The digest of its sketch.
+    """
     before, folder = 0, sketch_folder(round_.run, digest)
     for side in round_.sides:
         runs = merge_runs(round_.run.plan, side)
         if len(runs) > 1 and not is_there(folder / names.TOTAL_SUMS.name(side=side.name)):
-            paths = (folder / names.PARTIAL_SUMS.name(side=side.name, tiles=run) for run in runs)
-            left += [number for number, path in enumerate(paths, before) if not is_there(path)]
+            for number, run in enumerate(runs, before):
+                yield number, folder / names.PARTIAL_SUMS.name(side=side.name, tiles=run)
         before += len(runs)
-    return left
 
 
 def _sums_identity(plan: Plan, side: Side, digest: str, tiles: Range) -> dict[str, Any]:

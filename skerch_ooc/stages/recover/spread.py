@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,22 +90,36 @@ def pieces_left(plan: Plan, path: Path, expected: Mapping[str, Any]) -> list[int
     Raises:
         CorruptError: If the file of the recipes is damaged.
     """
+    pieces = planned_pieces(plan, path, expected)
+    return None if pieces is None else [one.number for one in pieces if not one.done]
+
+
+class PlannedPiece(NamedTuple):
+    """A file that a task writes rows of vectors to: the task's number, and whether it is there."""
+
+    number: int
+    path: Path
+    done: bool
+
+
+def planned_pieces(
+    plan: Plan, path: Path, expected: Mapping[str, Any]
+) -> list[PlannedPiece] | None:
+    """Lists the pieces of matrices that are in several; arguments and errors as above."""
     file = open_if_there(path)
     if file is None or not file.states(expected):
         return None
-    left, before = [], 0
+    found, before = list[PlannedPiece](), 0
     for matrix, rows in file.identity["rows"].items():
         runs = pieces_of(plan, int(rows), file.arrays[f"{matrix}.transform"].shape[1])
         if len(runs) > 1:
-            pieces = (piece_path(path.parent, matrix, tiles) for tiles in runs)
-            left += [
-                number
-                for number, piece in enumerate(pieces, before)
+            for number, tiles in enumerate(runs, before):
+                piece = piece_path(path.parent, matrix, tiles)
                 # A damaged piece is left too: the process that makes the piece says what is wrong.
-                if stated_by(piece).get("recipe") != file.identity[CONTENT]
-            ]
+                done = stated_by(piece).get("recipe") == file.identity[CONTENT]
+                found.append(PlannedPiece(number, piece, done))
         before += len(runs)
-    return left
+    return found
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,11 @@ from skerch_ooc.stages.recover.recipes import (
 from skerch_ooc.stages.recover.spread import (
     MatrixFiles,
     MatrixWriting,
+    PlannedPiece,
     Spread,
     pieced_of,
     pieces_left,
+    planned_pieces,
 )
 from skerch_ooc.stages.recover.vectors import TileFigures, deviation, has_residuals
 from skerch_ooc.store.anew import open_if_there, stated_by
@@ -125,9 +127,22 @@ def vectors_left(run: Run, digest: str, settings: RecoverySpec, name: str) -> li
     Raises:
         CorruptError: If the solution is damaged.
     """
+    return pieces_left(run.plan, *_recipe_of(run, digest, settings, name))
+
+
+def vector_pieces(
+    run: Run, digest: str, settings: RecoverySpec, name: str
+) -> list[PlannedPiece] | None:
+    """Lists all pieces of a result, done or not; as :func:`vectors_left`."""
+    return planned_pieces(run.plan, *_recipe_of(run, digest, settings, name))
+
+
+def _recipe_of(
+    run: Run, digest: str, settings: RecoverySpec, name: str
+) -> tuple[Path, dict[str, Any]]:
+    """Returns the file of a result's solution, and what it must say it is."""
     path = recipe_path(result_path(run, name))
-    expected = recipe_identity(run, digest, {"settings": settings.as_json()})
-    return pieces_left(run.plan, path, expected)
+    return path, recipe_identity(run, digest, {"settings": settings.as_json()})
 
 
 class ResultWriting:
