@@ -513,6 +513,7 @@ def density_table(found: Density, ends: tuple[float, float] | None) -> str:
     return _listing(f"{found.n} eigenvalues, by {len(found.nodes)} nodes:", [
         *((f"{share:.1%} are below", short(value, 5)) for share, value in shares),
         *((name, _estimated(count)) for name, count in counts.items()),
+        ("", f"near zero: within {short(found.near_zero)}, a thousandth of the largest"),
         ("from, to", None if ends is None else f"{ends[0]:.6g}, {ends[1]:.6g}"),
         ("lie there", None if between is None else _estimated(between)),
         ("trace", _estimated(found.trace(lambda x: x))),

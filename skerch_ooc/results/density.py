@@ -147,9 +147,9 @@ class Density:
         sign of so small a node tells little.
         """
         ends = {
-            "negative": (-math.inf, -self._zero),
-            "near zero": (-self._zero, self._zero),
-            "positive": (self._zero, math.inf),
+            "negative": (-math.inf, -self.near_zero),
+            "near zero": (-self.near_zero, self.near_zero),
+            "positive": (self.near_zero, math.inf),
         }
         return {name: self.count(*pair) for name, pair in ends.items()}
 
@@ -237,7 +237,7 @@ class Density:
         }
 
     @property
-    def _zero(self) -> float:
+    def near_zero(self) -> float:
         """What is nearer to 0 than this is said to be near it."""
         return _NEAR * float(np.abs(self.nodes).max())
 

@@ -270,6 +270,14 @@ class TestPairs:
         assert "number, the smallest first" in page.text
         assert "krylov, which SA, rank 3" in page.text
 
+    def test_counts_of_the_density_name_what_is_near_zero(self, made):
+        found = ooc.density(ooc.open_run(made("pairs").parents[2]))
+        caption = parsed(made("pairs")).text.partition("How densely all")[2]
+        below, near = numbers.value(-found.near_zero, 3), numbers.value(found.near_zero, 3)
+        for name, end in (("negative", f"are below {below}"), ("positive", f"above {near}")):
+            count = numbers.whole(round(found.counts()[name].value))
+            assert re.search(rf"about {count} (\([^)]*\) )?{re.escape(end)}", caption), caption
+
     def test_without_shards_the_density_is_left_out(self, made, tmp_path):
         run = ooc.open_run(copy_of(made("pairs"), tmp_path / "run"))
         ooc.clean(run, shards=True)

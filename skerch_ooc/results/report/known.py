@@ -138,7 +138,7 @@ def _negative(values: Values, density: Density | None) -> Iterator[Known]:
     yield _surely_negative(values, density)
     if density is not None:
         # Of those that are nearer to zero the quadrature does not tell the signs.
-        below = value(float(np.abs(density.nodes).max()) / 1000, 3)
+        below = value(density.near_zero, 3)
         count = density.counts()["negative"]
         estimated = "estimated by the density of the whole"
         yield Known(f"eigenvalues below −{below}", f"about {whole(round(count.value))}",
