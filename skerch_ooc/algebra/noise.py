@@ -47,6 +47,7 @@ import numpy.typing as npt
 
 from skerch_ooc.algebra.ssrft import Scramble, fill_columns
 from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.noise_kinds import (
     COMPLEX_ONLY,
     LARGEST_HEIGHT,
@@ -78,6 +79,7 @@ class _Stream(NamedTuple):
     role: str
 
 
+@tells_keywords
 def draw(
     noise: str,
     seed: int,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.executors.dask_inside import out_of_the_pool
 from skerch_ooc.executors.dask_local import Ends, forget_lost_clients, local_client
 from skerch_ooc.executors.dask_waiting import LostError, Watch, count_workers
@@ -88,6 +89,7 @@ def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> list
     return list(answers.values())
 
 
+@tells_keywords
 class Dask:
     """Runs tasks on the workers of a Dask cluster.
 

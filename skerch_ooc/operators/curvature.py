@@ -11,6 +11,7 @@ import torch
 
 from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.figures import short
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.operators.adapters import require_device
 from skerch_ooc.operators.derivatives import library
 from skerch_ooc.operators.derivatives.agreement import agreed
@@ -34,6 +35,7 @@ from skerch_ooc.operators.terms import Sum
 Data = Iterable[Any]
 
 
+@tells_keywords
 def hessian(
     model: torch.nn.Module,
     loss: Callable[[Any, Any], Any],
@@ -96,6 +98,7 @@ def hessian(
     return _operator(whole, _pairs(data), asked)
 
 
+@tells_keywords
 def ggn(
     model: torch.nn.Module,
     loss: Callable[[Any, Any], Any],
@@ -136,6 +139,7 @@ def ggn(
     return _operator(whole, _pairs(data), asked)
 
 
+@tells_keywords
 def hessian_of(
     model: torch.nn.Module,
     loss_of: Callable[[Any, Any], Any],
@@ -177,6 +181,7 @@ def hessian_of(
     return _operator(Loss(model, of_batch=loss_of), data, asked)
 
 
+@tells_keywords
 def ggn_of(
     model: torch.nn.Module,
     outputs_of: Callable[[Any, Any], Any],
@@ -214,6 +219,7 @@ def ggn_of(
     return _operator(Loss(model, outputs=outputs_of, of_outputs=output_loss), data, asked)
 
 
+@tells_keywords
 def fisher(
     model: torch.nn.Module,
     loss: torch.nn.Module,
@@ -265,6 +271,7 @@ def fisher(
     return _operator(whole, _pairs(data), asked)
 
 
+@tells_keywords
 def kfac(
     model: torch.nn.Module, loss: torch.nn.Module, data: Data,
     parameters: Parameters | None = None, samples: int = 1, seed: int = 0,

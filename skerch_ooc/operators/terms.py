@@ -19,6 +19,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array, converted
 from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.base.partition import Range, tree_sum
 from skerch_ooc.base.progress import one_of_calls
@@ -114,6 +115,7 @@ def _scale(value: Any) -> float:
     return float(value)
 
 
+@tells_keywords
 class Sum(Terms):
     """A sum of operators of equal shape: ``A = sum_i scales[i] terms[i]``.
 
@@ -150,6 +152,7 @@ class Sum(Terms):
         return
 
 
+@tells_keywords
 class Stack(Terms):
     """Operators of equal width, one below the other.
 

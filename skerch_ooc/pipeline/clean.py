@@ -19,6 +19,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import CorruptError, IncompleteError, UsageError, counted
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import format_bytes, release_memory
 from skerch_ooc.executors.slurm import commands
@@ -131,6 +132,7 @@ class _Going:
         return sum(entry.size for entry in self.of(kind))
 
 
+@tells_keywords
 def clean(
     run: Run,
     *,

@@ -15,6 +15,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
 from skerch_ooc.base.figures import short
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import is_object
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.executors.executor import Executor
@@ -243,6 +244,7 @@ def _product(run: Run, update: Update) -> Product:
     return product
 
 
+@tells_keywords
 def extend(
     run: Run, measurements: int | None = None, *, rounds: int | None = None,
     pairs_tolerance: float | None = None, repeat_rounds: bool = False,
@@ -393,6 +395,7 @@ def look_for_more(run: Run, rank: int) -> Run:
     )  # fmt: skip
 
 
+@tells_keywords
 def update(
     run: Run,
     operator: OperatorSpec | Any,

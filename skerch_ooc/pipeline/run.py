@@ -22,6 +22,7 @@ from skerch_ooc.base.errors import (
     quoted,
 )
 from skerch_ooc.base.figures import short
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
@@ -174,6 +175,7 @@ def _measure_all(planned: Planned, work: Work, operator: Any) -> bool:
             return True
 
 
+@tells_keywords
 def run(
     spec: Spec | Mapping[str, Any] | str | Path,
     run_dir: str | Path,

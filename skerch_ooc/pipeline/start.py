@@ -11,6 +11,7 @@ from typing import Any
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import UsageError, counted, quoted
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import is_object, place
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import Resources, operator_threads, resident_memory
@@ -87,6 +88,7 @@ def as_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
     return Spec.from_toml(spec)
 
 
+@tells_keywords
 def plan(
     spec: Spec | Mapping[str, Any] | str | Path,
     run_dir: str | Path,

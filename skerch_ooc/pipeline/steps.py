@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from skerch_ooc.base.errors import CorruptError, QualityError, UsageError
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.files import is_there
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
 from skerch_ooc.base.time_budget import Budget
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("skerch_ooc")
 
 
+@tells_keywords
 def open_run(run_dir: str | Path) -> Run:
     """Opens a planned run; imports nothing that it names.
 
@@ -54,6 +56,7 @@ def open_run(run_dir: str | Path) -> Run:
     return rundir.open_run(run_dir)
 
 
+@tells_keywords
 def measure(
     run: Run,
     executor: Executor | None = None,
@@ -94,6 +97,7 @@ def measure(
     return measure_stage.measure(run, work, operator=operator)
 
 
+@tells_keywords
 def merge(
     run: Run,
     *,
@@ -155,6 +159,7 @@ def _lost(state: State) -> list[Round]:
     ]
 
 
+@tells_keywords
 def recover(
     run: Run,
     method: str | None = None,
@@ -241,6 +246,7 @@ def recovery_settings(
     return settings
 
 
+@tells_keywords
 def assess(run: Run | str | Path, name: str = "default") -> Assessment:
     """Estimates the error of a result, and writes ``assessment.json`` beside it.
 
@@ -288,6 +294,7 @@ def _warn_of_amendments(run: Run, path: Path) -> None:
         )
 
 
+@tells_keywords
 def estimates(
     run: Run,
     name: str = "default",

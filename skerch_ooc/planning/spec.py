@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError, did_you_mean
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.planning import values
 from skerch_ooc.planning.krylov import MOST_ROUNDS, PAIRS
 from skerch_ooc.planning.methods import DEFAULTS, METHODS, MOST_POWER_ITERATIONS, PAIRS_METHOD
@@ -37,6 +38,7 @@ DEFAULT_BLOCK = 128
 MAX_SEED = 2**64 - 1
 
 
+@tells_keywords
 @dataclass(frozen=True)
 class OperatorSpec(values.Checked):
     """The table ``[operator]`` of a spec.
@@ -67,6 +69,7 @@ class OperatorSpec(values.Checked):
     parts: int | str = values.checked(values.integer(1, word="auto"), "auto")
 
 
+@tells_keywords
 @dataclass(frozen=True)
 class SketchSpec(values.Checked):
     """The table ``[sketch]`` of a spec.
@@ -101,6 +104,7 @@ class SketchSpec(values.Checked):
     task_seconds: float = values.checked(values.positive_seconds, 600.0)
 
 
+@tells_keywords
 @dataclass(frozen=True)
 class RecoverySpec(values.Checked):
     """The table ``[recovery]`` of a spec; none of it is in the identity of a run.
@@ -187,6 +191,7 @@ def _elsewhere(section: str, key: str) -> str:
     return near
 
 
+@tells_keywords
 @dataclass(frozen=True)
 class Spec(values.Checked):
     """A spec: all that a user asks for, in a spec file or in Python.

@@ -17,6 +17,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, quoted
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import place
 from skerch_ooc.planning.plan import described
 from skerch_ooc.results.assess import read_assessment
@@ -150,6 +151,7 @@ class Comparison:
         }
 
 
+@tells_keywords
 def compare(a: Run | str | Path, b: Run | str | Path, *, rank: int | None = None) -> Comparison:
     """Compares two results: values, spaces of the leading vectors, errors, costs.
 

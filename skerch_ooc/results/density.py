@@ -24,6 +24,7 @@ import numpy.typing as npt
 from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.results.curves import curve, small_chart
 from skerch_ooc.results.plots import axes_of
 from skerch_ooc.stages.recover.krylov import Quadrature, search_of
@@ -269,6 +270,7 @@ def _columns(quadrature: Quadrature, function: Function) -> Reals:
     return np.asarray(values.astype(np.float64) @ quadrature.weights)
 
 
+@tells_keywords
 def density(run: Run | str | Path) -> Density:
     """Estimates the density of all eigenvalues from the rounds of a run, at no product.
 
@@ -296,6 +298,7 @@ def density(run: Run | str | Path) -> Density:
     return Density(plan.identity.shape[0], quadrature, before)
 
 
+@tells_keywords
 def trace(run: Run | str | Path, function: Function) -> TraceEstimate:
     """Estimates ``tr f(A)`` from the rounds of a run, at no product.
 

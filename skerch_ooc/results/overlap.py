@@ -18,6 +18,7 @@ from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError, shown
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.html import never_raising, table
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.results.indexing import Selection, select
 from skerch_ooc.results.lowrank import LowRank
@@ -72,6 +73,7 @@ class Overlap:
         }
 
 
+@tells_keywords
 def overlap(a: LowRank, b: Any, *, rank: int | None = None) -> Overlap:
     """Compares the leading vectors of a result with those of another, or with coordinates.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -60,3 +62,30 @@ class TestArgumentsOfFactories:
         table = {"measurements": 4, "operator": operator}
         with pytest.raises(ooc.OperatorError, match=r"'subtrct' is unknown.*did you mean subtract"):
             ooc.plan(ooc.Spec.from_table(table, tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ooc.recover("runs/a", metod="hmt"), "recover has no argument metod"),
+        (lambda: ooc.PCA(n_component=3), "did you mean n_components"),
+        (lambda: ooc.Spec(30, sed=2), "did you mean seed"),
+        (lambda: ooc.Dask(worker=2), "did you mean workers"),
+        (lambda: ooc.plan({}, rundir="runs/a"), "did you mean run_dir"),
+    ],
+)
+def test_misspelt_argument_is_answered_with_the_one_that_is_like_it(call, said):
+    with pytest.raises(TypeError, match=said) as caught:
+        call()
+    assert isinstance(caught.value, ooc.UsageError)
+
+
+def test_every_public_function_tells_its_arguments():
+    told = []
+    for name in ooc.__all__:
+        function = getattr(ooc, name)
+        if inspect.isfunction(function) and inspect.signature(function).parameters:
+            with pytest.raises(ooc.UsageError, match=r"nosuch; allowed here: "):
+                function(*[None] * (name in ("eigh", "svd")), nosuch=1)
+            told.append(name)
+    assert len(told) > 15

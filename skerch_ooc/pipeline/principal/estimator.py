@@ -11,6 +11,7 @@ import numpy as np
 
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import IncompleteError, UsageError, shown
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import Progress
 from skerch_ooc.base.resources import Resources
@@ -36,6 +37,7 @@ from skerch_ooc.results.scores import (
 from skerch_ooc.store.anew import open_if_there
 
 
+@tells_keywords
 class PCA(Estimator):  # type: ignore[misc]
     """Principal component analysis of whatever holds samples, in bounded memory.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skerch_ooc.base import files
 from skerch_ooc.base.errors import IncompleteError
+from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.report import numbers, quality
 from skerch_ooc.results.report.chart import Chart
@@ -27,6 +28,7 @@ from skerch_ooc.store.result_files import (
 from skerch_ooc.store.rundir import Run
 
 
+@tells_keywords
 def report(run: Run, name: str = "default", *, output: str | Path | None = None) -> Path:
     """Writes a page about a result: what was found, how sure that is, and what it took.
 
