@@ -27,9 +27,9 @@ package, if it is installed, from the very same sketches.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from skerch_ooc.algebra.linalg import block_diagonal, triangular_factor
 from skerch_ooc.algebra.methods.decompose import decompose
 from skerch_ooc.algebra.methods.metric import AppliedColumns, extraction
@@ -48,6 +50,7 @@ from skerch_ooc.algebra.methods.registry import SOLVERS
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.partition import Range
 from skerch_ooc.planning.sizes import default_left
+from workflows.benchmarks import common
 
 try:
     import skerch.recovery as peer
@@ -477,7 +480,7 @@ def main() -> None:
     parser.add_argument(
         "--table", choices=["general", "hermitian", "one-pass"], help="only this one"
     )
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    common.add_json(parser)
     options = parser.parse_args()
     seeds = 3 if options.quick else options.seeds
     budgets = tuple(BUDGETS)[:2] if options.quick else tuple(BUDGETS)
@@ -491,8 +494,7 @@ def main() -> None:
         report["one_pass"] = one_pass_table(seeds)
     report["seconds"] = round(time.perf_counter() - start, 1)
     print(f"\n{seeds} seeds in {report['seconds']} s")
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    common.write_json(options.json, report)
 
 
 if __name__ == "__main__":

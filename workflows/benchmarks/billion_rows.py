@@ -138,7 +138,9 @@ def study(options: Any, folder: Path) -> dict[str, Any]:
         "measured": {str(m): runs[m].seconds for m in widths},
         "rates": {name: vars(rate) for name, rate in rates.items()},
         "stages": stages,
+        "tasks": costs.tasks,
         "files": costs.files,
+        "partial_sums": costs.partial_sums_bytes,
         "text": f"{common.text_table(head, table)}\n\n{says}",
     }  # fmt: skip
 

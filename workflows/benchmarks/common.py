@@ -356,6 +356,11 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for the file of :func:`write_json`."""
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+
+
 def argument_parser(description: str | None, rows: int, columns: int, repeats: int) -> Any:
     """A parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(
@@ -371,7 +376,7 @@ def argument_parser(description: str | None, rows: int, columns: int, repeats: i
         "steadier on virtual machines that hand free memory back to their host",
     )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="for all files, removed again; a temporary one")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    add_json(parser)
     return parser
 
 

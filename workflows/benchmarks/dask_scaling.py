@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--hosted", type=int, default=128, help="workers of a process, 128")
     parser.add_argument("--repeats", type=int, default=3, help="3")
     parser.add_argument("--folder", type=Path, help="for all files, removed again; a temporary one")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    common.add_json(parser)
     options = parser.parse_args()
     with common.scratch(options.folder, 10**8) as folder:
         figures = study(options, folder)

@@ -86,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--after", type=int, default=5, help="shards after which it is killed")
     parser.add_argument("--scratch", type=Path, help="folder for the run; a temporary one")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    common.add_json(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         run_dir = Path(folder) / "run"

@@ -328,6 +328,8 @@ def contenders(
     for width, workers in product(options.widths, options.workers):
         where = f", {workers} worker{'s' * (workers > 1)}" if workers else ""
         found[f"krylov, rounds of {width}{where}"] = krylov(width, workers, tolerance)
+    if options.contenders:
+        found = {name: task for name, task in found.items() if name.startswith(options.contenders)}
     missing = tuple(name for module, name in PEERS.items() if not importlib.util.find_spec(module))
     return {
         name: None if missing and name.startswith(missing) else task for name, task in found.items()
@@ -439,6 +441,8 @@ def arguments() -> argparse.Namespace:
     add("--widths", nargs="+", type=int, default=[8, 16, 64], help="of rounds, 8 16 64")
     add("--workers", nargs="+", type=int, default=[0],
         help="Dask workers of krylov; 0, the default: in its own process")  # fmt: skip
+    add("--contenders", nargs="+", default=(),
+        help="only those whose names begin so, scipy among them; all")  # fmt: skip
     add("--equal", type=int, default=16, help="width of the krylov that others are equal to, 16")
     add("--size", type=int, help="rows at most, of all but the Hessian")
     add("--hidden", type=int, default=96, help="width of the network's hidden layers, 96")
@@ -446,8 +450,10 @@ def arguments() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="of each process, 1")
     add("--folder", type=Path, help="for all files, removed again; a temporary one")
     add("--markdown", action="store_true", help="print tables in Markdown")
-    add("--json", type=Path, help="write all figures to this file")
-    return parser.parse_args()
+    common.add_json(parser)
+    found = parser.parse_args()
+    found.contenders = tuple(found.contenders)
+    return found
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[tuple[int, float], dict[str, Cells]]:

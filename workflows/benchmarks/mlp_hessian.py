@@ -21,6 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from workflows.benchmarks import common
+
 WORKFLOWS = Path(__file__).resolve().parent.parent
 MEASUREMENTS = 2000
 TESTS = 30
@@ -167,7 +171,7 @@ def main() -> None:
     parser.add_argument("--measurements", type=int, default=MEASUREMENTS)
     parser.add_argument("--tests", type=int, default=TESTS)
     parser.add_argument("--scratch", type=Path, help="folder for the runs; a temporary one")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    common.add_json(parser)
     parser.add_argument("--reference", action="store_true", help="only run the reference")
     options = parser.parse_args()
     if options.reference:
@@ -176,8 +180,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         figures = compare(options.repeats, options.measurements, options.tests, Path(scratch))
     print(table(figures))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Usage: python workflows/benchmarks/noise.py --repeats 7 --json noise.json
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from skerch.measurements import RademacherNoiseLinOp
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.partition import Range
+from workflows.benchmarks import common
 
 KINDS = [
     ("rademacher", "int8"),
@@ -66,7 +69,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=2000)
     parser.add_argument("--some-columns", type=int, default=128, help="of each of our matrices")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    common.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     ours, theirs = [], []
@@ -89,9 +92,14 @@ def main() -> None:
     print(f"{options.rows} x {some}, nanoseconds an entry, medians of {options.repeats}")
     for kind, figure in nanoseconds.items():
         print(f"{kind:24}{figure:8.2f}")
-    if options.json:
-        figures = {"ours": ours, "reference": theirs, "ratio": ratio, "nanoseconds": nanoseconds}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {
+        "settings": {"rows": options.rows, "columns": options.columns},
+        "ours": ours,
+        "reference": theirs,
+        "ratio": ratio,
+        "nanoseconds": nanoseconds,
+    }
+    common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

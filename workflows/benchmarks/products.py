@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from workflows.benchmarks.common import (
+    add_json,
     resident_bytes,
     run_part,
     say,
@@ -322,7 +323,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="all cores")
     parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    add_json(parser)
     options = parser.parse_args()
     figures, rows = {}, []
     for name in options.networks:

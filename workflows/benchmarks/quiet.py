@@ -1,0 +1,97 @@
+"""Whether a machine is quiet: the cores that programs other than ours are using, from ``/proc``."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+MOST_CORES = 0.1
+"""Of other programs, on a machine that is quiet."""
+
+LOOK_SECONDS = 3.0
+PAUSE_SECONDS = 20.0
+NAMED = 3
+_IDLE = (3, 4)
+"""Places of idle time, and of waiting for a disk, in the first line of ``/proc/stat``."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What processors have done so far, in seconds.
+
+    Attributes:
+        clock: The time.
+        busy: Of all programs, and what other guests of the host took.
+        ours: Of this process, and of its children that have ended.
+    """
+
+    clock: float
+    busy: float
+    ours: float
+
+    @classmethod
+    def now(cls) -> Look | None:
+        """At this moment; ``None`` where that cannot be seen."""
+        try:
+            line = Path("/proc/stat").read_text().splitlines()[0]
+        except OSError:
+            return None
+        # user, nice, system, idle, waiting, interrupts (two), stolen; guests are in user.
+        ticks = [int(field) for field in line.split()[1:9]]
+        busy = sum(each for place, each in enumerate(ticks) if place not in _IDLE)
+        return cls(time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), _ours())
+
+    def others(self) -> float | None:
+        """Cores that other programs have used since, on average."""
+        later = Look.now()
+        if later is None:
+            return None
+        spent = later.busy - self.busy - (later.ours - self.ours)
+        return max(0.0, spent / (later.clock - self.clock))
+
+
+def _ours() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def busy() -> str | None:
+    """Says which other programs are at work; ``None`` if the machine is quiet."""
+    look, before = Look.now(), _processes()
+    if look is None:
+        return None
+    time.sleep(LOOK_SECONDS)
+    cores = look.others()
+    if cores is None or cores <= MOST_CORES:
+        return None
+    spent = {pid: (now - before.get(pid, (0.0, ""))[0], name)
+             for pid, (now, name) in _processes().items()}  # fmt: skip
+    most = sorted(spent.items(), key=lambda found: -found[1][0])[:NAMED]
+    named = ", ".join(f"{name} ({pid})" for pid, (seconds, name) in most if seconds)
+    return f"other programs use {cores:.1f} cores" + (f": {named}" if named else "")
+
+
+def _processes() -> dict[int, tuple[float, str]]:
+    """Processor seconds and names of all processes but this one."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            head, _, rest = (folder / "stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        fields = rest.split()
+        spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        found[int(folder.name)] = (spent, head.partition("(")[2])
+    found.pop(os.getpid(), None)
+    return found
+
+
+def wait_until_quiet(seconds: float) -> str | None:
+    """Waits until no other program is at work, so long at most; returns what :func:`busy` says."""
+    end = time.monotonic() + seconds
+    while (said := busy()) and time.monotonic() < end:
+        time.sleep(PAUSE_SECONDS)
+    return said
