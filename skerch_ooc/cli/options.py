@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.object_cache import CACHE, CACHE_SIZE
 from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import terminal_progress
+from skerch_ooc.base.resources import parse_bytes
 from skerch_ooc.cli.signals import budget_of
 
 if TYPE_CHECKING:
@@ -270,6 +273,37 @@ def with_options(command: Any, *options: Option) -> Any:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _caching(variable: str, check: Callable[[str], Any]) -> Callable[..., None]:
+    """Makes what sets a variable of the cache for this process; for click."""
+
+    def give(_: click.Context, option: click.Parameter, value: str | None) -> None:
+        if value is None:
+            return
+        if variable == CACHE_SIZE and not os.environ.get(CACHE):
+            raise UsageError(f"{option.opts[0]} {value} needs --cache FOLDER, or {CACHE}")
+        check(value)
+        os.environ[variable] = value
+
+    return give
+
+
+_CACHE = (
+    click.option(
+        "--cache", metavar="FOLDER", expose_value=False, is_eager=True,
+        callback=_caching(CACHE, str), help="Keep what is read of a bucket there.",
+    ),
+    click.option(
+        "--cache-size", metavar="SIZE", expose_value=False,
+        callback=_caching(CACHE_SIZE, parse_bytes), help="How large that may grow; else 10GiB.",
+    ),
+)  # fmt: skip
+
+
+def CACHED(command: Any) -> Any:  # noqa: N802 (it is used as the options above are)
+    """Gives a verb that reads results the options of the cache."""
+    return with_options(command, *_CACHE)
 
 
 WORKING = gathered("working", WorkOptions, MEMORY, THREADS, DEVICE)

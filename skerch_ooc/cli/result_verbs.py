@@ -9,7 +9,7 @@ import click
 
 from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.cli.group import json_of, show, show_result, verb
-from skerch_ooc.cli.options import DIR, JSON, MAX_ERROR, MEMORY, PATH, RESULT, THREADS
+from skerch_ooc.cli.options import CACHED, DIR, JSON, MAX_ERROR, MEMORY, PATH, RESULT, THREADS
 
 
 @verb("assess runs/hessian --max-relative-error 0.01", DIR, RESULT, MAX_ERROR, JSON)
@@ -23,7 +23,7 @@ def assess(directory: Path, name: str, max_relative_error: float | None, as_json
     steps.require_quality(assessment, max_relative_error)
 
 
-@verb("estimates runs/hessian --json", DIR, RESULT, MEMORY, THREADS, JSON)
+@verb("estimates runs/hessian --json", DIR, RESULT, MEMORY, THREADS, JSON, CACHED)
 def estimates(
     directory: Path, name: str, memory: str | None, threads: int | None, as_json: bool
 ) -> None:
@@ -59,7 +59,7 @@ def density(directory: Path, low: float | None, high: float | None, as_json: boo
         click.echo(tables.density_table(found, ends))
 
 
-@verb("report runs/hessian --output hessian.html", DIR, RESULT)
+@verb("report runs/hessian --output hessian.html", DIR, RESULT, CACHED)
 @click.option(
     "--output", metavar="FILE", type=PATH,
     help="Write the page alone there; default: to the result.",
@@ -78,7 +78,7 @@ def report(directory: Path, name: str, output: Path | None) -> None:
         click.echo(path.parent / "figures")
 
 
-@verb("compare runs/a runs/b", JSON)
+@verb("compare runs/a runs/b", JSON, CACHED)
 @click.argument("first", metavar="DIR", type=PATH)
 @click.argument("second", metavar="DIR", type=PATH)
 @click.option("--rank", type=int, metavar="R", help="Leading values and vectors to compare.")
@@ -93,10 +93,10 @@ def compare(first: Path, second: Path, as_json: bool, rank: int | None) -> None:
     show(compare_results(first, second, rank=rank), tables.comparison_table, as_json=as_json)
 
 
-@verb("scores runs/pca --out scores.parquet", DIR, RESULT)
+@verb("scores runs/pca --out scores.parquet", DIR, RESULT, CACHED)
 @click.option(
     "--out", metavar="FILE", type=PATH,
-    help="A new .h5, .zarr, .parquet or .csv; default: beside the result.",
+    help="A new .h5, .zarr, .parquet or .csv; else by the result.",
 )  # fmt: skip
 def scores(directory: Path, name: str, out: Path | None) -> None:
     """Write the scores of all samples: rows times components.
@@ -113,7 +113,7 @@ def scores(directory: Path, name: str, out: Path | None) -> None:
     click.echo(f"{path}: {sheet.shape[0]} x {sheet.shape[1]}, {sheet.dtype}")
 
 
-@verb("loadings runs/pca --out loadings.csv", DIR, RESULT)
+@verb("loadings runs/pca --out loadings.csv", DIR, RESULT, CACHED)
 @click.option("--out", metavar="FILE", type=PATH, required=True, help="A new .csv or .parquet.")
 def loadings(directory: Path, name: str, out: Path) -> None:
     """Write the components as a table, by the names of the columns.
@@ -126,7 +126,7 @@ def loadings(directory: Path, name: str, out: Path) -> None:
     click.echo(f"{out}: {sheet.shape[0]} x {sheet.shape[1]}, {sheet.dtype}")
 
 
-@verb("export runs/pca --out modes.nc", DIR, RESULT)
+@verb("export runs/pca --out modes.nc", DIR, RESULT, CACHED)
 @click.option("--out", metavar="FILE", type=PATH, required=True, help="A new .nc or .h5ad.")
 def export(directory: Path, name: str, out: Path) -> None:
     """Write values and vectors, with all names, as netCDF or .h5ad.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import skerch_ooc as ooc
+from skerch_ooc.base.object_cache import CACHE, CACHE_SIZE
+from skerch_ooc.cli.main import cli
 
 
 @pytest.fixture
@@ -70,3 +75,26 @@ def test_size_that_is_none_is_refused(vectors, cache, monkeypatch):
     monkeypatch.setenv("SKERCH_OOC_CACHE_SIZE", "much")
     with pytest.raises(ooc.UsageError, match="'much' is not an amount"):
         vectors()
+
+
+class TestOptions:
+    """The verbs that read results take folder and size as options."""
+
+    @staticmethod
+    def invoked(*arguments):
+        return CliRunner().invoke(cli, ["scores", "nowhere", *arguments]).exception
+
+    def test_set_it_for_the_process(self, monkeypatch):
+        monkeypatch.setenv(CACHE, "")
+        monkeypatch.setenv(CACHE_SIZE, "")
+        self.invoked("--cache-size", "2GiB", "--cache", "kept")
+        assert (os.environ[CACHE], os.environ[CACHE_SIZE]) == ("kept", "2GiB")
+
+    def test_size_alone_is_refused(self, monkeypatch):
+        monkeypatch.delenv(CACHE, raising=False)
+        assert "--cache-size 2GiB needs --cache FOLDER" in str(self.invoked("--cache-size", "2GiB"))
+
+    def test_size_that_is_none_is_refused(self, monkeypatch):
+        monkeypatch.setenv(CACHE, "kept")
+        assert isinstance(self.invoked("--cache-size", "much"), ooc.UsageError)
+        assert "much" in str(self.invoked("--cache-size", "much"))
