@@ -32,6 +32,10 @@ from slurmd import empty_queue, real_python, slurm  # noqa: F401 (fixtures)
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 
+# Processes that tests start keep the bytecode of the package, as they do for a user: without it
+# each of them compiles two hundred modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 # What collecting makes is kept: looking through it again and again takes a quarter of the time.
 gc.disable()
@@ -42,6 +46,30 @@ def pytest_collection_finish() -> None:
     """Garbage is collected again, once all tests are there."""
     gc.freeze()
     gc.enable()
+
+
+TOGETHER = {"test_bucket_": "buckets", "test_object_": "buckets", "/faults/": "faults",
+            "/executors/": "executors"}  # fmt: skip
+"""By what a file's path has in it: files that are run by one process, one after the other.
+
+They share servers that take seconds to start; and as one long group they are begun early, so that
+no process is left alone with one of them in the end.
+"""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """With ``--dist loadfile``, files that share servers count as one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return next((group for part, group in TOGETHER.items() if part in path), path)
+
+    return ByServer(config, log)
 
 
 SAMPLE = "SKERCH_OOC_THOROUGH_SAMPLE"
@@ -56,41 +84,51 @@ def _is_drawn() -> Callable[[pytest.Item], bool]:
     return lambda item: zlib.crc32(f"{seed} {item.nodeid}".encode()) < below
 
 
-def _cases_of_tests(items: list[pytest.Item], mark: str) -> Iterator[tuple[list[pytest.Item], int]]:
+Marks = dict[pytest.Item, set[str]]
+"""The names of each item's marks: there are tens of thousands of items, each is asked once."""
+
+
+def _cases_of_tests(marks: Marks, mark: str) -> Iterator[tuple[list[pytest.Item], int]]:
     """The cases of each test that is marked so, and the number that the mark has.
 
     Without those that are left out by a mark of their own: others are chosen in their place.
     """
     tests: dict[tuple[Path, str], list[pytest.Item]] = {}
-    for item in items:
-        left_out = any(item.get_closest_marker(name) for name in ("soak", "thorough"))
-        if item.get_closest_marker(mark) and not left_out:
+    for item, names in marks.items():
+        if mark in names and names.isdisjoint(("soak", "thorough")):
             tests.setdefault((item.path, item.nodeid.partition("[")[0]), []).append(item)
     for cases in tests.values():
         (number,) = cases[0].get_closest_marker(mark).args
         yield cases, number
 
 
+def _leave_out(marks: Marks, item: pytest.Item, mark: str) -> None:
+    item.add_marker(mark)
+    marks[item].add(mark)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as soak what is thorough, and of sampled and covered tests all cases but a few."""
+    marks = {item: {mark.name for mark in item.iter_markers()} for item in items}
     for item in items:
-        if item.get_closest_marker("soak"):  # A case of its own among thorough ones: takes longer.
+        if "soak" in marks[item]:  # A case of its own among thorough ones: takes longer.
             item.own_markers = [mark for mark in item.own_markers if mark.name != "thorough"]
+            marks[item] = {mark.name for mark in item.iter_markers()}
     is_drawn = _is_drawn()
-    for cases, most in _cases_of_tests(items, "sampled"):
+    for cases, most in _cases_of_tests(marks, "sampled"):
         by_default = {(2 * i + 1) * len(cases) // (2 * most) for i in range(most)}
         for number, item in enumerate(cases):
             if len(cases) > most and number not in by_default:
-                item.add_marker("thorough")
-    for cases, together in _cases_of_tests(items, "covered"):
+                _leave_out(marks, item, "thorough")
+    for cases, together in _cases_of_tests(marks, "covered"):
         # Values are told apart by what is written of them.
         names = sorted(cases[0].callspec.params)
         values = [[repr(item.callspec.params[name]) for name in names] for item in cases]
         for number in set(range(len(cases))).difference(cover(values, together)):
-            cases[number].add_marker("thorough")
+            _leave_out(marks, cases[number], "thorough")
     for item in items:
-        if item.get_closest_marker("thorough") is not None and not is_drawn(item):
+        if "thorough" in marks[item] and not is_drawn(item):
             item.add_marker("soak")
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,15 @@ def messages_of(name, source):
                 yield Message(name, *rendered(argument))
 
 
-MESSAGES = [
-    message
-    for path in sorted(PACKAGE.rglob("*.py"))
-    for message in messages_of(str(path.relative_to(PACKAGE)), path.read_text())
-]
+@cache
+def all_messages():
+    """All messages of the package. Not read where tests are only collected."""
+    return [
+        message
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for message in messages_of(str(path.relative_to(PACKAGE)), path.read_text())
+    ]
+
 
 NEXT_STEP = re.compile(
     r"skerch-ooc [a-z]+ |--[a-z]+|\bat (?:most|least) |\brm |\ballowed here: |command goes on|"
@@ -270,7 +275,7 @@ def is_completed(message):
 
 def offenders(is_right):
     """The messages of which something is not true."""
-    return [str(message) for message in MESSAGES if not is_right(message)]
+    return [str(message) for message in all_messages() if not is_right(message)]
 
 
 def is_short_and_plain(message):
@@ -324,7 +329,7 @@ def test_all_messages_are_gathered():
         len(re.findall(rf"raise (?:{'|'.join(sorted(ERRORS))})\(", path.read_text()))
         for path in PACKAGE.rglob("*.py")
     )
-    assert len(MESSAGES) >= written > 300
+    assert len(all_messages()) >= written > 300
 
 
 @pytest.mark.parametrize(
@@ -342,7 +347,7 @@ def test_messages_are_read_as_they_are_written(source, text, values):
 
 
 def test_every_message_that_is_excused_for_its_value_is_there():
-    texts = [one.text for one in MESSAGES if not one.values]
+    texts = [one.text for one in all_messages() if not one.values]
     excused = listed(NAMES_NO_VALUE)
     assert [entry for entry in excused if not any(text.startswith(entry) for text in texts)] == []
 
@@ -350,7 +355,7 @@ def test_every_message_that_is_excused_for_its_value_is_there():
 def test_every_message_that_is_completed_by_others_is_there_and_needs_it():
     wrong = []
     for entry in listed(COMPLETED_BY_OTHERS):
-        found = [one for one in MESSAGES if str(one).startswith(entry) and is_completed(one)]
+        found = [one for one in all_messages() if str(one).startswith(entry) and is_completed(one)]
         if not found or any(NEXT_STEP.search(one.text) for one in found):
             wrong.append(entry)
     assert wrong == []

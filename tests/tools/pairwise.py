@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from heapq import heapify, heappop, heapreplace
 from itertools import combinations
 
 
@@ -24,16 +25,22 @@ def cover(cases: Sequence[Sequence[Hashable]], together: int = 2) -> list[int]:
     meetings = [frozenset(combinations(enumerate(case), together)) for case in cases]
     missing = {met for one in meetings for met in one}
     used: Counter[tuple[int, Hashable]] = Counter()
+
+    def loss(number: int) -> tuple[int, int]:
+        return -len(missing & meetings[number]), sum(used[value] for value in values[number])
+
+    # What was the best of a case only becomes worse: a case that is still ahead is the best.
+    waiting = [(loss(number), number) for number in range(len(cases))]
+    heapify(waiting)
     chosen = []
     while missing:
-        best = max(
-            range(len(cases)),
-            key=lambda number: (
-                len(missing & meetings[number]),
-                -sum(used[value] for value in values[number]),
-            ),
-        )
-        chosen.append(best)
-        missing -= meetings[best]
-        used.update(values[best])
+        number = waiting[0][1]
+        now = (loss(number), number)
+        if now > waiting[0]:
+            heapreplace(waiting, now)
+            continue
+        heappop(waiting)
+        chosen.append(number)
+        missing -= meetings[number]
+        used.update(values[number])
     return sorted(chosen)
