@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
@@ -13,8 +12,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.keywords import tells_keywords
@@ -32,6 +34,9 @@ PATIENCE = 120.0
 
 _CONNECT_SECONDS = 15.0
 _WAIT_SECONDS = 0.1
+_DASHBOARD_SECONDS = 2.0
+_PAGE_BYTES = 4096
+_NO_BOKEH = re.compile(rb"needs bokeh\S* for the dashboard")
 _HOST_AND_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\]):[0-9]{1,5}")
 
 
@@ -294,7 +299,27 @@ class Dask:
 def _announce(client: Any) -> None:
     """Logs where the workers are, and where they can be watched."""
     info = client.scheduler_info(0)
-    watched = f"dashboard {client.dashboard_link}"
-    if importlib.util.find_spec("bokeh") is None and client.cluster is not None:
-        watched = "for its dashboard install bokeh"
-    log.info("dask: %d worker(s) of %s; %s", info["n_workers"], info["address"], watched)
+    log.info("dask: %d worker(s) of %s%s", info["n_workers"], info["address"], _watched(client))
+
+
+def _watched(client: Any) -> str:
+    """Says where the work can be watched; nothing where nobody answers: Dask names what may be."""
+    try:
+        link = client.dashboard_link
+        parts = urlsplit(link)
+        if not parts.hostname:
+            return ""
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        # Asked directly: a proxy for the internet knows no hosts of a cluster.
+        connection = kind(parts.hostname, parts.port, timeout=_DASHBOARD_SECONDS)
+        with contextlib.closing(connection):
+            connection.request("GET", parts.path)
+            answer = connection.getresponse()
+            page = answer.read(_PAGE_BYTES)
+            if answer.status != HTTPStatus.OK:
+                return ""
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, HTTPException):
+        return ""
+    if _NO_BOKEH.search(page):
+        return "; for its dashboard install bokeh"
+    return f"; dashboard {link}"
