@@ -38,6 +38,8 @@ class KnownPairs:
         steady: Whether the last such columns left the values where they were; else there may be
             others still.
         exhausted: Whether the rounds have shown all that there is of the operator.
+        small: How many values are below a thousandth of the largest, to which their errors are
+            relative.
     """
 
     wanted: int
@@ -50,6 +52,7 @@ class KnownPairs:
     confirmed: bool
     steady: bool
     exhausted: bool
+    small: int = 0
 
     @classmethod
     def of(cls, plan: Plan, wanted: int, values: Array, arrays: Mapping[str, Array]) -> KnownPairs:
@@ -80,6 +83,7 @@ class KnownPairs:
             confirmed=bool(arrays["confirmed"]),
             steady=bool(arrays["steady"]),
             exhausted=bool(arrays["exhausted"]),
+            small=int(np.count_nonzero(np.abs(values) < _SMALL * norm)),
         )
 
     @property
@@ -98,6 +102,11 @@ class KnownPairs:
         worst = "" if self.worst is None else f", the worst within {short(self.worst)}"
         if self.tolerance is None or self.rounding > _SAID * self.tolerance:
             worst += f"; rounding of the products may add {short(self.rounding)}"
+        if self.small:
+            worst += (
+                f"; of {self.small}, below a thousandth of the largest value there is, that is "
+                "the share of this thousandth, not of themselves"
+            )
         if self.tolerance is None:
             return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
         if not self.confirmed and self.met >= self.wanted:

@@ -234,6 +234,21 @@ class TestBounds:
         bounds = value_bounds(np.array([3.0, 2.95, 1.0]), np.array([0.1, 0.1, 0.0]))
         np.testing.assert_allclose(bounds[:2], [0.02 / 2, 0.02 / 1.95])
 
+    def test_of_a_value_that_is_not_told_from_zero_are_its_residual(self):
+        bounds = value_bounds(np.array([1e8, 0.008]), np.array([0.0, 0.6]))
+        np.testing.assert_array_equal(bounds, [0.0, 0.6])
+
+    @pytest.mark.parametrize("which", ["LM", "SA"])
+    @pytest.mark.parametrize(
+        "seed", [5, *(pytest.param(n, marks=pytest.mark.thorough) for n in range(5))]
+    )
+    def test_hold_beside_one_value_that_is_huge(self, seed, which):
+        values = np.array([1e8, *1 / np.arange(2, 201)])
+        run = diagonal(values, 8, dtype="float64", seed=seed)
+        pairs = run.run(Goal(5, 1e-5, which=which)).pairs
+        off = np.abs(pairs.values[:5, None] - values).min(axis=1)
+        assert (off <= pairs.bounds[:5] + 2e-15 * values[0]).all()
+
     def test_without_any_other_value_are_the_residuals(self):
         np.testing.assert_array_equal(value_bounds(np.ones(3), np.full(3, 0.1)), np.full(3, 0.1))
 

@@ -615,7 +615,7 @@ def test_result_of_rounds_is_documented(rounds_made):
     assert arrays["residuals"].shape == arrays["bounds"].shape == values.shape == (3,)
     pairs = json.loads((path.parent / "assessment.json").read_text())["pairs"]
     assert set(pairs) == {"wanted", "found", "met", "tolerance", "worst", "rounding", "rounds",
-                          "confirmed", "steady", "exhausted"}  # fmt: skip
+                          "confirmed", "steady", "exhausted", "small"}  # fmt: skip
     assert int(arrays["rounds"]) == pairs["rounds"]
     assert bool(arrays["confirmed"]) == pairs["confirmed"]
     assert {"rounding", "spectral_norm", "exhausted"} <= arrays.keys()

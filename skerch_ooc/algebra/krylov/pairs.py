@@ -140,14 +140,16 @@ def value_bounds(values: Array, residuals: Array) -> Array:
     """The smaller one of residual and quadratic bound for each Ritz value.
 
     The quadratic bound is that of the cluster of values that the residuals do not tell apart: the
-    sum of their squared residuals over the distance to all others (Kato and Temple's for one).
+    sum of their squared residuals over the distance to all others (Kato and Temple's for one). Of a
+    value that its residual does not tell from zero it says nothing: there lie those not found.
     """
     distances = np.abs(values[:, None] - values)
     cluster = distances <= np.maximum(residuals[:, None], residuals)
     squares = cluster @ residuals**2
     gaps = np.where(cluster, np.inf, distances - residuals).min(axis=1, initial=np.inf)
     # Without others outside nothing is known of a gap.
-    quadratic = np.where(np.isfinite(gaps), squares / gaps, np.inf)
+    is_known = np.isfinite(gaps) & (residuals <= _TOLD * np.abs(values))
+    quadratic = np.where(is_known, squares / gaps, np.inf)
     return np.minimum(residuals, quadratic)
 
 
@@ -165,4 +167,6 @@ def quadrature(space: Space, pairs: Pairs) -> tuple[Array, Array]:
 _SMALL = 1e-3
 _SEPARATE = 0.1
 _SETTLED = 0.1
+_TOLD = 0.5
+"""A value is told from zero where its residual is at most this part of it."""
 _ROUNDING = 8

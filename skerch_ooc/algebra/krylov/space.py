@@ -202,21 +202,33 @@ class Space:
         """
         opened = self.open_rounds(side)
         squares = np.zeros(coefficients.shape[1])
+        noise = np.zeros_like(squares)
         for i in opened:
             part = coefficients[self.family_of(i).places[i]]
             for j in opened:
                 other = coefficients[self.family_of(j).places[j]]
-                squares += _forms(part, self.left_over(i, j), other)
-            squares += self._noise(i, part)
+                left = self.left_over(i, j)
+                squares += _forms(part, left, other)
+                if i == j:
+                    noise += self._noise(i, part, left)
+        # A sum of squares: what is below zero is rounding, and must not hide what else is left.
+        squares = np.maximum(squares, 0.0)
         for i in self.narrowed(side):
-            part = coefficients[self.family_of(i).places[i]]
-            squares += np.maximum(_forms(part, self.left_over(i), part), 0) + self._noise(i, part)
-        return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+            part, left = coefficients[self.family_of(i).places[i]], self.left_over(i)
+            squares += np.maximum(_forms(part, left, part), 0.0)
+            noise += self._noise(i, part, left)
+        return np.asarray(np.sqrt(squares + noise))
 
-    def _noise(self, number: int, part: Array) -> Array:
-        """What rounding of the sums leaves of ``Y^H Y - C^H W``."""
+    def _noise(self, number: int, part: Array, left: Array) -> Array:
+        """What rounding of the sums leaves of ``Y^H Y - C^H W``.
+
+        Where products are far larger than what is left of them, as those with one huge value are,
+        that shows: squared norms come out below zero, of which rounding is the only cause.
+        """
         squares = np.diagonal(self.chain.rounds[number - 1].squares).real
-        return np.asarray(_SUMS_ROUND * (squares @ np.abs(part) ** 2))
+        below = -np.diagonal(left).real / np.maximum(squares, np.finfo(np.float64).tiny)
+        share = max(_SUMS_ROUND, 2 * float(below.max(initial=0.0)))
+        return np.asarray(share * (squares @ np.abs(part) ** 2))
 
 
 def _forms(left: Array, gram: Array, right: Array) -> Array:
