@@ -404,3 +404,10 @@ class TestRefusals:
 
     def test_url_of_a_folder_is_the_folder(self, capsys, tmp_path):
         self.refused(capsys, f"file://{tmp_path}", 2, f"{tmp_path} is not a run directory")
+
+
+@pytest.mark.thorough
+def test_run_in_the_place_of_a_matrix_is_called_what_it_is(bucket):
+    made(bucket)
+    with pytest.raises(ooc.OperatorError, match=r"is a run of skerch-ooc, and no matrix; give"):
+        ooc.PCA(2).fit(bucket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import OperatorError, UsageError, shown
+from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, shown
 from skerch_ooc.base.files import digest, is_folder, is_readable
-from skerch_ooc.base.places import is_object
+from skerch_ooc.base.places import SCHEMES, is_object, place
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256
 from skerch_ooc.operators.matrices.sources import MEMORY
 from skerch_ooc.operators.prepared import prepared
@@ -214,7 +215,29 @@ def given(
                 f"{source.factory} do that"
             )
         source = replace(source, args={**options, **source.args})
-    return GivenSamples(source.samples(memory), source)
+    try:
+        return GivenSamples(source.samples(memory), source)
+    except OperatorError:
+        _refuse_run(data)
+        raise
+
+
+def _refuse_run(data: Any) -> None:
+    """Refuses a run in a bucket in the place of a matrix.
+
+    Raises:
+        OperatorError: If it is one.
+    """
+    if not isinstance(data, str) or not data.startswith(tuple(f"{one}://" for one in SCHEMES)):
+        return
+    is_run = False
+    with contextlib.suppress(UsageError, IncompleteError):
+        is_run = is_planned(place(data))
+    if is_run:
+        raise OperatorError(
+            f"{data} is a run of skerch-ooc, and no matrix; give the matrix that it was made of, "
+            f"or open its result: ooc.recover(ooc.open_run({data!r}))"
+        )
 
 
 def _source(data: Any) -> Reopened:
