@@ -178,6 +178,20 @@ def matrix_svd(figures: Figures) -> str:
     return table(["", "wall", "peak memory", "relative error"], rows)
 
 
+def pca(figures: Figures) -> str:
+    """Principal components of many samples."""
+    found = figures["medians"]
+    ours, batches, whole = (found[name] for name in ("ooc.PCA", "IncrementalPCA", "PCA, in memory"))
+    return paragraphs(
+        f"{figures['settings']['components']} components of an HDF5 file of {_shape(figures)} in "
+        f"single precision, with means of some three times the spread, take "
+        f"{seconds(ours['seconds'])} on one core; scikit-learn's `IncrementalPCA` takes "
+        f"{seconds(batches['seconds'])}, and its `PCA`, with all in memory and in single precision, "
+        f"{seconds(whole['seconds'])}. Their variances have relative errors of "
+        f"{power(ours['error'])}, {power(batches['error'])} and {power(whole['error'])} at most."
+    )
+
+
 # Side by side.
 
 OURS, POWER = "skerch_ooc", "skerch_ooc, hmt, 2 iterations"
@@ -641,6 +655,7 @@ SECTIONS = (
     Section("docs/comparison.md", "larger",
             ("mlp_hessian", "matrix_svd", "recovery", "noise"), larger, (SKLEARN, DASK, SKERCH)),
     Section("docs/operators.md", "matrix-svd", ("matrix_svd",), matrix_svd, (SKLEARN, DASK)),
+    Section("docs/pca.md", "pca", ("pca",), pca, (SKLEARN,)),
     Section("docs/methods.md", "hermitian", ("accuracy_hermitian",), accuracy_hermitian),
     Section("docs/methods.md", "general", ("accuracy_general",), accuracy_general),
     Section("docs/methods.md", "one-pass", ("accuracy_one_pass",), accuracy_one_pass, (SKERCH,)),
