@@ -1,11 +1,16 @@
 """Filling test matrices: Rademacher against skerch's ``RademacherNoiseLinOp``, then all of ours.
 
+Memory that is let go of is kept by the process, for both: to get it from a virtual machine may take
+longer than to fill it.
+
 Usage: python workflows/benchmarks/noise.py --repeats 7 --json noise.json
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import statistics
 import sys
 import time
@@ -20,6 +25,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from skerch_ooc.algebra.noise import draw
 from skerch_ooc.base.partition import Range
 from workflows.benchmarks import common
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of glibc."""
 
 KINDS = [
     ("rademacher", "int8"),
@@ -62,6 +70,14 @@ def nanoseconds_an_entry(noise: str, dtype: str, rows: int, columns: int, repeat
     return 1e9 * statistics.median(seconds[1:]) / buffer.size
 
 
+def keep_memory() -> None:
+    """Tells the C library to give no memory back to the system, where it can be told."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def main() -> None:
     """Reads the command line, prints the ratio of medians and what an entry of each costs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,8 +88,9 @@ def main() -> None:
     common.add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     ours, theirs = [], []
-    # Once without a clock: memory that a virtual machine has never touched is slow.
+    # Once without a clock, as all memory is new then.
     seconds_of_ours(options.rows, options.columns)
     seconds_of_theirs(options.rows, options.columns)
     for _ in range(options.repeats):

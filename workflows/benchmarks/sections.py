@@ -186,7 +186,7 @@ def pca(figures: Figures) -> str:
         f"{figures['settings']['components']} components of an HDF5 file of {_shape(figures)} in "
         f"single precision, with means of some three times the spread, take "
         f"{seconds(ours['seconds'])} on one core; scikit-learn's `IncrementalPCA` takes "
-        f"{seconds(batches['seconds'])}, and its `PCA`, with all in memory and in single precision, "
+        f"{seconds(batches['seconds'])}, and its `PCA`, with all in memory, "
         f"{seconds(whole['seconds'])}. Their variances have relative errors of "
         f"{power(ours['error'])}, {power(batches['error'])} and {power(whole['error'])} at most."
     )
