@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflows.benchmarks import common
+
 MOST_CORES = 0.1
 """Of other programs, on a machine that is quiet."""
 
@@ -93,5 +95,6 @@ def wait_until_quiet(seconds: float) -> str | None:
     """Waits until no other program is at work, so long at most; returns what :func:`busy` says."""
     end = time.monotonic() + seconds
     while (said := busy()) and time.monotonic() < end:
+        common.say(f"waiting: {said}")
         time.sleep(PAUSE_SECONDS)
     return said
