@@ -16,8 +16,11 @@ MOST_CORES = 0.1
 LOOK_SECONDS = 3.0
 PAUSE_SECONDS = 20.0
 NAMED = 3
-_IDLE = (3, 4)
-"""Places of idle time, and of waiting for a disk, in the first line of ``/proc/stat``."""
+_BUSY = (0, 1, 2, 7)
+"""Places in the first line of ``/proc/stat``: of users, nice ones, the system, other guests."""
+
+_KERNEL = 2
+"""The process of which all threads of the kernel are children: they write what we have written."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Look:
 
     Attributes:
         clock: The time.
-        busy: Of all programs, and what other guests of the host took.
+        busy: Of all programs, and what other guests of the host took; not of the kernel's threads.
         ours: Of this process, and of its children that have ended.
     """
 
@@ -41,10 +44,10 @@ class Look:
             line = Path("/proc/stat").read_text().splitlines()[0]
         except OSError:
             return None
-        # user, nice, system, idle, waiting, interrupts (two), stolen; guests are in user.
-        ticks = [int(field) for field in line.split()[1:9]]
-        busy = sum(each for place, each in enumerate(ticks) if place not in _IDLE)
-        return cls(time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), _ours())
+        ticks = [int(field) for field in line.split()[1:]]
+        busy = sum(ticks[place] for place in _BUSY) / os.sysconf("SC_CLK_TCK")
+        kernel = sum(one.spent for one in _processes().values() if one.parent == _KERNEL)
+        return cls(time.monotonic(), busy - kernel, _ours())
 
     def others(self) -> float | None:
         """Cores that other programs have used since, on average."""
@@ -69,15 +72,25 @@ def busy() -> str | None:
     cores = look.others()
     if cores is None or cores <= MOST_CORES:
         return None
-    spent = {pid: (now - before.get(pid, (0.0, ""))[0], name)
-             for pid, (now, name) in _processes().items()}  # fmt: skip
-    most = sorted(spent.items(), key=lambda found: -found[1][0])[:NAMED]
-    named = ", ".join(f"{name} ({pid})" for pid, (seconds, name) in most if seconds)
+    later = _processes()
+    spent = {pid: one.spent - before[pid].spent if pid in before else one.spent
+             for pid, one in later.items() if one.parent != _KERNEL}  # fmt: skip
+    most = sorted(spent, key=lambda pid: -spent[pid])[:NAMED]
+    named = ", ".join(f"{later[pid].name} ({pid})" for pid in most if spent[pid])
     return f"other programs use {cores:.1f} cores" + (f": {named}" if named else "")
 
 
-def _processes() -> dict[int, tuple[float, str]]:
-    """Processor seconds and names of all processes but this one."""
+@dataclass(frozen=True)
+class _Process:
+    """A process: its name, who started it, and its seconds of processors so far."""
+
+    name: str
+    parent: int
+    spent: float
+
+
+def _processes() -> dict[int, _Process]:
+    """All processes but this one."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -86,7 +99,7 @@ def _processes() -> dict[int, tuple[float, str]]:
             continue
         fields = rest.split()
         spent = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        found[int(folder.name)] = (spent, head.partition("(")[2])
+        found[int(folder.name)] = _Process(head.partition("(")[2], int(fields[1]), spent)
     found.pop(os.getpid(), None)
     return found
 
