@@ -32,6 +32,8 @@ _REMEDIES_OF_STORES = {
     errno.EIO: "look whether the store can be reached, and what it says of itself",
     errno.EACCES: "give credentials that may do that by the environment",
     errno.ENXIO: "make the bucket, or name another",
+    errno.EPROTO: "look whether a proxy or a login page stands between here and the store (log in, "
+    "or set NO_PROXY)",
 }
 """What to do where an object store could not be read or written."""
 

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +39,12 @@ _TRIES = re.compile(
     r"( in [\d.]+[mµu]?s)?(, after \d+ retries)?(, max_retries: \d+)?(, retry_timeout: \d+s)?"
 )
 """What a client says of its last try; how long it has tried in all is another matter."""
+
+_PAGE = re.compile(rb"\s*(<!doctype html|<html)\b", re.IGNORECASE)
+"""How a web page begins; no file of a run but the report does."""
+
+_RETRIES = re.compile(r"after (\d+) retries")
+"""How often a client has tried again by itself."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 
@@ -132,6 +139,39 @@ def words_of(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+@dataclass
+class Tries:
+    """How often a store was asked for one thing, and why that failed.
+
+    Attributes:
+        made: How many tries there were, those of the client counted.
+        failed: What was said of those that others followed.
+    """
+
+    made: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts what is tried inside."""
+        try:
+            yield
+        except Exception as error:
+            retries = _RETRIES.search(str(error))
+            self.made += 1 + (int(retries[1]) if retries else 0)
+            raise
+
+    def told(self, error: OSError) -> OSError:
+        """Adds to an error how many tries there were, and what else they failed for."""
+        if self.made <= 1 or error.errno is None:
+            return error
+        last = error.strerror or ""
+        others = [words for words in dict.fromkeys(self.failed) if words != last]
+        also = f", before that: {'; '.join(others)}" if others else ""
+        return type(error)(error.errno, f"{last} (the last of {self.made} tries{also})",
+                           error.filename)  # fmt: skip
+
+
 @contextlib.contextmanager
 def explained(name: str, *, reading: bool) -> Iterator[None]:
     """Makes errors of the system of those of ``obstore``, whose own texts may name a key.
@@ -163,6 +203,18 @@ def explained(name: str, *, reading: bool) -> Iterator[None]:
         if isinstance(error, _refusals()) or any(one in words for one in _NO_RIGHT):
             raise kind(errno.EACCES, f"the store refuses ({words})", name) from None
         raise kind(errno.EIO, words, name) from None
+
+
+def require_no_page(name: str, content: bytes) -> None:
+    """Refuses a web page in the place of an object.
+
+    Raises:
+        ReadError: If it is one; it says how it begins.
+    """
+    page = _PAGE.match(content[:_LONGEST])
+    if page and not name.endswith(".html"):
+        why = f"the store answered with a web page, which begins with {page[1].decode()!r}"
+        raise ReadError(errno.EPROTO, why, name)
 
 
 def _refusals() -> tuple[type[Exception], ...]:

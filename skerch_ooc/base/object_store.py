@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skerch_ooc.base.disk_errors import ReadError
-from skerch_ooc.base.object_client import FINAL, client_of, explained
+from skerch_ooc.base.object_client import FINAL, Tries, client_of, explained, require_no_page
 from skerch_ooc.base.patience import file_wait
 
 Result = TypeVar("Result")
@@ -48,6 +48,9 @@ _CONFLICTS = 4
 """So often an object is written that is said to be there, and is not."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+_WHOLE = "non-partial response"
+"""What the client says where a range was asked for and something else came."""
 
 _LOG_SECONDS = 1.0
 """A log is written at most this often."""
@@ -232,16 +235,28 @@ class ObjectStore:
         whether the store has done it. Here whoever finds a name taken compares.
         """
         end, pause = time.monotonic() + file_wait(), _FIRST_PAUSE
+        tries = Tries()
         while True:
             try:
-                with explained(self.name(key), reading=reading):
+                with explained(self.name(key), reading=reading), tries.counted():
                     return ask()
             except OSError as error:
+                if _WHOLE in (error.strerror or ""):
+                    self._look_for_page(key)
                 over = time.monotonic() + pause > end
                 if error.errno != errno.EIO or over or FINAL.search(error.strerror or ""):
-                    raise
+                    raise tries.told(error) from None
+                tries.failed.append(error.strerror or "")
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _look_for_page(self, key: str) -> None:
+        """Raises ReadError if a web page is answered in the place of an object's range."""
+        import obstore
+
+        with explained(self.name(key), reading=True):
+            first = next(iter(obstore.get(self._client, key).stream()), b"")
+        require_no_page(self.name(key), bytes(first))
 
     def status(self, key: str) -> Listed | None:
         """Returns what the store says of an object; ``None`` if there is none."""
@@ -268,7 +283,9 @@ class ObjectStore:
         """
         import obstore
 
-        return self._ask(key, lambda: bytes(obstore.get(self._client, key).bytes()), reading=True)
+        found = self._ask(key, lambda: bytes(obstore.get(self._client, key).bytes()), reading=True)
+        require_no_page(self.name(key), found)
+        return found
 
     def open(self, key: str, length: int) -> tuple[Listed, bytes]:
         """Returns what the store says of an object, and its first bytes, by one request.

@@ -369,10 +369,14 @@ def is_planned(directory: Path) -> bool:
         raise _not_read(directory / PLAN, error) from error
 
 
+_UNANSWERED = {errno.EIO, errno.EPROTO}
+"""Where a store did not answer, or something else in its place."""
+
+
 def _not_read(path: Path, error: OSError) -> OocError:
     if not is_object(path):
         advice = "give permission, or another run directory"
-    elif error.errno == errno.EIO and (told := disk_errors.explained(error)) is not None:
+    elif error.errno in _UNANSWERED and (told := disk_errors.explained(error)) is not None:
         return told
     else:
         advice = disk_errors.remedy(error)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, shown
+from skerch_ooc.base.errors import IncompleteError, OperatorError, UsageError, quoted, shown
 from skerch_ooc.base.files import digest, is_folder, is_readable
 from skerch_ooc.base.places import SCHEMES, is_object, place
 from skerch_ooc.operators.loading import build, factory_file, factory_sha256
@@ -235,8 +235,8 @@ def _refuse_run(data: Any) -> None:
         is_run = is_planned(place(data))
     if is_run:
         raise OperatorError(
-            f"{data} is a run of skerch-ooc, and no matrix; give the matrix that it was made of, "
-            f"or open its result: ooc.recover(ooc.open_run({data!r}))"
+            f"{data} is a run of skerch-ooc, and no matrix; give the matrix that it was made of; "
+            f"its result is shown by: skerch-ooc assess {quoted(data)}"
         )
 
 
