@@ -398,7 +398,7 @@ class SealedFile:
         self.identity, checksums = _identity(datasets, self.path)
         _json(datasets, "provenance", self.path)
         # Kept as text, a fifth of the memory of a dict: of thousands of files few are asked for it.
-        self._provenance = bytes(datasets["provenance"][()])
+        self._provenance = bytes(_value(datasets["provenance"]))
         described = self.identity.get("bulk", [])
         extents = []
         bulks = described if isinstance(described, list) else [described]
@@ -413,7 +413,7 @@ class SealedFile:
             raise CorruptError(f"{self.path}: its data do not lie where the seal says")
         for name, dataset in datasets.items():
             if name not in ("identity", "provenance", *self._bulks):
-                self.arrays[name] = np.asarray(dataset[()])
+                self.arrays[name] = np.asarray(_value(dataset))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -497,11 +497,13 @@ def verify(path: Path) -> SealedFile:
     return file
 
 
-def _checked_extent(datasets: Mapping[str, h5py.Dataset], layout: Layout, path: Path) -> Extent:
+def _checked_extent(
+    datasets: Mapping[str, h5py.h5d.DatasetID], layout: Layout, path: Path
+) -> Extent:
     """Returns the bytes of a bulk, after its dataset was compared with its description."""
-    dataset = datasets.get(layout.name)
-    if dataset is None:
+    if layout.name not in datasets:
         raise CorruptError(f"{path} has no dataset {layout.name}")
+    dataset = h5py.Dataset(datasets[layout.name])
     if dataset.shape != layout.shape or dataset.dtype != layout.stored_dtype:
         raise CorruptError(
             f"{path}: {layout.name} is {dataset.dtype} {dataset.shape}, "
@@ -516,7 +518,7 @@ def _checked_extent(datasets: Mapping[str, h5py.Dataset], layout: Layout, path: 
 
 
 def _identity(
-    datasets: Mapping[str, h5py.Dataset], path: Path
+    datasets: Mapping[str, h5py.h5d.DatasetID], path: Path
 ) -> tuple[dict[str, Any], list[Checksums]]:
     """Reads the identity of a file; returns the checksums of its tiles apart from it."""
     checksums: list[Checksums] = []
@@ -537,11 +539,11 @@ def _of_each(checksums: list[Checksums], bulks: Sequence[Any], path: Path) -> li
 
 
 def _json(
-    datasets: Mapping[str, h5py.Dataset], name: str, path: Path,
+    datasets: Mapping[str, h5py.h5d.DatasetID], name: str, path: Path,
     prepared: Callable[[Any], Any] = lambda text: text,
 ) -> dict[str, Any]:  # fmt: skip
     try:
-        value = json.loads(prepared(datasets[name][()]))
+        value = json.loads(prepared(_value(datasets[name])))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptError(f"{path} has no readable {name}: {error}") from error
     if not isinstance(value, dict):
@@ -549,19 +551,31 @@ def _json(
     return value
 
 
-def _plain_datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+def _value(dataset: h5py.h5d.DatasetID) -> Any:
+    """Reads a small dataset as ``h5py.Dataset`` does, which makes many more objects for it."""
+    dtype, space = dataset.dtype, dataset.get_space()
+    if dtype.kind not in "Siufc" or space.get_simple_extent_type() == h5py.h5s.NULL:
+        return h5py.Dataset(dataset)[()]
+    values = np.zeros(space.shape, dtype)
+    if values.size:
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values[()]
+
+
+def _plain_datasets(file: h5py.File, path: Path) -> dict[str, h5py.h5d.DatasetID]:
     """Returns all datasets of a file; refuses links, external, virtual and filtered data.
 
     The seal does not cover data in other files, and libhdf5 reads zeros for a file that is missing.
     """
     found, hard = {}, h5py.h5l.TYPE_HARD
     for name in file:
-        if file.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != hard:
+        spelt = name.encode("utf-8", "surrogateescape")
+        if file.id.links.get_info(spelt).type != hard:
             raise CorruptError(f"{path}: {name} is a link to elsewhere, not data")
-        dataset = file[name]
-        if not isinstance(dataset, h5py.Dataset):
+        dataset = h5py.h5o.open(file.id, spelt)
+        if not isinstance(dataset, h5py.h5d.DatasetID):
             raise CorruptError(f"{path}: {name} is not a dataset")
-        made = dataset.id.get_create_plist()
+        made = dataset.get_create_plist()
         if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
             raise CorruptError(f"{path}: {name} keeps its data in other files")
         if made.get_nfilters():
