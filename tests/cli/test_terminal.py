@@ -553,7 +553,7 @@ class TestObjectOfPython:
         assert "next the call in Python" in shown
         assert "skerch-ooc" not in shown
 
-    def test_missing_columns_are_measured_in_python(self, grown):
+    def test_missing_columns_are_measured_in_python(self, grown, no_late_files):
         said = grown("recover", "r").stderr
         assert "measure them with: the call in Python" in said
 

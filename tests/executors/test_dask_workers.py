@@ -82,7 +82,7 @@ def test_operator_file_that_a_worker_does_not_see_is_named(tmp_path, cluster):
 
 
 def test_run_directory_that_a_worker_does_not_see_is_named(tmp_path, cluster, monkeypatch):
-    monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "2")
+    monkeypatch.setenv("SKERCH_OOC_FILE_WAIT", "0.2")
     run = ooc.plan(spec_of(tmp_path), tmp_path / "run", threads=1)
     cluster.start_scheduler()
     # This worker's view of the folder is an empty one of its own.

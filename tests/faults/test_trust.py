@@ -84,12 +84,14 @@ def run(folder, *words):
     sys.stderr.flush()
     os._exit(code)
 
-codes = []
+# All at once: some of them wait for files that might be seen late.
+pids = []
 for command in json.loads(sys.argv[1]):
     pid = os.fork()
     if pid == 0:
         run(*command)
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    pids.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 print(json.dumps(codes))
 """
 

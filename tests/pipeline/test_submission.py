@@ -654,6 +654,7 @@ class TestStatus:
     def test_element_that_was_killed_is_the_reason_for_giving_up(
         self, inside, fake, run, monkeypatch
     ):
+        monkeypatch.setattr(submission, "_SHORT_WAIT", 0.0)
         inside("submit", "run", "--tries", 0)
         self.write_log(run, "measure.101_0.log", "begins on x\nmeasure: 20 products\n")
         for name, value in (("JOB_ID", "103"), ("TASK_ID", "0"), ("TASK_MIN", "0")):

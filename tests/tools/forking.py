@@ -93,6 +93,8 @@ def _serve(address: str) -> None:
                  *(["results.lowrank"] if address.endswith("torch") else [])):  # fmt: skip
         importlib.import_module(f"skerch_ooc.{name}")
     assert ("torch" in sys.modules) == address.endswith("torch")
+    # As by the fixture ``no_late_files``.
+    importlib.import_module("skerch_ooc.base.patience").LATE_FILES_SECONDS = (0.0,)
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
