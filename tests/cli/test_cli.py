@@ -389,7 +389,7 @@ def test_another_spec_is_refused_with_the_difference(ooc_command, spec):
     assert (done.returncode, "seed: 1 in the run, 5 now" in done.stderr) == (2, True)
 
 
-def test_missing_measurements_are_incomplete_and_named(ooc_command, spec):
+def test_missing_measurements_are_incomplete_and_named(ooc_command, spec, no_late_files):
     ooc_command("plan", spec, "--run", "run")
     done = ooc_command("merge", "run")
     assert done.returncode == 4
