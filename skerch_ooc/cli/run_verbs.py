@@ -139,11 +139,12 @@ def run(
 
 def _compare(planned: Planned, work: Work, *, always: bool) -> None:
     """Compares the operator of a run that goes on, or says that nothing is compared."""
-    from skerch_ooc.pipeline.run import compare_operator, why_not_compared
+    from skerch_ooc.pipeline.run import why_not_compared
+    from skerch_ooc.stages.measure.operands import compared_operands
 
     with operators_print_to_stderr():
         if always:
-            compare_operator(planned, work)
+            compared_operands(planned.run, work)
             work.progress.say("the operator is the one that the run started with")
         elif reason := why_not_compared(planned, work):
             has_factory = planned.run.plan.identity.factory is not None
@@ -170,17 +171,19 @@ def extend(
 
     It then equals a run that was planned so. Rounds can follow nystrom.
     """
-    from skerch_ooc.pipeline import grow, start, steps
+    from skerch_ooc.pipeline import grow, steps
     from skerch_ooc.results.words import measurements_text
 
     opened = steps.open_run(directory)
     work = working.stoppable_work(opened.plan.device)
-    grown = grow.extend(opened, **wanted)
     if plan_only:
+        grown = grow.extend(opened, **wanted)
         sizes = measurements_text(grown.plan)
         click.echo(f"planned {sizes}; next: {grow.how_to_go_on(grown)}")
     else:
-        complete(start.planned_before(grown), work, shown)
+        with operators_print_to_stderr():
+            planned = grow.extend_run(opened, grow.Extension(**wanted), work)
+        complete(planned, work, shown)
 
 
 @verb("update runs/hessian --factory my.py:make --arg batch=8", DIR, PLACE, MAX_SECONDS, SHOWN)

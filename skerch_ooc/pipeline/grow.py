@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import DriftError, IncompleteError, UsageError, quoted
+from skerch_ooc.base.errors import DriftError, IncompleteError, OperatorError, UsageError, quoted
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.base.places import is_object
@@ -32,11 +32,11 @@ from skerch_ooc.planning.growth import grown_sizes, more_columns, more_parts, ne
 from skerch_ooc.planning.krylov import PAIRS, ROUND_WIDTH, TILE_COLUMNS, Krylov, most_rounds
 from skerch_ooc.planning.methods import PAIRS_METHOD, names_of
 from skerch_ooc.planning.parts import UNNAMED, OperatorSource, Part
-from skerch_ooc.planning.plan import source_of
+from skerch_ooc.planning.plan import Amendment, source_of
 from skerch_ooc.planning.sizes import require_reachable
 from skerch_ooc.planning.spec import OperatorSpec, SketchSpec, parse_arguments
 from skerch_ooc.stages.measure import task as measure_stage
-from skerch_ooc.stages.measure.operands import Operands
+from skerch_ooc.stages.measure.operands import Operands, compared_operands
 from skerch_ooc.store import rundir
 from skerch_ooc.store.result_files import keep_default_result, remove_result, result_path
 from skerch_ooc.store.rundir import Run
@@ -273,18 +273,83 @@ def extend(
             the plan meanwhile.
         IncompleteError: If the shards of the run were removed by :func:`clean`.
     """
-    if (measurements is None) == ((rounds, pairs_tolerance) == (None, None)):
-        raise UsageError(
-            f"measurements = {measurements}, rounds = {rounds}, pairs_tolerance = "
-            f"{pairs_tolerance}: give measurements alone, or rounds, or pairs_tolerance, or both "
-            "of these"
-        )
-    if measurements is None:
-        return _extend_rounds(run, rounds, pairs_tolerance)
-    return _extend_columns(run, measurements, repeat_rounds=repeat_rounds)
+    wanted = Extension(measurements, rounds, pairs_tolerance, repeat_rounds)
+    return _grown(run, wanted.amendment(run))
 
 
-def _extend_columns(run: Run, measurements: int, *, repeat_rounds: bool) -> Run:
+@dataclass(frozen=True)
+class Extension:
+    """What a run is to be extended by; see :func:`extend`."""
+
+    measurements: int | None = None
+    rounds: int | None = None
+    pairs_tolerance: float | None = None
+    repeat_rounds: bool = False
+
+    def amendment(self, run: Run) -> Amendment | None:
+        """Returns what extends the plan of a run; ``None`` if it says this already.
+
+        Raises:
+            UsageError: As :func:`extend`.
+            IncompleteError: As :func:`extend`.
+        """
+        if (self.measurements is None) == ((self.rounds, self.pairs_tolerance) == (None, None)):
+            raise UsageError(
+                f"measurements = {self.measurements}, rounds = {self.rounds}, pairs_tolerance = "
+                f"{self.pairs_tolerance}: give measurements alone, or rounds, or pairs_tolerance, "
+                "or both of these"
+            )
+        if self.measurements is None:
+            return _more_rounds(run, self.rounds, self.pairs_tolerance)
+        return _more_columns(run, self.measurements, repeat_rounds=self.repeat_rounds)
+
+
+def extend_run(run: Run, wanted: Extension, work: Work) -> Planned:
+    """Extends the plan of a run whose operator is going to be applied by this process or workers.
+
+    The operator is compared first: a run that has grown by what cannot be measured has lost its
+    result, and never gets another.
+
+    Args:
+        run: The run.
+        wanted: What it is extended by.
+        work: What is going to measure that, and with which resources.
+
+    Returns:
+        The run with the plan now in force, and the operator, if this process is going to measure.
+
+    Raises:
+        DriftError: If the operator is not the one that the run started with.
+        OperatorError: If it cannot be built by this process, which is going to measure.
+        UsageError: As :func:`extend`.
+        IncompleteError: As :func:`extend`.
+    """
+    amendment = wanted.amendment(run)
+    if amendment is None:
+        return planned_before(run)
+    operands = None
+    if all(source_of(run.plan, part).factory for part in run.plan.parts):
+        try:
+            operands = compared_operands(run, work)
+        except OperatorError:
+            if not work.executor.remote:
+                raise
+    planned = planned_before(_grown(run, amendment))
+    if operands is not None and not work.executor.remote:
+        planned.operands = operands.of_grown(planned.run)
+    return planned
+
+
+def _grown(run: Run, amendment: Amendment | None) -> Run:
+    """Publishes an amendment, and before that what its plan calls the results there are."""
+    if amendment is None:
+        return run
+    if run.plan.krylov is None and amendment.krylov is not None:
+        keep_default_result(run, amendment.recovery)
+    return rundir.amend_run(run, amendment)
+
+
+def _more_columns(run: Run, measurements: int, *, repeat_rounds: bool) -> Amendment | None:
     """Plans more columns of the first round."""
     plan = run.plan
     method, has = plan.recovery.method, plan.reach("right")
@@ -295,7 +360,7 @@ def _extend_columns(run: Run, measurements: int, *, repeat_rounds: bool) -> Run:
             "pairs_tolerance=)"
         )
     if measurements == has:
-        return run
+        return None
     if measurements < has:
         raise UsageError(
             f"measurements = {measurements}: the run has {has} already, and none is ever thrown "
@@ -326,10 +391,10 @@ def _extend_columns(run: Run, measurements: int, *, repeat_rounds: bool) -> Run:
     amendment = more_columns(plan, sizes)
     if amendment.tolerance is not None:
         amendment = replace(amendment, most=measurements)
-    return rundir.amend_run(run, amendment)
+    return amendment
 
 
-def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run:
+def _more_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Amendment | None:
     """Plans more rounds of ``krylov``, also for a run of ``nystrom``."""
     plan, last = run.plan, run.plan.amendments[-1]
     known, recovery = plan.krylov, plan.recovery
@@ -353,18 +418,13 @@ def _extend_rounds(run: Run, rounds: int | None, tolerance: float | None) -> Run
         )
     wanted = replace(known, rounds=most, tolerance=tolerance)
     if wanted == plan.krylov:
-        return run
+        return None
     if tolerance is not None:
         require_reachable(tolerance, plan.identity.dtype)
     run.require_shards()
-    if plan.krylov is None:
-        keep_default_result(run, recovery)
-    return rundir.amend_run(
-        run,
-        replace(
-            last, number=last.number + 1, blocks={}, recovery=recovery, krylov=wanted,
-            tolerance=None, most=None,
-        ),
+    return replace(
+        last, number=last.number + 1, blocks={}, recovery=recovery, krylov=wanted,
+        tolerance=None, most=None,
     )  # fmt: skip
 
 

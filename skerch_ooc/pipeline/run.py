@@ -38,7 +38,12 @@ from skerch_ooc.planning.spec import Spec
 from skerch_ooc.results.assess import Assessment, norm_of, require_tolerance, tolerance_factor
 from skerch_ooc.results.pairs import require_pairs
 from skerch_ooc.stages.measure import task as measure_stage
-from skerch_ooc.stages.measure.operands import Operands, has_newer_files, operands_of
+from skerch_ooc.stages.measure.operands import (
+    Operands,
+    compared_operands,
+    has_newer_files,
+    operands_of,
+)
 from skerch_ooc.stages.recover import task as recover_stage
 from skerch_ooc.stages.recover.decomposition import solve
 from skerch_ooc.store import result_files, rundir
@@ -89,19 +94,6 @@ def _finished_before(run: Run, work: Work) -> Assessment:
     return _conclude(run, work)
 
 
-def compare_operator(planned: Planned, work: Work) -> None:
-    """Builds the operator of a run by its factory, and compares it with the fingerprints.
-
-    Raises:
-        DriftError: If it is not the one that the run started with.
-        OperatorError: If it cannot be built, or is unusable.
-    """
-    run = planned.run
-    operands = Operands(run, work.device or run.plan.device, work.resources.threads)
-    for summand in range(run.plan.summands):
-        operands.check_all(summand)
-
-
 def why_not_compared(planned: Planned, work: Work) -> str | None:
     """Says why no operator is compared by going on with a run; ``None`` if one is.
 
@@ -119,7 +111,7 @@ def why_not_compared(planned: Planned, work: Work) -> str | None:
     if not (planned.changed or newer):
         return "nothing is left to measure"
     try:
-        compare_operator(planned, work)
+        compared_operands(run, work)
     except OperatorError as error:
         return f"nothing is left to measure, and it cannot be built here ({error})"
     except DriftError as error:

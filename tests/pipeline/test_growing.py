@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from contents import file_contents, run_contents
 from killing import killed_while_writing
 from operators import FACTORY, SHAPES, make, relative_error
@@ -332,6 +333,29 @@ def test_extension_that_was_killed_while_it_measured_repeats_no_product(
     assert width(call_log()[calls:]) == missing + 1
     whole_run(tmp_path / "new.toml", tmp_path / "whole")
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "wanted", [("--measurements", 40), ("--pairs-tolerance", 1e-2)], ids=lambda wanted: wanted[0]
+)
+@pytest.mark.parametrize("executor", [(), pytest.param(("--executor", "dask", "--workers", 1),
+                                                       marks=pytest.mark.thorough)],
+                         ids=["serial", "dask"])  # fmt: skip
+def test_operator_that_has_changed_leaves_the_run_and_its_result_as_they_were(
+    inside, tmp_path, wanted, executor
+):
+    torch.save(torch.diag(torch.arange(1.0, 61)), tmp_path / "a.pt")
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef make(folder):\n    return torch.load(f'{folder}/a.pt')\n"
+    )
+    write_spec(tmp_path, "", 24, operator={"factory": "mine.py:make"})
+    inside("run", "spec.toml", "--run", "run", "--threads", 1)
+    before = run_contents(tmp_path / "run")
+    torch.save(torch.diag(torch.arange(2.0, 62)), tmp_path / "a.pt")
+    done = inside("extend", "run", *wanted, "--threads", 1, *executor)
+    assert (done.returncode, "is not the one that the run started with" in done.stderr) == (5, True)
+    assert run_contents(tmp_path / "run") == before
+    assert inside("status", "run").stdout.count("nothing: all stages are done")
 
 
 def test_quality_gate_of_an_extension(inside, copied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 from collections.abc import Iterator
@@ -62,6 +63,12 @@ class Operands:
             # The fingerprint of an operator in one piece was taken of this very object.
             whole = (p for p in run.plan.parts if p.summand == summand and p.terms is None)
             self._checked = {part.number for part in whole if run.fingerprint(part.number)}
+
+    def of_grown(self, run: Run) -> Operands:
+        """Returns the same, built and compared as far as they are, for the run that has grown."""
+        grown = copy.copy(self)
+        grown._run = run
+        return grown
 
     def of(self, part: Part) -> Product:
         """Returns the product that applies a part.
@@ -142,6 +149,20 @@ class Operands:
                 run.publish_fingerprint(fingerprint_of(sampled, seed), part.number)
             else:
                 check_fingerprint(sampled, seed, stored)
+
+
+def compared_operands(run: Run, work: Work) -> Operands:
+    """Builds the operator of a run by its factories, and compares it with all fingerprints.
+
+    Raises:
+        DriftError: If it is not the one that the run started with.
+        OperatorError: If it cannot be built, or is unusable.
+    """
+    operands = Operands(run, work.device or run.plan.device, work.resources.threads)
+    operands.memory = work.resources.memory
+    for summand in range(run.plan.summands):
+        operands.check_all(summand)
+    return operands
 
 
 def build_for_run(
