@@ -104,6 +104,14 @@ def test_others_are_measured_where_one_fails(tmp_path, monkeypatch, capsys, rows
     assert page.endswith("*\n\n<!-- end of figures -->\n\nRest.\n")
 
 
+def test_figures_stay_where_a_competitor_is_missing(monkeypatch, capsys, rows):
+    needy = replace(rows[1], needs=("json", "nobody_has_this"))
+    monkeypatch.setattr(all_of_them, "ROWS", (needy,))
+    assert run(monkeypatch, "--busy") == 1
+    assert "failed: tiny: ModuleNotFoundError: No module named" in capsys.readouterr().err
+    assert not figures.FOLDER.exists()
+
+
 def test_quick_writes_nothing(tmp_path, monkeypatch, capsys, rows):
     before = (tmp_path / "page.md").read_text()
     assert run(monkeypatch, "--quick", "--only", "tiny") == 0

@@ -33,7 +33,7 @@ CODE = ("skerch_ooc", "workflows", "pyproject.toml")
 
 WIDTH = 116
 DIGITS = 6
-FEW_CORES = 0.1
+FEW_CORES = 0.15
 """Of so many cores of other programs a caption says nothing."""
 
 PACKAGES = (
