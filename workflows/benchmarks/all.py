@@ -131,6 +131,8 @@ ROWS = (
         "--table general --seeds 10", "--table general --quick", 2),
     Row("accuracy_one_pass", "the same for one pass of svd, against skerch", "accuracy.py",
         "--table one-pass --seeds 20", "--table one-pass --quick", 0.5, ("skerch",)),
+    Row("workflow_times", "processor seconds of the workflows", "workflow_times.py",
+        "", "--only matrix_pca.py", 8, ("curvlinops", "sklearn", "distributed"), long=True),
     Row("thousand_workers", "a thousand workers on Dask's scheduler", "dask_scaling.py",
         "--workers 1000 --tasks 100000 --task-seconds 1 --seconds 30 --hosted 250 --repeats 1",
         "--workers 3 --tasks 30 --task-seconds 0.01 --seconds 0.1 --hosted 2 --repeats 1", 6,

@@ -192,6 +192,15 @@ def pca(figures: Figures) -> str:
     )
 
 
+def workflow_times(figures: Figures) -> str:
+    """What each workflow takes."""
+    taken = [f"`{name}` {it['processor']:.0f} s" for name, it in figures["workflows"].items()]
+    return paragraphs(
+        "Seconds of the processor, user and system, of the whole workflow with all its runs, "
+        f"processes and start-up: {', '.join(taken)}."
+    )
+
+
 # Side by side.
 
 OURS, POWER = "skerch_ooc", "skerch_ooc, hmt, 2 iterations"
@@ -655,6 +664,7 @@ SECTIONS = (
     Section("docs/comparison.md", "larger",
             ("mlp_hessian", "matrix_svd", "recovery", "noise"), larger, (SKLEARN, DASK, SKERCH)),
     Section("docs/operators.md", "matrix-svd", ("matrix_svd",), matrix_svd, (SKLEARN, DASK)),
+    Section("docs/workflows.md", "times", ("workflow_times",), workflow_times),
     Section("docs/pca.md", "pca", ("pca",), pca, (SKLEARN,)),
     Section("docs/methods.md", "hermitian", ("accuracy_hermitian",), accuracy_hermitian),
     Section("docs/methods.md", "general", ("accuracy_general",), accuracy_general),
