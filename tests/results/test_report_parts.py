@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -255,6 +256,21 @@ class TestMaps:
         side = maps.MapSide("x", ("", ""))
         chart = maps.maps(maps.Maps("vectors", noise, side, side, (), 0.5, False), np.ones(6))
         assert len(chart.file()) < 350_000
+
+    def test_places_without_entries_are_marked(self):
+        cells = np.ones((2, 3, 4))
+        cells[:, 1, 1:3] = 0
+        side = maps.MapSide("x", ("", ""))
+        found = maps.Maps("vectors", cells, side, side, (), 0.5, False)
+        drawn = maps.maps(found, np.ones(2)).file().decode()
+        assert drawn.count('<path class="absent" d="M1 1h2v1h-2z"/>') == 2
+        assert (
+            "absent"
+            not in maps.maps(replace(found, cells=0 * cells), np.ones(2))
+            .file()
+            .decode()
+            .partition("</style>")[2]
+        )
 
 
 class TestWorkers:

@@ -68,6 +68,15 @@ class Maps:
     ratio: float
     is_divided: bool
 
+    @property
+    def absent(self) -> Array:
+        """Which places no vector has anything at, as land in a field of the sea, ``(up, across)``.
+
+        None are, where all vectors have nothing anywhere.
+        """
+        found = ~self.cells.any(axis=0)
+        return np.asarray(found & ~found.all())
+
 
 def maps_of(run: Run, name: str) -> Maps | None:
     """Reads the leading vectors of a matrix in a file that is a grid, where the file is still here.
@@ -174,7 +183,8 @@ def maps(found: Maps, values: Array) -> Chart:
     lines, columns = found.cells.shape[1:]
     drawn = {"found": found, "panels": panels, "width": width, "height": height,
              "scale": f"{width / columns:.4f} {height / lines:.4f}",
-             "largest": [_largest(cells) for cells in found.cells]}  # fmt: skip
+             "largest": [_largest(cells) for cells in found.cells],
+             "absent": _outlines(found.absent.astype(int)).get(1)}  # fmt: skip
     return Chart("maps", "maps", drawn, height=bottom + 4)
 
 
@@ -192,6 +202,12 @@ def _bands(cells: Array) -> list[tuple[str, int, str]]:
     A cell is 1 wide and 1 high.
     """
     levels = (np.searchsorted(_LEVELS, np.abs(cells), side="right") * np.sign(cells)).astype(int)
+    return [("orange" if level < 0 else "blue", abs(level), outline)
+            for level, outline in _outlines(levels).items()]  # fmt: skip
+
+
+def _outlines(levels: Array) -> dict[int, str]:
+    """Outlines the cells of each level but 0, in ascending order, runs of them as one."""
     outlines: dict[int, list[str]] = {}
     for row, line in enumerate(levels):
         ends = np.flatnonzero(np.diff(line)) + 1
@@ -199,5 +215,4 @@ def _bands(cells: Array) -> list[tuple[str, int, str]]:
             if level := int(line[start]):
                 length = stop - start
                 outlines.setdefault(level, []).append(f"M{start} {row}h{length}v1h-{length}z")
-    return [("orange" if level < 0 else "blue", abs(level), "".join(outlines[level]))
-            for level in sorted(outlines)]  # fmt: skip
+    return {level: "".join(outlines[level]) for level in sorted(outlines)}
