@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from skerch_ooc.base.partition import Range
@@ -226,10 +227,15 @@ def planned_blocks(kind: str, number: int, width: int, *, start: bool) -> list[B
         width: Columns of a round.
         start: Whether the second block is made of vectors that are given.
     """
-    blocks = [first_block(kind, width)]
-    if start and number > 1:
-        blocks.append(BasisBlock(2, width, blocks[0].side, Origin()))
-    for after in range(len(blocks), number):
-        side = across(kind, blocks[-1].side)
-        blocks.append(BasisBlock(after + 1, width, side, Origin(products=after)))
-    return blocks
+    return [_planned_block(kind, one, width, start) for one in range(1, max(1, number) + 1)]
+
+
+@lru_cache(4096)
+def _planned_block(kind: str, number: int, width: int, start: bool) -> BasisBlock:
+    # Kept: what a plan costs is asked for round by round, each time of all blocks before.
+    first = first_block(kind, width)
+    if number == 1:
+        return first
+    side = across(kind, first.side) if (number - 1 - start) % 2 else first.side
+    given = start and number == 2
+    return BasisBlock(number, width, side, Origin() if given else Origin(products=number - 1))
