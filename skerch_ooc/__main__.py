@@ -17,6 +17,9 @@ def main() -> None:
     # numpy asks for huge pages. Virtual machines hand just those back to their host when they are
     # free, and getting them again takes longer than they save: 4 % of a run, where it was measured.
     os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
+    from skerch_ooc.base.posix import fill_closed_streams
+
+    fill_closed_streams()
     from skerch_ooc.cli.main import run_command_line
 
     code = run_command_line(sys.argv[1:])

@@ -83,6 +83,11 @@ def explained(error: OSError) -> IncompleteError | None:
             f"cannot read {error.filename}: {error.strerror or error}; give permission or look at "
             "the disk, then run the same command again"
         )
+    if error.errno == errno.ENOENT and error.filename is None and _is_nowhere():
+        return IncompleteError(
+            f"the current folder, {os.environ.get('PWD', '.')}, was removed; change to one that is "
+            "there, then run the same command again"
+        )
     if error.errno in _NO_ACCESS | NO_ROOM | {errno.EROFS} or _lacks_bucket(error):
         return cannot_write(error.filename, error)
     return None
@@ -95,6 +100,15 @@ def _lacks_bucket(error: OSError) -> bool:
 def _is_of_store(error: OSError) -> bool:
     """Whether the file that an error names is an object, which a URL names."""
     return isinstance(error.filename, str) and "://" in error.filename
+
+
+def _is_nowhere() -> bool:
+    """Whether the current folder is gone, which no error of the system names."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _is_unreadable(error: OSError) -> bool:

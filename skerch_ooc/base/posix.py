@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +34,23 @@ _NO_SYNC_OF_FOLDERS = {
 answered for a folder that may be used, but not read."""
 
 _noted: set[str] = set()
+
+
+def fill_closed_streams() -> None:
+    """Opens the null device for standard streams that this process was started without.
+
+    Else the next files that are opened, shards among them, would have their numbers, and would get
+    what libraries write to standard error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is taken, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 class PosixStore:

@@ -228,9 +228,10 @@ class Product:
             )
         found = str(y.dtype).removeprefix("torch.")
         if found != self.dtype:
+            other = f'set dtype = "{found}" in the spec, or ' if found in DTYPES else ""
             raise OperatorError(
                 f"{call} returned {found}, the plan says dtype = {self.dtype}; "
-                f'set dtype = "{found}" in the spec, or let the operator return {self.dtype}'
+                f"{other}let the operator return {self.dtype}"
             )
 
 

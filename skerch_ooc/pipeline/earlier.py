@@ -81,7 +81,13 @@ def find_earlier(
     if spec.start is None or krylov is None:
         return None
     directory, name = _place(place_of(spec))
-    run = rundir.open_run(directory)
+    try:
+        run = rundir.open_run(directory)
+    except UsageError as error:
+        raise UsageError(
+            f"start = {spec.start!r}: {directory} is no run directory; name a run that is "
+            "finished, or leave start out"
+        ) from error
     _require_alike(spec, shape, layout, run)
     path = result_path(run, name)
     file = open_if_there(path)

@@ -311,7 +311,8 @@ class Spec(values.Checked):
         """
         path = Path(path)
         try:
-            table = tomllib.loads(path.read_bytes().decode())
+            # Editors of Windows begin a file with a mark of its encoding.
+            table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
         except OSError as error:
             raise UsageError(
                 f"cannot read the spec file {path}: {error.strerror}; give the path of a TOML file"

@@ -104,9 +104,9 @@ class Assessment:
             A lower bound of the probability; 0 without test columns.
 
         Raises:
-            ValueError: If the factor is below 1.
+            ValueError: If the factor is below 1, or no number.
         """
-        if factor < 1:
+        if not factor >= 1:
             raise ValueError(f"factor = {factor}: must be at least 1")
         missed = underestimate_probability(factor, self.test_measurements, self.is_complex)
         # A union bound: each look might have been the one that stopped the run by luck.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +50,32 @@ def test_run_again_says_the_same_without_a_product(forked_command, spec, call_lo
     second = forked_command("run", spec, "--run", "run", "--json")
     assert second.stdout == first.stdout
     assert len(call_log()) == calls
+
+
+@pytest.mark.parametrize("closed", [">&-", pytest.param("<&- 2>&-", marks=pytest.mark.thorough)])
+def test_command_without_standard_streams_does_its_work(tmp_path, closed):
+    command = f'exec "$0" -m skerch_ooc init --operator here {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
+    assert (done.returncode, len(list(tmp_path.glob("here/*.toml")))) == (0, 1)
+
+
+def test_file_never_takes_the_number_of_a_standard_stream_that_is_closed(tmp_path):
+    """Libraries write to standard error whatever it is, so that a shard would get it."""
+    opened = (
+        "from skerch_ooc.base import posix; posix.fill_closed_streams(); "
+        "print(1, flush=True); exit(open('x', 'w').fileno())"
+    )
+    command = f'exec "$0" -c "{opened}" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
+    assert done.returncode > 2
+
+
+def test_current_folder_that_was_removed_is_named(inside, tmp_path, spec, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = inside("run", spec, "--run", tmp_path / "run")
+    assert (done.returncode, "the current folder, " in done.stderr) == (4, True)
 
 
 UNCOMPARED = "the operator was not compared with that of the run"

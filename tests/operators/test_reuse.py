@@ -280,9 +280,10 @@ def leave(_):
     [
         (lambda x: x.to_sparse(), "operator @ X returned a sparse_coo tensor, whose entries"),
         (lambda x: x.to("meta"), "operator @ X returned a meta tensor, whose entries cannot"),
+        (lambda x: x.int(), "the plan says dtype = float32; let the operator return float32"),
         (leave, r"the operator ended its process: SystemExit\(0\) \(in leave, .*test_reuse.py"),
     ],
-    ids=["sparse", "meta", "leaves"],
+    ids=["sparse", "meta", "a dtype of no plan", "leaves"],
 )  # fmt: skip
 def test_what_is_no_product_is_named(tmp_path, returned, text):
     with pytest.raises(ooc.OperatorError, match=text):

@@ -487,6 +487,8 @@ def test_bounds_hold_for_all_looks_together(inside, tmp_path):
     assert err.looks == taken > 1
     single = underestimate_probability(2.0, err.test_measurements, False)
     assert err.bounds(2.0) == pytest.approx(1 - taken * single, rel=1e-12)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        err.bounds(float("nan"))
     stored = json.loads((tmp_path / "run/results/default/assessment.json").read_text())
     assert stored["looks"] == taken
 

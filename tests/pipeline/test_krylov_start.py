@@ -211,6 +211,10 @@ class TestPlan:
         with pytest.raises(UsageError, match="made of other parameters, or in another order"):
             ooc.eigh(laid_out("b", "a"), run_dir=tmp_path / "run", start=earlier, **OPTIONS)
 
+    def test_is_refused_where_there_is_no_run(self, tmp_path):
+        with pytest.raises(UsageError, match="nowhere is no run directory; name a run that is"):
+            decompose("eigh", matrix_of(), tmp_path / "run", start=tmp_path / "nowhere")
+
     def test_is_refused_for_a_run_without_a_result(self, tmp_path):
         operator = Operator(matrix_of())
         ooc.plan({"measurements": 20}, tmp_path / "earlier", operator=operator)

@@ -413,6 +413,10 @@ class TestFile:
         with pytest.raises(UsageError, match=f"^{re.escape(str(path))} is not a TOML file: "):
             Spec.from_toml(path)
 
+    def test_mark_of_the_encoding_is_no_part_of_the_first_key(self, written):
+        path = written(b'\xef\xbb\xbfmeasurements = 5\n[operator]\nfactory = "decaying"\n')
+        assert Spec.from_toml(path).measurements == 5
+
     def test_what_is_not_utf_8_is_refused(self, written):
         path = written('kind = "\xe4"'.encode("latin-1"))
         with pytest.raises(
