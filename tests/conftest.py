@@ -48,8 +48,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-TOGETHER = {"test_bucket_": "buckets", "test_object_": "buckets", "/faults/": "faults",
-            "/executors/": "executors"}  # fmt: skip
+TOGETHER = {
+    "test_bucket_": "buckets", "test_object_cache": "buckets", "test_faulty_store": "buckets",
+    "test_shipping": "buckets", "/faults/": "faults", "/executors/": "executors",
+}  # fmt: skip
 """By what a file's path has in it: files that are run by one process, one after the other.
 
 They share servers that take seconds to start; and as one long group they are begun early, so that
