@@ -510,7 +510,9 @@ def density_table(found: Density, ends: tuple[float, float] | None) -> str:
     shares = [(share, _where(found, share)) for share in _SHARES]
     counts = found.counts()
     between = None if ends is None else found.count(*ends)
+    guessed = "what one round of random columns tells; two and more make a density of it"
     return _listing(f"{found.n} eigenvalues, by {len(found.nodes)} nodes:", [
+        ("guessed", guessed if found.is_guessed else None),
         *((f"{share:.1%} are below", short(value, 5)) for share, value in shares),
         *((name, _estimated(count)) for name, count in counts.items()),
         ("", f"near zero: within {short(found.near_zero)}, a thousandth of the largest"),
@@ -564,7 +566,8 @@ def _where(found: Density, share: float) -> float:
 
 def _estimated(figure: TraceEstimate) -> str:
     errors = {"standard error": figure.standard_error, "quadrature": figure.bias}
-    known = [f"{name} {short(error)}" for name, error in errors.items() if error is not None]
+    known = [f"{name} {'unknown' if error is None else short(error)}"
+             for name, error in errors.items()]  # fmt: skip
     return ", ".join([f"{figure.value:.6g}", *known])
 
 

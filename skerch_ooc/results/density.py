@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ class TraceEstimate:
     Attributes:
         value: The estimate.
         standard_error: Of the mean over the random columns; ``None`` if there is only one.
-        bias: How much the last round has changed the value: about what the quadrature itself is
-            off by; ``None`` after a single round.
+        bias: About what the quadrature itself is off by: how much the last round has changed the
+            value; of counts what nodes may tell of eigenvalues beyond the ends, if that is more.
+            ``None``, but of counts, after a single round of the random columns.
     """
 
     value: float
@@ -64,7 +65,7 @@ class TraceEstimate:
     @never_raising
     def _repr_html_(self) -> str:
         bias = None if self.bias is None else short(self.bias)
-        rows = [("estimate", _said(self)), ("changed by the last round", bias)]
+        rows = [("estimate", _said(self)), ("quadrature off by about", bias)]
         return table("TraceEstimate", rows)
 
 
@@ -131,15 +132,40 @@ class Density:
     def count(self, low: float, high: float) -> TraceEstimate:
         """Estimates how many eigenvalues lie from ``low`` to ``high``.
 
-        An end that lies among nodes cuts the share of a node in no way: the quadrature tells no
-        more than that, and ``bias`` says what that may be worth.
+        An end that lies among nodes cuts the share of a node in no way, though eigenvalues that a
+        node stands for may lie beyond the end: ``bias`` says how many these may be.
 
         Raises:
             UsageError: If ``low`` is above ``high``.
         """
         if not low <= high:
             raise UsageError(f"low = {low} is above high = {high}; give them in ascending order")
-        return self.trace(lambda x: (low <= x) & (x <= high))
+        found = self.trace(lambda x: (low <= x) & (x <= high))
+        return replace(found, bias=max(found.bias or 0.0, self._astray(low, high)))
+
+    def _astray(self, low: float, high: float) -> float:
+        """Estimates how many eigenvalues lie on the other side of an end than their node does.
+
+        Of a Ritz vector of residual ``r`` at most ``r^2 / (r^2 + d^2)`` lies beyond an end in the
+        distance ``d`` (Cantelli). The squares of that are taken: a node stands for less of what is
+        far from it, the farther the more so.
+        """
+        shares = [self._share_beyond(end) for end in (low, high)]
+        inside = (low <= self.nodes) & (self.nodes <= high)
+        counted = self.n * self.weights * np.minimum(shares[0] + shares[1], 1)
+        return float(max(counted[inside].sum(), counted[~inside].sum()))
+
+    def _share_beyond(self, end: float) -> Reals:
+        """Estimates the share of each node that lies on the other side of an end."""
+        squares, distances = self.quadrature.residuals**2, (self.nodes - end) ** 2
+        every = squares + distances
+        parts = np.divide(squares, every, out=np.zeros_like(every), where=every > 0)
+        return np.asarray(parts**2)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether nothing tells how good it is: one round of random columns does not."""
+        return self.before is None and len(self.nodes) < self.n
 
     def counts(self) -> dict[str, TraceEstimate]:
         """Estimates how many eigenvalues are ``negative``, ``positive``, and ``near zero``.

@@ -120,6 +120,21 @@ class TestCounts:
         assert abs(negative.value - N / 2) <= 3 * negative.standard_error + negative.bias
         assert counts["near zero"].value == 0
 
+    @pytest.mark.parametrize("rounds", [1, 3])
+    def test_within_a_bulk_are_within_their_errors(self, tmp_path, rounds):
+        # What the last round changes is less than the error here: the rounds come from one side.
+        values = np.concatenate([[10.0, 6, 3], np.linspace(0, 0.3, N - 43) ** 2, -np.ones(40) / 9])
+        found = ooc.density(run_of(values, tmp_path / "run", rounds=rounds))
+        for end in (0.0, -0.01, 0.02, 1.0):
+            below = found.count(-math.inf, end)
+            off = abs(below.value - (values <= end).sum())
+            assert off <= 3 * math.hypot(below.standard_error, below.bias) + 1e-6
+
+    def test_of_one_round_are_called_a_guess(self, tmp_path, finished):
+        run = run_of(values_of("positive"), tmp_path / "run", rounds=1)
+        assert ooc.density(run).is_guessed
+        assert not ooc.density(finished).is_guessed
+
     def test_ends_must_ascend(self, finished):
         with pytest.raises(ooc.UsageError, match=r"low = 2 is above high = 1"):
             ooc.density(finished).count(2, 1)

@@ -159,13 +159,14 @@ def _values(kind: str, file: SealedFile, assessment: Assessment, settings: Recov
 
 
 def _density(run: Run) -> Density | None:
-    """Finds the density of all values, where the rounds for it are still there."""
+    """Finds the density of all values, where its rounds are still there, and more than one."""
     if run.plan.krylov is None or run.plan.identity.kind != "eigh":
         return None
     try:
-        return density_of(run)
+        found = density_of(run)
     except IncompleteError:
         return None
+    return None if found.is_guessed else found
 
 
 def _assessed(run: Run, path: Path) -> tuple[Assessment, SealedFile, RecoverySpec]:

@@ -131,7 +131,7 @@ def _number(figure: float | complex) -> str:
 
 def _both_errors(standard_error: float | None, bias: float | None) -> str:
     said = "" if standard_error is None else f", standard error {value(standard_error, 2)}"
-    return said + ("" if bias is None else f"; the last round changed it by {value(bias, 2)}")
+    return said + ("" if bias is None else f", of the quadrature about {value(bias, 2)}")
 
 
 def _negative(values: Values, density: Density | None) -> Iterator[Known]:
