@@ -147,7 +147,7 @@ class Density:
         """Estimates how many eigenvalues lie on the other side of an end than their node does.
 
         Of a Ritz vector of residual ``r`` at most ``r^2 / (r^2 + d^2)`` lies beyond an end in the
-        distance ``d`` (Cantelli). The squares of that are taken: a node stands for less of what is
+        distance ``d`` (Cantelli). The cubes of that are taken: a node stands for less of what is
         far from it, the farther the more so.
         """
         shares = [self._share_beyond(end) for end in (low, high)]
@@ -160,7 +160,7 @@ class Density:
         squares, distances = self.quadrature.residuals**2, (self.nodes - end) ** 2
         every = squares + distances
         parts = np.divide(squares, every, out=np.zeros_like(every), where=every > 0)
-        return np.asarray(parts**2)
+        return np.asarray(parts**3)
 
     @property
     def is_guessed(self) -> bool:

@@ -593,3 +593,17 @@ class Widened(torch.nn.Module):
 
 def dense_hessian_of(layer, x, y):
     return hessian(layer, torch.nn.CrossEntropyLoss(), [(x, y)]) @ torch.eye(12)
+
+
+class TestSmallLosses:
+    def test_are_not_refused_for_the_few_digits_of_their_own_gradient(self):
+        inputs, targets = torch.eye(3).repeat(2, 1), torch.arange(6) % 3
+        model = torch.nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(18 * torch.eye(3) + torch.arange(9.0).view(3, 3) / 9)
+        loss = torch.nn.CrossEntropyLoss()
+        found = hessian(model, loss, [(inputs, targets)])
+        assert any("is computed in float64" in remark for remark in found.remarks)
+        exact = hessian(copy.deepcopy(model).double(), loss, [(inputs.double(), targets)])
+        dense, there = (one @ torch.eye(9, dtype=one.dtype) for one in (found, exact))
+        torch.testing.assert_close(dense.double(), there, rtol=1e-5, atol=1e-6 * float(there.max()))

@@ -269,7 +269,28 @@ def test_every_formula_is_tested(monkeypatch):
         monkeypatch.setitem(_TABLE, function, noting(formula))
     for function, shapes in CASES.values():
         ours(function)(*(torch.randn(shape, dtype=torch.float64) for shape in shapes))
+    ours(F.binary_cross_entropy_with_logits)(torch.randn(3), torch.rand(3))
     assert used == formulas
+
+
+LABELS = torch.arange(6) % 3
+SMALL_LOSSES = {
+    "cross_entropy": cross_entropy(LABELS),
+    "cross_entropy, smoothed": cross_entropy(LABELS, label_smoothing=1e-6),
+    "log_softmax": lambda x: F.nll_loss(x.log_softmax(1), LABELS),
+    "binary": lambda x: F.binary_cross_entropy_with_logits(x, F.one_hot(LABELS, 3).to(x.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_LOSSES)
+def test_a_small_loss_keeps_the_digits_of_its_outputs(name):
+    """In single precision 1 - p of a probability near 1 has few."""
+    x = 12.0 * F.one_hot(LABELS, 3) + torch.arange(18.0).view(6, 3) / 18 - 6
+    loss = ours(SMALL_LOSSES[name])
+    found, exact = (
+        torch.autograd.functional.hessian(loss, some).double() for some in (x, x.double())
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-7 * float(exact.abs().max()))
 
 
 class Square(torch.autograd.Function):

@@ -22,7 +22,7 @@ from skerch_ooc.operators.derivatives.batches import (
     mapped,
     tensors_of,
 )
-from skerch_ooc.operators.derivatives.formulas import Formulas
+from skerch_ooc.operators.derivatives.formulas import Formulas, losses_in_double
 from skerch_ooc.operators.derivatives.graphs import require_whole_graph
 from skerch_ooc.operators.derivatives.operator import Objective, joined_pieces
 from skerch_ooc.operators.derivatives.parameters import Chosen
@@ -88,9 +88,15 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
         return [*remarks, "the loss has no gradient in its own precision here to compare with"]
     exact = closeness(objective.chosen.tensors[0].dtype)
     limit = _HALF_AGREES if guarded.autocast else exact
-    if (off := apart(found, theirs)) > limit:
+    if (off := apart(found, theirs)) <= limit:
+        return remarks
+    # A small loss has a gradient of few digits in single precision.
+    with losses_in_double():
+        exactly = _own_gradient(own, batch)
+    if exactly is None or apart(found, exactly) > limit:
         _refuse_gradient(objective, own, batch, theirs, off)
-    return remarks
+    said = f"the gradient of the loss is off by {short(off)} where that is computed in float32"
+    return [*remarks, f"{said}: here the loss is computed in float64"]
 
 
 def _value_of_unchanged(objective: Objective, batch: Any) -> Tensor:

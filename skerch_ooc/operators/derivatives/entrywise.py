@@ -12,6 +12,9 @@ from torch import Tensor
 
 from skerch_ooc.operators.derivatives.columns import Maybe, applied, needed
 
+_LARGEST_IN_DOUBLE = 1 << 24
+"""So many inputs of a loss are computed in double precision: 128 MiB of them."""
+
 
 class _Entrywise(torch.autograd.Function):
     """A function of each entry: ``of(x, order)`` gives it and its first two derivatives."""
@@ -177,6 +180,42 @@ def softmax(input: Tensor, dim: Any = None, *more: Any, dtype: Any = None, **nam
     if dim is None or dtype is not None or more or names:
         return NotImplemented
     return applied(_Softmax, input, dim)
+
+
+def in_double(formula: Callable[..., Any], function: Any = None) -> Callable[..., Any]:
+    """Returns a formula that computes in double precision what has single precision.
+
+    In single precision ``1 - p`` of a probability near 1 keeps few digits, and so do the second
+    derivatives of a loss that is small. Large inputs, of many words, stay as they are.
+
+    Args:
+        formula: What takes the place of a function of torch.
+        function: That of torch, if it is to compute so what the formula leaves to it.
+    """
+
+    def computed(input: Tensor, *args: Any, **names: Any) -> Any:
+        is_exact = input.dtype != torch.float32 or input.device.type == "mps"
+        has_dtype = any(isinstance(one, torch.dtype) for one in (*args, *names.values()))
+        if is_exact or has_dtype or input.numel() > _LARGEST_IN_DOUBLE:
+            return formula(input, *args, **names)
+        args = tuple(_widened(one) for one in args)
+        names = {name: _widened(one) for name, one in names.items()}
+        made = formula(input.double(), *args, **names)
+        if made is NotImplemented and function is not None:
+            made = function(input.double(), *args, **names)
+        return made if made is NotImplemented else made.to(input.dtype)
+
+    return computed
+
+
+def _widened(value: Any) -> Any:
+    is_single = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.double() if is_single else value
+
+
+def left_to_torch(*args: Any, **names: Any) -> Any:
+    """Returns what says that there is no formula."""
+    return NotImplemented
 
 
 def log_softmax(input: Tensor, *args: Any, **names: Any) -> Any:

@@ -7,7 +7,7 @@ formula, or a function whose gradient is another one whose gradients are made of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from skerch_ooc.operators.derivatives import affine, attention, entrywise, norms
 
+_LOG_SOFTMAX: tuple[Any, ...] = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+_LOSSES = (*_LOG_SOFTMAX, F.cross_entropy, F.binary_cross_entropy_with_logits)
+_IN_DOUBLE = {one: entrywise.in_double(entrywise.left_to_torch, one) for one in _LOSSES}
+"""Functions of torch as they are, but for the precision that they are computed in."""
+
 _TABLE: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), affine.convolution),
     F.linear: affine.linear,
@@ -25,7 +30,7 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     F.max_pool2d: entrywise.max_pool,
     F.silu: entrywise.silu,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), entrywise.softmax),
-    **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), entrywise.log_softmax),
+    **dict.fromkeys(_LOG_SOFTMAX, entrywise.in_double(entrywise.log_softmax)),
     F.layer_norm: norms.layer_norm,
     F.group_norm: norms.group_norm,
     F.batch_norm: norms.batch_norm,
@@ -33,7 +38,8 @@ _TABLE: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention.attention,
     torch._weight_norm: norms.weight_norm,
     F.mse_loss: entrywise.mse_loss,
-    F.cross_entropy: entrywise.cross_entropy,
+    F.cross_entropy: entrywise.in_double(entrywise.cross_entropy, F.cross_entropy),
+    F.binary_cross_entropy_with_logits: _IN_DOUBLE[F.binary_cross_entropy_with_logits],
 }
 """What takes the place of which function; ``NotImplemented`` stands for torch's own."""
 
@@ -51,13 +57,22 @@ def _are_wanted() -> bool:
 class Formulas(TorchFunctionMode):
     """Puts other formulas in the place of some functions of torch."""
 
+    def __init__(self, table: Mapping[Any, Callable[..., Any]] = _TABLE) -> None:
+        super().__init__()
+        self._table = table
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Calls a function of torch, or what takes its place."""
         kwargs = kwargs or {}
-        if func in _TABLE and _are_wanted():
-            found = _TABLE[func](*args, **kwargs)
+        if func in self._table and _are_wanted():
+            found = self._table[func](*args, **kwargs)
             if found is not NotImplemented:
                 return found
         return func(*args, **kwargs)
+
+
+def losses_in_double() -> Formulas:
+    """Returns what computes losses in double precision, and leaves all else to torch."""
+    return Formulas(_IN_DOUBLE)
