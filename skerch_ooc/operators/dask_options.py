@@ -106,7 +106,9 @@ def _widened(chunk: Any, codes: tuple[float, ...], wide: np.dtype[Any]) -> Array
 def _without_means(chunk: Array) -> Array:
     """Rows less the means of what is there in them."""
     there = np.maximum(1, np.count_nonzero(~np.isnan(chunk), axis=1, keepdims=True))
-    return np.asarray(chunk - np.nansum(chunk, axis=1, keepdims=True) / there)
+    for _ in range(2):  # As of rows of a file: the second is what rounding has left.
+        chunk = chunk - np.nansum(chunk, axis=1, keepdims=True) / there
+    return chunk
 
 
 def _prepared(

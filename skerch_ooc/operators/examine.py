@@ -18,7 +18,15 @@ from skerch_ooc.base.errors import OperatorError
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import SPARE_BYTES, PeakWatch, release_memory, resident_memory
 from skerch_ooc.operators.adapters import Product
-from skerch_ooc.operators.probe import Probe, Timing, fingerprint_of, probe, probe_vectors, timed
+from skerch_ooc.operators.probe import (
+    Probe,
+    Timing,
+    fingerprint_of,
+    probe,
+    probe_vectors,
+    require_range,
+    timed,
+)
 from skerch_ooc.planning.memory import block_bytes
 
 log = logging.getLogger("skerch_ooc")
@@ -300,10 +308,18 @@ def examine(
     operator there are no findings then, and the fingerprint is that of a few of its rows.
     """
     if product.together and kind == "svd":
-        return product, None, fingerprint_of(product.sampled, seed)
+        return product, None, _fingerprint_of_sample(product.sampled, seed)
     product, findings, fingerprint = probe_at_best_width(
         product, seed, kind, most=most, memory=memory
     )
     if product.together:
         fingerprint = fingerprint_of(product.sampled, seed)
     return product, findings, fingerprint
+
+
+def _fingerprint_of_sample(sampled: Product, seed: int) -> dict[str, Any]:
+    """The fingerprint of a few rows, which may be zero, but not out of range."""
+    y = sampled(probe_vectors(sampled, seed, Range(0, 1)))
+    if y.any():
+        require_range(y)
+    return fingerprint_of(sampled, seed, y)

@@ -29,8 +29,8 @@ from skerch_ooc.operators.matrices.formats import located, open_source
 from skerch_ooc.operators.matrices.labels import Labels
 from skerch_ooc.operators.matrices.options import Options
 from skerch_ooc.operators.matrices.preparation import Preparation, moments_of
-from skerch_ooc.operators.matrices.preparing import Steps
-from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab, adding_bytes
+from skerch_ooc.operators.matrices.preparing import Steps, centre_dense_rows
+from skerch_ooc.operators.matrices.slabs import ColumnMoments, Slab, SparseSlab, adding_bytes
 from skerch_ooc.operators.matrices.sources import MEMORY, Meant, Rows, Source, SparseSource
 from skerch_ooc.operators.matrices.weights import weights_of
 from skerch_ooc.operators.rows import Backward, Forward, Request
@@ -312,8 +312,13 @@ class StoredMatrix:
         """The mean of each column over a few rows, ``(w,)``; zeros for a sparse matrix."""
         if isinstance(self._source, SparseSource):
             return torch.zeros(self.rows_shape[1], dtype=self.wide, device=self.device)
-        rows = self.sample(Range(0, self.rows_shape[0]), self.dtype)
-        return torch.from_numpy(rows).to(self.device, self.wide).mean(dim=0)
+        rows = self._dense_sample(Range(0, self.rows_shape[0]), self.dtype, None)
+        rows = rows.to(self.device, self.wide)
+        missing = torch.isnan(rows)
+        rows[missing] = 0
+        if self.steps.rows.centre:
+            centre_dense_rows(rows, missing)
+        return rows.mean(dim=0)
 
     @property
     def wide(self) -> torch.dtype:
@@ -332,37 +337,54 @@ class StoredMatrix:
         Raises:
             OperatorError: If one of them holds NaN or infinity.
         """
+        if isinstance(self._source, SparseSource):
+            return self._sparse_sample(rows, dtype, spread)
+        found = self._dense_sample(rows, dtype, spread)
+        found[torch.isnan(found)] = 0
+        return np.asarray(found.numpy())
+
+    def _chosen(self, rows: Range, spread: bool | None) -> range:
         if spread is None:
             spread = self.spreads_sample
         step = max(1, len(rows) // _SAMPLED_ROWS) if spread else 1
-        chosen = range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
-        if isinstance(self._source, SparseSource):
-            return self._sparse_sample(chosen, dtype)
+        return range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
+
+    def _dense_sample(self, rows: Range, dtype: str, spread: bool | None) -> torch.Tensor:
+        """A few rows, with NaN where entries may be missing."""
         kind, found = getattr(torch, dtype), []
         assert isinstance(self._source, Source)
-        for row in chosen:
+        for row in self._chosen(rows, spread):
             entries = self.as_tensor(self._source.read(Range(row, row + 1)), kind)
-            if self.steps.may_miss:
-                entries[torch.isnan(entries)] = 0
-            if not bool(torch.isfinite(entries).all()):
+            there = entries[~torch.isnan(entries)] if self.steps.may_miss else entries
+            if not bool(torch.isfinite(there).all()):
                 self._refuse_first(rows)
             found.append(entries.cpu())
-        return np.asarray(torch.cat(found).numpy())
+        return torch.cat(found)
 
     def _refuse_first(self, rows: Range) -> None:
         """Reads on until an entry is not finite, which is refused with all those in its slab."""
         for inside, stored in self.stored_slabs(rows):
+            if not isinstance(stored, np.ndarray):
+                require_entries(inside, SparseSlab(stored), self.meaning)
+                continue
             slab = self.as_tensor(stored, self.wide)
             if self.steps.may_miss:
                 slab[torch.isnan(slab)] = 0
             require_entries(inside, slab, self.meaning)
 
-    def _sparse_sample(self, chosen: range, dtype: str) -> Any:
+    def _sparse_sample(self, rows: Range, dtype: str, spread: bool | None) -> Any:
         import scipy.sparse
 
         assert isinstance(self._source, SparseSource)
+        chosen = self._chosen(rows, spread)
         found = [self._source.read(Range(row, row + 1)) for row in chosen]
-        return scipy.sparse.vstack(found, "csr").astype(dtype)
+        sample = scipy.sparse.vstack(found, "csr").astype(dtype)
+        missing = np.isnan(sample.data)
+        if self.steps.may_miss:
+            sample.data[missing] = 0
+        elif not np.isfinite(sample.data).all():
+            self._refuse_first(rows)
+        return sample
 
     @property
     def spreads_sample(self) -> bool:

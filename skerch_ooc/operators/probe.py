@@ -265,13 +265,23 @@ def _require_scale(products: Array) -> None:
     Raises:
         OperatorError: If the products are all zero, too small or too large.
     """
-    with np.errstate(over="ignore", under="ignore"):
-        size = norm(products)
     if not products.any():
         raise OperatorError(
             "there is nothing to decompose: the operator's products with random vectors are zero; "
             "check its data, and whether they are too small for its dtype"
         )
+    require_range(products)
+
+
+def require_range(products: Array) -> None:
+    """Refuses products, not all zero, whose numbers or squares leave the range of their type.
+
+    Raises:
+        OperatorError: If they are too small or too large.
+    """
+    largest = float(np.abs(products).max())
+    with np.errstate(over="ignore", under="ignore"):
+        size = largest * norm(products / largest)
     if not 1 / _LARGEST < size < _LARGEST:
         raise OperatorError(
             f"the operator's products have a norm of {short(size)}, whose square is out of the "

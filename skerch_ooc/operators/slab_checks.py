@@ -14,6 +14,9 @@ from skerch_ooc.operators.matrices.slabs import Slab, SparseSlab
 Explain = Callable[[int, int], str]
 """Why an entry counts as missing, by its row and column; empty where it is stored as NaN."""
 
+_LARGEST = 1e130
+"""Products of a block, whose squares are added up, have to be smaller."""
+
 
 def require_finite(
     rows: Range, slab: Slab, product: torch.Tensor | None, explain: Explain | None = None
@@ -23,12 +26,18 @@ def require_finite(
     Raises:
         OperatorError: Naming the row, or the overflow.
     """
-    # A sum is finite only if all summands are, and quickly made.
-    if product is None or bool(torch.isfinite(product.sum())):
+    # A sum is small and finite only if nearly all summands are, and quickly made.
+    if product is None or abs(product.sum().item()) < _LARGEST:
         return
     require_entries(rows, slab, explain)
     if bool(torch.isfinite(product).all()):
-        return
+        if float(product.abs().max()) < _LARGEST:
+            return
+        raise OperatorError(
+            f"products of the rows {rows} are as large as {float(product.abs().max()):.1e}, and "
+            "their squares out of the range of double precision; look for a wrong entry, or scale "
+            "the matrix"
+        )
     kind = slab.rows.dtype if isinstance(slab, SparseSlab) else slab.dtype
     raise OperatorError(f"products of the rows {rows} are too large for {kind}; use a wider dtype")
 

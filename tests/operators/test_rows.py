@@ -262,6 +262,25 @@ class TestCentring:
         _, in_one, _ = decomposed(again, tmp_path / "one", parts=1)
         torch.testing.assert_close(in_parts.S[:8], in_one.S[:8], rtol=1e-5, atol=0)
 
+    @pytest.mark.parametrize("subtract", ["row-mean", "both"])
+    def test_means_of_rows_may_be_a_million_times_the_spread(self, tmp_path, subtract):
+        a = entries(height=200, mean=1e6)
+        centred = a.astype(np.float64)
+        for axis in (1, 0)[: 2 if subtract == "both" else 1]:
+            centred -= centred.mean(axis=axis, keepdims=True)
+        found = on_disk(tmp_path, a, subtract=subtract).as_product("float32", "cpu")
+        np.testing.assert_allclose(found(np.eye(WIDTH, dtype=np.float32)), centred, atol=1e-5)
+
+    def test_what_is_missing_in_rows_that_are_columns_is_zero_without_their_mean(self, tmp_path):
+        a = entries(height=200, mean=1e6)
+        a[::3, ::2] = np.nan
+        centred = np.nan_to_num(a - np.nanmean(a.astype(np.float64), axis=0))
+        matrix = on_disk(
+            tmp_path, a.T, transpose=True, subtract="column-mean", missing="column-mean"
+        )
+        found = matrix.as_product("float32", "cpu")
+        np.testing.assert_allclose(found(np.eye(WIDTH, dtype=np.float32)), centred, atol=1e-5)
+
 
 class TestFaults:
     def test_missing_entry_among_the_first_looked_at_is_named_when_it_is_planned(self, tmp_path):
@@ -281,6 +300,27 @@ class TestFaults:
         with pytest.raises(OperatorError, match=f"row {row} of the matrix holds nan in column 3"):
             ooc.measure(run, operator=on_disk(tmp_path, a))
         assert list(run.shards.iterdir()) == []
+
+    def test_missing_entry_of_a_sparse_matrix_is_named_when_it_is_planned(self, tmp_path):
+        links = scipy.sparse.eye_array(50, format="csr")
+        links.data[7] = np.nan
+        scipy.sparse.save_npz(tmp_path / "a.npz", links)
+        with pytest.raises(OperatorError, match="row 7 of the matrix holds nan in column 7"):
+            ooc.plan(
+                spec("float64"), tmp_path / "run", operator=stored("a.npz", folder=str(tmp_path))
+            )
+
+    @pytest.mark.parametrize("scale", [1e-200, 1e200])
+    def test_matrix_whose_squares_are_out_of_range_is_refused(self, tmp_path, scale):
+        matrix = on_disk(tmp_path, entries("float64", height=50) * scale)
+        with pytest.raises(OperatorError, match="square is out of the range"):
+            ooc.plan(spec("float64"), tmp_path / "run", operator=matrix)
+
+    def test_single_entry_whose_square_is_out_of_range_is_refused(self, tmp_path):
+        a = entries("float64", height=200)
+        a[101, 3] = 1e300
+        with pytest.raises(OperatorError, match="look for a wrong entry"):
+            decomposed(on_disk(tmp_path, a), tmp_path / "run", dtype="float64")
 
     def test_zero_matrix_is_nothing_to_decompose(self, tmp_path):
         matrix = on_disk(tmp_path, np.zeros((HEIGHT, WIDTH), np.float32))

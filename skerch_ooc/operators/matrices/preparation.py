@@ -240,6 +240,8 @@ class Preparation:
             if not steps.rows.leave_out and bool(gone.any()):
                 row = inside.start + int(gone.nonzero()[0, 0])
                 raise empty([row], turned=True)
+            if steps.rows.fill and steps.rows.centre:
+                return missing, gone  # Its mean would be rounded: it is zero without.
             if steps.rows.fill:
                 slab += missing * row_fillings(slab, missing)
             return None, gone

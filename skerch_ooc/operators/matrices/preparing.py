@@ -140,12 +140,13 @@ def empty(numbers: list[int], *, turned: bool) -> OperatorError:
 
 def centre_dense_rows(slab: torch.Tensor, missing: torch.Tensor | None) -> None:
     """Takes the mean of what is there off each row; what is missing stays zero."""
-    if missing is None:
-        slab -= slab.mean(dim=1, keepdim=True)
-        return
-    there = (~missing).sum(dim=1, keepdim=True).clamp(min=1)
-    slab -= slab.sum(dim=1, keepdim=True) / there
-    slab[missing] = 0
+    for _ in range(2):  # The second is what rounding the first has left, where means are large.
+        if missing is None:
+            slab -= slab.mean(dim=1, keepdim=True)
+            continue
+        there = (~missing).sum(dim=1, keepdim=True).clamp(min=1)
+        slab -= slab.sum(dim=1, keepdim=True) / there
+        slab[missing] = 0
 
 
 def deviations_of_rows(slab: torch.Tensor) -> Array:
