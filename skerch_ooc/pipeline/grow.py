@@ -327,13 +327,18 @@ def extend_run(run: Run, wanted: Extension, work: Work) -> Planned:
     amendment = wanted.amendment(run)
     if amendment is None:
         return planned_before(run)
+    if not all(source_of(run.plan, part).factory for part in run.plan.parts):
+        raise OperatorError(
+            f"the operator of {run.directory} was handed over as a Python object: extend it by "
+            "ooc.extend in Python, or by this command with --plan-only; then give the same call "
+            "in Python as before, with what the run is extended to"
+        )
     operands = None
-    if all(source_of(run.plan, part).factory for part in run.plan.parts):
-        try:
-            operands = compared_operands(run, work)
-        except OperatorError:
-            if not work.executor.remote:
-                raise
+    try:
+        operands = compared_operands(run, work)
+    except OperatorError:
+        if not work.executor.remote:
+            raise
     planned = planned_before(_grown(run, amendment))
     if operands is not None and not work.executor.remote:
         planned.operands = operands.of_grown(planned.run)

@@ -45,6 +45,9 @@ log = logging.getLogger("skerch_ooc")
 _LONGEST_CALL = 20.0
 """Seconds that a call of ``probe_spec`` may take, as far as that can be foretold."""
 
+_GROW = ("measurements", "rounds", "pairs_tolerance")
+"""What a run is extended to."""
+
 
 @dataclass
 class Planned:
@@ -465,10 +468,14 @@ def _require_same(spec: Spec, sha256: str | None, run: Run) -> bool:
             "(in Python: open_run), or give a new run directory"
         )
     if different:
-        grown = len(amendments) > 1 and measured != sizes.right
+        grown = [
+            f"--set {key}={old}"
+            for key, old, new in pairs
+            if key in _GROW and old != new and len(amendments) > 1 and old is not None
+        ]
         raise UsageError(
             f"{run.directory} was planned with another spec:\n" + "\n".join(different) + "\n"
             "Give a new --run directory, or the spec that the run was planned with"
-            + (f" (it has grown since: --set measurements={measured})" if grown else "")
+            + (f" (it has grown since: {' '.join(grown)})" if grown else "")
         )
     return changed

@@ -107,14 +107,12 @@ class KnownPairs:
                 f"; of {self.small}, below a thousandth of the largest value there is, that is "
                 "the share of this thousandth, not of themselves"
             )
+        rounds = f"{self.rounds} round" + "s" * (self.rounds != 1)
         if self.tolerance is None:
-            return f"{self.found} of {self.wanted} after {self.rounds} rounds{worst}"
+            return f"{self.found} of {self.wanted} were found after {rounds}{worst}"
         if not self.confirmed and self.met >= self.wanted:
             worst += "; not confirmed: copies of a value may be missing"
-        return (
-            f"{self.met} of {self.wanted} within {short(self.tolerance)} after {self.rounds} "
-            f"rounds{worst}"
-        )
+        return f"{self.met} of {self.wanted} within {short(self.tolerance)} after {rounds}{worst}"
 
 
 def known(values: Array, arrays: Mapping[str, Array], tolerance: float | None) -> Array:
@@ -165,7 +163,11 @@ def require_pairs(run: Run, pairs: KnownPairs | None) -> None:
             f"sketch.test_measurements = {2 * plan.reach('test')}, or a larger round_width"
         )
     what = f"pairs_tolerance = {short(pairs.tolerance)}: {pairs.text()}"
-    raise QualityError(
-        f"{what}. The result is there; go on with: skerch-ooc extend {quoted(run.directory)} "
-        f"--rounds {2 * plan.rounds} --pairs-tolerance {pairs.tolerance:g}"
+    rounds, tolerance = 2 * plan.rounds, f"{pairs.tolerance:g}"
+    command = (
+        f"skerch-ooc extend {quoted(run.directory)} --rounds {rounds} --pairs-tolerance {tolerance}"
+        if plan.identity.factory is not None
+        else f"ooc.extend(ooc.open_run({str(run.directory)!r}), rounds={rounds}, "
+        f"pairs_tolerance={tolerance}), and then the same call with these two"
     )
+    raise QualityError(f"{what}. The result is there; go on with: {command}")

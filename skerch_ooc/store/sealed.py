@@ -314,8 +314,24 @@ class Bulk(Tiles):
         number = layout.number(row, column)
         count = self._source.read(data, self.offset + number * layout.tile_bytes)
         where, stated = f"rows {rows}, columns {columns}", self.checksum(number)
-        require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
+        try:
+            require_tile(data[:count], len(data), stated, self._source.path, where, self._advice)
+        except CorruptError as error:
+            if not self._is_replaced():
+                raise
+            raise CorruptError(
+                f"{self._source.path} was made anew since it was opened; open it again (a result: "
+                "by ooc.recover)"
+            ) from error
         return stored[: len(rows), : len(columns)]
+
+    def _is_replaced(self) -> bool:
+        """Whether a sealed file with other tiles lies where the file did."""
+        try:
+            there = SealedFile(self._source.path).bulk(self.layout.name)
+        except (CorruptError, OSError):
+            return False
+        return not np.array_equal(there.crc32, self.crc32)
 
     def wanted(self, rows: Range, columns: Range) -> WantedBytes | None:
         """Returns which bytes are read next, if they lie in an object store; see `expect`."""

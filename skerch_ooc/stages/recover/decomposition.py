@@ -15,7 +15,7 @@ from skerch_ooc.algebra.krylov.pairs import Pairs
 from skerch_ooc.algebra.methods.decompose import decompose
 from skerch_ooc.algebra.methods.problem import Problem
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import QualityError, UsageError, quoted
 from skerch_ooc.base.resources import torch_threads
 from skerch_ooc.base.streams import tiles_in_flight
 from skerch_ooc.executors.work import Work
@@ -360,6 +360,13 @@ def _solve_pairs(run: Run, settings: RecoverySpec, work: Work) -> Decomposition:
         tiles_in_flight("recover", work.resources, solve_bytes(run.plan), 0)
         goal = goal_of(run.plan, settings)
         standing = search.look(goal).standing
+        if not standing.wanted:
+            raise QualityError(
+                f"recovery.which = {settings.which!r}: all values that the rounds show are "
+                "on the other side of zero, and they show no more of the operator, which may have "
+                f"the value 0 besides; the values are given by: skerch-ooc recover "
+                f"{quoted(run.directory)} --which LM --name others"
+            )
         # Not those beyond a null space, behind which as many others may hide.
         pairs, hermitian = standing.pairs.upto(standing.wanted), run.plan.identity.kind == "eigh"
         side = RANGE if hermitian else CORANGE
