@@ -271,14 +271,16 @@ def _is_done(row: Row) -> bool:
 
 
 def listing() -> Iterator[str]:
-    """What there is, for people."""
+    """What there is, for people: what it took last time, or is thought to take."""
     figures = stored()
+    taken = {row.name: row.minutes for row in ROWS}
+    taken |= {name: found.seconds / 60 for name, found in figures.items()}
     for row in ROWS:
         where = _where(figures[row.name].circumstances) if row.name in figures else "never"
         only = ", with --long" if row.long else ""
-        yield f"{row.name:20}{row.minutes:4g} min  {row.says}{only}; {where}"
-    usual = sum(row.minutes for row in ROWS if not row.long)
-    yield f"{'all':20}{usual:4.0f} min  without those that take long"
+        yield f"{row.name:20}{taken[row.name]:5.1f} min  {row.says}{only}; {where}"
+    usual = sum(taken[row.name] for row in ROWS if not row.long)
+    yield f"{'all':20}{usual:5.0f} min  without those that take long"
 
 
 def _where(found: Circumstances) -> str:
