@@ -236,7 +236,19 @@ def _require_linearity(error: float, block: Array, factor: complex, dtype: str) 
             f"{short(limit)}). A @ x has to be the product with one matrix, whatever x is: look "
             "for something that is added to it, for a limit, an absolute value or a normalisation, "
             "for x in a type of fewer digits, and for a conjugate or a real part of x"
+            f"{_of_single(error, dtype)}"
         )
+
+
+def _of_single(error: float, dtype: str) -> str:
+    """Says of an error in double precision that it is as small as those of single precision."""
+    single = {"float64": "float32", "complex128": "complex64"}.get(dtype)
+    if single is None or error > 4 * tolerance(single):
+        return ""
+    return (
+        f'. The dtype is {dtype}, and this is no more than single precision rounds: give dtype = "'
+        f'{single}" if the operator computes in it'
+    )
 
 
 def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list[Timing]:
@@ -345,6 +357,7 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {short(asymmetry)} "
             f'(allowed: {short(limit)}); kind = "eigh" needs A = A^H. Check that A @ x is the '
             "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
+            f"{_of_single(asymmetry, dtype)}"
         )
     return asymmetry
 
@@ -372,6 +385,7 @@ def _adjoint_error(product: Product, seed: int, x: Array, y: Array) -> float:
             f"the operator's adjoint is not that of its product: <v, A x> and <A^H v, x> differ by "
             f"{short(error)} of the operator's norm (allowed: {short(limit)}). Check the "
             "conjugation, and that both have the same precision"
+            f"{_of_single(error, product.dtype)}"
         )
     return error
 

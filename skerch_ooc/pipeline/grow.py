@@ -333,6 +333,7 @@ def extend_run(run: Run, wanted: Extension, work: Work) -> Planned:
             "ooc.extend in Python, or by this command with --plan-only; then give the same call "
             "in Python as before, with what the run is extended to"
         )
+    run.require_shards()
     operands = None
     try:
         operands = compared_operands(run, work)

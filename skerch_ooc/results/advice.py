@@ -212,6 +212,15 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
     more = f"skerch-ooc extend {found.directory}"
     if any(named is None for named in found.factories):
         more += " --plan-only"
+    if found.settings.which != found.plan.recovery.which:
+        # Rounds to a tolerance end when the pairs of the plan are known.
+        if not pairs.are_met:
+            again = command_of(found.run, found.name, vars(found.settings), found.directory)
+            yield Step(
+                f"Further rounds, {found.plan.later_columns} products each, and these pairs again",
+                f"{more} --rounds {2 * pairs.rounds} && {again}",
+            )
+        return
     if pairs.met < pairs.wanted <= pairs.found and not pairs.are_met:
         rounds = 2 * pairs.rounds
         yield Step(

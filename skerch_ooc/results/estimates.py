@@ -88,7 +88,8 @@ class SpectralNorm:
         error: Estimate of ``||A - Ahat||_F``, and so of a bound of how far off ``value`` is. This
             is no standard error: mostly the value is much better, but a single direction that the
             sketch missed could be as large. That the estimate of the bound itself is too low has
-            the probabilities of :meth:`Assessment.bounds`.
+            the probabilities of :meth:`Assessment.bounds`. Of ``krylov``, whose rounds have looked
+            for larger ones, the bound of the pair.
     """
 
     value: float
@@ -231,10 +232,19 @@ def estimate(run: Run, name: str, resources: Resources, progress: Progress) -> E
     return Estimates(
         trace=sketched.trace() if sketched.square else None,
         frobenius_norm=sketched.frobenius_norm(),
-        spectral_norm=SpectralNorm(float(np.abs(sketched.values).max()), error),
+        spectral_norm=_spectral_norm(file, sketched.values, error),
         test_measurements=n,
         _made_from=sketched,
     )
+
+
+def _spectral_norm(file: SealedFile, values: Array, error: float) -> SpectralNorm:
+    """Takes the bound of the pair where rounds have looked for larger ones, and found none."""
+    largest = int(np.argmax(np.abs(values)))
+    which = file.identity["settings"].get("which", "LM")
+    if "bounds" in file.arrays and which == "LM" and file.arrays["confirmed"]:
+        error = float(file.arrays["bounds"][largest])
+    return SpectralNorm(float(np.abs(values[largest])), error)
 
 
 class _Sums(NamedTuple):

@@ -7,7 +7,7 @@ entries can be formed, in bounded memory and without a product with ``A``.
 from __future__ import annotations
 
 import operator
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from skerch_ooc.results.shifted import Shifted, as_shift
 from skerch_ooc.results.streamed import (
     Block,
     Factors,
+    Multiplied,
     Read,
     StreamedOperator,
     TorchDtype,
@@ -75,8 +76,10 @@ class SvdTensors(NamedTuple):
     Vh: Tensor
 
 
-class LazyMatrix(ABC):
+class LazyMatrix(Multiplied):
     """A matrix that is read when it is indexed, as a tensor is; only what is needed is read.
+
+    ``@`` from both sides, with tensors and arrays of one or two dimensions, is one stream over it.
 
     Attributes:
         shape: ``(rows, columns)``.
@@ -193,6 +196,13 @@ class TallMatrix(LazyMatrix):
     def _gather(self, rows: Selection, columns: Selection) -> Tensor:
         return torch.from_numpy(gather(self._tall, rows, columns))
 
+    def _stream(self, x: Read, write: Write, adjoint: bool) -> None:
+        across = Range(0, self.shape[1])
+        if adjoint:
+            write(across, adjoint_times(self._tall, x))
+        else:
+            times(self._tall, x(across), write)
+
 
 class AdjointMatrix(LazyMatrix):
     """The adjoint of a matrix on disk.
@@ -213,6 +223,9 @@ class AdjointMatrix(LazyMatrix):
 
     def _gather(self, rows: Selection, columns: Selection) -> Tensor:
         return torch.from_numpy(gather(self._tall, columns, rows)).mH.resolve_conj()
+
+    def _stream(self, x: Read, write: Write, adjoint: bool) -> None:
+        self.mH._stream(x, write, not adjoint)
 
 
 class LowRank(StreamedOperator):

@@ -76,20 +76,13 @@ class Factors:
                 yield down, across, u.astype(self.left.wide_dtype) @ weights
 
 
-class StreamedOperator(ABC):
-    """An operator that is made of a result, in bounded memory and without a product with ``A``.
-
-    It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
-    one or two dimensions. Products are formed in double precision by streams over the vectors, and
-    are rounded to the type that torch or numpy would promote to.
+class Multiplied(ABC):
+    """What is multiplied from both sides by streams over vectors, in bounded memory.
 
     Attributes:
         shape: Its shape.
         dtype: Its torch dtype.
     """
-
-    __array_ufunc__ = None
-    """Makes numpy leave ``array @ result`` to :meth:`__rmatmul__`."""
 
     shape: tuple[int, int]
     dtype: TorchDtype
@@ -103,10 +96,6 @@ class StreamedOperator(ABC):
             write: Is given rows of the result, each once.
             adjoint: Whether the adjoint is applied.
         """
-
-    @abstractmethod
-    def _entries(self, rows: Selection, columns: Selection) -> Iterator[Block]:
-        """Forms all given columns of all given rows, as :meth:`Factors.entries` does."""
 
     def __matmul__(self, x: Any) -> Any:
         """Multiplies a vector or the columns of a matrix, ``(w,)`` or ``(w, k)``.
@@ -154,6 +143,26 @@ class StreamedOperator(ABC):
 
         self._stream(reader(x, is_complex(out), turned), write, adjoint)
         return out.to(x.device) if isinstance(x, Tensor) else out
+
+
+class StreamedOperator(Multiplied):
+    """An operator that is made of a result, in bounded memory and without a product with ``A``.
+
+    It has the shape of the operator, and ``@`` from both sides, with tensors and numpy arrays of
+    one or two dimensions. Products are formed in double precision by streams over the vectors, and
+    are rounded to the type that torch or numpy would promote to.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its torch dtype.
+    """
+
+    __array_ufunc__ = None
+    """Makes numpy leave ``array @ result`` to :meth:`__rmatmul__`."""
+
+    @abstractmethod
+    def _entries(self, rows: Selection, columns: Selection) -> Iterator[Block]:
+        """Forms all given columns of all given rows, as :meth:`Factors.entries` does."""
 
     def submatrix(self, rows: Any, cols: Any) -> Tensor:
         """Forms entries: all given columns of all given rows.

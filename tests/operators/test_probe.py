@@ -133,6 +133,22 @@ def test_operator_that_is_not_linear_is_refused(kind, dtype, apply):
         probe.probe(product, 1, kind == "eigh")
 
 
+@pytest.mark.parametrize("kind", ["eigh", "svd"])
+def test_double_precision_that_is_computed_in_single_is_told_as_such(kind):
+    class Operator:
+        shape, dtype = (300, 300), torch.float64
+        matrix = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+        matrix = matrix + matrix.T
+
+        def __matmul__(self, x):
+            return (self.matrix @ x.float()).double()
+
+        adjoint = lambda self: self  # noqa: E731
+
+    with pytest.raises(ooc.OperatorError, match='give dtype = "float32" if the operator comp'):
+        probe.probe(Product(Operator(), "float64", "cpu"), 1, kind == "eigh")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("rank", [1, 40])
 def test_matrix_is_linear_to_rounding_however_its_products_cancel(dtype, rank):

@@ -38,6 +38,7 @@ from skerch_ooc.planning import tasks
 from skerch_ooc.planning.krylov import TILE_COLUMNS
 from skerch_ooc.planning.spec import DTYPES, KINDS, Spec
 from skerch_ooc.planning.stage_names import RoundStage
+from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.stages.recover.krylov import search_of
 from skerch_ooc.store.sealed import Bulk, SealedFile
 from skerch_ooc.store.shards import list_shards
@@ -272,6 +273,21 @@ class TestEnds:
         with pytest.raises(QualityError, match=r"rank = 40: the operator shows 3\d such values"):
             decompose("eigh", Operator(a), tmp_path / "run", round_width=9, rank=40,
                       pairs_tolerance=1e-3)  # fmt: skip
+
+    def test_pairs_of_another_end_are_advised_of_their_own_command(self, tmp_path):
+        operator = Operator(torch.diag(torch.cat([torch.tensor([9.0]), torch.linspace(1, 2, 89)])))
+        options = {
+            "rank": 1,
+            "round_width": 4,
+            "pairs_tolerance": 1e-3,
+            "run_dir": tmp_path / "run",
+        }
+        ooc.eigh(operator, **options)
+        run = ooc.open_run(tmp_path / "run")
+        ooc.recover(run, which="SA", name="lowest")
+        steps = advise(Found.of(run, "lowest", ooc.assess(run, name="lowest"))).steps
+        (command,) = (step.command for step in steps)
+        assert re.search(r"extend .* --rounds \d+ .*&& .* --name lowest --which SA$", command)
 
     def test_copies_of_a_value_are_all_found(self, tmp_path):
         values = torch.cat([torch.ones(12), 0.5 ** torch.arange(1, 79)]).double()

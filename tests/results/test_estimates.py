@@ -274,6 +274,13 @@ def test_json_has_all_figures(estimated, kind, dtype):
     }[kind]  # fmt: skip
 
 
+def test_spectral_norm_of_pairs_is_off_by_the_bound_of_the_largest(tmp_path):
+    a = torch.diag(1 / torch.arange(1.0, 201))
+    eig = ooc.eigh(a, rank=3, pairs_tolerance=1e-4, round_width=8, run_dir=tmp_path / "run")
+    found = ooc.estimates(ooc.open_run(tmp_path / "run"))
+    assert found.spectral_norm.error == pytest.approx(float(eig.bounds[0]), rel=1e-6)
+
+
 def test_command_line_shows_and_prints_the_estimates(inside, tmp_path):
     spec = write_spec(tmp_path, "matrix", 40)
     inside("run", spec, "--run", "run")

@@ -325,6 +325,24 @@ def test_product_has_the_dtype_that_torch_promotes_to(results, dtype, other):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("vectors", ["stored", "implicit"])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["vector", "block"])
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_vectors_are_multiplied_from_both_sides(results, dtype, vectors, shape, library):
+    lazy = results("svd", dtype, vectors).U
+    dense = lazy[:]
+    tall, short = (gaussian(n, *shape, dtype=dense.dtype) for n in dense.shape)
+    if library == "numpy":
+        tall, short, dense = tall.numpy(), short.numpy(), dense.numpy()
+    adjoint = dense.conj().T
+    row = tall.T if shape else tall
+    for got, expected in ((lazy @ short, dense @ short), (lazy.mH @ tall, adjoint @ tall),
+                          (row @ lazy, row @ dense)):  # fmt: skip
+        assert type(got) is type(expected)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("other", [np.float64, np.complex64, np.int64, np.float16])
 def test_product_has_the_dtype_that_numpy_promotes_to(results, other):
     result = results("eigh", "float32", "stored")
