@@ -139,13 +139,14 @@ def run(
 
 def _compare(planned: Planned, work: Work, *, always: bool) -> None:
     """Compares the operator of a run that goes on, or says that nothing is compared."""
-    from skerch_ooc.pipeline.run import why_not_compared
+    from skerch_ooc.pipeline.run import what_rows_leave_open, why_not_compared
     from skerch_ooc.stages.measure.operands import compared_operands
 
     with operators_print_to_stderr():
         if always:
             compared_operands(planned.run, work)
-            work.progress.say("the operator is the one that the run started with")
+            if not what_rows_leave_open(planned.run):
+                work.progress.say("the operator is the one that the run started with")
         elif reason := why_not_compared(planned, work):
             has_factory = planned.run.plan.identity.factory is not None
             how = "command with --compare" if has_factory else "call in Python"
@@ -153,6 +154,9 @@ def _compare(planned: Planned, work: Work, *, always: bool) -> None:
                 f"the operator was not compared with that of the run: {reason}; other weights or "
                 f"data would not be seen; to compare it, give the same {how}"
             )
+            return
+        if words := what_rows_leave_open(planned.run):
+            work.progress.say(words)
 
 
 @verb("extend runs/hessian --measurements 800", DIR, PLACE, MAX_SECONDS, SHOWN)

@@ -38,14 +38,13 @@ from skerch_ooc.operators.slab_checks import require_entries, require_finite
 from skerch_ooc.operators.slab_sketches import ColumnMeans, ForwardSketch, Slabs, SummedSketch
 from skerch_ooc.operators.turned import TurnedProduct
 from skerch_ooc.planning.memory import SLAB_BYTES
-from skerch_ooc.planning.plan import TILE_ROWS
+from skerch_ooc.planning.plan import SAMPLED_ROWS, TILE_ROWS
 from skerch_ooc.planning.spec import DTYPES
 
 TERM_BYTES = 1 << 29
 """The rows that are measured together have at least this size, or are all there are."""
 
-_SAMPLED_ROWS = 64
-_FEW_BLOCKS = 16 * _SAMPLED_ROWS
+_FEW_BLOCKS = 16 * SAMPLED_ROWS
 """With fewer blocks that are read as one, rows that are spread over them would read much of all."""
 _BUFFERS = 2
 _WAITING = 0.3
@@ -346,8 +345,8 @@ class StoredMatrix:
     def _chosen(self, rows: Range, spread: bool | None) -> range:
         if spread is None:
             spread = self.spreads_sample
-        step = max(1, len(rows) // _SAMPLED_ROWS) if spread else 1
-        return range(rows.start, rows.stop, step)[:_SAMPLED_ROWS]
+        step = max(1, len(rows) // SAMPLED_ROWS) if spread else 1
+        return range(rows.start, rows.stop, step)[:SAMPLED_ROWS]
 
     def _dense_sample(self, rows: Range, dtype: str, spread: bool | None) -> torch.Tensor:
         """A few rows, with NaN where entries may be missing."""

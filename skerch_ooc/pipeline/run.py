@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -40,8 +41,10 @@ from skerch_ooc.results.pairs import require_pairs
 from skerch_ooc.stages.measure import task as measure_stage
 from skerch_ooc.stages.measure.operands import (
     Operands,
+    OtherShapeError,
     compared_operands,
     has_newer_files,
+    is_compared_by_rows,
     operands_of,
 )
 from skerch_ooc.stages.recover import task as recover_stage
@@ -51,6 +54,8 @@ from skerch_ooc.store.rundir import Run
 
 if TYPE_CHECKING:
     from skerch_ooc.results.lowrank import Eigh, Svd
+
+log = logging.getLogger("skerch_ooc")
 
 
 def run_all(planned: Planned, work: Work, *, operator: Any = None) -> Assessment | None:
@@ -113,15 +118,37 @@ def why_not_compared(planned: Planned, work: Work) -> str | None:
     try:
         compared_operands(run, work)
     except OperatorError as error:
-        return f"nothing is left to measure, and it cannot be built here ({error})"
+        if not (newer and isinstance(error, OtherShapeError)):
+            return f"nothing is left to measure, and it cannot be built here ({error})"
+        raise _other_files(run) from error
     except DriftError as error:
         if not newer:
             raise
-        raise DriftError(
-            f"files of the matrix of {run.directory} have changed since the run was planned: the "
-            "operator is not the one that the run started with; restore them, or plan a new run"
-        ) from error
+        raise _other_files(run) from error
     return None
+
+
+def what_rows_leave_open(run: Run) -> str | None:
+    """Says what was not compared of files that are newer than a measured run; ``None`` if all was.
+
+    Of a stored matrix a few rows are looked at, wherever something was changed.
+    """
+    if run.cleaned() is None and not State(run, by_notes=True).measured:
+        return None
+    if not (is_compared_by_rows(run) and has_newer_files(run)):
+        return None
+    return (
+        "files of the matrix were written since the run was planned; the few rows that are "
+        "compared are the same, and what has changed in others is not seen: if something has, "
+        "plan a new run"
+    )
+
+
+def _other_files(run: Run) -> DriftError:
+    return DriftError(
+        f"files of the matrix of {run.directory} have changed since the run was planned: the "
+        "operator is not the one that the run started with; restore them, or plan a new run"
+    )
 
 
 def finish(run: Run, work: Work) -> Assessment:
@@ -217,6 +244,8 @@ def run(
         planned.operands.check_all()
     elif not planned.fresh:
         why_not_compared(planned, work)
+        if words := what_rows_leave_open(planned.run):
+            log.warning(words)
     assessment = run_all(planned, work, operator=operator)
     assert assessment is not None
     require_tolerance(planned.run.plan, assessment)

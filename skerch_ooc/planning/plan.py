@@ -45,6 +45,8 @@ TILE_COLUMNS = 512
 MOST_TASKS = 2**20
 """Most tasks of a stage: they are held in lists, and most of them leave a file in one folder."""
 
+SAMPLED_ROWS = 64
+"""Rows of a stored matrix that are compared with the fingerprint."""
 FUNCTIONALS = 16
 """How many functionals of its product a fingerprint states."""
 

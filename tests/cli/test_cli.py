@@ -167,6 +167,29 @@ class TestOtherFilesOfAFinishedRun:
         assert (done.returncode, done.stdout) == (5, "")
         assert "files of the matrix of run have changed" in done.stderr
 
+    def test_of_another_shape_are_refused(self, run, given, tmp_path):
+        np.save(tmp_path / "a.npy", self.matrix(0)[:59])
+        assert run(*given).returncode == 5
+
+    @pytest.mark.parametrize("options", [(), ("--compare",)])
+    def test_that_differ_where_nothing_is_looked_at_are_not_called_the_same(
+        self, inside, tmp_path, options
+    ):
+        a = np.random.default_rng(0).standard_normal((200, 40))
+        np.save(tmp_path / "a.npy", a)
+        spec = write_spec(
+            tmp_path, "", 20, kind="svd", operator={"factory": "stored", "args": {"path": "a.npy"}}
+        )
+        assert inside("run", spec, "--run", "run").returncode == 0
+        a[100, 3] += 100
+        np.save(tmp_path / "a.npy", a)
+        done = inside("run", spec, "--run", "run", *options)
+        assert (done.returncode, "what has changed in others is not seen" in done.stderr) == (
+            0,
+            True,
+        )
+        assert "is the one that the run started with" not in done.stderr
+
     def test_are_refused_in_python(self, run, tmp_path):
         np.save(tmp_path / "a.npy", self.matrix(1))
         with pytest.raises(ooc.DriftError):

@@ -21,7 +21,7 @@ from skerch_ooc.operators.loading import build, with_options
 from skerch_ooc.operators.matrices.formats import located
 from skerch_ooc.operators.probe import check_fingerprint, fingerprint_of
 from skerch_ooc.planning.parts import OperatorSource, Part
-from skerch_ooc.planning.plan import source_of
+from skerch_ooc.planning.plan import SAMPLED_ROWS, source_of
 from skerch_ooc.stages.measure.shipping import Shipped
 from skerch_ooc.stages.measure.whereabouts import find_folder, folders_of, say_changed
 from skerch_ooc.store.rundir import PLAN, Run, open_run
@@ -125,7 +125,7 @@ class Operands:
         operator = with_options(operator, options, self.memory)
         product = product_of(operator, run.plan.identity.dtype, self._device)
         if product.shape != run.plan.identity.shape:
-            raise OperatorError(
+            raise OtherShapeError(
                 f"the operator has shape {product.shape}, the run was planned for "
                 f"{run.plan.identity.shape}; restore it, or plan a new run"
             )
@@ -149,6 +149,16 @@ class Operands:
                 run.publish_fingerprint(fingerprint_of(sampled, seed), part.number)
             else:
                 check_fingerprint(sampled, seed, stored)
+
+
+class OtherShapeError(OperatorError):
+    """The operator has another shape than the one that the run started with."""
+
+
+def is_compared_by_rows(run: Run) -> bool:
+    """Whether a few rows are all that is compared of the operator, and there are more."""
+    few = max(run.plan.identity.shape) <= SAMPLED_ROWS
+    return not few and any(part.together for part in run.plan.parts)
 
 
 def compared_operands(run: Run, work: Work) -> Operands:
