@@ -401,6 +401,14 @@ def _tensor(array: Array, device: str) -> Any:
     return torch.from_numpy(array).to(device)
 
 
+def _meant(operator: Any) -> str:
+    """Says what makes an operator of a model, where that was given."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(operator, torch.nn.Module):
+        return ""
+    return ". Of a model, skerch_ooc.operators.curvature makes operators, such as its Hessian"
+
+
 def shape_of(operator: Any) -> tuple[int, int]:
     """The shape of an operator as two integers.
 
@@ -415,7 +423,7 @@ def shape_of(operator: Any) -> tuple[int, int]:
     if min(height, width) < 1:
         raise OperatorError(
             f"the operator ({type(operator).__module__}.{type(operator).__qualname__}) must have "
-            f".shape = (height, width), both at least 1; it has {shape!r}"
+            f".shape = (height, width), both at least 1; it has {shape!r}{_meant(operator)}"
         )
     return height, width
 

@@ -359,10 +359,11 @@ def _pairs(data: Data) -> Data:
     _require_order(data)
     for number, batch in enumerate(data):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            what = f"has {len(batch)} entries" if isinstance(batch, (tuple, list)) else "is one"
+            what = f" of {len(batch)} entries" * isinstance(batch, (tuple, list))
             raise OperatorError(
-                f"batch {number} is a {type(batch).__name__} that {what}; it must be "
-                "(inputs, targets). For other batches there are hessian_of and ggn_of"
+                f"batch {number} is a {type(batch).__name__}{what}; it must be (inputs, targets), "
+                "and the data a list of them, even if there is one: [(inputs, targets)]. For other "
+                "batches there are hessian_of and ggn_of"
             )
         yield batch
 

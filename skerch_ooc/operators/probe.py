@@ -441,6 +441,8 @@ def check_fingerprint(product: Product, seed: int, stored: dict[str, Any]) -> No
         cause = f"{_CAUSES}; or other weights, data or arguments"
         if changed:
             cause = f"What has changed: its {' and its '.join(changed)}"
+            if "data" in changed:
+                cause += " (augmentation draws others each time, unless its seed is set before)"
         raise DriftError(
             f"the operator is not the one that the run started with: its product with the probe "
             f"vector differs by {short(change)} (allowed: {short(limit)}). {cause}. Restore them, "

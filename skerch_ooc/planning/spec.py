@@ -267,8 +267,12 @@ class Spec(values.Checked):
         if method.orthogonal and self.recovery.rank == "all":
             object.__setattr__(self, "recovery", _of_default_rank(self.recovery))
         if self.measurements is None and self.storage is None and not method.orthogonal:
+            pairs = "pairs_tolerance if leading pairs are what you want"
+            if self.pairs_tolerance is not None:
+                pairs = f'method = "{PAIRS_METHOD}", which pairs_tolerance is for'
             raise UsageError(
-                'the key measurements is missing; give it, or storage = "10 GiB" to have it chosen'
+                'the key measurements is missing; give it, or storage = "10 GiB" to have it '
+                f"chosen, or {pairs}"
             )
         if self.measurements is not None and self.storage is not None:
             raise UsageError(

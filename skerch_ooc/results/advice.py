@@ -212,10 +212,14 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
     more = f"skerch-ooc extend {found.directory}"
     if any(named is None for named in found.factories):
         more += " --plan-only"
+    again = command_of(found.run, found.name, vars(found.settings), found.directory)
+    *_, last = known_rounds(found.run)
+    if found.name != "default" and pairs.rounds < last.number:
+        yield Step(f"It is of {pairs.rounds} rounds, of which there are more by now", again)
+        return
     if found.settings.which != found.plan.recovery.which:
         # Rounds to a tolerance end when the pairs of the plan are known.
         if not pairs.are_met:
-            again = command_of(found.run, found.name, vars(found.settings), found.directory)
             yield Step(
                 f"Further rounds, {found.plan.later_columns} products each, and these pairs again",
                 f"{more} --rounds {2 * pairs.rounds} && {again}",

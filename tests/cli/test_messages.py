@@ -157,7 +157,6 @@ NAMES_NO_VALUE = {
     ],
     "it names a key or an argument that is not there": [
         "the key operator.factory is missing",
-        "the key measurements is missing",
         "run_dir is missing",
         "give the operator that is to be added",
         "other processes can only build an operator that a factory names",

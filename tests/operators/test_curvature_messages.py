@@ -120,6 +120,21 @@ def own_parameters():
     return hessian(model, CROSS, ONE, [*model.parameters(), nn.Parameter(torch.ones(2))])
 
 
+class TwoPrecisions(nn.Module):
+    """A model of two precisions, which casts between them by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4).double(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x.double()).float())
+
+
+def in_two_precisions():
+    return hessian(TwoPrecisions(), CROSS, ONE)
+
+
 IGNORED = [(X, torch.full((6,), -100))]
 UNEVEN = [({"x": X, "lengths": [1] * 6}, Y)]
 
@@ -198,6 +213,8 @@ MISTAKES = {
     "the parameters 2.bias are frozen": lambda: hessian(
         frozen("2.bias"), CROSS, ONE, ["0", "2.bias"]
     ),
+    "that is none of this model's": lambda: hessian(network(), CROSS, ONE, [torch.ones(3)]),
+    "all parameters and data are taken in float64 here": in_two_precisions,
     "no parameters that require": lambda: hessian(network().requires_grad_(False), CROSS, ONE),
     "parameters = [] is empty": lambda: hessian(network(), CROSS, ONE, []),
     "parameters holds 3, a int": lambda: hessian(network(), CROSS, ONE, [3]),

@@ -64,7 +64,8 @@ def require_gradient(objective: Objective, batch: Any, own: Objective) -> list[s
             has another gradient.
     """
     objective.begin()
-    with evaluation(objective.loss.model, objective.device) as guarded, Formulas(), _told():
+    taken = objective.chosen.tensors[0].dtype if objective.widen else None
+    with evaluation(objective.loss.model, objective.device) as guarded, Formulas(), _told(taken):
         value = _value_of_unchanged(objective, batch)
         if not bool(torch.isfinite(value)):
             raise OperatorError(
@@ -140,8 +141,11 @@ def _require_copied(originals: Chosen, value: Tensor) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(taken: torch.dtype | None = None) -> Iterator[None]:
     """Turns whatever model and loss raise into an error for users.
+
+    Args:
+        taken: The dtype that a copy of the model is in; ``None``: it is the model itself.
 
     Raises:
         OperatorError: With the words of the first error.
@@ -153,10 +157,16 @@ def _told() -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         frame = ([one for one in frames if not one.filename.startswith(_OURS)] or frames)[-1]
+        advice = "mend the model, the loss or the data"
+        if taken is not None:
+            advice = (
+                f"all parameters and data are taken in {_named(taken)} here: where model or loss "
+                "cast to a dtype of their own, let them cast to that of their weights"
+            )
         raise OperatorError(
             f"the loss of the first batch cannot be computed and differentiated: "
             f"{type(error).__name__}: {str(error).strip()} (in {frame.name}, {frame.filename}:"
-            f"{frame.lineno}); mend the model, the loss or the data"
+            f"{frame.lineno}); {advice}"
         ) from error
 
 

@@ -127,7 +127,12 @@ def _given(one: Any, names: dict[int, str]) -> Any:
             "parameters, or tensors"
         )
     if not one.requires_grad:
-        _refuse_frozen([names.get(id(one), f"(a tensor of shape {tuple(one.shape)})")])
+        if id(one) not in names:
+            raise OperatorError(
+                f"parameters holds a tensor of shape {tuple(one.shape)} that is none of this "
+                "model's, and requires no gradient; give parameters of the model itself"
+            )
+        _refuse_frozen([names[id(one)]])
     if not one.is_leaf:
         raise OperatorError(
             f"parameters holds a tensor of shape {tuple(one.shape)} that is computed from others; "
