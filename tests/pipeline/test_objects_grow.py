@@ -7,6 +7,7 @@ import torch
 
 import skerch_ooc as ooc
 from skerch_ooc.cli.main import run_command_line
+from skerch_ooc.results.advice import Found, advise
 from skerch_ooc.results.pairs import KnownPairs
 
 N = 60
@@ -69,3 +70,14 @@ def test_pairs_of_one_round_without_a_tolerance_are_not_said_to_be_known():
     looked = {"confirmed": False, "steady": False, "exhausted": False}
     pairs = KnownPairs(5, 5, 0, tolerance=None, worst=2.8, rounding=0.0, rounds=1, **looked)
     assert pairs.text().startswith("5 of 5 were found after 1 round, the worst within 2.8")
+
+
+def test_a_result_of_fewer_rounds_is_advised_to_be_recovered_again(matrix, tmp_path):
+    eig = ooc.eigh(matrix, rank=2, rounds=3, round_width=4, run_dir=tmp_path / "run")
+    run = ooc.open_run(tmp_path / "run")
+    ooc.recover(run, which="SA", rank=2, name="lowest")
+    run = ooc.extend(run, rounds=4)
+    ooc.eigh(matrix, rank=2, rounds=4, round_width=4, run_dir=tmp_path / "run")
+    advice = advise(Found.of(run, "lowest", ooc.assess(run, "lowest")))
+    assert [step.command.partition("--")[2] for step in advice.steps] == ["name lowest --which SA"]
+    assert eig.rank == 2

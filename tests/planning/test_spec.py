@@ -100,6 +100,11 @@ class TestDefaults:
         with pytest.raises(UsageError, match=f"^{missing}"):
             Spec.from_table(table)
 
+    def test_a_tolerance_of_pairs_for_another_method_is_told_its_own(self):
+        table = {"pairs_tolerance": 1e-3, "recovery": {"method": "nystrom"}}
+        with pytest.raises(UsageError, match=r'method = "krylov", which pairs_tolerance is for$'):
+            Spec.from_table(table)
+
     def test_the_storage_may_be_said_instead_of_the_measurements(self):
         spec = Spec.from_table({"storage": "2 GiB"})
         assert (spec.measurements, spec.storage) == (None, "2 GiB")
