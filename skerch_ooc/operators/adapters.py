@@ -465,16 +465,6 @@ def _describe(error: BaseException, columns: Array, adjoint: bool, advice: Any) 
     )
 
 
-def tolerance(dtype: str) -> float:
-    """Relative difference between two runs of one product that rounding may explain.
-
-    Generous, as other processors, devices and block widths add in other orders: 256 units of
-    single precision (3e-5), 2**16 of double (1.5e-11).
-    """
-    single = dtype in ("float32", "complex64")
-    return 256 * 2.0**-23 if single else 2.0**16 * 2.0**-52
-
-
 def norm(array: Array) -> float:
     """The Frobenius norm of an array, summed in double precision."""
     flat = array.reshape(-1)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.algebra.noise import draw
-from skerch_ooc.base.arrays import Array, empty_aligned
+from skerch_ooc.base.arrays import Array, empty_aligned, tolerance
 from skerch_ooc.base.errors import DriftError, OperatorError
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range, cut
 from skerch_ooc.base.resources import SPARE_BYTES, peak_memory, resident_memory
-from skerch_ooc.operators.adapters import Product, norm, tolerance
+from skerch_ooc.operators.adapters import Product, norm
 from skerch_ooc.planning.plan import FUNCTIONALS
 
 log = logging.getLogger("skerch_ooc")

@@ -13,6 +13,7 @@ from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import measured_anew, merged_anew, recovered_anew
 from skerch_ooc.store.names import names_of, sealed_in
+from skerch_ooc.store.origin import Origins
 from skerch_ooc.store.pieces import check_pieces
 from skerch_ooc.store.result_files import assessment_path, result_path
 from skerch_ooc.store.rundir import Run, layout_path, require_folder
@@ -89,8 +90,9 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
     if run.plan.identity.start is not None:
         path = run.directory / names.START_VECTORS.name()
         yield path, partial(_check_of_run, run, path)
+    origins = Origins(run)
     for rectangle in list_shards(run.shards):
-        yield _of_rectangle(run, run.shards, rectangle)
+        yield _of_rectangle(run, run.shards, rectangle, origins)
     for folder in folders_in(run.sketch):
         for rectangle in list_shards(folder):
             yield _of_rectangle(run, folder, rectangle)
@@ -105,11 +107,16 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
                 yield written, partial(read_assessment, path)
 
 
-def _of_rectangle(run: Run, folder: Path, rectangle: Rectangle) -> tuple[Path, Check]:
-    path, merged = folder / rectangle.name, folder != run.shards
+def _of_rectangle(
+    run: Run, folder: Path, rectangle: Rectangle, origins: Origins | None = None
+) -> tuple[Path, Check]:
+    path = folder / rectangle.name
 
     def check() -> None:
-        check_identity(verify(path), rectangle, run.plan, merged=merged)
+        file = verify(path)
+        check_identity(file, rectangle, run.plan, merged=origins is None)
+        if origins is not None:
+            origins.require(file, rectangle.part)
 
     return path, check
 

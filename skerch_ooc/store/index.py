@@ -34,6 +34,7 @@ from skerch_ooc.store import names
 from skerch_ooc.store.anew import how_made_anew
 from skerch_ooc.store.checksums import SEAL_BYTES, Checksums, Crc32Texts
 from skerch_ooc.store.layout import Layout
+from skerch_ooc.store.origin import Origins
 from skerch_ooc.store.rundir import Run
 from skerch_ooc.store.sealed import Bulk, SealedFile, sealed_writer
 from skerch_ooc.store.shards import Rectangle, open_shard, shard_dtype, shard_layout
@@ -62,6 +63,18 @@ def in_order(
     if is_object(folder) and len(shards) > 1:
         return ordered_map(opening, shards, THREADS)
     return map(opening, shards)
+
+
+def of_own_operator(
+    run: Run, opening: Callable[[Rectangle], SealedFile], shards: Sequence[Rectangle]
+) -> Iterator[SealedFile]:
+    """Opens shards in order, and refuses them if those of a part are all of another operator.
+
+    Raises:
+        DriftError: If they are, after the last.
+    """
+    parts = (shard.part for shard in shards)
+    return Origins(run).each(in_order(run.shards, opening, shards), parts)
 
 
 def _layout_of(plan: Plan, shard: Rectangle) -> Layout:
@@ -94,6 +107,7 @@ def write_index(
 
     Raises:
         CorruptError: If a shard is damaged.
+        DriftError: If all shards of a part are of another operator.
         IncompleteError: If a shard is gone, or the index cannot be written.
     """
     layout, name = _index_layout(run.plan, shards), names.INDEX.name()
@@ -104,7 +118,7 @@ def write_index(
     with sealed_writer(run.sketch / name, layout) as writer:
 
         def each() -> Iterator[bytes]:
-            for row, file in enumerate(in_order(run.shards, opening, shards)):
+            for row, file in enumerate(of_own_operator(run, opening, shards)):
                 bulk, checksums = file.bulk(), np.zeros((1, layout.shape[1]), np.uint32)
                 checksums[0, : len(bulk.crc32)] = bulk.crc32
                 writer.write_rows(row, checksums)

@@ -47,7 +47,7 @@ from skerch_ooc.planning.spec import ROLES
 from skerch_ooc.planning.values import MAX_SIZE
 from skerch_ooc.store import names
 from skerch_ooc.store.anew import open_kept
-from skerch_ooc.store.index import Index, OpenedShards, digest_of, in_order, write_index
+from skerch_ooc.store.index import Index, OpenedShards, digest_of, of_own_operator, write_index
 from skerch_ooc.store.names import BASIS_MATRIX
 from skerch_ooc.store.pieces import lost_pieces, open_matrix
 from skerch_ooc.store.readers import RoleReader, SketchReader
@@ -516,7 +516,7 @@ class Sketch:
             opening = self._opened.file
             if is_object(self.round.run.shards):
                 self._opened.open_together(self.shards)
-        return in_order(self.round.run.shards, opening, self.shards)
+        return of_own_operator(self.round.run, opening, self.shards)
 
     def _noted_index(self) -> Index | None:
         """Opens the index of these very shards, if they were merged before."""

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import skerch_ooc as ooc
 from skerch_ooc.algebra.linalg import spectral_norm
+from skerch_ooc.base.arrays import tolerance
 from skerch_ooc.base.resources import resident_memory
-from skerch_ooc.operators.adapters import tolerance
 from skerch_ooc.results.assess import factor_for
 
 SINGLE = ("float32", "complex64")

@@ -24,6 +24,7 @@ from skerch_ooc.planning.parts import OperatorSource, Part
 from skerch_ooc.planning.plan import SAMPLED_ROWS, source_of
 from skerch_ooc.stages.measure.shipping import Shipped
 from skerch_ooc.stages.measure.whereabouts import find_folder, folders_of, say_changed
+from skerch_ooc.store.origin import ORIGIN, origin_of
 from skerch_ooc.store.rundir import PLAN, Run, open_run
 from skerch_ooc.store.sketch import Round
 
@@ -59,6 +60,7 @@ class Operands:
         self._at_hand = (summand, operator) if operator is not None else None
         self._opened = (summand, product) if product is not None else None
         self._checked: set[int] = set()
+        self._origins: dict[int, list[float]] = {}
         if product is not None:
             # The fingerprint of an operator in one piece was taken of this very object.
             whole = (p for p in run.plan.parts if p.summand == summand and p.terms is None)
@@ -90,6 +92,12 @@ class Operands:
             self._check_or_publish(part, product)
             self._checked.add(part.number)
         return product
+
+    def origin(self, part: Part) -> dict[str, list[float]]:
+        """Returns what the shards of a part note of its operator, once it was compared."""
+        if part.number not in self._origins:
+            self._origins[part.number] = origin_of(self._run.fingerprint(part.number))
+        return {ORIGIN: self._origins[part.number]}
 
     def receive(self, part: Part, shipped: Shipped | None) -> None:
         """Takes the file of the factory of a part, which came with a task."""

@@ -162,11 +162,13 @@ def perform_with(
         product_seconds=round(applied - drawn, 6),
     )
 
+    noted = receipt | operands.origin(part)
+
     def publish() -> dict[str, Any]:
         begin = time.perf_counter()
         published = False
         for rectangle, block in zip(rectangles, measured, strict=True):
-            published |= publish_shard(run.shards, plan, rectangle, block, receipt)
+            published |= publish_shard(run.shards, plan, rectangle, block, noted)
         return receipt | {
             "published": published,
             "write_seconds": round(time.perf_counter() - begin, 6),

@@ -25,11 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from skerch_ooc.base.arrays import Array
+from skerch_ooc.base.arrays import Array, tolerance
 from skerch_ooc.base.errors import DriftError
 from skerch_ooc.base.figures import short
 from skerch_ooc.base.partition import Range, cut
-from skerch_ooc.operators.adapters import tolerance
 
 FACTOR = 30.0
 """A pair of shards disagrees if its asymmetry is this many times the typical one."""
