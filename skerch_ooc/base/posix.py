@@ -226,6 +226,14 @@ class PosixStore:
             _note_unsynced(error.strerror or str(error), folder)
 
 
+def inode_of(path: Path) -> int | None:
+    """Returns the number of a file or folder on its disk; ``None`` if it cannot be looked at."""
+    try:
+        return path.stat().st_ino
+    except (OSError, ValueError):
+        return None
+
+
 def regular_status(path: Path) -> os.stat_result:
     """Returns the status of a plain file.
 

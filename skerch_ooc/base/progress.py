@@ -20,6 +20,8 @@ _NAME_WIDTH = 8
 _BAR_WIDTH = 16
 _CLOCK_WIDTH = 7
 _LOOK_SECONDS = 1.0
+_RATE = 2
+"""The rank of the rate among the parts of a description."""
 _MOST_OF_TASKS = 0.95
 """Share of the tasks at work that is taken for done by time alone."""
 
@@ -90,7 +92,10 @@ class Stage:
         """Name of the units, in the singular if there is only one."""
         return self.unit.removesuffix("s") if self.total == 1 else self.unit
 
-    def said(self, done: float, reports: int, seconds: float, width: float = math.inf) -> str:
+    def said(
+        self, done: float, reports: int, seconds: float, width: float = math.inf, *,
+        foretold: bool = False,
+    ) -> str:  # fmt: skip
         """Describes how far the stage is, for people.
 
         Args:
@@ -98,8 +103,13 @@ class Stage:
             reports: How often units were reported.
             seconds: Seconds since the stage was entered.
             width: Characters that the text may have; the least important parts are left out.
+            foretold: Whether nobody has seen any of it: not one worker may be at work yet.
         """
         parts = self._parts(done, reports, seconds)
+        if foretold and done:
+            parts = [(0, f"{parts[0][1]} if at the plan's pace"), *parts[1:]]
+            # A rate would be taken for one that was measured.
+            parts = [part for part in parts if part[0] != _RATE]
         while len(parts) > 1 and len(", ".join(text for _, text in parts)) > width:
             parts.remove(max(parts))
         return ", ".join(text for _, text in parts)
@@ -114,7 +124,7 @@ class Stage:
             amount = self.unit_bytes / scale
             parts.append((4, f"{done * amount:.3g} of {self.total * amount:.3g} {name}"))
         if done and seconds > 0:
-            parts.append((2, f"{done / seconds:.3g} {self.noun}/s"))
+            parts.append((_RATE, f"{done / seconds:.3g} {self.noun}/s"))
         if 0 < done < self.total:
             parts.append((1, f"{_clock((self.total - done) * seconds / done)} left"))
         return parts
@@ -180,7 +190,8 @@ class Meter:
 
     def said(self, width: float = math.inf) -> str:
         """Describes how far the stage is: see :meth:`Stage.said`."""
-        return self._stage.said(self.far, self._reports, self.seconds, width)
+        unseen = not (self._done or self._computed)
+        return self._stage.said(self.far, self._reports, self.seconds, width, foretold=unseen)
 
 
 class Progress:

@@ -123,7 +123,7 @@ def _text_of(_: click.Context, option: click.Parameter, path: Path | None) -> st
 @click.option("--throttle", type=int, metavar="N", help="The most elements of an array at once.")
 @click.option(
     "--tries", type=int, metavar="N",
-    help="Submissions in a row without progress; default 3.",
+    help="Resubmissions in a row without progress; default 3.",
 )  # fmt: skip
 @MEMORY
 @DEVICE

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import logging
 import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -106,6 +109,13 @@ def _exit_code(arguments: Sequence[str]) -> int:
         if _COMPLETION in os.environ:
             # What a shell asked for was said; click ends so.
             return error.code if isinstance(error.code, int) else 0
+        if _frame_of(error).filename == click.core.__file__:
+            # So click ends where a pipe is broken; whose it was it does not look at.
+            if _nobody_reads():
+                return 128 + signal.SIGPIPE
+            click.echo("skerch-ooc: a pipe was closed at its other end, by what the operator "
+                       "started; look why that ended", err=True)  # fmt: skip
+            return OTHER_FAILURE
         # Whatever its code is: the work that was asked for is not done.
         click.echo(f"skerch-ooc: {_who_left(error)}", err=True)
         return UsageError.exit_code
@@ -113,13 +123,29 @@ def _exit_code(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError) and (told := explained(error)) is not None:
             click.echo(f"skerch-ooc: {told}", err=True)
             return told.exit_code
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = error.filename
+            click.echo(f"skerch-ooc: {name}: too long for this disk; give shorter names", err=True)
+            return UsageError.exit_code
         click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output or error is a pipe whose reader has ended, as ``head`` does."""
+    streams = select.poll()
+    for number in (1, 2):
+        streams.register(number, 0)
+    return any(event & select.POLLERR for _, event in streams.poll(0))
+
+
+def _frame_of(error: SystemExit) -> traceback.FrameSummary:
+    return traceback.extract_tb(error.__traceback__)[-1]
+
+
 def _who_left(error: SystemExit) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = _frame_of(error)
     return (
         f"{frame.name} ({frame.filename}:{frame.lineno}) ended the process: {error!r}; let it "
         "raise another exception instead"

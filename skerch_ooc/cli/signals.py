@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from typing import Any
@@ -17,9 +18,16 @@ def budget_of(max_seconds: float | None, *, patient: bool = False) -> Any:
     Outside of measuring they interrupt, as Ctrl-C does, unless the command is patient, as all that
     it does are tasks. The second time they end the process at once: nothing is lost either way.
     """
-    from skerch_ooc.base.time_budget import Budget, walltime_left
+    from skerch_ooc.base.time_budget import WALLTIME_RESERVE, Budget, walltime_left
 
-    limits = [limit for limit in (max_seconds, walltime_left(os.environ)) if limit is not None]
+    left = walltime_left(os.environ)
+    if left is not None and left <= 0:
+        logging.getLogger("skerch_ooc").warning(
+            "by SLURM_JOB_END_TIME the Slurm job of this process is over, or ends within %.0f s: "
+            "nothing is measured; where this process is of no job: unset SLURM_JOB_END_TIME",
+            WALLTIME_RESERVE,
+        )
+    limits = [limit for limit in (max_seconds, left) if limit is not None]
     budget = Budget(min(limits, default=None))
 
     def on_signal(number: int, _: object) -> None:

@@ -209,7 +209,9 @@ def require_finished(run: Run) -> None:
         IncompleteError: If something is left to do; it names the command that comes next.
         CorruptError: If a file is damaged.
     """
-    following = State(run, by_notes=True).next
+    state = State(run, by_notes=True)
+    # Of an assessment that is there and damaged more is told where it is read.
+    following = None if state.finished else state.next
     if following is not None:
         raise IncompleteError(
             f"{run.directory} is not finished, so that its files may still be needed; go on with: "

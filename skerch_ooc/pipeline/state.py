@@ -15,6 +15,7 @@ from skerch_ooc.planning.plan import Plan
 from skerch_ooc.planning.sides import planned_sides
 from skerch_ooc.planning.stage_names import Left, RoundStage
 from skerch_ooc.planning.tasks import later_measure_tasks, merge_tasks, vector_tasks
+from skerch_ooc.results.assess import read_assessment
 from skerch_ooc.stages.measure.missing import missing_numbers
 from skerch_ooc.stages.merge.task import merge_left
 from skerch_ooc.stages.recover.basis import basis_left
@@ -145,6 +146,15 @@ class State:
         return is_assessed(self.run, "default")
 
     @property
+    def _well_assessed(self) -> bool:
+        """Whether the assessment can also be read, and is of the result beside it."""
+        try:
+            read_assessment(result_path(self.run, "default"))
+        except (OSError, CorruptError):
+            return False
+        return True
+
+    @property
     def finished(self) -> bool:
         """Whether there is a default result of all that is planned, with its assessment."""
         return self.measured and self.assessed and not self.stale
@@ -157,7 +167,7 @@ class State:
             return self.run.how_to_measure()
         if self.stale:
             return f"skerch-ooc {'recover' if self.merged else 'merge'} {directory}"
-        return None if self.assessed else f"skerch-ooc assess {directory}"
+        return None if self._well_assessed else f"skerch-ooc assess {directory}"
 
     @cached_property
     def left(self) -> list[Left]:
@@ -173,7 +183,7 @@ class State:
 
     def _left(self) -> Iterator[tuple[RoundStage, Sequence[int]]]:
         plan = self.run.plan
-        if self.finished:
+        if self.finished and self._well_assessed:
             return
         yield from self._left_of_last()
         for number in range(self.last.number + 1, self._foreseen + 1):

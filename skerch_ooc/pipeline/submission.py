@@ -42,7 +42,7 @@ from skerch_ooc.executors.slurm.records import (
 )
 from skerch_ooc.executors.slurm.scripts import Job
 from skerch_ooc.executors.slurm.send import send
-from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text, logs_of_done
+from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text, logs_of_done, moved_text
 from skerch_ooc.pipeline.cost import least_memory
 from skerch_ooc.pipeline.state import State
 from skerch_ooc.planning.stage_names import STAGES, Left, RoundStage
@@ -266,10 +266,11 @@ def _require_over(run: Run) -> None:
         states = sorted({element.state for element in queued})
         if states == ["COMPLETING"]:
             raise UsageError("jobs of an earlier submission are ending; try again in a moment")
+        moved = [one for one in submissions(run.logs)[-1:] if one.is_nowhere]
         raise UsageError(
             f"{len(queued)} element(s) of an earlier submission are still in the queue "
             f"({', '.join(states)}): wait for them, or stop them with: {scancel_command(queued)}; "
-            "--again submits nevertheless"
+            f"--again submits nevertheless{''.join(f'; {moved_text(one)}' for one in moved)}"
         )
 
 

@@ -239,7 +239,10 @@ def require_folder(run: Run) -> None:
         IncompleteError: If the folder is gone.
     """
     if files.lacks_folder(run.shards):
-        raise IncompleteError(f"{run.shards} is gone; put it back, or plan the run again")
+        raise IncompleteError(
+            f"{run.shards} is gone; put it back from a copy, or, to measure all columns anew: "
+            f"mkdir {quoted(run.shards)} && {run.how_to_measure()}"
+        )
 
 
 def look_again(run: Run) -> None:

@@ -100,6 +100,12 @@ def test_text_speaks_of_whole_units(clock):
     assert meter.said().startswith("12 of 100 products, 0 of 10 tasks, ")
 
 
+def test_text_does_not_take_what_is_foretold_for_seen(clock):
+    meter = meter_of(clock, pace=0.1)
+    clock.now = 50.0
+    assert meter.said() == "5 of 100 products if at the plan's pace, 0 of 10 tasks, 15:50 left"
+
+
 def test_shares_of_nested_calls_are_those_of_the_whole():
     heard = []
     with shares_heard(heard.append):

@@ -70,6 +70,27 @@ def test_file_never_takes_the_number_of_a_standard_stream_that_is_closed(tmp_pat
     assert done.returncode > 2
 
 
+def test_reader_that_ends_early_is_no_mistake_of_the_request(tmp_path):
+    command = '"$0" -m skerch_ooc --version; echo $? >&2'
+    with subprocess.Popen(
+        ["sh", "-c", command, sys.executable], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == "141\n"
+
+
+def test_end_of_a_slurm_job_that_is_past_is_said(inside, spec, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1000")
+    done = inside("run", spec, "--run", "run")
+    assert "unset SLURM_JOB_END_TIME" in done.stderr
+
+
+def test_name_that_is_too_long_is_refused(inside, spec):
+    done = inside("run", spec, "--run", "x" * 300)
+    assert (done.returncode, "give shorter names" in done.stderr) == (2, True)
+
+
 def test_current_folder_that_was_removed_is_named(inside, tmp_path, spec, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

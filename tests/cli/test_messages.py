@@ -531,9 +531,11 @@ PROVOKED = {
     "fingerprint of another run": (of_another_run, ["verify", "r"], 5,
         "belongs to another run (0000000000000000...); restore it from a copy"),
     "no shards": (no_shards, ["status", "r"], 4,
-        "r/shards is gone; put it back, or plan the run again"),
+        "r/shards is gone; put it back from a copy, or, to measure all columns anew: "
+        "mkdir r/shards && skerch-ooc measure r"),
     "nothing to verify": (no_shards, ["verify", "r"], 4,
-        "r/shards is gone; put it back, or plan the run again"),
+        "r/shards is gone; put it back from a copy, or, to measure all columns anew: "
+        "mkdir r/shards && skerch-ooc measure r"),
     "torn result, assessed": (result_is_torn, ["assess", "r"], 5,
         ". To make it anew: rm -r r/results/default && skerch-ooc recover r"),
     "torn result, recovered": (result_is_torn, ["recover", "r"], 5,

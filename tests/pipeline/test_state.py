@@ -41,6 +41,17 @@ def test_each_step_leads_to_the_next(tmp_path):
         assert (state.next, state.finished, state.left) == (None, True, [])
 
 
+def test_assessment_that_was_altered_is_left_to_be_made(tmp_path):
+    run = planned(tmp_path)
+    for verb in STEPS:
+        getattr(ooc, verb)(run)
+    with open(run.results / "default/assessment.json", "r+") as file:
+        file.write("[")
+    for state in states_of(run):
+        left = [str(one.stage) for one in state.left]
+        assert (verb_of(state.next), left) == ("assess", ["assess"])
+
+
 def test_stages_that_are_left_are_those_from_the_next_on(tmp_path):
     run, left = planned(tmp_path), []
     for verb in STEPS:

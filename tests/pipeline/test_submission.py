@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from types import SimpleNamespace
@@ -396,6 +397,26 @@ class TestSubmit:
         done = inside("submit", "run")
         assert (done.returncode, "still in the queue" in done.stderr) == (2, True)
         assert "wait: 1 element in the queue" in inside("status", "run").stdout
+
+    def test_jobs_of_the_run_that_a_run_is_a_copy_of_are_none_of_its_own(
+        self, inside, fake, run, tmp_path
+    ):
+        """To cancel them, as was said, would end the work of the other."""
+        inside("submit", "run")
+        shutil.copytree(run.directory, tmp_path / "copy")
+        mark = submissions(run.logs)[0].token
+        fake(squeue=f"echo '101_0|RUNNING|None|{mark}|{run.logs}/slurm/0001/measure.sh'")
+        assert inside("status", "copy").stdout.endswith("skerch-ooc run --run copy\n")
+        assert inside("submit", "copy").returncode == 0
+        assert "still in the queue" in inside("submit", "run").stderr
+
+    def test_jobs_of_a_run_that_was_moved_are_said_to_fail(self, inside, fake, run, tmp_path):
+        inside("submit", "run")
+        mark = submissions(run.logs)[0].token
+        run.directory.rename(tmp_path / "moved")
+        fake(squeue=f"echo '101_0|PENDING|Priority|{mark}|x'")
+        assert "if the run was moved, they fail" in inside("submit", "moved").stderr
+        assert "which is not there" in inside("status", "moved").stdout
 
     def test_second_submit_at_the_same_time_is_refused(self, inside, fake, run, tmp_path):
         inside("submit", "run")

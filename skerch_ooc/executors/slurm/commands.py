@@ -216,8 +216,9 @@ def _call(command: Sequence[str], seconds: float, *, apart: bool = False) -> str
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment outside of any job: what a job was given is not for those that it submits."""
     kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
-    # What people set for their own eyes would hide jobs from us, or have sbatch wait for them.
-    foreign = ("SLURM_", "SLURMD_", "SQUEUE_", "SBATCH_WAIT")
+    # What people set for their own eyes would hide jobs from us, have sbatch wait for them, or take
+    # their errors out of the logs.
+    foreign = ("SLURM_", "SLURMD_", "SQUEUE_", "SBATCH_WAIT", "SBATCH_ERROR")
     return {
         name: value
         for name, value in inherited.items()

@@ -75,7 +75,8 @@ class QueueStatus:
         others: Elements in the queue of submissions before it, by their numbers.
         last_failing: The log of the element that failed last.
         reason: What that log says.
-        blind: The nodes whose elements left no log here, and how to do without them.
+        blind: The nodes whose elements left no log here, and how to do without them; or that the
+            run was moved.
     """
 
     submission: str

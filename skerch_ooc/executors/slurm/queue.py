@@ -10,7 +10,7 @@ from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import Queued, SlurmError
 from skerch_ooc.executors.slurm.outcomes import QueueStatus, look_at
 from skerch_ooc.executors.slurm.records import FOLDER, Submission, submissions
-from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text
+from skerch_ooc.executors.slurm.sight import blind_nodes, blind_text, moved_text
 
 _RECENT = 8
 """Submissions whose jobs may still be in the queue; the chain cancels what it replaces."""
@@ -39,7 +39,7 @@ def elements_in_queue(logs: Path) -> set[Queued]:
     """
     if not any((logs / FOLDER).glob("[0-9]*")):
         return set()
-    recent = submissions(logs)[-_RECENT:]
+    recent = _recent(logs)
     jobs = _jobs_of(recent)
     try:
         answer = commands.Question().answer(commands.ASK_SECONDS)
@@ -59,6 +59,11 @@ def scancel_command(queued: Iterable[Queued]) -> str:
     return " ".join(["scancel", *sorted({one.job for one in queued}, key=int, reverse=True)])
 
 
+def _recent(logs: Path) -> list[Submission]:
+    """The last submissions of a run, without those of the run that it is a copy of."""
+    return [one for one in submissions(logs)[-_RECENT:] if not one.is_of_another]
+
+
 def _jobs_of(known: Sequence[Submission]) -> list[str]:
     return [job.job for submission in known for job in submission.jobs()]
 
@@ -71,7 +76,7 @@ class QueueQuestion:
     """
 
     def __init__(self, logs: Path) -> None:
-        self._known = submissions(logs)[-_RECENT:]
+        self._known = _recent(logs)
         self._question: commands.Question | None = None
         self._said = "there is no squeue here"
         if self._known and commands.available("squeue"):
@@ -99,6 +104,9 @@ class QueueQuestion:
         over = () if answer is None else _jobs_of([last])
         jobs, cause = look_at(last, own, over)
         blind = blind_nodes(jobs, seconds)
+        why = blind_text(blind, last.folder.parents[2]) if blind else None
+        if last.is_nowhere and (own or blind):
+            why = moved_text(last)
         others = {one.number: len(those_of(answer or [], [one])) for one in before}
         for one in reversed(before[-_LOOKED_AT:]):
             if cause is None:
@@ -114,5 +122,5 @@ class QueueQuestion:
             others={number: count for number, count in others.items() if count},
             last_failing=str(cause.log.path) if cause else None,
             reason=cause.reason if cause else None,
-            blind=blind_text(blind, last.folder.parents[2]) if blind else None,
+            blind=why,
         )

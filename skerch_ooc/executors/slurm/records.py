@@ -24,6 +24,7 @@ from skerch_ooc.base.files import (
     sync_folder,
     write_json,
 )
+from skerch_ooc.base.posix import inode_of
 from skerch_ooc.executors.slurm.options import JobOptions
 
 FOLDER = "slurm"
@@ -61,6 +62,7 @@ class Submission:
         left: What was left when it was submitted, hashed.
         unchanged: How many submissions in a row before this one had just as much left.
         amendments: How many amendments the plan had; ``None`` where an older version wrote it.
+        directory: The run directory that its scripts name; ``None`` likewise.
     """
 
     folder: Path
@@ -69,6 +71,24 @@ class Submission:
     left: str
     unchanged: int
     amendments: int | None = None
+    directory: str | None = None
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether its jobs work for another folder, of which this one is a copy."""
+        return self._is_named_folder() is False
+
+    @property
+    def is_nowhere(self) -> bool:
+        """Whether the folder that its jobs work for is not there: it was moved, or is not seen."""
+        return self.directory is not None and self._is_named_folder() is None
+
+    def _is_named_folder(self) -> bool | None:
+        if self.directory is None:
+            return True
+        named = inode_of(Path(self.directory))
+        # Not the device too: a disk that is mounted twice may have two.
+        return None if named is None else named == inode_of(self.folder.parents[2])
 
     @property
     def number(self) -> str:
@@ -133,8 +153,9 @@ def submissions(logs: Path) -> list[Submission]:
             values = read_json(folder / _RECORD)
             options, token = JobOptions.from_json(values["options"]), str(values["token"])
             left, unchanged = str(values["left"]), int(values["unchanged"])
-            amendments = values.get("amendments")
-            found.append(Submission(folder, token, options, left, unchanged, amendments))
+            amendments, named = values.get("amendments"), values.get("directory")
+            place = named if isinstance(named, str) else None
+            found.append(Submission(folder, token, options, left, unchanged, amendments, place))
     return found
 
 
@@ -146,7 +167,8 @@ def draft(
     highest = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
     # Not resolved: other nodes may see it under the path that was given only.
     folder = as_given(logs) / FOLDER / _name_of(highest + 1)
-    return Submission(folder, secrets.token_hex(8), options, left, unchanged, amendments)
+    return Submission(folder, secrets.token_hex(8), options, left, unchanged, amendments,
+                      str(folder.parents[2]))  # fmt: skip
 
 
 def begin(submission: Submission) -> Submission:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from skerch_ooc.base.errors import shown
 from skerch_ooc.base.progress import STOPPED_IN_GOOD_ORDER
 from skerch_ooc.executors.slurm import commands
 from skerch_ooc.executors.slurm.commands import SlurmError
@@ -52,6 +53,14 @@ def blind_text(nodes: Mapping[str, Sequence[str]], run: Path) -> str:
     return (
         f"{named} ended on {listed} and left no log: look whether {listed} sees {run}. To do "
         f"without, submit with the options of before and: -- --exclude={listed}"
+    )
+
+
+def moved_text(submission: Submission) -> str:
+    """Says that the jobs of a submission have no folder to work in."""
+    return (
+        f"its jobs work in {shown(submission.directory)}, which is not there: if the run was "
+        "moved, they fail; cancel those that wait, and submit again"
     )
 
 
