@@ -149,6 +149,23 @@ class TestOfAnnData:
         assert self.names(stored(str(path), transpose=True).labels()) == [self.CELLS, self.GENES]
         assert stored(str(path), transpose=True).labels().rows.names == ("var",)
 
+    @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+    def test_weights_of_cells_are_found_beside_a_sparse_matrix(self, tmp_path, suffix):
+        path = tmp_path / f"a.{suffix}"
+        matrix = scipy.sparse.random(5, 3, 0.5, "csr", random_state=0)
+        root = h5py.File(path, "w") if suffix == "h5ad" else zarr.create_group(str(path))
+        self.sparse(root.create_group("X"), matrix, "csr")
+        weights = np.arange(5.0)
+        if suffix == "h5ad":
+            root["obs/weight"] = weights
+            root.close()
+        else:
+            root.create_group("obs").create_array("weight", data=weights)
+        found = stored(str(path), row_weights="obs/weight").as_product("float64", "cpu")
+        np.testing.assert_allclose(
+            found(np.eye(3)), np.sqrt(weights)[:, None] * matrix.toarray(), rtol=1e-14
+        )
+
     @pytest.mark.parametrize("way", ["categories", "records", "nullable"])
     def test_older_and_newer_ways_to_keep_names_are_read(self, tmp_path, way):
         with h5py.File(tmp_path / "a.h5ad", "w") as file:

@@ -211,7 +211,8 @@ def write_two(folder):
 
 WRONG = {
     "not there": (lambda folder: None, "v.h5 is not there"),
-    "no HDF5": (lambda folder: (folder / "v.h5").write_text("hello"), "as an HDF5 file"),
+    "no HDF5": (lambda folder: (folder / "v.h5").write_bytes(b"\0" * 16), "as an HDF5 file"),
+    "a table of text": (lambda folder: (folder / "v.h5").write_text("a,b\n1,2\n"), "it is text"),
     "virtual": (write_virtual, "lie in other files"),
     "several matrices": (write_two, "holds 3 matrices"),
     "a vector": (lambda folder: hdf5(folder, np.ones(3), "v.h5"), "holds 0 matrices"),
@@ -233,6 +234,27 @@ def test_what_is_no_matrix_is_refused_by_name(tmp_path, wrong):
     write(tmp_path)
     with pytest.raises(OperatorError, match=text):
         stored("v.h5", folder=str(tmp_path))
+
+
+def test_dense_arrays_in_an_archive_are_not_sent_to_scipy(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.eye(3))
+    with pytest.raises(OperatorError, match=r"holds arrays \(x\) .* by numpy\.save"):
+        stored("a.npz", folder=str(tmp_path))
+
+
+def test_files_of_a_folder_that_are_hidden_are_left_out(tmp_path):
+    np.save(tmp_path / "1.npy", np.eye(3))
+    (tmp_path / "._1.npy").write_bytes(b"of another system")
+    assert stored(".", folder=str(tmp_path)).shape == (3, 3)
+
+
+def test_order_of_files_that_is_not_that_of_their_numbers_is_said(tmp_path):
+    for number in (2, 10):
+        np.save(tmp_path / f"{number}.npy", np.eye(3))
+    (said,) = stored(".", folder=str(tmp_path)).remarks
+    assert "10.npy, 2.npy" in said
+    (tmp_path / "2.npy").rename(tmp_path / "02.npy")
+    assert not stored(".", folder=str(tmp_path)).remarks
 
 
 def test_dataset_that_is_not_there_is_named_with_those_that_are(tmp_path):

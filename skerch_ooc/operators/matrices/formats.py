@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Rows
 from skerch_ooc.operators.matrices.stacks import stacked
 from skerch_ooc.operators.matrices.zarr_store import is_zarr
@@ -74,10 +75,15 @@ _SIGNATURES = {
     b"MATLAB 5.0": ("MATLAB before 7.3", "write it with save(..., '-v7.3')"),
     b"PAR1": ("Parquet", "give a table of numbers as .npy or HDF5"),
     b"\x93NUMPY": (".npy", "let its name end in .npy"),
-    b"PK\x03\x04": ("a zip archive", "let the name of SciPy's sparse matrix end in .npz"),
+    b"PK\x03\x04": (
+        "a zip archive",
+        "if it is SciPy's sparse matrix, let its name end in .npz; write others, such as tensors "
+        "of torch or a sheet, as .npy or HDF5",
+    ),
     b"\x1f\x8b": ("gzip", "unpack it first: gunzip FILE"),
 }
 """How files begin that are often given in place of HDF5."""
+_TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 
 
 def open_source(
@@ -99,7 +105,10 @@ def open_source(
     if len(files) > 1:
         # Each file holds some of it; together they may hold no more than one would.
         wanted = replace(wanted, memory=max(1, wanted.memory // len(files)))
-    return stacked([_open(file, wanted) for file in files], [str(file) for file in files])
+    made = stacked([_open(file, wanted) for file in files], [str(file) for file in files])
+    for path in paths:
+        made.remarks += _order_of(path)
+    return made
 
 
 def located(folder: str | Path, name: str) -> Path | str:
@@ -119,7 +128,8 @@ def _files(path: Path | str) -> Sequence[Path | str]:
     known = format_of(path)
     if isinstance(path, str) or not path.is_dir() or (known is not None and known.is_folder):
         return [path]
-    files = sorted(file for file in path.iterdir() if format_of(file) is not None)
+    seen = (file for file in path.iterdir() if not file.name.startswith("."))
+    files = sorted(file for file in seen if format_of(file) is not None)
     indices = [file for file in files if format_of(file) is CHECKPOINT]
     if len(indices) == 1:
         return indices
@@ -130,6 +140,22 @@ def _files(path: Path | str) -> Sequence[Path | str]:
             f"{', '.join(ends)}"
         )
     return files
+
+
+def _order_of(path: Path | str) -> tuple[str, ...]:
+    """Says in which order the files of a folder are taken, where numbers would give another."""
+    names = [file.name for file in _files(path) if isinstance(file, Path)]
+    if names == sorted(names, key=_by_numbers):
+        return ()
+    return (
+        f"files of {path} are stacked in the order of their names as text: {shown_list(names)}; "
+        "for that of their numbers write these with leading zeros, or give a list",
+    )
+
+
+def _by_numbers(name: str) -> list[tuple[bool, int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(not one.isdigit(), int(one) if one.isdigit() else 0, one) for one in parts if one]
 
 
 def _open(path: Path | str, wanted: Meant) -> Rows:
@@ -156,3 +182,8 @@ def _require_no_other(path: Path) -> None:
     for signature, (what, advice) in _SIGNATURES.items():
         if begin.startswith(signature):
             raise OperatorError(f"cannot open {path} as an HDF5 file: it is {what}; {advice}")
+    if begin and set(begin) <= _TEXT:
+        raise OperatorError(
+            f"cannot open {path} as an HDF5 file: it is text; read it with pandas, say, and write "
+            "its numbers, without an index, as .npy by numpy.save"
+        )

@@ -154,12 +154,8 @@ class Hdf5Source(Source):
         found = self._file.get(name) or self._dataset.parent.get(name)
         if not isinstance(found, h5py.Dataset):
             return None
-        values = decoded(
-            Neighbour(name, (), dict(found.attrs), found.dtype, partial(_whole, found))
-        )
-        if values is None or values.dtype.kind == "S":
-            return None
-        return self._grid.spread(name, values.astype(np.float64), _dimensions(found))
+        values = numbers_of(found)
+        return None if values is None else self._grid.spread(name, values, _dimensions(found))
 
     def _latitudes(self) -> Array | None:
         for one in self._beside():
@@ -207,6 +203,13 @@ def _dimensions(found: h5py.Dataset) -> tuple[str, ...]:
 
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
+
+
+def numbers_of(dataset: h5py.Dataset) -> Array | None:
+    """What a dataset means, in double precision; ``None`` if it holds no numbers."""
+    one = Neighbour("", (), dict(dataset.attrs), dataset.dtype, partial(_whole, dataset))
+    values = decoded(one)
+    return None if values is None or values.dtype.kind == "S" else values.astype(np.float64)
 
 
 def _whole(dataset: h5py.Dataset) -> Array:

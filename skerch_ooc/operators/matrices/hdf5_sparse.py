@@ -15,6 +15,7 @@ from skerch_ooc.operators.matrices.hdf5 import (
     MOST_DIMENSIONS,
     Hdf5Source,
     is_matrix,
+    numbers_of,
     open_file,
     require_filters,
     require_own_data,
@@ -80,6 +81,11 @@ class Hdf5SparseSource(SparseSource):
                 f"10x holds genes x cells: rows are the {self.shape[0]} cells, columns the "
                 f"{self.shape[1]} genes",
             )
+
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`: numbers beside the group, or at this place in the file."""
+        found = self._file.get(name) or self._values.parent.parent.get(name)
+        return numbers_of(found) if isinstance(found, h5py.Dataset) else None
 
     def labels(self) -> Labels:
         """See :class:`Rows`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError
+from skerch_ooc.base.errors import OperatorError, shown_list
 from skerch_ooc.operators.matrices.archives import Archive
 from skerch_ooc.operators.matrices.sources import Meant, SparseSource
 
@@ -84,6 +84,11 @@ def open_npz(path: Path, wanted: Meant) -> SparseSource:
     """
     import_scipy()
     archive = Archive(path)
+    if not archive.names & {"format", "data"}:
+        raise OperatorError(
+            f"{path} holds arrays ({shown_list(sorted(archive.names))}) and no sparse matrix; "
+            "write the one that is meant as .npy by numpy.save"
+        )
     told = archive.member("format").whole(wanted).item() if "format" in archive.names else "csr"
     order = told.decode("ascii", "replace") if isinstance(told, bytes) else str(told)
     if order in ("csr", "csc"):

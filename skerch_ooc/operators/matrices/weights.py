@@ -82,10 +82,14 @@ def require_weights(said: str, weights: Array, size: int) -> Array:
     """
     if weights.shape != (size,) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise OperatorError(
-            f"{said} has shape {weights.shape}, from {weights.min(initial=0):g} to "
-            f"{weights.max(initial=0):g}; give {size} weights, finite and not negative"
+            f"{said} has shape {weights.shape}{_range_of(weights)}; give {size} weights, finite "
+            "and not negative"
         )
     return np.sqrt(weights)
+
+
+def _range_of(weights: Array) -> str:
+    return f", from {weights.min():g} to {weights.max():g}" if weights.size else ""
 
 
 def _from_file(key: str, name: str, folder: Path) -> Array:
@@ -98,4 +102,5 @@ def _from_file(key: str, name: str, folder: Path) -> Array:
         ) from error
     if found.dtype.kind not in "iuf":
         raise OperatorError(f"{key} = {name!r} holds {found.dtype}; give numbers")
-    return np.asarray(found, np.float64).ravel()
+    found = np.asarray(found, np.float64)
+    return found.ravel() if max(found.shape, default=1) == found.size else found

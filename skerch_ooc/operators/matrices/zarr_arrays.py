@@ -194,6 +194,16 @@ class ZarrSparseSource(SparseSource):
         kept = np.int32 if columns.dtype.itemsize < 4 or columns.dtype == np.int32 else np.int64
         return columns.astype(kept, copy=False), self._values.read(first, last)
 
+    def coordinates(self, name: str) -> Array | None:
+        """See :class:`Rows`: numbers beside the group, or at this place in the hierarchy."""
+        root, own = self.place or (None, "")
+        for key in (name.strip("/"), f"{own.rpartition('/')[0]}/{name}".strip("/")):
+            node = None if root is None else node_of(root, key)
+            if node is not None and is_array(node) and np.dtype(node.dtype).kind in "iuf":
+                values = decoded(_neighbour(key, node))
+                return None if values is None else values.astype(np.float64)
+        return None
+
     def labels(self) -> Labels:
         """See :class:`Rows`."""
         found = None if self.place is None else annotated(*self.place, self.meant_shape)
