@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.errors import UsageError, counted, shown_list
 from skerch_ooc.base.keywords import tells_keywords
 from skerch_ooc.executors.dask_inside import out_of_the_pool
 from skerch_ooc.executors.dask_local import Ends, forget_lost_clients, local_client
@@ -88,10 +88,9 @@ def _threads_of_worker(dask_worker: Any) -> int:
     return int(said) if said.isdigit() and int(said) else int(dask_worker.state.nthreads)
 
 
-def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Calls a function on each worker; lists what it returns or raises, an error if one dies."""
-    answers = client.run(function, *arguments, on_error="return")
-    return list(answers.values())
+def _answers(client: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Calls a function on each worker; returns by address what it returns, raises or dies of."""
+    return dict(client.run(function, *arguments, on_error="return"))
 
 
 @tells_keywords
@@ -165,7 +164,7 @@ class Dask:
         if self._scheduler is None:
             return None
         with self._reached() as client:
-            answers = _answers(client, _threads_of_worker)
+            answers = _answers(client, _threads_of_worker).values()
             return min((answer for answer in answers if isinstance(answer, int)), default=1)
 
     @contextlib.contextmanager
@@ -291,9 +290,11 @@ class Dask:
                 f"{client!r} cannot be used any more ({type(error).__name__}: {error}); give one "
                 "that is connected"
             ) from error
-        for answer in answers:
+        lacking = [place for place, said in answers.items() if isinstance(said, ImportError)]
+        who = [f"{counted(len(lacking), 'worker')} ({shown_list(lacking)})"] if lacking else []
+        for answer in answers.values():
             if isinstance(answer, Exception):
-                explain(answer)
+                explain(answer, *who)
 
 
 def _announce(client: Any) -> None:

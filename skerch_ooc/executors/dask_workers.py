@@ -397,8 +397,12 @@ class Flight(Generic[Task]):
         self._submit(replace(group, failures=group.failures + 1))
 
 
-def explain(error: Exception) -> None:
+def explain(error: Exception, who: str = "the scheduler or a worker") -> None:
     """Raises an error that explains why a cluster cannot even read a task, if that is the error.
+
+    Args:
+        error: The error.
+        who: Who has it, as far as that is known.
 
     Raises:
         UsageError: If workers cannot import this package.
@@ -406,7 +410,6 @@ def explain(error: Exception) -> None:
     ours = isinstance(error, ImportError) and str(error.name).startswith("skerch_ooc")
     if ours or "deserialization of the task graph" in str(error):
         raise UsageError(
-            "the scheduler or a worker cannot import skerch_ooc as it is here "
-            f"({type(error).__name__}: {error}); install this version, "
-            f"{__version__}, for all of them"
+            f"{who} cannot import skerch_ooc as it is here ({type(error).__name__}: {error}); "
+            f"install this version, {__version__}, for all of them"
         ) from error

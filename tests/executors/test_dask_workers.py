@@ -105,7 +105,8 @@ def test_who_does_not_have_the_package_is_told_of_it(tmp_path, cluster, who):
     lacks = {"command": without_package()}
     cluster.start_scheduler(**(lacks if who == "scheduler" else {}))
     cluster.start_worker(**(lacks if who == "worker" else {}))
-    with pytest.raises(ooc.UsageError, match="cannot import skerch_ooc"):
+    named = r"1 worker \(tcp://" if who == "worker" else ""
+    with pytest.raises(ooc.UsageError, match=rf"{named}.*cannot import skerch_ooc"):
         measured(cluster, run)
 
 
