@@ -30,3 +30,6 @@ SIGN_SCALE = {"rademacher": 1, "sparse-sign": 4, "sparse-sign-64": 8, "sparse-si
 
 LARGEST_HEIGHT = 2**31
 """Most rows of a ``ssrft`` matrix: up to here a frequency times an odd place fits in 64 bits."""
+
+FEW_COLUMNS = 32
+"""A square matrix of so many random signs, or fewer, may well be singular."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from skerch_ooc.base.errors import UsageError, quoted
 from skerch_ooc.base.files import write_new
+from skerch_ooc.base.noise_kinds import FEW_COLUMNS
 from skerch_ooc.operators.adapters import shape_of
 from skerch_ooc.operators.loading import build
 from skerch_ooc.planning.methods import DEFAULTS
@@ -92,7 +93,9 @@ def _values_of_matrix(path: str, folder: Path, args: Mapping[str, Any]) -> dict[
     # The folder need not be there yet, from which the path of the spec leads.
     shape = shape_of(build("stored", {"path": path, **args}, "cpu", Path()))
     found = {"path": _relative(path, folder), **args}
+    noise = 'noise = "gaussian"           # signs drawn for so few columns may be dependent\n'
     return _values("svd", "stored", min(_MEASUREMENTS, *shape), found) | {
+        "noise": noise if min(shape) <= FEW_COLUMNS else "",
         "measurements_said": f"{' ' * 11}# random vectors; the matrix is {shape[0]} x {shape[1]}",
     }
 
@@ -105,7 +108,7 @@ def _values(kind: str, factory: str, measurements: int, args: Mapping[str, Any])
         "kind": kind, "kind_said": _comment("kind", kind, said[kind]),
         "measurements": measurements,
         "measurements_said": f"{' ' * 11}# random vectors that the operator is applied to",
-        "factory": factory, "factory_said": "", "args": _lines(args),
+        "factory": factory, "factory_said": "", "args": _lines(args), "noise": "",
         "method": method, "method_said": _comment("# method", method, "or krylov: leading pairs"),
     }  # fmt: skip
 

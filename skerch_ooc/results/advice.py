@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from skerch_ooc.base.errors import UsageError
 from skerch_ooc.base.figures import short
+from skerch_ooc.base.noise_kinds import FEW_COLUMNS
 from skerch_ooc.planning.krylov import PAIRS, PAIRS_TOLERANCE, ROUND_WIDTH, most_rounds
 from skerch_ooc.planning.methods import METHODS, WHOLE_METHOD
 from skerch_ooc.planning.plan import Plan, source_of
@@ -269,6 +270,14 @@ def _more_measurements(found: Found) -> Iterator[Step]:
     most, has = min(found.plan.identity.shape), found.plan.reach("right")
     more = min(2 * has, most)
     if more <= has:
+        signs = found.plan.identity.noise.get("right") == "rademacher"
+        missed = (found.assessment.relative_error or 0) > found.rounding
+        if signs and missed and found.assessment.core < most <= FEW_COLUMNS:
+            yield Step(
+                "As many columns are measured as there can be; random signs of so few may depend "
+                "on each other, which gaussian numbers do not",
+                _planned_anew(found, "sketch.noise", "gaussian"),
+            )
         return
     if _is_extensible(found):
         text = "More measurements make it smaller, and only the new ones are measured"
@@ -392,14 +401,14 @@ def _tested(found: Found, columns: int, text: str) -> Step:
     return Step(text, _planned_anew(found, "sketch.test_measurements", columns))
 
 
-def _planned_anew(found: Found, key: str, value: int) -> str:
+def _planned_anew(found: Found, key: str, value: int | str) -> str:
     """Returns the command that makes another run with one value of the spec replaced."""
     again = ", then the same updates" * (found.plan.summands > 1)
     if found.plan.identity.factory is not None:
         return f"{_NEW_RUN} --set {key}={value}{again}"
     kind, name = found.plan.identity.kind, key.rpartition(".")[2]
-    options = {"measurements": found.plan.reach("right"), name: value}
+    options: dict[str, int | str] = {"measurements": found.plan.reach("right"), name: value}
     if found.plan.krylov is not None:
         options = {"round_width": found.plan.later_columns, name: value}
-    given = ", ".join(f"{option}={number}" for option, number in options.items())
+    given = ", ".join(f"{option}={chosen!r}" for option, chosen in options.items())
     return f"ooc.{kind}(A, {given}, run_dir=...){again}"

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
+import skerch_ooc as ooc
+
 
 @pytest.fixture
 def matrix(tmp_path):
@@ -44,6 +46,17 @@ def test_what_it_writes_for_a_matrix_runs_as_it_is(inside, tmp_path, matrix, fol
         f"the matrix is {matrix.shape[0]} x {matrix.shape[1]}"
         in (tmp_path / folder / "matrix.toml").read_text()
     )
+
+
+def test_all_values_of_a_matrix_of_few_columns_are_found(inside, tmp_path):
+    """With seed 5 the signs that are drawn by default depend on each other."""
+    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).standard_normal((150, 4)))
+    spec, command = tmp_path / "matrix.toml", ("--run", "run", "--set", "seed=5")
+    assert inside("init", "--matrix", "matrix.npy").returncode == 0
+    assert "4 singular values" in inside("run", spec, *command).stdout
+    assert ooc.assess(tmp_path / "run").relative_error < 1e-12
+    signs = inside("run", spec, "--run", "b", "--set", "seed=5", "--set", "sketch.noise=rademacher")
+    assert "--set sketch.noise=gaussian" in signs.stdout
 
 
 def test_arguments_of_the_factory_are_written_into_the_spec(inside, tmp_path, matrix):
