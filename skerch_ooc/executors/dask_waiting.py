@@ -94,6 +94,8 @@ class Watch:
         name, asked = type(cluster).__name__, getattr(cluster, "requested", None)
         if not isinstance(asked, set):
             return f"workers of {name}"
+        if not asked and getattr(cluster, "_adaptive", None) is not None:
+            return f"{name}, which adapts, and has asked for none yet"
         if not asked:
             return f"{name}, which has been asked for none yet: scale or adapt it"
         return f"{counted(len(asked), 'worker')} that {name} has asked for"

@@ -244,6 +244,11 @@ class TestWaiting:
         with pytest.raises(ooc.IncompleteError, match="has been asked for none yet: scale or ada"):
             ooc.measure(planned, ooc.Dask(empty, patience=0.3), threads=1)
 
+    def test_for_a_cluster_that_adapts_does_not_say_to_adapt_it(self, empty, planned):
+        empty.adapt(minimum=0, maximum=0)
+        with pytest.raises(ooc.IncompleteError, match="which adapts, and has asked for none yet;"):
+            ooc.measure(planned, ooc.Dask(empty, patience=0.3), threads=1)
+
     def test_for_a_scheduler_says_what_to_start(self, tmp_path, planned):
         with cluster_in(tmp_path / "cluster") as cluster:
             cluster.start_scheduler()
