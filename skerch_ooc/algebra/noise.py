@@ -108,8 +108,14 @@ def draw(
         mean 0 and mean square 1, and no two are correlated.
 
     Raises:
-        ValueError: If a test matrix of this distribution has no such dtype, rows or columns.
+        ValueError: If a test matrix of this distribution has no such dtype, rows or columns, or
+            there is no such distribution, role or seed.
     """
+    if noise not in _KINDS or role not in ROLE_NUMBERS or not 0 <= seed < 2**64:
+        raise ValueError(
+            f"noise = {noise!r}, role = {role!r}, seed = {seed!r}: give one of "
+            f"{', '.join(_KINDS)}, one of {', '.join(ROLE_NUMBERS)}, and 0 to 2**64 - 1"
+        )
     if noise in COMPLEX_ONLY and np.dtype(dtype).kind != "c":
         raise ValueError(f"{noise} test matrices are complex, not {np.dtype(dtype)}")
     if noise in WHOLE_COLUMNS:

@@ -188,6 +188,11 @@ class TestDefinition:
         with pytest.raises(ValueError, match="phase test matrices are complex, not float"):
             matrix("phase", *shape, dtype=dtype)
 
+    @pytest.mark.parametrize(("noise", "seed"), [("white", 1), ("gaussian", -1)])
+    def test_of_no_kind_or_seed_are_refused(self, noise, seed):
+        with pytest.raises(ValueError, match=f"noise = '{noise}', .* seed = {seed}: give one of"):
+            draw(noise, seed, "right", Range(0, 4), Range(0, 4), "float32")
+
 
 class TestSlices:
     @staticmethod

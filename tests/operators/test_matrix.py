@@ -211,6 +211,7 @@ def write_two(folder):
 
 WRONG = {
     "not there": (lambda folder: None, "v.h5 is not there"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "v.h5"), "v.h5 is a pipe or a device"),
     "no HDF5": (lambda folder: (folder / "v.h5").write_bytes(b"\0" * 16), "as an HDF5 file"),
     "a table of text": (lambda folder: (folder / "v.h5").write_text("a,b\n1,2\n"), "it is text"),
     "virtual": (write_virtual, "lie in other files"),

@@ -85,6 +85,7 @@ ALLOWED = {
     "operators/matrices/formats.py": {
         ".exists": OF_FACTORY,
         ".is_dir": OF_FACTORY,
+        ".is_file": OF_FACTORY,
         ".iterdir": OF_FACTORY,
         ".open": OF_FACTORY,
     },

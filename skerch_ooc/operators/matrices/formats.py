@@ -165,6 +165,11 @@ def _open(path: Path | str, wanted: Meant) -> Rows:
         raise OperatorError(
             f"{path} is not there; give a path that is absolute, or relative to the spec"
         )
+    if not (path.is_file() or path.is_dir()):
+        # To open a pipe would wait for who writes it.
+        raise OperatorError(
+            f"{path} is a pipe or a device, which is read only once: write it to a file first"
+        )
     known = format_of(path) or (ZARR if path.name.lower().endswith(".zip") else HDF5)
     if known is HDF5:
         _require_no_other(path)
