@@ -607,3 +607,11 @@ class TestSmallLosses:
         exact = hessian(copy.deepcopy(model).double(), loss, [(inputs.double(), targets)])
         dense, there = (one @ torch.eye(9, dtype=one.dtype) for one in (found, exact))
         torch.testing.assert_close(dense.double(), there, rtol=1e-5, atol=1e-6 * float(there.max()))
+
+
+class TestRounding:
+    @pytest.mark.parametrize(("scale", "is_said"), [(1.0, False), (1e3, True)])
+    def test_of_products_is_said_where_bounds_leave_it_out(self, model, scale, is_said):
+        loss = torch.nn.MSELoss()
+        data = [(scale * x, y) for x, y in batches(loss)]
+        assert ("with itself in float64 to" in hessian(model, loss, data).remarks[-1]) == is_said

@@ -22,6 +22,7 @@ from skerch_ooc.operators.derivatives.batches import (
     HALF,
     rows,
     rows_of,
+    tensors_of,
     widened,
 )
 from skerch_ooc.operators.derivatives.checks import apart, closeness, first_words
@@ -40,6 +41,9 @@ from skerch_ooc.operators.derivatives.surroundings import evaluation
 
 _ROWS = 4
 """Rows of the batch on which a product is compared: few, as double precision is slow."""
+_ROWS_OF_DIGITS, _ENTRIES_OF_DIGITS = 64, 4096
+"""Rows on which one product is compared with itself in double precision, and entries of data that
+more than four rows may have."""
 _LARGEST_COPY = 50_000_000
 """Entries of parameters that are copied to double precision for the comparison, at most."""
 _STEPS = (1e-6, 1e-4, 3e-3, 3e-8)
@@ -49,6 +53,8 @@ _AGREES = 1e-3
 _AGREES_ROUGHLY = 0.1
 """What rounding to fewer digits may leave of a difference of gradients."""
 _ROUGH_STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_BOUNDS_ALLOW = 8
+"""The bounds of values have so many epsilons of the largest for the rounding of products."""
 _SURELY_AGREES = 1e-2
 _SCATTERS = 3
 """Steps for functions of users whose loss rounds to single precision, and what may be left where
@@ -94,13 +100,13 @@ def compared(objective: Objective, batch: Any) -> str:
     double = _in_double(objective, few)
     if isinstance(double, str) and not strangers:
         return f"not compared with a difference of gradients in float64, as {double}"
-    compares, batch = objective, few
+    compares, given = objective, few
     if not isinstance(double, str):
-        compares, batch = double, widened(few, torch.float64)
-    is_rough = _rounds(compares, batch)
-    off, limit = _difference(compares, batch), _AGREES_ROUGHLY if is_rough else _AGREES
+        compares, given = double, widened(few, torch.float64)
+    is_rough = _rounds(compares, given)
+    off, limit = _difference(compares, given), _AGREES_ROUGHLY if is_rough else _AGREES
     if is_rough and strangers and _AGREES < off <= limit:
-        off, limit = _sharper(compares, batch) or (off, limit)
+        off, limit = _sharper(compares, given) or (off, limit)
     if not off <= limit:
         cause = (
             f"the derivatives of {shown_list(strangers)}, a torch.autograd.Function, cannot be "
@@ -113,7 +119,30 @@ def compared(objective: Objective, batch: Any) -> str:
             f"a product differs from a difference of gradients by {short(off)} (allowed: "
             f"{short(limit, 1)}); {cause}"
         )
-    return f"one product agrees with a difference of gradients to {short(off, 1)}"
+    found = f"one product agrees with a difference of gradients to {short(off, 1)}"
+    return found if isinstance(double, str) else found + _said_of_digits(objective, batch, double)
+
+
+def _said_of_digits(objective: Objective, batch: Any, double: Objective) -> str:
+    """Says what a product has of rounding, where that is more than bounds of values allow for."""
+    tensors = objective.chosen.tensors
+    dtype = tensors[0].dtype
+    if dtype == torch.float64 or is_drawn(objective.loss):
+        return ""
+    entries = sum(one.numel() for one in tensors_of(batch)) or 1
+    able = _ENTRIES_OF_DIGITS * (rows_of(batch) or 0) // entries
+    batch = _few_rows(objective, batch, max(_ROWS, min(able, _ROWS_OF_DIGITS)))
+    generator = torch.Generator().manual_seed(1)
+    column = torch.randn(sum(one.numel() for one in tensors), generator=generator).to(tensors[0])
+    mine = Curvature(objective, [batch], ADDED) @ column
+    wide = Curvature(double, [widened(batch, torch.float64)], ADDED) @ column.double()
+    off = apart(mine.double(), wide)
+    if off <= 2 * _BOUNDS_ALLOW * torch.finfo(dtype).eps:
+        return ""
+    return (
+        f", and with itself in float64 to {short(off, 1)}: values may be off by about that part of "
+        "the largest, whatever their bounds, unless model and data are float64"
+    )
 
 
 def _rounds(objective: Objective, batch: Any) -> bool:
@@ -123,12 +152,12 @@ def _rounds(objective: Objective, batch: Any) -> bool:
     return bool(guarded.dtypes & {torch.float32, *HALF})
 
 
-def _few_rows(objective: Objective, batch: Any) -> Any:
+def _few_rows(objective: Objective, batch: Any, most: int = _ROWS) -> Any:
     """Returns some rows of a batch; all where fewer have no gradient, as if none of them counts."""
     height = rows_of(batch)
     if not height:
         return batch
-    few = rows(batch, Range(0, min(height, _ROWS)))
+    few = rows(batch, Range(0, min(height, most)))
     try:
         is_usable = bool(torch.isfinite(objective.gradient(few)).all())
     except (RuntimeError, ValueError, LookupError, TypeError):
