@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import logging
 import os
@@ -95,15 +96,16 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(BrokenPipeError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo("interrupted; nothing published is lost, the same command goes on", err=True)
+        _tell("interrupted; nothing published is lost, the same command goes on")
         # As shells name the end by a signal. (click makes an Abort of every interruption.)
         cause = error.__cause__ or error
         return 128 + cause.args[0] if isinstance(cause, Terminated) else INTERRUPTED
     except OocError as error:
-        click.echo(f"skerch-ooc: {error}", err=True)
+        _tell(f"skerch-ooc: {error}")
         return error.exit_code
     except SystemExit as error:
         if _COMPLETION in os.environ:
@@ -113,21 +115,20 @@ def _exit_code(arguments: Sequence[str]) -> int:
             # So click ends where a pipe is broken; whose it was it does not look at.
             if _nobody_reads():
                 return 128 + signal.SIGPIPE
-            click.echo("skerch-ooc: a pipe was closed at its other end, by what the operator "
-                       "started; look why that ended", err=True)  # fmt: skip
+            _tell("skerch-ooc: what the operator writes to by a pipe has ended; look why it did")
             return OTHER_FAILURE
         # Whatever its code is: the work that was asked for is not done.
-        click.echo(f"skerch-ooc: {_who_left(error)}", err=True)
+        _tell(f"skerch-ooc: {_who_left(error)}")
         return UsageError.exit_code
     except (OSError, MemoryError) as error:
         if isinstance(error, OSError) and (told := explained(error)) is not None:
-            click.echo(f"skerch-ooc: {told}", err=True)
+            _tell(f"skerch-ooc: {told}")
             return told.exit_code
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = error.filename
-            click.echo(f"skerch-ooc: {name}: too long for this disk; give shorter names", err=True)
+            _tell(f"skerch-ooc: {name}: too long for this disk; give shorter names")
             return UsageError.exit_code
-        click.echo(f"skerch-ooc: {type(error).__name__}: {error}", err=True)
+        _tell(f"skerch-ooc: {type(error).__name__}: {error}")
         return OTHER_FAILURE
     return code if isinstance(code, int) else 0
 
@@ -138,6 +139,12 @@ def _nobody_reads() -> bool:
     for number in (1, 2):
         streams.register(number, 0)
     return any(event & select.POLLERR for _, event in streams.poll(0))
+
+
+def _tell(text: str) -> None:
+    """Says why the command ends; that nobody hears it does not change how it ends."""
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(text, err=True)
 
 
 def _frame_of(error: SystemExit) -> traceback.FrameSummary:

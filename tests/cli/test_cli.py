@@ -80,6 +80,17 @@ def test_reader_that_ends_early_is_no_mistake_of_the_request(tmp_path):
         assert process.stderr.read() == "141\n"
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("status nowhere", 2), ("no-verb", 2)])
+def test_error_that_nobody_hears_keeps_its_exit_code(tmp_path, arguments, code):
+    command = f'"$0" -m skerch_ooc {arguments}; echo $?'
+    with subprocess.Popen(
+        ["sh", "-c", command, sys.executable], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=tmp_path, text=True,
+    ) as process:  # fmt: skip
+        process.stderr.close()
+        assert process.stdout.read() == f"{code}\n"
+
+
 def test_end_of_a_slurm_job_that_is_past_is_said(inside, spec, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000")
     done = inside("run", spec, "--run", "run")
