@@ -93,8 +93,12 @@ def _values_of_matrix(path: str, folder: Path, args: Mapping[str, Any]) -> dict[
     # The folder need not be there yet, from which the path of the spec leads.
     shape = shape_of(build("stored", {"path": path, **args}, "cpu", Path()))
     found = {"path": _relative(path, folder), **args}
+    lines = _lines(found)
+    if "subtract" not in args:
+        lines += '\n# subtract = "column-mean"   # rows are samples: their principal components'
     noise = 'noise = "gaussian"           # signs drawn for so few columns may be dependent\n'
     return _values("svd", "stored", min(_MEASUREMENTS, *shape), found) | {
+        "args": lines,
         "noise": noise if min(shape) <= FEW_COLUMNS else "",
         "measurements_said": f"{' ' * 11}# random vectors; the matrix is {shape[0]} x {shape[1]}",
     }

@@ -219,6 +219,17 @@ class TestConvergence:
         assert chart is None or not re.search(rb"nan|inf\b", chart.file())
 
 
+class TestShares:
+    def test_of_singular_values_add_up_with_what_is_left_out(self, tmp_path):
+        a = torch.diag(torch.tensor([3.0, 2, 1] + [0.0] * 17))
+        ooc.svd(a, measurements=10, noise="gaussian", run_dir=tmp_path / "run")
+        page = ooc.report(ooc.open_run(tmp_path / "run"))
+        with (page.parent / "values.csv").open() as file:
+            shares = [float(line["share_of_squared_norm"]) for line in csv.DictReader(file)]
+        np.testing.assert_allclose(shares[:3], np.array([9, 4, 1]) / 14, rtol=1e-5)
+        assert "of ‖A‖²</th>" in page.read_text()
+
+
 class TestMaps:
     def test_are_the_right_vectors_with_north_on_top(self, made, facts):
         vectors = ooc.recover(ooc.open_run(made("grid"))).V[:].numpy()

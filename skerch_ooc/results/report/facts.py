@@ -142,7 +142,7 @@ def _values(kind: str, file: SealedFile, assessment: Assessment, settings: Recov
     values = np.asarray(file.arrays[VALUES[kind]], np.float64)
     if assessment.pairs is None:
         bounds = assessment.bounds_of(file.arrays.get("residuals"))
-        return Values(values, kind, assessment.error, bounds)
+        return Values(values, kind, assessment.error, bounds, norm=assessment.norm)
     bounds, rounding = file.arrays["bounds"], float(file.arrays["rounding"])
     norm = float(file.arrays["spectral_norm"])
     return Values(
@@ -155,6 +155,7 @@ def _values(kind: str, file: SealedFile, assessment: Assessment, settings: Recov
         relative_bounds(values, bounds - rounding, norm),
         ~known(values, file.arrays, assessment.pairs.tolerance),
         settings.which,
+        assessment.norm,
     )
 
 

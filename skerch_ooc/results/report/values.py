@@ -36,6 +36,7 @@ class Values:
             about pairs.
         missed: Which pairs are not known to the tolerance; ``None`` if it is not about pairs.
         which: Which values come first, in the words of a spec.
+        norm: Estimate of ``||A||_F``; ``None`` if unknown.
     """
 
     values: Array
@@ -47,6 +48,7 @@ class Values:
     relative: Array | None = None
     missed: Array | None = None
     which: str = "LM"
+    norm: float | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -82,10 +84,23 @@ class Values:
             return shown
         return f"{shown} ± {numbers.value(float(self.bounds[number - 1]), 2)}"
 
+    @property
+    def shares(self) -> Array | None:
+        """Which part of ``||A||^2`` each singular value is; ``None`` of others, or if unknown.
+
+        Of a matrix whose columns have their means subtracted it is that of the variance.
+        """
+        if self.kind != "svd" or not self.norm:
+            return None
+        return np.asarray((self.values / self.norm) ** 2)
+
     def csv(self) -> bytes:
         """Writes all values, and what is known of each, as lines separated by commas."""
         head = ["number", "value"]
         columns: list[Iterable[object]] = [range(1, len(self) + 1), map(float, self.values)]
+        if self.shares is not None:
+            head.append("share_of_squared_norm")
+            columns.append(map(float, self.shares))
         if self.bounds is not None:
             head.append("off_by_at_most")
             columns.append(map(float, self.bounds))
