@@ -692,6 +692,12 @@ class TestStatus:
         log = read_log(path)
         assert (log.exit_code, log.last_line) == (3, "last")
 
+    def test_python_that_lacks_the_package_was_not_killed(self, tmp_path):
+        path = tmp_path / "x.log"
+        path.write_text(f"{BEGINNING} node7\n/venv/bin/python3.11: No module named skerch_ooc\n")
+        log = read_log(path)
+        assert (log.exit_code, "No module" in log.last_line) == (1, True)
+
     def test_log_of_a_requeued_element_is_that_of_its_last_time(self, tmp_path):
         path = tmp_path / "x.log"
         path.write_text(f"one\n{ending(2)}\n{BEGINNING} node7\ntwo\n")

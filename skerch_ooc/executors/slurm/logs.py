@@ -14,6 +14,8 @@ BEGINNING = "begins on"
 
 _TAIL = 4096
 _ENDING = re.compile(r"ended with exit code ([0-9]+)")
+_LACKING = re.compile(r"\S*python[0-9.]*: (No module named|Error while finding module) .*")
+"""What a Python that lacks the package says last; it ends with 1, and nothing of ours begins."""
 
 
 def ending(code: int | str) -> str:
@@ -58,4 +60,6 @@ def read_log(path: Path) -> Log | None:
         elif code is None and line.strip():
             # What the cluster adds after the end is not the element's own.
             said = line
+    if code is None and _LACKING.fullmatch(said.strip()):
+        code = 1
     return Log(path, code, said, status.st_mtime)
