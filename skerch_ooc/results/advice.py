@@ -203,7 +203,14 @@ def _judged_pairs(pairs: KnownPairs) -> str:
         )
     if not pairs.are_met:
         return f"Not all are known well enough: {pairs.text()}."
+    if _is_loose(pairs):
+        return "The bound of each pair tells how well it is known; these rounds know some badly."
     return "Nothing, if these pairs are what you want; the error is that of the whole operator."
+
+
+def _is_loose(pairs: KnownPairs) -> bool:
+    """Whether pairs of a given number of rounds, without a tolerance, are not known to 1 %."""
+    return pairs.tolerance is None and pairs.worst is not None and pairs.worst > 0.01
 
 
 def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
@@ -232,6 +239,9 @@ def _more_pairs(found: Found, pairs: KnownPairs) -> Iterator[Step]:
             f"Further rounds, {found.plan.later_columns} products each, go on from there",
             f"{more} --rounds {rounds} --pairs-tolerance {pairs.tolerance:g}",
         )
+    elif _is_loose(pairs) and not pairs.exhausted:
+        text = "Further rounds go on from there, and know them better"
+        yield Step(text, f"{more} --rounds {2 * pairs.rounds}")
     elif pairs.are_met and pairs.tolerance and pairs.tolerance >= 400 * found.plan.identity.epsilon:
         yield Step(
             "To know them better, a smaller tolerance takes a few rounds more",

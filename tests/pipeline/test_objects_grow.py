@@ -81,3 +81,11 @@ def test_a_result_of_fewer_rounds_is_advised_to_be_recovered_again(matrix, tmp_p
     advice = advise(Found.of(run, "lowest", ooc.assess(run, "lowest")))
     assert [step.command.partition("--")[2] for step in advice.steps] == ["name lowest --which SA"]
     assert eig.rank == 2
+
+
+def test_pairs_of_rounds_that_know_them_badly_are_not_called_done(matrix, tmp_path):
+    ooc.eigh(matrix, rank=4, rounds=1, round_width=4, run_dir=tmp_path / "run")
+    run = ooc.open_run(tmp_path / "run")
+    advice = advise(Found.of(run, "default", ooc.assess(run)))
+    assert advice.verdict.startswith("The bound of each pair tells")
+    assert advice.steps[0].command.endswith("--plan-only --rounds 2")
