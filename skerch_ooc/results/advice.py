@@ -141,7 +141,7 @@ def advise(found: Found, share: Callable[[float], str] = percent) -> Advice:
     if relative is None:
         return Advice("Nothing: there is nothing to be found.", ())
     if (pairs := found.assessment.pairs) is not None:
-        return Advice(_judged_pairs(pairs), tuple(_more_pairs(found, pairs)))
+        return Advice(_judged_pairs(pairs, found.settings.which), tuple(_more_pairs(found, pairs)))
     if relative <= found.rounding:
         return Advice(_judged(found, relative, share), ())
     steps = list(_improvements(found))
@@ -188,7 +188,7 @@ def _judged(found: Found, relative: float, share: Callable[[float], str]) -> str
     return "If that is small enough, nothing."
 
 
-def _judged_pairs(pairs: KnownPairs) -> str:
+def _judged_pairs(pairs: KnownPairs, which: str) -> str:
     """Says whether the pairs that were looked for are known."""
     if pairs.found < pairs.wanted:
         return (
@@ -202,7 +202,13 @@ def _judged_pairs(pairs: KnownPairs) -> str:
             "would tell."
         )
     if not pairs.are_met:
-        return f"Not all are known well enough: {pairs.text()}."
+        said = f"Not all are known well enough: {pairs.text()}."
+        if which != "LM" and pairs.met < pairs.wanted:
+            said += (
+                " Where values lie close together at that end, rounds of the inverse find them in "
+                "far fewer: docs/operators.md, on smallest eigenvalues."
+            )
+        return said
     if _is_loose(pairs):
         return "The bound of each pair tells how well it is known; these rounds know some badly."
     return "Nothing, if these pairs are what you want; the error is that of the whole operator."

@@ -100,7 +100,7 @@ def test_comments_of_a_spec_are_of_keys_with_their_default_values(inside, tmp_pa
     told = text.replace('# dtype = "float32"', "#").replace("\n# ", "\n")
     body = told[told.index("kind =") :]
     assert tomllib.loads(body)["recovery"] == {
-        "method": "nystrom", "rank": "all", "vectors": "stored",
+        "method": "nystrom", "rank": "all", "which": "LM", "vectors": "stored",
     }  # fmt: skip
     assert tomllib.loads(body)["sketch"] == {"test_measurements": 30, "block": "auto"}
     assert max(map(len, text.splitlines())) <= 100

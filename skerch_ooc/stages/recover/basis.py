@@ -13,6 +13,7 @@ from skerch_ooc.algebra.methods.choosing import noise_floor
 from skerch_ooc.algebra.methods.decompose import root_of
 from skerch_ooc.base.arrays import Array
 from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.figures import short
 from skerch_ooc.base.files import make_folder, remove
 from skerch_ooc.base.provenance import provenance
 from skerch_ooc.base.resources import torch_threads
@@ -20,7 +21,7 @@ from skerch_ooc.executors.work import Work
 from skerch_ooc.planning.sides import CORANGE, RANGE
 from skerch_ooc.planning.tasks import may_be_in_pieces
 from skerch_ooc.stages.merge.task import Merged
-from skerch_ooc.stages.recover.krylov import Look, Search
+from skerch_ooc.stages.recover.krylov import Look, Search, goal_of
 from skerch_ooc.stages.recover.orthogonality import corrected, expected_deviation, may_miss_bound
 from skerch_ooc.stages.recover.recipes import (
     Columns,
@@ -90,7 +91,21 @@ def _writing(merged: Merged, work: Work) -> BasisWriting | None:
     search.require_no_drift()
     while (look := search.look()).needs_rest:
         _Drafting(merged, work, search, look).publish_rest()
+    _say_standing(round_, look, work)
     return None if look.step is None else BlockWriting(merged, work, search, look)
+
+
+def _say_standing(round_: Round, look: Look, work: Work) -> None:
+    """Says after a round how many pairs are known by now, where there is a tolerance."""
+    goal = goal_of(round_.run.plan)
+    if goal.tolerance is None:
+        return
+    pairs = look.standing.pairs.upto(goal.rank)
+    off = np.max((pairs.bounds - pairs.rounding) / pairs.sizes, initial=0.0)
+    work.progress.say(
+        f"round {round_.number}: {np.count_nonzero(look.standing.met)} of {goal.rank} pairs are "
+        f"known to {short(goal.tolerance)}, the worst to {short(float(off))}"
+    )
 
 
 def spread_basis(merged: Merged, work: Work, *, pieces: bool) -> None:
