@@ -176,6 +176,7 @@ def extend(
     It then equals a run that was planned so. Rounds can follow nystrom.
     """
     from skerch_ooc.pipeline import grow, steps
+    from skerch_ooc.pipeline.run import what_rows_leave_open
     from skerch_ooc.results.words import measurements_text
 
     opened = steps.open_run(directory)
@@ -185,6 +186,8 @@ def extend(
         sizes = measurements_text(grown.plan)
         click.echo(f"planned {sizes}; next: {grow.how_to_go_on(grown)}")
     else:
+        if words := what_rows_leave_open(opened):
+            work.progress.say(words)
         with operators_print_to_stderr():
             planned = grow.extend_run(opened, grow.Extension(**wanted), work)
         complete(planned, work, shown)

@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -402,7 +403,14 @@ def _tensor(array: Array, device: str) -> Any:
 
 
 def _meant(operator: Any) -> str:
-    """Says what makes an operator of a model, where that was given."""
+    """Says what makes an operator of a model, a file or numbers, where these were given."""
+    if isinstance(operator, (str, Path)):
+        return (
+            '. A file is opened first, as by numpy.load(path, mmap_mode="r"), or named in a spec '
+            'whose factory is "stored"'
+        )
+    if isinstance(operator, (list, tuple)):
+        return ". Give numpy.asarray(X)"
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(operator, torch.nn.Module):
         return ""

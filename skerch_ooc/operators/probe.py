@@ -144,10 +144,12 @@ def probe(
     again = again / factor
     block, block_seconds, block_peak = timed(product, x)
     for array in (first, again, block):
-        if not np.isfinite(array).all():
+        wrong = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(wrong):
             raise OperatorError(
-                "the operator's product with a random vector of signs holds NaN or infinity; "
-                "look for overflow, log(0) or 0/0 in it, or use a wider dtype"
+                "the operator's product with a random vector of signs holds NaN or infinity, first "
+                f"in row {wrong[0]} (in {len(wrong)} of {len(array)}); look for entries that are "
+                "missing, overflow, log(0) or 0/0 there, or use a wider dtype"
             )
     _require_scale(block)
     scale = norm(first)

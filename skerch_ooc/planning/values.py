@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from skerch_ooc.base.errors import UsageError, did_you_mean, shown
@@ -38,9 +39,13 @@ def integer(low: int, high: int = MAX_SIZE, word: str | None = None) -> Check:
         if word is not None and value == word:
             return word
         # bool is a subclass of int in Python: true would be taken for 1.
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Integral)
+            or not low <= int(value) <= high
+        ):
             raise UsageError(f"{key} = {shown(value)}: must be {allowed}")
-        return value
+        return int(value)
 
     return check
 

@@ -315,10 +315,15 @@ def density(run: Run | str | Path) -> Density:
     run = run if isinstance(run, Run) else open_run(run)
     plan = run.plan
     if plan.krylov is None or plan.identity.kind != "eigh":
+        grows = plan.identity.kind == "eigh" and plan.method.nests and plan.summands == 1
         raise UsageError(
             f'the density is made of the rounds of krylov for kind = "eigh"; {run.directory} is a '
-            f'run of {plan.recovery.method} for kind = "{plan.identity.kind}". Rounds can follow '
-            f"a sketch of nystrom: skerch-ooc extend {quoted(run.directory)} --rounds 8"
+            f'run of {plan.recovery.method} for kind = "{plan.identity.kind}". '
+            + (
+                f"Rounds can follow it: skerch-ooc extend {quoted(run.directory)} --rounds 8"
+                if grows
+                else 'Plan a new run of a Hermitian operator with method = "krylov"'
+            )
         )
     quadrature, before = search_of(run).quadratures()
     return Density(plan.identity.shape[0], quadrature, before)

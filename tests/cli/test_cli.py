@@ -216,10 +216,8 @@ class TestOtherFilesOfAFinishedRun:
         a[100, 3] += 100
         np.save(tmp_path / "a.npy", a)
         done = inside("run", spec, "--run", "run", *options)
-        assert (done.returncode, "what has changed in others is not seen" in done.stderr) == (
-            0,
-            True,
-        )
+        unseen = "what has changed in others is not seen"
+        assert (done.returncode, unseen in done.stderr) == (0, True)
         assert "is the one that the run started with" not in done.stderr
 
     def test_are_refused_in_python(self, run, tmp_path):

@@ -152,7 +152,6 @@ NAMES_NO_VALUE = {
         "there is nothing to decompose: the operator's products with all test vectors",
         "there is nothing to decompose: what these test vectors show",
         "the adjoint's product with random vectors of signs",
-        "the operator's product with a random vector of signs",
         "there are no test measurements",
     ],
     "it names a key or an argument that is not there": [

@@ -873,6 +873,14 @@ class TestRefused:
         with pytest.raises(OperatorError, match="too large for double precision"):
             ooc.PCA(3).fit(tall() * 1e200)
 
+    @pytest.mark.parametrize("as_given", [np.asarray, scipy.sparse.csr_array])
+    def test_squares_below_double_precision(self, as_given):
+        with pytest.raises(OperatorError, match="too small for double precision"):
+            ooc.PCA(3, method="gram").fit(as_given(tall() * 1e-200))
+
+    def test_constant_samples_are_not_called_too_small(self):
+        assert not ooc.PCA(1, method="gram").fit(np.full((20, 3), 0.1)).singular_values_.any()
+
     @pytest.mark.parametrize("named", [False, True])
     def test_workers_that_would_have_nothing_to_read_or_to_write_to(self, tmp_path, named):
         np.save(tmp_path / "a.npy", tall())

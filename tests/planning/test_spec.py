@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -936,3 +937,8 @@ class TestPlanning:
         elsewhere = Spec.from_toml(tmp_path / "spec.toml")
         monkeypatch.chdir(tmp_path)
         assert start.plan(elsewhere, Path("other")).plan.run_id == here
+
+
+def test_integers_of_numpy_are_integers():
+    found = Spec.from_table({"measurements": np.int64(7), "operator": {"factory": "a"}})
+    assert (found.measurements, type(found.measurements)) == (7, int)

@@ -15,7 +15,7 @@ import numpy as np
 from skerch_ooc.algebra.principal import RESOLVED, Spectrum, of_few_rows
 from skerch_ooc.base.errors import OperatorError, UsageError, counted, shown
 from skerch_ooc.base.files import digest, remove
-from skerch_ooc.base.partition import levels
+from skerch_ooc.base.partition import Range, levels
 from skerch_ooc.base.resources import (
     SPARE_BYTES,
     ask_for,
@@ -42,6 +42,9 @@ MOST_COLUMNS = 4096
 
 _SMALL = 4e9
 """Matrices whose factor takes at most so many operations are factored by default."""
+
+_SMALLEST = 1e-140
+"""Entries that are smaller lose digits when they are squared."""
 
 _SLABS = 6
 """Slabs in memory: as read, converted, centred; and the next."""
@@ -155,10 +158,30 @@ def _components(
         else:
             moments = summed(data, KINDS[method], work, directory, known)
             mean, found = moments.mean, moments.spectrum(samples.shape[0])
+        if method == "gram":
+            _require_squares(samples, found)
     number = wanted.number(found.values**2)
     if found.lost < number and found.lost < len(found.values):
         _say_lost(found, number)
     return Components.of(found, mean, samples.shape[0], number, samples.weights)
+
+
+def _require_squares(samples: Samples, found: Spectrum) -> None:
+    """Refuses samples whose squares are lost; another reading tells them from constant ones.
+
+    Raises:
+        OperatorError: If there are such.
+    """
+    if found.squares > _SMALLEST**2:
+        return
+    for rows, slab in samples.slabs(Range(0, samples.shape[0])):
+        entries = slab.data if samples.is_sparse else slab - slab[:1]
+        largest = float(np.abs(entries).max(initial=0))
+        if 0 < largest <= _SMALLEST:
+            raise OperatorError(
+                f"squares of the rows {rows}, which are as small as {largest:.1e}, are too small "
+                "for double precision; scale them"
+            )
 
 
 def _say_lost(found: Spectrum, number: int) -> None:
