@@ -141,7 +141,8 @@ def probe(
     if took > _LONG_SECONDS:
         log.info("the operator's first product took %.0f s; it is probed by %d more", took, left)
     again, single_seconds, single_peak = timed(product, factor * x[:, :1])
-    again = again / factor
+    with np.errstate(over="ignore"):  # What overflows is refused below.
+        again = again / factor
     block, block_seconds, block_peak = timed(product, x)
     for array in (first, again, block):
         wrong = np.flatnonzero(~np.isfinite(array).all(axis=1))
