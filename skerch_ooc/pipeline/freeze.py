@@ -194,11 +194,16 @@ def parts_of(
     if isinstance(wanted, int):
         most = wanted
         if wanted > 1 and terms == 1:
-            log.warning(
-                "operator.parts = %d changes nothing, as the operator has no terms to be cut by; "
-                "give a skerch_ooc.Sum or Stack of terms, or leave operator.parts out",
-                wanted,
+            why, instead = (
+                "the operator has no terms to be cut by",
+                "give a skerch_ooc.Sum or Stack of terms, or ",
             )
+            if product.together:
+                why, instead = "the matrix is so small that its rows are measured together", ""
+            log.warning(
+                "operator.parts = %d changes nothing, as %s; %sleave operator.parts out",
+                wanted, why, instead,
+            )  # fmt: skip
     elif product.is_turned:
         most = 1
     elif product.together:

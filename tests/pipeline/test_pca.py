@@ -802,8 +802,10 @@ class TestKept:
         np.save(tmp_path / "a.npy", tall())
         ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
         np.save(tmp_path / "a.npy", tall(seed=1))
-        with pytest.raises(UsageError, match="keeps other components"):
+        with pytest.raises(UsageError, match="keeps other components") as refused:
             ooc.PCA(3, run_dir=tmp_path / "run").fit(tmp_path / "a.npy")
+        assert "changed since" in str(refused.value)
+        assert "digest" not in str(refused.value)
 
     @pytest.mark.parametrize("change", ["content", "name"])
     def test_folder_that_changed_is_not_taken_for_the_same(self, tmp_path, change):

@@ -295,6 +295,12 @@ class TestPartsThatAreAskedFor:
         assert (done.returncode, done.stderr.count(self.IGNORED)) == (0, 1)
         assert "or leave operator.parts out" in done.stderr
 
+    def test_of_a_small_matrix_on_disk_are_said_to_change_nothing(self, tmp_path, caplog):
+        np.save(tmp_path / "a.npy", np.eye(30))
+        operator = {"factory": "stored", "args": {"path": "a.npy"}, "parts": 3}
+        ooc.plan(write_spec(tmp_path, "", 9, kind="svd", operator=operator), tmp_path / "run")
+        assert "as the matrix is so small" in caplog.text
+
     def test_of_an_operator_with_terms_are_made(self, tmp_path, caplog):
         a = dense(60, dtype="float32")
         whole = ooc.Sum([a, a, a, a])

@@ -294,7 +294,7 @@ def _kept(directory: Path, stated: dict[str, Any]) -> Components | None:
             rundir.require_place(directory)
         return None
     different = [
-        f"  {key}: {shown(file.identity.get(key))} there, {shown(stated[key])} now"
+        _told_apart(key, file.identity.get(key), stated[key])
         for key in ("settings", "data")
         if file.identity.get(key) != stated[key]
     ]
@@ -304,3 +304,15 @@ def _kept(directory: Path, stated: dict[str, Any]) -> Components | None:
             "run_dir, or none; it is kept what is there"
         )
     return Components.load(file)
+
+
+def _told_apart(key: str, there: Any, now: Any) -> str:
+    """Says how what is kept differs from what is wanted; of samples not their digests."""
+    if key != "data" or not isinstance(there, Mapping):
+        return f"  {key}: {shown(there)} there, {shown(now)} now"
+    others = [name for name in there.keys() | now.keys() if there.get(name) != now.get(name)]
+    told = [
+        f"{name} = {shown(there.get(name))} there, {shown(now.get(name))} now"
+        for name in sorted({*others} - {"digest", "files", "sha256"})
+    ]
+    return "  samples: " + ("; ".join(told) or "others there than now, or changed since")
