@@ -358,8 +358,9 @@ def _asymmetry(x: Array, y: Array, dtype: str) -> float:
     if asymmetry > limit:
         raise OperatorError(
             f"the operator is not Hermitian: ||A - A^H|| / ||A|| is about {short(asymmetry)} "
-            f'(allowed: {short(limit)}); kind = "eigh" needs A = A^H. Check that A @ x is the '
-            "product of a symmetric matrix, and that its precision (TF32, float16) is not too low"
+            f'(allowed: {short(limit)}); kind = "eigh" needs A = A^H, "svd" takes any. Check that '
+            "A @ x is the product of a symmetric matrix, and that its precision (TF32, float16) is "
+            "not too low"
             f"{_of_single(asymmetry, dtype)}"
         )
     return asymmetry

@@ -550,10 +550,14 @@ def require_unmasked(data: Any) -> None:
     Raises:
         OperatorError: With how many there are.
     """
-    masked = int(np.ma.getmaskarray(data).sum()) if np.ma.isMaskedArray(data) else 0
-    if masked:
+    masked = np.argwhere(np.ma.getmaskarray(data)) if np.ma.isMaskedArray(data) else np.empty(0)
+    if len(masked):
+        place = ", ".join(
+            f"{axis} {i}" for axis, i in zip(("row", "column"), masked[0], strict=False)
+        )
         raise OperatorError(
-            f"{masked} entries of the array are masked; replace them before they are used"
+            f"{len(masked)} entries of the array are masked, the first in {place}; replace them "
+            'before they are used, or give missing="column-mean"'
         )
 
 

@@ -892,7 +892,9 @@ class TestRefused:
 
     def test_masked_entries(self):
         x = np.ma.MaskedArray(tall(), tall() > 3)
-        with pytest.raises(OperatorError, match="entries of the array are masked"):
+        with pytest.raises(
+            OperatorError, match="entries of the array are masked, the first in row"
+        ):
             ooc.PCA(3).fit(x)
 
     @pytest.mark.parametrize(
