@@ -237,6 +237,13 @@ def test_what_is_no_matrix_is_refused_by_name(tmp_path, wrong):
         stored("v.h5", folder=str(tmp_path))
 
 
+def test_chunks_of_hdf5_that_were_never_written_are_said(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", (40, 6), "f4", chunks=(10, 6))[:10] = 1
+    (said,) = stored("a.h5", folder=str(tmp_path)).remarks
+    assert said == "3 chunks of 4 were never written, and are read as the fill value 0.0"
+
+
 def test_dense_arrays_in_an_archive_are_not_sent_to_scipy(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.eye(3))
     with pytest.raises(OperatorError, match=r"holds arrays \(x\) .* by numpy\.save"):

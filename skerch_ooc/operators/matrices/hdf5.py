@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 
 from skerch_ooc.base.arrays import Array
-from skerch_ooc.base.errors import OperatorError, shown_list
+from skerch_ooc.base.errors import OperatorError, counted, shown_list
 from skerch_ooc.base.partition import Range
 from skerch_ooc.base.resources import format_bytes
 from skerch_ooc.operators.matrices.annotations import annotated
@@ -30,6 +31,8 @@ from skerch_ooc.operators.matrices.sources import BROKEN, Meant, Source, unreada
 
 _SHARE = 3
 """Chunks are kept in at most this share of the memory: a third."""
+_COUNTED = 100_000
+"""Chunks of more are not counted."""
 _SLOTS = 100
 _MATLAB_COMPLEX = ("real", "imag")
 
@@ -109,6 +112,7 @@ class Hdf5Source(Source):
         size = found.dtype.itemsize
         chunk = int(np.prod(found.chunks)) * size
         wanted.require_room(2 * chunk, f"a chunk of {self.name} of {found.chunks} entries")
+        self._note_absent(found)
         self.rows_together, entries = self._grid.chunks_across(found.chunks)
         needed = entries * size
         self._fits = needed <= wanted.memory // _SHARE
@@ -122,6 +126,19 @@ class Hdf5Source(Source):
         # Its hash table has an odd number of slots, well above that of the chunks.
         slots = _SLOTS * max(1, needed // chunk) + 1
         return {"rdcc_nbytes": self.held_bytes, "rdcc_nslots": slots, "rdcc_w0": 1.0}
+
+    def _note_absent(self, found: h5py.Dataset) -> None:
+        """Says how many chunks were never written, as of a file that was left half-way."""
+        sizes = zip(found.shape, found.chunks, strict=True)
+        chunks = math.prod(-(-size // chunk) for size, chunk in sizes)
+        if chunks > _COUNTED or _is_netcdf(found.file):
+            return
+        absent = chunks - found.id.get_num_chunks()
+        if absent > 0:
+            self.remarks += (
+                f"{counted(absent, 'chunk')} of {chunks} were never written, and are read as the "
+                f"fill value {found.fillvalue}",
+            )
 
     _fits = True
     _inflated: InflatedBands | None = None
