@@ -294,6 +294,14 @@ class TestPairs:
         pairs = pair_difference(np.ones((6, 5)), places_of([1, 3, 2]), places_of([4, 1]))
         assert np.isnan(pairs[block]).all()
 
+    def test_some_of_each_side_that_are_later_are_not_surely_those_that_are_named(self):
+        """What was measured first and what later fit each other, and neither fits the other."""
+        difference = np.zeros((4, 5))
+        difference[2:, :3] = difference[:2, 3:] = 0.3
+        pairs = pair_difference(difference, places_of([2, 2]), places_of([2, 1, 2]))
+        with pytest.raises(DriftError, match="remove all shards"):
+            require_one_operator(pairs, placed([2, 2, 2, 1, 2]), "float64")
+
     def test_two_ways_that_agree_differ_by_nothing(self):
         there, ones = self.numbers((4, 3), 1j), (Applied(np.ones(n), np.ones(n)) for n in (4, 3))
         assert not relative_difference(there, there.conj().T, *ones).any()

@@ -201,8 +201,12 @@ def require_one_operator(
     doubt = ""
     if len(placed) == 2:
         doubt = "\nAs there are only two shards that disagree, it may as well be the other one."
-    elif not alike or (not with_itself and disagree[known].all()):
-        doubt = "\nIt may as well be those that they disagree with."
+    elif not alike or (not with_itself and (len(named) > 1 or disagree[known].all())):
+        # Of two sides, either may be the wrong one, or some of each.
+        doubt = (
+            "\nIt may as well be those that they disagree with: if the same is said once these are "
+            "measured again, remove all shards."
+        )
     raise DriftError(
         f"the operator changed while it was measured: {len(named)} of {len(placed)} shards do not "
         f"fit the others (asymmetry {short(worst)} of the operator's norm, {expected}):\n"
