@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -316,7 +317,7 @@ class Spec(values.Checked):
         path = Path(path)
         try:
             # Editors of Windows begin a file with a mark of its encoding.
-            table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+            table = tomllib.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
         except OSError as error:
             raise UsageError(
                 f"cannot read the spec file {path}: {error.strerror}; give the path of a TOML file"

@@ -18,7 +18,7 @@ import skerch_ooc
 PACKAGE = Path(skerch_ooc.__file__).resolve().parent
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-MOST_CODE_LINES = 29_600
+MOST_CODE_LINES = 30_700
 """Without docstrings, comments, blanks and imports; a feature may raise it, a repetition not."""
 MEDIAN_FUNCTION = 8
 LONGEST_FUNCTION = 60
