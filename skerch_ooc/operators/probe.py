@@ -145,13 +145,7 @@ def probe(
         again = again / factor
     block, block_seconds, block_peak = timed(product, x)
     for array in (first, again, block):
-        wrong = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        if len(wrong):
-            raise OperatorError(
-                "the operator's product with a random vector of signs holds NaN or infinity, first "
-                f"in row {wrong[0]} (in {len(wrong)} of {len(array)}); look for entries that are "
-                "missing, overflow, log(0) or 0/0 there, or use a wider dtype"
-            )
+        _require_finite(array)
     _require_scale(block)
     scale = norm(first)
     repetition = _relative(norm(first - again), scale)
@@ -272,6 +266,21 @@ def timings(product: Product, seed: int, *, seconds: float, memory: int) -> list
         if _WIDER * took > seconds or before + _WIDER * found[-1].bytes > memory:
             break
     return found
+
+
+def _require_finite(products: Array) -> None:
+    """Refuses products that are not finite.
+
+    Raises:
+        OperatorError: If one is not; it names the first row.
+    """
+    wrong = np.flatnonzero(~np.isfinite(products).all(axis=1))
+    if len(wrong):
+        raise OperatorError(
+            "the operator's product with a random vector of signs holds NaN or infinity, first "
+            f"in row {wrong[0]} (in {len(wrong)} of {len(products)}); look for entries that are "
+            "missing, overflow, log(0) or 0/0 there, or use a wider dtype"
+        )
 
 
 def _require_scale(products: Array) -> None:
