@@ -244,6 +244,13 @@ def test_chunks_of_hdf5_that_were_never_written_are_said(tmp_path):
     assert said == "3 chunks of 4 were never written, and are read as the fill value 0.0"
 
 
+def test_rows_that_cannot_be_chosen_are_not_passed_over(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    assert stored("a.npy", folder=str(tmp_path), rows=[0]).shape == (4, 3)
+    with pytest.raises(OperatorError, match=r"rows = \[1\] cannot be chosen .* transpose = true"):
+        stored("a.npy", folder=str(tmp_path), rows=[1])
+
+
 def test_dense_arrays_in_an_archive_are_not_sent_to_scipy(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.eye(3))
     with pytest.raises(OperatorError, match=r"holds arrays \(x\) .* by numpy\.save"):

@@ -70,6 +70,8 @@ FORMATS = (
 )
 """What can be opened; a file that ends otherwise is tried as HDF5."""
 
+_TWO_DIMENSIONS = ("npy:", "npz:", "market:")
+
 _SIGNATURES = {
     b"CDF": ("netCDF 3", "convert it: nccopy -k nc4 OLD NEW"),
     b"MATLAB 5.0": ("MATLAB before 7.3", "write it with save(..., '-v7.3')"),
@@ -173,6 +175,11 @@ def _open(path: Path | str, wanted: Meant) -> Rows:
     known = format_of(path) or (ZARR if path.name.lower().endswith(".zip") else HDF5)
     if known is HDF5:
         _require_no_other(path)
+    if known.opener.startswith(_TWO_DIMENSIONS) and tuple(wanted.rows) not in ((), (0,)):
+        raise OperatorError(
+            f"rows = {list(wanted.rows)} cannot be chosen in {path}: its rows are the first of two "
+            "dimensions; give transpose = true, reshape the array, or write it as HDF5"
+        )
     return known.open(path, wanted)
 
 
