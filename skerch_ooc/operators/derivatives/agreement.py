@@ -171,7 +171,8 @@ def _observed(together: Together, objective: Objective) -> str:
     if share is None:
         layer = mixes_rows(objective.loss.model)
         why = (
-            f"layer {layer} takes statistics of the batch"
+            f"layer {layer} takes statistics of the batch; call model.eval(), if you mean the "
+            "function that the model is then"
             if layer
             else "as where a batch is compared with itself, or a term is added to a sum"
         )
@@ -221,8 +222,10 @@ def _said(
             f"{why}; leave it out"
         )
     how = "sum" if reduction.count is None else "weighted mean"
+    instead = "; model.eval() would make it one" * bool(layer)
     return (
         f"the loss is no sum over rows ({why}): that of the data is the {how} of the batches' own"
+        f"{instead}"
     )
 
 
