@@ -358,6 +358,23 @@ def test_operator_that_has_changed_leaves_the_run_and_its_result_as_they_were(
     assert inside("status", "run").stdout.count("nothing: all stages are done")
 
 
+def test_result_stays_until_the_shards_of_a_grown_run_are_known_to_fit(inside, tmp_path):
+    """A change that the fingerprint does not see, in one row, is found as shards are merged."""
+    matrix = np.random.default_rng(0).standard_normal((3000, 40))
+    np.save(tmp_path / "a.npy", matrix)
+    write_spec(
+        tmp_path, "", 20, kind="svd", operator={"factory": "stored", "args": {"path": "a.npy"}}
+    )
+    inside("run", "spec.toml", "--run", "run", "--threads", 1)
+    path = tmp_path / "run/results/default/svd.h5"
+    before = path.read_bytes()
+    matrix[1234] += 1000
+    np.save(tmp_path / "a.npy", matrix)
+    done = inside("extend", "run", "--measurements", 30, "--threads", 1)
+    assert (done.returncode, "merge" in done.stderr) == (5, True)
+    assert path.read_bytes() == before
+
+
 def test_quality_gate_of_an_extension(inside, copied):
     gate = ("--max-relative-error", 1e-3, "--threads", 1)
     done = inside("extend", "run", "--measurements", 40, *gate)

@@ -82,7 +82,6 @@ def recover(run: Run, settings: RecoverySpec, name: str, work: Work) -> Path:
     writing = ResultWriting(run, settings, path, work)
     if writing.is_current():
         return path
-    remove_result(path)
     with run.receipt_of("recover", name=name):
         writing.write()
     return path
@@ -108,7 +107,6 @@ def spread_vectors(
     if settings.vectors == "stored":
         writing = ResultWriting(run, settings, result_path(run, name), work)
         if not writing.is_current():
-            remove(writing.path)
             writing.spread(pieces=pieces)
 
 
@@ -168,10 +166,19 @@ class ResultWriting:
         return _is_current(self.path, self._identity, self._run)
 
     def write(self) -> None:
-        """Recovers the decomposition, and writes it."""
-        if self._settings.vectors == "implicit":
-            _publish_implicit(self.path, self._identity, self._plan, self._solved())
-        elif not self._publish(self._prepare_solution()):
+        """Recovers the decomposition, and writes it.
+
+        A result of an earlier sketch goes once it is known that there will be another: merging may
+        find that shards do not fit.
+        """
+        is_implicit = self._settings.vectors == "implicit"
+        found = self._solved() if is_implicit else self._prepare_solution()
+        if self.is_current():
+            return  # Another process was faster.
+        remove_result(self.path)
+        if is_implicit:
+            _publish_implicit(self.path, self._identity, self._plan, found)
+        elif not self._publish(found):
             # Rare, as the condition of the columns foretells it. One more stream corrects the
             # vectors; the recipe goes first, else it would be read instead of the new solution.
             remove(self._recipe_path)
@@ -185,6 +192,9 @@ class ResultWriting:
             return
         make_folder(self.path.parent)
         found = self._prepare_solution()
+        if self.is_current():
+            return
+        remove(self.path)
         pieced = pieced_of(self._plan, found.matrices)
         if pieced:
             recipes = self._publish_solution(found)
