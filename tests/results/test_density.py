@@ -107,6 +107,32 @@ class TestCurves:
             ooc.density(finished).pdf(0.0, 0)
 
 
+class TestKnownPairs:
+    """Eigenvalues that are known, and confirmed, are counted; only the others are estimated."""
+
+    VALUES = np.concatenate([[9.0, 7.0, 7.0, -6.0], np.linspace(-0.5, 0.5, N - 4)])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def known(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("known") / "run"
+        ooc.eigh(matrix_of(cls.VALUES), rank=4, pairs_tolerance=1e-4, round_width=WIDTH,
+                 run_dir=folder)  # fmt: skip
+        return ooc.density(folder)
+
+    def test_are_whole_numbers(self, known):
+        found = known.count(2, 10)
+        assert (found.value, found.standard_error) == (3, 0)
+
+    def test_and_others_are_all(self, known):
+        assert known.count(-10, 10).value == pytest.approx(N)
+
+    def test_leave_the_trace_an_error_of_the_others(self, known):
+        found = known.trace(lambda x: x)
+        assert found.standard_error < 3 * np.linspace(-0.5, 0.5, N - 4).std() * math.sqrt(N / WIDTH)
+        assert found.value == pytest.approx(self.VALUES.sum(), abs=6 * found.standard_error)
+
+
 class TestCounts:
     def test_of_separate_values_are_exact(self, tmp_path):
         found = ooc.density(run_of(values_of("with outliers"), tmp_path / "run"))

@@ -105,7 +105,8 @@ class TestKnown:
         truth = float(torch.trace(dense(SQUARE, "slow")))
         (found,) = (one for one in facts("pairs").known if one.name == "trace")
         error = float(re.findall(r"standard error ([\d.]+)", found.how)[0])
-        assert abs(number(found.figure) - truth) < 5 * error
+        # Student's t of four columns is farther off in one of a thousand cases.
+        assert abs(number(found.figure) - truth) < 13 * error
 
     @pytest.mark.parametrize("kind", ["pairs", "pairs, missed"])
     def test_no_more_negative_eigenvalues_are_claimed_than_there_are(self, facts, kind):

@@ -114,7 +114,8 @@ class Quadrature:
 
     Attributes:
         nodes: Ascending, ``(k,)``.
-        weights: For each random column, ``(k, b)``; each sums to its squared norm.
+        weights: For each random column, ``(k, b)``; each sums to its squared norm, or, with 1 for
+            each eigenvalue that is known, to the number of all.
         residuals: How far each node may be from an eigenvalue, ``(k,)``.
     """
 
@@ -491,12 +492,17 @@ class Search:
         columns: there it is the quadrature before the last block that follows from these.
         """
         chain, goal = self.chain, goal_of(self._plan)
+        standing = decide(chain, goal)
+        # Each of them is one eigenvalue, and test columns have shown no other copy.
+        known = int(np.argmin([*standing.met, False])) if standing.confirmed else 0
 
         def of(rounds: int) -> Quadrature:
-            standing = decide(chain.upto(rounds), goal)
-            nodes, weights = quadrature(Space.of(chain.upto(rounds)), standing.pairs)
+            space = Space.of(chain.upto(rounds))
+            pairs = pairs_of(space, goal.which)
+            nodes, weights = quadrature(space, pairs)
+            weights = _with_known(weights, known, self._plan.identity.shape[0])
             order = np.argsort(nodes)
-            return Quadrature(nodes[order], weights[order], standing.pairs.residuals[order])
+            return Quadrature(nodes[order], weights[order], pairs.residuals[order])
 
         last = self._last_of_noise() if self._plan.start_columns else len(self.blocks)
         before = self.numbers.get(last - 1)
@@ -509,6 +515,18 @@ class Search:
             if block.source is not None and block.source.products in found:
                 found.add(block.number)
         return max(found)
+
+
+def _with_known(weights: Array, known: int, n: int) -> Array:
+    """Counts each of the first nodes as one eigenvalue, and what is left as the other nodes say.
+
+    That takes the random columns' parts along their vectors out of the estimate (as Hutch++ does:
+    Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649, algorithm 1).
+    """
+    rest = weights[known:].sum(axis=0)
+    if not known or not rest.all():
+        return weights
+    return np.concatenate([np.ones_like(weights[:known]), weights[known:] * ((n - known) / rest)])
 
 
 _SIDES: tuple[algebra.Side, ...] = ("range", "corange")
