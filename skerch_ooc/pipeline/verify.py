@@ -136,7 +136,7 @@ def _require_own_place(run: Run, file: SealedFile) -> None:
     # Such a file has a valid checksum and run id: only what it says of itself tells.
     path, own = file.path, names_of(run.plan, file.identity)
     if path.name not in own:
-        found = " or ".join(own) or "nothing that this version knows"
+        found = " or ".join(own) or f"of the type {file.identity.get('type')}"
         raise CorruptError(
             f"{path} is another file by what it says of itself: {found}; put it back to that name"
         )

@@ -240,7 +240,7 @@ def sealed_in(folder: Path) -> list[Path]:
 
 
 def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
-    """Returns the names that a file may have according to its identity; not for shards."""
+    """Returns the names that a file may have according to its identity; none for shards."""
     stated = _stated(identity)
     # Sums over all tiles of a side are called its total. If a task of one side has as many tiles as
     # all of the other side, its sums may have either name.
@@ -249,6 +249,7 @@ def names_of(plan: Plan, identity: Mapping[str, Any]) -> list[str]:
         name
         for kind in KINDS
         if kind.type is not None and kind.type == identity.get("type")
+        if kind._fields <= stated.keys()
         if kind is not TOTAL_SUMS or whole.intersection(stated["tiles"])
         if not kind.matrices or set(stated["matrix"]).intersection(kind.matrices)
         for name in _names(kind, stated)
