@@ -157,8 +157,8 @@ def stated_by(path: Path) -> dict[str, Any]:
 
 
 def open_if_there(path: Path) -> SealedFile | None:
-    """As :func:`open_sealed`; ``None`` if the file is not there."""
-    with contextlib.suppress(FileNotFoundError):
+    """As :func:`open_sealed`; ``None`` if the file is not there, or its folder is a file."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return open_sealed(path)
     return None
 

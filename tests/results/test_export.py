@@ -298,8 +298,12 @@ class TestRefusals:
         assert "is there already" in capsys.readouterr().err
         assert (tmp_path / out).read_text() == "mine"
 
-    def test_folders_without_a_result(self, tmp_path, capsys):
-        assert run_command_line(["export", str(tmp_path), "--out", str(tmp_path / "a.nc")]) == 2
+    @pytest.mark.parametrize("verb", ["export", "loadings", "scores"])
+    @pytest.mark.parametrize("name", ["", "spec.toml"])
+    def test_what_holds_no_result(self, tmp_path, capsys, verb, name):
+        (tmp_path / "spec.toml").touch()
+        out = tmp_path / ("a.nc" if verb == "export" else "a.csv")
+        assert run_command_line([verb, str(tmp_path / name), "--out", str(out)]) == 2
         assert "holds neither a run nor components" in capsys.readouterr().err
 
 

@@ -17,6 +17,9 @@ from skerch_ooc.base.parameter_layout import ParameterLayout
 from skerch_ooc.operators.synthetic import decaying
 from skerch_ooc.operators.terms import Sum
 
+LARGEST = 4000
+"""Rows of a dense matrix; those who alter a run may ask for any number, and would wait for it."""
+
 
 def log_call(x: torch.Tensor) -> None:
     """Notes a call in the file that the test named, from whatever process."""
@@ -62,6 +65,8 @@ class Matrix:
 
 def dense(n: int, kind: str = "decay", dtype: str = "float64", seed: int = 0) -> torch.Tensor:
     """A Hermitian matrix: of decaying spectrum, of small integers, or flat."""
+    if n > LARGEST:
+        raise ValueError(f"n = {n}, and {LARGEST} is the largest that a test makes")
     generator = torch.Generator().manual_seed(seed)
     if kind == "integers":
         whole = torch.randint(-8, 9, (n, n), generator=generator)
