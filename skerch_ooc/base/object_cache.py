@@ -2,6 +2,7 @@
 
 It is used where the environment names one. What it holds is named by object, version and range, so
 that it is never of another object; it may be removed at any time, and what fails stops nothing.
+Whatever else lies in the folder is neither counted nor removed: somebody may name one of their own.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from skerch_ooc.base.private_names import is_private, private_name
+from skerch_ooc.base.errors import UsageError
+from skerch_ooc.base.private_names import private_name
 from skerch_ooc.base.resources import parse_bytes
 
 log = logging.getLogger("skerch_ooc")
@@ -26,6 +29,8 @@ CACHE_SIZE = "SKERCH_OOC_CACHE_SIZE"
 """The variable that says how large it may grow, such as ``10GiB``."""
 
 _SIZE = "10GiB"
+_SUFFIX = ".range"
+_OURS = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
 _CHECKSUM = 4
 _NOTED: set[str] = set()
 
@@ -43,14 +48,15 @@ def cached_range(
         read: Reads them.
 
     Raises:
-        UsageError: If the size of the cache is none.
+        UsageError: If the folder of the cache is none, or its size.
     """
     said = os.environ.get(CACHE)
     if not said or version is None:
         return read()
+    require_folder(said)
     most = parse_bytes(os.environ.get(CACHE_SIZE) or _SIZE)
     text = f"{name}\n{version}\n{offset}\n{length}"
-    path = Path(said) / hashlib.sha256(text.encode()).hexdigest()
+    path = Path(said) / f"{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}"
     found = _held(path)
     if found is None:
         found = read()
@@ -61,6 +67,16 @@ def cached_range(
                 log.warning("nothing is cached in %s: %s", said, error.strerror)
             _NOTED.add(said)
     return found
+
+
+def require_folder(said: str) -> None:
+    """Refuses what cannot be the folder of a cache.
+
+    Raises:
+        UsageError: If it is no name of a folder, or that of an object store.
+    """
+    if not said or "\0" in said or "://" in said:
+        raise UsageError(f"{said!r} is no folder of this machine: name one for the cache")
 
 
 def _held(path: Path) -> memoryview | None:
@@ -93,9 +109,9 @@ def _keep(path: Path, data: memoryview, most: int) -> None:
 
 
 def _make_room(folder: Path, most: int) -> None:
-    """Removes what was not used for longest, until no more than so many bytes are there."""
+    """Removes ranges, those that were not used for longest first, until so many bytes are left."""
     with os.scandir(folder) as entries:
-        found = [(one.stat(), one.path) for one in entries if not is_private(one.name)]
+        found = [(one.stat(), one.path) for one in entries if _OURS.fullmatch(one.name)]
     held = sum(status.st_size for status, _ in found)
     for status, path in sorted(found, key=lambda one: one[0].st_mtime_ns):
         if held <= most:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skerch_ooc.base.errors import UsageError
-from skerch_ooc.base.object_cache import CACHE, CACHE_SIZE
+from skerch_ooc.base.object_cache import CACHE, CACHE_SIZE, require_folder
 from skerch_ooc.base.places import place
 from skerch_ooc.base.progress import terminal_progress
 from skerch_ooc.base.resources import parse_bytes
@@ -292,7 +292,7 @@ def _caching(variable: str, check: Callable[[str], Any]) -> Callable[..., None]:
 _CACHE = (
     click.option(
         "--cache", metavar="FOLDER", expose_value=False, is_eager=True,
-        callback=_caching(CACHE, str), help="Keep what is read of a bucket there.",
+        callback=_caching(CACHE, require_folder), help="Keep what is read of a bucket there.",
     ),
     click.option(
         "--cache-size", metavar="SIZE", expose_value=False,

@@ -80,6 +80,7 @@ def _this_process_kept(folder: Path, out: Any, err: Any) -> Iterator[None]:
     """Puts back what a command changes of the process that it runs in."""
     logger = logging.getLogger("skerch_ooc")
     before = Path.cwd(), sys.path[:], logger.handlers[:], logger.propagate
+    environment = dict(os.environ)
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
     os.chdir(folder)
@@ -89,6 +90,8 @@ def _this_process_kept(folder: Path, out: Any, err: Any) -> Iterator[None]:
     finally:
         here, sys.path[:], logger.handlers[:], logger.propagate = before
         os.chdir(here)
+        os.environ.clear()
+        os.environ.update(environment)
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 

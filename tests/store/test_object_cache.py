@@ -64,6 +64,18 @@ def test_no_more_is_held_than_was_said(vectors, cache, monkeypatch):
     assert torch.equal(vectors(), first)
 
 
+def test_files_that_are_not_of_the_cache_stay(vectors, cache, monkeypatch):
+    monkeypatch.setenv("SKERCH_OOC_CACHE_SIZE", "500kB")
+    mine = {"a.h5", "ab" * 32, ".tmp-mine"}
+    cache.mkdir()
+    for name in mine:
+        (cache / name).write_bytes(bytes(300_000))
+        os.utime(cache / name, (0, 0))
+    vectors()
+    held = {path.name for path in cache.iterdir()}
+    assert mine < held
+
+
 def test_folder_that_cannot_be_written_stops_nothing(vectors, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SKERCH_OOC_CACHE", str(tmp_path / "file"))
@@ -74,6 +86,12 @@ def test_folder_that_cannot_be_written_stops_nothing(vectors, tmp_path, monkeypa
 def test_size_that_is_none_is_refused(vectors, cache, monkeypatch):
     monkeypatch.setenv("SKERCH_OOC_CACHE_SIZE", "much")
     with pytest.raises(ooc.UsageError, match="'much' is not an amount"):
+        vectors()
+
+
+def test_folder_of_an_object_store_is_refused(vectors, monkeypatch):
+    monkeypatch.setenv("SKERCH_OOC_CACHE", "s3://bucket/cache")
+    with pytest.raises(ooc.UsageError, match="'s3://bucket/cache' is no folder of this machine"):
         vectors()
 
 
@@ -89,6 +107,11 @@ class TestOptions:
         monkeypatch.setenv(CACHE_SIZE, "")
         self.invoked("--cache-size", "2GiB", "--cache", "kept")
         assert (os.environ[CACHE], os.environ[CACHE_SIZE]) == ("kept", "2GiB")
+
+    @pytest.mark.parametrize("folder", ["", "a\0b", "s3://bucket/cache"])
+    def test_folder_that_is_none_is_refused(self, monkeypatch, folder):
+        monkeypatch.setenv(CACHE, "kept")
+        assert f"{folder!r} is no folder of this machine" in str(self.invoked("--cache", folder))
 
     def test_size_alone_is_refused(self, monkeypatch):
         monkeypatch.delenv(CACHE, raising=False)
