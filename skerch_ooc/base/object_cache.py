@@ -76,7 +76,7 @@ def require_folder(said: str) -> None:
         UsageError: If it is no name of a folder, or that of an object store.
     """
     if not said or "\0" in said or "://" in said:
-        raise UsageError(f"{said!r} is no folder of this machine: name one for the cache")
+        raise UsageError(f"{said!r} is no folder of this machine; give one for the cache")
 
 
 def _held(path: Path) -> memoryview | None:
