@@ -545,7 +545,9 @@ def table(cells: Cells, markdown: bool) -> str:
 
 def _cell(value: float | None, key: str) -> str:
     _, scale, form = _COLUMNS[key]
-    return format(value * scale, form) if value else "-"
+    if value is None or (key == "products" and value == 0):
+        return "-"
+    return format(value * scale, form) if value else "0"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     # The shell finds the interpreter, and the command beside it.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if set(SHELL) & set(options.only) and not shutil.which("skerch-ooc"):
+        sys.exit(f"{SHELL[0]} needs the command skerch-ooc; install the package: pip install -e .")
     taken: dict[str, dict[str, Any]] = {}
     with common.scratch(options.folder, NEEDED_BYTES) as folder:
         for name in options.only:
