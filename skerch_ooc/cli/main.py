@@ -96,7 +96,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
@@ -143,7 +143,8 @@ def _nobody_reads() -> bool:
 
 def _tell(text: str) -> None:
     """Says why the command ends; that nobody hears it does not change how it ends."""
-    with contextlib.suppress(BrokenPipeError):
+    # Nobody reads, or standard error is a file on a disk that is full: that may be the very cause.
+    with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
 

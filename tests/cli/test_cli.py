@@ -59,6 +59,13 @@ def test_command_without_standard_streams_does_its_work(tmp_path, closed):
     assert (done.returncode, len(list(tmp_path.glob("here/*.toml")))) == (0, 1)
 
 
+def test_error_that_a_full_disk_swallows_ends_with_its_code(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = 'exec "$0" -m skerch_ooc status nowhere 2>/dev/full'
+    done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
+    assert done.returncode == 2
+
+
 def test_file_never_takes_the_number_of_a_standard_stream_that_is_closed(tmp_path):
     """Libraries write to standard error whatever it is, so that a shard would get it."""
     opened = (
