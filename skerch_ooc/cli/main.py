@@ -82,7 +82,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     finally:
         if "SLURM_JOB_ID" in os.environ and arguments[:1] in (["task"], ["submit"]):
             # Who looks for the elements that failed reads but the end of their logs.
-            click.echo(ending(code), err=True)
+            _tell(ending(code))
     return code
 
 

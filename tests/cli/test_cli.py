@@ -59,9 +59,12 @@ def test_command_without_standard_streams_does_its_work(tmp_path, closed):
     assert (done.returncode, len(list(tmp_path.glob("here/*.toml")))) == (0, 1)
 
 
-def test_error_that_a_full_disk_swallows_ends_with_its_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize("verb", ["status", "submit"])
+def test_error_that_a_full_disk_swallows_ends_with_its_code(tmp_path, monkeypatch, verb):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    command = 'exec "$0" -m skerch_ooc status nowhere 2>/dev/full'
+    # Elements of job arrays say at last how they ended.
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    command = f'exec "$0" -m skerch_ooc {verb} nowhere 2>/dev/full'
     done = subprocess.run(["sh", "-c", command, sys.executable], cwd=tmp_path, check=False)
     assert done.returncode == 2
 
